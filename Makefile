@@ -1,0 +1,30 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
+	@rm -rf runs/demo
+	$(BIN)/gpt2-classifier train --out runs/demo
+	$(BIN)/gpt2-classifier predict runs/demo \
+		"Congratulations, your number was drawn. Reply now to claim your prize" \
+		"Running late, start dinner without me"
+
+test: $(INSTALLED) lint  ## every check, offline
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .mypy_cache

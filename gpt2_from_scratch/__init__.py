@@ -1,0 +1,46 @@
+"""GPT-2 written by hand in PyTorch, and finetuned into a text classifier you can trust.
+
+The public names are imported when they are first used, so that `import gpt2_from_scratch` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "GPT2": "model",
+    "GPT2Config": "config",
+    "PretrainConfig": "config",
+    "TrainConfig": "config",
+    "GPT2Error": "errors",
+    "Tokenizer": "tokenizer",
+    "load_gpt2": "weights",
+    "save_gpt2": "weights",
+    "generate": "generate",
+    "Message": "data",
+    "Split": "data",
+    "load_messages": "data",
+    "load_sms_spam": "data",
+    "split_messages": "data",
+    "replace_head": "heads",
+    "class_logits": "heads",
+    "set_trainable": "finetuning",
+    "ledger": "finetuning",
+    "format_ledger": "finetuning",
+    "Classifier": "classifier",
+    "finetune": "train",
+    "train_classifier": "recipes",
+    "train_as_the_lecture": "recipes",
+    "evaluate_classifier": "recipes",
+    "format_evaluation": "metrics",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,140 @@
+"""Settings: the sizes of a GPT-2, how it is pretrained, how a classifier is trained on it."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.files import write_json
+
+# what Hugging Face's config.json may leave open and GPT-2 fixes
+GPT2_CHOICES = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "n_inner": None,
+}
+LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "n_layer": 10**4}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Five numbers make a GPT-2; `GPT2Config(**hparams)` takes them as OpenAI's file has them."""
+
+    n_vocab: int = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
+    n_ctx: int = 1024  # the most tokens in one text
+    n_embd: int = 768  # width of the residual stream
+    n_head: int = 12  # attention heads in a block, each n_embd / n_head wide
+    n_layer: int = 12  # transformer blocks
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or not 1 <= value <= LARGEST[name]:
+                raise CheckpointError(
+                    f"{name} = {value!r}: it must be a whole number from 1 to {LARGEST[name]:,}"
+                )
+        if self.n_embd % self.n_head:
+            raise CheckpointError(
+                f"n_embd = {self.n_embd} cannot be divided among n_head = {self.n_head} heads"
+            )
+
+
+SIZES = {
+    "124M": GPT2Config(n_embd=768, n_head=12, n_layer=12),
+    "355M": GPT2Config(n_embd=1024, n_head=16, n_layer=24),
+    "774M": GPT2Config(n_embd=1280, n_head=20, n_layer=36),
+    "1558M": GPT2Config(n_embd=1600, n_head=25, n_layer=48),
+}
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A field whose meaning the command line's --help shows too."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a classifier is trained. The defaults are sound for the miniature and for 124M."""
+
+    n_last_blocks: int = setting(1, "blocks that train, counted from the end")
+    final_norm: bool = setting(True, "the final LayerNorm trains")
+    epochs: int = setting(10, "passes over the training messages, at most")
+    patience: int = setting(4, "stop after so many epochs without a lower validation loss")
+    batch_size: int = setting(16, "messages in a step")
+    lr: float = setting(5e-4, "learning rate at its highest")
+    warmup: float = setting(0.1, "part of the steps in which the rate rises; then it falls to 0")
+    weight_decay: float = setting(0.1, "AdamW's")
+    seed: int = setting(123, "of the head's first weights, the order of messages and the split")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What a GPT-2 is pretrained on, how much, and how fast. The defaults made `weights/mini`."""
+
+    n_vocab: int = setting(4096, "tokens to learn, <|endoftext|> included")
+    n_ctx: int = setting(384, "the most tokens in a text")
+    n_embd: int = setting(256, "width of the residual stream")
+    n_head: int = setting(4, "attention heads in a block")
+    n_layer: int = setting(6, "transformer blocks")
+    conversation: float = setting(2.0, "weight of MANIFEST.tsv's register `conversation`")
+    phone: float = setting(0.5, "weight of its lines as typed on a phone; 0 leaves them out")
+    steps: int = setting(6000, "steps in all")
+    tokens: int = setting(12288, "tokens in a step")
+    row: int = setting(128, "tokens in a row: messages are short, and short rows are quicker")
+    long_every: int = setting(8, "every so many steps, rows of n_ctx tokens instead")
+    warmup: int = setting(100, "steps in which the learning rate rises")
+    decay: float = setting(0.4, "last part of the steps, in which it falls to 0")
+    lr: float = setting(0.006, "learning rate at its highest")
+    weight_decay: float = setting(0.1, "of the matrices inside the blocks")
+    seed: int = setting(123, "of the first weights and the rows drawn")
+    save_every: int = setting(250, "steps between checkpoints and looks at the held-out text")
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """Read a model folder's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
+
+    Raises CheckpointError for a missing, unknown or impossible value, and for another architecture.
+    """
+    path = folder / "hparams.json"
+    if path.exists() or not (folder / "config.json").exists():
+        sizes = _read_object(path)
+    else:
+        path = folder / "config.json"
+        sizes = _from_hugging_face(_read_object(path), path)
+    expected = [field.name for field in fields(GPT2Config)]
+    if sorted(sizes) != sorted(expected):
+        raise CheckpointError(f"{path}: expected exactly the keys {expected}, found {sizes!r:.200}")
+    try:
+        return GPT2Config(**sizes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def write_hparams(path: Path, config: GPT2Config) -> None:
+    """Write `hparams.json` as OpenAI's has it."""
+    write_json(path, asdict(config))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: a model folder needs it") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected an object of names and numbers")
+    return value
+
+
+def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    for name, ours in GPT2_CHOICES.items():
+        if config.get(name, ours) != ours:
+            raise CheckpointError(f"{path}: {name} is {config[name]!r}; GPT-2 has {ours!r}")
+    theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
+    ours = (field.name for field in fields(GPT2Config))
+    return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}

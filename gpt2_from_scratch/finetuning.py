@@ -1,0 +1,83 @@
+"""What trains and what does not: nothing is frozen unless it is frozen here, and the ledger shows it."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.model import GPT2
+
+
+def set_trainable(model: GPT2, n_last_blocks: int = 1, final_norm: bool = True) -> None:
+    """Freeze everything, then let the head, the last blocks and the final norm train.
+
+    `n_last_blocks` goes from 0 (head and norm alone) to n_layer (all but the embeddings). Raises
+    UsageError for another number, and for a head still tied to `wte`, where training one would
+    train the other.
+    """
+    if model.head.weight is model.wte.weight:
+        raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
+    if not 0 <= n_last_blocks <= model.config.n_layer:
+        raise UsageError(
+            f"n_last_blocks = {n_last_blocks}: this model has {model.config.n_layer} blocks"
+        )
+    # the method, not the attribute: a misspelt `require_grad = False` would freeze nothing, silently
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    model.ln_f.requires_grad_(final_norm)
+    for block in model.blocks[model.config.n_layer - n_last_blocks :]:
+        block.requires_grad_(True)
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """The names of all parameters that train, in the model's order."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """One part of the model: how many numbers it has, and how many of them train."""
+
+    part: str
+    numbers: int
+    trainable: int
+
+
+def ledger(model: GPT2) -> list[LedgerLine]:
+    """Every parameter exactly once, by part: embeddings, each block, final norm, head."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        pieces = name.split(".")
+        part = ".".join(pieces[:2]) if pieces[0] == "blocks" else pieces[0]
+        parts.setdefault(part, []).append(parameter)
+    return [
+        LedgerLine(
+            part,
+            sum(p.numel() for p in parameters),
+            sum(p.numel() for p in parameters if p.requires_grad),
+        )
+        for part, parameters in parts.items()
+    ]
+
+
+def format_ledger(lines: list[LedgerLine]) -> str:
+    """The ledger as a table; neighbours of one size and state share a line."""
+    rows: list[tuple[str, int, str, int]] = []
+    for line in lines:
+        state = {0: "frozen", line.numbers: "trains"}.get(line.trainable, "in part")
+        if rows and line.part.startswith("blocks.") and rows[-1][0].startswith("blocks."):
+            first, numbers, before, count = rows[-1]
+            if (numbers // count, before) == (line.numbers, state):
+                rows[-1] = (first, numbers + line.numbers, before, count + 1)
+                continue
+        rows.append((line.part, line.numbers, state, 1))
+    table = []
+    for part, numbers, state, count in rows:
+        if count > 1:
+            part = f"{part} to {int(part.split('.')[1]) + count - 1}"
+        table.append(f"  {part:<16} {numbers:>13,}  {state}")
+    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
+    table.append(
+        f"  {'all':<16} {total:>13,}  {trainable:,} train ({100 * trainable / total:.2f} %)"
+    )
+    return "\n".join(table)

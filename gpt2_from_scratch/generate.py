@@ -1,0 +1,49 @@
+"""Continuing a text, greedily or by drawing: how people see that weights are right."""
+
+import torch
+from torch import Tensor
+
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.model import GPT2
+
+
+@torch.no_grad()
+def generate(
+    model: GPT2,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    stop_id: int | None = None,
+    seed: int = 123,
+) -> Tensor:
+    """Continue one text of token ids: (T,) -> (T + new,), new <= max_new_tokens.
+
+    `temperature` 0 takes the likeliest token each time (greedy); 1 draws from the model's own
+    distribution, less than 1 from a sharper one; `top_k` keeps only the k likeliest. Stops after
+    `stop_id`. What no longer fits in n_ctx falls off at the front. Raises UsageError for a
+    negative temperature, top_k < 1, or no ids to continue.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1):
+        raise UsageError(f"temperature {temperature} must be >= 0 and top_k {top_k} >= 1")
+    if len(ids) == 0:
+        raise UsageError("there is nothing to continue: give at least one token")
+    draw = torch.Generator(device=ids.device).manual_seed(seed)
+    for _ in range(max_new_tokens):
+        logits = model(ids[None, -model.config.n_ctx :])[0, -1]  # (V,)
+        next_id = _choose(logits.float(), temperature, top_k, draw)  # (1,)
+        ids = torch.cat([ids, next_id])
+        if stop_id is not None and next_id.item() == stop_id:
+            break
+    return ids
+
+
+def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> Tensor:
+    """(V,) -> (1,)"""
+    if temperature == 0:
+        return logits.argmax(keepdim=True)
+    if top_k is not None and top_k < len(logits):
+        smallest_kept = logits.topk(top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
+    return torch.multinomial((logits / temperature).softmax(dim=0), 1, generator=draw)

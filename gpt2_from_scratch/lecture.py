@@ -1,0 +1,207 @@
+"""The lecture's recipe, step by step, so that its printed numbers can be had again.
+
+With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S. Raschka's *Build a
+Large Language Model (From Scratch)*. It is kept apart because it is not the sound way: it reads the file with csv
+quotes, lets copies of test messages into training, pads every text to the longest, and reads the last *position*,
+which is a pad for nearly all of them. Every pass over a loader draws from torch's global random numbers, so even
+the order of the passes matters here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from gpt2_from_scratch.batches import pad_batch
+from gpt2_from_scratch.classifier import Classifier, Description, weights_sha256
+from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
+from gpt2_from_scratch.heads import class_logits, replace_head
+from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.tokenizer import Tokenizer
+
+LABELS = ["ham", "spam"]
+BATCH_SIZE = 8
+EPOCHS = 5
+LR, WEIGHT_DECAY = 5e-5, 0.1
+EVAL_EVERY, EVAL_BATCHES = 50, 5
+CHECK_TEXT = "Do you have time"
+
+Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test
+
+
+@dataclass
+class Trace:
+    """Every number the lecture prints; accuracies as shares of 1."""
+
+    check_logits: list[list[float]] = field(default_factory=list)  # (4, 2) for "Do you have time"
+    initial_accuracy: list[float] = field(
+        default_factory=list
+    )  # train, val, test; first 10 batches
+    initial_loss: list[float] = field(default_factory=list)  # train, val, test; first 5 batches
+    losses: list[tuple[int, float, float]] = field(default_factory=list)  # step, train, val
+    accuracies: list[tuple[float, float]] = field(default_factory=list)  # train, val; an epoch each
+    final_accuracy: list[float] = field(default_factory=list)  # train, val, test; whole loaders
+
+
+def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
+    """The lecture's 1045 / 149 / 300 messages, in its order.
+
+    A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting: 5,572 rows of 5,574,
+    53 of them altered. All spam is kept and as many ham drawn. Raises DataError for other labels.
+    """
+    import pandas
+
+    if isinstance(messages, Path):
+        table = pandas.read_csv(messages, sep="\t", header=None, names=["label", "text"])
+    else:
+        table = pandas.DataFrame(
+            {"label": [m.label for m in messages], "text": [m.text for m in messages]}
+        )
+    ham, spam = (table[table["label"] == label] for label in LABELS)
+    if len(ham) + len(spam) != len(table) or not 10 <= len(spam) <= len(ham):
+        raise DataError(
+            f"the lecture's recipe tells ham from spam, with at least as much ham; found "
+            f"{table['label'].value_counts().to_dict()}; use the default recipe"
+        )
+    drawn = pandas.concat([ham.sample(len(spam), random_state=seed), spam])
+    shuffled = drawn.sample(frac=1, random_state=seed)
+    rows = [
+        Message(text, label)
+        for label, text in zip(shuffled["label"], shuffled["text"], strict=True)
+    ]
+    train_end = int(len(rows) * 0.7)
+    val_end = train_end + int(len(rows) * 0.1)
+    return Split(rows[:train_end], rows[train_end:val_end], rows[val_end:])
+
+
+def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, int]:
+    """Every text cut and padded to the longest training text; (loaders, that length in tokens)."""
+    longest = max(len(tokenizer.encode(message.text)) for message in split.train)
+    datasets = []
+    for part in (split.train, split.val, split.test):
+        encoded = [tokenizer.encode(message.text)[:longest] for message in part]
+        ids, _ = pad_batch(encoded, tokenizer.end_of_text_id, longest)
+        labels = torch.tensor([LABELS.index(message.label) for message in part])
+        datasets.append(TensorDataset(ids, labels))
+    train = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
+    val, test = (DataLoader(dataset, batch_size=BATCH_SIZE) for dataset in datasets[1:])
+    return (train, val, test), longest
+
+
+def lecture(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    split: Split,
+    *,
+    base: str,
+    seed: int = 123,
+    say: Callable[[str], None] = print,
+) -> tuple[Classifier, Trace]:
+    """Finetune `model`, in place, as the lecture does; say its lines and return them as numbers.
+
+    The classifier it returns pads every text as in training and reads the last position.
+    """
+    trace = Trace()
+    identity = weights_sha256(model)
+    torch.manual_seed(seed)
+    loaders, longest = make_loaders(split, tokenizer)
+    say(f"{len(loaders[0])} / {len(loaders[1])} / {len(loaders[2])} batches of {longest} tokens")
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    replace_head(model, len(LABELS))
+    set_trainable(model, n_last_blocks=1, final_norm=True)
+    say(format_ledger(ledger(model)))
+    _before_training(model, tokenizer, loaders, trace, seed, say)
+    torch.manual_seed(seed)
+    _train(model, loaders, trace, say)
+    trace.final_accuracy = [accuracy(model, loader) for loader in loaders]
+    say("Training {} | Validation {} | Test {}".format(*map(_percent, trace.final_accuracy)))
+    description = Description(base, identity, LABELS, "last_position", longest, pad_to=longest)
+    return Classifier(model, tokenizer, description), trace
+
+
+@torch.no_grad()
+def accuracy(model: GPT2, loader: DataLoader, batches: int | None = None) -> float:
+    """The share of right answers over the first `batches` batches of a new pass, or all of them."""
+    right = total = 0
+    for n, (ids, labels) in enumerate(loader):
+        if n == batches:
+            break
+        predicted = _logits(model, ids).argmax(dim=1)
+        right += int((predicted == labels.to(predicted.device)).sum())
+        total += len(labels)
+    return right / total
+
+
+@torch.no_grad()
+def mean_loss(model: GPT2, loader: DataLoader, batches: int) -> float:
+    """The mean of the first `batches` batches' losses in a new pass, in nats."""
+    losses = []
+    for n, (ids, labels) in enumerate(loader):
+        if n == batches:
+            break
+        losses.append(_loss(model, ids, labels).item())
+    return sum(losses) / len(losses)
+
+
+def _before_training(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    loaders: Loaders,
+    trace: Trace,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer.encode(CHECK_TEXT)], device=model.wte.weight.device)
+        trace.check_logits = model(ids)[0].tolist()
+    say(f"{CHECK_TEXT!r} -> " + "  ".join(f"[{a:.4f}, {b:.4f}]" for a, b in trace.check_logits))
+    torch.manual_seed(seed)
+    trace.initial_accuracy = [accuracy(model, loader, 10) for loader in loaders]
+    trace.initial_loss = [mean_loss(model, loader, EVAL_BATCHES) for loader in loaders]
+    say("Before training: accuracy {} | {} | {}".format(*map(_percent, trace.initial_accuracy)))
+    say("Before training: loss {:.3f} | {:.3f} | {:.3f}".format(*trace.initial_loss))
+
+
+def _train(model: GPT2, loaders: Loaders, trace: Trace, say: Callable[[str], None]) -> None:
+    train, val, _ = loaders
+    # the lecture hands over all parameters; those without a gradient are passed over either way
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=WEIGHT_DECAY)
+    step = -1
+    for epoch in range(EPOCHS):
+        for ids, labels in train:
+            optimizer.zero_grad()
+            _loss(model, ids, labels).backward()
+            optimizer.step()
+            step += 1
+            if step % EVAL_EVERY == 0:
+                losses = [mean_loss(model, loader, EVAL_BATCHES) for loader in (train, val)]
+                trace.losses.append((step, losses[0], losses[1]))
+                say(
+                    f"Ep {epoch + 1} (Step {step:06d}): Train loss {losses[0]:.3f}, Val loss {losses[1]:.3f}"
+                )
+        accuracies = [accuracy(model, loader, EVAL_BATCHES) for loader in (train, val)]
+        trace.accuracies.append((accuracies[0], accuracies[1]))
+        say("Training accuracy: {} | Validation accuracy: {}".format(*map(_percent, accuracies)))
+
+
+def _logits(model: GPT2, ids: torch.Tensor) -> torch.Tensor:
+    """ids (B, T) -> (B, K), read at the last position."""
+    ids = ids.to(model.wte.weight.device)
+    lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+    return class_logits(model, ids, lengths, "last_position")
+
+
+def _loss(model: GPT2, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = _logits(model, ids)
+    return F.cross_entropy(logits, labels.to(logits.device))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"

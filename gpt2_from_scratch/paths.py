@@ -1,0 +1,48 @@
+"""Where models and data lie: in the package, in the checkout, or in a cache of the user's."""
+
+import os
+from pathlib import Path
+
+from gpt2_from_scratch.config import SIZES
+from gpt2_from_scratch.errors import CheckpointError
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent
+MODELS = ("mini", *SIZES)
+
+
+def home() -> Path:
+    """The folder that holds `weights/` and `data/`: $GPT2_FROM_SCRATCH_HOME, else the checkout the package runs
+    from, else `~/.cache/gpt2_from_scratch`.
+    """
+    if chosen := os.environ.get("GPT2_FROM_SCRATCH_HOME"):
+        return Path(chosen).expanduser()
+    if (CHECKOUT / "pyproject.toml").exists() and (CHECKOUT / "weights").is_dir():
+        return CHECKOUT
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gpt2_from_scratch"
+
+
+def embedded(name: str) -> Path:
+    """A folder that ships with the package, such as `weights/mini`: in the wheel or in the checkout."""
+    in_wheel = PACKAGE / name
+    return in_wheel if in_wheel.is_dir() else CHECKOUT / name
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model given as a name ("mini", "124M", ...) or as a path.
+
+    Raises CheckpointError when there is none, saying how to get it.
+    """
+    if str(model) in MODELS:
+        folder = embedded("weights/mini") if model == "mini" else home() / "weights" / str(model)
+        if folder.is_dir():
+            return folder
+        raise CheckpointError(
+            f"the {model} model is not in {folder}; get it with: gpt2-classifier download {model}"
+        )
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
+        )
+    return folder

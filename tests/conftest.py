@@ -1,0 +1,64 @@
+"""What several tests share: a GPT-2 small enough to check by hand, as a model and as a folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from write_bundle import write_random_gpt2
+
+from gpt2_from_scratch.config import GPT2Config
+from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.tokenizer import write_bpe
+
+SHARED = Path(__file__).parents[2] / "shared"
+OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
+TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
+# 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" stands for the space
+TINY_MERGES = [
+    ("Ġ", "t"), ("h", "e"), ("i", "n"), ("r", "e"), ("o", "n"), ("Ġt", "he"), ("e", "r"),
+    ("Ġ", "a"), ("a", "t"), ("e", "n"), ("Ġ", "w"), ("i", "s"), ("o", "u"), ("Ġ", "s"),
+    ("in", "g"), ("l", "l"), ("a", "n"), ("n", "d"), ("Ġa", "nd"), ("y", "ou"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config() -> GPT2Config:
+    return GPT2Config(**TINY)
+
+
+@pytest.fixture
+def tiny_gpt2(tiny_config: GPT2Config) -> GPT2:
+    """All parameters random with std 0.2, biases too, gains around 1: every part matters."""
+    model, generator = GPT2(tiny_config), torch.Generator().manual_seed(2019)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            gain = name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight"))
+            parameter.normal_(1.0 if gain else 0.0, 0.2, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in OpenAI's format, read-only by agreement: weights, hparams.json, both BPE files."""
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    write_random_gpt2(folder, TINY, seed=124)
+    write_bpe(folder, TINY_MERGES)
+    return folder
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of large genuine files beside the checkout; without it the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"this test reads genuine files from {SHARED}, which is not there")
+    return SHARED
+
+
+@pytest.fixture
+def openai_124M(shared: Path) -> Path:
+    """OpenAI's own small files of the 124M model (all but the weights)."""
+    folder = shared / "openai_124M"
+    for name in OPENAI_FILES:
+        if not (folder / name).exists():
+            pytest.skip(f"put OpenAI's {name} of the 124M model into {folder} to run this test")
+    return folder

@@ -1,0 +1,160 @@
+"""Writes checkpoints in OpenAI's format, TensorFlow's "tensor bundle", for tests and benchmarks.
+
+The format is explained where it is read, in `gpt2_from_scratch/tensor_bundle.py` and
+`leveldb_table.py`. The bytes are those that TensorFlow itself would write: tests hold them against
+TensorFlow's and OpenAI's files.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_from_scratch.crc32c import crc32c, masked
+from gpt2_from_scratch.leveldb_table import FOOTER, MAGIC
+from gpt2_from_scratch.tensor_bundle import DTYPES, TensorEntry
+
+BLOCK_SIZE = 262_144  # bytes after which TensorFlow begins a new block
+RESTART_EVERY = 16  # records after which a key is stored whole again
+HEADER = bytes.fromhex("0801 1a02 0801")  # 1 shard, little endian, version {producer: 1}
+NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
+
+
+def write_bundle(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write `model.ckpt.index` and `model.ckpt.data-00000-of-00001` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, offset = [], 0
+    with (folder / "model.ckpt.data-00000-of-00001").open("wb") as file:
+        for name, array in sorted(arrays.items(), key=lambda item: item[0].encode()):
+            shape, raw = array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            file.write(raw.data)
+            crc = masked(crc32c(raw))
+            entries.append(TensorEntry(name, array.dtype, shape, offset, len(raw), crc))
+            offset += len(raw)
+    (folder / "model.ckpt.index").write_bytes(index_bytes(entries))
+
+
+def write_random_gpt2(folder: Path, hparams: dict[str, int], seed: int = 0) -> None:
+    """Write a folder like OpenAI's, without the vocabulary: random weights and `hparams.json`."""
+    write_bundle(folder, random_gpt2(hparams, seed))
+    (folder / "hparams.json").write_text(json.dumps(hparams, indent=2) + "\n", encoding="utf-8")
+
+
+def random_gpt2(hparams: dict[str, int], seed: int = 0, std: float = 0.2) -> dict[str, np.ndarray]:
+    """Random float32 weights with OpenAI's names and shapes; biases too, and gains around 1.
+
+    With std 0.2 instead of GPT-2's 0.02 each part of the network matters, so that a mistake shows.
+    """
+    C = hparams["n_embd"]
+    block = {
+        "ln_1/g": (C,), "ln_1/b": (C,),
+        "attn/c_attn/w": (1, C, 3 * C), "attn/c_attn/b": (3 * C,),
+        "attn/c_proj/w": (1, C, C), "attn/c_proj/b": (C,),
+        "ln_2/g": (C,), "ln_2/b": (C,),
+        "mlp/c_fc/w": (1, C, 4 * C), "mlp/c_fc/b": (4 * C,),
+        "mlp/c_proj/w": (1, 4 * C, C), "mlp/c_proj/b": (C,),
+    }  # fmt: skip
+    shapes = {"model/wte": (hparams["n_vocab"], C), "model/wpe": (hparams["n_ctx"], C)}
+    for i in range(hparams["n_layer"]):
+        shapes |= {f"model/h{i}/{name}": shape for name, shape in block.items()}
+    shapes |= {"model/ln_f/g": (C,), "model/ln_f/b": (C,)}
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in shapes.items():
+        arrays[name] = rng.standard_normal(shape, dtype=np.float32)
+        arrays[name] *= np.float32(std)
+        if name.endswith("/g"):
+            arrays[name] += 1
+    return arrays
+
+
+def index_bytes(entries: Iterable[TensorEntry], block_size: int = BLOCK_SIZE) -> bytes:
+    """The index file of these entries, which are in the order of their names."""
+    records = [(b"", HEADER)] + [(entry.name.encode(), _entry(entry)) for entry in entries]
+    return table_bytes(records, block_size)
+
+
+def table_bytes(records: list[tuple[bytes, bytes]], block_size: int = BLOCK_SIZE) -> bytes:
+    """A LevelDB table of these records, cut into blocks as TensorFlow cuts it."""
+    blocks, pending = [], []
+    for i, (key, value) in enumerate(records):
+        pending.append((key, value))
+        last = i + 1 == len(records)
+        if last or len(block_bytes(pending)) >= block_size:
+            bound = _successor(key) if last else _separator(key, records[i + 1][0])
+            blocks.append((bound, block_bytes(pending)))
+            pending = []
+    return join_blocks(blocks)
+
+
+def join_blocks(blocks: list[tuple[bytes, bytes]]) -> bytes:
+    """Data blocks, each with a key that closes it; metaindex block, index block and footer."""
+    raw, index = b"", []
+    for bound, block in blocks:
+        raw, handle = _append(raw, block)
+        index.append((bound, handle))
+    raw, metaindex = _append(raw, block_bytes([]))
+    raw, handle = _append(raw, block_bytes(index, restart_every=1))
+    return raw + (metaindex + handle).ljust(FOOTER - len(MAGIC), b"\0") + MAGIC
+
+
+def block_bytes(records: list[tuple[bytes, bytes]], restart_every: int = RESTART_EVERY) -> bytes:
+    """One block: records, offsets of the keys that are stored whole, their number."""
+    raw, restarts, previous = b"", [0], b""
+    for i, (key, value) in enumerate(records):
+        shared = 0
+        if i % restart_every == 0:
+            restarts += [len(raw)] if i else []
+        else:
+            while shared < min(len(key), len(previous)) and key[shared] == previous[shared]:
+                shared += 1
+        lengths = (shared, len(key) - shared, len(value))
+        raw += b"".join(varint(length) for length in lengths) + key[shared:] + value
+        previous = key
+    return raw + b"".join(n.to_bytes(4, "little") for n in [*restarts, len(restarts)])
+
+
+def trailer(block: bytes, compression: int = 0) -> bytes:
+    """The 5 bytes behind a block."""
+    kind = bytes([compression])
+    return kind + masked(crc32c(block + kind)).to_bytes(4, "little")
+
+
+def varint(number: int) -> bytes:
+    raw = b""
+    while number > 0x7F:
+        raw += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return raw + bytes([number])
+
+
+def _append(raw: bytes, block: bytes) -> tuple[bytes, bytes]:
+    """`raw` with a block at its end, and the handle that says where the block is."""
+    return raw + block + trailer(block), varint(len(raw)) + varint(len(block))
+
+
+def _entry(entry: TensorEntry) -> bytes:
+    """BundleEntryProto; as in all proto3 messages, fields that are zero are left out."""
+    sizes = [b"\x08" + varint(size) for size in entry.shape]
+    shape = b"".join(b"\x12" + varint(len(size)) + size for size in sizes)
+    raw = b"\x08" + varint(NUMBER_OF[entry.dtype]) + b"\x12" + varint(len(shape)) + shape
+    if entry.offset:
+        raw += b"\x20" + varint(entry.offset)
+    raw += b"\x28" + varint(entry.size)
+    return raw + (b"\x35" + entry.crc32c.to_bytes(4, "little") if entry.crc32c else b"")
+
+
+def _separator(key: bytes, after: bytes) -> bytes:
+    """A short key that is at least `key` and less than `after`, as LevelDB chooses it."""
+    same = 0
+    while same < min(len(key), len(after)) and key[same] == after[same]:
+        same += 1
+    if same < min(len(key), len(after)) and key[same] + 1 < after[same]:
+        return key[:same] + bytes([key[same] + 1])
+    return key
+
+
+def _successor(key: bytes) -> bytes:
+    """A short key that is at least `key`."""
+    return bytes([key[0] + 1]) if key and key[0] < 0xFF else key
