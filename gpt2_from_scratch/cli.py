@@ -33,7 +33,11 @@ EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "texts") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse passes over texts that stand behind an option
+        args.texts += rest
     try:
         args.command(args)
         sys.stdout.flush()

@@ -16,7 +16,6 @@ GPT2_CHOICES = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
-    "n_inner": None,
 }
 LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "n_layer": 10**4}
 
@@ -135,6 +134,8 @@ def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, ours in GPT2_CHOICES.items():
         if config.get(name, ours) != ours:
             raise CheckpointError(f"{path}: {name} is {config[name]!r}; GPT-2 has {ours!r}")
+    if config.get("n_inner") not in (None, 4 * config.get("n_embd", 0)):
+        raise CheckpointError(f"{path}: n_inner is {config['n_inner']}; GPT-2 has 4 n_embd")
     theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
     ours = (field.name for field in fields(GPT2Config))
     return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}

@@ -1,5 +1,7 @@
 """Continuing a text, greedily or by drawing: how people see that weights are right."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,12 @@ def generate(
     `temperature` 0 takes the likeliest token each time (greedy); 1 draws from the model's own
     distribution, less than 1 from a sharper one; `top_k` keeps only the k likeliest. Stops after
     `stop_id`. What no longer fits in n_ctx falls off at the front. Raises UsageError for a
-    negative temperature, top_k < 1, or no ids to continue.
+    negative or infinite temperature, top_k < 1, or no ids to continue.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
-        raise UsageError(f"temperature {temperature} must be >= 0 and top_k {top_k} >= 1")
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
+        raise UsageError(
+            f"temperature {temperature} must be a number from 0 up, and top_k {top_k} at least 1"
+        )
     if len(ids) == 0:
         raise UsageError("there is nothing to continue: give at least one token")
     draw = torch.Generator(device=ids.device).manual_seed(seed)
@@ -43,7 +47,6 @@ def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.G
     """(V,) -> (1,)"""
     if temperature == 0:
         return logits.argmax(keepdim=True)
-    if top_k is not None and top_k < len(logits):
-        smallest_kept = logits.topk(top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
-    return torch.multinomial((logits / temperature).softmax(dim=0), 1, generator=draw)
+    values, ids = logits.topk(min(top_k or len(logits), len(logits)))  # likeliest first
+    shares = ((values - values[0]) / temperature).softmax(dim=0)
+    return ids[torch.multinomial(shares, 1, generator=draw)]

@@ -12,14 +12,16 @@ Oddities of GPT-2's files, all handled here:
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.config import GPT2Config, read_config, write_hparams
-from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import model_folder
@@ -72,8 +74,7 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
         if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
         state[parameter] = value
-    with torch.device("meta"):  # no memory, no random numbers drawn
-        gpt2 = GPT2(config)
+    gpt2 = _without_memory(config)
     gpt2.load_state_dict(state | {"head.weight": state["wte.weight"]}, strict=True, assign=True)
     gpt2.head.weight = gpt2.wte.weight  # tied again: one parameter, not two that share memory
     return gpt2
@@ -94,8 +95,11 @@ def stored_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, T
 def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `hparams.json` and `model.safetensors` under Hugging Face's names and layout, atomically.
 
-    `dtype` torch.float16 halves the file and rounds each number to 11 bits.
+    `dtype` torch.float16 halves the file and rounds each number to 11 bits. Raises UsageError when the
+    head was replaced: the file has no place for it; `Classifier.save` keeps classifiers.
     """
+    if model.head.weight is not model.wte.weight:
+        raise UsageError("this model's head was replaced; save it as a classifier instead")
     state = model.state_dict()
     tensors = {
         hugging_face: _transposed_if_matrix(parameter, state[parameter]).to(dtype).contiguous()
@@ -108,20 +112,25 @@ def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> 
 
 def _openai_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
     arrays = open_arrays(folder)
-    shapes = {name: array.shape[-2:] for name, array in arrays.items()}
+    shapes = {  # without the 1 in front of a 1x1 convolution's matrix
+        name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
+        for name, entry in arrays.entries.items()
+    }
     for parameter, name in _match(shapes, config, folder, openai=True).items():
         array = arrays[name]  # mapped here and let go after the copy, so memory holds one at most
-        value = torch.from_numpy(array.reshape(array.shape[-2:])).float()
-        yield (
-            parameter,
-            _transposed_if_matrix(parameter, value).clone(memory_format=torch.contiguous_format),
-        )
+        if array.dtype.kind != "f":
+            raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are no weights")
+        yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])))
 
 
 def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = {name.removeprefix("transformer."): name for name in file.keys()}
+            if len(names) != len(file.keys()):
+                raise CheckpointError(
+                    f"{path}: a tensor stands there with and without transformer."
+                )
             repeated_head = names.pop("lm_head.weight", None)
             shapes = {
                 short: tuple(file.get_slice(name).get_shape())
@@ -134,14 +143,19 @@ def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[st
                 if parameter == "wte.weight" and repeated_head is not None:
                     if not torch.equal(value, file.get_tensor(repeated_head)):
                         raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
-                yield (
-                    parameter,
-                    _transposed_if_matrix(parameter, value).to(
-                        torch.float32, copy=True, memory_format=torch.contiguous_format
-                    ),
-                )
+                if not value.is_floating_point():
+                    raise CheckpointError(
+                        f"{path}: {names[short]} holds {value.dtype}, which are no weights"
+                    )
+                yield parameter, _copied(parameter, value)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def _copied(parameter: str, stored: Tensor) -> Tensor:
+    return _transposed_if_matrix(parameter, stored).to(
+        torch.float32, copy=True, memory_format=torch.contiguous_format
+    )
 
 
 def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
@@ -176,5 +190,22 @@ def _match(
 
 def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """{parameter: shape} of a GPT-2 of this size, the tied head left out; takes no memory."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in GPT2(config).named_parameters()}
+    return {name: tuple(p.shape) for name, p in _without_memory(config).named_parameters()}
+
+
+class _NoInit(TorchFunctionMode):
+    """Passes over torch.nn.init: on the meta device it would import a compiler, for more than a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def _without_memory(config: GPT2Config) -> GPT2:
+    """A GPT-2 whose parameters have shapes and nothing else; draws no random numbers."""
+    with torch.device("meta"), _NoInit():
+        return GPT2(config)

@@ -102,7 +102,9 @@ def test_frozen_parameters_are_bit_identical_after_training(classifier):
 
 def test_counts_of_the_124M():
     C = 768
-    block = 2 * C + (C * 3 * C + 3 * C) + (C * C + C) + 2 * C + (C * 4 * C + 4 * C) + (4 * C * C + C)
+    block = (
+        2 * C + (C * 3 * C + 3 * C) + (C * C + C) + 2 * C + (C * 4 * C + 4 * C) + (4 * C * C + C)
+    )
     assert block == 7_087_872
     model = meta_124M()
     set_trainable(model)
@@ -123,9 +125,7 @@ def test_the_ledger_has_every_parameter_once(tiny_gpt2, tied):
     assert [line.part for line in lines] == parts
     for line in lines:
         of_part = [
-            p
-            for name, p in tiny_gpt2.named_parameters()
-            if f"{name}.".startswith(f"{line.part}.")
+            p for name, p in tiny_gpt2.named_parameters() if f"{name}.".startswith(f"{line.part}.")
         ]
         assert line.numbers == sum(p.numel() for p in of_part)
         assert line.trainable == sum(p.numel() for p in of_part if p.requires_grad)

@@ -343,7 +343,10 @@ HPARAMS = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
     ("text", "message"),
     [
         (json.dumps(HPARAMS | {"dropout": 0.1}), "dropout"),
-        (json.dumps({k: v for k, v in HPARAMS.items() if k != "n_ctx"}), "expected exactly .*n_ctx"),
+        (
+            json.dumps({k: v for k, v in HPARAMS.items() if k != "n_ctx"}),
+            "expected exactly .*n_ctx",
+        ),
         (json.dumps(HPARAMS | {"n_head": 3}), "n_head = 3"),
         (json.dumps(HPARAMS | {"n_layer": 2.0}), "n_layer = 2.0"),
         ("[1, 2]", "expected an object"),

@@ -366,7 +366,9 @@ def test_what_is_no_number_is_told(rewrite, arrays, name, value):
     write, _ = rewrite
     arrays[name].flat[5] = value
     message = outcome(write(arrays))
-    parameters = {openai: ours for ours, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()}
+    parameters = {
+        openai: ours for ours, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()
+    }
     assert f"{parameters[name]} holds NaN or infinite numbers" in message
 
 

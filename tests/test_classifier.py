@@ -1,0 +1,179 @@
+"""A saved classifier holds what was trained, refuses another base, and answers bit for bit as before."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from write_bundle import write_random_gpt2
+
+from gpt2_from_scratch.classifier import Classifier, weights_sha256
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.weights import load_gpt2, save_gpt2
+
+TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "héllo 🎉 at ten"]
+
+
+@pytest.fixture
+def classifier(tiny_checkpoint: Path) -> Classifier:
+    """Untrained, but with everything that trains moved away from where it started."""
+    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "other", "spam"], seed=5)
+    set_trainable(classifier.model, 1)
+    with torch.no_grad():
+        for parameter in classifier.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return classifier
+
+
+def test_predictions_are_softmax_of_the_last_real_token(classifier: Classifier) -> None:
+    predictions = classifier.predict(TEXTS)
+    for text, prediction in zip(TEXTS, predictions, strict=True):
+        ids = classifier.tokenizer.encode(text)[:32] or [classifier.tokenizer.end_of_text_id]
+        with torch.no_grad():
+            expected = classifier.model(torch.tensor([ids]))[0, -1].softmax(dim=0)
+        assert list(prediction.probabilities) == ["ham", "other", "spam"]
+        np.testing.assert_allclose(list(prediction.probabilities.values()), expected, atol=1e-5)
+        assert prediction.label == ["ham", "other", "spam"][int(expected.argmax())]
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-12)
+        assert prediction.n_tokens == len(ids)
+    assert [p.truncated for p in predictions] == [False, False, False, True, False]
+
+
+def test_answers_do_not_depend_on_the_texts_beside(classifier: Classifier) -> None:
+    together = classifier.predict(TEXTS)
+    alone = [classifier.predict([text])[0] for text in TEXTS]
+    backwards = classifier.predict(TEXTS[::-1])[::-1]
+    for a, b, c in zip(together, alone, backwards, strict=True):
+        assert a.label == b.label == c.label
+        for label in a.probabilities:
+            assert a.probabilities[label] == pytest.approx(b.probabilities[label], abs=1e-5)
+            assert a.probabilities[label] == pytest.approx(c.probabilities[label], abs=1e-5)
+
+
+def test_saved_and_loaded_gives_the_same_bits(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "best.safetensors")
+    again = Classifier.load(tmp_path, tiny_checkpoint)
+    assert again.description == classifier.description
+    encoded, _ = classifier.encode(TEXTS)
+    assert torch.equal(again.logits(encoded), classifier.logits(encoded))
+    trainable = [n for n, p in again.model.named_parameters() if p.requires_grad]
+    assert trainable == [n for n, p in classifier.model.named_parameters() if p.requires_grad]
+
+
+def test_only_what_was_trained_is_saved(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "c.safetensors")
+    tensors = load_file(tmp_path / "c.safetensors")
+    assert all(name.startswith(("head.", "ln_f.", "blocks.1.")) for name in tensors)
+    assert sum(t.numel() for t in tensors.values()) == sum(
+        p.numel() for p in classifier.model.parameters() if p.requires_grad
+    )
+
+
+def test_another_base_is_refused(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "c.safetensors")
+    other = tmp_path / "other"
+    write_random_gpt2(other, vars(classifier.model.config), seed=99)
+    base = Path(classifier.description.base)
+    for name in ("vocab.bpe", "encoder.json"):
+        (other / name).write_bytes((base / name).read_bytes())
+    with pytest.raises(CheckpointError, match="another base"):
+        Classifier.load(tmp_path / "c.safetensors", other)
+
+
+def test_a_base_without_a_known_name_must_be_named(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match="--model"):
+        Classifier.load(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t, m: t.pop("head.weight"), "head.weight"),
+        (lambda t, m: t.update({"blocks.7.ln_1.bias": torch.zeros(32)}), "blocks.7.ln_1.bias"),
+        (lambda t, m: t.update({"head.bias": torch.zeros(2)}), "head.bias"),
+        (lambda t, m: t["head.bias"].fill_(float("nan")), "NaN"),
+        (lambda t, m: m.pop("format"), "format"),
+        (lambda t, m: m.update(description="{"), "description"),
+        (lambda t, m: m.update(description=json.dumps({"base": "mini", "x": 1})), "unknown keys"),
+        (lambda t, m: m.update(description=json.dumps({"base": "mini"})), "description"),
+    ],
+)
+def test_a_spoilt_file_is_refused(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path, spoil, message: str
+) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "c.safetensors"
+    classifier.save(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    spoil(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=message):
+        Classifier.load(path, tiny_checkpoint)
+
+
+def test_a_cut_file_and_a_missing_one_are_refused(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(CheckpointError, match="missing"):
+        Classifier.load(path, tiny_checkpoint)
+    classifier.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        Classifier.load(path, tiny_checkpoint)
+
+
+def test_identity_is_of_the_numbers_not_of_the_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    gpt2 = load_gpt2(tiny_checkpoint)
+    save_gpt2(gpt2, tmp_path)
+    assert weights_sha256(load_gpt2(tmp_path)) == weights_sha256(gpt2)
+    with torch.no_grad():
+        gpt2.wpe.weight[3, 3] += 1e-6
+    assert weights_sha256(load_gpt2(tmp_path)) != weights_sha256(gpt2)
+
+
+def test_the_head_is_drawn_by_the_seed_alone(tiny_checkpoint: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(
+        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight, first
+    )
+    assert not torch.equal(
+        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=8).model.head.weight, first
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"labels": ["one"]}, {"labels": ["a", "a"]}, {"pooling": "middle"}, {"max_tokens": 33}],
+)
+def test_senseless_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) -> None:
+    with pytest.raises(UsageError):
+        Classifier.on_base(tiny_checkpoint, **({"labels": ["a", "b"]} | wrong))
+
+
+def test_something_else_than_text_is_refused(classifier: Classifier) -> None:
+    for wrong in (None, 3, b"bytes", float("nan")):
+        with pytest.raises(DataError, match="must be a string"):
+            classifier.predict(["fine", wrong])
+
+
+def test_padding_to_a_length_changes_nothing_for_the_last_token(classifier: Classifier) -> None:
+    encoded, _ = classifier.encode(TEXTS)
+    plain = classifier.logits(encoded)
+    classifier.description = replace(classifier.description, pad_to=32)
+    torch.testing.assert_close(classifier.logits(encoded), plain, atol=1e-5, rtol=0)

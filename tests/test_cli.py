@@ -1,0 +1,228 @@
+"""The command line as a person types it: real processes' worth of work, called in this process for speed."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_from_scratch import cli
+from gpt2_from_scratch.data import load_messages
+
+COMMANDS = ["train", "evaluate", "predict", "verify", "generate", "pretrain", "download"]
+SETTINGS = ["--epochs", "2", "--lr", "0.005", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty labelled messages of three kinds, written as a spreadsheet would."""
+    path = tmp_path_factory.mktemp("data") / "kinds.csv"
+    words = {"sport": "the goal in", "health": "a pill, twice", "tech": 'the "chip" on'}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "body"])
+        for n in range(42):
+            kind = sorted(words)[n % 3]
+            writer.writerow([kind, f"{words[kind]} {n}"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with three classes, trained by the command."""
+    out = tmp_path_factory.mktemp("runs") / "kinds"
+    code = cli.main(
+        ["train", "--model", str(tiny_checkpoint), "--data", str(table), "--out", str(out)]
+        + ["--text-column", "body", "--label-column", "kind", *SETTINGS]
+    )
+    assert code == 0
+    return out
+
+
+def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best.safetensors", "config.json", "curves.png", "evaluation.json", "last.safetensors",
+        "metrics.jsonl", "test.csv",
+    ]  # fmt: skip
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["total"] == len(load_messages(run / "test.csv"))
+    assert sum(map(sum, evaluation["confusion"])) == evaluation["total"]
+
+
+def test_evaluate_repeats_the_scores_of_the_run(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((run / "evaluation.json").read_text())
+    code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint)
+    assert re.search(r"accuracy [\d.]+ %  \(\d+ of 12; 95 % interval", out)
+
+
+def test_predict_answers_in_three_forms(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts = ["the goal in May", "", "=1+1, twice"]
+    (tmp_path / "inbox.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    common = ("predict", run, "--model", tiny_checkpoint)
+    code, out, err = call(capsys, *common, "--file", tmp_path / "inbox.txt", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and err == ""
+    assert [record["number"] for record in records] == [1, 2, 3]
+    for record in records:
+        assert max(record["probabilities"], key=record["probabilities"].get) == record["label"]
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+    _, out, _ = call(capsys, *common, "--file", tmp_path / "inbox.txt", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["number", "label", "health", "sport", "tech"]
+    assert [row["label"] for row in rows] == [record["label"] for record in records]
+    _, out, _ = call(capsys, *common, *texts)
+    assert [line.split()[0] for line in out.splitlines()] == [row["label"] for row in rows]
+
+
+def test_predict_reads_standard_input(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\r\ntwo\n"))
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, "--json")
+    assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == [2, 3]
+
+
+def test_generate_prints_the_prompt_and_more(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, err = call(
+        capsys, "generate", "--model", tiny_checkpoint, "--prompt", "you and", "--tokens", "5"
+    )
+    assert code == 0 and out.startswith("you and") and len(out) > len("you and\n") and err == ""
+
+
+def test_verify_passes_a_whole_model_and_names_a_damaged_tensor(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = call(capsys, "verify", tiny_checkpoint)
+    assert code == 0, out
+    for path in tiny_checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / "model.ckpt.data-00000-of-00001").read_bytes())
+    data[-1] ^= 1  # the last tensor in the file is wte
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(data)
+    code, out, err = call(capsys, "verify", tmp_path)
+    assert code == 4 and "model/wte" in out and "failed" in err
+
+
+def test_the_lecture_runs_and_prints_its_lines(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [f"{'ham' if n % 2 else 'spam'},you and {n % 7} the {n}" for n in range(100)]
+    (tmp_path / "two.csv").write_text("label,text\n" + "\n".join(rows) + "\n")
+    code, out, _ = call(
+        capsys, "train", "--recipe", "lecture", "--model", tiny_checkpoint,
+        "--data", tmp_path / "two.csv", "--out", tmp_path / "run", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    assert "8 / 2 / 3 batches of" in out
+    assert "'Do you have time' -> [" in out
+    assert "Ep 1 (Step 000000): Train loss" in out
+    assert out.count("Training accuracy:") == 5
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert (
+        json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"]
+        == (trace["final_accuracy"][2])
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (3, ["train", "--data", "nowhere.csv"], "nowhere.csv is not a file"),
+        (4, ["train", "--model", "nowhere"], "nowhere is not a folder"),
+        (4, ["generate", "--model", "1558M", "--prompt", "x"], "gpt2-classifier download 1558M"),
+        (4, ["predict", "nowhere", "text"], "nowhere"),
+        (2, ["generate", "--prompt", ""], "nothing to continue"),
+        (2, ["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (3, ["pretrain", "--corpus", "nowhere", "--out", "out"], "no .txt files"),
+        (2, ["train", "--epochs", "0"], "epochs = 0"),
+        (2, ["train", "--n-last-blocks", "99"], "99"),
+    ],
+)
+def test_a_mistake_gets_a_message_and_an_exit_code(
+    code: int, arguments: list[str], message: str, capsys, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    found, out, err = call(capsys, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err and "Traceback" not in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing half-made left
+
+
+def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:
+    before = (run / "best.safetensors").read_bytes()
+    code, _, err = call(
+        capsys, "train", "--model", tiny_checkpoint, "--data", table, "--out", run,
+        "--text-column", "body", "--label-column", "kind", *SETTINGS,
+    )  # fmt: skip
+    assert code == 2 and "nothing is overwritten" in err
+    assert (run / "best.safetensors").read_bytes() == before
+
+
+def test_an_interruption_is_130(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupted(args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_generate", interrupted)
+    assert call(capsys, "generate", "--prompt", "x")[0] == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
+    def bug(args) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "run_generate", bug)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "--prompt", "x"])
+
+
+def test_a_closed_pipe_is_quiet(run: Path, tiny_checkpoint: Path) -> None:
+    command = (
+        f"'{sys.executable}' -m gpt2_from_scratch.cli predict '{run}' --model '{tiny_checkpoint}'"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; seq 2000 | {command} | head -1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    out, _ = capsys.readouterr()
+    assert stopped.value.code == 0
+    assert f"examples:\n  gpt2-classifier {command}" in out
+
+
+def test_help_answers_at_once() -> None:
+    """Under 0.3 s on a quiet machine; the bound here only catches a heavy import."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "gpt2_from_scratch.cli", "train", "--help"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.6

@@ -1,0 +1,587 @@
+"""Fetching files, held against a real server on this machine that errs in every way wanted."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from write_bundle import index_bytes, random_gpt2, write_random_gpt2
+
+from gpt2_from_scratch import download, fetch
+from gpt2_from_scratch.config import SIZES, GPT2Config
+from gpt2_from_scratch.errors import CheckpointError, DownloadError, UsageError
+from gpt2_from_scratch.pinned import PinnedFile
+from gpt2_from_scratch.tensor_bundle import TensorEntry, read_index
+
+SHARED = Path(__file__).parents[2] / "shared"
+TINY = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
+CONTENT = np.random.default_rng(1).bytes(300_000)
+
+
+@dataclass
+class Answer:
+    """What the server does with one request; what is left out is done right."""
+
+    status: int = 200
+    body: bytes | None = None  # instead of the file
+    cut: int | None = None  # bytes after which the connection is closed
+    ignore_range: bool = False
+    headers: dict[str, str] = field(default_factory=dict)  # None removes one
+    length: bool = True  # say Content-Length
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` by path, with the next of `answers` each time; `asked` lists the requests."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.answers: list[Answer] = []
+        self.asked: list[tuple[str, str | None]] = []  # path, Range
+        self.origin = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        pass  # a client that hangs up is part of the tests
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.server.asked.append((self.path, wanted))
+        answer = self.server.answers.pop(0) if self.server.answers else Answer()
+        whole = self.server.files.get(self.path)
+        if answer.body is not None:
+            whole = answer.body
+        status = answer.status if whole is not None or answer.status != 200 else 404
+        body = whole or b""
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        headers = {"ETag": etag, "Content-Type": "application/octet-stream"}
+        if wanted and status == 200 and not answer.ignore_range:
+            if self.headers.get("If-Range") in (None, etag, answer.headers.get("ETag")):
+                start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                body = body[start:]
+        if answer.length:
+            headers["Content-Length"] = str(len(body))
+        self.send_response(status)
+        for name, value in (headers | answer.headers).items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[: answer.cut])
+        self.close_connection = True
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def file(server: Server) -> PinnedFile:
+    server.files["/a.bin"] = CONTENT
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    return PinnedFile("a.bin", (f"{server.origin}/a.bin",), len(CONTENT), digest)
+
+
+@pytest.fixture
+def get(server: Server, tmp_path: Path):
+    def get(file: PinnedFile, check=lambda path: None) -> Path:
+        target = tmp_path / "new" / file.name
+        return fetch.fetch(file, target, check, allowed=[server.origin], pause=0.001)
+
+    return get
+
+
+def assert_alone(path: Path) -> None:
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+# --- right servers ---
+
+
+def test_a_file_is_fetched_once(server, file, get):
+    path = get(file)
+    assert path.read_bytes() == CONTENT
+    assert_alone(path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert get(file) == path
+    assert server.asked == [("/a.bin", None)]
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_no_request_for_a_file_that_is_there_even_offline(server, file, get, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.bin").write_bytes(CONTENT)
+    assert get(file).read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_offline_says_how_to_get_the_file(server, file, get, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
+    with pytest.raises(DownloadError) as error:
+        get(file)
+    for words in (
+        "GPT2_FROM_SCRATCH_OFFLINE", file.urls[0], "300,000 bytes", file.sha256,
+        str(tmp_path / "new" / "a.bin"),
+    ):  # fmt: skip
+        assert words in str(error.value)
+    assert server.asked == []
+
+
+def test_a_wrong_file_in_its_place_is_replaced(server, file, get, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.bin").write_bytes(CONTENT[:-1] + b"?")
+    assert get(file).read_bytes() == CONTENT
+
+
+def test_redirects_on_the_list_are_followed(server, file, get):
+    server.answers = [Answer(302, b"", headers={"Location": "/b.bin"})]
+    server.files["/b.bin"] = CONTENT
+    get(file)
+    assert [path for path, _ in server.asked] == ["/a.bin", "/b.bin"]
+
+
+# --- interrupted transfers ---
+
+
+@pytest.mark.parametrize("cuts", [[1], [150_000], [299_999], [100, 5_000, 70_000]])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_transfer_that_breaks_off_goes_on(server, file, get, cuts, length):
+    server.answers = [Answer(cut=cut, length=length) for cut in cuts]
+    assert get(file).read_bytes() == CONTENT
+    starts = [0, *np.cumsum(cuts).tolist()]
+    assert [r for _, r in server.asked] == [f"bytes={n}-" if n else None for n in starts]
+
+
+def test_the_next_run_goes_on(server, file, get, tmp_path):
+    server.answers = [Answer(cut=100_000)] + [Answer(503)] * 4
+    with pytest.raises(DownloadError, match="503"):
+        get(file)
+    assert part_of(tmp_path / "new" / "a.bin").stat().st_size == 100_000
+    path = get(file)
+    assert server.asked[-1] == ("/a.bin", "bytes=100000-")
+    assert path.read_bytes() == CONTENT
+    assert_alone(path)
+
+
+def test_a_whole_part_needs_no_request(server, file, get, tmp_path):
+    server.answers = [Answer(cut=100_000)] + [Answer(503)] * 4
+    with pytest.raises(DownloadError):
+        get(file)
+    part_of(tmp_path / "new" / "a.bin").write_bytes(CONTENT)
+    server.asked.clear()
+    assert get(file).read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_a_server_that_ignores_range(server, file, get):
+    server.answers = [Answer(cut=100_000), Answer(ignore_range=True)]
+    assert get(file).read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_between_is_fetched_anew(server, file, get):
+    server.answers = [Answer(body=bytes(len(CONTENT)), cut=100_000)]  # an older version
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=100000-"]
+
+
+def test_an_old_beginning_under_the_same_etag_is_dropped(server, file, get):
+    same = {"ETag": '"same"'}
+    server.answers = [
+        Answer(body=bytes(len(CONTENT)), cut=100_000, headers=same),
+        Answer(headers=same),  # 206, the right rest after wrong bytes
+    ]
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_strong_etag_the_transfer_begins_anew(server, file, get, etag):
+    server.answers = [Answer(cut=100_000, headers={"ETag": etag})]
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, None]
+
+
+def test_last_modified_names_a_version_too(server, file, get):
+    date = {"ETag": None, "Last-Modified": "Wed, 13 Feb 2019 00:00:00 GMT"}
+    server.answers = [Answer(cut=100_000, headers=date)]
+    assert get(file).read_bytes() == CONTENT
+    assert server.asked[1] == ("/a.bin", "bytes=100000-")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(416, b""),
+        Answer(206, CONTENT[5:], headers={"Content-Range": "bytes 5-299999/300000"}),
+        Answer(206, CONTENT[100_000:], headers={"Content-Range": "bytes 100000-299999/300001"}),
+        Answer(206, CONTENT[100_000:]),
+    ],
+)
+def test_a_wrong_answer_to_a_range_begins_anew(server, file, get, answer):
+    server.answers = [Answer(cut=100_000), answer]
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"url": 1, "version": 2}', "[" * 5])
+def test_a_damaged_note_begins_anew(server, file, get, tmp_path, note):
+    part = part_of(tmp_path / "new" / "a.bin")
+    part.parent.mkdir()
+    part.write_bytes(b"something else")
+    part.with_name("a.bin.part.json").write_text(note)
+    path = get(file)
+    assert path.read_bytes() == CONTENT
+    assert_alone(path)
+    assert server.asked == [("/a.bin", None)]
+
+
+# --- wrong servers ---
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_faults_that_pass_are_waited_for(server, file, get, status):
+    server.answers = [Answer(status, b"busy"), Answer(status, b"busy")]
+    assert get(file).read_bytes() == CONTENT
+
+
+def test_the_mirror_is_asked_next(server, file, get):
+    server.files["/mirror"] = server.files.pop("/a.bin")
+    file = replace(file, urls=(*file.urls, f"{server.origin}/mirror"))
+    assert get(file).read_bytes() == CONTENT
+    assert [path for path, _ in server.asked] == ["/a.bin", "/mirror"]  # 404 is not asked again
+
+
+WRONG = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
+PAGE = b"<!DOCTYPE html><p>Sign in to the Wi-Fi"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(404, b"no"), "404"),
+        (Answer(500, b"no"), r"500 .*attempt 4"),
+        (Answer(body=WRONG), f"has sha256 {hashlib.sha256(WRONG).hexdigest()}, expected"),
+        (Answer(body=CONTENT[:-1]), "offers 299,999 bytes .*expected 300,000"),
+        (Answer(body=CONTENT + b"x", length=False), "more than 300,000 bytes came"),
+        (
+            Answer(body=PAGE, headers={"Content-Type": "text/html"}),
+            r"offers 38 bytes \(text/html\)",
+        ),
+        (Answer(body=PAGE, length=False), "cut off after 38 of 300,000"),
+        (Answer(302, b"", headers={"Location": "/a.bin"}), "more than 5 redirects"),
+        (Answer(302, b"", headers={"Location": "http://example.com/a.bin"}), "none of the servers"),
+        (Answer(302, b"", headers={"Location": "https://127.0.0.1/a.bin"}), "none of the servers"),
+        (Answer(302, b"", headers={"Location": "file:///etc/passwd"}), "none of the servers"),
+        (Answer(302, b"", headers={"Location": "http://[/"}), "no address"),
+        (Answer(cut=0), "cut off|IncompleteRead|ended prematurely|Connection broken"),
+    ],
+)
+def test_a_wrong_server_is_told_and_leaves_no_file(server, file, get, tmp_path, answer, message):
+    server.answers = [answer] * 9
+    with pytest.raises(DownloadError, match=message) as error:
+        get(file)
+    assert file.urls[0] in str(error.value) and "by other means" in str(error.value)
+    assert not (tmp_path / "new" / "a.bin").exists()
+    server.answers = []
+    assert get(file).read_bytes() == CONTENT  # what was left does no harm
+
+
+def test_a_wrong_file_leaves_no_part(server, file, get, tmp_path):
+    server.answers = [Answer(body=WRONG)]
+    with pytest.raises(DownloadError):
+        get(file)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_web_page_for_a_moment_does_not_cost_what_came_before(server, file, get, tmp_path):
+    server.answers = [Answer(cut=100_000), Answer(body=PAGE, ignore_range=True)]
+    with pytest.raises(DownloadError, match="38 bytes"):
+        get(file)
+    get(file)
+    assert server.asked[-1] == ("/a.bin", "bytes=100000-")
+
+
+def test_no_server_at_all(server, file, get):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(DownloadError, match="by other means"):
+        get(file)
+
+
+def test_only_https_and_known_servers_by_default(server, file, tmp_path):
+    assert all(origin.startswith("https://") for origin in fetch.ALLOWED)
+    with pytest.raises(DownloadError, match="none of the servers"):
+        fetch.fetch(file, tmp_path / "a.bin")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil@f001.backblazeb2.com/x",
+        "https://f001.backblazeb2.com@evil.example/x",
+        "https://f001.backblazeb2.com.evil.example/x",
+        "https://f001.backblazeb2.com\\.evil.example/x",
+        "https://f001.backblazeb2.com:444/x",
+        "http://f001.backblazeb2.com/x",
+    ],
+)
+def test_addresses_that_only_look_known(tmp_path, url):
+    with pytest.raises(DownloadError, match="none of the servers"):
+        fetch.fetch(PinnedFile("x", (url,)), tmp_path / "x")
+
+
+def test_an_unknown_size_has_a_limit(server, file, get):
+    file = replace(file, size=None, sha256=None, most=1_000)
+    with pytest.raises(DownloadError, match="more than 1,000 bytes"):
+        get(file)
+
+
+def test_a_check_may_refuse_the_file(server, file, get, tmp_path):
+    def refuse(path: Path) -> None:
+        raise CheckpointError(f"{path.name} is not to my liking")
+
+    with pytest.raises(DownloadError, match=r"a.bin.part is not to my liking"):
+        get(file, refuse)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(server, file, tmp_path):
+    (tmp_path / "new").write_text("a file where the folder should be")
+    with pytest.raises(DownloadError, match="new"):
+        fetch.fetch(file, tmp_path / "new" / "a.bin", allowed=[server.origin])
+
+
+# --- OpenAI's models ---
+
+
+@pytest.fixture
+def tiny_model(server, monkeypatch, tmp_path) -> Path:
+    """The folder that the server offers as "355M", with no hash known of weights and index."""
+    folder = tmp_path / "offered"
+    write_random_gpt2(folder, TINY, seed=3)
+    for name in download.VOCABULARY:
+        (folder / name).write_text(name)
+    known = {
+        name: (len(name), hashlib.sha256(name.encode()).hexdigest()) for name in download.VOCABULARY
+    }
+    monkeypatch.setattr(download, "VOCABULARY", known)
+    monkeypatch.setattr(download, "OPENAI", f"{server.origin}/models")
+    monkeypatch.setattr(download, "MIRROR", f"{server.origin}/mirror")
+    sizes = ((folder / download.INDEX).stat().st_size, (folder / download.DATA).stat().st_size)
+    monkeypatch.setitem(download.BYTES, "355M", sizes)
+    monkeypatch.setitem(download.SIZES, "355M", GPT2Config(**TINY))
+    monkeypatch.setattr(
+        download,
+        "fetch",
+        lambda file, target, check: fetch.fetch(
+            file, target, check, allowed=[server.origin], pause=0.001
+        ),
+    )
+    offer(server, folder)
+    return folder
+
+
+def offer(server: Server, folder: Path) -> None:
+    server.files = {f"/models/355M/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_is_fetched_and_checked(server, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path / "home"))
+    folder = download.download_model("355M")
+    assert folder == tmp_path / "home" / "weights" / "355M"
+    for path in tiny_model.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert len(list(folder.iterdir())) == len(server.asked) == 5
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("checked") == 5
+    said: list[str] = []
+    download.download_model("355M", folder, said.append)
+    assert len(server.asked) == 5 and len(said) == 5
+
+
+def test_a_bit_of_the_data_that_flipped_names_its_tensor(server, tiny_model, tmp_path):
+    entry = read_index(tiny_model / download.INDEX)["model/h1/mlp/c_fc/w"]
+    raw = bytearray((tiny_model / download.DATA).read_bytes())
+    raw[entry.offset] ^= 1
+    server.files[f"/models/355M/{download.DATA}"] = bytes(raw)
+    with pytest.raises(DownloadError, match="1 damaged tensors: model/h1/mlp/c_fc/w"):
+        download.download_model("355M", tmp_path / "got")
+    assert not list((tmp_path / "got").glob(f"{download.DATA}*"))
+    offer(server, tiny_model)
+    download.download_model("355M", tmp_path / "got")
+
+
+def test_an_index_of_other_shapes_is_refused(server, tiny_model, tmp_path):
+    arrays = random_gpt2(TINY)
+    entries, offset = [], 0
+    for name, array in sorted(arrays.items()):
+        shape = array.shape[1:] if array.ndim == 3 else array.shape
+        entries.append(TensorEntry(name, array.dtype, shape, offset, array.nbytes, 1))
+        offset += array.nbytes
+    raw = index_bytes(entries)
+    server.files[f"/models/355M/{download.INDEX}"] = raw
+    download.BYTES["355M"] = (None, None)
+    with pytest.raises(DownloadError, match=r"differs in 8 arrays.*model/h0/attn/c_attn/w"):
+        download.download_model("355M", tmp_path / "got")
+
+
+def test_hparams_are_compared_by_what_they_say(server, tiny_model, tmp_path):
+    name = "/models/355M/hparams.json"
+    server.files[name] = json.dumps(TINY, indent=4).replace("\n", "\r\n").encode()
+    download.download_model("355M", tmp_path / "got")
+    for raw in (json.dumps(TINY | {"n_head": 4}).encode(), b"[" * 100_000, b"\xff", b"null"):
+        server.files[name] = raw
+        with pytest.raises(DownloadError, match="hparams.json"):
+            download.download_model("355M", tmp_path / "other")
+
+
+def test_the_table_of_files():
+    assert set(download.BYTES) == set(SIZES)
+    for name, config in SIZES.items():
+        shapes = download.openai_arrays(config)
+        entries, offset = [], 0
+        for array, shape in sorted(shapes.items()):
+            size = 4 * int(np.prod(shape))
+            entries.append(TensorEntry(array, np.dtype("<f4"), shape, offset, size, crc32c=1))
+            offset += size
+        index, data = download.BYTES[name]
+        assert data == offset
+        assert index in (None, len(index_bytes(entries)))
+        for file in download.model_files(name):
+            assert [f"{url.split('/', 3)[2]}" for url in file.urls] == [
+                "openaipublic.blob.core.windows.net", "f001.backblazeb2.com",
+            ]  # fmt: skip
+            assert all(url.endswith(f"/{name}/{file.name}") for url in file.urls)
+    small = {name: GPT2Config(**(asdict(config) | TINY)) for name, config in SIZES.items()}
+    assert {n: a.shape for n, a in random_gpt2(TINY).items()} == download.openai_arrays(
+        small["124M"]
+    )
+
+
+def test_openais_own_files_are_right_as_they_are(tmp_path, monkeypatch):
+    """All but the data file are found in their place; for that one the message helps."""
+    if not (SHARED / "openai_124M").exists():
+        pytest.skip(f"{SHARED}/openai_124M is not here")
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
+    for file in download.model_files("124M")[:4]:
+        (tmp_path / file.name).write_bytes((SHARED / "openai_124M" / file.name).read_bytes())
+    said: list[str] = []
+    with pytest.raises(DownloadError, match="497,759,232 bytes, md5 f48b9cf1a525a603"):
+        download.download_model("124M", tmp_path, said.append)
+    assert [line.split(": ")[0] for line in said] == [
+        str(tmp_path / file.name) for file in download.model_files("124M")[:4]
+    ]
+
+
+def test_an_unknown_model():
+    with pytest.raises(UsageError, match="no model '117M'"):
+        download.download_model("117M")
+
+
+# --- the SMS Spam Collection ---
+
+SMS = b"ham\tsee you\nspam\twin now\n"
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return raw.getvalue()
+
+
+@pytest.fixture
+def sms(server, monkeypatch, tmp_path) -> Path:
+    pin = PinnedFile("SMSSpamCollection", (), len(SMS), hashlib.sha256(SMS).hexdigest())
+    monkeypatch.setattr(download, "SMS", pin)
+    monkeypatch.setattr(
+        download, "SMS_ZIP", replace(download.SMS_ZIP, urls=(f"{server.origin}/sms.zip",))
+    )
+    monkeypatch.setattr(
+        download,
+        "fetch",
+        lambda file, target, check: fetch.fetch(
+            file, target, check, allowed=[server.origin], pause=0.001
+        ),
+    )
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    return tmp_path / "data" / "sms_spam" / "SMSSpamCollection"
+
+
+def test_the_collection_is_taken_out_of_its_zip(server, sms):
+    server.files["/sms.zip"] = zip_of({"../evil": b"x", "/evil": b"x", "SMSSpamCollection": SMS})
+    assert download.download_sms_spam() == sms
+    assert sms.read_bytes() == SMS
+    assert_alone(sms)
+    assert download.download_sms_spam() == sms
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        zip_of({"readme": b"x"}),
+        zip_of({"../SMSSpamCollection": SMS}),
+        zip_of({"SMSSpamCollection": SMS[:-1]}),
+        zip_of({"SMSSpamCollection": SMS.upper()}),
+        zip_of({"SMSSpamCollection": bytes(10**7)}),  # small in the zip, large outside
+        zip_of({"SMSSpamCollection": SMS})[:-30],
+        zip_of({"SMSSpamCollection": SMS})[:50] + b"????" + zip_of({"SMSSpamCollection": SMS})[54:],
+        PAGE,
+        b"",
+    ],
+)
+def test_a_wrong_zip_is_refused(server, sms, raw):
+    server.files["/sms.zip"] = raw
+    with pytest.raises(DownloadError, match="SMSSpamCollection"):
+        download.download_sms_spam()
+    assert list(sms.parent.iterdir()) == []
+
+
+def test_the_pinned_collection_is_the_genuine_one():
+    path = SHARED / "data" / "sms_spam" / "SMSSpamCollection"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    assert download.SMS.difference(path) == ""
+
+
+def test_downloading_needs_no_torch():
+    code = "import sys, gpt2_from_scratch.download; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
