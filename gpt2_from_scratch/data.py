@@ -230,7 +230,7 @@ def _json_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tup
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in names):
             raise DataError(

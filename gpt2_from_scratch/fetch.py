@@ -8,18 +8,19 @@ Only a file that passed every check gets its name, so a file that has its name i
 Only servers on a list are asked, over https, redirects included.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from tqdm import tqdm
 
 from gpt2_from_scratch.errors import DownloadError, GPT2Error
-from gpt2_from_scratch.files import atomic_path, write_json
+from gpt2_from_scratch.files import atomic_path
+from gpt2_from_scratch.part import Part
 from gpt2_from_scratch.pinned import PinnedFile
 
 ALLOWED = (
@@ -31,7 +32,7 @@ TIMEOUTS = (10, 60)  # seconds to connect, seconds of silence
 ATTEMPTS = 4  # at one address, without progress
 PROGRESS = 1 << 20  # bytes that count as some
 MOST_REDIRECTS = 5
-CHUNK = 1 << 18  # bytes
+CHUNK = 1 << 14  # bytes; less than this is lost when a transfer breaks off
 OFFLINE = "GPT2_FROM_SCRATCH_OFFLINE"  # set to 1, it forbids every request
 
 
@@ -64,14 +65,14 @@ def fetch(
             reasons.append(f"{OFFLINE} is set")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.part")
-            begun, _, _ = _begun(part)
+            part = Part(target.with_name(f"{target.name}.part"))
+            begun = part.state().url
             for url in sorted(file.urls, key=lambda url: url != begun):
                 try:
                     _receive(url, file, part, check, allowed, pause)
                     with atomic_path(target) as temporary:
-                        os.replace(part, temporary)
-                    _discard(part)
+                        os.replace(part.path, temporary)
+                    part.discard()
                     return target
                 except GPT2Error as error:
                     reasons.append(f"{url}: {error}")
@@ -94,7 +95,7 @@ def _checked(file: PinnedFile, path: Path, check: Callable[[Path], None]) -> Pat
 def _receive(
     url: str,
     file: PinnedFile,
-    part: Path,
+    part: Part,
     check: Callable[[Path], None],
     allowed: Collection[str],
     pause: float,
@@ -102,91 +103,105 @@ def _receive(
     """Complete `part` from one address and check it; a wrong one is removed. Raises GPT2Error."""
     failures, best = 0, 0
     while True:
-        begun, _, resumed = _begun(part)
+        before = part.state()
         try:
             _transfer(url, file, part, allowed)
         except (_TryAgain, requests.RequestException) as error:
             reason = str(error)
         else:
             try:
-                _checked(file, part, check)
+                _checked(file, part.path, check)
                 return
             except GPT2Error as error:
-                _discard(part)
-                if not (resumed and begun == url):  # else its old beginning may be what is wrong
+                part.discard()
+                went_on = before.url == url and before.done
+                if not went_on:  # else its old beginning may be what is wrong
                     raise
                 reason = str(error)
-        done = _begun(part)[2]
+        done = part.state().done
         failures, best = (1, done) if done >= best + PROGRESS else (failures + 1, best)
         if failures >= ATTEMPTS:
             raise DownloadError(f"{reason} (attempt {failures})")
         time.sleep(pause * 2 ** (failures - 1))
 
 
-def _transfer(url: str, file: PinnedFile, part: Path, allowed: Collection[str]) -> None:
+def _transfer(url: str, file: PinnedFile, part: Part, allowed: Collection[str]) -> None:
     """One request: the whole file, or the rest of it, into `part`."""
-    begun, version, done = _begun(part)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2-from-scratch"}
-    if begun != url or not done:
-        done = 0
-    elif done == file.size:
+    before = part.state()
+    done = before.done if before.url == url else 0
+    if done and done == file.size:
         return
-    else:
-        headers |= {"Range": f"bytes={done}-", "If-Range": version}
-    most = file.most if file.size is None else file.size
+    headers = {"Accept-Encoding": "identity", "User-Agent": "gpt2-from-scratch"}
+    if done:
+        headers |= {"Range": f"bytes={done}-", "If-Range": before.version}
     with _open(url, headers, allowed) as response:
-        status = response.status_code
-        if status == 416 or (status == 206 and not _continues(response, file, done)):
-            _discard(part)
-            raise _TryAgain(f"the server does not go on at byte {done:,}")
-        if status in (408, 425, 429) or status >= 500:
-            raise _TryAgain(f"the server answers {status} {response.reason}")
-        if status not in (200, 206):
-            raise DownloadError(f"the server answers {status} {response.reason}")
-        done = done if status == 206 else 0
-        length = response.headers.get("Content-Length", "")
-        if file.size is not None and length.isdecimal() and done + int(length) != file.size:
-            kind = response.headers.get("Content-Type", "unknown type")
-            raise DownloadError(
-                f"the server offers {done + int(length):,} bytes ({kind}), expected {file.size:,}"
-            )
-        with part.open("ab" if done else "wb") as out:
-            if not done:  # after the old bytes are gone, so that they never pass for this version
-                write_json(_note(part), {"url": url, "version": _version(response)})
-            with tqdm(
-                total=file.size,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                desc=file.name,
-                disable=None,
-            ) as bar:
-                for chunk in response.iter_content(CHUNK):
-                    done += out.write(chunk)
-                    bar.update(len(chunk))
-                    if done > most:
-                        _discard(part)
-                        raise DownloadError(f"more than {most:,} bytes came")
+        start = _start(response, file, part, done)
+        with part.open(start, url, _version(response)) as out:
+            done = start + _copy(response, file, start, out)
+    if done > _most(file):
+        part.discard()
+        raise DownloadError(f"more than {_most(file):,} bytes came")
     if file.size is not None and done < file.size:
         raise _TryAgain(f"cut off after {done:,} of {file.size:,} bytes")
+
+
+def _start(response: requests.Response, file: PinnedFile, part: Part, done: int) -> int:
+    """Where in the file the answer begins: at `done`, or at 0. Raises for any other answer."""
+    status = response.status_code
+    if status == 416 or (status == 206 and not _continues(response, file, done)):
+        part.discard()
+        raise _TryAgain(f"the server does not go on at byte {done:,}")
+    if status not in (200, 206):
+        passing = status in (408, 425, 429) or status >= 500
+        raise (_TryAgain if passing else DownloadError)(
+            f"the server answers {status} {response.reason}"
+        )
+    start = done if status == 206 else 0
+    length = response.headers.get("Content-Length", "")
+    if file.size is not None and length.isdecimal() and start + int(length) != file.size:
+        kind = response.headers.get("Content-Type", "unknown type")
+        raise DownloadError(
+            f"the server offers {start + int(length):,} bytes ({kind}), expected {file.size:,}"
+        )
+    return start
+
+
+def _copy(response: requests.Response, file: PinnedFile, start: int, out: BinaryIO) -> int:
+    """Append the answer to `out`, one chunk more than the file may have at most; how many bytes."""
+    copied = 0
+    with tqdm(
+        total=file.size, initial=start, unit="B", unit_scale=True, desc=file.name, disable=None
+    ) as bar:
+        for chunk in response.iter_content(CHUNK):
+            copied += out.write(chunk)
+            bar.update(len(chunk))
+            if start + copied > _most(file):
+                break
+    out.flush()
+    os.fsync(out.fileno())  # here, where it takes long, it can be interrupted
+    return copied
+
+
+def _most(file: PinnedFile) -> int:
+    return file.most if file.size is None else file.size
 
 
 def _open(url: str, headers: dict[str, str], allowed: Collection[str]) -> requests.Response:
     """The server's answer, after redirects; each address is checked before it is asked."""
     for _ in range(MOST_REDIRECTS + 1):
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise DownloadError(f"{url!r} is no address: {error}") from None
+        parts = urlsplit(url)
         if f"{parts.scheme}://{parts.netloc}" not in allowed:
             raise DownloadError(f"{url} is on none of the servers {', '.join(allowed)}")
-        response = requests.get(
-            url, headers=headers, stream=True, timeout=TIMEOUTS, allow_redirects=False
-        )
-        if not response.is_redirect:
-            return response
-        response.close()
-        url = urljoin(url, response.headers["Location"])
+        try:
+            response = requests.get(
+                url, headers=headers, stream=True, timeout=TIMEOUTS, allow_redirects=False
+            )
+            if not response.is_redirect:
+                return response
+            response.close()
+            url = urljoin(url, response.headers["Location"])
+        except ValueError as error:  # requests parses the next address too
+            raise DownloadError(f"{url} redirects to no address: {error}") from None
     raise DownloadError(f"more than {MOST_REDIRECTS} redirects")
 
 
@@ -201,23 +216,3 @@ def _version(response: requests.Response) -> str:
     """What If-Range takes to name this version of the file; empty if the server names none."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _begun(part: Path) -> tuple[str, str, int]:
-    """Address, version and number of bytes of an unfinished transfer; ("", "", 0) if there is none."""
-    try:
-        note = json.loads(_note(part).read_text(encoding="utf-8"))
-        url, version, done = note["url"], note["version"], part.stat().st_size
-    except (OSError, ValueError, LookupError, TypeError):
-        return "", "", 0
-    usable = isinstance(url, str) and isinstance(version, str) and version
-    return (url, version, done) if usable else ("", "", 0)
-
-
-def _note(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note(part).unlink(missing_ok=True)

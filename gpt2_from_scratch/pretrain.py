@@ -4,6 +4,7 @@ B rows of T tokens. Resumable from its own checkpoint: the rows of a step are a 
 the step, so a run that was interrupted goes on as an unbroken one would have.
 """
 
+import gzip
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from gpt2_from_scratch.corpus import Source, bpe_sample, encode_corpus, n_bytes,
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.files import atomic_path, write_json
 from gpt2_from_scratch.model import GPT2, init_weights
+from gpt2_from_scratch.plots import plot_pretraining
 from gpt2_from_scratch.tokenizer import Tokenizer, write_bpe
 from gpt2_from_scratch.weights import save_gpt2
 
@@ -119,9 +121,11 @@ def pretrain(
 ) -> GPT2:
     """Pretrain on a folder of .txt files; leaves a model folder in `out` that `load_gpt2` reads.
 
-    Beside the model it writes `pretraining.json` (settings), `pretraining.jsonl` (the learning curve)
-    and `state.safetensors` (everything needed to go on). `dtype` is that of the weights on disk. With `resume`,
-    a run goes on from its state; only `steps`, `decay` and `save_every` may differ.
+    Beside the model it writes `pretraining.json` (settings), `pretraining.jsonl` and `pretraining.png`
+    (the learning curve) and `state.safetensors` (everything needed to go on). `dtype` is that of
+    the weights on disk. With `resume`, a run goes on from its state; only `steps`, `decay` and
+    `save_every` may differ. Raises UsageError when `out` holds a run and `resume` is not given,
+    or when other settings changed.
     """
     state_path = out / "state.safetensors"
     if state_path.exists() and not resume:
@@ -161,7 +165,19 @@ def pretrain(
         say(json.dumps(record))
 
     _run_steps(model, optimizers, sources, config, first, checkpoint)
+    text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out).encode()
+    _plot_curve(out, {"gzip -9": 8 * len(gzip.compress(text, 9)) / len(text)})
     return model
+
+
+def _plot_curve(out: Path, references: dict[str, float]) -> None:
+    records = [json.loads(line) for line in (out / "pretraining.jsonl").read_text().splitlines()]
+    plot_pretraining(
+        [record["tokens"] for record in records],
+        [record["held_out_bits_per_byte"] for record in records],
+        references,
+        out / "pretraining.png",
+    )
 
 
 def _run_steps(

@@ -148,7 +148,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
     try:
         value = json.loads(_read(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object of token to id")

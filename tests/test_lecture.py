@@ -131,7 +131,9 @@ def larger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_trace_equals_that_of_a_plain_loop(larger_checkpoint: Path, messages: list[Message]) -> None:
+def test_the_trace_equals_that_of_a_plain_loop(
+    larger_checkpoint: Path, messages: list[Message]
+) -> None:
     lines: list[str] = []
     _, ours = lecture(
         load_gpt2(larger_checkpoint),

@@ -35,6 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def outcome(path: Path, raw: bytes) -> dict | str:
     """What read_index makes of these bytes: entries, or the message; other errors fail the test."""
+    path.unlink(missing_ok=True)  # writing over a file would wait for the disk each time
     path.write_bytes(raw)
     try:
         return read_index(path)
