@@ -16,10 +16,10 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "files", "crc32c", "protobuf", "pinned",
+    "errors", "files", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
-    "model", "weights", "heads", "finetuning", "generate", "verify", "pretrain",
+    "model", "weights", "heads", "finetuning", "generate", "published", "verify", "pretrain",
     "batches", "classifier", "train", "lecture", "recipes", "cli",
 ]  # fmt: skip
 LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2_from_scratch.data import Message, load_sms_spam
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.lecture import Trace, lecture, lecture_split
+from gpt2_from_scratch.lecture import Trace, lecture, lecture_split, make_loaders
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.weights import load_gpt2
 
@@ -212,6 +212,40 @@ def test_the_genuine_split(shared: Path, tmp_path: Path) -> None:
     assert sum(message.text in seen for message in split.test) == 37  # stand verbatim in training
     sound = {message.text for message in load_sms_spam(path)}
     assert len({message.text for message in split.train} - sound) > 0  # altered by stray quotes
+
+
+def test_nearly_every_last_position_is_a_pad(shared: Path, openai_124M: Path) -> None:
+    """What the lecture calls the last token is a pad for 1,044 of its 1,045 training messages."""
+    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
+    if not path.exists():
+        pytest.skip(f"put the SMS Spam Collection at {path}")
+    tokenizer = Tokenizer(openai_124M)
+    loaders, longest = make_loaders(lecture_split(path), tokenizer)
+    assert longest == 120 and [len(loader) for loader in loaders] == [130, 19, 38]
+    last = torch.cat([ids[:, -1] for ids, _ in DataLoader(loaders[0].dataset, batch_size=64)])
+    assert int((last == tokenizer.end_of_text_id).sum()) == 1044
+
+
+def test_before_training_only_the_head_is_random(
+    larger_checkpoint: Path, messages: list[Message], monkeypatch
+) -> None:
+    """The lecture says the last block and the final norm are "still random"; they are GPT-2's."""
+    seen = {}
+
+    def stop(model, *_) -> None:
+        seen.update({name: value.clone() for name, value in model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpt2_from_scratch.lecture._train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        lecture(
+            load_gpt2(larger_checkpoint), Tokenizer(larger_checkpoint), lecture_split(messages),
+            base="random", say=lambda line: None,
+        )  # fmt: skip
+    pretrained = load_gpt2(larger_checkpoint).state_dict()
+    assert seen.keys() - pretrained.keys() == {"head.bias"}
+    for name, value in pretrained.items():
+        assert name == "head.weight" or torch.equal(seen[name], value), name
 
 
 def test_other_labels_are_sent_to_the_default_recipe() -> None:

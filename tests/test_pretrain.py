@@ -107,7 +107,7 @@ def test_the_files_load(corpus, tmp_path):
     assert settings == asdict(CONFIG) | {"torch": torch.__version__}
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "encoder.json", "hparams.json", "model.safetensors", "pretraining.json",
-        "pretraining.jsonl", "state.safetensors", "vocab.bpe",
+        "pretraining.jsonl", "pretraining.png", "state.safetensors", "vocab.bpe",
     ]  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def test_a_file_shorter_than_a_row_does_no_harm(tmp_path):
     write_documents(tmp_path / "corpus" / "a.txt", 3)
     (tmp_path / "corpus" / "short.txt").write_text("hi you\n")
     (tmp_path / "corpus" / "MANIFEST.tsv").write_text("file\tregister\nshort.txt\tconversation\n")
-    run(tmp_path / "corpus", tmp_path / "out", replace(CONFIG, conversation=1000.0))
+    run(tmp_path / "corpus", tmp_path / "out", replace(CONFIG, n_vocab=280, conversation=1000.0))
 
 
 def test_a_vocabulary_left_by_another_run_must_fit(corpus, tmp_path):

@@ -1,0 +1,94 @@
+"""The miniature that ships: whole, small, able to read every message, and able to learn the main job."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_from_scratch.classifier import Classifier, weights_sha256
+from gpt2_from_scratch.config import TrainConfig, read_config
+from gpt2_from_scratch.data import load_sms_spam
+from gpt2_from_scratch.files import sha256_of
+from gpt2_from_scratch.generate import generate
+from gpt2_from_scratch.paths import embedded
+from gpt2_from_scratch.recipes import train_classifier
+from gpt2_from_scratch.tokenizer import Tokenizer
+from gpt2_from_scratch.weights import load_gpt2
+
+MINI = embedded("weights/mini")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_gpt2("mini")
+
+
+def test_its_files_are_the_listed_ones() -> None:
+    listed = dict(
+        reversed(line.split("  ")) for line in (MINI / "SHA256SUMS").read_text().splitlines()
+    )
+    assert set(listed) >= {"hparams.json", "vocab.bpe", "encoder.json", "model.safetensors"}
+    for name, digest in listed.items():
+        assert sha256_of(MINI / name) == digest, name
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in MINI.iterdir()) < 20e6
+
+
+def test_it_reads_every_message_whole(shared: Path) -> None:
+    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
+    if not path.exists():
+        pytest.skip(f"put the SMS Spam Collection at {path}")
+    tokenizer = Tokenizer(MINI)
+    longest = max(len(tokenizer.encode(message.text)) for message in load_sms_spam(path))
+    assert longest <= read_config(MINI).n_ctx
+
+
+def test_a_telephone_number_stays_a_row_of_digits() -> None:
+    tokenizer = Tokenizer(MINI)
+    pieces = [tokenizer.decode([token]) for token in tokenizer.encode("call 07700 900123")]
+    assert "".join(pieces) == "call 07700 900123"
+    assert all(sum(character.isdigit() for character in piece) <= 1 for piece in pieces)
+
+
+def test_it_finds_english_likelier_than_the_same_words_shuffled(mini) -> None:
+    text = "I will be home in about an hour, so please put the kettle on and wait for me."
+    tokenizer, words = Tokenizer(MINI), text.split()
+    random.Random(0).shuffle(words)
+
+    def nats(sentence: str) -> float:
+        ids = torch.tensor([tokenizer.encode(sentence)])
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(
+                mini(ids)[0, :-1], ids[0, 1:], reduction="sum"
+            ).item()
+
+    assert nats(text) < nats(" ".join(words)) - 10
+    assert nats(text) / math.log(2) / len(text) < 2.2  # bits a byte; gzip needs about 3
+
+
+def test_greedy_text_is_made_of_words(mini) -> None:
+    tokenizer = Tokenizer(MINI)
+    ids = generate(mini, torch.tensor(tokenizer.encode("I think that")), 20)
+    text = tokenizer.decode(ids.tolist())
+    assert text.startswith("I think that") and text.isprintable()
+    common = set("the a to of and is it in that you I be not for was are have do".split())
+    assert len(common & set(text.split())) >= 4
+
+
+def test_the_main_job(tmp_path: Path) -> None:
+    """A shortened `make demo`: well above chance, saved, and loaded again."""
+    config = TrainConfig(epochs=3, seed=1)
+    run, classifier, scores = train_classifier(
+        "mini", "demo", tmp_path / "run", config, quiet=True, say=lambda line: None
+    )
+    assert scores.accuracy > 0.7
+    again = Classifier.load(run)
+    texts = ["Claim your prize now", "see you at six"]
+    assert again.predict(texts) == classifier.predict(texts)
+    assert again.description.base == "mini"
+    assert again.description.base_sha256 == weights_sha256(load_gpt2("mini"))
+    assert (run / "best.safetensors").stat().st_size < 4e6
