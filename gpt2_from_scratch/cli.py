@@ -165,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_train(args: argparse.Namespace) -> None:
+    """Finetune a classifier and print its scores on the test part."""
     from gpt2_from_scratch.devices import choose_device
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import train_as_the_lecture, train_classifier
@@ -194,6 +195,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
+    """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data import load_messages
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import evaluate_classifier
@@ -210,6 +212,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> None:
+    """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.data import read_texts
 
     if args.file and args.texts:
@@ -230,11 +233,13 @@ def run_predict(args: argparse.Namespace) -> None:
             shares = (f"{share:.6f}" for share in prediction.probabilities.values())
             writer.writerow([number, prediction.label, *shares])
         else:
-            shown = text if len(text) <= 60 else text[:57] + "..."
-            print(f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}  {shown}")
+            shares = (f"{name} {share:.3f}" for name, share in prediction.probabilities.items())
+            shown = " ".join(text.split())  # one line a text
+            print(f"{prediction.label}  ({', '.join(shares)})  {shown:.80}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
+    """Print what was checked of a model; raises CheckpointError when something failed."""
     from gpt2_from_scratch.errors import CheckpointError
     from gpt2_from_scratch.verify import format_checks, verify_model
 
@@ -248,6 +253,7 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
+    """Print a continued text."""
     import torch
 
     from gpt2_from_scratch.devices import choose_device
@@ -271,6 +277,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
+    """Pretrain a model into a folder."""
     import torch
 
     from gpt2_from_scratch.devices import choose_device
@@ -291,6 +298,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
+    """Fetch files and print where they lie."""
     from gpt2_from_scratch.download import download_model, download_sms_spam
 
     print(download_sms_spam() if args.what == "sms" else download_model(args.what))

@@ -47,7 +47,10 @@ class Source:
 
 def read_documents(path: Path) -> list[str]:
     """The documents of one text file, in order."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}; save the file as UTF-8") from None
     return [document.strip("\n") for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
@@ -65,8 +68,9 @@ def registers(folder: Path) -> dict[str, str]:
     listed = {}
     if manifest.exists():
         with manifest.open(encoding="utf-8", newline="") as file:
-            listed = {row["file"]: row["register"] for row in csv.DictReader(file, delimiter="\t")}
-    return {name: listed.get(name, "general") for name in files}
+            rows = csv.DictReader(file, delimiter="\t")
+            listed = {row.get("file"): row.get("register") for row in rows}
+    return {name: listed.get(name) or "general" for name in files}
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
@@ -91,6 +95,11 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
     )
     trainable.train_from_iterator(texts, trainer)
     merges = json.loads(trainable.to_str())["model"]["merges"]
+    if len(merges) != n_vocab - 257:
+        raise DataError(
+            f"the text yields {len(merges) + 257} tokens, not n_vocab = {n_vocab}; "
+            "take more text or fewer tokens"
+        )
     return [tuple(pair) for pair in merges]
 
 
@@ -109,7 +118,7 @@ def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
         )
         line = "".join(words)
     if draw.random() < 0.5:
-        line = line.replace("'", "")
+        line = line.replace("'", "") or line
     return line
 
 
@@ -144,8 +153,9 @@ def encode_corpus(
         documents = read_documents(folder / name)
         kept = [document for document in documents if not is_held_out(document)]
         weight = register_weights.get(register, 1.0) * sum(map(len, kept))
-        train.append(encode_source(name, kept, tokenizer, weight))
-        if register == "conversation" and phone:
+        if kept:
+            train.append(encode_source(name, kept, tokenizer, weight))
+        if kept and register == "conversation" and phone:
             draw = random.Random(f"{seed} {name}")
             typed = (
                 "\n".join(as_typed_on_a_phone(line, draw) for line in document.split("\n"))
@@ -175,4 +185,6 @@ def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
 
 def n_bytes(source: Source, tokenizer: Tokenizer) -> int:
     """How many bytes of text the tokens of a source stand for."""
-    return len(tokenizer.decode(source.tokens.tolist()).encode())
+    text = source.tokens[source.tokens != tokenizer.end_of_text_id]
+    ends = len(source.tokens) - len(text)  # each in place of a newline, one byte
+    return len(tokenizer.decode(text.tolist()).encode()) + ends

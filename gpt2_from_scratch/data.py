@@ -1,6 +1,7 @@
 """Labelled messages: read, checked, and split so that no text stands on both sides."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -95,13 +96,13 @@ def read_texts(path: Path, text_column: str = "text") -> list[str]:
         raise DataError(f"{path} is not a file")
     if path.suffix in (".csv", ".tsv", ".jsonl"):
         return [text for _, (text,) in _columns(path, (text_column,))]
-    return _decoded(path).splitlines()
+    return [line for _, line in _lines(path)]
 
 
 def write_messages(path: Path, messages: Sequence[Message]) -> None:
     """Write a .csv file that `load_messages` reads back, atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["label", "text"])
         writer.writerows((message.label, message.text) for message in messages)
 
@@ -141,15 +142,16 @@ def split_messages(
         raise DataError(
             f"the messages have one label only, {list(by_label)}: nothing to tell apart"
         )
+    for label, texts in by_label.items():
+        if len(texts) < 10:  # a tenth of them would be none
+            raise DataError(f"{len(texts)} texts of label {label!r} are too few; 10 are needed")
     random = np.random.RandomState(seed)
     rarest = min(len(texts) for texts in by_label.values())
     parts: tuple[list[str], ...] = ([], [], [])
-    for label, texts in by_label.items():
+    for texts in by_label.values():
         order = random.permutation(len(texts))[: rarest if balance else None]
         first, second = (int(fraction * len(order)) for fraction in FRACTIONS)
         cuts = (order[:first], order[first : first + second], order[first + second :])
-        if not all(len(cut) for cut in cuts):
-            raise DataError(f"{len(texts)} texts of label {label!r} are too few; 10 are needed")
         for part, cut in zip(parts, cuts, strict=True):
             part.extend(texts[n] for n in cut)
     train, val, test = (
@@ -175,16 +177,22 @@ def _decoded(path: Path) -> str:
         ) from None
 
 
-def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of each line; only \n and \r\n end one, whatever else Unicode has for it."""
     lines = _decoded(path).split("\n")
     for number, line in enumerate(lines, start=1):
-        if line or number < len(lines):  # the last line ends the file
-            yield number, line.removesuffix("\r").split("\t")
+        if line or number < len(lines):  # behind the last \n there is no line
+            yield number, line.removesuffix("\r")
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _lines(path):
+        yield number, line.split("\t")
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(10**8)
-    reader = csv.reader(_decoded(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -225,12 +233,12 @@ def _table_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tu
 
 
 def _json_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+    for number, line in _lines(path):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in names):
             raise DataError(

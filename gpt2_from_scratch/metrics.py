@@ -33,6 +33,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
+        """The share of right answers."""
         return self.correct / self.total
 
 

@@ -19,7 +19,7 @@ def home() -> Path:
         return Path(chosen).expanduser()
     if (CHECKOUT / "pyproject.toml").exists() and (CHECKOUT / "weights").is_dir():
         return CHECKOUT
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gpt2_from_scratch"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2_from_scratch"
 
 
 def embedded(name: str) -> Path:

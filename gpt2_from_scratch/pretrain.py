@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from gpt2_from_scratch.config import GPT2Config, PretrainConfig
 from gpt2_from_scratch.corpus import Source, bpe_sample, encode_corpus, n_bytes, train_bpe
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.files import atomic_path, write_json
 from gpt2_from_scratch.model import GPT2, init_weights
 from gpt2_from_scratch.plots import plot_pretraining
-from gpt2_from_scratch.tokenizer import Tokenizer, write_bpe
+from gpt2_from_scratch.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
 from gpt2_from_scratch.weights import save_gpt2
 
 
@@ -134,8 +134,19 @@ def pretrain(
         say(f"learning {config.n_vocab} tokens from {corpus}")
         write_bpe(out, train_bpe(bpe_sample(corpus, config.phone, config.seed), config.n_vocab))
     tokenizer = Tokenizer(out)
+    if tokenizer.n_vocab != config.n_vocab:
+        raise UsageError(
+            f"{out} holds a vocabulary of {tokenizer.n_vocab} tokens, n_vocab is {config.n_vocab}; "
+            "choose another --out"
+        )
     weights = {"conversation": config.conversation}
     sources, held_out = encode_corpus(corpus, tokenizer, weights, config.phone, config.seed)
+    sources = [source for source in sources if len(source.tokens) > config.n_ctx]
+    if not sources or not any(len(source.tokens) > 1 for source in held_out):
+        raise DataError(
+            f"{corpus} is too small: it takes a file of more than n_ctx = {config.n_ctx} tokens, and "
+            "so many documents (blank lines end them) that one in 250 can be held out"
+        )
     held_out_bytes = sum(n_bytes(source, tokenizer) for source in held_out)
     say(
         f"{sum(len(source.tokens) for source in sources):,} tokens in {len(sources)} sources; "
@@ -158,15 +169,16 @@ def pretrain(
             "held_out_bits_per_byte": round(held, 4),
             "tokens_per_second": round(tokens_per_second),
         }
-        with (out / "pretraining.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
         save_gpt2(model, out, dtype)
         _save_state(state_path, model, optimizers, step, config)
+        with (out / "pretraining.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         say(json.dumps(record))
 
     _run_steps(model, optimizers, sources, config, first, checkpoint)
-    text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out).encode()
-    _plot_curve(out, {"gzip -9": 8 * len(gzip.compress(text, 9)) / len(text)})
+    text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
+    raw = text.replace(END_OF_TEXT, "\n").encode()
+    _plot_curve(out, {"gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw)})
     return model
 
 

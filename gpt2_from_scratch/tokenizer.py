@@ -68,7 +68,9 @@ class Tokenizer:
         try:
             return self._encoding.decode(list(ids))
         except (KeyError, OverflowError) as error:
-            raise DataError(f"token id {error} is not in this vocabulary") from None
+            raise DataError(
+                f"an id is not in this vocabulary of 0 to {self.n_vocab - 1}: {error}"
+            ) from None
 
 
 def bytes_to_characters() -> dict[int, str]:

@@ -74,7 +74,7 @@ def test_greedy_text_is_made_of_words(mini) -> None:
     tokenizer = Tokenizer(MINI)
     ids = generate(mini, torch.tensor(tokenizer.encode("I think that")), 20)
     text = tokenizer.decode(ids.tolist())
-    assert text.startswith("I think that") and text.isprintable()
+    assert text.startswith("I think that") and text.replace("\n", "").isprintable()
     common = set("the a to of and is it in that you I be not for was are have do".split())
     assert len(common & set(text.split())) >= 4
 
