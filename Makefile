@@ -27,4 +27,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

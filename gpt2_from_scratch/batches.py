@@ -5,18 +5,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 
 def encode_texts(
     texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """Token ids of each text, cut to its first `max_tokens`, and how many texts were cut.
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of each text, cut to its first `max_tokens`, and whether the text was cut.
 
     An empty text becomes the single token <|endoftext|>, so that there is something to read.
     """
+    if isinstance(texts, str):  # it would be taken for a list of letters
+        raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
     encoded = [tokenizer.encode(text) or [tokenizer.end_of_text_id] for text in texts]
-    cut = sum(len(ids) > max_tokens for ids in encoded)
+    cut = [len(ids) > max_tokens for ids in encoded]
     return [ids[:max_tokens] for ids in encoded], cut
 
 

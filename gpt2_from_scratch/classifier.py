@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
+from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.finetuning import trainable_names
-from gpt2_from_scratch.heads import POOLINGS, Pooling, class_logits, replace_head
+from gpt2_from_scratch.heads import class_logits, replace_head
 from gpt2_from_scratch.model import GPT2
-from gpt2_from_scratch.paths import MODELS, model_folder
+from gpt2_from_scratch.paths import MODELS, model_folder, model_name
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.weights import load_gpt2
 
@@ -59,6 +60,7 @@ class Classifier:
         self.model = model
         self.tokenizer = tokenizer
         self.description = description
+        self._changed = {"head.weight", "head.bias"}  # what the base does not have as it is here
 
     @classmethod
     def on_base(
@@ -77,9 +79,12 @@ class Classifier:
         """
         folder = model_folder(base)
         model, tokenizer = load_gpt2(base), Tokenizer(folder)
-        name = str(base) if str(base) in MODELS else str(folder.resolve())
         description = Description(
-            name, weights_sha256(model), list(labels), pooling, max_tokens or model.config.n_ctx
+            model_name(base),
+            base_sha256(model, tokenizer),
+            list(labels),
+            pooling,
+            model.config.n_ctx if max_tokens is None else max_tokens,
         )
         _check(description, model, tokenizer)
         with torch.random.fork_rng():
@@ -102,6 +107,8 @@ class Classifier:
             with safe_open(path, framework="pt") as file:
                 description = _read_description(file.metadata() or {}, path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
+                if file.metadata().get("tensors_sha256") != _sha256(tensors):
+                    raise CheckpointError(f"{path} is damaged: its numbers are not those saved")
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
         if base is None and description.base not in MODELS:
@@ -110,7 +117,7 @@ class Classifier:
             )
         base = description.base if base is None else base
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
-        found = weights_sha256(model)
+        found = base_sha256(model, tokenizer)
         if found != description.base_sha256:
             raise CheckpointError(
                 f"{path} was trained on {description.base} with weights {description.base_sha256[:12]}...; "
@@ -120,22 +127,29 @@ class Classifier:
         with torch.random.fork_rng():
             replace_head(model, len(description.labels))
         _put(tensors, model, path)
-        return cls(model, tokenizer, description)
+        classifier = cls(model, tokenizer, description)
+        classifier._changed |= tensors.keys()
+        return classifier
 
     def save(self, path: Path) -> None:
-        """Write the trainable parameters and the description to one safetensors file, atomically."""
-        trained = set(trainable_names(self.model))
+        """Write the parameters that ever trained and the description to one safetensors file, atomically."""
+        # once trained, always kept: a block frozen again later still differs from the base
+        self._changed |= set(trainable_names(self.model))
         tensors = {
             name: parameter.detach().contiguous()
             for name, parameter in self.model.named_parameters()
-            if name in trained
+            if name in self._changed
         }
-        metadata = {"format": FORMAT, "description": json.dumps(asdict(self.description))}
+        metadata = {
+            "format": FORMAT,
+            "description": json.dumps(asdict(self.description)),
+            "tensors_sha256": _sha256(tensors),
+        }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
-    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token ids of each text as this classifier reads it, and how many texts were cut."""
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text as this classifier reads it, and whether the text was cut."""
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
     def batch(self, encoded: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -161,7 +175,7 @@ class Classifier:
 
         Raises DataError when one of them is not a string.
         """
-        encoded, _ = self.encode(texts)
+        encoded, truncated = self.encode(texts)
         probabilities = self.logits(encoded).softmax(dim=1).numpy().astype(np.float64)
         labels = self.description.labels
         return [
@@ -169,12 +183,15 @@ class Classifier:
                 labels[int(row.argmax())],
                 dict(zip(labels, (row / row.sum()).tolist(), strict=True)),
                 len(ids),
-                truncated=len(ids)
-                == self.description.max_tokens
-                < len(self.tokenizer.encode(text)),
+                cut,
             )
-            for text, ids, row in zip(texts, encoded, probabilities, strict=True)
+            for ids, cut, row in zip(encoded, truncated, probabilities, strict=True)
         ]
+
+
+def base_sha256(model: GPT2, tokenizer: Tokenizer) -> str:
+    """Identity of a base model: its weights and what its token ids mean."""
+    return hashlib.sha256(f"{weights_sha256(model)} {tokenizer.sha256}".encode()).hexdigest()
 
 
 def weights_sha256(model: GPT2) -> str:
@@ -182,11 +199,14 @@ def weights_sha256(model: GPT2) -> str:
 
     SHA-256 over each parameter's name, shape and float32 numbers, in order of names, head left out.
     """
+    return _sha256({n: p for n, p in model.named_parameters() if not n.startswith("head.")})
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not name.startswith("head."):
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -215,7 +235,13 @@ def _read_description(metadata: dict[str, str], path: Path) -> Description:
         unknown = values.keys() - {field.name for field in fields(Description)}
         if unknown:
             raise CheckpointError(f"{path}: its description has unknown keys {sorted(unknown)}")
-        return Description(**values)
+        description = Description(**values)
+        labels, numbers = description.labels, (description.max_tokens, description.pad_to or 1)
+        if type(labels) is not list or {type(x) for x in labels} != {str}:
+            raise ValueError(f"labels = {labels!r}")
+        if any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"max_tokens, pad_to = {numbers}")
+        return description
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description cannot be read: {error}") from None
 

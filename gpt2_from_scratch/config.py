@@ -1,11 +1,12 @@
 """Settings: the sizes of a GPT-2, how it is pretrained, how a classifier is trained on it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.files import write_json
 
 # what Hugging Face's config.json may leave open and GPT-2 fixes
@@ -50,6 +51,12 @@ SIZES = {
 }
 
 
+# where a text is read: its last real token; the last position of the batch, pad or not, as the
+# lecture does; its first token (which has seen nothing but itself); the mean over its real tokens
+Pooling = Literal["last_token", "last_position", "first_token", "mean"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
 def setting(default: Any, meaning: str) -> Any:
     """A field whose meaning the command line's --help shows too."""
     return field(default=default, metadata={"help": meaning})
@@ -68,6 +75,13 @@ class TrainConfig:
     warmup: float = setting(0.1, "part of the steps in which the rate rises; then it falls to 0")
     weight_decay: float = setting(0.1, "AdamW's")
     seed: int = setting(123, "of the head's first weights, the order of messages and the split")
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "epochs", "patience", "batch_size")
+        _at_least_zero(self, "n_last_blocks", "weight_decay")
+        _check_rates(self)
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"warmup = {self.warmup} must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,39 @@ class PretrainConfig:
     weight_decay: float = setting(0.1, "of the matrices inside the blocks")
     seed: int = setting(123, "of the first weights and the rows drawn")
     save_every: int = setting(250, "steps between checkpoints and looks at the held-out text")
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "steps", "tokens", "row", "long_every", "save_every")
+        _at_least_zero(self, "conversation", "phone", "warmup", "weight_decay")
+        _check_rates(self)
+        if not 0 <= self.decay <= 1:
+            raise UsageError(f"decay = {self.decay} must be from 0 to 1")
+        if not self.row <= self.n_ctx <= self.tokens:
+            raise UsageError(
+                f"row {self.row}, n_ctx {self.n_ctx} and tokens {self.tokens} must not fall"
+            )
+        if not 257 <= self.n_vocab <= 65536:  # the bytes and <|endoftext|>; ids are kept as uint16
+            raise UsageError(f"n_vocab = {self.n_vocab} must be from 257 to 65,536")
+        GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} = {getattr(config, name)} must be at least 1")
+
+
+def _at_least_zero(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise UsageError(f"{name} = {getattr(config, name)} must be a number from 0 up")
+
+
+def _check_rates(config: Any) -> None:
+    if not 0 < config.lr < math.inf:
+        raise UsageError(f"lr = {config.lr} must be a number above 0")
+    if not 0 <= config.seed < 2**32:  # what numpy's RandomState takes
+        raise UsageError(f"seed = {config.seed} must be from 0 to 4,294,967,295")
 
 
 def read_config(folder: Path) -> GPT2Config:

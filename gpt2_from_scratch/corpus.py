@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.tokenizer import Tokenizer, bytes_to_characters
 
 HELD_OUT_ONE_IN = 250  # documents kept for validation
@@ -78,8 +78,13 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
 
     Digits are kept apart while learning, so no merge joins two: a phone number stays a row of digits.
     """
-    from tokenizers import Regex, models, pre_tokenizers, trainers  # in the extra `pretrain`
-    from tokenizers import Tokenizer as Trainable
+    try:
+        from tokenizers import Regex, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Trainable
+    except ModuleNotFoundError:
+        raise UsageError(
+            "learning a vocabulary takes a package more: pip install 'gpt2-from-scratch[pretrain]'"
+        ) from None
 
     trainable = Trainable(models.BPE())
     trainable.pre_tokenizer = pre_tokenizers.Sequence(

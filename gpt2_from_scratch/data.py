@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +94,18 @@ def read_texts(path: Path, text_column: str = "text") -> list[str]:
     """Texts to classify: a column of a .csv, .tsv or .jsonl file, or else the lines of a text file."""
     if not path.is_file():
         raise DataError(f"{path} is not a file")
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
         return [text for _, (text,) in _columns(path, (text_column,))]
     return [line for _, line in _lines(path)]
+
+
+def lines_of(stream: Iterable[bytes]) -> Iterator[str]:
+    """The lines of standard input, as `read_texts` reads a file's: UTF-8, with or without a BOM."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input, line {number}: {error}; send UTF-8") from None
 
 
 def write_messages(path: Path, messages: Sequence[Message]) -> None:
@@ -205,17 +214,23 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, row
 
 
+def _without_surrogates(text: str) -> str:
+    """JSON may hold halves of a character, which no file can: each becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def _columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, values of the named columns) of each row of a table."""
-    if path.suffix == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
         return _json_columns(path, names)
-    if path.suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv"):
         return _table_columns(path, names)
     raise DataError(f"{path}: the name must end in .csv, .tsv or .jsonl to say what it is")
 
 
 def _table_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    rows = _comma_separated(path) if path.suffix == ".csv" else _tab_separated(path)
+    rows = _comma_separated(path) if path.suffix.lower() == ".csv" else _tab_separated(path)
     header = next(rows, (1, []))[1]
     for name in names:
         if header.count(name) != 1:
@@ -244,4 +259,4 @@ def _json_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tup
             raise DataError(
                 f"{path}, line {number}: expected strings under the keys {names}; found {line!r:.200}"
             )
-        yield number, tuple(row[name] for name in names)
+        yield number, tuple(_without_surrogates(row[name]) for name in names)

@@ -3,18 +3,12 @@
 B texts, T tokens of the longest, C = n_embd, K = num_classes.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 
+from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.model import GPT2
-
-# where a text is read: its last real token; the last position of the batch, pad or not, as the lecture does;
-# its first token (which has seen nothing but itself); the mean over its real tokens
-Pooling = Literal["last_token", "last_position", "first_token", "mean"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def replace_head(model: GPT2, num_classes: int) -> None:

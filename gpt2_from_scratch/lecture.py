@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2_from_scratch.batches import pad_batch
-from gpt2_from_scratch.classifier import Classifier, Description, weights_sha256
+from gpt2_from_scratch.classifier import Classifier, Description, base_sha256
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
@@ -107,7 +107,7 @@ def lecture(
     The classifier it returns pads every text as in training and reads the last position.
     """
     trace = Trace()
-    identity = weights_sha256(model)
+    identity = base_sha256(model, tokenizer)
     torch.manual_seed(seed)
     loaders, longest = make_loaders(split, tokenizer)
     say(f"{len(loaders[0])} / {len(loaders[1])} / {len(loaders[2])} batches of {longest} tokens")

@@ -28,12 +28,17 @@ def embedded(name: str) -> Path:
     return in_wheel if in_wheel.is_dir() else CHECKOUT / name
 
 
+def model_name(model: str | Path) -> str:
+    """What to call a model later: its known name, or else the whole path of its folder."""
+    return str(model) if model in MODELS else str(model_folder(model).resolve())
+
+
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model given as a name ("mini", "124M", ...) or as a path.
+    """The folder of a model given as a name ("mini", "124M", ...) or as a path ("./mini").
 
     Raises CheckpointError when there is none, saying how to get it.
     """
-    if str(model) in MODELS:
+    if model in MODELS:
         folder = embedded("weights/mini") if model == "mini" else home() / "weights" / str(model)
         if folder.is_dir():
             return folder

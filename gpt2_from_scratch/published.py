@@ -7,7 +7,7 @@ T tokens, K = num_classes. Source: S. Raschka, Build a Large Language Model (Fro
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.generate import generate
+from gpt2_from_scratch.generation import generate
 from gpt2_from_scratch.heads import replace_head
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.tokenizer import Tokenizer

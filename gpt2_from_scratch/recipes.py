@@ -6,12 +6,13 @@ messages as `test.csv`, and `evaluation.json`.
 
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.config import TrainConfig
+from gpt2_from_scratch.config import Pooling, TrainConfig
 from gpt2_from_scratch.data import (
     Message,
     Split,
@@ -23,10 +24,9 @@ from gpt2_from_scratch.data import (
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.files import write_json
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
-from gpt2_from_scratch.heads import Pooling
 from gpt2_from_scratch.lecture import lecture, lecture_split
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
-from gpt2_from_scratch.paths import MODELS, home, model_folder
+from gpt2_from_scratch.paths import home, model_folder, model_name
 from gpt2_from_scratch.plots import plot_training
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import Epoch, finetune, to_labelled
@@ -71,9 +71,13 @@ def train_classifier(
     )
     say(format_ledger(ledger(classifier.model)))
     run = new_run_folder(run, model, data, config.seed)
+    write_messages(run / "test.csv", split.test)  # first: an interrupted run can be scored too
+    settings = {"model": str(model), "data": str(data), "balance": balance, "device": str(device)}
+    settings |= {"text_column": text_column, "label_column": label_column}
+    _write_config(run, settings | {"train": asdict(config)}, split, classifier)
     history = finetune(classifier, split, config, run, quiet=quiet, say=say)
     _plot(history, run)
-    return run, classifier, _finish(classifier, split, run)
+    return run, classifier, _finish(classifier, split, run, say)
 
 
 def train_as_the_lecture(
@@ -90,23 +94,26 @@ def train_as_the_lecture(
     messages = load_messages(data)  # checks the file, whichever way it is then read
     split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
     gpt2, folder = load_gpt2(model).to(device), model_folder(model)
-    base = str(model) if str(model) in MODELS else str(folder.resolve())
     run = new_run_folder(run, model, data, seed)
-    classifier, trace = lecture(gpt2, Tokenizer(folder), split, base=base, seed=seed, say=say)
-    write_json(
-        run / "config.json", {"recipe": "lecture", "seed": seed} | asdict(classifier.description)
+    write_messages(run / "test.csv", split.test)
+    classifier, trace = lecture(
+        gpt2, Tokenizer(folder), split, base=model_name(model), seed=seed, say=say
     )
+    settings = {"recipe": "lecture", "model": str(model), "data": str(data), "seed": seed}
+    _write_config(run, settings, split, classifier)
     write_json(run / "trace.json", asdict(trace))
     classifier.save(run / "best.safetensors")
     steps, *losses = zip(*trace.losses, strict=True)
     train, val = zip(*trace.accuracies, strict=True)
     plot_training(steps, (losses[0], losses[1]), (train, val), run / "curves.png", step_name="step")
-    return run, classifier, _finish(classifier, split, run)
+    return run, classifier, _finish(classifier, split, run, say)
 
 
-def evaluate_classifier(classifier: Classifier, messages: list[Message]) -> Evaluation:
+def evaluate_classifier(
+    classifier: Classifier, messages: list[Message], say: Callable[[str], None] = print
+) -> Evaluation:
     """Score a classifier on labelled messages."""
-    labelled = to_labelled(classifier, messages)
+    labelled = to_labelled(classifier, messages, say)
     predicted = classifier.logits(labelled.encoded).argmax(dim=1)
     return evaluate_predictions(
         labelled.labels.numpy(), predicted.numpy(), classifier.description.labels
@@ -125,7 +132,7 @@ def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: 
             )
         run.mkdir(parents=True, exist_ok=True)
         return run
-    stem = f"{Path(model).name}-{Path(data).stem}-{seed}"
+    stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
     number = 1
     while True:
         run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
@@ -136,9 +143,20 @@ def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: 
             number += 1
 
 
-def _finish(classifier: Classifier, split: Split, run: Path) -> Evaluation:
-    evaluation = evaluate_classifier(classifier, split.test)
-    write_messages(run / "test.csv", split.test)
+def _write_config(run: Path, settings: dict, split: Split, classifier: Classifier) -> None:
+    messages = {part: len(messages) for part, messages in vars(split).items()}
+    write_json(
+        run / "config.json",
+        settings
+        | {"classifier": asdict(classifier.description), "messages": messages}
+        | {"torch": torch.__version__, "gpt2_from_scratch": version("gpt2-from-scratch")},
+    )
+
+
+def _finish(
+    classifier: Classifier, split: Split, run: Path, say: Callable[[str], None]
+) -> Evaluation:
+    evaluation = evaluate_classifier(classifier, split.test, say)
     write_json(run / "evaluation.json", {"accuracy": evaluation.accuracy} | asdict(evaluation))
     return evaluation
 

@@ -6,6 +6,7 @@ under its path and later serves the old copy for a changed file; so the two file
 Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and tiktoken_ext/openai_public.py.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ class Tokenizer:
         ranks, end_of_text = read_bpe(Path(folder))
         self.end_of_text_id = end_of_text  # also the pad: text never encodes to it
         self.n_vocab = len(ranks) + 1
+        self.sha256 = hashlib.sha256(
+            b"\n".join(token.hex().encode() for token in ranks)
+        ).hexdigest()
         self._encoding = tiktoken.Encoding(
             name=str(folder),
             pat_str=SPLIT_PATTERN,

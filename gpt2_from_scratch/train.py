@@ -16,8 +16,7 @@ from tqdm import tqdm
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
-from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
-from gpt2_from_scratch.files import write_json
+from gpt2_from_scratch.errors import DataError, GPT2Error
 from gpt2_from_scratch.finetuning import set_trainable
 
 
@@ -40,13 +39,21 @@ class Labelled:
     labels: Tensor  # (N,) int64
 
 
-def to_labelled(classifier: Classifier, messages: Sequence[Message]) -> Labelled:
-    """Encode messages for a classifier; raises DataError for a label it does not know."""
+def to_labelled(
+    classifier: Classifier, messages: Sequence[Message], say: Callable[[str], None] = print
+) -> Labelled:
+    """Encode messages for a classifier, and say how many had to be cut.
+
+    Raises DataError for a label the classifier does not know.
+    """
     names = classifier.description.labels
     unknown = sorted({message.label for message in messages} - set(names))
     if unknown:
         raise DataError(f"labels {unknown} are none of the classifier's {names}")
-    encoded, _ = classifier.encode([message.text for message in messages])
+    encoded, cut = classifier.encode([message.text for message in messages])
+    if any(cut):
+        limit = classifier.description.max_tokens
+        say(f"{sum(cut)} of {len(cut)} messages are longer than {limit} tokens and were cut")
     return Labelled(encoded, torch.tensor([names.index(message.label) for message in messages]))
 
 
@@ -61,27 +68,16 @@ def finetune(
 ) -> list[Epoch]:
     """Train `classifier` in place and leave in it the weights of the lowest validation loss.
 
-    Writes to the folder `run`: `config.json`, `metrics.jsonl` (a line an epoch), `best.safetensors` and
-    `last.safetensors`. The order of messages is a function of seed and epoch alone. Raises GPT2Error
+    Writes to the folder `run`: `metrics.jsonl` (a line an epoch), `best.safetensors` and `last.safetensors`. The order of messages is a function of seed and epoch alone. Raises GPT2Error
     when the loss is no longer a number; the best state so far stays on disk.
     """
-    _check(config)
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
-    train, val = to_labelled(classifier, split.train), to_labelled(classifier, split.val)
+    train, val = (to_labelled(classifier, part, say) for part in (split.train, split.val))
     parameters = [p for p in classifier.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     steps = math.ceil(len(train.encoded) / config.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_factor(step, steps * config.epochs, config.warmup)
-    )
-    write_json(
-        run / "config.json",
-        {
-            "train": asdict(config),
-            "classifier": asdict(classifier.description),
-            "messages": {part: len(messages) for part, messages in vars(split).items()},
-            "torch": torch.__version__,
-        },
     )
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
@@ -92,6 +88,10 @@ def finetune(
                 classifier, train, config, epoch, optimizer, scheduler, bar
             )
             val_loss, val_accuracy = loss_and_accuracy(classifier, val)
+            if not math.isfinite(val_loss):
+                raise GPT2Error(
+                    f"the validation loss became {val_loss} in epoch {epoch}; try a lower --lr than {config.lr}"
+                )
             history.append(Epoch(epoch, loss, accuracy, val_loss, val_accuracy))
             _append_json_line(run / "metrics.jsonl", asdict(history[-1]))
             say(format_epoch(history[-1]))
@@ -182,14 +182,3 @@ def _trainable(classifier: Classifier) -> list[tuple[str, torch.nn.Parameter]]:
 def _append_json_line(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "patience"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} = {getattr(config, name)} must be at least 1")
-    if not (config.lr > 0 and config.weight_decay >= 0 and 0 <= config.warmup <= 1):
-        raise UsageError(
-            f"lr {config.lr} must be above 0, weight_decay {config.weight_decay} not below, "
-            f"warmup {config.warmup} from 0 to 1"
-        )

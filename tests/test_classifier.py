@@ -1,21 +1,28 @@
 """A saved classifier holds what was trained, refuses another base, and answers bit for bit as before."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_MERGES
 from safetensors.torch import load_file, save_file
 from write_bundle import write_random_gpt2
 
-from gpt2_from_scratch.classifier import Classifier, weights_sha256
+from gpt2_from_scratch.classifier import Classifier, _sha256, weights_sha256
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.tokenizer import write_bpe
 from gpt2_from_scratch.weights import load_gpt2, save_gpt2
 
 TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "héllo 🎉 at ten"]
+
+
+def change(metadata: dict[str, str], **values) -> None:
+    metadata["description"] = json.dumps(json.loads(metadata["description"]) | values)
 
 
 @pytest.fixture
@@ -104,6 +111,10 @@ def test_a_base_without_a_known_name_must_be_named(classifier: Classifier, tmp_p
         (lambda t, m: m.update(description="{"), "description"),
         (lambda t, m: m.update(description=json.dumps({"base": "mini", "x": 1})), "unknown keys"),
         (lambda t, m: m.update(description=json.dumps({"base": "mini"})), "description"),
+        (lambda t, m: change(m, labels="ab"), "labels"),
+        (lambda t, m: change(m, labels=[1, 2, 3]), "labels"),
+        (lambda t, m: change(m, max_tokens="5"), "max_tokens"),
+        (lambda t, m: change(m, max_tokens=None), "max_tokens"),
     ],
 )
 def test_a_spoilt_file_is_refused(
@@ -117,9 +128,64 @@ def test_a_spoilt_file_is_refused(
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     spoil(tensors, metadata)
+    metadata["tensors_sha256"] = _sha256(tensors)  # as if it had been saved so
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(CheckpointError, match=message):
         Classifier.load(path, tiny_checkpoint)
+
+
+def test_every_flipped_bit_is_told(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.safetensors"
+    classifier.save(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), len(whole) // 300):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            again = Classifier.load(path, tiny_checkpoint)
+        except (CheckpointError, UsageError):
+            continue
+        # what is left are the letters of a name, or white space: nothing that answers
+        assert vars(again.description) | {"labels": 0, "base": 0} == (
+            vars(classifier.description) | {"labels": 0, "base": 0}
+        )
+        encoded, _ = classifier.encode(TEXTS)
+        assert torch.equal(again.logits(encoded), classifier.logits(encoded))
+
+
+def test_what_trained_once_is_kept_when_it_is_frozen_again(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "first.safetensors")
+    for stage in (
+        "second",
+        "third",
+    ):  # a later stage trains less; loading between them loses nothing
+        set_trainable(classifier.model, 0, final_norm=False)
+        classifier.save(tmp_path / f"{stage}.safetensors")
+        again = Classifier.load(tmp_path / f"{stage}.safetensors", tiny_checkpoint)
+        encoded, _ = classifier.encode(TEXTS)
+        assert torch.equal(again.logits(encoded), classifier.logits(encoded))
+        classifier = again
+
+
+def test_a_base_with_another_vocabulary_is_refused(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "c.safetensors")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    write_bpe(other, [*TINY_MERGES[:-2], TINY_MERGES[-1], TINY_MERGES[-2]])
+    with pytest.raises(CheckpointError, match="another base"):
+        Classifier.load(tmp_path / "c.safetensors", other)
+
+
+def test_one_string_is_no_list_of_texts(classifier: Classifier) -> None:
+    with pytest.raises(DataError, match="not one string"):
+        classifier.predict("hello")
 
 
 def test_a_cut_file_and_a_missing_one_are_refused(
@@ -159,7 +225,13 @@ def test_the_head_is_drawn_by_the_seed_alone(tiny_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"labels": ["one"]}, {"labels": ["a", "a"]}, {"pooling": "middle"}, {"max_tokens": 33}],
+    [
+        {"labels": ["one"]},
+        {"labels": ["a", "a"]},
+        {"pooling": "middle"},
+        {"max_tokens": 33},
+        {"max_tokens": 0},
+    ],
 )
 def test_senseless_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) -> None:
     with pytest.raises(UsageError):

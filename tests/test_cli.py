@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,11 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
         "best.safetensors", "config.json", "curves.png", "evaluation.json", "last.safetensors",
         "metrics.jsonl", "test.csv",
     ]  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    assert config["train"]["epochs"] == 2 and config["train"]["lr"] == 0.005
+    assert config["label_column"] == "kind" and config["balance"] is False
+    assert config["classifier"]["labels"] == ["health", "sport", "tech"]
+    assert config["messages"] == {"train": 27, "val": 3, "test": 12}
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["total"] == len(load_messages(run / "test.csv"))
     assert sum(map(sum, evaluation["confusion"])) == evaluation["total"]
@@ -94,9 +100,75 @@ def test_predict_answers_in_three_forms(
 def test_predict_reads_standard_input(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\r\ntwo\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\n")))
     _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, "--json")
     assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == [2, 3]
+
+
+def test_standard_input_is_read_as_files_are(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    common = ("predict", run, "--model", tiny_checkpoint, "--json")
+    for data, tokens in ((b"\xef\xbb\xbfone\n", [2]), (b"a\0b\n\n", [3, 1]), (b"", [])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code, out, _ = call(capsys, *common)
+        assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == tokens and code == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine\ncaf\xe9\n")))
+    code, _, err = call(capsys, *common)
+    assert code == 3 and "line 2" in err and "UTF-8" in err
+
+
+def test_texts_may_stand_anywhere_and_begin_with_anything(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, out, _ = call(
+        capsys,
+        "predict",
+        run,
+        "one",
+        "--model",
+        tiny_checkpoint,
+        "two",
+        "--",
+        "-5",
+        "--json",
+        "\x1b[",
+    )
+    assert [line.split(")  ")[1] for line in out.splitlines()] == [
+        "one", "two", "-5", "--json", "\ufffd[",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", str(run), "-x"])
+    assert stopped.value.code == 2 and "put -- before" in capsys.readouterr().err
+
+
+def test_an_unpaired_surrogate_is_no_traceback(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"text": "a \\ud800 b"}\n')
+    common = ("predict", run, "--model", tiny_checkpoint)
+    assert call(capsys, *common, "--file", tmp_path / "odd.jsonl")[0] == 0
+    assert call(capsys, *common, "a \ud800 b")[0] == 0
+
+
+def test_an_interrupted_run_can_be_scored(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = [sys.executable, "-m", "gpt2_from_scratch.cli", "train", "--device", "cpu"]
+    command += ["--model", str(tiny_checkpoint), "--data", str(table), "--out", str(tmp_path / "r")]
+    command += ["--text-column", "body", "--label-column", "kind", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [*command, "--patience", "100000"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "r" / "best.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    code, out, _ = call(capsys, "evaluate", tmp_path / "r", "--model", tiny_checkpoint)
+    assert code == 0 and "of 12;" in out
 
 
 def test_generate_prints_the_prompt_and_more(
@@ -154,6 +226,11 @@ def test_the_lecture_runs_and_prints_its_lines(
         (2, ["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
         (3, ["pretrain", "--corpus", "nowhere", "--out", "out"], "no .txt files"),
         (2, ["train", "--epochs", "0"], "epochs = 0"),
+        (2, ["train", "--seed", "-1"], "seed = -1"),
+        (2, ["train", "--recipe", "lecture", "--lr", "3", "--balance"], "leave out balance, lr"),
+        (2, ["generate", "--prompt", "x", "--tokens", "-5"], "-5 new tokens"),
+        (2, ["pretrain", "--corpus", "c", "--out", "o", "--steps", "0"], "steps = 0"),
+        (2, ["pretrain", "--corpus", "c", "--out", "o", "--n-vocab", "100"], "n_vocab = 100"),
         (2, ["train", "--n-last-blocks", "99"], "99"),
     ],
 )

@@ -19,8 +19,8 @@ ORDER = [
     "errors", "files", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
-    "model", "weights", "heads", "finetuning", "generate", "published", "verify", "pretrain",
-    "batches", "classifier", "train", "lecture", "recipes", "cli",
+    "model", "weights", "heads", "finetuning", "generation", "published", "verify", "pretrain",
+    "batches", "classifier", "train", "lecture", "recipes", "options", "cli",
 ]  # fmt: skip
 LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers"}

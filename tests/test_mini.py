@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_from_scratch.classifier import Classifier, weights_sha256
+from gpt2_from_scratch.classifier import Classifier, base_sha256
 from gpt2_from_scratch.config import TrainConfig, read_config
 from gpt2_from_scratch.data import load_sms_spam
 from gpt2_from_scratch.files import sha256_of
-from gpt2_from_scratch.generate import generate
+from gpt2_from_scratch.generation import generate
 from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.recipes import train_classifier
 from gpt2_from_scratch.tokenizer import Tokenizer
@@ -90,5 +90,5 @@ def test_the_main_job(tmp_path: Path) -> None:
     texts = ["Claim your prize now", "see you at six"]
     assert again.predict(texts) == classifier.predict(texts)
     assert again.description.base == "mini"
-    assert again.description.base_sha256 == weights_sha256(load_gpt2("mini"))
+    assert again.description.base_sha256 == base_sha256(load_gpt2("mini"), Tokenizer(MINI))
     assert (run / "best.safetensors").stat().st_size < 4e6

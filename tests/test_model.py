@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.config import SIZES, GPT2Config, read_config, write_hparams
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
-from gpt2_from_scratch.generate import generate
+from gpt2_from_scratch.generation import generate
 from gpt2_from_scratch.model import GPT2, init_weights
 
 

@@ -111,8 +111,6 @@ def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_p
     classifier, history = run(tiny_checkpoint, split, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [vars(epoch) for epoch in history]
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["train"] == vars(CONFIG) and config["messages"]["train"] == 10
     best = Classifier.load(tmp_path / "run", tiny_checkpoint)
     val = to_labelled(best, split.val)
     assert torch.equal(best.logits(val.encoded), classifier.logits(val.encoded))
@@ -140,13 +138,32 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 2.0}]
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}]
+    + [{"warmup": 2.0}, {"seed": -1}, {"seed": 2**32}, {"weight_decay": math.inf}],
 )
-def test_senseless_settings_are_refused(
-    tiny_checkpoint: Path, split: Split, tmp_path: Path, wrong: dict
+def test_senseless_settings_are_refused(wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(UsageError, match=name):
+        replace(CONFIG, **wrong)
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError):
-        run(tiny_checkpoint, split, tmp_path / "run", replace(CONFIG, **wrong))
+    """One step ruins the weights, so only the look at the validation part can see it."""
+    config = replace(CONFIG, epochs=1, batch_size=1000, lr=1e30, warmup=0.0)
+    with pytest.raises(GPT2Error, match="the validation loss became"):
+        run(tiny_checkpoint, split, tmp_path / "run", config)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_messages_that_are_cut_are_counted(tiny_checkpoint: Path, capsys) -> None:
+    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], max_tokens=4)
+    said: list[str] = []
+    messages = [Message("the", "ham"), Message("the house at ten", "spam")]
+    to_labelled(classifier, messages, said.append)
+    assert said == ["1 of 2 messages are longer than 4 tokens and were cut"]
 
 
 def test_an_unknown_label_is_named(tiny_checkpoint: Path) -> None:

@@ -31,6 +31,8 @@ def generate(
         raise UsageError(
             f"temperature {temperature} must be a number from 0 up, and top_k {top_k} at least 1"
         )
+    if max_new_tokens < 0:
+        raise UsageError(f"{max_new_tokens} new tokens: it must be 0 or more")
     if len(ids) == 0:
         raise UsageError("there is nothing to continue: give at least one token")
     draw = torch.Generator(device=ids.device).manual_seed(seed)

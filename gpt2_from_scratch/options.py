@@ -1,0 +1,165 @@
+"""What can be typed after `gpt2-classifier`: the commands, their options, and examples of their use."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gpt2_from_scratch.config import POOLINGS, PretrainConfig, TrainConfig
+
+MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
+DATA_HELP = (
+    "demo (ships with the package), sms (the SMS Spam Collection), or a .csv, .tsv or .jsonl file"
+)
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
+    "130 interrupted"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="gpt2-classifier",
+        description="GPT-2, written by hand, as a text classifier you can trust.",
+        epilog="gpt2-classifier COMMAND --help shows examples.  " + EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = _add(
+        commands, "train", "finetune a pretrained GPT-2 into a classifier",
+        "gpt2-classifier train",
+        "gpt2-classifier train --data sms --balance --seed 1",
+        "gpt2-classifier train --model 124M --data reviews.csv --label-column stars --out runs/reviews",
+        "gpt2-classifier train --model 124M --data sms --recipe lecture",
+    )  # fmt: skip
+    train.add_argument("--model", default="mini", help=MODEL_HELP + " (default: mini)")
+    train.add_argument("--data", default="demo", help=DATA_HELP + " (default: demo)")
+    _add_columns(train)
+    train.add_argument("--out", type=Path, help="the run's folder (default: a new one in runs/)")
+    train.add_argument(
+        "--recipe", choices=["default", "lecture"], default="default",
+        help="lecture: step by step as the lecture does it; only --seed applies (default: default)",
+    )  # fmt: skip
+    train.add_argument("--balance", action="store_true", help="as many texts of each label")
+    train.add_argument(
+        "--pooling", choices=POOLINGS,
+        default="last_token", help="where a text is read (default: last_token)",
+    )  # fmt: skip
+    train.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
+    _add_settings(train, TrainConfig)
+
+    evaluate = _add(
+        commands, "evaluate", "score a saved classifier on labelled messages",
+        "gpt2-classifier evaluate runs/mini-demo-123",
+        "gpt2-classifier evaluate runs/mini-demo-123 --data more.csv --json",
+    )  # fmt: skip
+    evaluate.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
+    evaluate.add_argument("--model", help="where the base model lies, if it has no known name")
+    evaluate.add_argument("--data", help=DATA_HELP + " (default: the run's own test messages)")
+    _add_columns(evaluate)
+    evaluate.add_argument("--json", action="store_true", help="one JSON object")
+
+    predict = _add(
+        commands, "predict", "classify texts",
+        "gpt2-classifier predict runs/mini-demo-123 'You won! Call now' 'see you at six'",
+        "gpt2-classifier predict runs/mini-demo-123 --file inbox.txt --csv > labels.csv",
+        "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
+    )  # fmt: skip
+    predict.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
+    predict.add_argument(
+        "--file", type=Path, help="lines of a text file, or a column of a .csv, .tsv or .jsonl file"
+    )
+    predict.add_argument("--text-column", default="text", help="its name (default: text)")
+    predict.add_argument("--model", help="where the base model lies, if it has no known name")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON object a line")
+    form.add_argument("--csv", action="store_true", help="number, label, probabilities")
+
+    verify = _add(
+        commands, "verify", "check a model's files, one by one and number by number",
+        "gpt2-classifier verify mini",
+        "gpt2-classifier verify weights/124M",
+    )  # fmt: skip
+    verify.add_argument("model", help=MODEL_HELP)
+
+    generate = _add(
+        commands, "generate", "continue a text: see that the weights are right",
+        "gpt2-classifier generate --prompt 'Every effort moves you'",
+        "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
+    )  # fmt: skip
+    generate.add_argument("--model", default="mini", help=MODEL_HELP + " (default: mini)")
+    generate.add_argument("--prompt", required=True, help="the text to continue")
+    generate.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0: the likeliest; 1: drawn (default: 0)"
+    )
+    generate.add_argument("--top-k", type=int, help="draw from the k likeliest only")
+    generate.add_argument("--seed", type=int, default=123, help="of the drawing (default: 123)")
+
+    pretrain = _add(
+        commands, "pretrain", "train a small GPT-2 from nothing on plain text",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
+    )  # fmt: skip
+    pretrain.add_argument("--corpus", type=Path, required=True, help="a folder of .txt files")
+    pretrain.add_argument("--out", type=Path, required=True, help="the model's folder")
+    pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    pretrain.add_argument(
+        "--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk"
+    )
+    _add_settings(pretrain, PretrainConfig)
+
+    download = _add(
+        commands, "download", "fetch OpenAI's weights or the SMS Spam Collection",
+        "gpt2-classifier download 124M",
+        "gpt2-classifier download sms",
+    )  # fmt: skip
+    download.add_argument("what", choices=["124M", "355M", "774M", "1558M", "sms"])
+    for command in (train, evaluate, predict, generate, pretrain):
+        command.add_argument(
+            "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+            help="what computes (default: auto)",
+        )  # fmt: skip
+    return parser
+
+
+def _add(commands: Any, name: str, what: str, *examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog="examples:\n  " + "\n  ".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-column", default="text", help="of a file (default: text)")
+    parser.add_argument("--label-column", default="label", help="of a file (default: label)")
+
+
+def _add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
+    """An option for every field of a settings dataclass."""
+    for field in fields(kind):
+        option = "--" + field.name.replace("_", "-")
+        meaning = f"{field.metadata['help']} (default: {field.default})"
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=field.default, help=meaning
+            )
+        else:
+            parser.add_argument(
+                option, type=type(field.default), default=field.default, metavar="N", help=meaning
+            )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"gpt2-classifier {version('gpt2-from-scratch')}"
