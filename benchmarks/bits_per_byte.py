@@ -1,9 +1,11 @@
-"""Held-out text in bits per byte: a GPT-2 against general compressors that have read the same training text.
+"""Held-out text in bits per byte: a GPT-2 against general compressors that have read the same
+training text.
 
     python benchmarks/bits_per_byte.py --corpus CORPUS --model mini
 
-The compressors: gzip on the held-out text alone; xz with the end of the training text (as much as its window
-holds) in front, counting only the bytes that the held-out text adds; and an interpolated byte n-gram.
+The compressors: gzip on the held-out text alone; xz with the end of the training text (as much as
+its window holds) in front, counting only the bytes that the held-out text adds; and an
+interpolated byte n-gram.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """GPT-2 written by hand in PyTorch, and finetuned into a text classifier you can trust.
 
-The public names are imported when they are first used, so that `import gpt2_from_scratch` costs nothing.
+The public names are imported when they are first used, so that `import gpt2_from_scratch` costs
+nothing.
 """
 
 from importlib import import_module

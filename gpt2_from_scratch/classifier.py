@@ -1,7 +1,8 @@
 """A text classifier on GPT-2: what it is made of, how it answers, how it is kept.
 
-Only what was trained is saved, with the identity of the base model it belongs to: 3 MB for the miniature's
-last block, 28 MB for that of 124M. B texts, T tokens of the longest, K classes, N texts.
+Only what was trained is saved, with the identity of the base model it belongs to: 3 MB for the
+miniature's last block, 28 MB for that of 124M. B texts, T tokens of the longest, K classes, N
+texts.
 """
 
 import hashlib
@@ -74,8 +75,8 @@ class Classifier:
     ) -> "Classifier":
         """A classifier on the pretrained model `base`, its head still random (drawn with `seed`).
 
-        Raises CheckpointError when the base cannot be loaded, UsageError for fewer than two labels, a
-        label twice, an unknown pooling, or `max_tokens` outside 1 to n_ctx.
+        Raises CheckpointError when the base cannot be loaded, UsageError for fewer than two
+        labels, a label twice, an unknown pooling, or `max_tokens` outside 1 to n_ctx.
         """
         folder = model_folder(base)
         model, tokenizer = load_gpt2(base), Tokenizer(folder)
@@ -96,8 +97,8 @@ class Classifier:
     def load(cls, path: str | Path, base: str | Path | None = None) -> "Classifier":
         """Load a saved classifier: a file, or a run's folder, whose `best.safetensors` is taken.
 
-        `base` says where its base model lies when that is not one of the known names. Raises CheckpointError
-        for a damaged file or a base with other weights than it was trained on.
+        `base` says where its base model lies when that is not one of the known names. Raises
+        CheckpointError for a damaged file or a base with other weights than it was trained on.
         """
         path = Path(path)
         path = path / "best.safetensors" if path.is_dir() else path
@@ -132,7 +133,7 @@ class Classifier:
         return classifier
 
     def save(self, path: Path) -> None:
-        """Write the parameters that ever trained and the description to one safetensors file, atomically."""
+        """Write all that ever trained and the description to one safetensors file, atomically."""
         # once trained, always kept: a block frozen again later still differs from the base
         self._changed |= set(trainable_names(self.model))
         tensors = {
@@ -247,7 +248,7 @@ def _read_description(metadata: dict[str, str], path: Path) -> Description:
 
 
 def _put(tensors: dict[str, Tensor], model: GPT2, path: Path) -> None:
-    """Copy saved tensors over the parameters of the same names; those, and only those, stay trainable."""
+    """Copy saved tensors over the parameters of the same names; only those stay trainable."""
     parameters = dict(model.named_parameters())
     missing = {"head.weight", "head.bias"} - tensors.keys()
     wrong = [

@@ -1,7 +1,7 @@
 """The command `gpt2-classifier`: each subcommand is one function of the package.
 
-Results go to standard output, everything else to standard error. Nothing heavy is imported before a command
-is chosen, so that --help answers at once.
+Results go to standard output, everything else to standard error. Nothing heavy is imported before
+a command is chosen, so that --help answers at once.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def _refuse_other_settings(args: argparse.Namespace) -> None:
 
 
 def _predictions(classifier: Any, texts: Iterable[str]) -> Iterable[tuple[int, str, Any]]:
-    """Classify in groups of 256, so that a pipe of any length takes no more memory than a short one."""
+    """Classify in groups of 256, so that a long pipe takes no more memory than a short one."""
     remaining, number = iter(texts), 0
     while group := list(islice(remaining, 256)):
         for text, prediction in zip(group, classifier.predict(group), strict=True):

@@ -64,14 +64,14 @@ def setting(default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a classifier is trained. The defaults are sound for the miniature and for 124M."""
+    """How a classifier is trained. The defaults were chosen on the miniature."""
 
     n_last_blocks: int = setting(1, "blocks that train, counted from the end")
     final_norm: bool = setting(True, "the final LayerNorm trains")
     epochs: int = setting(10, "passes over the training messages, at most")
     patience: int = setting(4, "stop after so many epochs without a lower validation loss")
     batch_size: int = setting(16, "messages in a step")
-    lr: float = setting(5e-4, "learning rate at its highest")
+    lr: float = setting(5e-4, "learning rate at its highest; wider models want less")
     warmup: float = setting(0.1, "part of the steps in which the rate rises; then it falls to 0")
     weight_decay: float = setting(0.1, "AdamW's")
     seed: int = setting(123, "of the head's first weights, the order of messages and the split")
@@ -95,12 +95,12 @@ class PretrainConfig:
     n_layer: int = setting(6, "transformer blocks")
     conversation: float = setting(2.0, "weight of MANIFEST.tsv's register `conversation`")
     phone: float = setting(0.5, "weight of its lines as typed on a phone; 0 leaves them out")
-    steps: int = setting(6000, "steps in all")
+    steps: int = setting(4000, "steps in all")
     tokens: int = setting(12288, "tokens in a step")
     row: int = setting(128, "tokens in a row: messages are short, and short rows are quicker")
     long_every: int = setting(8, "every so many steps, rows of n_ctx tokens instead")
     warmup: int = setting(100, "steps in which the learning rate rises")
-    decay: float = setting(0.4, "last part of the steps, in which it falls to 0")
+    decay: float = setting(0.375, "last part of the steps, in which it falls to 0")
     lr: float = setting(0.006, "learning rate at its highest")
     weight_decay: float = setting(0.1, "of the matrices inside the blocks")
     seed: int = setting(123, "of the first weights and the rows drawn")

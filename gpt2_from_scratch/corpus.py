@@ -76,7 +76,8 @@ def registers(folder: Path) -> dict[str, str]:
 def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
     """Learn the merges of a byte-level BPE with `n_vocab` tokens, <|endoftext|> included.
 
-    Digits are kept apart while learning, so no merge joins two: a phone number stays a row of digits.
+    Digits are kept apart while learning, so no merge joins two: a phone number stays a row of
+    digits.
     """
     try:
         from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -150,8 +151,9 @@ def encode_corpus(
 ) -> tuple[list[Source], list[Source]]:
     """Encode every file: (training sources, held-out sources).
 
-    A source weighs its number of bytes times its register's weight (1 when not given). Files of the register
-    `conversation` stand there a second time as typed on a phone, with `phone` times the weight.
+    A source weighs its number of bytes times its register's weight (1 when not given). Files of
+    the register `conversation` stand there a second time as typed on a phone, with `phone` times
+    the weight.
     """
     train, held_out = [], []
     for name, register in tqdm(registers(folder).items(), desc="encode", unit="file", disable=None):
@@ -173,7 +175,7 @@ def encode_corpus(
 
 
 def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
-    """The training lines a vocabulary is learned from: messages count in full, the rest one in four."""
+    """The lines a vocabulary is learned from: all of the conversation, one in four of the rest."""
     draw = random.Random(seed)
     for name, register in registers(folder).items():
         for document in read_documents(folder / name):

@@ -37,11 +37,12 @@ class Split:
 def load_messages(
     source: str | Path = "demo", *, text_column: str = "text", label_column: str = "label"
 ) -> list[Message]:
-    """Read labelled messages: "demo" (ships with the package), "sms" (the SMS Spam Collection) or a file.
+    """Read labelled messages: "demo" (ships with the package), "sms" (the SMS Spam Collection) or
+    a file.
 
-    A .csv, .tsv or .jsonl file has a text and a label column (or key); a file called SMSSpamCollection is
-    read as the collection. Everything stays a string: `NA`, `null` and `123` are texts.
-    Raises DataError with file and line for anything that is not two such strings.
+    A .csv, .tsv or .jsonl file has a text and a label column (or key); a file called
+    SMSSpamCollection is read as the collection. Everything stays a string: `NA`, `null` and `123`
+    are texts. Raises DataError with file and line for anything that is not two such strings.
     """
     if source == "demo":
         return read_table(embedded("data/demo") / "messages.csv", "text", "label")
@@ -58,9 +59,9 @@ def load_messages(
 def load_sms_spam(path: Path | None = None) -> list[Message]:
     """Read the UCI SMS Spam Collection: exactly 5,574 messages, 4,827 ham and 747 spam.
 
-    Quotes are ordinary characters in it. Reading them as csv quotes, as pandas does by default, swallows
-    two messages and alters 53. Raises DataError when the counts differ: then it is another file.
-    Source: Almeida & Gomez Hidalgo, https://archive.ics.uci.edu/dataset/228.
+    Quotes are ordinary characters in it. Reading them as csv quotes, as pandas does by default,
+    swallows two messages and alters 53. Raises DataError when the counts differ: then it is
+    another file. Source: Almeida & Gomez Hidalgo, https://archive.ics.uci.edu/dataset/228.
     """
     path = path or home() / "data" / "sms_spam" / "SMSSpamCollection"
     if not path.is_file():
@@ -91,7 +92,7 @@ def read_table(path: Path, text_column: str, label_column: str) -> list[Message]
 
 
 def read_texts(path: Path, text_column: str = "text") -> list[str]:
-    """Texts to classify: a column of a .csv, .tsv or .jsonl file, or else the lines of a text file."""
+    """Texts to classify: a column of a .csv, .tsv or .jsonl file, or a text file's lines."""
     if not path.is_file():
         raise DataError(f"{path} is not a file")
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
@@ -131,10 +132,10 @@ def split_messages(
 ) -> Split:
     """Cut 70 / 10 / 20 % of every label's distinct texts into train, val and test, in random order.
 
-    Equal texts count once, so that no test message was seen in training; with `keep_duplicates` the copies
-    stay, all in one part. `balance` first draws as many texts of each label as the rarest has.
-    The same messages and seed give the same split everywhere (numpy's RandomState is frozen).
-    Raises DataError for one label only, too few texts, or a text that has two labels.
+    Equal texts count once, so that no test message was seen in training; with `keep_duplicates`
+    the copies stay, all in one part. `balance` first draws as many texts of each label as the
+    rarest has. The same messages and seed give the same split everywhere (numpy's RandomState is
+    frozen). Raises DataError for one label only, too few texts, or a text that has two labels.
     """
     copies: dict[str, list[Message]] = {}
     for message in messages:

@@ -6,7 +6,7 @@ from gpt2_from_scratch.errors import UsageError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """ "auto" takes a CUDA GPU, else Apple's, else the CPU. Raises UsageError when the named one is absent."""
+    """A CUDA GPU, else Apple's, else the CPU for "auto"; UsageError if the named one is absent."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

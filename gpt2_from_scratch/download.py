@@ -1,9 +1,11 @@
-"""Files by name: OpenAI's GPT-2 in four sizes and the UCI SMS Spam Collection, where from and how checked.
+"""Files by name: OpenAI's GPT-2 in four sizes and the UCI SMS Spam Collection, where from and how
+checked.
 
 Of the 124M model five SHA-256 are known and the data file's MD5. OpenAI never published the data
 files' SHA-256, and it is not needed: `model.ckpt.index` holds a CRC-32C of every tensor, so the
 pinned index vouches for the data. For the other sizes the index must be whole by its own checksums
-and name exactly the arrays of that size. OpenAI's `checkpoint` and `model.ckpt.meta` are not needed.
+and name exactly the arrays of that size. OpenAI's `checkpoint` and `model.ckpt.meta` are not
+needed.
 """
 
 import hashlib
@@ -27,7 +29,8 @@ OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR = "https://f001.backblazeb2.com/file/LLMs-from-scratch"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 
-# {model: bytes of the index (None: not known), bytes of the data}; the last two follow from the shapes
+# {model: bytes of the index (None: not known), bytes of the data}; the last two follow from the
+# shapes
 BYTES = {
     "124M": (5_215, 497_759_232),
     "355M": (10_399, 1_419_292_672),
@@ -72,8 +75,8 @@ def download_model(
 ) -> Path:
     """Bring "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
 
-    Files that are there are checked and not fetched again. `say` is told of each file; by default it
-    prints to standard error. Raises DownloadError that says how to get a file by other means.
+    Files that are there are checked and not fetched again. `say` is told of each file; by default
+    it prints to standard error. Raises DownloadError that says how to get a file by other means.
     """
     if name not in SIZES:
         raise UsageError(f"there is no model {name!r} to download, only {', '.join(SIZES)}")
@@ -90,7 +93,8 @@ def download_model(
 
 
 def download_sms_spam(folder: Path | None = None) -> Path:
-    """Bring the SMS Spam Collection to `folder`, by default `data/sms_spam` at home; returns the file.
+    """Bring the SMS Spam Collection to `folder`, by default `data/sms_spam` at home; returns the
+    file.
 
     Raises DownloadError that says how to get it by other means.
     """

@@ -1,4 +1,4 @@
-"""What can go wrong for a reason the user can mend. Anything else is a bug and keeps its traceback."""
+"""What can go wrong that the user can mend. Anything else is a bug and keeps its traceback."""
 
 
 class GPT2Error(Exception):

@@ -1,9 +1,10 @@
 """One file from the network to its place: whole and checked, or not at all.
 
-What arrives is kept beside the target in `<name>.part`, and in `<name>.part.json` where it came from
-and which version of the file it was. An interrupted transfer goes on from there, in this run or the
-next one; the server is asked to send the rest only if its file is still that version (If-Range).
-Only a file that passed every check gets its name, so a file that has its name is whole.
+What arrives is kept beside the target in `<name>.part`, and in `<name>.part.json` where it came
+from and which version of the file it was. An interrupted transfer goes on from there, in this run
+or the next one; the server is asked to send the rest only if its file is still that version
+(If-Range). Only a file that passed every check gets its name, so a file that has its name is
+whole.
 
 Only servers on a list are asked, over https, redirects included.
 """
@@ -50,9 +51,9 @@ def fetch(
 ) -> Path:
     """Bring `file` to `target`, which costs no request if it is already there and right.
 
-    `check` may raise a GPT2Error for a file that is wrong in other ways than size and hashes can tell.
-    `allowed` are the servers, such as "https://host"; `pause` the seconds before the second attempt,
-    doubled each time. Raises DownloadError that says how to get the file by other means.
+    `check` may raise a GPT2Error for a file that is wrong in other ways than size and hashes can
+    tell. `allowed` are the servers, such as "https://host"; `pause` the seconds before the second
+    attempt, doubled each time. Raises DownloadError that says how to get the file by other means.
     """
     reasons = []
     try:

@@ -1,4 +1,4 @@
-"""What trains and what does not: nothing is frozen unless it is frozen here, and the ledger shows it."""
+"""What trains: nothing is frozen unless it is frozen here, and the ledger shows what is."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ def set_trainable(model: GPT2, n_last_blocks: int = 1, final_norm: bool = True) 
         raise UsageError(
             f"n_last_blocks = {n_last_blocks}: this model has {model.config.n_layer} blocks"
         )
-    # the method, not the attribute: a misspelt `require_grad = False` would freeze nothing, silently
+    # the method, not the attribute: a misspelt `require_grad = False` would silently freeze nothing
     model.requires_grad_(False)
     model.head.requires_grad_(True)
     model.ln_f.requires_grad_(final_norm)

@@ -14,8 +14,8 @@ from gpt2_from_scratch.model import GPT2
 def replace_head(model: GPT2, num_classes: int) -> None:
     """Put a new linear layer with bias, (C) -> (K), in place of the output head, in place.
 
-    The new layer is drawn from torch's global random numbers, as `nn.Linear` does. `wte` stays: the old
-    head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
+    The new layer is drawn from torch's global random numbers, as `nn.Linear` does. `wte` stays:
+    the old head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
     """
     if num_classes < 2:
         raise UsageError(f"num_classes = {num_classes}: a choice needs at least 2")
@@ -25,8 +25,8 @@ def replace_head(model: GPT2, num_classes: int) -> None:
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """One state a text: (B, T, C) and the number of real tokens (B,) -> (B, C).
 
-    Texts are padded on the right. Real tokens are counted, never recognised by the pad's id, so a text may
-    hold any token. Lengths must be at least 1 (an empty text has nothing to read).
+    Texts are padded on the right. Real tokens are counted, never recognised by the pad's id, so a
+    text may hold any token. Lengths must be at least 1 (an empty text has nothing to read).
     """
     rows = torch.arange(len(states), device=states.device)
     if pooling == "last_token":
@@ -44,16 +44,18 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
 def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 
-    Attention looks back only, so no real token sees the pads behind it: the answer for a text depends neither on
-    how far it was padded nor on the texts beside it (but for `last_position`, which reads the pads).
+    Attention looks back only, so no real token sees the pads behind it: the answer for a text
+    depends neither on how far it was padded nor on the texts beside it (but for `last_position`,
+    which reads the pads).
     """
     return model.head(pool(model.hidden(ids), lengths, pooling))
 
 
 def pad_right(ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the real tokens of each row to the front: ids (B, T), real (B, T) bool -> ids, lengths (B,).
+    """Move real tokens to the front: ids (B, T), real (B, T) bool -> ids (B, T), lengths (B,).
 
-    For batches padded elsewhere, on the left for instance: GPT-2 counts positions from the first column.
+    For batches padded elsewhere, on the left for instance: GPT-2 counts positions from the first
+    column.
     """
     order = real.int().argsort(dim=1, descending=True, stable=True)  # real tokens first, in order
     return ids.gather(1, order), real.sum(dim=1)

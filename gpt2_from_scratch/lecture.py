@@ -1,10 +1,11 @@
 """The lecture's recipe, step by step, so that its printed numbers can be had again.
 
-With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S. Raschka's *Build a
-Large Language Model (From Scratch)*. It is kept apart because it is not the sound way: it reads the file with csv
-quotes, lets copies of test messages into training, pads every text to the longest, and reads the last *position*,
-which is a pad for nearly all of them. Every pass over a loader draws from torch's global random numbers, so even
-the order of the passes matters here.
+With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S.
+Raschka's *Build a Large Language Model (From Scratch)*. It is kept apart because it is not the
+sound way: it reads the file with csv quotes, lets copies of test messages into training, pads
+every text to the longest, and reads the last *position*, which is a pad for nearly all of them.
+Every pass over a loader draws from torch's global random numbers, so even the order of the passes
+matters here.
 """
 
 from collections.abc import Callable
@@ -51,8 +52,9 @@ class Trace:
 def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     """The lecture's 1045 / 149 / 300 messages, in its order.
 
-    A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting: 5,572 rows of 5,574,
-    53 of them altered. All spam is kept and as many ham drawn. Raises DataError for other labels.
+    A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting:
+    5,572 rows of 5,574, 53 of them altered. All spam is kept and as many ham drawn. Raises
+    DataError for other labels.
     """
     import pandas
 

@@ -10,8 +10,8 @@ from gpt2_from_scratch.errors import DataError
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class: of those called it, the share that is (precision); of those that are, the share found
-    (recall); their harmonic mean (F1). None where there is nothing to divide by.
+    """One class: of those called it, the share that is (precision); of those that are, the share
+    found (recall); their harmonic mean (F1). None where there is nothing to divide by.
     """
 
     label: str
@@ -60,7 +60,8 @@ def evaluate_predictions(true: np.ndarray, predicted: np.ndarray, labels: list[s
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """The interval that holds the true accuracy in 95 of 100 samples of this size.
 
-    Source: Wilson 1927; unlike the normal approximation it stays within 0 and 1 and is right near them.
+    Source: Wilson 1927; unlike the normal approximation it stays within 0 and 1 and is right near
+    them.
     """
     if total < 1:
         raise DataError("there is nothing to evaluate: no labelled texts")

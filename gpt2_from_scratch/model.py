@@ -109,8 +109,9 @@ class GPT2(nn.Module):
 def init_weights(model: GPT2, generator: torch.Generator) -> None:
     """Fill every parameter as GPT-2's paper has it before training.
 
-    Normal with std 0.02 (wpe 0.01); the two projections that write to the residual stream are scaled by
-    1 / sqrt(2 n_layer), so that its variance does not grow with depth; biases 0, norms 1.
+    Normal with std 0.02 (wpe 0.01); the two projections that write to the residual stream are
+    scaled by 1 / sqrt(2 n_layer), so that its variance does not grow with depth; biases 0, norms
+    1.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -1,4 +1,4 @@
-"""What can be typed after `gpt2-classifier`: the commands, their options, and examples of their use."""
+"""What can be typed after `gpt2-classifier`: commands, options, and examples of their use."""
 
 import argparse
 from dataclasses import fields

@@ -1,4 +1,6 @@
-"""An unfinished transfer on disk: `<name>.part`, and in `<name>.part.json` what it is the beginning of."""
+"""An unfinished transfer on disk: `<name>.part`, and in `<name>.part.json` what it is the
+beginning of.
+"""
 
 import json
 from dataclasses import dataclass

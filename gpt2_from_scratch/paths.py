@@ -12,8 +12,8 @@ MODELS = ("mini", *SIZES)
 
 
 def home() -> Path:
-    """The folder that holds `weights/` and `data/`: $GPT2_FROM_SCRATCH_HOME, else the checkout the package runs
-    from, else `~/.cache/gpt2_from_scratch`.
+    """The folder that holds `weights/` and `data/`: $GPT2_FROM_SCRATCH_HOME, else the checkout the
+    package runs from, else `~/.cache/gpt2_from_scratch`.
     """
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_HOME"):
         return Path(chosen).expanduser()
@@ -23,7 +23,7 @@ def home() -> Path:
 
 
 def embedded(name: str) -> Path:
-    """A folder that ships with the package, such as `weights/mini`: in the wheel or in the checkout."""
+    """A folder that ships with the package, such as `weights/mini`."""
     in_wheel = PACKAGE / name
     return in_wheel if in_wheel.is_dir() else CHECKOUT / name
 

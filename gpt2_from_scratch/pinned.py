@@ -27,7 +27,7 @@ class PinnedFile:
         return ", ".join([size, *(f"{kind} {digits}" for kind, digits in self.hashes().items())])
 
     def difference(self, path: Path) -> str:
-        """What the file at `path` has instead of what is expected; empty if nothing. May raise OSError."""
+        """What the file at `path` has instead of what is expected, if anything."""
         found = path.stat().st_size
         if self.size is not None and found != self.size:
             return f"has {found:,} bytes, expected {self.size:,}"

@@ -1,7 +1,7 @@
 """Pretraining a GPT-2 from nothing: draw rows of text, predict each next token, repeat.
 
-B rows of T tokens. Resumable from its own checkpoint: the rows of a step are a function of the seed and
-the step, so a run that was interrupted goes on as an unbroken one would have.
+B rows of T tokens. Resumable from its own checkpoint: the rows of a step are a function of the
+seed and the step, so a run that was interrupted goes on as an unbroken one would have.
 """
 
 import gzip
@@ -76,7 +76,7 @@ def make_optimizers(model: GPT2, config: PretrainConfig) -> list[torch.optim.Opt
 
 
 def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of each next token, in nats: (B, T + 1) -> scalar. Runs in bfloat16 where it may."""
+    """Cross-entropy of each next token, in nats: (B, T + 1) -> scalar. In bfloat16 where it may."""
     with torch.autocast(rows.device.type, dtype=torch.bfloat16):
         logits = model(rows[:, :-1])  # (B, T, V)
         return F.cross_entropy(
@@ -121,11 +121,11 @@ def pretrain(
 ) -> GPT2:
     """Pretrain on a folder of .txt files; leaves a model folder in `out` that `load_gpt2` reads.
 
-    Beside the model it writes `pretraining.json` (settings), `pretraining.jsonl` and `pretraining.png`
-    (the learning curve) and `state.safetensors` (everything needed to go on). `dtype` is that of
-    the weights on disk. With `resume`, a run goes on from its state; only `steps`, `decay` and
-    `save_every` may differ. Raises UsageError when `out` holds a run and `resume` is not given,
-    or when other settings changed.
+    Beside the model it writes `pretraining.json` (settings), `pretraining.jsonl` and
+    `pretraining.png` (the learning curve) and `state.safetensors` (everything needed to go on).
+    `dtype` is that of the weights on disk. With `resume`, a run goes on from its state; only
+    `steps`, `decay` and `save_every` may differ. Raises UsageError when `out` holds a run and
+    `resume` is not given, or when other settings changed.
     """
     state_path = out / "state.safetensors"
     if state_path.exists() and not resume:
@@ -224,7 +224,7 @@ def _run_steps(
 
 
 def _quick_attention(rows: Tensor) -> AbstractContextManager[Any]:
-    """On a CPU, and for short rows, plain compiled attention beats the fused kernel's backward pass."""
+    """On a CPU plain compiled attention beats the fused kernel's backward pass for short rows."""
     if rows.device.type == "cpu" and rows.shape[1] <= 257:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(
             True

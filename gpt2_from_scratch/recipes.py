@@ -1,7 +1,7 @@
 """From a model and messages to a finished run: the two recipes, each one call.
 
-A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`, `curves.png`, the test
-messages as `test.csv`, and `evaluation.json`.
+A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`,
+`curves.png`, the test messages as `test.csv`, and `evaluation.json`.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def train_classifier(
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Evaluation]:
-    """The default recipe: split without duplicates, finetune, keep the best, score it on the test part.
+    """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
     `data` is "demo", "sms" or a file; `run` the folder to write (none: a new one in `runs`), which
     is returned with the classifier and its scores on the test part.

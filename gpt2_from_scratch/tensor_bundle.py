@@ -7,8 +7,8 @@ table (`leveldb_table.py`) of protobuf messages (`protobuf.py`):
     ""             -> BundleHeaderProto: how many data files, which byte order
     <tensor name>  -> BundleEntryProto: type, shape, place in the data file, CRC-32C of the data
 
-So 5 kB of index vouch for 498 MB of data. Nothing is left unchecked, since the tensors must fill the
-data file without a gap. (A CRC finds accidents; against malice pin the SHA-256 of the files.)
+So 5 kB of index vouch for 498 MB of data. Nothing is left unchecked, since the tensors must fill
+the data file without a gap. (A CRC finds accidents; against malice pin the SHA-256 of the files.)
 
 Oddities of OpenAI's files: the names are `model/h0/attn/c_attn/w` and the like; the matrices of the
 blocks are written as convolutions, [1, in, out]; there is no output matrix, `model/wte` is used.

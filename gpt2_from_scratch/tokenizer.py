@@ -3,7 +3,8 @@
 Nothing is downloaded and nothing is cached. (tiktoken's own loader keeps a copy of a local file
 under its path and later serves the old copy for a changed file; so the two files are read here.)
 
-Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and tiktoken_ext/openai_public.py.
+Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and
+tiktoken_ext/openai_public.py.
 """
 
 import hashlib
@@ -20,12 +21,14 @@ from gpt2_from_scratch.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
-# How GPT-2 cuts a text into words before merging bytes. OpenAI's pattern, with possessive quantifiers
-# (++), which give the same words and save the regular-expression engine from backtracking.
+# How GPT-2 cuts a text into words before merging bytes. OpenAI's pattern, with possessive
+# quantifiers (++), which give the same words and save the regular-expression engine from
+# backtracking.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# tiktoken aborts on about a million white spaces followed by anything else. The pattern above always
-# cuts such a run before its last character, so cutting the text there first changes no token.
+# tiktoken aborts on about a million white spaces followed by anything else. The pattern above
+# always cuts such a run before its last character, so cutting the text there first changes no
+# token.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _BEFORE_LAST_SPACE = re.compile(f"(?=[{_SPACE}][^{_SPACE}])(?<=[{_SPACE}]{{1000}})")
 
@@ -54,8 +57,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, all of it ordinary: `<|endoftext|>` in a message is seven tokens.
 
-        An empty text has no tokens; unpaired surrogates become U+FFFD. Raises DataError for anything
-        but a string.
+        An empty text has no tokens; unpaired surrogates become U+FFFD. Raises DataError for
+        anything but a string.
         """
         if not isinstance(text, str):
             raise DataError(f"a text must be a string, not {type(text).__name__}: {text!r:.80}")
@@ -93,8 +96,9 @@ def bytes_to_characters() -> dict[int, str]:
 def read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
     """Read `vocab.bpe` and `encoder.json`: ({token bytes: id}, id of <|endoftext|>).
 
-    Hugging Face calls the same two files `merges.txt` and `vocab.json`. `vocab.bpe` lists the merges, most frequent first; `encoder.json` the id of every token. A token's id
-    must be 256 plus the rank of its merge: that is what lets tiktoken use ids as ranks.
+    Hugging Face calls the same two files `merges.txt` and `vocab.json`. `vocab.bpe` lists the
+    merges, most frequent first; `encoder.json` the id of every token. A token's id must be 256
+    plus the rank of its merge: that is what lets tiktoken use ids as ranks.
     """
     merges_path = _first_that_exists(folder, "vocab.bpe", "merges.txt")
     ids_path = _first_that_exists(folder, "encoder.json", "vocab.json")

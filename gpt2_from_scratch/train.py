@@ -1,4 +1,4 @@
-"""Finetuning: show the messages, compare, adjust what is trainable, keep the best. B texts, K classes."""
+"""Finetuning: show messages, compare, adjust what trains, keep the best. B texts, K classes."""
 
 import json
 import math
@@ -68,44 +68,36 @@ def finetune(
 ) -> list[Epoch]:
     """Train `classifier` in place and leave in it the weights of the lowest validation loss.
 
-    Writes to the folder `run`: `metrics.jsonl` (a line an epoch), `best.safetensors` and `last.safetensors`. The order of messages is a function of seed and epoch alone. Raises GPT2Error
-    when the loss is no longer a number; the best state so far stays on disk.
+    Writes to the folder `run`: `metrics.jsonl` (a line an epoch), `best.safetensors` and
+    `last.safetensors`. The order of messages is a function of seed and epoch alone. Raises
+    GPT2Error when the loss is no longer a number; the best state so far stays on disk.
     """
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
     train, val = (to_labelled(classifier, part, say) for part in (split.train, split.val))
-    parameters = [p for p in classifier.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    steps = math.ceil(len(train.encoded) / config.batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate_factor(step, steps * config.epochs, config.warmup)
-    )
+    steps = config.epochs * math.ceil(len(train.encoded) / config.batch_size)
+    optimizer, scheduler = _make_optimizer(classifier, config, steps)
     history: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    with tqdm(total=steps * config.epochs, disable=True if quiet else None, unit="batch") as bar:
-        for epoch in range(1, config.epochs + 1):
-            bar.set_description(f"epoch {epoch}/{config.epochs}")
-            loss, accuracy = _train_epoch(
-                classifier, train, config, epoch, optimizer, scheduler, bar
-            )
-            val_loss, val_accuracy = loss_and_accuracy(classifier, val)
-            if not math.isfinite(val_loss):
-                raise GPT2Error(
-                    f"the validation loss became {val_loss} in epoch {epoch}; try a lower --lr than {config.lr}"
-                )
-            history.append(Epoch(epoch, loss, accuracy, val_loss, val_accuracy))
-            _append_json_line(run / "metrics.jsonl", asdict(history[-1]))
-            say(format_epoch(history[-1]))
+    with tqdm(total=steps, disable=True if quiet else None, unit="batch") as bar:
+        for number in range(1, config.epochs + 1):
+            bar.set_description(f"epoch {number}/{config.epochs}")
+            shown = _train_epoch(classifier, train, config, number, optimizer, scheduler, bar)
+            epoch = Epoch(number, *shown, *loss_and_accuracy(classifier, val))
+            if not math.isfinite(epoch.val_loss):
+                raise _diverged("validation loss", epoch.val_loss, number, config)
+            history.append(epoch)
+            _append_json_line(run / "metrics.jsonl", asdict(epoch))
+            say(format_epoch(epoch))
             classifier.save(run / "last.safetensors")
-            best_epoch = min(history, key=lambda e: e.val_loss).epoch
-            if best_epoch == epoch:
+            best = min(history, key=lambda e: e.val_loss)
+            if best is epoch:
                 classifier.save(run / "best.safetensors")
-                best = {n: p.detach().clone() for n, p in _trainable(classifier)}
-            if epoch - best_epoch >= config.patience:
+                kept = [parameter.detach().clone() for parameter in _trainable(classifier)]
+            if number - best.epoch >= config.patience:
                 say(f"no lower validation loss for {config.patience} epochs: stopped")
                 break
     with torch.no_grad():
-        for name, parameter in _trainable(classifier):
-            parameter.copy_(best[name])
+        for parameter, value in zip(_trainable(classifier), kept, strict=True):
+            parameter.copy_(value)
     return history
 
 
@@ -155,10 +147,7 @@ def _train_epoch(
         labels = train.labels[batch].to(logits.device)
         loss = F.cross_entropy(logits, labels)
         if not math.isfinite(loss.item()):
-            raise GPT2Error(
-                f"the loss became {loss.item()} in epoch {epoch}, messages {first} to "
-                f"{first + len(batch) - 1}; try a lower --lr than {config.lr}"
-            )
+            raise _diverged("loss", loss.item(), epoch, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -175,8 +164,26 @@ def _train_epoch(
     return total_loss / len(order), right / len(order)
 
 
-def _trainable(classifier: Classifier) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(n, p) for n, p in classifier.model.named_parameters() if p.requires_grad]
+def _make_optimizer(
+    classifier: Classifier, config: TrainConfig, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(
+        _trainable(classifier), lr=config.lr, weight_decay=config.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(step, steps, config.warmup)
+    )
+    return optimizer, scheduler
+
+
+def _trainable(classifier: Classifier) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in classifier.model.parameters() if parameter.requires_grad]
+
+
+def _diverged(what: str, value: float, epoch: int, config: TrainConfig) -> GPT2Error:
+    return GPT2Error(
+        f"the {what} became {value} in epoch {epoch}; try a lower --lr than {config.lr}"
+    )
 
 
 def _append_json_line(path: Path, record: dict[str, Any]) -> None:

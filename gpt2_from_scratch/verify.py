@@ -1,8 +1,8 @@
 """Is a model's folder what it should be? File by file, tensor by tensor, then the model as a whole.
 
-A damaged folder raises nothing: what is wrong becomes a check that failed, and what cannot be looked
-at for that reason is said too. OpenAI's genuine 124M weights must also give the numbers that were
-published for them.
+A damaged folder raises nothing: what is wrong becomes a check that failed, and what cannot be
+looked at for that reason is said too. OpenAI's genuine 124M weights must also give the numbers
+that were published for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,12 +1,14 @@
 """A folder of weights to a model: bookkeeping, done so that nothing can be missed.
 
 Oddities of GPT-2's files, all handled here:
-- OpenAI's arrays are called `model/h0/attn/c_attn/w`; Hugging Face's `h.0.attn.c_attn.weight`, some with
-  `transformer.` before it. Norms have `g` and `b`, everything else `w` and `b`.
-- The matrices of a block are stored (in, out), the transpose of what `nn.Linear` keeps; OpenAI's carry
-  another axis of length 1 in front, because they were 1x1 convolutions.
-- There is no output head on disk: logits are taken with `wte` again. Some files repeat it as `lm_head`.
-- Hugging Face's files hold causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are no weights.
+- OpenAI's arrays are called `model/h0/attn/c_attn/w`; Hugging Face's `h.0.attn.c_attn.weight`,
+  some with `transformer.` before it. Norms have `g` and `b`, everything else `w` and `b`.
+- The matrices of a block are stored (in, out), the transpose of what `nn.Linear` keeps; OpenAI's
+  carry another axis of length 1 in front, because they were 1x1 convolutions.
+- There is no output head on disk: logits are taken with `wte` again. Some files repeat it as
+  `lm_head`.
+- Hugging Face's files hold causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are no
+  weights.
 """
 
 import re
@@ -62,9 +64,10 @@ def names_on_disk(config: GPT2Config) -> dict[str, tuple[str, str]]:
 def load_gpt2(model: str | Path = "mini") -> GPT2:
     """Load a pretrained GPT-2: "mini", "124M", "355M", "774M", "1558M", or a folder.
 
-    The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's (`config.json` or
-    `hparams.json`, `model.safetensors`). Weights come out as float32, on the CPU. Raises
-    CheckpointError for anything that is missing, left over, of another shape, or not a number.
+    The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's
+    (`config.json` or `hparams.json`, `model.safetensors`). Weights come out as float32, on the
+    CPU. Raises CheckpointError for anything that is missing, left over, of another shape, or not a
+    number.
     """
     folder = model_folder(model)
     config = read_config(folder)
@@ -93,10 +96,10 @@ def stored_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, T
 
 
 def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `hparams.json` and `model.safetensors` under Hugging Face's names and layout, atomically.
+    """Write `hparams.json` and `model.safetensors`, under Hugging Face's names and layout.
 
-    `dtype` torch.float16 halves the file and rounds each number to 11 bits. Raises UsageError when the
-    head was replaced: the file has no place for it; `Classifier.save` keeps classifiers.
+    `dtype` torch.float16 halves the file and rounds each number to 11 bits. Raises UsageError when
+    the head was replaced: the file has no place for it; `Classifier.save` keeps classifiers.
     """
     if model.head.weight is not model.wte.weight:
         raise UsageError("this model's head was replaced; save it as a classifier instead")
@@ -194,7 +197,7 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 class _NoInit(TorchFunctionMode):
-    """Passes over torch.nn.init: on the meta device it would import a compiler, for more than a second."""
+    """Passes over torch.nn.init, which on the meta device spends a second importing a compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None

@@ -1,4 +1,5 @@
-"""The oracle: GPT-2 in numpy, float64, straight from OpenAI's arrays. Shares no code with the package.
+"""The oracle: GPT-2 in numpy, float64, straight from OpenAI's arrays. Shares no code with the
+package.
 
 Names are the checkpoint's, one text at a time, `[shape in] -> [shape out]` on each line.
 Source: https://github.com/openai/gpt-2/blob/master/src/model.py, in the manner of jaymody/picoGPT.

@@ -1,4 +1,6 @@
-"""A saved classifier holds what was trained, refuses another base, and answers bit for bit as before."""
+"""A saved classifier holds what was trained, refuses another base, and answers bit for bit as
+before.
+"""
 
 import json
 import shutil

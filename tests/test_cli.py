@@ -1,4 +1,6 @@
-"""The command line as a person types it: real processes' worth of work, called in this process for speed."""
+"""The command line as a person types it: real processes' worth of work, called in this process for
+speed.
+"""
 
 import csv
 import io

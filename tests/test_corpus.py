@@ -303,7 +303,8 @@ def test_the_vocabulary_never_sees_held_out_text(tmp_path):
 
 WIDTH = 20  # bytes; shorter messages ("Ok", "I'll call you later") are anybody's
 
-# Messages of the collection that others wrote too. All are ham and common phrases; found by this test.
+# Messages of the collection that others wrote too. All are ham and common phrases; found by this
+# test.
 ANYBODYS = {
     "how are you holding up?": ["tatoeba.txt"],
     "i am great! how are you?": ["casino.txt"],
@@ -366,7 +367,8 @@ def test_places_are_found(tmp_path):
 def test_the_collection_is_not_in_the_corpus(shared):
     """Five of its 5,032 distinct messages of 20 characters or more stand in the pretraining corpus.
 
-    They are common phrases, none is spam, and the longest has 34 characters: nobody copied the collection.
+    They are common phrases, none is spam, and the longest has 34 characters: nobody copied the
+    collection.
     """
     collection = shared / "data" / "sms_spam" / "SMSSpamCollection"
     if not (collection.exists() and (shared / "corpus").is_dir()):

@@ -1,4 +1,6 @@
-"""Rules about the code itself: which module knows which, what is never called, how large a file grows."""
+"""Rules about the code itself: which module knows which, what is never called, how large a file
+grows.
+"""
 
 import ast
 import subprocess

@@ -50,7 +50,9 @@ class PaddedDataset(Dataset):
 
 
 def plain_lecture(folder: Path, messages: list[Message]) -> Trace:
-    """The protocol in one straight line: full forward every step, plain DataLoader, nothing shared."""
+    """The protocol in one straight line: full forward every step, plain DataLoader, nothing
+    shared.
+    """
     trace = Trace()
     table = pd.DataFrame([{"label": m.label, "text": m.text} for m in messages])
     spam = table[table["label"] == "spam"]
@@ -191,7 +193,9 @@ def test_the_classifier_reads_the_last_position(
 
 
 def test_the_genuine_split(shared: Path, tmp_path: Path) -> None:
-    """1045 / 149 / 300, as pandas makes them; writing and reading back as the book does changes nothing."""
+    """1045 / 149 / 300, as pandas makes them; writing and reading back as the book does changes
+    nothing.
+    """
     path = shared / "data" / "sms_spam" / "SMSSpamCollection"
     if not path.exists():
         pytest.skip(f"put the SMS Spam Collection at {path}")

@@ -105,7 +105,9 @@ def test_the_ends_of_the_interval(total):
 
 
 def test_the_bounds_solve_wilsons_equation():
-    """Each bound b is where the share found lies z standard errors of b away: |p - b| = z √(b(1-b)/n)."""
+    """Each bound b is where the share found lies z standard errors of b away: |p - b| = z
+    √(b(1-b)/n).
+    """
     for correct, total in [(3, 10), (287, 300), (5, 1000)]:
         for bound in wilson_interval(correct, total):
             error = math.sqrt(bound * (1 - bound) / total)

@@ -1,4 +1,6 @@
-"""The miniature that ships: whole, small, able to read every message, and able to learn the main job."""
+"""The miniature that ships: whole, small, able to read every message, and able to learn the main
+job.
+"""
 
 import math
 import random

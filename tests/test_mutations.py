@@ -1,8 +1,9 @@
-"""Do the tests see the classic bugs of a hand-written GPT-2? Each is planted in a copy and must fail.
+"""Do the tests see the classic bugs of a hand-written GPT-2? Each is planted in a copy and must
+fail.
 
 `pytest tests/test_mutations.py -s` shows which tests see which bug. Weights of std 0.2 and a
-tolerance of 1e-4 are needed to see them all: at GPT-2's own std of 0.02, erf GELU for instance moves
-no logit by more than 2e-6.
+tolerance of 1e-4 are needed to see them all: at GPT-2's own std of 0.02, erf GELU for instance
+moves no logit by more than 2e-6.
 """
 
 import os

@@ -1,6 +1,8 @@
-"""Pretraining in the small: it learns, its files load, and an interrupted run ends as an unbroken one.
+"""Pretraining in the small: it learns, its files load, and an interrupted run ends as an unbroken
+one.
 
-torch.compile is replaced by the identity throughout: compiling takes half a minute and changes no rule.
+torch.compile is replaced by the identity throughout: compiling takes half a minute and changes no
+rule.
 """
 
 import json
