@@ -69,7 +69,7 @@ class TrainConfig:
     n_last_blocks: int = setting(1, "blocks that train, counted from the end")
     final_norm: bool = setting(True, "the final LayerNorm trains")
     epochs: int = setting(10, "passes over the training messages, at most")
-    patience: int = setting(4, "stop after so many epochs without a lower validation loss")
+    patience: int = setting(4, "stop after so many epochs below the best validation accuracy")
     batch_size: int = setting(16, "messages in a step")
     lr: float = setting(5e-4, "learning rate at its highest; wider models want less")
     warmup: float = setting(0.1, "part of the steps in which the rate rises; then it falls to 0")

@@ -14,6 +14,8 @@ from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.train import (
+    Epoch,
+    best_epoch,
     epoch_order,
     finetune,
     loss_and_accuracy,
@@ -114,20 +116,20 @@ def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_p
     best = Classifier.load(tmp_path / "run", tiny_checkpoint)
     val = to_labelled(best, split.val)
     assert torch.equal(best.logits(val.encoded), classifier.logits(val.encoded))
-    assert loss_and_accuracy(best, val)[0] == min(epoch.val_loss for epoch in history)
+    assert loss_and_accuracy(best, val)[1] == max(epoch.val_accuracy for epoch in history)
+    assert loss_and_accuracy(best, val)[0] == best_epoch(history).val_loss
     last = Classifier.load(tmp_path / "run" / "last.safetensors", tiny_checkpoint)
     assert loss_and_accuracy(last, val)[0] == history[-1].val_loss
 
 
-def test_it_stops_when_validation_no_longer_falls(
+def test_it_stops_when_validation_no_longer_rises(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     swapped = {"ham": "spam", "spam": "ham"}
     contrary = replace(split, val=[Message(m.text, swapped[m.label]) for m in split.train[:4]])
-    config = replace(CONFIG, epochs=30, patience=2)
+    config = replace(CONFIG, epochs=30, patience=2, lr=0.001)
     _, history = run(tiny_checkpoint, contrary, tmp_path / "run", config)
-    best = min(history, key=lambda e: e.val_loss).epoch
-    assert len(history) == best + 2 < 30
+    assert len(history) == best_epoch(history).epoch + 2 < 30
 
 
 def test_a_loss_that_is_no_number_stops_the_run(
@@ -170,6 +172,12 @@ def test_an_unknown_label_is_named(tiny_checkpoint: Path) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
     with pytest.raises(DataError, match="Spam"):
         to_labelled(classifier, [Message("x", "Spam")])
+
+
+def test_the_best_epoch_is_the_latest_of_the_most_accurate() -> None:
+    accuracies = [0.5, 0.9, 0.8, 0.9, 0.7]
+    history = [Epoch(n, 0.1, 1.0, 0.1 * n, a) for n, a in enumerate(accuracies, start=1)]
+    assert best_epoch(history).epoch == 4 and best_epoch(history[:3]).epoch == 2
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:
