@@ -4,6 +4,7 @@ job.
 
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from gpt2_from_scratch.classifier import Classifier, base_sha256
 from gpt2_from_scratch.config import TrainConfig, read_config
-from gpt2_from_scratch.data import load_sms_spam
+from gpt2_from_scratch.data import load_messages, load_sms_spam
 from gpt2_from_scratch.files import sha256_of
 from gpt2_from_scratch.generation import generate
 from gpt2_from_scratch.paths import embedded
@@ -77,17 +78,22 @@ def test_greedy_text_is_made_of_words(mini) -> None:
     ids = generate(mini, torch.tensor(tokenizer.encode("I think that")), 20)
     text = tokenizer.decode(ids.tolist())
     assert text.startswith("I think that") and text.replace("\n", "").isprintable()
-    common = set("the a to of and is it in that you I be not for was are have do".split())
-    assert len(common & set(text.split())) >= 4
+    known = {word for message in load_messages("demo") for word in words_of(message.text)}
+    written = words_of(text)
+    assert sum(word in known for word in written) > 0.8 * len(written) > 0
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
 
 
 def test_the_main_job(tmp_path: Path) -> None:
-    """A shortened `make demo`: well above chance, saved, and loaded again."""
+    """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
     config = TrainConfig(epochs=3, seed=1)
     run, classifier, scores = train_classifier(
         "mini", "demo", tmp_path / "run", config, quiet=True, say=lambda line: None
     )
-    assert scores.accuracy > 0.7
+    assert scores.interval[0] > 0.5  # better than chance, with its whole interval
     again = Classifier.load(run)
     texts = ["Claim your prize now", "see you at six"]
     assert again.predict(texts) == classifier.predict(texts)
