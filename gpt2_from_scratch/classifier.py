@@ -5,9 +5,8 @@ miniature's last block, 28 MB for that of 124M. B texts, T tokens of the longest
 texts.
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,18 @@ from torch import Tensor
 
 from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
 from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.files import atomic_path
-from gpt2_from_scratch.finetuning import trainable_names
-from gpt2_from_scratch.heads import class_logits, replace_head
+from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
+from gpt2_from_scratch.heads import logits_from, replace_head
+from gpt2_from_scratch.identity import base_sha256, tensors_sha256
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import MODELS, model_folder, model_name
 from gpt2_from_scratch.tokenizer import Tokenizer
+from gpt2_from_scratch.trunk import Trunk, batches, pack
 from gpt2_from_scratch.weights import load_gpt2
 
 FORMAT = "gpt2-classifier 1"
@@ -57,10 +61,17 @@ class Prediction:
 class Classifier:
     """GPT-2 with a classification head, its tokenizer, and the names of its classes."""
 
-    def __init__(self, model: GPT2, tokenizer: Tokenizer, description: Description):
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        description: Description,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.description = description
+        self.dtype = dtype  # of frozen blocks' arithmetic and features; what trains stays float32
         self._changed = {"head.weight", "head.bias"}  # what the base does not have as it is here
 
     @classmethod
@@ -72,6 +83,7 @@ class Classifier:
         pooling: Pooling = "last_token",
         max_tokens: int | None = None,
         seed: int = 123,
+        dtype: torch.dtype = torch.float32,
     ) -> "Classifier":
         """A classifier on the pretrained model `base`, its head still random (drawn with `seed`).
 
@@ -91,10 +103,16 @@ class Classifier:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             replace_head(model, len(labels))
-        return cls(model, tokenizer, description)
+        return cls(model, tokenizer, description, dtype)
 
     @classmethod
-    def load(cls, path: str | Path, base: str | Path | None = None) -> "Classifier":
+    def load(
+        cls,
+        path: str | Path,
+        base: str | Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Classifier":
         """Load a saved classifier: a file, or a run's folder, whose `best.safetensors` is taken.
 
         `base` says where its base model lies when that is not one of the known names. Raises
@@ -108,7 +126,7 @@ class Classifier:
             with safe_open(path, framework="pt") as file:
                 description = _read_description(file.metadata() or {}, path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-                if file.metadata().get("tensors_sha256") != _sha256(tensors):
+                if file.metadata().get("tensors_sha256") != tensors_sha256(tensors):
                     raise CheckpointError(f"{path} is damaged: its numbers are not those saved")
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
@@ -128,7 +146,7 @@ class Classifier:
         with torch.random.fork_rng():
             replace_head(model, len(description.labels))
         _put(tensors, model, path)
-        classifier = cls(model, tokenizer, description)
+        classifier = cls(model, tokenizer, description, dtype)
         classifier._changed |= tensors.keys()
         return classifier
 
@@ -144,7 +162,7 @@ class Classifier:
         metadata = {
             "format": FORMAT,
             "description": json.dumps(asdict(self.description)),
-            "tensors_sha256": _sha256(tensors),
+            "tensors_sha256": tensors_sha256(tensors),
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -153,23 +171,66 @@ class Classifier:
         """Token ids of each text as this classifier reads it, and whether the text was cut."""
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
-    def batch(self, encoded: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """ids (B, T) and lengths (B,) on the model's device."""
-        device = self.model.wte.weight.device
-        ids, lengths = pad_batch(encoded, self.tokenizer.end_of_text_id, self.description.pad_to)
-        return ids.to(device), lengths.to(device)
+    def texts(
+        self,
+        encoded: Sequence[Sequence[int]],
+        *,
+        store: FeatureStore | None = None,
+        quiet: bool = True,
+        say: Callable[[str], None] = print,
+    ) -> Features | Embedded:
+        """Encoded texts where what trains takes them up: behind the frozen blocks, if there are any.
 
-    def batch_logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Logits of one batch, with gradients: (B, K)."""
-        return class_logits(self.model, *self.batch(encoded), self.description.pooling)
+        Says why, where something other than training keeps frozen blocks from being computed once.
+        """
+        depth, reason = frozen_depth(self.model)
+        if self._batch_mates_count:
+            depth, reason = 0, "the last position depends on the texts beside"
+        if reason:
+            say(f"frozen blocks behind {depth} are computed again at each use: {reason}")
+        if depth == 0:
+            return Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
+        return Features(
+            self._trunk(depth),
+            self._padded(encoded),
+            dtype=self.dtype,
+            store=store,
+            quiet=quiet,
+            say=say,
+        )
+
+    def batch_logits(self, texts: Features | Embedded, numbers: Sequence[int]) -> Tensor:
+        """Logits of one batch of texts, by their numbers, with gradients: (B, K)."""
+        x, lengths = texts.batch(numbers)
+        return logits_from(self.model, texts.depth, x, lengths, self.description.pooling)
 
     @torch.no_grad()
-    def logits(self, encoded: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
-        """Logits of any number of texts, in their order, on the CPU: (N, K) float32."""
-        logits = torch.empty(len(encoded), len(self.description.labels))
-        for batch in by_length(encoded, batch_size):
-            logits[batch] = self.batch_logits([encoded[n] for n in batch]).float().cpu()
+    def all_logits(self, texts: Features | Embedded) -> Tensor:
+        """Logits of all texts, in their order, on the CPU: (N, K) float32."""
+        logits = torch.empty(len(texts.encoded), len(self.description.labels))
+        for batch in by_length(texts.encoded, 32):
+            logits[batch] = self.batch_logits(texts, batch).cpu()
         return logits
+
+    @torch.no_grad()
+    def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of texts that are read once: in their order, on the CPU, (N, K) float32."""
+        if self._batch_mates_count or (depth := plain_depth(self.model)[0]) == 0:
+            return self.all_logits(Embedded(self.model, encoded, self._pad_id))
+        trunk = self._trunk(min(depth, len(self.model.blocks) - 1))
+        number_of: dict[tuple[int, ...], int] = {}  # equal texts are computed once
+        which = [number_of.setdefault(tuple(ids), len(number_of)) for ids in self._padded(encoded)]
+        texts = list(number_of)
+        logits = torch.empty(len(texts), len(self.description.labels))
+        for numbers in batches(texts, trunk.tokens):
+            packed = pack([texts[n] for n in numbers]).to(trunk.device)
+            states = trunk(packed)
+            for r in packed.rectangles:
+                found = logits_from(
+                    self.model, trunk.depth, states[r.rows], r.lengths, self.description.pooling
+                )
+                logits[[numbers[n] for n in r.texts]] = found.cpu()
+        return logits[which]
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts of any length, the empty one included; answers come in the texts' order.
@@ -189,26 +250,23 @@ class Classifier:
             for ids, cut, row in zip(encoded, truncated, probabilities, strict=True)
         ]
 
+    @property
+    def _pad_id(self) -> int:
+        return self.tokenizer.end_of_text_id
 
-def base_sha256(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Identity of a base model: its weights and what its token ids mean."""
-    return hashlib.sha256(f"{weights_sha256(model)} {tokenizer.sha256}".encode()).hexdigest()
+    @property
+    def _batch_mates_count(self) -> bool:
+        """Whether an answer depends on how far the texts beside reach."""
+        return self.description.pooling == "last_position" and self.description.pad_to is None
 
+    def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """With their pads, where one of these is what is read."""
+        if self.description.pooling != "last_position" or self.description.pad_to is None:
+            return encoded
+        return pad_batch(encoded, self._pad_id, self.description.pad_to)[0].tolist()
 
-def weights_sha256(model: GPT2) -> str:
-    """Identity of a language model's weights: the same from OpenAI's files and from Hugging Face's.
-
-    SHA-256 over each parameter's name, shape and float32 numbers, in order of names, head left out.
-    """
-    return _sha256({n: p for n, p in model.named_parameters() if not n.startswith("head.")})
-
-
-def _sha256(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    def _trunk(self, depth: int) -> Trunk:
+        return Trunk(self.model, depth, arithmetic(self.dtype, self.model.wte.weight.device))
 
 
 def _check(description: Description, model: GPT2, tokenizer: Tokenizer) -> None:

@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from itertools import islice
 from typing import Any
 
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
@@ -37,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "generate": run_generate,
             "pretrain": run_pretrain,
             "download": run_download,
+            "cache": run_cache,
         }[args.command](args)
         sys.stdout.flush()
         return 0
@@ -59,15 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_train(args: argparse.Namespace) -> None:
     """Finetune a classifier and print its scores on the test part."""
-    from gpt2_from_scratch.devices import choose_device
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import train_as_the_lecture, train_classifier
 
-    device = choose_device(args.device)
+    device, dtype = _where(args)
     if args.recipe == "lecture":
         _refuse_other_settings(args)
         run, _, evaluation = train_as_the_lecture(
-            args.model, args.data, args.out, seed=args.seed, device=device
+            args.model,
+            args.data,
+            args.out,
+            seed=args.seed,
+            device=device,
+            dtype=dtype,
+            cache=args.cache,
         )
     else:
         run, _, evaluation = train_classifier(
@@ -81,6 +86,8 @@ def run_train(args: argparse.Namespace) -> None:
             pooling=args.pooling,
             max_tokens=args.max_tokens,
             device=device,
+            dtype=dtype,
+            cache=args.cache,
             say=say,
         )
     print(f"test part, {evaluation.total} messages never trained on or chosen by:")
@@ -95,6 +102,7 @@ def run_train(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data import load_messages
+    from gpt2_from_scratch.feature_store import FeatureStore
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import evaluate_classifier
 
@@ -102,7 +110,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     folder = args.run if args.run.is_dir() else args.run.parent
     data = args.data or folder / "test.csv"
     messages = load_messages(data, text_column=args.text_column, label_column=args.label_column)
-    evaluation = evaluate_classifier(classifier, messages, say)
+    evaluation = evaluate_classifier(
+        classifier, messages, store=FeatureStore(say=say) if args.cache else None, say=say
+    )
     if args.json:
         print(json.dumps({"accuracy": evaluation.accuracy} | asdict(evaluation)))
     else:
@@ -112,6 +122,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.data import lines_of, read_texts
+    from gpt2_from_scratch.stream import predict_stream
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
@@ -119,12 +130,12 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.file:
         texts: Iterable[str] = read_texts(args.file, args.text_column)
     else:
-        texts = args.texts or lines_of(sys.stdin.buffer)
+        texts = args.texts or lines_of(sys.stdin.buffer, "standard input")
     labels = classifier.description.labels
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
         writer.writerow(["number", "label", *labels])
-    for number, text, prediction in _predictions(classifier, texts):
+    for number, (text, prediction) in enumerate(_shown(predict_stream(classifier, texts)), start=1):
         if args.json:
             print(json.dumps({"number": number} | asdict(prediction)))
         elif args.csv:
@@ -135,6 +146,7 @@ def run_predict(args: argparse.Namespace) -> None:
             # one line a text, and nothing in it that a terminal would obey
             shown = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
             print(f"{prediction.label}  ({', '.join(shares)})  {shown:.80}")
+        sys.stdout.flush()  # whoever reads a pipe waits for it
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -203,6 +215,24 @@ def run_download(args: argparse.Namespace) -> None:
     print(download_sms_spam() if args.what == "sms" else download_model(args.what))
 
 
+def run_cache(args: argparse.Namespace) -> None:
+    """Print what is kept of frozen blocks' output, or remove it."""
+    from datetime import datetime
+
+    from gpt2_from_scratch.feature_store import GB, FeatureStore
+
+    store = FeatureStore()
+    if args.clear:
+        print(f"{store.clear() / 1e6:.1f} MB removed from {store.folder}")
+        return
+    spaces = store.spaces()
+    for name, shards, size, used in spaces:
+        when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
+        print(f"{size / 1e6:10.1f} MB  {shards:4d} files  last used {when}  {name}")
+    total = sum(size for _, _, size, _ in spaces)
+    print(f"{total / 1e6:10.1f} MB of at most {store.limit / GB:.1f} GB in {store.folder}")
+
+
 def say(text: str) -> None:
     """Print to standard error, above a progress bar if one is there."""
     from tqdm import tqdm
@@ -227,29 +257,39 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _refuse_other_settings(args: argparse.Namespace) -> None:
     """The lecture's recipe is fixed: an option that it would pass over is an error."""
     usual = build_parser().parse_args(["train"])
-    free = ("recipe", "model", "data", "out", "seed", "device", "verbose")
+    free = {"recipe", "model", "data", "out", "seed", "verbose"}
+    free |= {"device", "dtype", "threads", "cache"}
     given = [name for name, value in vars(args).items() if value != getattr(usual, name)]
-    if passed_over := sorted(set(given) - set(free)):
+    if passed_over := sorted(set(given) - free):
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
 
 
-def _predictions(classifier: Any, texts: Iterable[str]) -> Iterable[tuple[int, str, Any]]:
-    """Classify in groups of 256, so that a long pipe takes no more memory than a short one."""
-    remaining, number = iter(texts), 0
-    while group := list(islice(remaining, 256)):
-        for text, prediction in zip(group, classifier.predict(group), strict=True):
-            number += 1
-            yield number, text, prediction
-        sys.stdout.flush()
+def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
+    """With a progress bar, where the results themselves do not scroll by on the same screen."""
+    from tqdm import tqdm
+
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    return tqdm(predictions, desc="classified", unit=" texts", disable=hidden)
 
 
 def _load_classifier(args: argparse.Namespace) -> Any:
     from gpt2_from_scratch.classifier import Classifier
-    from gpt2_from_scratch.devices import choose_device
 
-    classifier = Classifier.load(args.run, args.model)
-    classifier.model.to(choose_device(args.device))
+    device, dtype = _where(args)
+    classifier = Classifier.load(args.run, args.model, dtype=dtype)
+    classifier.model.to(device)
     return classifier
+
+
+def _where(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The device and the dtype to compute with; sets the number of threads."""
+    from gpt2_from_scratch.devices import DTYPES, arithmetic, choose_device, set_threads
+
+    set_threads(args.threads)
+    device, dtype = choose_device(args.device), DTYPES[args.dtype]
+    if arithmetic(dtype, device) != dtype:
+        say("this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept")
+    return device, dtype
 
 
 def _settings(args: argparse.Namespace, kind: Any) -> Any:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.files import atomic_path
-from gpt2_from_scratch.paths import embedded, home
+from gpt2_from_scratch.paths import embedded, sms_collection
 
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 FRACTIONS = (0.7, 0.1)  # train and validation; the rest is the test part
@@ -63,7 +64,7 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
     swallows two messages and alters 53. Raises DataError when the counts differ: then it is
     another file. Source: Almeida & Gomez Hidalgo, https://archive.ics.uci.edu/dataset/228.
     """
-    path = path or home() / "data" / "sms_spam" / "SMSSpamCollection"
+    path = path or sms_collection()
     if not path.is_file():
         raise DataError(f"{path} is missing; get it with: gpt2-classifier download sms")
     messages = []
@@ -91,22 +92,23 @@ def read_table(path: Path, text_column: str, label_column: str) -> list[Message]
     return messages
 
 
-def read_texts(path: Path, text_column: str = "text") -> list[str]:
-    """Texts to classify: a column of a .csv, .tsv or .jsonl file, or a text file's lines."""
+def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
+    """Texts to classify, one after the other: a column of a .csv, .tsv or .jsonl file, or a text
+    file's lines.
+    """
     if not path.is_file():
         raise DataError(f"{path} is not a file")
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
-        return [text for _, (text,) in _columns(path, (text_column,))]
-    return [line for _, line in _lines(path)]
+        return (text for _, (text,) in _columns(path, (text_column,)))
+    return (line for _, line in _lines(path))
 
 
-def lines_of(stream: Iterable[bytes]) -> Iterator[str]:
-    """The lines of standard input, as `read_texts` reads a file's: UTF-8, with or without a BOM."""
-    for number, line in enumerate(stream, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"standard input, line {number}: {error}; send UTF-8") from None
+def lines_of(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    """The lines of a stream: UTF-8, with or without a byte order mark; `name` is for errors.
+
+    Only \\n and \\r\\n end a line, whatever else Unicode has for it.
+    """
+    return (line.removesuffix("\n").removesuffix("\r") for line in _decoded(stream, name))
 
 
 def write_messages(path: Path, messages: Sequence[Message]) -> None:
@@ -175,24 +177,24 @@ def split_messages(
     return Split(train, val, test)
 
 
-def _decoded(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; "
-            "save the file as UTF-8"
-        ) from None
+def _decoded(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(stream, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}, line {number}: byte {offset + error.start} (0x{line[error.start]:02x}) is "
+                "not UTF-8; save it as UTF-8"
+            ) from None
+        offset += len(line)
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of each line; only \n and \r\n end one, whatever else Unicode has for it."""
-    lines = _decoded(path).split("\n")
-    for number, line in enumerate(lines, start=1):
-        if line or number < len(lines):  # behind the last \n there is no line
-            yield number, line.removesuffix("\r")
+    """(number, line) of each line, read as it is asked for."""
+    with path.open("rb") as file:
+        yield from enumerate(lines_of(file, str(path)), start=1)
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -202,7 +204,15 @@ def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(10**8)
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    with path.open("rb") as file:
+        # \r alone ends a line too in a .csv, unless it is quoted: csv wants to see them all
+        lines = (
+            part for line in _decoded(file, str(path)) for part in io.StringIO(line, newline="")
+        )
+        yield from _rows(csv.reader(lines, strict=True), path)
+
+
+def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
     while True:
         line = reader.line_num + 1
         try:

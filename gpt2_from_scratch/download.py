@@ -21,7 +21,7 @@ from gpt2_from_scratch.config import SIZES, GPT2Config
 from gpt2_from_scratch.errors import CheckpointError, DataError, DownloadError, UsageError
 from gpt2_from_scratch.fetch import fetch
 from gpt2_from_scratch.files import atomic_path
-from gpt2_from_scratch.paths import home
+from gpt2_from_scratch.paths import home, sms_collection
 from gpt2_from_scratch.pinned import PinnedFile
 from gpt2_from_scratch.tensor_bundle import check_tensors, read_index
 
@@ -98,7 +98,7 @@ def download_sms_spam(folder: Path | None = None) -> Path:
 
     Raises DownloadError that says how to get it by other means.
     """
-    folder = folder or home() / "data" / "sms_spam"
+    folder = folder or sms_collection().parent
     target = folder / SMS.name
     if target.is_file() and not SMS.difference(target):
         return target

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.last_block import is_plain
 from gpt2_from_scratch.model import GPT2
 
 
@@ -27,6 +28,31 @@ def set_trainable(model: GPT2, n_last_blocks: int = 1, final_norm: bool = True) 
     model.ln_f.requires_grad_(final_norm)
     for block in model.blocks[model.config.n_layer - n_last_blocks :]:
         block.requires_grad_(True)
+
+
+def frozen_depth(model: GPT2) -> tuple[int, str]:
+    """How many of the first blocks give one output for a text, for ever; and why not more.
+
+    The reason is empty where the next block trains, or there is none.
+    """
+    if model.wte.weight.requires_grad or model.wpe.weight.requires_grad:
+        return 0, "the embeddings train"
+    depth, reason = plain_depth(model)
+    for n, block in enumerate(model.blocks[:depth]):
+        if any(parameter.requires_grad for parameter in block.parameters()):
+            return n, ""
+    return depth, reason
+
+
+def plain_depth(model: GPT2) -> tuple[int, str]:
+    """How many of the first blocks do what their weights say and no more; and why not more."""
+    for name, part in (("wte", model.wte), ("wpe", model.wpe)):
+        if type(part) is not nn.Embedding or part._forward_hooks or part._forward_pre_hooks:
+            return 0, f"{name} was changed"
+    for n, block in enumerate(model.blocks):
+        if not is_plain(block):
+            return n, f"blocks.{n} holds a part or a hook that is not GPT-2's"
+    return len(model.blocks), ""
 
 
 def trainable_names(model: nn.Module) -> list[str]:

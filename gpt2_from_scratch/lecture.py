@@ -10,18 +10,23 @@ matters here.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gpt2_from_scratch.batches import pad_batch
-from gpt2_from_scratch.classifier import Classifier, Description, base_sha256
+from gpt2_from_scratch.classifier import Classifier, Description
+from gpt2_from_scratch.config import Pooling
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
-from gpt2_from_scratch.heads import class_logits, replace_head
+from gpt2_from_scratch.heads import replace_head
+from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.tokenizer import Tokenizer
 
@@ -33,6 +38,7 @@ EVAL_EVERY, EVAL_BATCHES = 50, 5
 CHECK_TEXT = "Do you have time"
 
 Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test
+Texts = Features | Embedded
 
 
 @dataclass
@@ -81,18 +87,23 @@ def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     return Split(rows[:train_end], rows[train_end:val_end], rows[val_end:])
 
 
-def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, int]:
-    """Every text cut and padded to the longest training text; (loaders, that length in tokens)."""
+def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, list[list[int]], int]:
+    """Loaders of (numbers of texts, labels), the texts' ids, the longest training text in tokens.
+
+    Every text is cut to that length.
+    """
+    encoded: list[list[int]] = []
+    loaders = []
     longest = max(len(tokenizer.encode(message.text)) for message in split.train)
-    datasets = []
     for part in (split.train, split.val, split.test):
-        encoded = [tokenizer.encode(message.text)[:longest] for message in part]
-        ids, _ = pad_batch(encoded, tokenizer.end_of_text_id, longest)
+        numbers = torch.arange(len(encoded), len(encoded) + len(part))
         labels = torch.tensor([LABELS.index(message.label) for message in part])
-        datasets.append(TensorDataset(ids, labels))
-    train = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
-    val, test = (DataLoader(dataset, batch_size=BATCH_SIZE) for dataset in datasets[1:])
-    return (train, val, test), longest
+        encoded += [tokenizer.encode(message.text)[:longest] for message in part]
+        shuffled = part is split.train
+        loaders.append(
+            DataLoader(TensorDataset(numbers, labels), BATCH_SIZE, shuffled, drop_last=shuffled)
+        )
+    return (loaders[0], loaders[1], loaders[2]), encoded, longest
 
 
 def lecture(
@@ -102,107 +113,105 @@ def lecture(
     *,
     base: str,
     seed: int = 123,
+    pooling: Pooling = "last_position",
+    dtype: torch.dtype = torch.float32,
+    store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Classifier, Trace]:
     """Finetune `model`, in place, as the lecture does; say its lines and return them as numbers.
 
-    The classifier it returns pads every text as in training and reads the last position.
+    The classifier it returns pads every text as in training and reads the last position. With
+    another `pooling` nothing is padded. The frozen blocks are computed once a text, in `dtype`.
     """
     trace = Trace()
     identity = base_sha256(model, tokenizer)
-    torch.manual_seed(seed)
-    loaders, longest = make_loaders(split, tokenizer)
+    loaders, encoded, longest = make_loaders(split, tokenizer)
     say(f"{len(loaders[0])} / {len(loaders[1])} / {len(loaders[2])} batches of {longest} tokens")
-    model.requires_grad_(False)
     torch.manual_seed(seed)
     replace_head(model, len(LABELS))
     set_trainable(model, n_last_blocks=1, final_norm=True)
     say(format_ledger(ledger(model)))
-    _before_training(model, tokenizer, loaders, trace, seed, say)
+    pad_to = longest if pooling == "last_position" else None
+    description = Description(base, identity, LABELS, pooling, longest, pad_to)
+    classifier = Classifier(model, tokenizer, description, dtype)
+    texts = classifier.texts(encoded, store=store, quiet=False, say=say)
+    _before_training(classifier, texts, loaders, trace, seed, say)
     torch.manual_seed(seed)
-    _train(model, loaders, trace, say)
-    trace.final_accuracy = [accuracy(model, loader) for loader in loaders]
+    _train(classifier, texts, loaders, trace, say)
+    trace.final_accuracy = [accuracy(classifier, texts, loader) for loader in loaders]
     say("Training {} | Validation {} | Test {}".format(*map(_percent, trace.final_accuracy)))
-    description = Description(base, identity, LABELS, "last_position", longest, pad_to=longest)
-    return Classifier(model, tokenizer, description), trace
+    return classifier, trace
 
 
-@torch.no_grad()
-def accuracy(model: GPT2, loader: DataLoader, batches: int | None = None) -> float:
+def accuracy(
+    classifier: Classifier, texts: Texts, loader: DataLoader, batches: int | None = None
+) -> float:
     """The share of right answers over the first `batches` batches of a new pass, or all of them."""
-    right = total = 0
-    for n, (ids, labels) in enumerate(loader):
-        if n == batches:
-            break
-        predicted = _logits(model, ids).argmax(dim=1)
-        right += int((predicted == labels.to(predicted.device)).sum())
-        total += len(labels)
-    return right / total
+    logits, labels = _pass(classifier, texts, loader, batches)
+    return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
-@torch.no_grad()
-def mean_loss(model: GPT2, loader: DataLoader, batches: int) -> float:
+def mean_loss(classifier: Classifier, texts: Texts, loader: DataLoader, batches: int) -> float:
     """The mean of the first `batches` batches' losses in a new pass, in nats."""
-    losses = []
-    for n, (ids, labels) in enumerate(loader):
-        if n == batches:
-            break
-        losses.append(_loss(model, ids, labels).item())
-    return sum(losses) / len(losses)
+    losses = F.cross_entropy(*_pass(classifier, texts, loader, batches), reduction="none")
+    means = [batch.mean() for batch in losses.split(BATCH_SIZE)]
+    return (sum(means) / len(means)).item()
 
 
 def _before_training(
-    model: GPT2,
-    tokenizer: Tokenizer,
+    classifier: Classifier,
+    texts: Texts,
     loaders: Loaders,
     trace: Trace,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
+    model = classifier.model
     with torch.no_grad():
-        ids = torch.tensor([tokenizer.encode(CHECK_TEXT)], device=model.wte.weight.device)
-        trace.check_logits = model(ids)[0].tolist()
+        ids = torch.tensor([classifier.tokenizer.encode(CHECK_TEXT)])
+        trace.check_logits = model(ids.to(model.wte.weight.device))[0].tolist()
     say(f"{CHECK_TEXT!r} -> " + "  ".join(f"[{a:.4f}, {b:.4f}]" for a, b in trace.check_logits))
     torch.manual_seed(seed)
-    trace.initial_accuracy = [accuracy(model, loader, 10) for loader in loaders]
-    trace.initial_loss = [mean_loss(model, loader, EVAL_BATCHES) for loader in loaders]
+    trace.initial_accuracy = [accuracy(classifier, texts, loader, 10) for loader in loaders]
+    trace.initial_loss = [mean_loss(classifier, texts, loader, EVAL_BATCHES) for loader in loaders]
     say("Before training: accuracy {} | {} | {}".format(*map(_percent, trace.initial_accuracy)))
     say("Before training: loss {:.3f} | {:.3f} | {:.3f}".format(*trace.initial_loss))
 
 
-def _train(model: GPT2, loaders: Loaders, trace: Trace, say: Callable[[str], None]) -> None:
+def _train(
+    classifier: Classifier, texts: Texts, loaders: Loaders, trace: Trace, say: Callable[[str], None]
+) -> None:
     train, val, _ = loaders
     # the lecture hands over all parameters; those without a gradient are passed over either way
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=WEIGHT_DECAY)
+    trainable = [p for p in classifier.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     step = -1
     for epoch in range(EPOCHS):
-        for ids, labels in train:
+        for numbers, labels in train:
             optimizer.zero_grad()
-            _loss(model, ids, labels).backward()
+            logits = classifier.batch_logits(texts, numbers.tolist())
+            F.cross_entropy(logits, labels.to(logits.device)).backward()
             optimizer.step()
             step += 1
             if step % EVAL_EVERY == 0:
-                losses = [mean_loss(model, loader, EVAL_BATCHES) for loader in (train, val)]
+                losses = [mean_loss(classifier, texts, part, EVAL_BATCHES) for part in (train, val)]
                 trace.losses.append((step, losses[0], losses[1]))
                 say(
                     f"Ep {epoch + 1} (Step {step:06d}): Train loss {losses[0]:.3f}, Val loss {losses[1]:.3f}"
                 )
-        accuracies = [accuracy(model, loader, EVAL_BATCHES) for loader in (train, val)]
+        accuracies = [accuracy(classifier, texts, part, EVAL_BATCHES) for part in (train, val)]
         trace.accuracies.append((accuracies[0], accuracies[1]))
         say("Training accuracy: {} | Validation accuracy: {}".format(*map(_percent, accuracies)))
 
 
-def _logits(model: GPT2, ids: torch.Tensor) -> torch.Tensor:
-    """ids (B, T) -> (B, K), read at the last position."""
-    ids = ids.to(model.wte.weight.device)
-    lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-    return class_logits(model, ids, lengths, "last_position")
-
-
-def _loss(model: GPT2, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = _logits(model, ids)
-    return F.cross_entropy(logits, labels.to(logits.device))
+@torch.no_grad()
+def _pass(
+    classifier: Classifier, texts: Texts, loader: DataLoader, batches: int | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and labels (N,), on the CPU, of the first batches of a new pass."""
+    numbers, labels = map(torch.cat, zip(*islice(loader, batches), strict=True))
+    logits = [classifier.batch_logits(texts, part.tolist()) for part in numbers.split(64)]
+    return torch.cat(logits).cpu(), labels
 
 
 def _percent(share: float) -> str:

@@ -28,15 +28,18 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)"""
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)  # 3 x (B, T, C)
+        return self.c_proj(self.attend(self.c_attn(x)))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """What each position gathers: queries, keys, values (B, T, 3C) -> (B, T, C)."""
+        B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+        q, k, v = qkv.split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (
             part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v)
         )  # (B, H, T, D)
         # softmax(q k^T / sqrt(D), positions after the query left out) v
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        return self.c_proj(y)
+        return y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
 
 
 class MLP(nn.Module):

@@ -118,6 +118,26 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier download sms",
     )  # fmt: skip
     download.add_argument("what", choices=["124M", "355M", "774M", "1558M", "sms"])
+
+    cache = _add(
+        commands, "cache", "show or clear what is kept of frozen blocks' output",
+        "gpt2-classifier cache",
+        "gpt2-classifier cache --clear",
+    )  # fmt: skip
+    cache.add_argument("--clear", action="store_true", help="remove all of it")
+
+    for command in (train, evaluate):
+        command.add_argument(
+            "--cache", action=argparse.BooleanOptionalAction, default=True,
+            help="keep the frozen blocks' output on disk for the next run (default: yes)",
+        )  # fmt: skip
+    for command in (train, evaluate, predict):
+        command.add_argument(
+            "--dtype", choices=["float32", "bfloat16"], default="float32",
+            help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "
+            "stays float32 (default: float32)",
+        )  # fmt: skip
+        command.add_argument("--threads", type=int, metavar="N", help="(default: every core)")
     for command in (train, evaluate, predict, generate, pretrain):
         command.add_argument(
             "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],

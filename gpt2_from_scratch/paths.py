@@ -19,7 +19,19 @@ def home() -> Path:
         return Path(chosen).expanduser()
     if (CHECKOUT / "pyproject.toml").exists() and (CHECKOUT / "weights").is_dir():
         return CHECKOUT
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2_from_scratch"
+    return _user_cache()
+
+
+def features_folder() -> Path:
+    """Where features are kept: $GPT2_FROM_SCRATCH_CACHE, else the user's cache."""
+    if chosen := os.environ.get("GPT2_FROM_SCRATCH_CACHE"):
+        return Path(chosen).expanduser()
+    return _user_cache() / "features"
+
+
+def sms_collection() -> Path:
+    """Where `download sms` puts the SMS Spam Collection."""
+    return home() / "data" / "sms_spam" / "SMSSpamCollection"
 
 
 def embedded(name: str) -> Path:
@@ -51,3 +63,7 @@ def model_folder(model: str | Path) -> Path:
             f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
         )
     return folder
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2_from_scratch"

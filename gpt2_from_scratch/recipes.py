@@ -22,11 +22,12 @@ from gpt2_from_scratch.data import (
     write_messages,
 )
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
 from gpt2_from_scratch.lecture import lecture, lecture_split
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
-from gpt2_from_scratch.paths import home, model_folder, model_name
+from gpt2_from_scratch.paths import model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_training
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import Epoch, finetune, to_labelled
@@ -45,13 +46,16 @@ def train_classifier(
     pooling: Pooling = "last_token",
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache: bool = True,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Evaluation]:
     """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
     `data` is "demo", "sms" or a file; `run` the folder to write (none: a new one in `runs`), which
-    is returned with the classifier and its scores on the test part.
+    is returned with the classifier and its scores on the test part. `dtype` is that of the frozen
+    blocks' arithmetic and output, which `cache` keeps on disk for the next run.
     """
     config = config or TrainConfig()
     messages = load_messages(data, text_column=text_column, label_column=label_column)
@@ -62,6 +66,7 @@ def train_classifier(
         pooling=pooling,
         max_tokens=max_tokens,
         seed=config.seed,
+        dtype=dtype,
     )
     classifier.model.to(device)
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
@@ -73,11 +78,13 @@ def train_classifier(
     run = new_run_folder(run, model, data, config.seed)
     write_messages(run / "test.csv", split.test)  # first: an interrupted run can be scored too
     settings = {"model": str(model), "data": str(data), "balance": balance, "device": str(device)}
+    settings |= {"dtype": str(dtype).removeprefix("torch.")}
     settings |= {"text_column": text_column, "label_column": label_column}
     _write_config(run, settings | {"train": asdict(config)}, split, classifier)
-    history = finetune(classifier, split, config, run, quiet=quiet, say=say)
+    store = FeatureStore(say=say) if cache else None
+    history = finetune(classifier, split, config, run, store=store, quiet=quiet, say=say)
     _plot(history, run)
-    return run, classifier, _finish(classifier, split, run, say)
+    return run, classifier, _finish(classifier, split, run, store, say)
 
 
 def train_as_the_lecture(
@@ -87,17 +94,27 @@ def train_as_the_lecture(
     *,
     seed: int = 123,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache: bool = True,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Evaluation]:
     """The lecture's recipe; see `lecture.py` for what it does and why it is not the default."""
-    path = home() / "data" / "sms_spam" / "SMSSpamCollection" if data == "sms" else Path(data)
+    path = sms_collection() if data == "sms" else Path(data)
     messages = load_messages(data)  # checks the file, whichever way it is then read
     split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
     gpt2, folder = load_gpt2(model).to(device), model_folder(model)
     run = new_run_folder(run, model, data, seed)
     write_messages(run / "test.csv", split.test)
+    store = FeatureStore(say=say) if cache else None
     classifier, trace = lecture(
-        gpt2, Tokenizer(folder), split, base=model_name(model), seed=seed, say=say
+        gpt2,
+        Tokenizer(folder),
+        split,
+        base=model_name(model),
+        seed=seed,
+        dtype=dtype,
+        store=store,
+        say=say,
     )
     settings = {"recipe": "lecture", "model": str(model), "data": str(data), "seed": seed}
     _write_config(run, settings, split, classifier)
@@ -106,15 +123,19 @@ def train_as_the_lecture(
     steps, *losses = zip(*trace.losses, strict=True)
     train, val = zip(*trace.accuracies, strict=True)
     plot_training(steps, (losses[0], losses[1]), (train, val), run / "curves.png", step_name="step")
-    return run, classifier, _finish(classifier, split, run, say)
+    return run, classifier, _finish(classifier, split, run, store, say)
 
 
 def evaluate_classifier(
-    classifier: Classifier, messages: list[Message], say: Callable[[str], None] = print
+    classifier: Classifier,
+    messages: list[Message],
+    *,
+    store: FeatureStore | None = None,
+    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Score a classifier on labelled messages."""
-    labelled = to_labelled(classifier, messages, say)
-    predicted = classifier.logits(labelled.encoded).argmax(dim=1)
+    labelled = to_labelled(classifier, messages, store=store, say=say)
+    predicted = classifier.all_logits(labelled.texts).argmax(dim=1)
     return evaluate_predictions(
         labelled.labels.numpy(), predicted.numpy(), classifier.description.labels
     )
@@ -154,9 +175,13 @@ def _write_config(run: Path, settings: dict, split: Split, classifier: Classifie
 
 
 def _finish(
-    classifier: Classifier, split: Split, run: Path, say: Callable[[str], None]
+    classifier: Classifier,
+    split: Split,
+    run: Path,
+    store: FeatureStore | None,
+    say: Callable[[str], None],
 ) -> Evaluation:
-    evaluation = evaluate_classifier(classifier, split.test, say)
+    evaluation = evaluate_classifier(classifier, split.test, store=store, say=say)
     write_json(run / "evaluation.json", {"accuracy": evaluation.accuracy} | asdict(evaluation))
     return evaluation
 

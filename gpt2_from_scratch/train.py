@@ -17,6 +17,8 @@ from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError, GPT2Error
+from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.finetuning import set_trainable
 
 
@@ -33,16 +35,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Messages as numbers: token ids of each text and the number of its class."""
+    """Messages as what trains takes them up, and the number of each one's class."""
 
-    encoded: list[list[int]]
+    texts: Features | Embedded
     labels: Tensor  # (N,) int64
 
 
 def to_labelled(
-    classifier: Classifier, messages: Sequence[Message], say: Callable[[str], None] = print
+    classifier: Classifier,
+    messages: Sequence[Message],
+    *,
+    store: FeatureStore | None = None,
+    quiet: bool = True,
+    say: Callable[[str], None] = print,
 ) -> Labelled:
-    """Encode messages for a classifier, and say how many had to be cut.
+    """Encode messages for a classifier, run what is frozen of it, say how many had to be cut.
 
     Raises DataError for a label the classifier does not know.
     """
@@ -54,7 +61,8 @@ def to_labelled(
     if any(cut):
         limit = classifier.description.max_tokens
         say(f"{sum(cut)} of {len(cut)} messages are longer than {limit} tokens and were cut")
-    return Labelled(encoded, torch.tensor([names.index(message.label) for message in messages]))
+    texts = classifier.texts(encoded, store=store, quiet=quiet, say=say)
+    return Labelled(texts, torch.tensor([names.index(message.label) for message in messages]))
 
 
 def finetune(
@@ -63,18 +71,23 @@ def finetune(
     config: TrainConfig,
     run: Path,
     *,
+    store: FeatureStore | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Epoch]:
     """Train `classifier` in place and leave in it the weights of the best epoch.
 
     Writes to the folder `run`: `metrics.jsonl` (a line an epoch), `best.safetensors` and
-    `last.safetensors`. The order of messages is a function of seed and epoch alone. Raises
+    `last.safetensors`. The order of messages is a function of seed and epoch alone. Frozen blocks
+    are computed once a text, and kept in `store` for the next run if one is given. Raises
     GPT2Error when the loss is no longer a number; the best state so far stays on disk.
     """
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
-    train, val = (to_labelled(classifier, part, say) for part in (split.train, split.val))
-    steps = config.epochs * math.ceil(len(train.encoded) / config.batch_size)
+    train, val = (
+        to_labelled(classifier, part, store=store, quiet=quiet, say=say)
+        for part in (split.train, split.val)
+    )
+    steps = config.epochs * math.ceil(len(train.labels) / config.batch_size)
     optimizer, scheduler = _make_optimizer(classifier, config, steps)
     history: list[Epoch] = []
     with tqdm(total=steps, disable=True if quiet else None, unit="batch") as bar:
@@ -125,7 +138,7 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 
 def loss_and_accuracy(classifier: Classifier, labelled: Labelled) -> tuple[float, float]:
     """Mean cross-entropy in nats and the share of right answers, over all texts."""
-    logits = classifier.logits(labelled.encoded)
+    logits = classifier.all_logits(labelled.texts)
     right = logits.argmax(dim=1) == labelled.labels
     return F.cross_entropy(logits, labelled.labels).item(), right.float().mean().item()
 
@@ -148,11 +161,11 @@ def _train_epoch(
     bar: Any,
 ) -> tuple[float, float]:
     """One pass; (mean loss, accuracy) as the messages were shown, before each step."""
-    order = epoch_order(len(train.encoded), config.seed, epoch)
+    order = epoch_order(len(train.labels), config.seed, epoch)
     total_loss, right = 0.0, 0
     for first in range(0, len(order), config.batch_size):
-        batch = order[first : first + config.batch_size]
-        logits = classifier.batch_logits([train.encoded[n] for n in batch])  # (B, K)
+        batch = order[first : first + config.batch_size].tolist()
+        logits = classifier.batch_logits(train.texts, batch)  # (B, K)
         labels = train.labels[batch].to(logits.device)
         loss = F.cross_entropy(logits, labels)
         if not math.isfinite(loss.item()):
@@ -177,7 +190,7 @@ def _make_optimizer(
     classifier: Classifier, config: TrainConfig, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.AdamW(
-        _trainable(classifier), lr=config.lr, weight_decay=config.weight_decay
+        _trainable(classifier), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_factor(step, steps, config.warmup)

@@ -1,5 +1,6 @@
 """What several tests share: a GPT-2 small enough to check by hand, as a model and as a folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ TINY_MERGES = [
     ("Ġ", "a"), ("a", "t"), ("e", "n"), ("Ġ", "w"), ("i", "s"), ("o", "u"), ("Ġ", "s"),
     ("in", "g"), ("l", "l"), ("a", "n"), ("n", "d"), ("Ġa", "nd"), ("y", "ou"),
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are kept in a folder of these tests, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path_factory.mktemp("features")))
+        yield
 
 
 @pytest.fixture

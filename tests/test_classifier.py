@@ -14,9 +14,10 @@ from conftest import TINY_MERGES
 from safetensors.torch import load_file, save_file
 from write_bundle import write_random_gpt2
 
-from gpt2_from_scratch.classifier import Classifier, _sha256, weights_sha256
+from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.identity import tensors_sha256, weights_sha256
 from gpt2_from_scratch.tokenizer import write_bpe
 from gpt2_from_scratch.weights import load_gpt2, save_gpt2
 
@@ -130,7 +131,7 @@ def test_a_spoilt_file_is_refused(
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     spoil(tensors, metadata)
-    metadata["tensors_sha256"] = _sha256(tensors)  # as if it had been saved so
+    metadata["tensors_sha256"] = tensors_sha256(tensors)  # as if it had been saved so
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(CheckpointError, match=message):
         Classifier.load(path, tiny_checkpoint)

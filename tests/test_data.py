@@ -302,9 +302,9 @@ def test_jsonl_that_is_no_message(tmp_path, line, message):
 
 def test_texts_may_be_empty(tmp_path):
     (tmp_path / "t.csv").write_text('id,text\n1,"a\nb"\n2,\n3,NA\n')
-    assert read_texts(tmp_path / "t.csv") == ["a\nb", "", "NA"]
+    assert list(read_texts(tmp_path / "t.csv")) == ["a\nb", "", "NA"]
     (tmp_path / "t.txt").write_text('one\n\n"two", 3\n')
-    assert read_texts(tmp_path / "t.txt") == ["one", "", '"two", 3']
+    assert list(read_texts(tmp_path / "t.txt")) == ["one", "", '"two", 3']
     with pytest.raises(DataError, match="none.txt is not a file"):
         read_texts(tmp_path / "none.txt")
 

@@ -21,8 +21,8 @@ ORDER = [
     "errors", "files", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
-    "model", "weights", "heads", "finetuning", "generation", "published", "verify", "pretrain",
-    "batches", "classifier", "train", "lecture", "recipes", "options", "cli",
+    "model", "last_block", "weights", "identity", "heads", "finetuning", "generation", "published",
+    "verify", "pretrain", "batches", "trunk", "feature_store", "features", "classifier", "stream", "train", "lecture", "recipes", "options", "cli",
 ]  # fmt: skip
 LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers"}

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_from_scratch.classifier import Classifier, base_sha256
+from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig, read_config
 from gpt2_from_scratch.data import load_messages, load_sms_spam
 from gpt2_from_scratch.files import sha256_of
 from gpt2_from_scratch.generation import generate
+from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.recipes import train_classifier
 from gpt2_from_scratch.tokenizer import Tokenizer

@@ -13,6 +13,7 @@ from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
+from gpt2_from_scratch.finetuning import set_trainable
 from gpt2_from_scratch.train import (
     Epoch,
     best_epoch,
@@ -115,7 +116,7 @@ def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_p
     assert [json.loads(line) for line in lines] == [vars(epoch) for epoch in history]
     best = Classifier.load(tmp_path / "run", tiny_checkpoint)
     val = to_labelled(best, split.val)
-    assert torch.equal(best.logits(val.encoded), classifier.logits(val.encoded))
+    assert torch.equal(best.all_logits(val.texts), classifier.all_logits(val.texts))
     assert loss_and_accuracy(best, val)[1] == max(epoch.val_accuracy for epoch in history)
     assert loss_and_accuracy(best, val)[0] == best_epoch(history).val_loss
     last = Classifier.load(tmp_path / "run" / "last.safetensors", tiny_checkpoint)
@@ -162,9 +163,10 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(
 
 def test_messages_that_are_cut_are_counted(tiny_checkpoint: Path, capsys) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], max_tokens=4)
+    set_trainable(classifier.model)
     said: list[str] = []
     messages = [Message("the", "ham"), Message("the house at ten", "spam")]
-    to_labelled(classifier, messages, said.append)
+    to_labelled(classifier, messages, say=said.append)
     assert said == ["1 of 2 messages are longer than 4 tokens and were cut"]
 
 

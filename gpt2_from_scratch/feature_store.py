@@ -1,0 +1,239 @@
+"""Features on disk: what frozen blocks made of a text, kept for the next run.
+
+A space is a folder for one kind of features (these weights, this depth, this arithmetic); in it lie
+shards, files of some tens of megabytes that are written once, whole, under a name made from what is
+in them, and never changed. So two processes can use the store at once, and a kill or a full disk
+leaves at worst a temporary file. A shard is a safetensors file of `states` (tokens, C), `ends` (N,)
+and `keys` (N, 32); reading maps it into memory. It is a cache: whatever is damaged is thrown away
+and computed again, and the shards used longest ago go when the limit is reached.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt2_from_scratch.crc32c import crc32c
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.files import atomic_path
+from gpt2_from_scratch.paths import features_folder
+
+LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
+GB = 1e9
+DEFAULT_LIMIT = 20 * GB
+SPARE = 1 * GB  # of the disk, which the store never takes
+STALE = 3600  # seconds after which a temporary file belongs to nobody
+
+
+@dataclass
+class Shard:
+    """Features of some texts: in a file that is mapped when it is read, or held in memory."""
+
+    places: dict[bytes, slice]  # of each text's rows in `states`
+    path: Path | None = None
+    _states: Tensor | None = field(default=None, repr=False)  # (tokens, C)
+
+    @classmethod
+    def of(cls, texts: Mapping[bytes, Tensor]) -> "Shard":
+        """A shard in memory of each text's features (T, C)."""
+        return cls(_places(texts, _ends(texts)), None, torch.cat(list(texts.values())))
+
+    def all_states(self) -> Tensor:
+        """The features of its texts, one behind the other: (tokens, C)."""
+        if self._states is None:
+            with safe_open(self.path, framework="pt") as file:
+                self._states = file.get_tensor("states")
+        return self._states
+
+    def states(self, key: bytes) -> Tensor:
+        """The features of one text: (T, C)."""
+        return self.all_states()[self.places[key]]
+
+    def hold_on(self, device: torch.device) -> None:
+        """Read all of it into a device's memory, and stay there."""
+        self._states, self.path = self.all_states().to(device), None
+
+    def release(self) -> None:
+        """Give back the memory that reading has mapped; the next reading maps anew."""
+        if self.path is not None:
+            self._states = None
+
+
+class FeatureStore:
+    """A folder of features, with a limit to its size in bytes.
+
+    Its default place is `paths.features_folder()`, its default limit 20 GB or
+    $GPT2_FROM_SCRATCH_CACHE_GB.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        limit: float | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.folder = folder or features_folder()
+        self.limit = _limit_from_environment() if limit is None else limit
+        self.say = say
+        self._used: set[Path] = set()  # by this process, so not to be removed by it
+        self._full = False
+
+    def find(self, space: str, keys: Collection[bytes]) -> list[Shard]:
+        """The shards of a space that hold any of these texts; damaged ones are removed."""
+        shards = []
+        for path in sorted((self.folder / space).glob("*.safetensors")):
+            shard = self._read(path, keys)
+            if shard is not None:
+                self._used.add(path)
+                shards.append(shard)
+        return shards
+
+    def save(self, space: str, texts: Mapping[bytes, Tensor]) -> Shard | None:
+        """Write features (T, C) of texts as one shard; None, with a word why, if there is no room."""
+        ends, states = _ends(texts), torch.cat(list(texts.values()))
+        keys = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).view(-1, 32)
+        path = self.folder / space / f"{hashlib.sha256(b''.join(texts)).hexdigest()}.safetensors"
+        if self._full or not self._make_room(states.nbytes):
+            return None
+        try:
+            with atomic_path(path) as temporary:
+                save_file(
+                    {"states": states, "ends": ends, "keys": keys},
+                    temporary,
+                    metadata={"crc32c": str(_checksum(states))},
+                )
+        except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
+            self._no_room(f"features cannot be kept in {self.folder}: {error}")
+            return None
+        self._used.add(path)
+        return Shard(_places(texts, ends), path)
+
+    def clear(self) -> int:
+        """Remove every space; returns the bytes that were freed."""
+        freed = sum(_size(path) for path in self._files())
+        for space in self._spaces():
+            shutil.rmtree(space, ignore_errors=True)
+        return freed - sum(_size(path) for path in self._files())
+
+    def spaces(self) -> list[tuple[str, int, int, float]]:
+        """(name, shards, bytes, when last used) of each space, the latest first."""
+        rows = []
+        for space in self._spaces():
+            shards = list(space.glob("*.safetensors"))
+            used = max((_modified(path) for path in shards), default=0.0)
+            rows.append((space.name, len(shards), sum(map(_size, shards)), used))
+        return sorted(rows, key=lambda row: -row[3])
+
+    def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                flat = file.get_tensor("keys").numpy().tobytes()
+                found = [flat[n : n + 32] for n in range(0, len(flat), 32)]
+                if not any(key in keys for key in found):
+                    return None
+                states, expected = file.get_tensor("states"), file.metadata()["crc32c"]
+                if str(_checksum(states)) != expected:
+                    raise ValueError("its checksum is not that of its numbers")
+                places = _places(found, file.get_tensor("ends"))
+            os.utime(path)  # used now: others go first
+            return Shard(places, path)
+        except FileNotFoundError:  # another process made room
+            return None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.say(f"removed damaged features {path}: {error}")
+            path.unlink(missing_ok=True)
+            return None
+        except OSError as error:
+            self.say(f"features in {path} cannot be read: {error}")
+            return None
+
+    def _make_room(self, needed: int) -> bool:
+        """Remove shards used longest ago, and temporary files of the dead, until there is room."""
+        files = sorted(self._files(), key=_modified)
+        total = sum(_size(path) for path in files)
+        for path in files:
+            dead = path.suffix == ".tmp" and time.time() - _modified(path) > STALE
+            if dead or (total + needed > self.limit and path not in self._used):
+                total -= _size(path)
+                path.unlink(missing_ok=True)
+        if total + needed > self.limit:
+            self._no_room(
+                f"the features need more than the {self.limit / GB:.1f} GB that the cache may hold; "
+                f"set {LIMIT_VARIABLE} to allow more"
+            )
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            self._no_room(f"features cannot be kept in {self.folder}: {error}")
+            return False
+        if free < needed + SPARE:
+            self._no_room(
+                f"features are not kept: less than {SPARE / GB:.0f} GB is free on {self.folder}"
+            )
+            return False
+        return True
+
+    def _no_room(self, why: str) -> None:
+        self._full = True  # said once, and not tried again
+        self.say(why)
+
+    def _spaces(self) -> list[Path]:
+        return [path for path in self.folder.glob("*") if path.is_dir()]
+
+    def _files(self) -> Iterator[Path]:
+        for space in self._spaces():
+            yield from (path for path in space.glob("*") if path.suffix in (".safetensors", ".tmp"))
+            yield from space.glob(".*.tmp")
+
+
+def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:
+    return torch.tensor([len(states) for states in texts.values()]).cumsum(0)
+
+
+def _places(keys: Iterable[bytes], ends: Tensor) -> dict[bytes, slice]:
+    return {
+        key: slice(start, end)
+        for key, (start, end) in zip(keys, pairwise([0, *ends.tolist()]), strict=True)
+    }
+
+
+def _checksum(states: Tensor) -> int:
+    return crc32c(states.contiguous().view(torch.uint8).numpy())
+
+
+def _limit_from_environment() -> float:
+    value = os.environ.get(LIMIT_VARIABLE)
+    if value is None:
+        return DEFAULT_LIMIT
+    try:
+        limit = float(value) * GB
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise UsageError(f"{LIMIT_VARIABLE} = {value!r} must be a number of gigabytes from 0 up")
+    return limit
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # gone meanwhile
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

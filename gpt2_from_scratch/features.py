@@ -1,0 +1,168 @@
+"""What the frozen blocks make of each text, computed once and kept: training sees only what comes
+after.
+
+Blocks that do not train give the same output for a text in every epoch, at every evaluation and in
+the next run. Two sources of texts for what trains: `Features` keeps that output, ragged, as many
+states as a text has tokens; `Embedded` keeps nothing and sends texts through the whole model each
+time, for when keeping would not be exact. B texts, T tokens of the longest, C = n_embd.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from gpt2_from_scratch.batches import pad_batch
+from gpt2_from_scratch.feature_store import FeatureStore, Shard
+from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.trunk import Trunk, batches, pack
+
+SHARD = 64e6  # bytes of features that are written at a time
+HELD = 1e9  # bytes that are held in memory where the store has no room; beyond, nothing is kept
+MAPPED = 0.5e9  # bytes that are read from the store before their memory is given back
+
+
+class Embedded:
+    """Texts that enter the model at its embeddings each time."""
+
+    depth = 0
+
+    def __init__(
+        self, model: GPT2, encoded: Sequence[Sequence[int]], pad_id: int, pad_to: int | None = None
+    ):
+        self.model, self.encoded = model, encoded
+        self._pad = pad_id, pad_to
+
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, T, C), with gradients where the embeddings train, and lengths (B,)."""
+        ids, lengths = pad_batch([self.encoded[n] for n in numbers], *self._pad)
+        device = self.model.wte.weight.device
+        return self.model.embed(ids.to(device)), lengths.to(device)
+
+
+class Features:
+    """Texts that enter the model behind its frozen blocks, whose output is computed here, once.
+
+    Equal texts share it. It is kept in `store`; without one, or where that has no room, up to 1 GB
+    in memory; what finds no place is computed each time it is asked for. Memory is bounded however
+    much there is: about 1.5 GB at most.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        encoded: Sequence[Sequence[int]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        store: FeatureStore | None = None,
+        quiet: bool = True,
+        say: Callable[[str], None] = print,
+    ):
+        self.trunk, self.dtype, self.encoded = trunk, dtype, encoded
+        self.depth = trunk.depth
+        self._store = store
+        self._space = "" if store is None else _space(trunk, dtype)
+        self._keys = [_key(ids) for ids in encoded]
+        self._shards: list[Shard] = []
+        self._shard_of: dict[bytes, Shard] = {}
+        self._held = self._mapped = 0
+        texts = dict(zip(self._keys, encoded, strict=True))
+        for shard in store.find(self._space, texts) if store else []:
+            self._enter(shard)
+        missing = [ids for key, ids in texts.items() if key not in self._shard_of]
+        started = time.perf_counter()
+        self._compute(missing, quiet)
+        seconds, found = time.perf_counter() - started, len(texts) - len(missing)
+        if found or seconds > 1:
+            say(
+                f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
+                f"in {seconds:.1f} s"
+            )
+        if lost := len(texts.keys() - self._shard_of.keys()):
+            say(f"{lost:,} of them find no room and are computed each time they are needed: slow")
+        if trunk.device.type == "cuda":
+            self._move_to(trunk.device)
+
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """States entering block `depth`, padded on the right (B, T, C) float32; lengths (B,)."""
+        states = [self._states(n) for n in numbers]
+        lengths = torch.tensor([len(s) for s in states], device=self.trunk.device)
+        x = pad_sequence(states, batch_first=True)
+        return x.to(self.trunk.device, torch.float32), lengths
+
+    def _states(self, number: int) -> Tensor:
+        key = self._keys[number]
+        if shard := self._shard_of.get(key):
+            try:
+                states = shard.states(key)
+            except OSError:  # another process made room, after this one had given back its mapping
+                del self._shard_of[key]
+                return self._states(number)
+            self._mapped += states.nbytes if shard.path else 0
+            if self._mapped > MAPPED:
+                self._mapped = 0
+                for each in self._shards:
+                    each.release()  # `states` keeps its own mapping until the batch is made
+            return states
+        return self.trunk(pack([self.encoded[number]]).to(self.trunk.device)).to(self.dtype)
+
+    def _compute(self, texts: list[Sequence[int]], quiet: bool) -> None:
+        """Run the frozen blocks over texts; put their output away whenever it fills a shard."""
+        ready: dict[bytes, Tensor] = {}
+        size, total = 0, sum(map(len, texts))
+        with tqdm(
+            total=total, desc="frozen blocks", unit=" tokens", unit_scale=True,
+            disable=True if quiet or not texts else None,
+        ) as bar:  # fmt: skip
+            for numbers in batches(texts, self.trunk.tokens):
+                packed = pack([texts[n] for n in numbers])
+                states = self.trunk(packed.to(self.trunk.device)).to("cpu", self.dtype)
+                for rectangle in packed.rectangles:
+                    for row, place in enumerate(rectangle.texts):
+                        ids = texts[numbers[place]]
+                        ready[_key(ids)] = states[rectangle.rows[row, : len(ids)]]
+                        size += ready[_key(ids)].nbytes
+                        bar.update(len(ids))
+                if size >= SHARD:
+                    if not self._put_away(ready, size):
+                        return
+                    ready, size = {}, 0
+        if ready:
+            self._put_away(ready, size)
+
+    def _put_away(self, ready: dict[bytes, Tensor], size: int) -> bool:
+        shard = self._store.save(self._space, ready) if self._store else None
+        if shard is None and self._held + size <= HELD:
+            self._held += size
+            shard = Shard.of(ready)
+        if shard is None:
+            return False
+        self._enter(shard)
+        return True
+
+    def _enter(self, shard: Shard) -> None:
+        self._shards.append(shard)
+        for key in shard.places:
+            self._shard_of.setdefault(key, shard)
+
+    def _move_to(self, device: torch.device) -> None:
+        """Hold all of it on the GPU, if it takes no more than half of what is free there."""
+        size = sum(shard.all_states().nbytes for shard in self._shards)
+        if size < torch.cuda.mem_get_info(device)[0] / 2:
+            for shard in self._shards:
+                shard.hold_on(device)
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
+
+
+def _space(trunk: Trunk, dtype: torch.dtype) -> str:
+    """A folder's name for what these blocks make of texts, in this precision."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{trunk.depth}-blocks-{name}-{trunk.sha256()[:40]}"

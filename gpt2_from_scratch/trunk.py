@@ -1,0 +1,178 @@
+"""The frozen first blocks over many texts at once: each token once, and no padding.
+
+All but attention looks at one position at a time, so texts need not stand in a padded rectangle: a
+batch is a list of rows, one a token. And since attention looks back only, what the blocks make of a
+text's beginning does not depend on how it goes on: texts that begin alike share the rows of their
+common beginning. Only attention needs the texts as such; for it rows are laid out in rectangles of
+texts of about one length, and what comes out is taken back to one row a token.
+
+U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt2_from_scratch.batches import pad_batch
+from gpt2_from_scratch.identity import tensors_sha256
+from gpt2_from_scratch.model import GPT2, TransformerBlock
+
+# tokens in a batch: enough to keep matrix products busy, few enough for a processor's cache
+TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
+SLACK = 0.75  # a rectangle takes texts of at least this share of its longest one
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Texts of about one length, as attention and the last block want them."""
+
+    texts: list[int]  # their numbers in the batch
+    rows: Tensor  # (B, T) the row of each of their tokens; 0 behind a text's end
+    lengths: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of texts as the tree of their beginnings, one row a token."""
+
+    ids: Tensor  # (U,) the token of each row
+    positions: Tensor  # (U,) and where it stands
+    rectangles: list[Rectangle]
+    home: Tensor  # (U,) where each row first stands in the rectangles, laid end to end
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on another device."""
+        return Packed(
+            self.ids.to(device),
+            self.positions.to(device),
+            [
+                replace(r, rows=r.rows.to(device), lengths=r.lengths.to(device))
+                for r in self.rectangles
+            ],
+            self.home.to(device),
+        )
+
+
+def pack(texts: Sequence[Sequence[int]]) -> Packed:
+    """Lay out token ids of texts, none of them empty, as one batch."""
+    row_of: dict[tuple[int, int], int] = {}  # (row of the token before, token) -> row
+    ids, positions, rows = list[int](), list[int](), list[list[int]]()
+    for text in texts:
+        row, path = -1, list[int]()
+        for position, token in enumerate(text):
+            row = row_of.setdefault((row, token), len(row_of))
+            if row == len(ids):
+                ids.append(token)
+                positions.append(position)
+            path.append(row)
+        rows.append(path)
+    rectangles = [_rectangle(rows, group) for group in _of_about_one_length(rows)]
+    laid_out = torch.cat([r.rows.flatten() for r in rectangles])
+    real = torch.cat([_is_real(r).flatten() for r in rectangles])
+    places = real.nonzero().flatten()
+    _, first = np.unique(laid_out[places].numpy(), return_index=True)  # of each row, in order
+    return Packed(torch.tensor(ids), torch.tensor(positions), rectangles, places[first])
+
+
+def batches(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Numbers of texts, in batches of at most `tokens` tokens (or one text), alike ones together."""
+    batch: list[int] = []
+    size = 0
+    for n in sorted(range(len(texts)), key=lambda n: tuple(texts[n])):
+        if batch and size + len(texts[n]) > tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(n)
+        size += len(texts[n])
+    if batch:
+        yield batch
+
+
+class Trunk:
+    """The embeddings and the first `depth` blocks of a model, for forward passes without gradients.
+
+    In bfloat16 the matrix products are done in it, on copies of the weights; the residual stream
+    and the norms stay float32. The blocks must be plain (`last_block.is_plain`).
+    """
+
+    def __init__(self, model: GPT2, depth: int, dtype: torch.dtype = torch.float32):
+        self.wte, self.wpe = model.wte.weight, model.wpe.weight
+        self.dtype = dtype
+        self.blocks: list[Any] = list(model.blocks)[:depth]
+        self._sources = self.parameters()
+        if dtype != torch.float32:
+            self.blocks = [_in_dtype(block, dtype) for block in self.blocks]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.wte.device
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens make a good batch."""
+        return TOKENS.get(self.device.type, TOKENS["cpu"])
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What it computes with, by name."""
+        parts = nn.ModuleList(self.blocks).named_parameters()
+        return {"wte": self.wte, "wpe": self.wpe} | dict(parts)
+
+    def sha256(self) -> str:
+        """Identity of all that its outputs depend on, but for rounding: weights and arithmetic."""
+        weights = tensors_sha256(self._sources)
+        return hashlib.sha256(f"{weights} {self.dtype}".encode()).hexdigest()
+
+    @torch.no_grad()
+    def __call__(self, packed: Packed) -> Tensor:
+        """The residual stream behind the last of its blocks: (U, C) float32."""
+        x = self.wte[packed.ids] + self.wpe[packed.positions]
+        for block in self.blocks:
+            x = self._block(block, x, packed)
+        return x
+
+    def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
+        """`TransformerBlock.forward`, with rows in place of texts: (U, C) -> (U, C)."""
+        qkv = block.attn.c_attn(block.ln_1(x).to(self.dtype))  # (U, 3C)
+        gathered = [block.attn.attend(qkv[r.rows]).flatten(0, 1) for r in packed.rectangles]
+        y = torch.cat(gathered)[packed.home]  # (U, C)
+        x = x + block.attn.c_proj(y)
+        return x + block.mlp(block.ln_2(x).to(self.dtype))
+
+
+def _in_dtype(block: Any, dtype: torch.dtype) -> Any:
+    block = copy.deepcopy(block).requires_grad_(False)
+    block.attn.to(dtype)
+    block.mlp.to(dtype)
+    return block
+
+
+def _of_about_one_length(rows: list[list[int]]) -> Iterator[list[int]]:
+    group: list[int] = []
+    for n in sorted(range(len(rows)), key=lambda n: -len(rows[n])):
+        if group and len(rows[n]) < SLACK * len(rows[group[0]]):
+            yield group
+            group = []
+        group.append(n)
+    if group:
+        yield group
+
+
+def _rectangle(rows: list[list[int]], texts: list[int]) -> Rectangle:
+    return Rectangle(texts, *pad_batch([rows[n] for n in texts], 0))
+
+
+def _is_real(rectangle: Rectangle) -> Tensor:
+    B, T = rectangle.rows.shape
+    return torch.arange(T) < rectangle.lengths[:, None]  # (B, T)

@@ -1,0 +1,112 @@
+"""The last block for one position is the plain block: outputs, gradients, and what it must not touch."""
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2_from_scratch.heads import class_logits, logits_from, pool, replace_head
+from gpt2_from_scratch.last_block import block_at, is_plain
+from gpt2_from_scratch.model import GPT2
+
+POSITIONS = {"last": [3, 0, 8, 5], "first": [0, 0, 0, 0], "end": [8, 8, 8, 8]}
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 9, 32, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_it_is_the_plain_block(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+    block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
+    expected = block(x)[torch.arange(4), positions]
+    torch.testing.assert_close(block_at(block, x, positions), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_so_are_its_gradients(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+    block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
+    direction = torch.randn(4, 32, generator=torch.Generator().manual_seed(8))
+    found = []
+    for compute in (
+        lambda x: block(x)[torch.arange(4), positions],
+        lambda x: block_at(block, x, positions),
+    ):
+        entering = x.clone().requires_grad_(True)
+        block.zero_grad()
+        (compute(entering) * direction).sum().backward()
+        found.append([entering.grad] + [p.grad.clone() for p in block.parameters()])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    names = [name for name, _ in block.named_parameters()]
+    key_bias = found[1][1 + names.index("attn.c_attn.bias")][32:64]
+    assert torch.equal(key_bias, torch.zeros(32))  # the plain block has rounding errors here
+
+
+def test_it_looks_at_nothing_later(tiny_gpt2: GPT2, x: torch.Tensor) -> None:
+    positions = torch.tensor([3, 0, 8, 5])
+    before = block_at(tiny_gpt2.blocks[0], x, positions)
+    for row, position in enumerate(positions.tolist()):
+        x[row, position + 1 :] = 1e6
+    assert torch.equal(block_at(tiny_gpt2.blocks[0], x, positions), before)
+
+
+def test_it_adapts_to_any_number_of_heads() -> None:
+    from gpt2_from_scratch.config import GPT2Config
+
+    for n_head in (1, 2, 8, 24):
+        model = GPT2(GPT2Config(n_vocab=9, n_ctx=8, n_embd=48, n_head=n_head, n_layer=1))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2)
+        x = torch.randn(3, 8, 48)
+        found = block_at(model.blocks[0], x, torch.tensor([7, 2, 0]))
+        expected = model.blocks[0](x)[torch.arange(3), torch.tensor([7, 2, 0])]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("pooling", ["last_token", "last_position", "first_token", "mean"])
+def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, depth: int) -> None:
+    replace_head(tiny_gpt2, 3)
+    ids = torch.randint(277, (4, 9), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([9, 4, 1, 6])
+    expected = tiny_gpt2.head(pool(tiny_gpt2.hidden(ids), lengths, pooling))
+    x = tiny_gpt2.embed(ids)
+    for block in tiny_gpt2.blocks[:depth]:
+        x = block(x)
+    found = logits_from(tiny_gpt2, depth, x, lengths, pooling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    whole = class_logits(tiny_gpt2, ids, lengths, pooling)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
+
+
+class Halved(nn.Module):
+    """A part that is not GPT-2's."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) / 2
+
+
+def test_what_was_put_into_a_block_is_not_passed_over(tiny_gpt2: GPT2) -> None:
+    """A changed last block is computed as it is, at every position."""
+    replace_head(tiny_gpt2, 2)
+    ids, lengths = torch.randint(277, (2, 7)), torch.tensor([7, 3])
+    block = tiny_gpt2.blocks[1]
+    assert is_plain(block)
+    before = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    hook = block.attn.register_forward_hook(lambda module, args, output: output / 2)
+    assert not is_plain(block)
+    hooked = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    hook.remove()
+    block.attn = Halved(block.attn)
+    assert not is_plain(block)
+    changed = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    assert (changed - before).abs().max() > 1e-3
+    torch.testing.assert_close(changed, hooked)
+    expected = tiny_gpt2(ids)[torch.arange(2), lengths - 1]
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
