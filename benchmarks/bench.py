@@ -1,0 +1,152 @@
+"""What the benchmarks share: the same random 124M for both sides, the machine's limits, memory."""
+
+import ctypes
+import gc
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2_from_scratch import GPT2
+from gpt2_from_scratch.config import SIZES, GPT2Config
+from gpt2_from_scratch.model import init_weights
+from gpt2_from_scratch.paths import CHECKOUT, home, sms_collection
+from gpt2_from_scratch.weights import save_gpt2
+
+SHARED = CHECKOUT.parent / "shared"
+VOCABULARY = ("vocab.bpe", "encoder.json")
+
+
+def sms_path() -> Path:
+    """The SMS Spam Collection: where `download sms` puts it, or beside the checkout."""
+    return first_that_exists(
+        "the SMS Spam Collection; get it with: gpt2-classifier download sms",
+        sms_collection(),
+        SHARED / "data" / "sms_spam" / "SMSSpamCollection",
+    )
+
+
+def vocabulary_folder() -> Path:
+    """OpenAI's vocabulary: of a downloaded 124M, or beside the checkout."""
+    return first_that_exists(
+        "OpenAI's vocab.bpe; get it with: gpt2-classifier download 124M",
+        home() / "weights" / "124M" / "vocab.bpe",
+        SHARED / "openai_124M" / "vocab.bpe",
+    ).parent
+
+
+def first_that_exists(what: str, *paths: Path) -> Path:
+    """The first of these files that is there; ends the program when none is."""
+    for path in paths:
+        if path.exists():
+            return path
+    sys.exit(f"this benchmark needs {what}")
+
+
+def random_gpt2(folder: Path, config: GPT2Config = SIZES["124M"], seed: int = 124) -> Path:
+    """A folder with random weights of GPT-2's own sizes and OpenAI's vocabulary.
+
+    Matrices are five times as large as GPT-2's paper has them before training: with those, texts
+    would hardly differ behind the last block, and nothing could be learned from it.
+    """
+    model = GPT2(config)
+    init_weights(model, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and name.startswith(("blocks", "wte")):
+                parameter *= 5
+    save_gpt2(model, folder)
+    for name in VOCABULARY:
+        shutil.copy(vocabulary_folder() / name, folder / name)
+    return folder
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine can do at most, as measured here and now."""
+
+    name: str
+    flops: dict[torch.dtype, float]  # of a matrix product as GPT-2's MLP has it, per second
+    bandwidth: float  # bytes read and written per second
+
+    def describe(self) -> str:
+        """One line for a table's caption."""
+        return (
+            f"{self.name}, {torch.get_num_threads()} threads, torch {torch.__version__}: float32 "
+            f"{self.flops[torch.float32] / 1e9:.0f} GFLOP/s, bfloat16 "
+            f"{self.flops[torch.bfloat16] / 1e9:.0f} GFLOP/s, memory {self.bandwidth / 1e9:.0f} GB/s"
+        )
+
+
+def measure_machine() -> Machine:
+    """Matrix products of 2048 tokens by 768 x 3072, and an addition in place on 512 MB."""
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, W = torch.randn(2048, 768).to(dtype), torch.randn(3072, 768).to(dtype)
+        flops[dtype] = 2 * x.numel() * len(W) / best_of(5, lambda x=x, W=W: x @ W.T)
+    numbers = torch.zeros(2**27)
+    bandwidth = 2 * numbers.nbytes / best_of(5, lambda: numbers.add_(1))
+    return Machine(_processor(), flops, bandwidth)
+
+
+def best_of(times: int, run: Callable[[], object]) -> float:
+    """The shortest of some runs, in seconds, behind one to warm up."""
+    run()
+    return min(timed(run) for _ in range(times))
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class PeakMemory:
+    """`with PeakMemory() as peak`: afterwards `peak.bytes` is the most that was resident (Linux)."""
+
+    bytes = 0
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not ours
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.platform == "linux":
+            status = Path("/proc/self/status").read_text()
+            self.bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def megabytes(size: float) -> str:
+    """Such as "1,234"."""
+    return f"{size / 1e6:,.0f}"
+
+
+def note(line: str) -> None:
+    """Say how far it is, on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def block_flops(config: GPT2Config, tokens: float, length: float) -> float:
+    """Multiplications and additions of one block over tokens of texts of about one length."""
+    C = config.n_embd
+    return tokens * (24 * C * C + 2 * C * length)  # causal: half of 4 C T
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
