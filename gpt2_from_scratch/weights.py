@@ -140,17 +140,20 @@ def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[st
                 for short, name in names.items()
                 if not CAUSAL_MASK.fullmatch(short)
             }
-            places = _match(shapes, config, path, openai=False)
-            for parameter, short in places.items():
+        places = _match(shapes, config, path, openai=False)
+        for parameter, short in places.items():
+            # opened for each tensor: what was read stays in memory as long as the file is mapped
+            with safe_open(path, framework="pt") as file:
                 value = file.get_tensor(names[short])
                 if parameter == "wte.weight" and repeated_head is not None:
                     if not torch.equal(value, file.get_tensor(repeated_head)):
                         raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
-                if not value.is_floating_point():
-                    raise CheckpointError(
-                        f"{path}: {names[short]} holds {value.dtype}, which are no weights"
-                    )
-                yield parameter, _copied(parameter, value)
+            if not value.is_floating_point():
+                raise CheckpointError(
+                    f"{path}: {names[short]} holds {value.dtype}, which are no weights"
+                )
+            value = _copied(parameter, value)
+            yield parameter, value
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
 

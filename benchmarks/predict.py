@@ -1,0 +1,92 @@
+"""Messages classified per second: Hugging Face, batched with padding, against this package.
+
+10,000 distinct messages with the lengths of the SMS Spam Collection, random weights of the size of
+124M. Hugging Face is given its best batch size and a part of the messages; messages come in no order
+for both:
+
+    python benchmarks/predict.py
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from bench import PeakMemory, measure_machine, megabytes, note, random_gpt2, sms_path, timed
+from finetune import HuggingFace
+
+from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
+from gpt2_from_scratch.stream import predict_stream
+
+BATCH_SIZES = (2, 4, 8, 16, 32, 64)
+
+
+def messages(count: int, seed: int = 123) -> list[str]:
+    """The collection's distinct messages, then copies with their words shuffled, none twice."""
+    draw = random.Random(seed)
+    found = dict.fromkeys(message.text for message in load_sms_spam(sms_path()))
+    originals = list(found)
+    while len(found) < count:
+        words = draw.choice(originals).split()
+        draw.shuffle(words)
+        found[" ".join(words)] = None
+    texts = list(found)[:count]
+    draw.shuffle(texts)
+    return texts
+
+
+@torch.inference_mode()
+def hugging_face_rate(model: HuggingFace, numbers: list[int], batch_size: int) -> float:
+    """Messages per second."""
+    batches = [numbers[n : n + batch_size] for n in range(0, len(numbers), batch_size)]
+    return len(numbers) / timed(lambda: [model.logits(batch).argmax(dim=1) for batch in batches])
+
+
+def our_rate(classifier: Classifier, texts: list[str]) -> float:
+    """Messages per second, tokenizing included."""
+    return len(texts) / timed(lambda: list(predict_stream(classifier, texts)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--messages", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    machine, texts = measure_machine(), messages(args.messages)
+    with tempfile.TemporaryDirectory() as name:
+        folder = random_gpt2(Path(name))
+        encoded = [Tokenizer(folder).encode(text) or [50256] for text in texts]
+        theirs = HuggingFace(folder, encoded, 0)
+        ours = {
+            str(dtype).removeprefix("torch."): Classifier.on_base(
+                folder, ["ham", "spam"], dtype=dtype
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+    sample = list(range(min(160, len(texts))))
+    best = max(BATCH_SIZES, key=lambda size: hugging_face_rate(theirs, sample, size))
+    rates: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    for number in range(args.rounds):
+        part = list(range(len(texts)))[number :: max(1, len(texts) // 500)]
+        name = f"Hugging Face, batches of {best}"
+        with PeakMemory() as peak:
+            rates.setdefault(name, []).append(hugging_face_rate(theirs, part, best))
+        peaks[name] = peak.bytes
+        for dtype, classifier in ours.items():
+            with PeakMemory() as peak:
+                rates.setdefault(f"ours, {dtype}", []).append(our_rate(classifier, texts))
+            peaks[f"ours, {dtype}"] = peak.bytes
+        note(f"round {number + 1}: {rates}")
+    print(f"predict, {len(texts):,} messages: {machine.describe()}")
+    print("| | messages / s | ratio | MB |\n|---|---|---|---|")
+    first = statistics.median(next(iter(rates.values())))
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        print(f"| {name} | {rate:,.1f} | {rate / first:.1f} | {megabytes(peaks[name])} |")
+
+
+if __name__ == "__main__":
+    main()

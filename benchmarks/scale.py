@@ -1,0 +1,118 @@
+"""How time and memory grow with the number of messages: finetuning (one epoch) and predicting.
+
+    python benchmarks/scale.py                             # the miniature: 1,000 to 100,000 messages
+    python benchmarks/scale.py --long                      # 25,000 texts of 230 tokens, 8.8 GB of features
+
+Distinct messages with the lengths of the SMS Spam Collection. The exponent is that of a power of the
+number, from the last two rows: 1 is linear.
+"""
+
+import argparse
+import math
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bench import PeakMemory, measure_machine, megabytes, note, random_gpt2, timed
+from predict import messages
+
+from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, finetune
+from gpt2_from_scratch.config import SIZES
+from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.stream import predict_stream
+
+CONFIG = TrainConfig(epochs=1)
+
+
+def labelled(texts: list[str]) -> Split:
+    """Labelled by a rule, so that there is something to learn; a hundredth to choose by."""
+    found = [Message(text, "long" if len(text) > 80 else "short") for text in texts]
+    part = max(2, len(found) // 100)
+    return Split(found[part:], found[:part], [])
+
+
+def finetuned(classifier: Classifier, texts: list[str]) -> tuple[float, float, float]:
+    """(seconds, peak bytes, gigabytes of features) of features and one epoch."""
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
+        store = FeatureStore(Path(folder) / "features", limit=30e9, say=note)
+        run = Path(folder) / "run"
+        run.mkdir()
+        seconds = timed(
+            lambda: finetune(classifier, labelled(texts), CONFIG, run, store=store, say=note)
+        )
+        size = sum(row[2] for row in store.spaces())
+    return seconds, peak.bytes, size / 1e9
+
+
+def predicted(classifier: Classifier, texts: list[str]) -> tuple[float, float]:
+    """(seconds, peak bytes) of predictions of a stream."""
+    with PeakMemory() as peak:
+        seconds = timed(lambda: sum(1 for _ in predict_stream(classifier, iter(texts))))
+    return seconds, peak.bytes
+
+
+def exponent(counts: list[int], seconds: list[float]) -> float:
+    """b of seconds = a * count^b through the last two points."""
+    return math.log(seconds[-1] / seconds[-2]) / math.log(counts[-1] / counts[-2])
+
+
+def growth(model: str, counts: list[int]) -> None:
+    """The table for some numbers of messages."""
+    print("| messages | finetune, s | MB | predict, s | MB |\n|---|---|---|---|---|")
+    seconds: list[list[float]] = [[], []]
+    for count in counts:
+        texts = messages(count)
+        classifier = Classifier.on_base(model, ["long", "short"], dtype=torch.bfloat16)
+        trained, peak, _ = finetuned(classifier, texts)
+        predicting, peak_of_predicting = predicted(classifier, texts)
+        seconds[0].append(trained)
+        seconds[1].append(predicting)
+        print(
+            f"| {count:,} | {trained:,.1f} | {megabytes(peak)} | {predicting:,.1f} "
+            f"| {megabytes(peak_of_predicting)} |",
+            flush=True,
+        )
+    both = " and ".join(f"{exponent(counts, each):.2f}" for each in seconds)
+    print(f"exponents of finetuning and predicting: {both}")
+
+
+def long_texts(count: int, tokens: int) -> None:
+    """Features of the width of 124M and many times the memory that they may take.
+
+    Only width and length count for this, so the frozen part is one block, not eleven.
+    """
+    draw = random.Random(123)
+    words = [" the", " and", " you", " that", " was", " for", " are", " with", " this", " have"]
+    texts = ["".join(draw.choice(words) for _ in range(tokens)) for _ in range(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        base = random_gpt2(Path(folder), replace(SIZES["124M"], n_layer=2))
+        classifier = Classifier.on_base(base, ["long", "short"], dtype=torch.bfloat16)
+    weights = sum(parameter.nbytes for parameter in classifier.model.parameters())
+    with PeakMemory() as before:
+        pass
+    seconds, peak, size = finetuned(classifier, texts)
+    print(
+        f"{count:,} texts of {tokens} tokens, {size:.1f} GB of features: {seconds:,.0f} s; at most "
+        f"{megabytes(peak)} MB resident, {megabytes(before.bytes)} MB before, weights "
+        f"{megabytes(weights)} MB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--long", action="store_true", help="the long texts instead")
+    parser.add_argument("--texts", type=int, default=25_000, help="with --long")
+    args = parser.parse_args()
+    print(f"scale: {measure_machine().describe()}")
+    if args.long:
+        long_texts(args.texts, 230)
+    else:
+        growth(args.model, args.counts)
+
+
+if __name__ == "__main__":
+    main()
