@@ -72,6 +72,7 @@ class Classifier:
         self.tokenizer = tokenizer
         self.description = description
         self.dtype = dtype  # of frozen blocks' arithmetic and features; what trains stays float32
+        self._made: tuple[tuple, Trunk] | None = None
         self._changed = {"head.weight", "head.bias"}  # what the base does not have as it is here
 
     @classmethod
@@ -266,7 +267,14 @@ class Classifier:
         return pad_batch(encoded, self._pad_id, self.description.pad_to)[0].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        return Trunk(self.model, depth, arithmetic(self.dtype, self.model.wte.weight.device))
+        """The first blocks; made anew only when something about them changed."""
+        dtype = arithmetic(self.dtype, self.model.wte.weight.device)
+        parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
+        weights = (parameter for part in parts for parameter in part.parameters())
+        made_of = depth, dtype, *((p.data_ptr(), p._version) for p in weights)
+        if self._made is None or self._made[0] != made_of:
+            self._made = made_of, Trunk(self.model, depth, dtype)
+        return self._made[1]
 
 
 def _check(description: Description, model: GPT2, tokenizer: Tokenizer) -> None:

@@ -79,9 +79,10 @@ class Features:
         self._compute(missing, quiet)
         seconds, found = time.perf_counter() - started, len(texts) - len(missing)
         if found or seconds > 1:
+            kept = f"; kept in {store.folder}" if store and missing else ""
             say(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
-                f"in {seconds:.1f} s"
+                f"in {seconds:.1f} s{kept}"
             )
         if lost := len(texts.keys() - self._shard_of.keys()):
             say(f"{lost:,} of them find no room and are computed each time they are needed: slow")

@@ -1,0 +1,68 @@
+"""What bfloat16 changes in a result: logits, labels, test accuracy, on the SMS Spam Collection.
+
+The frozen blocks compute in bfloat16 here, whether or not this processor is quick at it; what trains
+stays float32:
+
+    python benchmarks/precision.py --seeds 1 2 3 4 5
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from bench import measure_machine, note, sms_path
+
+from gpt2_from_scratch import Classifier, TrainConfig, classifier, load_sms_spam, split_messages
+from gpt2_from_scratch.train import finetune, to_labelled
+
+
+def trained(split: object, seed: int, model: str, dtype: torch.dtype) -> Classifier:
+    """A classifier trained on features in this precision."""
+    found = Classifier.on_base(model, ["ham", "spam"], seed=seed, dtype=dtype)
+    with tempfile.TemporaryDirectory() as run:
+        finetune(found, split, TrainConfig(seed=seed), Path(run), quiet=True, say=lambda line: None)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    args = parser.parse_args()
+    classifier.arithmetic = lambda dtype, device: dtype  # as asked, however slow
+    rows = []
+    for seed in args.seeds:
+        split = split_messages(load_sms_spam(sms_path()), balance=True, seed=seed)
+        exact, rounded = (
+            trained(split, seed, args.model, dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+        labelled = to_labelled(exact, split.test)
+        encoded, labels = labelled.texts.encoded, labelled.labels
+        a, c = exact.logits(encoded), rounded.logits(encoded)
+        exact.dtype = torch.bfloat16  # the same weights, read in bfloat16
+        b = exact.logits(encoded)
+        accuracies = [(x.argmax(1) == labels).float().mean().item() for x in (a, b, c)]
+        flips = [int((x.argmax(1) != a.argmax(1)).sum()) for x in (b, c)]
+        rows.append((*accuracies, (b - a).abs().max().item(), *flips))
+        note(f"seed {seed}: {rows[-1]}")
+    n = len(labels)
+    print(
+        f"precision, {args.model}, {len(rows)} splits of {n} test messages: {measure_machine().describe()}"
+    )
+    print(
+        "| trained in, read in | accuracy, % | each split | flipped labels | largest logit change |"
+    )
+    print("|---|---|---|---|---|")
+    columns = list(zip(*rows, strict=True))
+    names = ("float32, float32", "float32, bfloat16", "bfloat16, bfloat16")
+    changes = ("", f"{sum(columns[4])} of {n * len(rows)} | {max(columns[3]):.3f}")
+    for k, name in enumerate(names):
+        each = ", ".join(f"{100 * value:.1f}" for value in columns[k])
+        change = (" | ", changes[1], f"{sum(columns[5])} of {n * len(rows)} | ")[k]
+        print(f"| {name} | {100 * statistics.mean(columns[k]):.2f} | {each} | {change} |")
+
+
+if __name__ == "__main__":
+    main()
