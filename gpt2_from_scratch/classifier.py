@@ -1,20 +1,14 @@
-"""A text classifier on GPT-2: what it is made of, how it answers, how it is kept.
+"""A text classifier on GPT-2: what it is made of, and how it answers.
 
-Only what was trained is saved, with the identity of the base model it belongs to: 3 MB for the
-miniature's last block, 28 MB for that of 124M. B texts, T tokens of the longest, K classes, N
-texts.
+B texts, T tokens of the longest, C = n_embd, K classes, N texts in all.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
@@ -23,29 +17,15 @@ from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Embedded, Features
-from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
 from gpt2_from_scratch.heads import logits_from, replace_head
-from gpt2_from_scratch.identity import base_sha256, tensors_sha256
+from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import MODELS, model_folder, model_name
+from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.trunk import Trunk, batches, pack
 from gpt2_from_scratch.weights import load_gpt2
-
-FORMAT = "gpt2-classifier 1"
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a classifier is, apart from its weights."""
-
-    base: str  # the model's name, or the folder it came from
-    base_sha256: str  # identity of the base model's weights
-    labels: list[str]  # in the order of the head's outputs
-    pooling: Pooling = "last_token"
-    max_tokens: int = 1024  # longer texts are cut to their first tokens
-    pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
 
 
 @dataclass(frozen=True)
@@ -121,16 +101,7 @@ class Classifier:
         """
         path = Path(path)
         path = path / "best.safetensors" if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: it should hold a saved classifier")
-        try:
-            with safe_open(path, framework="pt") as file:
-                description = _read_description(file.metadata() or {}, path)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                if file.metadata().get("tensors_sha256") != tensors_sha256(tensors):
-                    raise CheckpointError(f"{path} is damaged: its numbers are not those saved")
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+        description, tensors = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(
                 f"{path} was trained on a model in {description.base}; say where it lies with --model"
@@ -160,13 +131,7 @@ class Classifier:
             for name, parameter in self.model.named_parameters()
             if name in self._changed
         }
-        metadata = {
-            "format": FORMAT,
-            "description": json.dumps(asdict(self.description)),
-            "tensors_sha256": tensors_sha256(tensors),
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_classifier(path, self.description, tensors)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text as this classifier reads it, and whether the text was cut."""
@@ -290,27 +255,6 @@ def _check(description: Description, model: GPT2, tokenizer: Tokenizer) -> None:
             f"the tokenizer of {description.base} has {tokenizer.n_vocab} tokens, its model "
             f"{model.config.n_vocab}: they do not belong together"
         )
-
-
-def _read_description(metadata: dict[str, str], path: Path) -> Description:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is no saved classifier: its format is {metadata.get('format')!r}, not {FORMAT!r}"
-        )
-    try:
-        values: dict[str, Any] = json.loads(metadata["description"])
-        unknown = values.keys() - {field.name for field in fields(Description)}
-        if unknown:
-            raise CheckpointError(f"{path}: its description has unknown keys {sorted(unknown)}")
-        description = Description(**values)
-        labels, numbers = description.labels, (description.max_tokens, description.pad_to or 1)
-        if type(labels) is not list or {type(x) for x in labels} != {str}:
-            raise ValueError(f"labels = {labels!r}")
-        if any(type(number) is not int or number < 1 for number in numbers):
-            raise ValueError(f"max_tokens, pad_to = {numbers}")
-        return description
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its description cannot be read: {error}") from None
 
 
 def _put(tensors: dict[str, Tensor], model: GPT2, path: Path) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gpt2_from_scratch.classifier import Classifier, Description
+from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError
@@ -28,6 +28,7 @@ from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
 from gpt2_from_scratch.heads import replace_head
 from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.saved_classifier import Description
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 LABELS = ["ham", "spam"]

@@ -22,7 +22,7 @@ ORDER = [
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
     "model", "last_block", "weights", "identity", "heads", "finetuning", "generation", "published",
-    "verify", "pretrain", "batches", "trunk", "feature_store", "features", "classifier", "stream", "train", "lecture", "recipes", "options", "cli",
+    "verify", "pretrain", "batches", "trunk", "feature_store", "features", "saved_classifier", "classifier", "stream", "train", "lecture", "recipes", "options", "cli",
 ]  # fmt: skip
 LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers"}
