@@ -26,5 +26,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
 	@touch $@
 
+bench: $(INSTALLED)  ## every benchmark (about half an hour); needs OpenAI's vocabulary and the SMS collection
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/predict.py --rounds 1
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale.py --long
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/accuracy.py
+
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

@@ -2,7 +2,7 @@
 
 All on the same duplicate-free, label-balanced splits (914 / 130 / 262 messages), one a seed:
 
-    python benchmarks/accuracy.py --data data/sms_spam/SMSSpamCollection --seeds 1 2 3
+    python benchmarks/accuracy.py --seeds 1 2 3
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import sms_path
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -58,8 +59,9 @@ def finetuned_right(model: str | Path, data: Path, config: TrainConfig) -> int:
     """How many test messages the finetuned model gets right."""
     with tempfile.TemporaryDirectory() as run:
         _, _, evaluation = train_classifier(
-            model, data, Path(run), config, balance=True, say=lambda line: None, quiet=True
-        )
+            model, data, Path(run), config, balance=True, cache=False, quiet=True,
+            say=lambda line: None,
+        )  # fmt: skip
     return evaluation.correct
 
 
@@ -90,15 +92,16 @@ def one_seed(model: str, data: Path, split: Split, seed: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the file SMSSpamCollection")
+    parser.add_argument("--data", type=Path, default=None, help="the file SMSSpamCollection")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
-    messages = load_sms_spam(args.data)
+    data = args.data or sms_path()
+    messages = load_sms_spam(data)
     right: dict[str, list[int]] = {}
     for seed in args.seeds:
         split = split_messages(messages, balance=True, seed=seed)
-        for name, count in one_seed(args.model, args.data, split, seed).items():
+        for name, count in one_seed(args.model, data, split, seed).items():
             right.setdefault(name, []).append(count)
             print(f"seed {seed}, {name}: {count} of {len(split.test)}", file=sys.stderr, flush=True)
     n = len(split.test)
