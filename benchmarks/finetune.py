@@ -4,11 +4,13 @@ The lecture's recipe (1,045 / 149 / 300 messages, 5 epochs of 130 batches of 8, 
 accuracy at the end), read at each message's last token, on random weights of the size of 124M:
 
     python benchmarks/finetune.py            # the slow sides: some steps and evaluations, scaled up
-    python benchmarks/finetune.py --full     # all sides to the end, losses compared
+    python benchmarks/finetune.py --full     # all sides to the end, losses compared: 40 minutes
+    python benchmarks/finetune.py --full --small    # the same at the miniature's size: 5 minutes
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,14 +34,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gpt2_from_scratch import Tokenizer, lecture, load_gpt2
-from gpt2_from_scratch.config import SIZES
+from gpt2_from_scratch.config import SIZES, GPT2Config
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.lecture import Loaders, Trace, lecture_split, make_loaders
 from gpt2_from_scratch.trunk import TOKENS, batches, pack
 
-CONFIG = SIZES["124M"]
-TRAINED = 7_090_946  # numbers: last block, final norm, head
+SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
+CONFIG = SMALL if "--small" in sys.argv else SIZES["124M"]
+TRAINED = 12 * CONFIG.n_embd**2 + 17 * CONFIG.n_embd + 2  # last block, final norm, head
 STEPS, EVALUATIONS = 650, 412  # batches of 8 in the whole recipe: trained on, evaluated
 SPLIT = lecture_split(sms_path())
 
@@ -85,12 +88,14 @@ class HuggingFace(Textbook):
 
     def __init__(self, folder: Path, encoded: list[list[int]], longest: int):
         from safetensors.torch import load_file
-        from transformers import GPT2Config, GPT2ForSequenceClassification
+        from transformers import GPT2Config as Config
+        from transformers import GPT2ForSequenceClassification
 
         self.encoded = encoded
-        config = GPT2Config(
-            num_labels=2, pad_token_id=50256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-        )
+        config = Config(
+            n_embd=CONFIG.n_embd, n_head=CONFIG.n_head, n_layer=CONFIG.n_layer, num_labels=2,
+            pad_token_id=50256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        )  # fmt: skip
         self.model = GPT2ForSequenceClassification(config)
         self.model.transformer.load_state_dict(load_file(folder / "model.safetensors"))
         torch.manual_seed(123)
@@ -340,12 +345,15 @@ def main() -> None:
     global MACHINE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="run the slow sides to the end")
+    parser.add_argument("--small", action="store_true", help="256 wide, 6 blocks")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--picture", type=Path, help="a .png of where the time goes")
     args = parser.parse_args()
     MACHINE = measure_machine()
     with tempfile.TemporaryDirectory() as folder:
-        sides = measure(random_gpt2(Path(folder)), 1 if args.full else args.rounds, args.full)
+        sides = measure(
+            random_gpt2(Path(folder), CONFIG), 1 if args.full else args.rounds, args.full
+        )
     print(f"finetune: {MACHINE.describe()}")
     if not args.full:
         print("the first two: 6 steps and 6 evaluated batches a round, times 650 and 412")

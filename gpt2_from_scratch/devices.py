@@ -58,7 +58,7 @@ def usable_processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     try:
         microseconds, period = quota.read_text().split()
         return max(1, min(count, math.ceil(int(microseconds) / int(period))))
-    except (OSError, ValueError):  # no container, or "max": no quota
+    except (OSError, ValueError, ZeroDivisionError):  # no container, or "max": no quota
         return count
 
 

@@ -4,7 +4,7 @@ A space is a folder for one kind of features (these weights, this depth, this ar
 shards, files of some tens of megabytes that are written once, whole, under a name made from what is
 in them, and never changed. So two processes can use the store at once, and a kill or a full disk
 leaves at worst a temporary file. A shard is a safetensors file of `states` (tokens, C), `ends` (N,)
-and `keys` (N, 32); reading maps it into memory. It is a cache: whatever is damaged is thrown away
+and `keys` (N, 32). It is a cache: whatever is damaged is thrown away
 and computed again, and the shards used longest ago go when the limit is reached.
 """
 
@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -36,36 +37,39 @@ STALE = 3600  # seconds after which a temporary file belongs to nobody
 
 @dataclass
 class Shard:
-    """Features of some texts: in a file that is mapped when it is read, or held in memory."""
+    """Features of some texts: held in memory, or read from their file one text at a time."""
 
     places: dict[bytes, slice]  # of each text's rows in `states`
     path: Path | None = None
-    _states: Tensor | None = field(default=None, repr=False)  # (tokens, C)
+    held: Tensor | None = field(default=None, repr=False)  # (tokens, C)
 
     @classmethod
     def of(cls, texts: Mapping[bytes, Tensor]) -> "Shard":
-        """A shard in memory of each text's features (T, C)."""
+        """A shard in memory alone, of each text's features (T, C)."""
         return cls(_places(texts, _ends(texts)), None, torch.cat(list(texts.values())))
 
-    def all_states(self) -> Tensor:
-        """The features of its texts, one behind the other: (tokens, C)."""
-        if self._states is None:
-            with safe_open(self.path, framework="pt") as file:
-                self._states = file.get_tensor("states")
-        return self._states
-
     def states(self, key: bytes) -> Tensor:
-        """The features of one text: (T, C)."""
-        return self.all_states()[self.places[key]]
+        """The features of one text: (T, C). Raises OSError where the file is gone."""
+        if self.held is not None:
+            return self.held[self.places[key]]
+        try:
+            # mapped for as long as it is read: touching one text's pages brings in megabytes around
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_slice("states")[self.places[key]]
+        except SafetensorError as error:
+            raise OSError(f"{self.path}: {error}") from None
 
-    def hold_on(self, device: torch.device) -> None:
-        """Read all of it into a device's memory, and stay there."""
-        self._states, self.path = self.all_states().to(device), None
+    def hold(self, device: torch.device | str = "cpu") -> None:
+        """Keep all of it in a device's memory from now on."""
+        if self.held is None:
+            with safe_open(self.path, framework="pt") as file:
+                self.held = file.get_tensor("states").clone()
+        self.held = self.held.to(device)
 
-    def release(self) -> None:
-        """Give back the memory that reading has mapped; the next reading maps anew."""
-        if self.path is not None:
-            self._states = None
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes to hold it, to within its small index."""
+        return self.held.nbytes if self.held is not None else _size(self.path)
 
 
 class FeatureStore:
@@ -90,7 +94,12 @@ class FeatureStore:
     def find(self, space: str, keys: Collection[bytes]) -> list[Shard]:
         """The shards of a space that hold any of these texts; damaged ones are removed."""
         shards = []
-        for path in sorted((self.folder / space).glob("*.safetensors")):
+        try:
+            paths = sorted((self.folder / space).glob("*.safetensors"))
+        except OSError as error:
+            self.say(f"features in {self.folder} cannot be read: {error}")
+            return []
+        for path in paths:
             shard = self._read(path, keys)
             if shard is not None:
                 self._used.add(path)
@@ -109,7 +118,7 @@ class FeatureStore:
                 save_file(
                     {"states": states, "ends": ends, "keys": keys},
                     temporary,
-                    metadata={"crc32c": str(_checksum(states))},
+                    metadata={"crc32c": _checksum(states, ends, keys)},
                 )
         except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
             self._no_room(f"features cannot be kept in {self.folder}: {error}")
@@ -136,21 +145,22 @@ class FeatureStore:
     def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
         try:
             with safe_open(path, framework="pt") as file:
-                flat = file.get_tensor("keys").numpy().tobytes()
-                found = [flat[n : n + 32] for n in range(0, len(flat), 32)]
-                if not any(key in keys for key in found):
-                    return None
-                states, expected = file.get_tensor("states"), file.metadata()["crc32c"]
-                if str(_checksum(states)) != expected:
-                    raise ValueError("its checksum is not that of its numbers")
-                places = _places(found, file.get_tensor("ends"))
-            os.utime(path)  # used now: others go first
-            return Shard(places, path)
+                tensors = [file.get_tensor(name) for name in ("states", "ends", "keys")]
+                expected = file.metadata()["crc32c"]
+            flat = tensors[2].numpy().tobytes()
+            found = [flat[n : n + 32] for n in range(0, len(flat), 32)]
+            if not any(key in keys for key in found):
+                return None
+            if _checksum(*tensors) != expected:
+                raise ValueError("its checksum is not that of its numbers")
+            with suppress(OSError):  # a folder of somebody else's
+                os.utime(path)  # used now: others go first
+            return Shard(_places(found, tensors[1]), path)
         except FileNotFoundError:  # another process made room
             return None
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            self.say(f"removed damaged features {path}: {error}")
-            path.unlink(missing_ok=True)
+            self.say(f"damaged features, computed again: {path}: {error}")
+            _remove(path)
             return None
         except OSError as error:
             self.say(f"features in {path} cannot be read: {error}")
@@ -159,12 +169,18 @@ class FeatureStore:
     def _make_room(self, needed: int) -> bool:
         """Remove shards used longest ago, and temporary files of the dead, until there is room."""
         files = sorted(self._files(), key=_modified)
-        total = sum(_size(path) for path in files)
+        sizes = {path: _size(path) for path in files}
+        total = sum(sizes.values())
+        mine = sum(size for path, size in sizes.items() if path in self._used)
         for path in files:
-            dead = path.suffix == ".tmp" and time.time() - _modified(path) > STALE
-            if dead or (total + needed > self.limit and path not in self._used):
-                total -= _size(path)
-                path.unlink(missing_ok=True)
+            if path.suffix == ".tmp":  # of a process that was killed, or of one that is at it
+                superfluous = time.time() - _modified(path) > STALE
+            else:
+                superfluous = (
+                    path not in self._used and mine + needed <= self.limit < total + needed
+                )
+            if superfluous and _remove(path):
+                total -= sizes[path]
         if total + needed > self.limit:
             self._no_room(
                 f"the features need more than the {self.limit / GB:.1f} GB that the cache may hold; "
@@ -189,12 +205,15 @@ class FeatureStore:
         self.say(why)
 
     def _spaces(self) -> list[Path]:
-        return [path for path in self.folder.glob("*") if path.is_dir()]
+        try:
+            return [path for path in self.folder.glob("*") if path.is_dir()]
+        except OSError:
+            return []
 
     def _files(self) -> Iterator[Path]:
         for space in self._spaces():
-            yield from (path for path in space.glob("*") if path.suffix in (".safetensors", ".tmp"))
-            yield from space.glob(".*.tmp")
+            with suppress(OSError):
+                yield from (p for p in space.glob("*") if p.suffix in (".safetensors", ".tmp"))
 
 
 def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:
@@ -208,8 +227,21 @@ def _places(keys: Iterable[bytes], ends: Tensor) -> dict[bytes, slice]:
     }
 
 
-def _checksum(states: Tensor) -> int:
-    return crc32c(states.contiguous().view(torch.uint8).numpy())
+def _checksum(*tensors: Tensor) -> str:
+    crc = 0
+    for tensor in tensors:
+        crc = crc32c(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = crc32c(tensor.contiguous().view(torch.uint8).numpy(), crc)
+    return str(crc)
+
+
+def _remove(path: Path) -> bool:
+    """Whether a file could be removed."""
+    try:
+        path.unlink(missing_ok=True)
+        return True
+    except OSError:  # a folder of somebody else's
+        return False
 
 
 def _limit_from_environment() -> float:
@@ -225,7 +257,9 @@ def _limit_from_environment() -> float:
     return limit
 
 
-def _size(path: Path) -> int:
+def _size(path: Path | None) -> int:
+    if path is None:
+        return 0
     try:
         return path.stat().st_size
     except OSError:  # gone meanwhile

@@ -23,8 +23,7 @@ from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.trunk import Trunk, batches, pack
 
 SHARD = 64e6  # bytes of features that are written at a time
-HELD = 1e9  # bytes that are held in memory where the store has no room; beyond, nothing is kept
-MAPPED = 0.5e9  # bytes that are read from the store before their memory is given back
+HELD = 1e9  # bytes that are held in memory; what goes beyond is read from the store text by text
 
 
 class Embedded:
@@ -48,9 +47,9 @@ class Embedded:
 class Features:
     """Texts that enter the model behind its frozen blocks, whose output is computed here, once.
 
-    Equal texts share it. It is kept in `store`; without one, or where that has no room, up to 1 GB
-    in memory; what finds no place is computed each time it is asked for. Memory is bounded however
-    much there is: about 1.5 GB at most.
+    Equal texts share it. It is kept in `store`, and up to 1 GB of it in memory; what finds no place
+    in either is computed each time it is asked for. So memory is bounded however much there is: 1 GB,
+    and some 200 MB while it is computed.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Features:
         self._keys = [_key(ids) for ids in encoded]
         self._shards: list[Shard] = []
         self._shard_of: dict[bytes, Shard] = {}
-        self._held = self._mapped = 0
+        self._held = 0
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
             self._enter(shard)
@@ -100,16 +99,9 @@ class Features:
         key = self._keys[number]
         if shard := self._shard_of.get(key):
             try:
-                states = shard.states(key)
-            except OSError:  # another process made room, after this one had given back its mapping
+                return shard.states(key)
+            except OSError:  # another process made room
                 del self._shard_of[key]
-                return self._states(number)
-            self._mapped += states.nbytes if shard.path else 0
-            if self._mapped > MAPPED:
-                self._mapped = 0
-                for each in self._shards:
-                    each.release()  # `states` keeps its own mapping until the batch is made
-            return states
         return self.trunk(pack([self.encoded[number]]).to(self.trunk.device)).to(self.dtype)
 
     def _compute(self, texts: list[Sequence[int]], quiet: bool) -> None:
@@ -139,7 +131,6 @@ class Features:
     def _put_away(self, ready: dict[bytes, Tensor], size: int) -> bool:
         shard = self._store.save(self._space, ready) if self._store else None
         if shard is None and self._held + size <= HELD:
-            self._held += size
             shard = Shard.of(ready)
         if shard is None:
             return False
@@ -147,16 +138,18 @@ class Features:
         return True
 
     def _enter(self, shard: Shard) -> None:
+        if self._held + shard.nbytes <= HELD:
+            self._held += shard.nbytes
+            shard.hold()
         self._shards.append(shard)
         for key in shard.places:
             self._shard_of.setdefault(key, shard)
 
     def _move_to(self, device: torch.device) -> None:
         """Hold all of it on the GPU, if it takes no more than half of what is free there."""
-        size = sum(shard.all_states().nbytes for shard in self._shards)
-        if size < torch.cuda.mem_get_info(device)[0] / 2:
+        if sum(s.nbytes for s in self._shards) < torch.cuda.mem_get_info(device)[0] / 2:
             for shard in self._shards:
-                shard.hold_on(device)
+                shard.hold(device)
 
 
 def _key(ids: Sequence[int]) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from gpt2_from_scratch.classifier import Classifier, Prediction
+from gpt2_from_scratch.errors import DataError
 
 FIRST, LARGEST = 64, 4096  # texts in a window: few at first, so that answers begin to come at once
 CHARACTERS = 4_000_000  # in a window, whatever the number of texts
@@ -18,6 +19,8 @@ def predict_stream(
     Texts are taken up in windows, inside of which they are sorted for speed; the answers of the
     65,536 distinct texts met last are remembered. Raises DataError for what is not a string.
     """
+    if isinstance(texts, str):  # it would be taken for a list of letters
+        raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
     known: dict[bytes, Prediction] = {}
     for window in _windows(texts):
         keys = [_key(text) for text in window]
@@ -34,6 +37,8 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     window: list[str] = []
     size, characters = FIRST, 0
     for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"a text must be a string, not {type(text).__name__}: {text!r:.80}")
         window.append(text)
         characters += len(text)
         if len(window) >= size or characters >= CHARACTERS:

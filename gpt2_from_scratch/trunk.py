@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_from_scratch.batches import pad_batch
+from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.identity import tensors_sha256
 from gpt2_from_scratch.model import GPT2, TransformerBlock
 
@@ -136,7 +137,12 @@ class Trunk:
 
     @torch.no_grad()
     def __call__(self, packed: Packed) -> Tensor:
-        """The residual stream behind the last of its blocks: (U, C) float32."""
+        """The residual stream behind the last of its blocks: (U, C) float32.
+
+        Raises DataError for a text of more than n_ctx tokens.
+        """
+        if (longest := int(packed.positions.max()) + 1) > len(self.wpe):
+            raise DataError(f"{longest} tokens are more than n_ctx = {len(self.wpe)}; cut the text")
         x = self.wte[packed.ids] + self.wpe[packed.positions]
         for block in self.blocks:
             x = self._block(block, x, packed)

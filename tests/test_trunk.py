@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.trunk import Trunk, batches, pack
 
@@ -64,6 +65,12 @@ def test_batches_hold_every_text_once_and_no_more_tokens_than_asked(tokens: int)
     assert sorted(n for batch in found for n in batch) == list(range(len(texts)))
     assert all(len(batch) == 1 or sum(len(texts[n]) for n in batch) <= tokens for batch in found)
     assert list(batches([], 5)) == []
+
+
+def test_a_text_too_long_for_the_model_is_refused(tiny_gpt2: GPT2) -> None:
+    assert Trunk(tiny_gpt2, 1)(pack([[1] * 32])).shape == (32, 32)
+    with pytest.raises(DataError, match="33 tokens are more than n_ctx = 32"):
+        Trunk(tiny_gpt2, 1)(pack([[2], [1] * 33]))
 
 
 def test_rectangles_waste_little() -> None:
