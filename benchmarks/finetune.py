@@ -311,7 +311,7 @@ def compare(sides: list[Side]) -> Iterator[str]:
 
 
 def draw(sides: list[Side], path: Path) -> None:
-    """Where the time goes, as bars: seconds on a scale of square roots, so that ours can be seen."""
+    """Where the time goes, as bars: of the last round's textbook loop, of the median of ours."""
     times = {side.name: statistics.median(side.seconds) for side in sides}
     ours, stored = times["ours, float32"], times["ours, float32, second run"]
     looks = next(s.parts["evaluations"] for s in sides if s.name == "ours, float32")

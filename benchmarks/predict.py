@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench import PeakMemory, measure_machine, megabytes, note, random_gpt2, sms_path, timed
+from bench import measure_machine, note, random_gpt2, sms_path, timed
 from finetune import HuggingFace
 
 from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
@@ -57,7 +57,8 @@ def main() -> None:
     machine, texts = measure_machine(), messages(args.messages)
     with tempfile.TemporaryDirectory() as name:
         folder = random_gpt2(Path(name))
-        encoded = [Tokenizer(folder).encode(text) or [50256] for text in texts]
+        tokenizer = Tokenizer(folder)
+        encoded = [tokenizer.encode(text) or [50256] for text in texts]
         theirs = HuggingFace(folder, encoded, 0)
         ours = {
             str(dtype).removeprefix("torch."): Classifier.on_base(
@@ -68,24 +69,19 @@ def main() -> None:
     sample = list(range(min(160, len(texts))))
     best = max(BATCH_SIZES, key=lambda size: hugging_face_rate(theirs, sample, size))
     rates: dict[str, list[float]] = {}
-    peaks: dict[str, int] = {}
     for number in range(args.rounds):
         part = list(range(len(texts)))[number :: max(1, len(texts) // 500)]
         name = f"Hugging Face, batches of {best}"
-        with PeakMemory() as peak:
-            rates.setdefault(name, []).append(hugging_face_rate(theirs, part, best))
-        peaks[name] = peak.bytes
+        rates.setdefault(name, []).append(hugging_face_rate(theirs, part, best))
         for dtype, classifier in ours.items():
-            with PeakMemory() as peak:
-                rates.setdefault(f"ours, {dtype}", []).append(our_rate(classifier, texts))
-            peaks[f"ours, {dtype}"] = peak.bytes
+            rates.setdefault(f"ours, {dtype}", []).append(our_rate(classifier, texts))
         note(f"round {number + 1}: {rates}")
     print(f"predict, {len(texts):,} messages: {machine.describe()}")
-    print("| | messages / s | ratio | MB |\n|---|---|---|---|")
+    print("| | messages / s | ratio |\n|---|---|---|")
     first = statistics.median(next(iter(rates.values())))
     for name, values in rates.items():
         rate = statistics.median(values)
-        print(f"| {name} | {rate:,.1f} | {rate / first:.1f} | {megabytes(peaks[name])} |")
+        print(f"| {name} | {rate:,.1f} | {rate / first:.1f} |")
 
 
 if __name__ == "__main__":

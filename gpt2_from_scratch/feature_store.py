@@ -4,8 +4,8 @@ A space is a folder for one kind of features (these weights, this depth, this ar
 shards, files of some tens of megabytes that are written once, whole, under a name made from what is
 in them, and never changed. So two processes can use the store at once, and a kill or a full disk
 leaves at worst a temporary file. A shard is a safetensors file of `states` (tokens, C), `ends` (N,)
-and `keys` (N, 32). It is a cache: whatever is damaged is thrown away
-and computed again, and the shards used longest ago go when the limit is reached.
+and `keys` (N, 32). It is a cache: whatever is damaged is thrown away and computed again, and the
+shards used longest ago go when the limit is reached.
 """
 
 import hashlib
@@ -52,19 +52,21 @@ class Shard:
         """The features of one text: (T, C). Raises OSError where the file is gone."""
         if self.held is not None:
             return self.held[self.places[key]]
-        try:
-            # mapped for as long as it is read: touching one text's pages brings in megabytes around
-            with safe_open(self.path, framework="pt") as file:
-                return file.get_slice("states")[self.places[key]]
-        except SafetensorError as error:
-            raise OSError(f"{self.path}: {error}") from None
+        # mapped for as long as it is read: touching one text's pages brings in megabytes around
+        return self._from_file(self.places[key])
 
     def hold(self, device: torch.device | str = "cpu") -> None:
-        """Keep all of it in a device's memory from now on."""
+        """Keep all of it in a device's memory from now on. Raises OSError where the file is gone."""
         if self.held is None:
-            with safe_open(self.path, framework="pt") as file:
-                self.held = file.get_tensor("states").clone()
+            self.held = self._from_file(slice(None)).clone()
         self.held = self.held.to(device)
+
+    def _from_file(self, rows: slice) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_slice("states")[rows]
+        except SafetensorError as error:
+            raise OSError(f"{self.path}: {error}") from None
 
     @property
     def nbytes(self) -> int:

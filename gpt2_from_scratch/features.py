@@ -10,6 +10,7 @@ time, for when keeping would not be exact. B texts, T tokens of the longest, C =
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.trunk import Trunk, batches, pack
 
 SHARD = 64e6  # bytes of features that are written at a time
-HELD = 1e9  # bytes that are held in memory; what goes beyond is read from the store text by text
+HELD = 0.5e9  # bytes held in memory; what goes beyond is read from the store text by text
+HELD_ALONE = 2e9  # the same without a store
 
 
 class Embedded:
@@ -47,9 +49,9 @@ class Embedded:
 class Features:
     """Texts that enter the model behind its frozen blocks, whose output is computed here, once.
 
-    Equal texts share it. It is kept in `store`, and up to 1 GB of it in memory; what finds no place
-    in either is computed each time it is asked for. So memory is bounded however much there is: 1 GB,
-    and some 200 MB while it is computed.
+    Equal texts share it. It is kept in `store`, and up to 0.5 GB of it in memory, 2 GB without a
+    store; what finds no place in either is computed each time it is asked for. So memory is bounded
+    however much there is, by that and some 200 MB while it is computed.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Features:
         self._keys = [_key(ids) for ids in encoded]
         self._shards: list[Shard] = []
         self._shard_of: dict[bytes, Shard] = {}
-        self._held = 0
+        self._may_hold = HELD if store else HELD_ALONE
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
             self._enter(shard)
@@ -90,10 +92,10 @@ class Features:
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States entering block `depth`, padded on the right (B, T, C) float32; lengths (B,)."""
-        states = [self._states(n) for n in numbers]
+        states = [self._states(n).to(self.trunk.device) for n in numbers]
         lengths = torch.tensor([len(s) for s in states], device=self.trunk.device)
         x = pad_sequence(states, batch_first=True)
-        return x.to(self.trunk.device, torch.float32), lengths
+        return x.float(), lengths
 
     def _states(self, number: int) -> Tensor:
         key = self._keys[number]
@@ -130,7 +132,7 @@ class Features:
 
     def _put_away(self, ready: dict[bytes, Tensor], size: int) -> bool:
         shard = self._store.save(self._space, ready) if self._store else None
-        if shard is None and self._held + size <= HELD:
+        if shard is None and size <= self._may_hold:
             shard = Shard.of(ready)
         if shard is None:
             return False
@@ -138,9 +140,10 @@ class Features:
         return True
 
     def _enter(self, shard: Shard) -> None:
-        if self._held + shard.nbytes <= HELD:
-            self._held += shard.nbytes
-            shard.hold()
+        if shard.nbytes <= self._may_hold:
+            self._may_hold -= shard.nbytes
+            with suppress(OSError):  # another process made room: `_states` sees to it
+                shard.hold()
         self._shards.append(shard)
         for key in shard.places:
             self._shard_of.setdefault(key, shard)
@@ -149,7 +152,8 @@ class Features:
         """Hold all of it on the GPU, if it takes no more than half of what is free there."""
         if sum(s.nbytes for s in self._shards) < torch.cuda.mem_get_info(device)[0] / 2:
             for shard in self._shards:
-                shard.hold(device)
+                with suppress(OSError):
+                    shard.hold(device)
 
 
 def _key(ids: Sequence[int]) -> bytes:
