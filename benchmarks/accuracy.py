@@ -6,7 +6,6 @@ All on the same duplicate-free, label-balanced splits (914 / 130 / 262 messages)
 """
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import sms_path
+from bench import copy_vocabulary, sms_path
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -71,8 +70,7 @@ def random_twin(model: str, folder: Path, seed: int) -> Path:
     twin = GPT2(read_config(source))
     init_weights(twin, torch.Generator().manual_seed(seed))
     save_gpt2(twin, folder)
-    for name in ("vocab.bpe", "encoder.json"):
-        shutil.copy(source / name, folder / name)
+    copy_vocabulary(source, folder)
     return folder
 
 

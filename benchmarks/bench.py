@@ -20,7 +20,6 @@ from gpt2_from_scratch.paths import CHECKOUT, home, sms_collection
 from gpt2_from_scratch.weights import save_gpt2
 
 SHARED = CHECKOUT.parent / "shared"
-VOCABULARY = ("vocab.bpe", "encoder.json")
 
 
 def sms_path() -> Path:
@@ -62,9 +61,14 @@ def random_gpt2(folder: Path, config: GPT2Config = SIZES["124M"], seed: int = 12
             if parameter.dim() == 2 and name.startswith(("blocks", "wte")):
                 parameter *= 5
     save_gpt2(model, folder)
-    for name in VOCABULARY:
-        shutil.copy(vocabulary_folder() / name, folder / name)
+    copy_vocabulary(vocabulary_folder(), folder)
     return folder
+
+
+def copy_vocabulary(source: Path, folder: Path) -> None:
+    """The two files of a tokenizer."""
+    for name in ("vocab.bpe", "encoder.json"):
+        shutil.copy(source / name, folder / name)
 
 
 @dataclass(frozen=True)

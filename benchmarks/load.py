@@ -13,7 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import CHECKOUT, measure_machine, megabytes, random_gpt2, vocabulary_folder
+from bench import (
+    CHECKOUT,
+    copy_vocabulary,
+    measure_machine,
+    megabytes,
+    random_gpt2,
+    vocabulary_folder,
+)
 
 # each prints seconds and the most memory that was resident beyond the imports, in bytes
 MEASURE = """
@@ -69,15 +76,12 @@ def programs(safetensors: Path, openai: Path) -> dict[str, str]:
 def write_openai_folder(folder: Path) -> None:
     """Random weights in OpenAI's own format, by the writer that the tests are held against."""
     sys.path.insert(0, str(CHECKOUT / "tests"))
-    import shutil
-
     from write_bundle import write_random_gpt2
 
     from gpt2_from_scratch.config import SIZES
 
     write_random_gpt2(folder, vars(SIZES["124M"]), seed=124)
-    for name in ("vocab.bpe", "encoder.json"):
-        shutil.copy(vocabulary_folder() / name, folder / name)
+    copy_vocabulary(vocabulary_folder(), folder)
 
 
 def write_config_json(folder: Path) -> None:

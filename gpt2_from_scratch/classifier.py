@@ -16,7 +16,7 @@ from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.features import Embedded, Features
+from gpt2_from_scratch.features import Embedded, Features, Texts
 from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
 from gpt2_from_scratch.heads import logits_from, replace_head
 from gpt2_from_scratch.identity import base_sha256
@@ -144,7 +144,7 @@ class Classifier:
         store: FeatureStore | None = None,
         quiet: bool = True,
         say: Callable[[str], None] = print,
-    ) -> Features | Embedded:
+    ) -> Texts:
         """Encoded texts where what trains takes them up: behind the frozen blocks, if there are any.
 
         Says why, where something other than training keeps frozen blocks from being computed once.
@@ -165,13 +165,13 @@ class Classifier:
             say=say,
         )
 
-    def batch_logits(self, texts: Features | Embedded, numbers: Sequence[int]) -> Tensor:
+    def batch_logits(self, texts: Texts, numbers: Sequence[int]) -> Tensor:
         """Logits of one batch of texts, by their numbers, with gradients: (B, K)."""
         x, lengths = texts.batch(numbers)
         return logits_from(self.model, texts.depth, x, lengths, self.description.pooling)
 
     @torch.no_grad()
-    def all_logits(self, texts: Features | Embedded) -> Tensor:
+    def all_logits(self, texts: Texts) -> Tensor:
         """Logits of all texts, in their order, on the CPU: (N, K) float32."""
         logits = torch.empty(len(texts.encoded), len(self.description.labels))
         for batch in by_length(texts.encoded, 32):

@@ -257,8 +257,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _refuse_other_settings(args: argparse.Namespace) -> None:
     """The lecture's recipe is fixed: an option that it would pass over is an error."""
     usual = build_parser().parse_args(["train"])
-    free = {"recipe", "model", "data", "out", "seed", "verbose"}
-    free |= {"device", "dtype", "threads", "cache"}
+    free = set("recipe model data out seed verbose device dtype threads cache".split())
     given = [name for name, value in vars(args).items() if value != getattr(usual, name)]
     if passed_over := sorted(set(given) - free):
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")

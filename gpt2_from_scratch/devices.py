@@ -28,7 +28,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """In what precision frozen blocks compute when `dtype` is asked for: on CPUs without bfloat16
-    instructions that is float32, which is nine times as fast there (README, Speed).
+    instructions that is float32, which is nine times as fast there (README, How fast it is).
     """
     if dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_multiplies_bfloat16():
         return torch.float32

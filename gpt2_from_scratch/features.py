@@ -75,7 +75,7 @@ class Features:
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
             self._enter(shard)
-        missing = [ids for key, ids in texts.items() if key not in self._shard_of]
+        missing = {key: ids for key, ids in texts.items() if key not in self._shard_of}
         started = time.perf_counter()
         self._compute(missing, quiet)
         seconds, found = time.perf_counter() - started, len(texts) - len(missing)
@@ -106,8 +106,9 @@ class Features:
                 del self._shard_of[key]
         return self.trunk(pack([self.encoded[number]]).to(self.trunk.device)).to(self.dtype)
 
-    def _compute(self, texts: list[Sequence[int]], quiet: bool) -> None:
+    def _compute(self, missing: dict[bytes, Sequence[int]], quiet: bool) -> None:
         """Run the frozen blocks over texts; put their output away whenever it fills a shard."""
+        keys, texts = list(missing), list(missing.values())
         ready: dict[bytes, Tensor] = {}
         size, total = 0, sum(map(len, texts))
         with tqdm(
@@ -119,10 +120,10 @@ class Features:
                 states = self.trunk(packed.to(self.trunk.device)).to("cpu", self.dtype)
                 for rectangle in packed.rectangles:
                     for row, place in enumerate(rectangle.texts):
-                        ids = texts[numbers[place]]
-                        ready[_key(ids)] = states[rectangle.rows[row, : len(ids)]]
-                        size += ready[_key(ids)].nbytes
-                        bar.update(len(ids))
+                        n = numbers[place]
+                        ready[keys[n]] = states[rectangle.rows[row, : len(texts[n])]]
+                        size += ready[keys[n]].nbytes
+                        bar.update(len(texts[n]))
                 if size >= SHARD:
                     if not self._put_away(ready, size):
                         return
@@ -154,6 +155,9 @@ class Features:
             for shard in self._shards:
                 with suppress(OSError):
                     shard.hold(device)
+
+
+Texts = Features | Embedded
 
 
 def _key(ids: Sequence[int]) -> bytes:

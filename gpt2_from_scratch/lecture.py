@@ -23,7 +23,7 @@ from gpt2_from_scratch.config import Pooling
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.features import Embedded, Features
+from gpt2_from_scratch.features import Texts
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
 from gpt2_from_scratch.heads import replace_head
 from gpt2_from_scratch.identity import base_sha256
@@ -39,7 +39,6 @@ EVAL_EVERY, EVAL_BATCHES = 50, 5
 CHECK_TEXT = "Do you have time"
 
 Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test
-Texts = Features | Embedded
 
 
 @dataclass

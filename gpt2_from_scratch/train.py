@@ -18,7 +18,7 @@ from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
 from gpt2_from_scratch.errors import DataError, GPT2Error
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.features import Embedded, Features
+from gpt2_from_scratch.features import Texts
 from gpt2_from_scratch.finetuning import set_trainable
 
 
@@ -37,7 +37,7 @@ class Epoch:
 class Labelled:
     """Messages as what trains takes them up, and the number of each one's class."""
 
-    texts: Features | Embedded
+    texts: Texts
     labels: Tensor  # (N,) int64
 
 

@@ -106,7 +106,8 @@ class Trunk:
         self.wte, self.wpe = model.wte.weight, model.wpe.weight
         self.dtype = dtype
         self.blocks: list[Any] = list(model.blocks)[:depth]
-        self._sources = self.parameters()
+        self._weights = {"wte": self.wte, "wpe": self.wpe}  # as they are, not as they are rounded
+        self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
         if dtype != torch.float32:
             self.blocks = [_in_dtype(block, dtype) for block in self.blocks]
 
@@ -125,14 +126,9 @@ class Trunk:
         """How many tokens make a good batch."""
         return TOKENS.get(self.device.type, TOKENS["cpu"])
 
-    def parameters(self) -> dict[str, Tensor]:
-        """What it computes with, by name."""
-        parts = nn.ModuleList(self.blocks).named_parameters()
-        return {"wte": self.wte, "wpe": self.wpe} | dict(parts)
-
     def sha256(self) -> str:
         """Identity of all that its outputs depend on, but for rounding: weights and arithmetic."""
-        weights = tensors_sha256(self._sources)
+        weights = tensors_sha256(self._weights)
         return hashlib.sha256(f"{weights} {self.dtype}".encode()).hexdigest()
 
     @torch.no_grad()

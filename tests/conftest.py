@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from write_bundle import write_random_gpt2
 
 from gpt2_from_scratch.config import GPT2Config
@@ -23,6 +24,24 @@ TINY_MERGES = [
     ("Ġ", "a"), ("a", "t"), ("e", "n"), ("Ġ", "w"), ("i", "s"), ("o", "u"), ("Ġ", "s"),
     ("in", "g"), ("l", "l"), ("a", "n"), ("n", "d"), ("Ġa", "nd"), ("y", "ou"),
 ]  # fmt: skip
+
+
+def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:
+    """Random weights of the tiny sizes, but for `sizes`, in OpenAI's format, and both BPE files."""
+    write_random_gpt2(folder, TINY | sizes, seed=seed)
+    write_bpe(folder, TINY_MERGES)
+    return folder
+
+
+class Halved(nn.Module):
+    """A part that is not GPT-2's: half of what another gives."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) / 2
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,10 +71,7 @@ def tiny_gpt2(tiny_config: GPT2Config) -> GPT2:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in OpenAI's format, read-only by agreement: weights, hparams.json, both BPE files."""
-    folder = tmp_path_factory.mktemp("tiny_checkpoint")
-    write_random_gpt2(folder, TINY, seed=124)
-    write_bpe(folder, TINY_MERGES)
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("tiny_checkpoint"), seed=124)
 
 
 @pytest.fixture

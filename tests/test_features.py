@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, TINY_MERGES
+from conftest import Halved, write_checkpoint
 from torch import Tensor, nn
-from write_bundle import write_random_gpt2
 
 from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.classifier import Classifier
@@ -18,7 +17,6 @@ from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.finetuning import frozen_depth, set_trainable
 from gpt2_from_scratch.heads import pool
-from gpt2_from_scratch.tokenizer import write_bpe
 from gpt2_from_scratch.train import epoch_order, finetune, rate_factor
 from gpt2_from_scratch.trunk import Trunk, pack
 
@@ -28,10 +26,7 @@ WORDS = ["the", "you", "and", "win", "see", "at", "ten", "house", "in", "another
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three blocks, so that two can train behind a frozen one."""
-    folder = tmp_path_factory.mktemp("base")
-    write_random_gpt2(folder, TINY | {"n_layer": 3}, seed=77)
-    write_bpe(folder, TINY_MERGES)
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("base"), seed=77, n_layer=3)
 
 
 @pytest.fixture
@@ -147,17 +142,6 @@ def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
 
 
 # --- when it would not be exact ---
-
-
-class Halved(nn.Module):
-    """A part that is not GPT-2's."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) / 2
 
 
 def test_it_switches_itself_off_and_says_why(base: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from conftest import Halved
 
 from gpt2_from_scratch.heads import class_logits, logits_from, pool, replace_head
 from gpt2_from_scratch.last_block import block_at, is_plain
@@ -79,17 +79,6 @@ def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, dept
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     whole = class_logits(tiny_gpt2, ids, lengths, pooling)
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
-
-
-class Halved(nn.Module):
-    """A part that is not GPT-2's."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) / 2
 
 
 def test_what_was_put_into_a_block_is_not_passed_over(tiny_gpt2: GPT2) -> None:

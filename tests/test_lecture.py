@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import write_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -122,15 +123,7 @@ def plain_lecture(folder: Path, messages: list[Message]) -> Trace:
 
 @pytest.fixture(scope="module")
 def larger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import TINY, TINY_MERGES
-    from write_bundle import write_random_gpt2
-
-    from gpt2_from_scratch.tokenizer import write_bpe
-
-    folder = tmp_path_factory.mktemp("lecture")
-    write_random_gpt2(folder, TINY | {"n_ctx": 64}, seed=5)
-    write_bpe(folder, TINY_MERGES)
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("lecture"), seed=5, n_ctx=64)
 
 
 def test_the_trace_equals_that_of_a_plain_loop(
