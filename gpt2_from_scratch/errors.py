@@ -2,7 +2,10 @@
 
 
 class GPT2Error(Exception):
-    """Base of every error this package raises on purpose: says what, where, and what to do."""
+    """Base of every error this package raises on purpose: says what, where, and what to do.
+
+    Raised itself for a loss that is no number any more.
+    """
 
     exit_code = 1
 
@@ -29,3 +32,17 @@ class DownloadError(GPT2Error):
     """A file that could not be fetched, or that came as something else than was asked for."""
 
     exit_code = 5
+
+
+class ResourceError(GPT2Error):
+    """Memory or room on a disk that there is not, or a place that cannot be written."""
+
+    exit_code = 6
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user's Ctrl-C or the system's SIGTERM, after what was at hand has been put in safety."""
+
+    def __init__(self, message: str, signal: int = 2):
+        super().__init__(message)
+        self.exit_code = 128 + signal  # as shells have it: 130 for Ctrl-C, 143 for SIGTERM

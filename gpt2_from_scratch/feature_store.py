@@ -11,7 +11,6 @@ shards used longest ago go when the limit is reached.
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,15 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.crc32c import crc32c
-from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.files import atomic_path
+from gpt2_from_scratch.errors import ResourceError, UsageError
+from gpt2_from_scratch.files import STALE, atomic_path, sweep
 from gpt2_from_scratch.paths import features_folder
 
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
 DEFAULT_LIMIT = 20 * GB
 SPARE = 1 * GB  # of the disk, which the store never takes
-STALE = 3600  # seconds after which a temporary file belongs to nobody
 
 
 @dataclass
@@ -122,7 +120,7 @@ class FeatureStore:
                     temporary,
                     metadata={"crc32c": _checksum(states, ends, keys)},
                 )
-        except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
+        except (ResourceError, SafetensorError) as error:  # it wraps a full disk in its own
             self._no_room(f"features cannot be kept in {self.folder}: {error}")
             return None
         self._used.add(path)
@@ -169,18 +167,16 @@ class FeatureStore:
             return None
 
     def _make_room(self, needed: int) -> bool:
-        """Remove shards used longest ago, and temporary files of the dead, until there is room."""
+        """Remove what killed writers left, and shards used longest ago until there is room."""
+        for space in self._spaces():
+            sweep(space, STALE)
         files = sorted(self._files(), key=_modified)
         sizes = {path: _size(path) for path in files}
-        total = sum(sizes.values())
+        being_written = [path for space in self._spaces() for path in space.glob(".*.tmp/*")]
+        total = sum(sizes.values()) + sum(map(_size, being_written))
         mine = sum(size for path, size in sizes.items() if path in self._used)
         for path in files:
-            if path.suffix == ".tmp":  # of a process that was killed, or of one that is at it
-                superfluous = time.time() - _modified(path) > STALE
-            else:
-                superfluous = (
-                    path not in self._used and mine + needed <= self.limit < total + needed
-                )
+            superfluous = path not in self._used and mine + needed <= self.limit < total + needed
             if superfluous and _remove(path):
                 total -= sizes[path]
         if total + needed > self.limit:
@@ -215,7 +211,7 @@ class FeatureStore:
     def _files(self) -> Iterator[Path]:
         for space in self._spaces():
             with suppress(OSError):
-                yield from (p for p in space.glob("*") if p.suffix in (".safetensors", ".tmp"))
+                yield from space.glob("*.safetensors")
 
 
 def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:

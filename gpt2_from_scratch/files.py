@@ -3,33 +3,63 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from gpt2_from_scratch.errors import ResourceError
+
+STALE = 3600  # seconds after which a temporary folder belongs to nobody
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it becomes `path`.
+    """Yield a path to write to in a temporary folder; when the block ends well, it becomes `path`.
 
     The file is synced and renamed, then its folder is synced, so a reader sees the old file or the
     new one, never a part. When the block raises, the old file stands and the temporary one is gone.
+    Only a kill leaves the temporary folder, `.NAME.*.tmp` beside `path`, for `sweep` to remove.
+    Raises ResourceError when there is no room or no permission.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes files only their owner can read; give what the user's umask would have given
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with _temporary_folder(path) as folder:
+            temporary = folder / path.name
+            yield temporary
+            # a library may make files only their owner can read; give what umask would have given
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"{path} could not be written: {error.strerror or error}; what was there before stands"
+        ) from error
+
+
+def sweep(folder: Path, older_than: float = 0.0) -> None:
+    """Remove the temporary folders that killed writers left, if untouched for so many seconds.
+
+    With 0 only where no other process may be writing.
+    """
+    for left in folder.glob(".*.tmp"):
+        with suppress(OSError):  # its writer was quicker, or it is somebody else's
+            touched = max(path.stat().st_mtime for path in (left, *left.glob("*")))
+            if time.time() - touched >= older_than:
+                shutil.rmtree(left)
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

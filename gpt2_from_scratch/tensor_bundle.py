@@ -26,6 +26,7 @@ import numpy as np
 
 from gpt2_from_scratch.crc32c import crc32c, masked
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.kinds import HEAD, and_is
 from gpt2_from_scratch.leveldb_table import read_table
 from gpt2_from_scratch.protobuf import read_fields, read_message
 
@@ -34,14 +35,6 @@ MOST_DIMENSIONS = 8
 
 # the numbers of TensorFlow's types.proto that a GPT-2 may be stored in; "<" is little endian
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
-
-# what comes instead of a file that was not fetched well: how it begins (in lower case), what it is
-KINDS = {
-    (b"version https://git-lfs",): "a git-LFS pointer; `git lfs pull` fetches the file itself",
-    (b"<!doctype", b"<html", b"<?xml"): "a web page",
-    (b"pk\x03\x04",): "a zip archive, perhaps PyTorch's",
-    (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"): "a Python pickle, perhaps PyTorch's",
-}
 
 # the messages' fields, {tag: name}
 HEADER = {0o10: "num_shards", 0o20: "endianness", 0o32: "version"}
@@ -101,11 +94,11 @@ def read_index(path: Path | str) -> dict[str, TensorEntry]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _unreadable(path, error) from None
     if len(raw) > LARGEST_INDEX:
-        raise CheckpointError(f"{path} has too many bytes for the index of a GPT-2{_kind(raw)}")
+        raise CheckpointError(f"{path} has too many bytes for the index of a GPT-2{and_is(raw)}")
     try:
         return _read_entries(read_table(raw))
     except ValueError as error:  # the parsers say what is wrong, here is added where
-        raise CheckpointError(f"{path}: {error}{_kind(raw)}. Fetch the file again") from None
+        raise CheckpointError(f"{path}: {error}{and_is(raw)}. Fetch the file again") from None
 
 
 def open_arrays(folder: Path | str) -> Arrays:
@@ -145,7 +138,7 @@ def _open(entries: dict[str, TensorEntry], path: Path) -> Arrays:
     expected = sum(entry.size for entry in entries.values())  # they lie without a gap
     try:
         with path.open("rb") as file:
-            found, kind = os.fstat(file.fileno()).st_size, _kind(file.read(64))
+            found, kind = os.fstat(file.fileno()).st_size, and_is(file.read(HEAD))
     except OSError as error:
         raise _unreadable(path, error) from None
     if found != expected:
@@ -159,13 +152,6 @@ def _open(entries: dict[str, TensorEntry], path: Path) -> Arrays:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = getattr(error, "strerror", None) or error
     return CheckpointError(f"{path} cannot be read ({reason}); a model folder needs it")
-
-
-def _kind(head: bytes) -> str:
-    """A clause that names a foreign file by its first bytes; empty if they are not known."""
-    head = head[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kinds = [f" and is {kind}" for starts, kind in KINDS.items() if head.startswith(starts)]
-    return "".join(kinds)
 
 
 def _read_entries(records: list[tuple[bytes, bytes]]) -> dict[str, TensorEntry]:

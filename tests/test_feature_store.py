@@ -167,8 +167,9 @@ def test_kill_9_leaves_whole_shards_and_temporary_files(tmp_path: Path) -> None:
     assert [shard.path for shard in shards] == whole
     texts = made((int(k) for shard in shards for k in shard.places), tokens=100_000)
     assert found_in(shards, texts) == texts.keys() and len(texts) == len(whole)
-    for path in left[1:]:
-        os.utime(path, (time.time() - 7200,) * 2)
+    for folder in left[1:]:
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - 7200,) * 2)
     assert sorted([*whole, store.save("space", made([999])).path]) == files(tmp_path)
     assert files(tmp_path, ".tmp") == left[:1]  # perhaps another process is at it
 
