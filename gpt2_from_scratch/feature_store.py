@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.crc32c import crc32c
-from gpt2_from_scratch.errors import ResourceError, UsageError
-from gpt2_from_scratch.files import STALE, atomic_path, sweep
+from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
+from gpt2_from_scratch.files import STALE, sweep
 from gpt2_from_scratch.paths import features_folder
+from gpt2_from_scratch.tensor_file import check_header, write_tensors
 
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
@@ -114,13 +114,10 @@ class FeatureStore:
         if self._full or not self._make_room(states.nbytes):
             return None
         try:
-            with atomic_path(path) as temporary:
-                save_file(
-                    {"states": states, "ends": ends, "keys": keys},
-                    temporary,
-                    metadata={"crc32c": _checksum(states, ends, keys)},
-                )
-        except (ResourceError, SafetensorError) as error:  # it wraps a full disk in its own
+            tensors = {"states": states, "ends": ends, "keys": keys}
+            metadata = {"crc32c": _checksum(states, ends, keys)}  # ten times as fast as a SHA-256
+            write_tensors(path, tensors, metadata, checksum=False)
+        except ResourceError as error:
             self._no_room(f"features cannot be kept in {self.folder}: {error}")
             return None
         self._used.add(path)
@@ -144,6 +141,7 @@ class FeatureStore:
 
     def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
         try:
+            check_header(path)
             with safe_open(path, framework="pt") as file:
                 tensors = [file.get_tensor(name) for name in ("states", "ends", "keys")]
                 expected = file.metadata()["crc32c"]
@@ -158,7 +156,7 @@ class FeatureStore:
             return Shard(_places(found, tensors[1]), path)
         except FileNotFoundError:  # another process made room
             return None
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (CheckpointError, SafetensorError, KeyError, TypeError, ValueError) as error:
             self.say(f"damaged features, computed again: {path}: {error}")
             _remove(path)
             return None

@@ -1,12 +1,9 @@
 """Which numbers these are: hashes of weights, so that nothing is used with what it was not made for."""
 
 import hashlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-
-from torch import Tensor
 
 from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.tensor_file import tensors_sha256
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 
@@ -21,20 +18,3 @@ def weights_sha256(model: GPT2) -> str:
     The head is left out.
     """
     return tensors_sha256({n: p for n, p in model.named_parameters() if not n.startswith("head.")})
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over each tensor's name, shape and SHA-256 of its float32 numbers, in order of names."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor(4) as threads:  # hashing lets other threads run
-        hashes = threads.map(_sha256, (tensors[name] for name in names))
-        lines = [
-            f"{name} {tuple(tensors[name].shape)} {digest}\n"
-            for name, digest in zip(names, hashes, strict=True)
-        ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(tensor: Tensor) -> str:
-    numbers = tensor.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(numbers.data).hexdigest()

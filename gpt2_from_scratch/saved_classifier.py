@@ -9,16 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.config import Pooling
 from gpt2_from_scratch.errors import CheckpointError
-from gpt2_from_scratch.files import atomic_path
-from gpt2_from_scratch.identity import tensors_sha256
+from gpt2_from_scratch.tensor_file import read_tensors, write_tensors
 
-FORMAT = "gpt2-classifier 1"
+FORMAT = "gpt2-classifier 2"
 
 
 @dataclass(frozen=True)
@@ -35,36 +32,16 @@ class Description:
 
 def write_classifier(path: Path, description: Description, tensors: dict[str, Tensor]) -> None:
     """Write the trained tensors, by their names in the model, and the description, atomically."""
-    metadata = {
-        "format": FORMAT,
-        "description": json.dumps(asdict(description)),
-        "tensors_sha256": tensors_sha256(tensors),
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
 
 
 def read_classifier(path: Path) -> tuple[Description, dict[str, Tensor]]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it should hold a saved classifier")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            description = _read_description(metadata, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-    if metadata.get("tensors_sha256") != tensors_sha256(tensors):
-        raise CheckpointError(f"{path} is damaged: its numbers are not those saved")
-    return description, tensors
+    metadata, tensors = read_tensors(path, FORMAT)
+    return _read_description(metadata, path), tensors
 
 
 def _read_description(metadata: dict[str, str], path: Path) -> Description:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is no saved classifier: its format is {metadata.get('format')!r}, not {FORMAT!r}"
-        )
     try:
         values: dict[str, Any] = json.loads(metadata["description"])
         unknown = values.keys() - {field.name for field in fields(Description)}

@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.config import GPT2Config, read_config, write_hparams
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.tensor_bundle import open_arrays
+from gpt2_from_scratch.tensor_file import open_tensors, write_tensors
 
 # parameter: (OpenAI's array, Hugging Face's tensor), `{}` is the block's number
 NAME_MAP = {
@@ -49,6 +47,13 @@ NAME_MAP = {
     "ln_f.bias": ("model/ln_f/b", "ln_f.bias"),
 }
 STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+# how other networks call their tensors: a better word than "shapes differ"
+FOREIGN = {
+    "model.layers.": "Llama or one of its kin", "gpt_neox.": "GPT-NeoX", "bert.": "BERT",
+    "roberta.": "RoBERTa", "distilbert.": "DistilBERT", "encoder.block.": "T5",
+    "model.decoder.layers.": "OPT", "transformer.layer.": "DistilBERT", "blocks.": "a saved classifier "
+    "or a network of another program",
+}  # fmt: skip
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
@@ -109,8 +114,8 @@ def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> 
         for parameter, (_, hugging_face) in names_on_disk(model.config).items()
     }
     write_hparams(folder / "hparams.json", model.config)
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    # no checksum: Hugging Face's readers know {"format": "pt"} alone; `verify` has SHA256SUMS
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, checksum=False)
 
 
 def _openai_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
@@ -127,35 +132,29 @@ def _openai_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, 
 
 
 def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = {name.removeprefix("transformer."): name for name in file.keys()}
-            if len(names) != len(file.keys()):
-                raise CheckpointError(
-                    f"{path}: a tensor stands there with and without transformer."
-                )
-            repeated_head = names.pop("lm_head.weight", None)
-            shapes = {
-                short: tuple(file.get_slice(name).get_shape())
-                for short, name in names.items()
-                if not CAUSAL_MASK.fullmatch(short)
-            }
-        places = _match(shapes, config, path, openai=False)
-        for parameter, short in places.items():
-            # opened for each tensor: what was read stays in memory as long as the file is mapped
-            with safe_open(path, framework="pt") as file:
-                value = file.get_tensor(names[short])
-                if parameter == "wte.weight" and repeated_head is not None:
-                    if not torch.equal(value, file.get_tensor(repeated_head)):
-                        raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
-            if not value.is_floating_point():
-                raise CheckpointError(
-                    f"{path}: {names[short]} holds {value.dtype}, which are no weights"
-                )
-            value = _copied(parameter, value)
-            yield parameter, value
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+    with open_tensors(path) as file:
+        names = {name.removeprefix("transformer."): name for name in file.keys()}
+        if len(names) != len(file.keys()):
+            raise CheckpointError(f"{path}: a tensor stands there with and without transformer.")
+        repeated_head = names.pop("lm_head.weight", None)
+        shapes = {
+            short: tuple(file.get_slice(name).get_shape())
+            for short, name in names.items()
+            if not CAUSAL_MASK.fullmatch(short)
+        }
+    places = _match(shapes, config, path, openai=False)
+    for parameter, short in places.items():
+        # opened for each tensor: what was read stays in memory as long as the file is mapped
+        with open_tensors(path) as file:
+            value = file.get_tensor(names[short])
+            if parameter == "wte.weight" and repeated_head is not None:
+                if not torch.equal(value, file.get_tensor(repeated_head)):
+                    raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
+        if not value.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {names[short]} holds {value.dtype}, which are no weights"
+            )
+        yield parameter, _copied(parameter, value)
 
 
 def _copied(parameter: str, stored: Tensor) -> Tensor:
@@ -187,9 +186,12 @@ def _match(
         if shapes.get(name) != expected.get(name)
     ]
     if differences:
+        foreign = [
+            kind for start, kind in FOREIGN.items() if any(n.startswith(start) for n in shapes)
+        ]
         raise CheckpointError(
-            f"{where} does not fit {config}; {len(differences)} arrays differ, the first are\n  "
-            + "\n  ".join(differences[:5])
+            f"{where} does not fit {config}{f' and looks like {foreign[0]}' if foreign else ''}; "
+            f"{len(differences)} arrays differ, the first are\n  " + "\n  ".join(differences[:5])
         )
     return places
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_MERGES
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from write_bundle import write_random_gpt2
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
-from gpt2_from_scratch.identity import tensors_sha256, weights_sha256
+from gpt2_from_scratch.identity import weights_sha256
+from gpt2_from_scratch.tensor_file import write_tensors
 from gpt2_from_scratch.tokenizer import write_bpe
 from gpt2_from_scratch.weights import load_gpt2, save_gpt2
 
@@ -130,9 +131,9 @@ def test_a_spoilt_file_is_refused(
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
+    del metadata["sha256"]
     spoil(tensors, metadata)
-    metadata["tensors_sha256"] = tensors_sha256(tensors)  # as if it had been saved so
-    save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)  # with its checksum, as if it had been saved so
     with pytest.raises(CheckpointError, match=message):
         Classifier.load(path, tiny_checkpoint)
 
@@ -149,12 +150,9 @@ def test_every_flipped_bit_is_told(
         path.write_bytes(damaged)
         try:
             again = Classifier.load(path, tiny_checkpoint)
-        except (CheckpointError, UsageError):
+        except CheckpointError:
             continue
-        # what is left are the letters of a name, or white space: nothing that answers
-        assert vars(again.description) | {"labels": 0, "base": 0} == (
-            vars(classifier.description) | {"labels": 0, "base": 0}
-        )
+        assert again.description == classifier.description  # white space of the header changed
         encoded, _ = classifier.encode(TEXTS)
         assert torch.equal(again.logits(encoded), classifier.logits(encoded))
 

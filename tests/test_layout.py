@@ -21,7 +21,7 @@ ORDER = [
     "errors", "kinds", "files", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
-    "model", "last_block", "weights", "identity", "heads", "finetuning", "generation", "published",
+    "model", "last_block", "tensor_file", "weights", "identity", "heads", "finetuning", "generation", "published",
     "verify", "pretrain", "batches", "trunk", "feature_store", "features", "saved_classifier", "classifier", "stream", "train", "lecture", "recipes", "options", "cli",
 ]  # fmt: skip
 LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]
