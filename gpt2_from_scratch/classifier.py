@@ -20,6 +20,7 @@ from gpt2_from_scratch.features import Embedded, Features, Texts
 from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
 from gpt2_from_scratch.heads import logits_from, replace_head
 from gpt2_from_scratch.identity import base_sha256
+from gpt2_from_scratch.manifest import check_listed
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import MODELS, model_folder, model_name
 from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
@@ -97,10 +98,12 @@ class Classifier:
         """Load a saved classifier: a file, or a run's folder, whose `best.safetensors` is taken.
 
         `base` says where its base model lies when that is not one of the known names. Raises
-        CheckpointError for a damaged file or a base with other weights than it was trained on.
+        CheckpointError for a damaged file, one that its run's manifest has otherwise, or a base
+        with other weights than it was trained on.
         """
         path = Path(path)
         path = path / "best.safetensors" if path.is_dir() else path
+        check_listed(path)
         description, tensors = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(

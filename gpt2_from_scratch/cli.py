@@ -6,7 +6,6 @@ a command is chosen, so that --help answers at once.
 
 import argparse
 import csv
-import errno
 import json
 import os
 import shlex
@@ -17,9 +16,21 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
-from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
+from gpt2_from_scratch.errors import (
+    DataError,
+    GPT2Error,
+    ResourceError,
+    UsageError,
+    is_out_of_memory,
+)
+from gpt2_from_scratch.interruption import terminable
 from gpt2_from_scratch.options import build_parser
 from gpt2_from_scratch.paths import MODELS
+
+# options of `train` that are arguments of `train_classifier` under the same name
+RUN_SETTINGS = (
+    "model", "data", "balance", "pooling", "max_tokens", "text_column", "label_column", "cache",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,34 +38,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(sys.argv[1:] if arguments is None else list(arguments))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an argument may hold bytes that are no UTF-8
+    commands = {
+        "train": run_train,
+        "evaluate": run_evaluate,
+        "predict": run_predict,
+        "verify": run_verify,
+        "generate": run_generate,
+        "pretrain": run_pretrain,
+        "download": run_download,
+        "cache": run_cache,
+    }
     try:
-        {
-            "train": run_train,
-            "evaluate": run_evaluate,
-            "predict": run_predict,
-            "verify": run_verify,
-            "generate": run_generate,
-            "pretrain": run_pretrain,
-            "download": run_download,
-            "cache": run_cache,
-        }[args.command](args)
-        sys.stdout.flush()
+        with terminable():
+            commands[args.command](args)
+            sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
+    except KeyboardInterrupt as error:
+        return _failed(error, getattr(error, "exit_code", 130), args.verbose, "interrupted")
     except GPT2Error as error:
         return _failed(error, error.exit_code, args.verbose)
     except (MemoryError, RuntimeError) as error:
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's
+        if not is_out_of_memory(error):
             raise
-        return _failed(error, 6, args.verbose)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return _failed(error, 6 if full else 3, args.verbose)
+        return _failed(error, ResourceError.exit_code, args.verbose, "not enough memory")
+    except OSError as error:  # of reading: what is written raises ResourceError
+        return _failed(error, DataError.exit_code, args.verbose)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -62,57 +73,61 @@ def run_train(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import train_as_the_lecture, train_classifier
 
-    device, dtype = _where(args)
-    if args.recipe == "lecture":
+    if args.resume:
+        run, _, evaluation = _resume(args)
+    elif args.recipe == "lecture":
         _refuse_other_settings(args)
-        run, _, evaluation = train_as_the_lecture(
-            args.model,
-            args.data,
-            args.out,
-            seed=args.seed,
-            device=device,
-            dtype=dtype,
-            cache=args.cache,
-        )
+        device, dtype = _where(args)
+        given = _given(args, "model", "data", "seed", "cache")
+        run, _, evaluation = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **given)
     else:
+        device, dtype = _where(args)
         run, _, evaluation = train_classifier(
-            args.model,
-            args.data,
-            args.out,
-            _settings(args, TrainConfig),
-            text_column=args.text_column,
-            label_column=args.label_column,
-            balance=args.balance,
-            pooling=args.pooling,
-            max_tokens=args.max_tokens,
+            run=args.out,
+            config=_settings(args, TrainConfig),
             device=device,
             dtype=dtype,
-            cache=args.cache,
             say=say,
+            **_given(args, *RUN_SETTINGS),
         )
     print(f"test part, {evaluation.total} messages never trained on or chosen by:")
     print(format_evaluation(evaluation))
-    where = "" if args.model in MODELS else f" --model {shlex.quote(args.model)}"
+    where = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
     say(
         f"\nsaved in {run}; use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run))}{where} 'a message of yours'"
     )
 
 
+def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Go on with a run; options that contradict its settings are refused there."""
+    from gpt2_from_scratch.devices import choose_device
+    from gpt2_from_scratch.recipes import resume_training
+
+    if args.out or args.recipe or args.threads:
+        raise UsageError(
+            "--resume RUN goes on in RUN as it was: leave out --out, --recipe, --threads"
+        )
+    given = _given(args, *RUN_SETTINGS, "dtype", *(field.name for field in fields(TrainConfig)))
+    return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data import load_messages
     from gpt2_from_scratch.feature_store import FeatureStore
+    from gpt2_from_scratch.manifest import check_listed
     from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import evaluate_classifier
 
     classifier = _load_classifier(args)
     folder = args.run if args.run.is_dir() else args.run.parent
+    if args.data is None:
+        check_listed(folder / "test.csv")
     data = args.data or folder / "test.csv"
-    messages = load_messages(data, text_column=args.text_column, label_column=args.label_column)
-    evaluation = evaluate_classifier(
-        classifier, messages, store=FeatureStore(say=say) if args.cache else None, say=say
-    )
+    messages = load_messages(data, **_given(args, "text_column", "label_column"))
+    store = None if args.cache is False else FeatureStore(say=say)
+    evaluation = evaluate_classifier(classifier, messages, store=store, say=say)
     if args.json:
         print(json.dumps({"accuracy": evaluation.accuracy} | asdict(evaluation)))
     else:
@@ -194,15 +209,19 @@ def run_pretrain(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.devices import choose_device
     from gpt2_from_scratch.pretrain import pretrain
 
-    pretrain(
-        args.corpus,
-        args.out,
-        _settings(args, PretrainConfig),
-        device=choose_device(args.device),
-        dtype=getattr(torch, args.dtype),
-        resume=args.resume,
-        say=say,
-    )
+    try:
+        pretrain(
+            args.corpus,
+            args.out,
+            _settings(args, PretrainConfig),
+            device=choose_device(args.device),
+            dtype=getattr(torch, args.dtype),
+            resume=args.resume,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        say("interrupted; go on with the same command and --resume")
+        raise
     say(
         f"saved in {args.out}; try it with\n  gpt2-classifier generate --model {args.out} --prompt Hi"
     )
@@ -256,10 +275,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def _refuse_other_settings(args: argparse.Namespace) -> None:
     """The lecture's recipe is fixed: an option that it would pass over is an error."""
-    usual = build_parser().parse_args(["train"])
-    free = set("recipe model data out seed verbose device dtype threads cache".split())
-    given = [name for name, value in vars(args).items() if value != getattr(usual, name)]
-    if passed_over := sorted(set(given) - free):
+    free = set("command recipe model data out seed verbose device dtype threads cache".split())
+    given = {name for name, value in vars(args).items() if value is not None}
+    if passed_over := sorted(given - free):
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
 
 
@@ -285,20 +303,25 @@ def _where(args: argparse.Namespace) -> tuple[Any, Any]:
     from gpt2_from_scratch.devices import DTYPES, arithmetic, choose_device, set_threads
 
     set_threads(args.threads)
-    device, dtype = choose_device(args.device), DTYPES[args.dtype]
+    device, dtype = choose_device(args.device), DTYPES[args.dtype or "float32"]
     if arithmetic(dtype, device) != dtype:
         say("this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept")
     return device, dtype
 
 
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options of these names that were given; the others are for the library's defaults."""
+    return {name: vars(args)[name] for name in names if vars(args)[name] is not None}
+
+
 def _settings(args: argparse.Namespace, kind: Any) -> Any:
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+    return kind(**_given(args, *(field.name for field in fields(kind))))
 
 
-def _failed(error: BaseException, code: int, verbose: bool) -> int:
+def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
     if verbose:
         traceback.print_exc()
-    say(f"gpt2-classifier: {str(error) or type(error).__name__}")
+    say(f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}")
     return code
 
 

@@ -1,13 +1,12 @@
 """Settings: the sizes of a GPT-2, how it is pretrained, how a classifier is trained on it."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.files import write_json
+from gpt2_from_scratch.files import read_json, write_json
 
 # what Hugging Face's config.json may leave open and GPT-2 fixes
 GPT2_CHOICES = {
@@ -147,10 +146,10 @@ def read_config(folder: Path) -> GPT2Config:
     """
     path = folder / "hparams.json"
     if path.exists() or not (folder / "config.json").exists():
-        sizes = _read_object(path)
+        sizes = read_json(path)
     else:
         path = folder / "config.json"
-        sizes = _from_hugging_face(_read_object(path), path)
+        sizes = _from_hugging_face(read_json(path), path)
     expected = [field.name for field in fields(GPT2Config)]
     if sorted(sizes) != sorted(expected):
         raise CheckpointError(f"{path}: expected exactly the keys {expected}, found {sizes!r:.200}")
@@ -163,18 +162,6 @@ def read_config(folder: Path) -> GPT2Config:
 def write_hparams(path: Path, config: GPT2Config) -> None:
     """Write `hparams.json` as OpenAI's has it."""
     write_json(path, asdict(config))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: a model folder needs it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object of names and numbers")
-    return value
 
 
 def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -60,6 +61,16 @@ def usable_processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(count, math.ceil(int(microseconds) / int(period))))
     except (OSError, ValueError, ZeroDivisionError):  # no container, or "max": no quota
         return count
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What decides the last bits of a result besides the settings."""
+    return {
+        "torch": torch.__version__,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -46,3 +46,12 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal: int = 2):
         super().__init__(message)
         self.exit_code = 128 + signal  # as shells have it: 130 for Ctrl-C, 143 for SIGTERM
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the processor or on a GPU."""
+    name, words = type(error).__name__, str(error)  # OutOfMemoryError is torch's, not loaded here
+    told = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "Cannot allocate memory")
+    return name in ("MemoryError", "OutOfMemoryError") or (
+        isinstance(error, RuntimeError) and any(part in words for part in told)
+    )

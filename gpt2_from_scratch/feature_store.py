@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.crc32c import crc32c
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
-from gpt2_from_scratch.files import STALE, sweep
+from gpt2_from_scratch.files import STALE, atomic_path, sweep
 from gpt2_from_scratch.paths import features_folder
 from gpt2_from_scratch.tensor_file import check_header, write_tensors
 
@@ -123,6 +123,25 @@ class FeatureStore:
         self._used.add(path)
         return Shard(_places(texts, ends), path)
 
+    def plan(self, space: str, texts: Collection[bytes], missing: Collection[bytes]) -> set[bytes]:
+        """The texts of this row that were missing when it was first asked for.
+
+        To compute texts in batches of the same make-up after a kill, and so to the same bits: a
+        matrix product's last bits depend on the rows beside. Kept until `done` with the row.
+        """
+        path = self._plan_path(space, texts)
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            raw = b"".join(missing)
+            with suppress(ResourceError), atomic_path(path) as temporary:
+                temporary.write_bytes(raw)
+        return {raw[n : n + 32] for n in range(0, len(raw), 32)} | set(missing)
+
+    def done(self, space: str, texts: Collection[bytes]) -> None:
+        """Forget the plan of a row: all of it is computed."""
+        _remove(self._plan_path(space, texts))
+
     def clear(self) -> int:
         """Remove every space; returns the bytes that were freed."""
         freed = sum(_size(path) for path in self._files())
@@ -163,6 +182,9 @@ class FeatureStore:
         except OSError as error:
             self.say(f"features in {path} cannot be read: {error}")
             return None
+
+    def _plan_path(self, space: str, texts: Collection[bytes]) -> Path:
+        return self.folder / space / f"{hashlib.sha256(b''.join(texts)).hexdigest()}.plan"
 
     def _make_room(self, needed: int) -> bool:
         """Remove what killed writers left, and shards used longest ago until there is room."""

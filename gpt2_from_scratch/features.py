@@ -9,7 +9,7 @@ time, for when keeping would not be exact. B texts, T tokens of the longest, C =
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -77,7 +77,10 @@ class Features:
             self._enter(shard)
         missing = {key: ids for key, ids in texts.items() if key not in self._shard_of}
         started = time.perf_counter()
-        self._compute(missing, quiet)
+        planned = store.plan(self._space, texts, missing) if store and missing else set(missing)
+        self._compute({k: ids for k, ids in texts.items() if k in planned}, missing.keys(), quiet)
+        if store and missing:
+            store.done(self._space, texts)
         seconds, found = time.perf_counter() - started, len(texts) - len(missing)
         if found or seconds > 1:
             kept = f"; kept in {store.folder}" if store and missing else ""
@@ -106,32 +109,52 @@ class Features:
                 del self._shard_of[key]
         return self.trunk(pack([self.encoded[number]]).to(self.trunk.device)).to(self.dtype)
 
-    def _compute(self, missing: dict[bytes, Sequence[int]], quiet: bool) -> None:
-        """Run the frozen blocks over texts; put their output away whenever it fills a shard."""
-        keys, texts = list(missing), list(missing.values())
+    def _compute(
+        self, planned: dict[bytes, Sequence[int]], missing: Collection[bytes], quiet: bool
+    ) -> None:
+        """Run the frozen blocks over those planned texts that are missing, in batches of all that
+        are planned; put their output away whenever it fills a shard, and when Ctrl-C comes.
+        """
+        keys, texts = list(planned), list(planned.values())
         ready: dict[bytes, Tensor] = {}
-        size, total = 0, sum(map(len, texts))
+        try:
+            self._run(keys, texts, missing, ready, quiet)
+        finally:
+            if ready:
+                self._put_away(ready)
+
+    def _run(
+        self,
+        keys: list[bytes],
+        texts: list[Sequence[int]],
+        missing: Collection[bytes],
+        ready: dict[bytes, Tensor],
+        quiet: bool,
+    ) -> None:
+        total = sum(len(ids) for key, ids in zip(keys, texts, strict=True) if key in missing)
         with tqdm(
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True,
-            disable=True if quiet or not texts else None,
+            disable=True if quiet or not total else None,
         ) as bar:  # fmt: skip
             for numbers in batches(texts, self.trunk.tokens):
+                if not any(keys[n] in missing for n in numbers):
+                    continue
                 packed = pack([texts[n] for n in numbers])
                 states = self.trunk(packed.to(self.trunk.device)).to("cpu", self.dtype)
                 for rectangle in packed.rectangles:
                     for row, place in enumerate(rectangle.texts):
                         n = numbers[place]
-                        ready[keys[n]] = states[rectangle.rows[row, : len(texts[n])]]
-                        size += ready[keys[n]].nbytes
-                        bar.update(len(texts[n]))
-                if size >= SHARD:
-                    if not self._put_away(ready, size):
+                        if keys[n] in missing:
+                            ready[keys[n]] = states[rectangle.rows[row, : len(texts[n])]]
+                            bar.update(len(texts[n]))
+                if sum(rows.nbytes for rows in ready.values()) >= SHARD:
+                    kept = self._put_away(ready)
+                    ready.clear()
+                    if not kept:
                         return
-                    ready, size = {}, 0
-        if ready:
-            self._put_away(ready, size)
 
-    def _put_away(self, ready: dict[bytes, Tensor], size: int) -> bool:
+    def _put_away(self, ready: dict[bytes, Tensor]) -> bool:
+        size = sum(rows.nbytes for rows in ready.values())
         shard = self._store.save(self._space, ready) if self._store else None
         if shard is None and size <= self._may_hold:
             shard = Shard.of(ready)

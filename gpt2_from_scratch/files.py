@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.errors import ResourceError
+from gpt2_from_scratch.errors import CheckpointError, ResourceError
+from gpt2_from_scratch.kinds import and_is
 
+LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has a million
 STALE = 3600  # seconds after which a temporary folder belongs to nobody
 
 
@@ -73,10 +75,48 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model's or a run's folder; a key twice or NaN is no JSON here.
+
+    Raises CheckpointError that names what it is instead.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_JSON + 1)
+        if len(raw) > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number
+        )
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: {path.parent} needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON{and_is(raw)}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected an object, found {raw[:80]!r}")
+    return value
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of these pairs, for json.loads; raises ValueError for a key that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands there twice")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ DATA_HELP = (
 )
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
-    "130 interrupted"
+    "130 interrupted, 143 terminated"
 )
 
 
@@ -33,19 +33,26 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier train --data sms --balance --seed 1",
         "gpt2-classifier train --model 124M --data reviews.csv --label-column stars --out runs/reviews",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
+        "gpt2-classifier train --resume runs/reviews",
     )  # fmt: skip
-    train.add_argument("--model", default="mini", help=MODEL_HELP + " (default: mini)")
-    train.add_argument("--data", default="demo", help=DATA_HELP + " (default: demo)")
+    train.add_argument("--model", help=MODEL_HELP + " (default: mini)")
+    train.add_argument("--data", help=DATA_HELP + " (default: demo)")
     _add_columns(train)
     train.add_argument("--out", type=Path, help="the run's folder (default: a new one in runs/)")
     train.add_argument(
-        "--recipe", choices=["default", "lecture"], default="default",
+        "--resume", type=Path, metavar="RUN",
+        help="go on with a run that was interrupted; settings are its own",
+    )  # fmt: skip
+    train.add_argument(
+        "--recipe", choices=["default", "lecture"],
         help="lecture: step by step as the lecture does it; only --seed applies (default: default)",
     )  # fmt: skip
-    train.add_argument("--balance", action="store_true", help="as many texts of each label")
+    train.add_argument(
+        "--balance", action="store_true", default=None, help="as many texts of each label"
+    )
     train.add_argument(
         "--pooling", choices=POOLINGS,
-        default="last_token", help="where a text is read (default: last_token)",
+        help="where a text is read (default: last_token)",
     )  # fmt: skip
     train.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
     _add_settings(train, TrainConfig)
@@ -128,12 +135,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     for command in (train, evaluate):
         command.add_argument(
-            "--cache", action=argparse.BooleanOptionalAction, default=True,
+            "--cache", action=argparse.BooleanOptionalAction,
             help="keep the frozen blocks' output on disk for the next run (default: yes)",
         )  # fmt: skip
     for command in (train, evaluate, predict):
         command.add_argument(
-            "--dtype", choices=["float32", "bfloat16"], default="float32",
+            "--dtype", choices=["float32", "bfloat16"],
             help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "
             "stays float32 (default: float32)",
         )  # fmt: skip
@@ -160,23 +167,19 @@ def _add(commands: Any, name: str, what: str, *examples: str) -> argparse.Argume
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-column", default="text", help="of a file (default: text)")
-    parser.add_argument("--label-column", default="label", help="of a file (default: label)")
+    parser.add_argument("--text-column", help="of a file (default: text)")
+    parser.add_argument("--label-column", help="of a file (default: label)")
 
 
 def _add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
-    """An option for every field of a settings dataclass."""
+    """An option for every field of a settings dataclass; None where it is not given."""
     for field in fields(kind):
         option = "--" + field.name.replace("_", "-")
         meaning = f"{field.metadata['help']} (default: {field.default})"
         if isinstance(field.default, bool):
-            parser.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=field.default, help=meaning
-            )
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
         else:
-            parser.add_argument(
-                option, type=type(field.default), default=field.default, metavar="N", help=meaning
-            )
+            parser.add_argument(option, type=type(field.default), metavar="N", help=meaning)
 
 
 def _version() -> str:

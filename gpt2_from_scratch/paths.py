@@ -9,6 +9,7 @@ from gpt2_from_scratch.errors import CheckpointError
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 MODELS = ("mini", *SIZES)
+DATA_SETS = ("demo", "sms")
 
 
 def home() -> Path:
@@ -43,6 +44,11 @@ def embedded(name: str) -> Path:
 def model_name(model: str | Path) -> str:
     """What to call a model later: its known name, or else the whole path of its folder."""
     return str(model) if model in MODELS else str(model_folder(model).resolve())
+
+
+def data_name(data: str | Path) -> str:
+    """What to call a data set later: its known name, or else the whole path of its file."""
+    return str(data) if data in DATA_SETS else str(Path(data).expanduser().resolve())
 
 
 def model_folder(model: str | Path) -> Path:

@@ -8,25 +8,32 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from gpt2_from_scratch.checkpoints import (
+    newest_state,
+    optimizer_tensors,
+    refuse_changes,
+    restore_optimizers,
+    save_state,
+)
 from gpt2_from_scratch.config import GPT2Config, PretrainConfig
 from gpt2_from_scratch.corpus import Source, bpe_sample, encode_corpus, n_bytes, train_bpe
-from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.files import atomic_path, write_json
+from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.files import sweep, write_json, write_text
+from gpt2_from_scratch.interruption import stop_after_step
+from gpt2_from_scratch.locks import locked
 from gpt2_from_scratch.model import GPT2, init_weights
 from gpt2_from_scratch.plots import plot_pretraining
 from gpt2_from_scratch.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
@@ -122,13 +129,12 @@ def pretrain(
     """Pretrain on a folder of .txt files; leaves a model folder in `out` that `load_gpt2` reads.
 
     Beside the model it writes `pretraining.json` (settings), `pretraining.jsonl` and
-    `pretraining.png` (the learning curve) and `state.safetensors` (everything needed to go on).
+    `pretraining.png` (the learning curve) and its state (everything needed to go on).
     `dtype` is that of the weights on disk. With `resume`, a run goes on from its state; only
     `steps`, `decay` and `save_every` may differ. Raises UsageError when `out` holds a run and
     `resume` is not given, or when other settings changed.
     """
-    state_path = out / "state.safetensors"
-    if state_path.exists() and not resume:
+    if any(out.glob("state-*.safetensors")) and not resume:
         raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
     if not (out / "vocab.bpe").exists():
         say(f"learning {config.n_vocab} tokens from {corpus}")
@@ -157,70 +163,88 @@ def pretrain(
     init_weights(model, torch.Generator().manual_seed(config.seed))
     model.to(device)
     optimizers = make_optimizers(model, config)
-    first = _load_state(state_path, model, optimizers, config) if resume else 0
+    at = _restore(out, model, optimizers, config, say) if resume else _Progress()
     write_json(out / "pretraining.json", asdict(config) | {"torch": torch.__version__})
 
-    def checkpoint(step: int, train_loss: float, tokens_per_second: float) -> None:
-        held = bits_per_byte(model, held_out, held_out_bytes)
+    def checkpoint(tokens_per_second: float) -> None:
         record = {
-            "step": step,
-            "tokens": step * config.tokens,
-            "train_loss": round(train_loss, 4),
-            "held_out_bits_per_byte": round(held, 4),
+            "step": at.step,
+            "tokens": at.step * config.tokens,
+            "train_loss": round(float(np.mean(at.losses)), 4),
+            "held_out_bits_per_byte": round(bits_per_byte(model, held_out, held_out_bytes), 4),
             "tokens_per_second": round(tokens_per_second),
         }
+        at.records, at.losses = [*at.records, record], []
+        _save(out, at, model, optimizers, config)
         save_gpt2(model, out, dtype)
-        _save_state(state_path, model, optimizers, step, config)
-        with (out / "pretraining.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        write_text(out / "pretraining.jsonl", "".join(json.dumps(r) + "\n" for r in at.records))
         say(json.dumps(record))
 
-    _run_steps(model, optimizers, sources, config, first, checkpoint)
+    with locked(out / ".lock", wait=False, say=say), stop_after_step(say) as stop:
+        sweep(out)
+        for _ in _steps(model, optimizers, sources, config, at, checkpoint):
+            if stop:
+                _save(out, at, model, optimizers, config)
+                raise Interrupted(f"stopped after step {at.step} of {config.steps}", stop.signal)
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
-    _plot_curve(out, {"gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw)})
+    plot_pretraining(
+        [record["tokens"] for record in at.records],
+        [record["held_out_bits_per_byte"] for record in at.records],
+        {"gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw)},
+        out / "pretraining.png",
+    )
     return model
 
 
-def _plot_curve(out: Path, references: dict[str, float]) -> None:
-    records = [json.loads(line) for line in (out / "pretraining.jsonl").read_text().splitlines()]
-    plot_pretraining(
-        [record["tokens"] for record in records],
-        [record["held_out_bits_per_byte"] for record in records],
-        references,
-        out / "pretraining.png",
-    )
+@dataclass
+class _Progress:
+    """How far a run is."""
+
+    step: int = 0  # steps done
+    losses: list[float] = field(default_factory=list)  # of those since the last record
+    records: list[dict[str, Any]] = field(default_factory=list)  # the learning curve
 
 
-def _run_steps(
+def _steps(
     model: GPT2,
     optimizers: list[torch.optim.Optimizer],
     sources: list[Source],
     config: PretrainConfig,
-    first: int,
-    checkpoint: Callable[[int, float, float], None],
-) -> None:
+    at: _Progress,
+    checkpoint: Callable[[float], None],
+) -> Iterator[None]:
+    """Yields after each step."""
     device = model.wte.weight.device
     compiled_loss = torch.compile(next_token_loss, dynamic=False)
-    losses: list[float] = []
-    since = time.perf_counter()
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=None)
+    since, begun = time.perf_counter(), at.step
+    bar = tqdm(range(at.step, config.steps), initial=at.step, total=config.steps, disable=None)
     for step in bar:
         rows = draw_rows(sources, config, step).to(device)
         with _quick_attention(rows):
             loss = compiled_loss(model, rows)
+        if not math.isfinite(loss.item()):
+            raise _diverged(f"the loss became {loss.item()} in step {step + 1}", config)
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(step, config)
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
-        bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            seconds = time.perf_counter() - since
-            checkpoint(step + 1, float(np.mean(losses)), len(losses) * config.tokens / seconds)
-            losses, since = [], time.perf_counter()
+        at.step = step + 1
+        at.losses.append(loss.item())
+        bar.set_postfix_str(f"loss {at.losses[-1]:.3f}", refresh=False)
+        if at.step % config.save_every == 0 or at.step == config.steps:
+            checkpoint((at.step - begun) * config.tokens / (time.perf_counter() - since))
+            since, begun = time.perf_counter(), at.step
+        yield
+
+
+def _diverged(what: str, config: PretrainConfig) -> GPT2Error:
+    return GPT2Error(
+        f"{what}; the last good state is kept, --resume goes on from it; try a new run with a lower "
+        f"--lr than {config.lr}"
+    )
 
 
 def _quick_attention(rows: Tensor) -> AbstractContextManager[Any]:
@@ -233,47 +257,37 @@ def _quick_attention(rows: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _save_state(
-    path: Path,
+def _save(
+    out: Path,
+    at: _Progress,
     model: GPT2,
     optimizers: list[torch.optim.Optimizer],
-    step: int,
     config: PretrainConfig,
 ) -> None:
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
-    for n, optimizer in enumerate(optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{n}/{index}/{name}": value for name, value in values.items()}
-    metadata = {"step": str(step), "config": json.dumps(asdict(config))}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    record = {"progress": asdict(at), "settings": asdict(config)}
+    try:
+        save_state(out, at.step, tensors | optimizer_tensors(optimizers), record)
+    except CheckpointError as error:
+        raise _diverged(f"after step {at.step}: {error}", config) from None
 
 
-def _load_state(
-    path: Path, model: GPT2, optimizers: list[torch.optim.Optimizer], config: PretrainConfig
-) -> int:
-    """Put a saved state back and return the number of steps done."""
-    if not path.exists():
-        return 0
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        saved = json.loads(metadata["config"])
-        free = ("steps", "decay", "save_every")
-        changed = {
-            name: f"{saved.get(name)} -> {value}"
-            for name, value in asdict(config).items()
-            if name not in free and saved.get(name) != value
-        }
-        if changed:
-            raise UsageError(f"{path}: the run was started with other settings: {changed}")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(f"model/{name}"))
-        for n, optimizer in enumerate(optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key in file.keys():
-                kind, *rest = key.split("/")
-                if kind == "optimizer" and rest[0] == str(n):
-                    state.setdefault(int(rest[1]), {})[rest[2]] = file.get_tensor(key)
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return int(metadata["step"])
+def _restore(
+    out: Path,
+    model: GPT2,
+    optimizers: list[torch.optim.Optimizer],
+    config: PretrainConfig,
+    say: Callable[[str], None],
+) -> _Progress:
+    """Put back the newest state that is whole."""
+    found = newest_state(out, say)
+    if found is None:
+        return _Progress()
+    record, tensors = found
+    free = dict.fromkeys(("steps", "decay", "save_every"))
+    refuse_changes(record["settings"] | free, asdict(config) | free, out)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model/{name}"])
+    restore_optimizers(optimizers, tensors)
+    return _Progress(**record["progress"])

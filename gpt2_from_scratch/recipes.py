@@ -1,16 +1,18 @@
 """From a model and messages to a finished run: the two recipes, each one call.
 
 A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`,
-`curves.png`, the test messages as `test.csv`, and `evaluation.json`.
+`curves.png`, the test messages as `test.csv`, `evaluation.json`, and `MANIFEST.json` when all of it
+is there; until then `state-*.safetensors`.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling, TrainConfig
 from gpt2_from_scratch.data import (
@@ -21,16 +23,21 @@ from gpt2_from_scratch.data import (
     split_messages,
     write_messages,
 )
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.devices import DTYPES, set_threads
+from gpt2_from_scratch.epochs import Epoch
+from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.files import write_json
+from gpt2_from_scratch.files import read_json, write_json
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
+from gpt2_from_scratch.labelled import to_labelled
 from gpt2_from_scratch.lecture import lecture, lecture_split
+from gpt2_from_scratch.manifest import is_complete, write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
-from gpt2_from_scratch.paths import model_folder, model_name, sms_collection
+from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_training
+from gpt2_from_scratch.run_folder import describe, new_run_folder, refuse_other_run, working_in
 from gpt2_from_scratch.tokenizer import Tokenizer
-from gpt2_from_scratch.train import Epoch, finetune, to_labelled
+from gpt2_from_scratch.train import finetune
 from gpt2_from_scratch.weights import load_gpt2
 
 
@@ -48,6 +55,7 @@ def train_classifier(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     cache: bool = True,
+    resume: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Evaluation]:
@@ -55,9 +63,16 @@ def train_classifier(
 
     `data` is "demo", "sms" or a file; `run` the folder to write (none: a new one in `runs`), which
     is returned with the classifier and its scores on the test part. `dtype` is that of the frozen
-    blocks' arithmetic and output, which `cache` keeps on disk for the next run.
+    blocks' arithmetic and output, which `cache` keeps on disk for the next run. `resume` goes on in
+    a `run` that was interrupted, with the same settings (`resume_training` reads them there).
+    Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
     """
     config = config or TrainConfig()
+    settings = {
+        "model": model_name(model), "data": data_name(data), "balance": balance,
+        "pooling": pooling, "max_tokens": max_tokens, "text_column": text_column,
+        "label_column": label_column, "dtype": str(dtype).removeprefix("torch."), "cache": cache,
+    }  # fmt: skip
     messages = load_messages(data, text_column=text_column, label_column=label_column)
     split = split_messages(messages, balance=balance, seed=config.seed)
     classifier = Classifier.on_base(
@@ -75,16 +90,71 @@ def train_classifier(
         f"to train on, {len(split.val)} to choose by, {len(split.test)} to test"
     )
     say(format_ledger(ledger(classifier.model)))
-    run = new_run_folder(run, model, data, config.seed)
-    write_messages(run / "test.csv", split.test)  # first: an interrupted run can be scored too
-    settings = {"model": str(model), "data": str(data), "balance": balance, "device": str(device)}
-    settings |= {"dtype": str(dtype).removeprefix("torch.")}
-    settings |= {"text_column": text_column, "label_column": label_column}
-    _write_config(run, settings | {"train": asdict(config)}, split, classifier)
-    store = FeatureStore(say=say) if cache else None
-    history = finetune(classifier, split, config, run, store=store, quiet=quiet, say=say)
-    _plot(history, run)
-    return run, classifier, _finish(classifier, split, run, store, say)
+    run = run if run and resume else new_run_folder(run, model, data, config.seed)
+    with working_in(run, resumable=True):
+        described = describe(settings | asdict(config), split, classifier)
+        if resume:
+            refuse_other_run(run, described)
+        else:  # first of all, so that an interrupted run can be scored and gone on with
+            write_messages(run / "test.csv", split.test)
+            write_json(run / "config.json", described)
+        store = FeatureStore(say=say) if cache else None
+        history = finetune(
+            classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
+        )
+        _plot(history, run)
+        evaluation = _finish(classifier, split, run, store, say)
+    return run, classifier, evaluation
+
+
+def resume_training(
+    run: Path,
+    *,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+    **given: Any,
+) -> tuple[Path, Classifier, Evaluation]:
+    """Go on with a run of `train_classifier` that was interrupted or killed, to the same end.
+
+    The settings are read from the run's folder, the number of threads too; `given` are those the
+    caller believes it has. Of a complete run only the scores are taken again. Raises UsageError for
+    a setting that differs, and for a run of the lecture's recipe, which cannot go on.
+    """
+    saved = read_json(run / "config.json")
+    if saved.get("recipe") != "default":
+        raise UsageError(
+            f"{run} is a run of the {saved.get('recipe')} recipe, which keeps no state; start it anew: "
+            "what the frozen blocks gave is kept"
+        )
+    try:
+        settings, threads = dict(saved["settings"]), saved["environment"]["threads"]
+        for name, called in (("model", model_name), ("data", data_name)):
+            if name in given:
+                given[name] = called(given[name])
+        refuse_changes({name: settings[name] for name in given}, given, run)
+        config = TrainConfig(
+            **{field.name: settings.pop(field.name) for field in fields(TrainConfig)}
+        )
+        dtype = DTYPES[settings.pop("dtype")]
+        set_threads(threads)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{run / 'config.json'} is no run's settings: {error}") from None
+    if is_complete(run):
+        say(f"{run} is complete")
+        classifier = Classifier.load(run, settings["model"], dtype=dtype)
+        classifier.model.to(device)
+        return run, classifier, evaluate_classifier(classifier, load_messages(run / "test.csv"))
+    return train_classifier(
+        run=run,
+        config=config,
+        dtype=dtype,
+        device=device,
+        resume=True,
+        quiet=quiet,
+        say=say,
+        **settings,
+    )
 
 
 def train_as_the_lecture(
@@ -104,26 +174,29 @@ def train_as_the_lecture(
     split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
     gpt2, folder = load_gpt2(model).to(device), model_folder(model)
     run = new_run_folder(run, model, data, seed)
-    write_messages(run / "test.csv", split.test)
-    store = FeatureStore(say=say) if cache else None
-    classifier, trace = lecture(
-        gpt2,
-        Tokenizer(folder),
-        split,
-        base=model_name(model),
-        seed=seed,
-        dtype=dtype,
-        store=store,
-        say=say,
-    )
-    settings = {"recipe": "lecture", "model": str(model), "data": str(data), "seed": seed}
-    _write_config(run, settings, split, classifier)
-    write_json(run / "trace.json", asdict(trace))
-    classifier.save(run / "best.safetensors")
-    steps, *losses = zip(*trace.losses, strict=True)
-    train, val = zip(*trace.accuracies, strict=True)
-    plot_training(steps, (losses[0], losses[1]), (train, val), run / "curves.png", step_name="step")
-    return run, classifier, _finish(classifier, split, run, store, say)
+    with working_in(run, resumable=False):
+        write_messages(run / "test.csv", split.test)
+        store = FeatureStore(say=say) if cache else None
+        classifier, trace = lecture(
+            gpt2,
+            Tokenizer(folder),
+            split,
+            base=model_name(model),
+            seed=seed,
+            dtype=dtype,
+            store=store,
+            say=say,
+        )
+        settings = {"model": model_name(model), "data": data_name(data), "seed": seed}
+        write_json(run / "config.json", describe(settings, split, classifier, "lecture"))
+        write_json(run / "trace.json", asdict(trace))
+        classifier.save(run / "best.safetensors")
+        steps, *losses = zip(*trace.losses, strict=True)
+        train, val = zip(*trace.accuracies, strict=True)
+        path = run / "curves.png"
+        plot_training(steps, (losses[0], losses[1]), (train, val), path, step_name="step")
+        evaluation = _finish(classifier, split, run, store, say)
+    return run, classifier, evaluation
 
 
 def evaluate_classifier(
@@ -141,39 +214,6 @@ def evaluate_classifier(
     )
 
 
-def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
-    """Make `run`, or `runs/MODEL-DATA-SEED` with a number behind it where that is taken.
-
-    Raises UsageError when the named folder holds something: no run is ever written over.
-    """
-    if run is not None:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UsageError(
-                f"{run} is there already; choose another --out, nothing is overwritten"
-            )
-        run.mkdir(parents=True, exist_ok=True)
-        return run
-    stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
-    number = 1
-    while True:
-        run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            number += 1
-
-
-def _write_config(run: Path, settings: dict, split: Split, classifier: Classifier) -> None:
-    messages = {part: len(messages) for part, messages in vars(split).items()}
-    write_json(
-        run / "config.json",
-        settings
-        | {"classifier": asdict(classifier.description), "messages": messages}
-        | {"torch": torch.__version__, "gpt2_from_scratch": version("gpt2-from-scratch")},
-    )
-
-
 def _finish(
     classifier: Classifier,
     split: Split,
@@ -181,8 +221,11 @@ def _finish(
     store: FeatureStore | None,
     say: Callable[[str], None],
 ) -> Evaluation:
+    """Score the test part; from then on the run is complete."""
     evaluation = evaluate_classifier(classifier, split.test, store=store, say=say)
     write_json(run / "evaluation.json", {"accuracy": evaluation.accuracy} | asdict(evaluation))
+    remove_states(run)
+    write_manifest(run)
     return evaluation
 
 

@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError
-from gpt2_from_scratch.files import atomic_path
+from gpt2_from_scratch.files import atomic_path, each_once
 from gpt2_from_scratch.kinds import HEAD, and_is
 
 LARGEST_HEADER = 1 << 20  # bytes; that of GPT-2's largest has some 60,000
-CHECKSUM = "sha256"  # its name in the metadata
+OURS = "gpt2_from_scratch"  # the entry of the metadata that holds ours, as JSON
+CHECKSUM = "sha256"  # its name in there
 
 
 def write_tensors(
@@ -36,8 +37,8 @@ def write_tensors(
     Raises ResourceError when there is no room or no permission.
     """
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    if checksum:
-        metadata = {**metadata, CHECKSUM: _checksum(whole, metadata)}
+    if checksum:  # as one entry, for the library writes several in random order
+        metadata = {OURS: json.dumps({**metadata, CHECKSUM: _checksum(whole, metadata)})}
     with atomic_path(path) as temporary:
         try:
             save_file(whole, temporary, metadata=dict(metadata))
@@ -53,7 +54,7 @@ def read_tensors(path: Path, format: str) -> tuple[dict[str, str], dict[str, Ten
     Raises CheckpointError for anything else, and for the least change since.
     """
     with open_tensors(path) as file:
-        metadata = file.metadata() or {}
+        metadata = _read_metadata(file.metadata() or {}, path)
         if metadata.get("format") != format:
             raise CheckpointError(
                 f"{path}: its format is {metadata.get('format')!r}, not {format!r}"
@@ -85,19 +86,26 @@ def check_header(path: Path) -> None:
     """Raise CheckpointError for a file of another kind, too long a header, or a name twice."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-        if kind := and_is(head):
-            raise CheckpointError(f"{path} is no safetensors file{kind}")
         length = int.from_bytes(head[:8], "little")
-        if len(head) < 8 or head[8:9] != b"{" or length > LARGEST_HEADER:
-            raise CheckpointError(
-                f"{path} is no safetensors file: it has no header of a likely size"
-            )
+        if head[8:9] != b"{" or length > LARGEST_HEADER:
+            kind = and_is(head) or ": it has no header of a likely size"
+            raise CheckpointError(f"{path} is no safetensors file{kind}")
         file.seek(8)
         header = file.read(length)
     try:
-        json.loads(header, object_pairs_hook=_without_repetition)
+        json.loads(header, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file; its header: {error}") from None
+
+
+def _read_metadata(entries: Mapping[str, str], path: Path) -> dict[str, str]:
+    try:
+        metadata = json.loads(entries.get(OURS, "{}"), object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata are no JSON: {error}") from None
+    if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
+        raise CheckpointError(f"{path}: its metadata are not words: {entries.get(OURS)!r:.100}")
+    return metadata
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -121,10 +129,3 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
     described = json.dumps([dict(metadata), dtypes], sort_keys=True)
     return hashlib.sha256(f"{described} {tensors_sha256(tensors)}".encode()).hexdigest()
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"a name stands there twice, among {list(found)[:5]}")
-    return found

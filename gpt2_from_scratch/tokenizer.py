@@ -17,9 +17,11 @@ from typing import Any
 import tiktoken
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
-from gpt2_from_scratch.files import write_text
+from gpt2_from_scratch.files import read_json, write_text
+from gpt2_from_scratch.kinds import and_is
 
 END_OF_TEXT = "<|endoftext|>"
+LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
 
 # How GPT-2 cuts a text into words before merging bytes. OpenAI's pattern, with possessive
 # quantifiers (++), which give the same words and save the regular-expression engine from
@@ -113,7 +115,7 @@ def read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
             )
         tokens.append("".join(halves))
     expected = {token: rank for rank, token in enumerate([*tokens, END_OF_TEXT])}
-    found = _read_json_object(ids_path)
+    found = read_json(ids_path)
     if found != expected or len(expected) != len(tokens) + 1:
         raise CheckpointError(
             f"{ids_path} ({len(found)} tokens) does not list the 256 bytes, the {len(tokens) - 256} merges of "
@@ -144,34 +146,26 @@ def _read_merges(path: Path) -> list[str]:
     if not lines[0].startswith("#version"):
         raise CheckpointError(
             f"{path}: the first line must be '#version: ...', not {lines[0]!r:.80}"
+            f"{and_is(lines[0].encode())}"
         )
     if lines[-1] != "":
         raise CheckpointError(f"{path}: the last line does not end; the file looks cut off")
     return lines[1:-1]
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise CheckpointError(f"{path}: a token stands there twice")
-        return dict(pairs)
-
-    try:
-        value = json.loads(_read(path), object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object of token to id")
-    return value
-
-
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_MERGES + 1)
+        if len(raw) > LARGEST_MERGES:
+            raise CheckpointError(f"{path} has more than {LARGEST_MERGES:,} bytes")
+        return raw.decode("utf-8")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: a model folder needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from None
+        raise CheckpointError(f"{path} is not UTF-8{and_is(raw)}: {error}") from None
 
 
 def _first_difference(found: dict[str, Any], expected: dict[str, int]) -> str:

@@ -130,7 +130,7 @@ def test_a_spoilt_file_is_refused(
     classifier.save(path)
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()["gpt2_from_scratch"])
     del metadata["sha256"]
     spoil(tensors, metadata)
     write_tensors(path, tensors, metadata)  # with its checksum, as if it had been saved so

@@ -55,12 +55,13 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
 
 def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
-        "best.safetensors", "config.json", "curves.png", "evaluation.json", "last.safetensors",
-        "metrics.jsonl", "test.csv",
+        "MANIFEST.json", "best.safetensors", "config.json", "curves.png", "evaluation.json",
+        "last.safetensors", "metrics.jsonl", "test.csv",
     ]  # fmt: skip
     config = json.loads((run / "config.json").read_text())
-    assert config["train"]["epochs"] == 2 and config["train"]["lr"] == 0.005
-    assert config["label_column"] == "kind" and config["balance"] is False
+    settings = config["settings"]
+    assert settings["epochs"] == 2 and settings["lr"] == 0.005 and config["recipe"] == "default"
+    assert settings["label_column"] == "kind" and settings["balance"] is False
     assert config["classifier"]["labels"] == ["health", "sport", "tech"]
     assert config["messages"] == {"train": 27, "val": 3, "test": 12}
     evaluation = json.loads((run / "evaluation.json").read_text())

@@ -13,11 +13,12 @@ from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import POOLINGS, TrainConfig
 from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.epochs import epoch_order, rate_factor
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.finetuning import frozen_depth, set_trainable
 from gpt2_from_scratch.heads import pool
-from gpt2_from_scratch.train import epoch_order, finetune, rate_factor
+from gpt2_from_scratch.train import finetune
 from gpt2_from_scratch.trunk import Trunk, pack
 
 WORDS = ["the", "you", "and", "win", "see", "at", "ten", "house", "in", "another", "is", "there"]

@@ -28,8 +28,8 @@ def site_packages(tmp_path_factory) -> Path:
     """The package as a wheel installs it: alone, with the folders it ships inside."""
     folder = tmp_path_factory.mktemp("site-packages")
     (folder / "gpt2_from_scratch").mkdir()
-    for name in ("__init__", "config", "errors", "files", "paths"):
-        shutil.copy(PACKAGE / f"{name}.py", folder / "gpt2_from_scratch")
+    for path in PACKAGE.glob("*.py"):
+        shutil.copy(path, folder / "gpt2_from_scratch")
     (folder / "gpt2_from_scratch" / "weights" / "mini").mkdir(parents=True)
     return folder
 

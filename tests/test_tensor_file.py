@@ -71,8 +71,18 @@ def test_no_change_passes(path):
 
 
 def test_a_missing_checksum_is_told(path):
-    save_file(TENSORS, path, metadata=METADATA)
+    save_file(TENSORS, path, metadata={"gpt2_from_scratch": json.dumps(METADATA)})
     assert "damaged" in outcome(path)
+    save_file(TENSORS, path)
+    assert "its format is None" in outcome(path)
+
+
+def test_equal_contents_are_equal_bytes(path):
+    """The library itself writes several entries of metadata in an order that it draws."""
+    whole = path.read_bytes()
+    for _ in range(20):
+        write_tensors(path, dict(reversed(TENSORS.items())), METADATA)
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

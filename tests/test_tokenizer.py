@@ -322,13 +322,13 @@ def test_every_truncation_raises(folder):
 def test_files_that_are_not_utf_8(folder, name):
     raw = (folder / name).read_bytes()
     (folder / name).write_bytes(raw[:20] + b"\xff" + raw[20:])
-    assert "is not UTF-8" in outcome(folder, name)
+    assert "utf-8" in outcome(folder, name).lower()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "is not JSON"), ("[]", "expected an object"), ("7", "expected an object"),
-     ('{"!": 0, "!": 0}', "a token stands there twice"), ("{}", "'!' has id None instead of 0")],
+     ('{"!": 0, "!": 0}', "'!' stands there twice"), ("{}", "'!' has id None instead of 0")],
 )  # fmt: skip
 def test_a_damaged_encoder_json(folder, text, message):
     (folder / "encoder.json").write_text(text)

@@ -12,17 +12,11 @@ import torch.nn.functional as F
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, rate_factor
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
-from gpt2_from_scratch.train import (
-    Epoch,
-    best_epoch,
-    epoch_order,
-    finetune,
-    loss_and_accuracy,
-    rate_factor,
-    to_labelled,
-)
+from gpt2_from_scratch.labelled import loss_and_accuracy, to_labelled
+from gpt2_from_scratch.train import finetune
 
 CONFIG = TrainConfig(epochs=6, batch_size=4, lr=0.01, patience=6, seed=3)
 
@@ -136,8 +130,11 @@ def test_it_stops_when_validation_no_longer_rises(
 def test_a_loss_that_is_no_number_stops_the_run(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
-    with pytest.raises(GPT2Error, match="the loss became .* in epoch"):
+    with pytest.raises(GPT2Error, match="the loss became .* in epoch 1, step 2"):
         run(tiny_checkpoint, split, tmp_path / "run", replace(CONFIG, lr=1e30, warmup=0.0))
+    report = json.loads((tmp_path / "run" / "nan_report.json").read_text())
+    shown = epoch_order(10, CONFIG.seed, 1)[4:8]
+    assert report["texts"] == [split.train[n].text for n in shown] and report["step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -158,7 +155,7 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(
     config = replace(CONFIG, epochs=1, batch_size=1000, lr=1e30, warmup=0.0)
     with pytest.raises(GPT2Error, match="the validation loss became"):
         run(tiny_checkpoint, split, tmp_path / "run", config)
-    assert not list((tmp_path / "run").iterdir())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nan_report.json"]
 
 
 def test_messages_that_are_cut_are_counted(tiny_checkpoint: Path, capsys) -> None:

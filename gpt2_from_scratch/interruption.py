@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM: the first asks a loop to end after its step, the second ends it at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from gpt2_from_scratch.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """True once Ctrl-C or SIGTERM came."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.signal = 0  # the number of the one that came
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise Interrupted("stopped at once", number)
+        self.signal = number
+        self.say("finishing this step, then saving; once more stops at once")
+
+
+@contextmanager
+def stop_after_step(say: Callable[[str], None] = print) -> Iterator[Stop]:
+    """While the block runs, a first Ctrl-C or SIGTERM only makes the yielded Stop true.
+
+    Outside the main thread, where Python delivers no signals, it never becomes true.
+    """
+    stop = Stop(say)
+    with _handled_by(stop, SIGNALS):
+        yield stop
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While the block runs, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("terminated", number)
+
+    with _handled_by(end, (signal.SIGTERM,)):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], Any], numbers: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
