@@ -18,7 +18,7 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "kinds", "files", "part", "crc32c", "protobuf", "pinned",
+    "errors", "kinds", "files", "part", "locks", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
     "download", "data", "corpus", "plots",
     "model", "last_block", "weights", "identity", "heads", "finetuning", "generation", "published",
@@ -69,7 +69,7 @@ def test_imports_point_one_way():
 def test_the_package_imports_neither_chapters_nor_tests_nor_benchmarks():
     roots = {full.split(".")[0] for tree in MODULES.values() for full in imported(tree)}
     assert not roots & {"chapters", "tests", "benchmarks", "conftest", "pytest"}
-    known = {NAME, "numpy", "torch", "tiktoken", "safetensors", "pandas", "matplotlib", "tqdm", "requests", "tokenizers"}  # fmt: skip
+    known = {NAME, "numpy", "torch", "tiktoken", "safetensors", "pandas", "matplotlib", "tqdm", "requests", "filelock", "tokenizers"}  # fmt: skip
     assert not {root for root in roots - known if root not in sys.stdlib_module_names}
 
 
