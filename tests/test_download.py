@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from download_campaign import kills_while_downloading
 from test_locks import read_only_folder
 from write_bundle import index_bytes, random_gpt2, write_random_gpt2
 
@@ -534,6 +535,17 @@ def test_certificates_that_are_not_there(tmp_path, monkeypatch):
     manners = fetch.Manners(("https://127.0.0.1:1",), attempts=1)
     with pytest.raises(DownloadError, match=r"missing.pem"):
         fetch.fetch(file, tmp_path / "x", manners=manners)
+
+
+# --- kills ---
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the campaign forks")
+def test_killed_downloads_go_on_and_never_leave_a_wrong_file():
+    counts = kills_while_downloading(30, seed=2019, say=lambda line: None)
+    assert counts["kills"] >= 30 and counts["kills in the middle"] > 5
+    assert counts["resumed requests"] > 5 and counts["completions"] > 0
+    assert counts["wrong files"] == counts["wrong parts"] == counts["orphans"] == 0
 
 
 # --- wrong disks ---
