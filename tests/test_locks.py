@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gpt2_from_scratch.errors import ResourceError, UsageError
 from gpt2_from_scratch.locks import locked
@@ -24,14 +25,20 @@ with locked(Path(sys.argv[1]), wait=True, say=print):
     sys.stdin.readline()
 """
 COUNT = """
-import sys
+import sys, time
 from pathlib import Path
+from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.locks import locked
-lock, number, times = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-for _ in range(times):
-    with locked(lock, wait=True, say=lambda line: None):
-        value = int(number.read_text())
-        number.write_text(str(value + 1))
+lock, number, left = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+while left:
+    try:
+        with locked(lock, wait=False, say=print):
+            value = int(number.read_text())
+            time.sleep(0.0002)
+            number.write_text(str(value + 1))
+            left -= 1
+    except UsageError:
+        pass  # again at once, so that locks are opened at every moment of another's release
 """
 
 
@@ -82,6 +89,21 @@ def test_it_leaves_nothing_behind(lock):
             assert lock.exists()
         assert not lock.exists()
     assert said == []
+
+
+def test_the_file_is_removed_while_it_is_held(lock, monkeypatch):
+    """Removed after the release, it might be the file that another process holds by then."""
+    there: list[bool] = []
+    release = FileLock.release
+
+    def look_and_release(self, *arguments, **more):
+        there.append(lock.exists())
+        release(self, *arguments, **more)
+
+    monkeypatch.setattr(FileLock, "release", look_and_release)
+    with locked(lock, wait=False, say=print):
+        pass
+    assert there[0] is False
 
 
 def test_an_error_frees_it(lock):
@@ -137,14 +159,14 @@ def test_threads_exclude_each_other_too(lock):
 
 
 def test_no_two_processes_hold_it_though_the_file_comes_and_goes(lock, tmp_path):
-    """Each adds 100 to a number; an addition that overlaps another is lost."""
+    """Each adds 300 to a number; an addition that overlaps another is lost."""
     number = tmp_path / "number"
     number.write_text("0")
-    processes = [start(COUNT, lock, number, 100) for _ in range(4)]
+    processes = [start(COUNT, lock, number, 300) for _ in range(4)]
     for process in processes:
         process.communicate()
         assert process.returncode == 0
-    assert number.read_text() == "400"
+    assert number.read_text() == "1200"
     assert not lock.exists()
 
 
