@@ -10,7 +10,6 @@ needed.
 
 import hashlib
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from gpt2_from_scratch.config import SIZES, GPT2Config
 from gpt2_from_scratch.errors import CheckpointError, DataError, DownloadError, UsageError
-from gpt2_from_scratch.fetch import fetch
+from gpt2_from_scratch.fetch import Say, alone_at, fetch, set_aside, storing, to_stderr
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.paths import home, sms_collection
 from gpt2_from_scratch.pinned import PinnedFile
@@ -70,13 +69,12 @@ def model_files(name: str) -> list[PinnedFile]:
     return [replace(file, urls=tuple(f"{base}/{file.name}" for base in bases)) for file in files]
 
 
-def download_model(
-    name: str, folder: Path | None = None, say: Callable[[str], None] | None = None
-) -> Path:
+def download_model(name: str, folder: Path | None = None, say: Say = to_stderr) -> Path:
     """Bring "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
 
     Files that are there are checked and not fetched again. `say` is told of each file; by default
-    it prints to standard error. Raises DownloadError that says how to get a file by other means.
+    it prints to standard error. Raises DownloadError that says how to get a file by other means,
+    and ResourceError when it cannot be written.
     """
     if name not in SIZES:
         raise UsageError(f"there is no model {name!r} to download, only {', '.join(SIZES)}")
@@ -87,30 +85,26 @@ def download_model(
         DATA: partial(_check_data, folder),
     }
     for file in model_files(name):
-        path = fetch(file, folder / file.name, checks.get(file.name, lambda path: None))
-        (say or _to_stderr)(f"{path}: {path.stat().st_size:,} bytes, checked")
+        check = checks.get(file.name, lambda path: None)
+        path = fetch(file, folder / file.name, check, say=say)
+        say(f"{path}: {path.stat().st_size:,} bytes, checked")
     return folder
 
 
-def download_sms_spam(folder: Path | None = None) -> Path:
+def download_sms_spam(folder: Path | None = None, say: Say = to_stderr) -> Path:
     """Bring the SMS Spam Collection to `folder`, by default `data/sms_spam` at home; returns the
     file.
 
-    Raises DownloadError that says how to get it by other means.
+    Raises DownloadError that says how to get it by other means, and ResourceError when it cannot
+    be written.
     """
-    folder = folder or sms_collection().parent
-    target = folder / SMS.name
-    if target.is_file() and not SMS.difference(target):
-        return target
-    try:
-        archive = fetch(SMS_ZIP, folder / SMS_ZIP.name, _check_sms)
-    except DownloadError as error:
-        raise DownloadError(
-            f"{error}\n  Or unpack {SMS.name} from it to {target} ({SMS.facts()})"
-        ) from None
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(_read_sms(archive))
-    archive.unlink()
+    target = (folder or sms_collection().parent) / SMS.name
+    with storing(target):
+        if _is_sms(target):
+            return target
+        with alone_at(target, say):
+            if not _is_sms(target):  # another process may have brought it meanwhile
+                _fetch_sms(target, say)
     return target
 
 
@@ -164,6 +158,23 @@ def _check_data(folder: Path, path: Path) -> None:
         )
 
 
+def _is_sms(path: Path) -> bool:
+    return path.is_file() and not SMS.difference(path)
+
+
+def _fetch_sms(target: Path, say: Say) -> None:
+    try:
+        archive = fetch(SMS_ZIP, target.with_name(SMS_ZIP.name), _check_sms, say=say)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}\n  Or unpack {SMS.name} from it to {target} ({SMS.facts()})"
+        ) from None
+    set_aside(target, say)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(_read_sms(archive))
+    archive.unlink()
+
+
 def _check_sms(path: Path) -> None:
     _read_sms(path)
 
@@ -183,7 +194,3 @@ def _read_sms(archive: Path) -> bytes:
             f"expected {SMS.facts()}"
         )
     return raw
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -30,7 +30,8 @@ def locked(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[No
         yield
     finally:
         # Removed while it is held: who waits for this file sees that it has no name any more and
-        # makes a new one (FileLock compares). After the release it might be another's.
+        # makes a new one. After the release it might be another's. Needs filelock 4: earlier ones
+        # do not look whether it has a name, or remove it themselves too, which may be another's.
         with suppress(OSError):  # Windows removes no open file; then it stays
             path.unlink()
         lock.release()

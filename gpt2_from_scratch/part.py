@@ -3,6 +3,7 @@ beginning of.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,14 +22,19 @@ class State:
 
 @dataclass(frozen=True)
 class Part:
-    """The file in which a transfer collects its bytes."""
+    """The file in which a transfer to `target` collects its bytes."""
 
-    path: Path
+    target: Path
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are until they are all there."""
+        return self.target.with_name(f"{self.target.name}.part")
 
     @property
     def note(self) -> Path:
         """The file that says where the bytes are from."""
-        return self.path.with_name(f"{self.path.name}.json")
+        return self.target.with_name(f"{self.target.name}.part.json")
 
     def state(self) -> State:
         """What is there; an empty state if that is nothing, damaged, or of no known version."""
@@ -47,6 +53,13 @@ class Part:
         self.path.write_bytes(b"")  # before the note, so that old bytes never pass for this version
         write_json(self.note, {"url": url, "version": version})
         return self.path.open("wb")
+
+    def become_target(self) -> None:
+        """Give the bytes their name: they are all there and right."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())  # a run that was killed may have left some in memory
+        os.replace(self.path, self.target)  # no copy: a kill here loses nothing of what has come
+        self.note.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove both files, as far as they are there."""

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2_from_scratch.kinds import HEAD, and_is
+
 
 @dataclass(frozen=True)
 class PinnedFile:
@@ -30,10 +32,15 @@ class PinnedFile:
         """What the file at `path` has instead of what is expected, if anything."""
         found = path.stat().st_size
         if self.size is not None and found != self.size:
-            return f"has {found:,} bytes, expected {self.size:,}"
+            return f"has {found:,} bytes, expected {self.size:,}{_looks(path)}"
         for kind, expected in self.hashes().items():
             with path.open("rb") as file:
                 digits = hashlib.file_digest(file, kind).hexdigest()
             if digits != expected:
-                return f"has {kind} {digits}, expected {expected}"
+                return f"has {kind} {digits}, expected {expected}{_looks(path)}"
         return ""
+
+
+def _looks(path: Path) -> str:
+    with path.open("rb") as file:
+        return and_is(file.read(HEAD))

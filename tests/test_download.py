@@ -1,5 +1,6 @@
 """Fetching files, held against a real server on this machine that errs in every way wanted."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from download_campaign import kills_while_downloading
+from test_locks import read_only_folder
 from write_bundle import index_bytes, random_gpt2, write_random_gpt2
 
-from gpt2_from_scratch import download, fetch
+from gpt2_from_scratch import download, fetch, https
 from gpt2_from_scratch.config import SIZES, GPT2Config
-from gpt2_from_scratch.errors import CheckpointError, DownloadError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DownloadError, ResourceError, UsageError
 from gpt2_from_scratch.pinned import PinnedFile
 from gpt2_from_scratch.tensor_bundle import TensorEntry, read_index
 
@@ -39,6 +42,8 @@ class Answer:
     ignore_range: bool = False
     headers: dict[str, str] = field(default_factory=dict)  # None removes one
     length: bool = True  # say Content-Length
+    stall: float = 0.0  # seconds of silence after what is sent
+    endless: bool = False  # go on after the file for ever
 
 
 class Server(ThreadingHTTPServer):
@@ -51,6 +56,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, str | None]] = []  # path, Range
+        self.released = threading.Event()  # ends what is stalled and endless
         self.origin = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
@@ -85,6 +91,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: answer.cut])
+        self.server.released.wait(answer.stall)
+        while answer.endless and not self.server.released.is_set():
+            self.wfile.write(bytes(1 << 16))
         self.close_connection = True
 
     def log_message(self, format, *args):
@@ -97,6 +106,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.released.set()
         server.shutdown()
         thread.join()
 
@@ -108,11 +118,16 @@ def file(server: Server) -> PinnedFile:
     return PinnedFile("a.bin", (f"{server.origin}/a.bin",), len(CONTENT), digest)
 
 
+def near(server: Server) -> https.Manners:
+    """Asks this server only, and soon again."""
+    return https.Manners((server.origin,), timeouts=(5, 0.5), pause=0.001)
+
+
 @pytest.fixture
 def get(server: Server, tmp_path: Path):
     def get(file: PinnedFile, check=lambda path: None) -> Path:
         target = tmp_path / "new" / file.name
-        return fetch.fetch(file, target, check, allowed=[server.origin], pause=0.001)
+        return fetch.fetch(file, target, check, near(server))
 
     return get
 
@@ -163,10 +178,32 @@ def test_offline_says_how_to_get_the_file(server, file, get, tmp_path, monkeypat
     assert server.asked == []
 
 
-def test_a_wrong_file_in_its_place_is_replaced(server, file, get, tmp_path):
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "a.bin").write_bytes(CONTENT[:-1] + b"?")
-    assert get(file).read_bytes() == CONTENT
+def test_a_wrong_file_in_its_place_is_set_aside(server, file, tmp_path):
+    target, bad, said = tmp_path / "a.bin", tmp_path / "a.bin.bad", []
+    bad.write_bytes(b"of another time")
+    target.write_bytes(CONTENT[:-1] + b"?")
+    fetch.fetch(file, target, manners=near(server), say=said.append)
+    assert target.read_bytes() == CONTENT
+    assert bad.read_bytes() == CONTENT[:-1] + b"?"
+    assert said == [f"{target} was not what it should be; it is now a.bin.bad"]
+    assert sorted(tmp_path.iterdir()) == [target, bad]
+
+
+def test_a_wrong_file_stays_in_its_place_until_the_right_one_has_come(server, file, tmp_path):
+    target = tmp_path / "a.bin"
+    target.write_bytes(PAGE)
+    server.answers = [Answer(404, b"no")]
+    with pytest.raises(DownloadError, match="has 38 bytes, expected 300,000 and is a web page"):
+        fetch.fetch(file, target, manners=near(server))
+    assert target.read_bytes() == PAGE
+    assert_alone(target)
+
+
+def test_a_right_file_in_a_folder_that_cannot_be_written(server, file):
+    with read_only_folder(**{"a.bin": CONTENT}) as folder:
+        fetch.fetch(file, folder / "a.bin", manners=near(server))
+        assert_alone(folder / "a.bin")
+    assert server.asked == []
 
 
 def test_redirects_on_the_list_are_followed(server, file, get):
@@ -176,10 +213,44 @@ def test_redirects_on_the_list_are_followed(server, file, get):
     assert [path for path, _ in server.asked] == ["/a.bin", "/b.bin"]
 
 
+def test_a_redirect_of_endless_length_is_not_read(server, file, get):
+    answer = Answer(302, b"", headers={"Location": "/b.bin"}, length=False, endless=True)
+    server.answers = [answer]
+    server.files["/b.bin"] = CONTENT
+    assert get(file).read_bytes() == CONTENT
+
+
+def test_what_killed_processes_left_is_swept(server, file, get, tmp_path):
+    folder = tmp_path / "new"
+    for name in (".a.bin.abcd_123.tmp", ".a.bin.part.json.abcd_123.tmp", ".a.bin.b.abcd_123.tmp"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "left").write_text("")
+    get(file)
+    neighbour = folder / ".a.bin.b.abcd_123.tmp"
+    assert sorted(folder.iterdir()) == [neighbour, folder / "a.bin"]
+
+
+def test_two_at_once_make_one_request(server, file, tmp_path):
+    server.answers = [Answer(cut=FIRST, stall=0.3)]
+    target, said = tmp_path / "a.bin", []
+    threads = [
+        threading.Thread(target=fetch.fetch, args=(file, target, lambda path: None, near(server), said.append))
+        for _ in range(2)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=98304-"]  # both of the first
+    assert said == [f"another process is at work in {tmp_path}; waiting for it to end"]
+    assert target.read_bytes() == CONTENT
+    assert_alone(target)
+
+
 # --- interrupted transfers ---
 
 
-@pytest.mark.parametrize("cuts", [[1], [150_000], [299_999], [100, 5_000, 70_000]])
+@pytest.mark.parametrize("cuts", [[1], [30_000], [150_000], [297_000], [299_999], [100, 5_000, 70_000]])  # fmt: skip
 @pytest.mark.parametrize("length", [True, False])
 def test_a_transfer_that_breaks_off_goes_on(server, file, get, cuts, length):
     server.answers = [Answer(cut=cut, length=length) for cut in cuts]
@@ -188,6 +259,12 @@ def test_a_transfer_that_breaks_off_goes_on(server, file, get, cuts, length):
     kept = [cut - cut % fetch.CHUNK if length else cut for cut in cuts]
     starts = [0, *np.cumsum(kept).tolist()]
     assert [r for _, r in server.asked] == [f"bytes={n}-" if n else None for n in starts]
+
+
+def test_a_server_that_falls_silent(server, file, get):
+    server.answers = [Answer(cut=FIRST, stall=20), Answer(cut=0, stall=20)]
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=98304-", "bytes=98304-"]
 
 
 def test_the_next_run_goes_on(server, file, get, tmp_path):
@@ -199,6 +276,49 @@ def test_the_next_run_goes_on(server, file, get, tmp_path):
     assert server.asked[-1] == ("/a.bin", "bytes=98304-")
     assert path.read_bytes() == CONTENT
     assert_alone(path)
+
+
+def test_a_file_that_changed_between_runs_is_fetched_anew(server, file, get, tmp_path):
+    server.answers = [Answer(body=bytes(len(CONTENT)), cut=FIRST)] + [Answer(503)] * 4
+    with pytest.raises(DownloadError, match="503"):
+        get(file)
+    server.answers = []
+    server.asked.clear()
+    assert get(file).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == ["bytes=98304-"]  # answered with the whole
+
+
+def test_a_part_that_cannot_go_on_is_dropped(server, file, get, tmp_path):
+    server.answers = [Answer(cut=FIRST, headers={"ETag": None})] + [Answer(503)] * 4
+    with pytest.raises(DownloadError, match="503"):
+        get(file)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_came_is_kept_until_the_mirrors_answer_begins(server, file, get, tmp_path):
+    server.files["/mirror"] = CONTENT
+    file = replace(file, urls=(*file.urls, f"{server.origin}/mirror"))
+    server.answers = [Answer(cut=FIRST)] + [Answer(500)] * 8
+    with pytest.raises(DownloadError, match="mirror: .*500"):
+        get(file)
+    assert part_of(tmp_path / "new" / "a.bin").read_bytes() == CONTENT[:FIRST]
+    server.answers = [Answer(500)] * 4 + [Answer(cut=FIRST // 2)]
+    server.asked.clear()
+    assert get(file).read_bytes() == CONTENT
+    assert server.asked == [("/a.bin", "bytes=98304-")] * 4 + [
+        ("/mirror", None), ("/mirror", "bytes=49152-"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [None, FIRST])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_compressed_answer_that_was_not_asked_for(server, file, get, cut, length):
+    body = gzip.compress(CONTENT)
+    answer = Answer(body=body, headers={"Content-Encoding": "gzip"}, length=length)
+    # after a cut it cannot go on, as its offsets are not the file's
+    server.answers = [replace(answer, cut=cut), replace(answer, ignore_range=True)]
+    assert get(file).read_bytes() == CONTENT
+    assert {wanted for _, wanted in server.asked} == {None}
 
 
 def test_a_whole_part_needs_no_request(server, file, get, tmp_path):
@@ -253,6 +373,11 @@ def test_last_modified_names_a_version_too(server, file, get):
         Answer(206, CONTENT[5:], headers={"Content-Range": "bytes 5-299999/300000"}),
         Answer(206, CONTENT[FIRST:], headers={"Content-Range": "bytes 98304-299999/300001"}),
         Answer(206, CONTENT[FIRST:]),
+        Answer(
+            206,
+            CONTENT[FIRST:],
+            headers={"Content-Range": "bytes 98304-299999/300000", "Content-Encoding": "gzip"},
+        ),
     ],
 )
 def test_a_wrong_answer_to_a_range_begins_anew(server, file, get, answer):
@@ -291,6 +416,14 @@ def test_the_mirror_is_asked_next(server, file, get):
     assert [path for path, _ in server.asked] == ["/a.bin", "/mirror"]  # 404 is not asked again
 
 
+def test_the_mirror_is_asked_after_a_server_that_stays_broken(server, file, get):
+    server.files["/mirror"] = CONTENT
+    file = replace(file, urls=(*file.urls, f"{server.origin}/mirror"))
+    server.answers = [Answer(500)] * 4
+    assert get(file).read_bytes() == CONTENT
+    assert [path for path, _ in server.asked] == ["/a.bin"] * 4 + ["/mirror"]
+
+
 WRONG = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
 PAGE = b"<!DOCTYPE html><p>Sign in to the Wi-Fi"
 
@@ -308,7 +441,17 @@ PAGE = b"<!DOCTYPE html><p>Sign in to the Wi-Fi"
             r"offers 38 bytes \(text/html\)",
         ),
         (Answer(body=PAGE, length=False), "cut off after 38 of|does not go on at byte 38"),
+        (
+            Answer(body=PAGE.ljust(len(CONTENT)), headers={"Content-Type": "text/html"}),
+            "has sha256 .* and is a web page",
+        ),
+        (Answer(headers={"Content-Length": "299999"}), "offers 299,999 bytes"),
+        (Answer(headers={"Content-Length": "300001"}), "offers 300,001 bytes"),
+        (Answer(headers={"Content-Length": "9" * 5000}), "offers 99,999,"),
+        (Answer(endless=True, length=False), "more than 300,000 bytes came"),
+        (Answer(body=PAGE, headers={"Content-Encoding": "gzip"}), "failed to decode"),
         (Answer(302, b"", headers={"Location": "/a.bin"}), "more than 5 redirects"),
+        (Answer(302, PAGE, headers={"Location": "http://portal.example/"}), "none of the servers"),
         (Answer(302, b"", headers={"Location": "http://example.com/a.bin"}), "none of the servers"),
         (Answer(302, b"", headers={"Location": "https://127.0.0.1/a.bin"}), "none of the servers"),
         (Answer(302, b"", headers={"Location": "file:///etc/passwd"}), "none of the servers"),
@@ -349,7 +492,7 @@ def test_no_server_at_all(server, file, get):
 
 
 def test_only_https_and_known_servers_by_default(server, file, tmp_path):
-    assert all(origin.startswith("https://") for origin in fetch.ALLOWED)
+    assert all(origin.startswith("https://") for origin in https.POLITE.allowed)
     with pytest.raises(DownloadError, match="none of the servers"):
         fetch.fetch(file, tmp_path / "a.bin")
     assert server.asked == []
@@ -386,10 +529,75 @@ def test_a_check_may_refuse_the_file(server, file, get, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written(server, file, tmp_path):
-    (tmp_path / "new").write_text("a file where the folder should be")
-    with pytest.raises(DownloadError, match="new"):
-        fetch.fetch(file, tmp_path / "new" / "a.bin", allowed=[server.origin])
+def test_certificates_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    file = PinnedFile("x", ("https://127.0.0.1:1/x",))
+    manners = https.Manners(("https://127.0.0.1:1",), attempts=1)
+    with pytest.raises(DownloadError, match=r"missing.pem"):
+        fetch.fetch(file, tmp_path / "x", manners=manners)
+
+
+# --- kills ---
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the campaign forks")
+def test_killed_downloads_go_on_and_never_leave_a_wrong_file():
+    counts = kills_while_downloading(30, seed=2019, say=lambda line: None)
+    assert counts["kills"] >= 30 and counts["kills in the middle"] > 5
+    assert counts["resumed requests"] > 5 and counts["completions"] > 0
+    assert counts["wrong files"] == counts["wrong parts"] == counts["orphans"] == 0
+
+
+# --- wrong disks ---
+
+
+def test_a_file_where_the_folder_should_be(server, file, tmp_path):
+    (tmp_path / "new").write_text("")
+    with pytest.raises(ResourceError, match="new/a.bin could not be .*GPT2_FROM_SCRATCH_HOME"):
+        fetch.fetch(file, tmp_path / "new" / "a.bin", manners=near(server))
+
+
+def test_a_folder_that_cannot_be_written(server, file):
+    with read_only_folder() as folder:
+        with pytest.raises(ResourceError, match="Permission denied.*GPT2_FROM_SCRATCH_HOME") as error:  # fmt: skip
+            fetch.fetch(file, folder / "a.bin", manners=near(server))
+    assert error.value.exit_code == 6 and str(error.value).count("GPT2_FROM_SCRATCH_HOME") == 1
+    assert server.asked == []
+
+
+LITTLE_ROOM = """
+import resource, sys
+from pathlib import Path
+from gpt2_from_scratch import fetch, https
+from gpt2_from_scratch.errors import GPT2Error
+from gpt2_from_scratch.pinned import PinnedFile
+url, origin, target, size, digest, room = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
+file = PinnedFile("a.bin", (url, url + "?mirror"), int(size), digest)
+try:
+    fetch.fetch(file, Path(target), manners=https.Manners((origin,), pause=0.001))
+except GPT2Error as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
+def test_a_full_disk(server, file, tmp_path, room):
+    """Here a file may not grow further than a limit, which fails as a full disk does."""
+    pytest.importorskip("resource")
+    target = tmp_path / "a.bin"
+    facts = [file.urls[0], server.origin, target, len(CONTENT), file.sha256, room]
+    words = [sys.executable, "-c", LITTLE_ROOM, *map(str, facts)]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.returncode == 6, found.stderr
+    assert "File too large" in found.stdout and "GPT2_FROM_SCRATCH_HOME" in found.stdout
+    assert len(server.asked) == 1  # no mirror helps
+    if room:
+        assert part_of(target).read_bytes() == CONTENT[:room]
+    fetch.fetch(file, target, manners=near(server))
+    assert server.asked[1:] == [("/a.bin", f"bytes={room}-" if room else None)]
+    assert_alone(target)
 
 
 # --- OpenAI's models ---
@@ -414,9 +622,7 @@ def tiny_model(server, monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(
         download,
         "fetch",
-        lambda file, target, check: fetch.fetch(
-            file, target, check, allowed=[server.origin], pause=0.001
-        ),
+        lambda file, target, check, say: fetch.fetch(file, target, check, near(server), say),
     )
     offer(server, folder)
     return folder
@@ -440,11 +646,17 @@ def test_a_model_is_fetched_and_checked(server, tiny_model, tmp_path, monkeypatc
     assert len(server.asked) == 5 and len(said) == 5
 
 
-def test_a_bit_of_the_data_that_flipped_names_its_tensor(server, tiny_model, tmp_path):
+@pytest.mark.parametrize("hash_known", [True, False])
+def test_a_bit_of_the_data_that_flipped_names_its_tensor(
+    server, tiny_model, tmp_path, monkeypatch, hash_known
+):
     entry = read_index(tiny_model / download.INDEX)["model/h1/mlp/c_fc/w"]
     raw = bytearray((tiny_model / download.DATA).read_bytes())
     raw[entry.offset] ^= 1
     server.files[f"/models/355M/{download.DATA}"] = bytes(raw)
+    if hash_known:
+        digest = hashlib.md5((tiny_model / download.DATA).read_bytes()).hexdigest()
+        monkeypatch.setitem(download.DATA_MD5, "355M", digest)
     with pytest.raises(DownloadError, match="1 damaged tensors: model/h1/mlp/c_fc/w"):
         download.download_model("355M", tmp_path / "got")
     assert not list((tmp_path / "got").glob(f"{download.DATA}*"))
@@ -543,9 +755,7 @@ def sms(server, monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(
         download,
         "fetch",
-        lambda file, target, check: fetch.fetch(
-            file, target, check, allowed=[server.origin], pause=0.001
-        ),
+        lambda file, target, check, say: fetch.fetch(file, target, check, near(server), say),
     )
     monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
     return tmp_path / "data" / "sms_spam" / "SMSSpamCollection"
@@ -558,6 +768,29 @@ def test_the_collection_is_taken_out_of_its_zip(server, sms):
     assert_alone(sms)
     assert download.download_sms_spam() == sms
     assert len(server.asked) == 1
+
+
+def test_two_at_once_get_one_collection(server, sms):
+    server.files["/sms.zip"] = zip_of({"SMSSpamCollection": SMS})
+    server.answers = [Answer(stall=0.2)]
+    threads = [threading.Thread(target=download.download_sms_spam) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sms.read_bytes() == SMS and len(server.asked) == 1
+    assert_alone(sms)
+
+
+def test_a_wrong_collection_is_set_aside(server, sms):
+    server.files["/sms.zip"] = zip_of({"SMSSpamCollection": SMS})
+    sms.parent.mkdir(parents=True)
+    sms.write_bytes(b"my own")
+    said: list[str] = []
+    download.download_sms_spam(say=said.append)
+    assert sms.read_bytes() == SMS
+    assert sms.with_name("SMSSpamCollection.bad").read_bytes() == b"my own"
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 # a module imports only from modules to its left
 ORDER = [
     "errors", "kinds", "files", "interruption", "manifest", "locks", "part", "crc32c", "protobuf", "pinned",
-    "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "fetch",
+    "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "data", "corpus", "plots",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "finetuning", "generation", "published",
     "verify", "pretrain", "batches", "trunk", "feature_store", "features", "saved_classifier", "classifier", "stream", "epochs", "labelled", "training_run", "run_folder", "train", "lecture", "recipes", "options", "cli",
