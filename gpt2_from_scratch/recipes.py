@@ -13,14 +13,7 @@ import torch
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling, TrainConfig
-from gpt2_from_scratch.data import (
-    Message,
-    Split,
-    count_labels,
-    load_messages,
-    split_messages,
-    write_messages,
-)
+from gpt2_from_scratch.data import Message, count_labels, load_messages, write_messages
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
@@ -29,6 +22,7 @@ from gpt2_from_scratch.lecture import lecture, lecture_split
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_training
+from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import Epoch, finetune, to_labelled
 from gpt2_from_scratch.weights import load_gpt2

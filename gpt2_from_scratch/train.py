@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
-from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import DataError, GPT2Error
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Texts
 from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.split import Split
 
 
 @dataclass(frozen=True)

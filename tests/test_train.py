@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
-from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.train import (
     Epoch,
     best_epoch,
