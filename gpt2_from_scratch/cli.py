@@ -5,7 +5,6 @@ a command is chosen, so that --help answers at once.
 """
 
 import argparse
-import csv
 import errno
 import json
 import os
@@ -14,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from itertools import tee
 from typing import Any
 
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "train": run_train,
             "evaluate": run_evaluate,
             "predict": run_predict,
+            "check": run_check,
             "verify": run_verify,
             "generate": run_generate,
             "pretrain": run_pretrain,
@@ -108,8 +109,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
     classifier = _load_classifier(args)
     folder = args.run if args.run.is_dir() else args.run.parent
-    data = args.data or folder / "test.csv"
-    messages = load_messages(data, text_column=args.text_column, label_column=args.label_column)
+    if args.data:
+        messages = load_messages(args.data, **_data_options(args), say=say)
+    else:  # as the run wrote them: its own columns, in UTF-8, empty texts too if it was to keep them
+        messages = load_messages(folder / "test.csv", keep_empty=True)
     evaluation = evaluate_classifier(
         classifier, messages, store=FeatureStore(say=say) if args.cache else None, say=say
     )
@@ -121,32 +124,43 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
+    from gpt2_from_scratch.answers import Csv, as_json, as_line
     from gpt2_from_scratch.data import lines_of, read_texts
     from gpt2_from_scratch.stream import predict_stream
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
+    if args.with_text and not args.csv:
+        raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
+    options = _given(args, "encoding", "on_error")
     if args.file:
-        texts: Iterable[str] = read_texts(args.file, args.text_column)
+        texts = read_texts(args.file, args.text_column, **options, say=say)
+    elif args.texts:
+        texts = enumerate(args.texts, start=1)
     else:
-        texts = args.texts or lines_of(sys.stdin.buffer, "standard input")
-    labels = classifier.description.labels
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if args.csv:
-        writer.writerow(["number", "label", *labels])
-    for number, (text, prediction) in enumerate(_shown(predict_stream(classifier, texts)), start=1):
-        if args.json:
-            print(json.dumps({"number": number} | asdict(prediction)))
-        elif args.csv:
-            shares = (f"{share:.6f}" for share in prediction.probabilities.values())
-            writer.writerow([number, prediction.label, *shares])
+        texts = lines_of(sys.stdin.buffer, "standard input", **options, say=say)
+    table = Csv(sys.stdout, classifier.description.labels, args.with_text) if args.csv else None
+    numbered, texts = tee(texts)  # answers come in windows, each text's number with them
+    answers = _shown(predict_stream(classifier, (text for _, text in texts)))
+    for (number, _), (text, answer) in zip(numbered, answers, strict=False):
+        if table:
+            table.write(number, text, answer)
         else:
-            shares = (f"{name} {share:.3f}" for name, share in prediction.probabilities.items())
-            # one line a text, and nothing in it that a terminal would obey
-            shown = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-            print(f"{prediction.label}  ({', '.join(shares)})  {shown:.80}")
+            print(as_json(number, answer) if args.json else as_line(text, answer))
         sys.stdout.flush()  # whoever reads a pipe waits for it
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Print what was found in a data set; raises DataError when it cannot be trained on."""
+    from gpt2_from_scratch.check import check_data
+    from gpt2_from_scratch.report import format_report
+
+    options = _given(args, "text_column", "label_column", "encoding")
+    report = check_data(args.data, model=args.model, **options)
+    print(json.dumps(asdict(report)) if args.json else format_report(report))
+    if report.obstacles:
+        raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -261,6 +275,15 @@ def _refuse_other_settings(args: argparse.Namespace) -> None:
     given = [name for name, value in vars(args).items() if value != getattr(usual, name)]
     if passed_over := sorted(set(given) - free):
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
+
+
+def _data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about how to read labelled messages; the rest is as the function has it."""
+    return _given(args, "text_column", "label_column", "encoding", "on_error", "keep_empty")
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
