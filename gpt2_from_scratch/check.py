@@ -184,7 +184,7 @@ def _obstacles(
     try:
         split = split_messages(messages, seed=SEED, on_error="skip", say=skipped.append)
     except DataError as error:
-        lasting.append(str(error))
+        lasting += [str(error)] if messages or not stopped else []
     passing = [f"{len(faults):,} rows with faults"] if faults else []
     if skipped:
         passing.append(f"{len(texts_with_two_labels(messages)):,} texts with two labels")

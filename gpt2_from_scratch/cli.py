@@ -143,7 +143,7 @@ def run_predict(args: argparse.Namespace) -> None:
     table = Csv(sys.stdout, classifier.description.labels, args.with_text) if args.csv else None
     numbered, texts = tee(texts)  # answers come in windows, each text's number with them
     answers = _shown(predict_stream(classifier, (text for _, text in texts)))
-    for (number, _), (text, answer) in zip(numbered, answers, strict=False):
+    for (text, answer), (number, _) in zip(answers, numbered, strict=False):
         if table:
             table.write(number, text, answer)
         else:

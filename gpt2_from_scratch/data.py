@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt2_from_scratch.characters import without_halves
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.files import atomic_path
-from gpt2_from_scratch.lines import Fault, Row, lines_in, read_lines
+from gpt2_from_scratch.lines import Fault, Row, checked_encoding, lines_in, read_lines
 from gpt2_from_scratch.paths import embedded, sms_collection
 from gpt2_from_scratch.tables import is_table, read_rows, tab_separated
 
@@ -120,8 +120,10 @@ def read_texts(
     """(number, text) of each text to classify: of a column of a .csv, .tsv or .jsonl file, or of
     a text file's lines.
 
-    Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`.
+    Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`. Raises
+    DataError at once when there is no such file, UsageError for an unknown encoding.
     """
+    checked_encoding(encoding)
     if is_table(path):
         rows = read_rows(path, (text_column,), encoding)
     else:
@@ -140,6 +142,7 @@ def lines_of(
     """(number, text) of the lines of a stream; as `read_texts`, but never reads on behind a fault
     to count others: a stream may have no end.
     """
+    checked_encoding(encoding)
     rows = lines_in(stream, name, encoding)
     found = without_faults(rows, name, on_error, say, hint="--on-error skip", count=False)
     return ((number, row.values[0]) for number, row in found)

@@ -12,6 +12,8 @@ def format_report(report: Report) -> str:
     ]
     if report.stopped:
         lines.append(f"  reading ended: {report.stopped}")
+    if not report.labels:
+        return "\n".join([*lines, _verdict(report)])
     lines.append("labels")
     lines += [f"  {share.rows:8,}  {100 * share.share:5.1f} %  {on_one_line(label)}" for label, share in report.labels.items()]  # fmt: skip
     lines += [f"  differ in case or white space only: {alike}" for alike in report.labels_alike]

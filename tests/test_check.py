@@ -186,7 +186,9 @@ def test_what_stops_it_is_told_with_what_came_before(tmp_path: Path) -> None:
     assert report.rows == 24 and "line 26" in report.stopped and "quote left open" in report.stopped
     assert report.stopped in report.obstacles
     path.write_text("label,Text\n" + GOOD)
-    assert "did you mean 'Text'?" in check_data(path).stopped
+    report = check_data(path)
+    assert "did you mean 'Text'?" in report.stopped and report.obstacles == [report.stopped]
+    assert len(format_report(report).splitlines()) == 3
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -395,6 +395,13 @@ def test_numbers_stay_the_rows_own(tmp_path, suffix):
     assert list(found) == [(1, "one"), (3, "three")]
 
 
+def test_an_unknown_encoding_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n")
+    for refused in (lambda: read_texts(tmp_path / "t.txt", encoding="zlib"), lambda: lines_of([], "it", "zlib")):  # fmt: skip
+        with pytest.raises(UsageError, match="'zlib' is no encoding of text"):
+            refused()
+
+
 def test_a_stream_without_end_stops_at_its_first_fault():
     def endless():
         yield b"one\n"
