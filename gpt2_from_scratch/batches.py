@@ -8,19 +8,35 @@ from torch import Tensor
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.tokenizer import Tokenizer
 
+MARGIN = 256  # characters behind the last that can be read
+
 
 def encode_texts(
     texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of each text, cut to its first `max_tokens`, and whether the text was cut.
 
-    An empty text becomes the single token <|endoftext|>, so that there is something to read.
+    A text of nothing but white space becomes the single token <|endoftext|>, so that there is
+    something to read. Raises DataError for the first that is no string, with its index.
     """
     if isinstance(texts, str):  # it would be taken for a list of letters
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
-    encoded = [tokenizer.encode(text) or [tokenizer.end_of_text_id] for text in texts]
+    # tokens hold at most longest_token characters each; further on none is read, and what the end
+    # of a cut word changes in its merges does not reach as far back as the margin
+    longest = tokenizer.longest_token * max_tokens + MARGIN
+    encoded = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(no_string(text, number))
+        ids = tokenizer.encode(text[:longest]) if text.strip() else [tokenizer.end_of_text_id]
+        encoded.append(ids)
     cut = [len(ids) > max_tokens for ids in encoded]
     return [ids[:max_tokens] for ids in encoded], cut
+
+
+def no_string(text: object, number: int) -> str:
+    """What to say of an item of a list of texts that is none."""
+    return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
 
 
 def pad_batch(

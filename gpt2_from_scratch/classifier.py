@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
+from gpt2_from_scratch.characters import has_halves
 from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.data import check_on_error
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
@@ -37,6 +39,8 @@ class Prediction:
     probabilities: dict[str, float]  # of every label; they sum to 1
     n_tokens: int
     truncated: bool  # the text was longer than the classifier reads
+    empty: bool  # the text held nothing but white space, and was read as one <|endoftext|>
+    replaced: bool  # the text held halves of characters (lone surrogates), read as U+FFFD
 
 
 class Classifier:
@@ -201,11 +205,19 @@ class Classifier:
                 logits[[numbers[n] for n in r.texts]] = found.cpu()
         return logits[which]
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, on_error: str = "stop") -> list[Prediction | None]:
         """Classify texts of any length, the empty one included; answers come in the texts' order.
 
-        Raises DataError when one of them is not a string.
+        Raises DataError when one of them is not a string; with `on_error="skip"` its answer is
+        None.
         """
+        check_on_error(on_error)
+        if on_error == "stop" or isinstance(texts, str):
+            return [*self._answers(texts)]
+        answers = iter(self._answers([text for text in texts if isinstance(text, str)]))
+        return [next(answers) if isinstance(text, str) else None for text in texts]
+
+    def _answers(self, texts: Sequence[str]) -> list[Prediction]:
         encoded, truncated = self.encode(texts)
         probabilities = self.logits(encoded).softmax(dim=1).numpy().astype(np.float64)
         labels = self.description.labels
@@ -215,8 +227,10 @@ class Classifier:
                 dict(zip(labels, (row / row.sum()).tolist(), strict=True)),
                 len(ids),
                 cut,
+                empty=not text.strip(),
+                replaced=has_halves(text),
             )
-            for ids, cut, row in zip(encoded, truncated, probabilities, strict=True)
+            for text, ids, cut, row in zip(texts, encoded, truncated, probabilities, strict=True)
         ]
 
     @property

@@ -5,7 +5,6 @@ a command is chosen, so that --help answers at once.
 """
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -13,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from itertools import tee
 from typing import Any
 
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
@@ -29,7 +29,8 @@ from gpt2_from_scratch.paths import MODELS
 
 # options of `train` that are arguments of `train_classifier` under the same name
 RUN_SETTINGS = (
-    "model", "data", "balance", "pooling", "max_tokens", "text_column", "label_column", "cache",
+    "model", "data", "balance", "pooling", "max_tokens", "text_column", "label_column",
+    "encoding", "on_error", "keep_empty", "cache",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": run_train,
         "evaluate": run_evaluate,
         "predict": run_predict,
+        "check": run_check,
         "verify": run_verify,
         "generate": run_generate,
         "pretrain": run_pretrain,
@@ -122,10 +124,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
     classifier = _load_classifier(args)
     folder = args.run if args.run.is_dir() else args.run.parent
-    if args.data is None:
+    if args.data:
+        messages = load_messages(args.data, **_data_options(args), say=say)
+    else:  # as the run wrote them: its own columns, in UTF-8, empty texts too if it was to keep them
         check_listed(folder / "test.csv")
-    data = args.data or folder / "test.csv"
-    messages = load_messages(data, **_given(args, "text_column", "label_column"))
+        messages = load_messages(folder / "test.csv", keep_empty=True)
     store = None if args.cache is False else FeatureStore(say=say)
     evaluation = evaluate_classifier(classifier, messages, store=store, say=say)
     if args.json:
@@ -136,32 +139,43 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
+    from gpt2_from_scratch.answers import Csv, as_json, as_line
     from gpt2_from_scratch.data import lines_of, read_texts
     from gpt2_from_scratch.stream import predict_stream
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
+    if args.with_text and not args.csv:
+        raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
+    options = _given(args, "encoding", "on_error")
     if args.file:
-        texts: Iterable[str] = read_texts(args.file, args.text_column)
+        texts = read_texts(args.file, args.text_column, **options, say=say)
+    elif args.texts:
+        texts = enumerate(args.texts, start=1)
     else:
-        texts = args.texts or lines_of(sys.stdin.buffer, "standard input")
-    labels = classifier.description.labels
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if args.csv:
-        writer.writerow(["number", "label", *labels])
-    for number, (text, prediction) in enumerate(_shown(predict_stream(classifier, texts)), start=1):
-        if args.json:
-            print(json.dumps({"number": number} | asdict(prediction)))
-        elif args.csv:
-            shares = (f"{share:.6f}" for share in prediction.probabilities.values())
-            writer.writerow([number, prediction.label, *shares])
+        texts = lines_of(sys.stdin.buffer, "standard input", **options, say=say)
+    table = Csv(sys.stdout, classifier.description.labels, args.with_text) if args.csv else None
+    numbered, texts = tee(texts)  # answers come in windows, each text's number with them
+    answers = _shown(predict_stream(classifier, (text for _, text in texts)))
+    for (text, answer), (number, _) in zip(answers, numbered, strict=False):
+        if table:
+            table.write(number, text, answer)
         else:
-            shares = (f"{name} {share:.3f}" for name, share in prediction.probabilities.items())
-            # one line a text, and nothing in it that a terminal would obey
-            shown = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-            print(f"{prediction.label}  ({', '.join(shares)})  {shown:.80}")
+            print(as_json(number, answer) if args.json else as_line(text, answer))
         sys.stdout.flush()  # whoever reads a pipe waits for it
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Print what was found in a data set; raises DataError when it cannot be trained on."""
+    from gpt2_from_scratch.check import check_data
+    from gpt2_from_scratch.report import format_report
+
+    options = _given(args, "text_column", "label_column", "encoding")
+    report = check_data(args.data, model=args.model, **options)
+    print(json.dumps(asdict(report)) if args.json else format_report(report))
+    if report.obstacles:
+        raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -281,6 +295,11 @@ def _refuse_other_settings(args: argparse.Namespace) -> None:
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
 
 
+def _data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about how to read labelled messages; the rest is as the function has it."""
+    return _given(args, "text_column", "label_column", "encoding", "on_error", "keep_empty")
+
+
 def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
     """With a progress bar, where the results themselves do not scroll by on the same screen."""
     from tqdm import tqdm
@@ -311,7 +330,7 @@ def _where(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options of these names that were given; the others are for the library's defaults."""
-    return {name: vars(args)[name] for name in names if vars(args)[name] is not None}
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def _settings(args: argparse.Namespace, kind: Any) -> Any:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling
-from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Texts
@@ -29,6 +29,7 @@ from gpt2_from_scratch.heads import replace_head
 from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.saved_classifier import Description
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 LABELS = ["ham", "spam"]

@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="where a text is read (default: last_token)",
     )  # fmt: skip
     train.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
+    train.add_argument(
+        "--keep-empty", action="store_true", default=None, help="train on empty texts too"
+    )
     _add_settings(train, TrainConfig)
 
     evaluate = _add(
@@ -84,6 +87,20 @@ def build_parser() -> argparse.ArgumentParser:
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON object a line")
     form.add_argument("--csv", action="store_true", help="number, label, probabilities")
+    predict.add_argument(
+        "--with-text", action="store_true",
+        help="with --csv: the text too, with ' before what a spreadsheet would execute",
+    )  # fmt: skip
+
+    check = _add(
+        commands, "check", "read labelled messages and say what is wrong with them",
+        "gpt2-classifier check reviews.csv --label-column stars",
+        "gpt2-classifier check reviews.csv --encoding cp1252 --json",
+    )  # fmt: skip
+    check.add_argument("data", help=DATA_HELP)
+    _add_columns(check)
+    check.add_argument("--model", default="mini", help=MODEL_HELP + ", to count its tokens")
+    check.add_argument("--json", action="store_true", help="one JSON object")
 
     verify = _add(
         commands, "verify", "check a model's files, one by one and number by number",
@@ -133,6 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     cache.add_argument("--clear", action="store_true", help="remove all of it")
 
+    for command in (train, evaluate, predict, check):
+        command.add_argument("--encoding", help="of a file (default: utf-8)")
+    for command in (train, evaluate, predict):
+        command.add_argument(
+            "--on-error", choices=["stop", "skip"],
+            help="at a row with a fault: stop, or leave it out and say so (default: stop)",
+        )  # fmt: skip
     for command in (train, evaluate):
         command.add_argument(
             "--cache", action=argparse.BooleanOptionalAction,

@@ -15,14 +15,7 @@ import torch
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling, TrainConfig
-from gpt2_from_scratch.data import (
-    Message,
-    Split,
-    count_labels,
-    load_messages,
-    split_messages,
-    write_messages,
-)
+from gpt2_from_scratch.data import Message, count_labels, load_messages, write_messages
 from gpt2_from_scratch.devices import DTYPES, set_threads
 from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import CheckpointError, UsageError
@@ -36,6 +29,7 @@ from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_training
 from gpt2_from_scratch.run_folder import describe, new_run_folder, refuse_other_run, working_in
+from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import finetune
 from gpt2_from_scratch.weights import load_gpt2
@@ -49,6 +43,9 @@ def train_classifier(
     *,
     text_column: str = "text",
     label_column: str = "label",
+    encoding: str = "utf-8",
+    on_error: str = "stop",
+    keep_empty: bool = False,
     balance: bool = False,
     pooling: Pooling = "last_token",
     max_tokens: int | None = None,
@@ -62,7 +59,8 @@ def train_classifier(
     """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
     `data` is "demo", "sms" or a file; `run` the folder to write (none: a new one in `runs`), which
-    is returned with the classifier and its scores on the test part. `dtype` is that of the frozen
+    is returned with the classifier and its scores on the test part. With `on_error` "skip" rows
+    that cannot be used are left out, and texts that have two labels. `dtype` is that of the frozen
     blocks' arithmetic and output, which `cache` keeps on disk for the next run. `resume` goes on in
     a `run` that was interrupted, with the same settings (`resume_training` reads them there).
     Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
@@ -71,10 +69,19 @@ def train_classifier(
     settings = {
         "model": model_name(model), "data": data_name(data), "balance": balance,
         "pooling": pooling, "max_tokens": max_tokens, "text_column": text_column,
-        "label_column": label_column, "dtype": str(dtype).removeprefix("torch."), "cache": cache,
+        "label_column": label_column, "encoding": encoding, "on_error": on_error,
+        "keep_empty": keep_empty, "dtype": str(dtype).removeprefix("torch."), "cache": cache,
     }  # fmt: skip
-    messages = load_messages(data, text_column=text_column, label_column=label_column)
-    split = split_messages(messages, balance=balance, seed=config.seed)
+    messages = load_messages(
+        data,
+        text_column=text_column,
+        label_column=label_column,
+        encoding=encoding,
+        on_error=on_error,
+        keep_empty=keep_empty,
+        say=say,
+    )
+    split = split_messages(messages, balance=balance, seed=config.seed, on_error=on_error, say=say)
     classifier = Classifier.on_base(
         model,
         list(count_labels(messages)),
@@ -144,7 +151,11 @@ def resume_training(
         say(f"{run} is complete")
         classifier = Classifier.load(run, settings["model"], dtype=dtype)
         classifier.model.to(device)
-        return run, classifier, evaluate_classifier(classifier, load_messages(run / "test.csv"))
+        return (
+            run,
+            classifier,
+            evaluate_classifier(classifier, load_messages(run / "test.csv", keep_empty=True)),
+        )
     return train_classifier(
         run=run,
         config=config,

@@ -10,11 +10,11 @@ from typing import Any
 
 from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.data import Split
 from gpt2_from_scratch.devices import environment
 from gpt2_from_scratch.errors import Interrupted, UsageError
 from gpt2_from_scratch.files import read_json, sweep
 from gpt2_from_scratch.locks import locked
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.training_run import messages_sha256
 
 

@@ -45,6 +45,7 @@ class Tokenizer:
         ranks, end_of_text = read_bpe(Path(folder))
         self.end_of_text_id = end_of_text  # also the pad: text never encodes to it
         self.n_vocab = len(ranks) + 1
+        self.longest_token = max(map(len, ranks))  # bytes
         self.sha256 = hashlib.sha256(
             b"\n".join(token.hex().encode() for token in ranks)
         ).hexdigest()

@@ -7,13 +7,13 @@ from tqdm import tqdm
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
-from gpt2_from_scratch.data import Split
 from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import Interrupted
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.finetuning import set_trainable
 from gpt2_from_scratch.interruption import stop_after_step
 from gpt2_from_scratch.labelled import to_labelled
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.training_run import TrainingRun
 
 

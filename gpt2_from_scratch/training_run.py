@@ -25,12 +25,12 @@ from gpt2_from_scratch.checkpoints import (
 )
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
-from gpt2_from_scratch.data import Split
 from gpt2_from_scratch.devices import environment
 from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, format_epoch, rate_factor
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.files import write_json, write_text
 from gpt2_from_scratch.labelled import Labelled, loss_and_accuracy
+from gpt2_from_scratch.split import Split
 
 SAVE_EVERY = 60.0  # seconds between states of a run on disk; a kill costs no more than that
 

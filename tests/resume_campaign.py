@@ -42,7 +42,9 @@ class Trials:
         """Write the model and the messages; run each kind once, undisturbed."""
         write_checkpoint(self.folder / "model", seed=7)
         with (self.folder / "texts.csv").open("w", newline="") as file:
-            rows = [(f"{'the goal' if n % 2 else 'a pill'} {n * n}", "ab"[n % 2]) for n in range(60)]
+            rows = [
+                (f"{'the goal' if n % 2 else 'a pill'} {n * n}", "ab"[n % 2]) for n in range(60)
+            ]
             csv.writer(file).writerows([("text", "label"), *rows])
         self.expected, self.life = {}, {}
         for kind in KINDS:

@@ -36,7 +36,9 @@ def save_for_ever(folder: Path, step: int, done: int) -> None:
         save_state(folder, step, tensors(step), {"step": step})
         write_classifier(folder / "best.safetensors", DESCRIPTION, tensors(step))
         write_json(folder / "config.json", {"step": step, "padding": "x" * 50_000})
-        write_messages(folder / "test.csv", [Message(f"text {n}", "ham") for n in range(step % 500)])
+        write_messages(
+            folder / "test.csv", [Message(f"text {n}", "ham") for n in range(step % 500)]
+        )
         store.save("space", {b"%032d" % step: torch.full((300, 64), float(step))})
         os.write(done, b"%012d" % step)
 
@@ -65,7 +67,9 @@ def look_at_features(folder: Path) -> None:
     """Every shard is whole: `find` would say otherwise."""
     said: list[str] = []
     paths = list((folder / "space").glob("*.safetensors"))
-    shards = FeatureStore(folder, say=said.append).find("space", {b"%032d" % n for n in range(9999)})
+    shards = FeatureStore(folder, say=said.append).find(
+        "space", {b"%032d" % n for n in range(9999)}
+    )
     assert len(shards) == len(paths) and not said, said
     for shard in shards:
         for key in shard.places:

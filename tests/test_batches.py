@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
+from gpt2_from_scratch.batches import MARGIN, by_length, encode_texts, pad_batch
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 
@@ -38,7 +39,7 @@ def test_the_cut_ones_are_counted(tokenizer, max_tokens, cut):
 
 
 def test_what_is_no_text_is_refused(tokenizer):
-    with pytest.raises(DataError, match="a text must be a string, not int: 5"):
+    with pytest.raises(DataError, match="text 1, counted from 0, must be a string, not int"):
         encode_texts(["a", 5], tokenizer, 8)
 
 
@@ -71,3 +72,74 @@ def test_batches_hold_every_text_once_longest_first(batch_size):
 def test_texts_of_one_length_keep_their_order():
     assert list(by_length([[0]] * 5, 2)) == [[0, 1], [2, 3], [4]]
     assert list(by_length([], 2)) == []
+
+
+# --- enormous texts ---
+
+ALPHABETS = [
+    "a", " ", "ab", "a ", "the and", " \t\n", "01", "!?.", "é", "日本語", "😀", "👩\u200d👩\u200d👧\u200d👦", "\u200d",
+    "a\x00\x1b", "<|endoftext|>", "Aa é😀 1!\n", "\ud83d\ude00", "\u0301a", "' s't've",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mini() -> Tokenizer:
+    return Tokenizer(embedded("weights/mini"))
+
+
+def adversarial(draw: random.Random, tokenizer: Tokenizer, size: int) -> str:
+    """Runs, mixtures, and strings of the longest tokens, of about `size` characters."""
+    kind = draw.randrange(3)
+    if kind == 0:
+        return (draw.choice(ALPHABETS) * size)[:size]
+    if kind == 1:
+        return "".join(draw.choices(draw.choice(ALPHABETS) + draw.choice(ALPHABETS), k=size))
+    longest = sorted((tokenizer.decode([n]) for n in range(tokenizer.n_vocab - 1)), key=len)[-50:]
+    few = draw.sample(longest, draw.randrange(1, 4)) + [draw.choice(["", "a", " "])]
+    return "".join(draw.choices(few, k=1 + size // 8))[:size]
+
+
+def test_the_longest_token(mini: Tokenizer) -> None:
+    lengths = [len(mini._encoding.decode_single_token_bytes(n)) for n in range(mini.n_vocab - 1)]
+    assert mini.longest_token == max(lengths) > 8
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(mini: Tokenizer, seed: int) -> None:  # fmt: skip
+    draw = random.Random(seed)
+    for _ in range(400):
+        max_tokens = draw.choice([1, 2, 3, 8, 20])
+        longest = mini.longest_token * max_tokens + MARGIN
+        text = adversarial(draw, mini, longest + draw.randrange(1, 300))
+        (ids,), (cut,) = encode_texts([text], mini, max_tokens)
+        whole = mini.encode(text)
+        if text.strip():
+            assert ids == whole[:max_tokens] and cut == (len(whole) > max_tokens)
+        else:
+            assert (ids, cut) == ([mini.end_of_text_id], False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6, "a " * 10**6, "=" * 10**7],
+)
+def test_of_an_enormous_text_only_the_beginning_is_encoded(mini, monkeypatch, text) -> None:
+    given = []
+    encode = mini.encode
+    monkeypatch.setattr(mini, "encode", lambda part: given.append(len(part)) or encode(part))
+    (ids,), (cut,) = encode_texts([text], mini, 384)
+    assert len(ids) == 384 and cut
+    assert given == [mini.longest_token * 384 + MARGIN]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u3000\u2003", "\x1c"])
+def test_white_space_is_one_end_of_text(mini: Tokenizer, text: str) -> None:
+    assert encode_texts([text], mini, 8) == ([[mini.end_of_text_id]], [False])
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x00b", "\x1b[31m\x07", "\x00", "say <|endoftext|> now", "\ufeff"]
+)
+def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
+    (ids,), _ = encode_texts([text], mini, 100)
+    assert mini.decode(ids) == text and mini.end_of_text_id not in ids

@@ -239,10 +239,45 @@ def test_senseless_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) 
         Classifier.on_base(tiny_checkpoint, **({"labels": ["a", "b"]} | wrong))
 
 
-def test_something_else_than_text_is_refused(classifier: Classifier) -> None:
-    for wrong in (None, 3, b"bytes", float("nan")):
-        with pytest.raises(DataError, match="must be a string"):
-            classifier.predict(["fine", wrong])
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", float("nan"), ["a"]])
+def test_something_else_than_text_is_refused_by_its_index(classifier: Classifier, wrong) -> None:
+    message = f"text 1, counted from 0, must be a string, not {type(wrong).__name__}"
+    for on_error in ({}, {"on_error": "stop"}):
+        with pytest.raises(DataError, match=message):
+            classifier.predict(["fine", wrong], **on_error)
+
+
+def test_something_else_than_text_is_passed_over(classifier: Classifier) -> None:
+    texts = [None, "the cat", 3, b"win", float("nan"), "win", ""]
+    expected = classifier.predict(["the cat", "win", ""])
+    found = classifier.predict(texts, on_error="skip")
+    assert [found[n] for n in (1, 5, 6)] == expected
+    assert [found[n] for n in (0, 2, 3, 4)] == [None] * 4
+    assert classifier.predict([None], on_error="skip") == [None]
+    with pytest.raises(DataError, match="not one string"):
+        classifier.predict("hello", on_error="skip")
+    with pytest.raises(UsageError, match="on_error"):
+        classifier.predict(["hello"], on_error="perhaps")
+
+
+def test_what_was_read_otherwise_is_marked(classifier: Classifier) -> None:
+    texts = ["fine", "", " \n", "half \ud83d", "whole \ud83d\ude00", "the " * 99 + "\udcff"]
+    found = classifier.predict(texts)
+    assert [p.empty for p in found] == [False, True, True, False, False, False]
+    assert [p.replaced for p in found] == [False, False, False, True, False, True]
+    assert [p.truncated for p in found] == [False] * 5 + [True]
+    assert [p.n_tokens for p in found[1:3]] == [1, 1]
+    assert found[1].probabilities == pytest.approx(found[2].probabilities, abs=1e-6)
+    (other,) = classifier.predict(["half \ufffd"])
+    assert other.probabilities == pytest.approx(found[3].probabilities, abs=1e-6)
+
+
+def test_enormous_and_odd_texts_get_an_answer(classifier: Classifier) -> None:
+    """Not timed; what is handed to the tokenizer is counted in test_batches.py."""
+    texts = [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6]
+    assert all(p.truncated for p in classifier.predict(texts))
+    odd = ["a\x00b", "\x1b[31m", "<|endoftext|>", "say <|endoftext|> now"]
+    assert not any(p.truncated or p.empty or p.replaced for p in classifier.predict(odd))
 
 
 def test_padding_to_a_length_changes_nothing_for_the_last_token(classifier: Classifier) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from gpt2_from_scratch import cli
+from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.data import load_messages
 
-COMMANDS = ["train", "evaluate", "predict", "verify", "generate", "pretrain", "download"]
+COMMANDS = ["train", "evaluate", "predict", "check", "verify", "generate", "pretrain", "download"]
 SETTINGS = ["--epochs", "2", "--lr", "0.005", "--device", "cpu"]
 
 
@@ -121,6 +122,115 @@ def test_standard_input_is_read_as_files_are(
     assert code == 3 and "line 2" in err and "UTF-8" in err
 
 
+def test_faulty_rows_are_left_out_of_predict_and_counted(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    raw = b"the goal\ncaf\xe9\na pill\n"
+    (tmp_path / "t.txt").write_bytes(raw)
+    (tmp_path / "t.csv").write_bytes(b"id,text\n1,the goal\n2,caf\xe9\n3,a pill\n")
+    common = ("predict", run, "--model", tiny_checkpoint, "--json")
+    for name in ("t.txt", "t.csv", "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        given = [] if name == "-" else ["--file", tmp_path / name]
+        code, out, err = call(capsys, *common, *given)
+        assert code == 3 and "0xe9) is not UTF-8" in err and "--on-error skip" in err
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code, out, err = call(capsys, *common, *given, "--on-error", "skip")
+        assert code == 0 and "1 of 3 rows" in err and "were left out" in err
+        skipped = [json.loads(line) for line in out.splitlines()]
+        assert [record["number"] for record in skipped] == [1, 3]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code, out, err = call(capsys, *common, *given, "--encoding", "latin-1")
+        whole = [json.loads(line) for line in out.splitlines()]
+        assert (
+            code == 0
+            and err == ""
+            and [whole[0], whole[2]]
+            == [
+                {**record, "probabilities": pytest.approx(record["probabilities"], abs=1e-5)}
+                for record in skipped
+            ]
+        )
+
+
+def test_numbers_stay_beside_their_texts_over_many_windows(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [b"\xff" if n % 7 == 3 else f"{n} {n % 11}".encode() for n in range(1, 1000)]
+    (tmp_path / "t.txt").write_bytes(b"\n".join(rows))
+    common = ("predict", run, "--model", tiny_checkpoint, "--file", tmp_path / "t.txt")
+    code, out, _ = call(capsys, *common, "--on-error", "skip", "--csv", "--with-text")
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and len(found) == 999 - 143
+    assert all(row["text"].encode() == rows[int(row["number"]) - 1] for row in found)
+
+
+def test_evaluate_leaves_faulty_rows_out(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "more.csv"
+    path.write_bytes("kind,body\ntech,the chip\ntech\nsport,\nhealth,café\n".encode("cp1252"))
+    common = ("evaluate", run, "--model", tiny_checkpoint, "--data", path, "--json")
+    common += ("--text-column", "body", "--label-column", "kind")
+    code, out, err = call(capsys, *common)
+    assert (code, out) == (3, "") and "more.csv, line 3" in err and "3 rows have faults" in err
+    code, out, err = call(capsys, *common, "--on-error", "skip")
+    assert code == 0 and json.loads(out)["total"] == 1 and "3 of 4 rows" in err
+    code, out, err = call(capsys, *common, "--on-error", "skip", "--encoding", "cp1252")
+    assert code == 0 and json.loads(out)["total"] == 2 and "2 of 4 rows" in err
+    code, out, err = call(capsys, *common, "--encoding", "rot13")
+    assert (code, out) == (2, "") and "'rot13' is no encoding of text" in err
+
+
+def test_evaluate_reads_the_runs_own_messages_as_they_were_written(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("best.safetensors", "test.csv"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    with (tmp_path / "test.csv").open("a", encoding="utf-8") as file:
+        file.write('"tech",""\n"tech","café"\n')  # as --keep-empty lets through
+    code, out, _ = call(
+        capsys, "evaluate", tmp_path, "--model", tiny_checkpoint, "--json",
+        "--encoding", "cp1252", "--text-column", "body",
+    )  # fmt: skip
+    assert code == 0 and json.loads(out)["total"] == 14
+
+
+def test_texts_that_were_read_otherwise_are_marked(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts = ["fine", "", "you and " * 99, "a \ud800 b"]
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts)
+    shown = [line.split(")  ", 1)[1] for line in out.splitlines()]
+    assert shown[:2] == ["fine", "(empty) "] and shown[3] == "(replaced) a \ufffd b"
+    assert shown[2].startswith("(cut) you and you") and len(shown[2]) == len("(cut) ") + 80
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [[r["truncated"], r["empty"], r["replaced"]] for r in records] == [
+        [False] * 3, [False, True, False], [True, False, False], [False, False, True],
+    ]  # fmt: skip
+
+
+def test_no_spreadsheet_executes_what_predict_prints(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither texts nor labels, in the header and in every row."""
+    Classifier.on_base(tiny_checkpoint, ["=ham", "@spam"]).save(tmp_path / "best.safetensors")
+    texts = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", 'fine, "q"', "two\nlines", "\ud800=1"]
+    common = ("predict", tmp_path, "--model", tiny_checkpoint, "--csv")
+    code, out, _ = call(capsys, *common, "--with-text", "--", *texts)
+    header, *rows = csv.reader(io.StringIO(out, newline=""))
+    assert code == 0 and header == ["number", "label", "'=ham", "'@spam", "text"]
+    assert [row[-1] for row in rows] == [f"'{t}" for t in texts[:6]] + [*texts[6:8], "\ufffd=1"]
+    assert {row[1] for row in rows} <= {"'=ham", "'@spam"}
+    assert [row[0] for row in rows] == [str(n) for n in range(1, 10)]
+    _, out, _ = call(capsys, *common, "--", *texts)
+    plain = list(csv.reader(io.StringIO(out, newline="")))
+    assert plain == [row[:-1] for row in (header, *rows)]
+    code, out, err = call(capsys, "predict", tmp_path, "--with-text", "a")
+    assert (code, out) == (2, "") and "--with-text adds a column to --csv" in err
+
+
 def test_texts_may_stand_anywhere_and_begin_with_anything(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -222,6 +332,8 @@ def test_the_lecture_runs_and_prints_its_lines(
     ("code", "arguments", "message"),
     [
         (3, ["train", "--data", "nowhere.csv"], "nowhere.csv is not a file"),
+        (3, ["check", "nowhere.csv"], "nowhere.csv is not a file"),
+        (4, ["check", "demo", "--model", "nowhere"], "nowhere is not a folder"),
         (4, ["train", "--model", "nowhere"], "nowhere is not a folder"),
         (4, ["generate", "--model", "1558M", "--prompt", "x"], "gpt2-classifier download 1558M"),
         (4, ["predict", "nowhere", "text"], "nowhere"),

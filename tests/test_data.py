@@ -1,4 +1,4 @@
-"""Messages read, checked and split: held against three-line parsers, pandas and plain counting."""
+"""Messages read and checked: held against three-line parsers, pandas and plain counting."""
 
 import csv
 import io
@@ -12,15 +12,14 @@ import pytest
 
 from gpt2_from_scratch.data import (
     Message,
-    Split,
     count_labels,
+    lines_of,
     load_messages,
     load_sms_spam,
     read_texts,
-    split_messages,
     write_messages,
 )
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 
 # what pandas would turn into numbers, truth values or NaN, and what csv must quote
 AWKWARD = [
@@ -251,7 +250,8 @@ def test_other_encodings(tmp_path, suffix):
     line = latin_1.count(b"\n")
     message = refusal(path, latin_1)
     assert f"line {line}: byte {len(latin_1) - 2} (0xe9) is not UTF-8; save" in message
-    assert "line 1: byte 0 (0xff) is not UTF-8" in refusal(path, form([("ham", "a")]).encode("utf-16"))  # fmt: skip
+    utf_16 = refusal(path, form([("ham", "a")]).encode("utf-16"))
+    assert "looks like UTF-16; give --encoding utf-16" in utf_16
     refusal(path, form([("ham", "a")]).encode("utf-16-le"))  # valid UTF-8, and yet no table
 
 
@@ -276,14 +276,14 @@ def test_nothing_in_it(tmp_path, name):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "expected strings under the keys"),
-        ('"label"', "expected strings under the keys"),
-        ("null", "expected strings under the keys"),
-        ('{"label": "ham"}', "expected strings under the keys"),
-        ('{"label": "ham", "text": 123}', "expected strings under the keys"),
-        ('{"label": 1, "text": "a"}', "expected strings under the keys"),
-        ('{"label": "ham", "text": null}', "expected strings under the keys"),
-        ('{"label": "ham", "text": ["a"]}', "expected strings under the keys"),
+        ("[]", "expected a JSON object"),
+        ('"label"', "expected a JSON object"),
+        ("null", "expected a JSON object"),
+        ('{"label": "ham"}', "expected the key 'text'"),
+        ('{"label": "ham", "text": 123}', "'text' must be a string"),
+        ('{"label": 1, "text": "a"}', "'label' is 1; numbers and strings"),
+        ('{"label": "ham", "text": null}', "'text' must be a string"),
+        ('{"label": "ham", "text": ["a"]}', "'text' must be a string"),
         ('{"label": "ham", "text": "a"', "not JSON"),
         ("{'label': 'ham', 'text': 'a'}", "not JSON"),
         ("ham,a", "not JSON"),
@@ -297,14 +297,127 @@ def test_jsonl_that_is_no_message(tmp_path, line, message):
     assert f"m.jsonl, line 3: {message}" in refusal(tmp_path / "m.jsonl", raw)
 
 
+# --- leaving out what has faults ---
+
+FAULTY = (
+    b"label,text\nham,one\nham\nham,\xff\nham,two\nham,\n,x\n" + b"a,b,c\n" * 5 + b"ham,three\n"
+)
+
+
+def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
+    message = refusal(tmp_path / "m.csv", FAULTY)
+    assert "m.csv, line 3: 1 fields where the header has 2" in message.splitlines()[0]
+    assert "9 rows have faults in all" in message and "and 4 more" in message
+    assert [line.split(":")[0] for line in message.splitlines()[2:6]] == [f"  line {n}" for n in (4, 6, 7, 8)]  # fmt: skip
+    assert message.endswith("leave such rows out with --on-error skip")
+
+
+def test_faulty_rows_are_left_out_and_told(tmp_path):
+    (tmp_path / "m.csv").write_bytes(FAULTY)
+    said = []
+    found = load_messages(tmp_path / "m.csv", on_error="skip", say=said.append)
+    assert found == [Message(text, "ham") for text in ("one", "two", "three")]
+    (told,) = said
+    assert told.startswith(
+        f"9 of 12 rows of {tmp_path / 'm.csv'} were left out:\n  line 3: 1 fields"
+    )
+    assert [line.split(":")[0] for line in told.splitlines()[1:]] == [f"  line {n}" for n in (3, 4, 6, 7, 8)] + ["  and 4 more"]  # fmt: skip
+    with pytest.raises(UsageError, match="on_error = 'ignore' must be stop or skip"):
+        load_messages(tmp_path / "m.csv", on_error="ignore")
+
+
+def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
+    write_messages(tmp_path / "m.csv", [Message("a", "ham")])
+    said = []
+    for on_error in ("stop", "skip"):
+        load_messages(tmp_path / "m.csv", on_error=on_error, say=said.append)
+    assert said == []
+
+
+def test_skipping_what_is_all_faulty(tmp_path):
+    (tmp_path / "m.csv").write_text("label,text\nham\n")
+    with pytest.raises(DataError, match="holds no messages"):
+        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+
+
+def test_a_quote_left_open_is_never_skipped(tmp_path):
+    (tmp_path / "m.csv").write_text('label,text\nham,a\nham,"b\nham,c\n')
+    with pytest.raises(DataError, match="line 3: .*is a quote left open"):
+        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+
+
+def test_empty_texts_may_be_kept(tmp_path):
+    (tmp_path / "m.csv").write_text('label,text\nham,a\nham,\nham," "\n')
+    found = load_messages(tmp_path / "m.csv", keep_empty=True)
+    assert [m.text for m in found] == ["a", "", " "]
+    (tmp_path / "m.csv").write_text("label,text\n,a\n")
+    with pytest.raises(DataError, match="line 2: the label is empty"):
+        load_messages(tmp_path / "m.csv", keep_empty=True)
+
+
+@pytest.mark.parametrize("labels", [["spam", "Spam"], ["spam", " spam"], ["STRASSE", "straße"]])
+def test_labels_that_look_alike(tmp_path, labels):
+    write_messages(tmp_path / "m.csv", [Message("a", label) for label in [*labels, "ham"]])
+    with pytest.raises(DataError, match="labels differ in case or white space only") as error:
+        load_messages(tmp_path / "m.csv")
+    assert all(repr(label) in str(error.value) for label in labels)
+    assert "'ham'" not in str(error.value)
+
+
+def test_an_encoding_that_is_named(tmp_path):
+    for encoding in ("cp1252", "utf-16"):
+        (tmp_path / "m.csv").write_bytes(as_csv([("ham", "£5, naïve")]).encode(encoding))
+        assert load_messages(tmp_path / "m.csv", encoding=encoding) == [Message("£5, naïve", "ham")]
+    assert load_messages("demo", encoding="utf-16", text_column="x") == load_messages("demo")
+
+
+def test_halves_of_characters_can_be_written_again(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"label": "ham", "text": "a \\ud800 b \\ud83d\\ude00"}')
+    messages = load_messages(tmp_path / "m.jsonl")
+    assert messages == [Message("a \ufffd b 😀", "ham")]
+    write_messages(tmp_path / "m.csv", messages)
+    assert load_messages(tmp_path / "m.csv") == messages
+
+
 # --- texts to classify ---
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt"])
+def test_numbers_stay_the_rows_own(tmp_path, suffix):
+    raw = b"text\none\n\xff\nthree\n" if suffix == "csv" else b"one\n\xff\nthree\n"
+    (tmp_path / f"t.{suffix}").write_bytes(raw)
+    said = []
+    path = tmp_path / f"t.{suffix}"
+    assert list(read_texts(path, on_error="skip", say=said.append)) == [(1, "one"), (3, "three")]
+    assert "1 of 3 rows" in said[0]
+    lines = raw.splitlines(keepends=True)
+    found = lines_of(lines[-3:], "it", on_error="skip", say=said.append)
+    assert list(found) == [(1, "one"), (3, "three")]
+
+
+def test_an_unknown_encoding_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n")
+    for refused in (lambda: read_texts(tmp_path / "t.txt", encoding="zlib"), lambda: lines_of([], "it", "zlib")):  # fmt: skip
+        with pytest.raises(UsageError, match="'zlib' is no encoding of text"):
+            refused()
+
+
+def test_a_stream_without_end_stops_at_its_first_fault():
+    def endless():
+        yield b"one\n"
+        yield b"\xff\n"
+        while True:
+            yield b"more\n"
+
+    with pytest.raises(DataError, match="it, line 2: byte 4"):
+        list(lines_of(endless(), "it"))
 
 
 def test_texts_may_be_empty(tmp_path):
     (tmp_path / "t.csv").write_text('id,text\n1,"a\nb"\n2,\n3,NA\n')
-    assert list(read_texts(tmp_path / "t.csv")) == ["a\nb", "", "NA"]
+    assert list(read_texts(tmp_path / "t.csv")) == [(1, "a\nb"), (2, ""), (3, "NA")]
     (tmp_path / "t.txt").write_text('one\n\n"two", 3\n')
-    assert list(read_texts(tmp_path / "t.txt")) == ["one", "", '"two", 3']
+    assert list(read_texts(tmp_path / "t.txt")) == [(1, "one"), (2, ""), (3, '"two", 3')]
     with pytest.raises(DataError, match="none.txt is not a file"):
         read_texts(tmp_path / "none.txt")
 
@@ -336,120 +449,3 @@ def test_a_carriage_return_survives(tmp_path):
     """The random texts hold it too; csv leaves it unquoted where lines end with a newline."""
     write_messages(tmp_path / "m.csv", [Message("old\rMac", "ham")])
     assert load_messages(tmp_path / "m.csv") == [Message("old\rMac", "ham")]
-
-
-# --- splitting ---
-
-
-def made_up(ham: int = 60, spam: int = 30) -> list[Message]:
-    """Distinct texts, the labels in turn."""
-    messages = [Message(f"see you at {n}", "ham") for n in range(ham)]
-    messages += [Message(f"win {n} now", "spam") for n in range(spam)]
-    random.Random(0).shuffle(messages)
-    return messages
-
-
-def parts(split: Split) -> list[list[Message]]:
-    return [split.train, split.val, split.test]
-
-
-def test_the_lecture_numbers_without_its_leak(sms_file):
-    """653 spam texts are distinct, 457 + 65 + 131; the lecture's 747 count copies too."""
-    messages = load_sms_spam(sms_file)
-    assert len({m.text for m in messages if m.label == "spam"}) == 653
-    split = split_messages(messages, balance=True)
-    assert [len(part) for part in parts(split)] == [914, 130, 262]
-    for part, each in zip(parts(split), (457, 65, 131), strict=True):
-        assert Counter(m.label for m in part) == {"ham": each, "spam": each}
-    assert sum(len({m.text for m in part}) for part in parts(split)) == 653 * 2
-    assert len({m.text for part in parts(split) for m in part}) == 653 * 2
-
-
-def test_no_text_stands_in_two_parts(sms_file):
-    messages = load_sms_spam(sms_file)
-    for keep in (False, True):
-        train, val, test = ({m.text for m in p} for p in parts(split_messages(messages, keep_duplicates=keep)))  # fmt: skip
-        assert not train & val and not train & test and not val & test
-        assert train | val | test == {m.text for m in messages}
-
-
-def test_each_distinct_text_once():
-    messages = made_up()
-    found = [m for part in parts(split_messages(messages * 3)) for m in part]
-    assert Counter(found) == Counter(messages)
-
-
-def test_copies_stay_together_and_none_is_lost(sms_file):
-    messages = load_sms_spam(sms_file)
-    split = split_messages(messages, keep_duplicates=True)
-    assert sum((Counter(part) for part in parts(split)), Counter()) == Counter(messages)
-
-
-def test_a_seed_gives_one_split():
-    messages = made_up()
-    assert split_messages(messages) == split_messages(messages) == split_messages(messages, seed=123)  # fmt: skip
-    others = [split_messages(messages, seed=seed) for seed in range(5)]
-    assert len({tuple(other.train) for other in others}) == 5
-    assert len({frozenset(other.test) for other in others}) == 5
-
-
-def test_the_split_is_pinned():
-    """numpy's RandomState is frozen, so this holds on every machine, for good."""
-    messages = [Message(f"{label} {n}", label) for label in ("ham", "spam") for n in range(10)]
-    split = split_messages(messages, seed=1)
-    assert [m.text for m in split.val] == ["ham 7", "spam 1"]
-    assert [m.text for m in split.test] == ["spam 7", "spam 6", "ham 8", "ham 5"]
-
-
-def test_the_order_is_random():
-    """Labels stand mixed, so that a step sees both."""
-    labels = [m.label for m in split_messages(made_up(200, 200)).train]
-    changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
-    assert 100 < changes < 180  # of 279; sorted by label it would be one
-
-
-@pytest.mark.parametrize(("ham", "spam"), [(60, 30), (10, 10), (1000, 10), (37, 83)])
-def test_every_part_keeps_the_proportions(ham, spam):
-    split = split_messages(made_up(ham, spam))
-    for label, n in (("ham", ham), ("spam", spam)):
-        found = [count_labels(part)[label] for part in parts(split)]
-        assert found == [n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10]
-
-
-def test_balance_takes_as_many_as_the_rarest_has():
-    split = split_messages(made_up(100, 20), balance=True)
-    for part, each in zip(parts(split), (14, 2, 4), strict=True):
-        assert count_labels(part) == {"ham": each, "spam": each}
-
-
-def test_three_labels():
-    messages = [Message(f"{label} {n}", label) for label in "abc" for n in range(20)]
-    assert [count_labels(p) for p in parts(split_messages(messages))] == [
-        dict.fromkeys("abc", n) for n in (14, 2, 4)
-    ]
-
-
-def test_one_text_with_two_labels_is_refused():
-    messages = [*made_up(), Message("see you at 7", "spam")]
-    with pytest.raises(DataError, match=r"two labels \['ham', 'spam'\]: 'see you at 7'"):
-        split_messages(messages)
-
-
-@pytest.mark.parametrize("messages", [[], made_up(60, 0)], ids=["none", "ham only"])
-def test_one_label_is_nothing_to_tell_apart(messages):
-    with pytest.raises(DataError, match="one label only"):
-        split_messages(messages)
-
-
-@pytest.mark.parametrize("balance", [False, True])
-@pytest.mark.parametrize("rare", ["ham", "spam"])
-def test_too_few_texts_are_refused(balance, rare):
-    """And the label that has too few is the one named."""
-    counts = {"ham": 50, "spam": 50, rare: 9}
-    with pytest.raises(DataError, match=f"9 texts of label '{rare}' are too few; 10 are needed"):
-        split_messages(made_up(**counts), balance=balance)
-
-
-def test_copies_do_not_make_up_for_texts():
-    with pytest.raises(DataError, match="9 texts of label 'spam' are too few"):
-        split_messages([*made_up(50, 9)] * 5, keep_duplicates=True)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import POOLINGS, TrainConfig
-from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.epochs import epoch_order, rate_factor
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Embedded, Features
 from gpt2_from_scratch.finetuning import frozen_depth, set_trainable
 from gpt2_from_scratch.heads import pool
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.train import finetune
 from gpt2_from_scratch.trunk import Trunk, pack
 

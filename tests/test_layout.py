@@ -20,11 +20,15 @@ MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 ORDER = [
     "errors", "kinds", "files", "interruption", "manifest", "locks", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
-    "download", "data", "corpus", "plots",
+    "download", "characters", "lines", "tables", "data", "split", "check", "report", "answers",
+    "corpus", "plots",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "finetuning", "generation", "published",
     "verify", "pretrain", "batches", "trunk", "feature_store", "features", "saved_classifier", "classifier", "stream", "epochs", "labelled", "training_run", "run_folder", "train", "lecture", "recipes", "options", "cli",
 ]  # fmt: skip
-LIGHT = ["config", "tensor_bundle", "tokenizer", "download", "cli", "data", "metrics"]
+LIGHT = [
+    "config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "split", "check",
+    "report", "answers", "metrics",
+]  # fmt: skip
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers"}
 
 

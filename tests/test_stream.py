@@ -11,7 +11,7 @@ from pytest import MonkeyPatch
 
 from gpt2_from_scratch import stream
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.stream import predict_stream
 
 Asked = list[list[str]]
@@ -90,4 +90,20 @@ def test_memory_is_flat_over_many_lines(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 7, 1.5, b"bytes", ["a list"]])
 def test_what_is_no_string_is_refused(classifier: Classifier, wrong: object) -> None:
-    pytest.raises(DataError, list, predict_stream(classifier, ["a", wrong]))
+    message = f"text 101, counted from 0, must be a string, not {type(wrong).__name__}"
+    with pytest.raises(DataError, match=message):
+        list(predict_stream(classifier, ["a"] * 101 + [wrong]))
+
+
+def test_what_is_no_string_is_passed_over(classifier: Classifier, asked: Asked) -> None:
+    texts = [None, "the", 7, b"bytes", ["a"], "you", float("nan")] * 30
+    found = list(predict_stream(classifier, texts, on_error="skip"))
+    expected = {text: classifier.predict([text])[0].label for text in ("the", "you")}
+    assert len(found) == len(texts) and all(a is b for (a, _), b in zip(found, texts, strict=True))
+    for text, answer in found:
+        assert (answer.label if isinstance(text, str) else answer) == (
+            expected[text] if isinstance(text, str) else None
+        )
+    assert asked[0] == ["the", "you"]
+    with pytest.raises(UsageError, match="on_error"):
+        list(predict_stream(classifier, [], on_error="perhaps"))

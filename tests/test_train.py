@@ -11,11 +11,12 @@ import torch.nn.functional as F
 
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
-from gpt2_from_scratch.data import Message, Split
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, rate_factor
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
 from gpt2_from_scratch.labelled import loss_and_accuracy, to_labelled
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.train import finetune
 
 CONFIG = TrainConfig(epochs=6, batch_size=4, lr=0.01, patience=6, seed=3)

@@ -1,0 +1,202 @@
+"""Messages split: no text in two parts, and the same split as ever."""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gpt2_from_scratch.data import Message, count_labels, load_messages, load_sms_spam
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.split import Split, split_messages, texts_with_two_labels
+
+
+@pytest.fixture
+def sms_file(shared: Path) -> Path:
+    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
+    if not path.exists():
+        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
+    return path
+
+
+def made_up(ham: int = 60, spam: int = 30) -> list[Message]:
+    """Distinct texts, the labels in turn."""
+    messages = [Message(f"see you at {n}", "ham") for n in range(ham)]
+    messages += [Message(f"win {n} now", "spam") for n in range(spam)]
+    random.Random(0).shuffle(messages)
+    return messages
+
+
+def parts(split: Split) -> list[list[Message]]:
+    return [split.train, split.val, split.test]
+
+
+def test_the_lecture_numbers_without_its_leak(sms_file):
+    """653 spam texts are distinct, 457 + 65 + 131; the lecture's 747 count copies too."""
+    messages = load_sms_spam(sms_file)
+    assert len({m.text for m in messages if m.label == "spam"}) == 653
+    split = split_messages(messages, balance=True)
+    assert [len(part) for part in parts(split)] == [914, 130, 262]
+    for part, each in zip(parts(split), (457, 65, 131), strict=True):
+        assert Counter(m.label for m in part) == {"ham": each, "spam": each}
+    assert sum(len({m.text for m in part}) for part in parts(split)) == 653 * 2
+    assert len({m.text for part in parts(split) for m in part}) == 653 * 2
+
+
+def test_no_text_stands_in_two_parts(sms_file):
+    messages = load_sms_spam(sms_file)
+    for keep in (False, True):
+        train, val, test = ({m.text for m in p} for p in parts(split_messages(messages, keep_duplicates=keep)))  # fmt: skip
+        assert not train & val and not train & test and not val & test
+        assert train | val | test == {m.text for m in messages}
+
+
+def test_each_distinct_text_once():
+    messages = made_up()
+    found = [m for part in parts(split_messages(messages * 3)) for m in part]
+    assert Counter(found) == Counter(messages)
+
+
+def test_copies_stay_together_and_none_is_lost(sms_file):
+    messages = load_sms_spam(sms_file)
+    split = split_messages(messages, keep_duplicates=True)
+    assert sum((Counter(part) for part in parts(split)), Counter()) == Counter(messages)
+
+
+def test_a_seed_gives_one_split():
+    messages = made_up()
+    assert split_messages(messages) == split_messages(messages) == split_messages(messages, seed=123)  # fmt: skip
+    others = [split_messages(messages, seed=seed) for seed in range(5)]
+    assert len({tuple(other.train) for other in others}) == 5
+    assert len({frozenset(other.test) for other in others}) == 5
+
+
+def test_the_split_is_pinned():
+    """numpy's RandomState is frozen, so this holds on every machine, for good."""
+    messages = [Message(f"{label} {n}", label) for label in ("ham", "spam") for n in range(10)]
+    split = split_messages(messages, seed=1)
+    assert [m.text for m in split.val] == ["ham 7", "spam 1"]
+    assert [m.text for m in split.test] == ["spam 7", "spam 6", "ham 8", "ham 5"]
+
+
+def test_the_order_is_random():
+    """Labels stand mixed, so that a step sees both."""
+    labels = [m.label for m in split_messages(made_up(200, 200)).train]
+    changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+    assert 100 < changes < 180  # of 279; sorted by label it would be one
+
+
+@pytest.mark.parametrize(("ham", "spam"), [(60, 30), (10, 10), (1000, 10), (37, 83)])
+def test_every_part_keeps_the_proportions(ham, spam):
+    split = split_messages(made_up(ham, spam))
+    for label, n in (("ham", ham), ("spam", spam)):
+        found = [count_labels(part)[label] for part in parts(split)]
+        assert found == [n * 7 // 10, n // 10, n - n * 7 // 10 - n // 10]
+
+
+def test_balance_takes_as_many_as_the_rarest_has():
+    split = split_messages(made_up(100, 20), balance=True)
+    for part, each in zip(parts(split), (14, 2, 4), strict=True):
+        assert count_labels(part) == {"ham": each, "spam": each}
+
+
+def test_three_labels():
+    messages = [Message(f"{label} {n}", label) for label in "abc" for n in range(20)]
+    assert [count_labels(p) for p in parts(split_messages(messages))] == [
+        dict.fromkeys("abc", n) for n in (14, 2, 4)
+    ]
+
+
+def test_one_text_with_two_labels_is_refused():
+    messages = [*made_up(), Message("see you at 7", "spam")]
+    with pytest.raises(DataError, match=r"two labels \['ham', 'spam'\]: 'see you at 7'"):
+        split_messages(messages)
+
+
+@pytest.mark.parametrize("messages", [[], made_up(60, 0)], ids=["none", "ham only"])
+def test_one_label_is_nothing_to_tell_apart(messages):
+    with pytest.raises(DataError, match="one label only"):
+        split_messages(messages)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("rare", ["ham", "spam"])
+def test_too_few_texts_are_refused(balance, rare):
+    """And the label that has too few is the one named."""
+    counts = {"ham": 50, "spam": 50, rare: 9}
+    with pytest.raises(DataError, match=f"9 texts of label '{rare}' are too few; 10 are needed"):
+        split_messages(made_up(**counts), balance=balance)
+
+
+def test_copies_do_not_make_up_for_texts():
+    with pytest.raises(DataError, match="9 texts of label 'spam' are too few"):
+        split_messages([*made_up(50, 9)] * 5, keep_duplicates=True)
+
+
+# --- texts with two labels ---
+
+
+def with_contradictions(count: int) -> list[Message]:
+    return made_up() + [Message(f"see you at {n}", "spam") for n in range(count)]
+
+
+def test_contradictions_are_counted_and_the_first_told():
+    with pytest.raises(DataError) as error:
+        split_messages(with_contradictions(7))
+    message = str(error.value)
+    assert message.count("one text, two labels ['ham', 'spam']: 'see you at ") == 5
+    assert "and 2 more: 7 such texts in all" in message and "--on-error skip" in message
+
+
+def test_contradictions_are_left_out_and_told():
+    said = []
+    split = split_messages(with_contradictions(7), on_error="skip", say=said.append)
+    unclear = {f"see you at {n}" for n in range(7)}
+    found = Counter(m for part in parts(split) for m in part)
+    assert found == Counter(m for m in made_up() if m.text not in unclear)
+    assert len(said) == 1 and "7 such texts in all" in said[0]
+    with pytest.raises(UsageError, match="on_error"):
+        split_messages(made_up(), on_error="never")
+
+
+def test_texts_with_two_labels_by_brute_force():
+    draw = random.Random(3)
+    messages = [Message(str(draw.randrange(30)), draw.choice("abc")) for _ in range(60)]
+    expected = {
+        a.text: sorted({m.label for m in messages if m.text == a.text})
+        for a in messages
+        if any(b.text == a.text and b.label != a.label for b in messages)
+    }
+    assert expected and texts_with_two_labels(messages) == expected
+
+
+def test_as_many_labels_as_texts():
+    messages = [Message(str(n), str(n)) for n in range(30)]
+    with pytest.raises(DataError, match="1 texts of label '0' are too few; 10 are needed, and 29 more of the 30"):  # fmt: skip
+        split_messages(messages)
+
+
+# --- the same split as ever ---
+
+
+def fingerprint(split: Split) -> str:
+    told = [[(m.label, m.text) for m in part] for part in parts(split)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "7b9b1092c7734594"),
+        ({"seed": 7}, "c903b3121542ab3a"),
+        ({"balance": True}, "7b9b1092c7734594"),
+        ({"keep_duplicates": True, "balance": True, "seed": 1}, "e6801580f5e84689"),
+    ],
+)
+def test_the_split_is_the_one_it_always_was(options, expected):
+    """So that a run can be repeated, and its test messages were never trained on."""
+    messages = load_messages("demo")
+    assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
+    assert fingerprint(split_messages(messages + messages[:50], on_error="skip", **options)) == expected  # fmt: skip
