@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
 	@rm -rf runs/demo
@@ -34,6 +34,9 @@ bench: $(INSTALLED)  ## every benchmark (about half an hour); needs OpenAI's voc
 	$(BIN)/python benchmarks/scale.py --long
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/accuracy.py
+
+faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
+	$(BIN)/python tests/faults.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

@@ -39,6 +39,21 @@ def no_string(text: object, number: int) -> str:
     return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
 
 
+def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
+    """Raise DataError unless every text has ids, and all of them are from 0 to n_vocab - 1.
+
+    Before they go to a GPU, where a wrong one would end every computation of the process.
+    """
+    for number, ids in enumerate(encoded):
+        if len(ids) == 0:
+            raise DataError(f"text {number}, counted from 0, has no ids")
+        if not 0 <= min(ids) <= max(ids) < n_vocab:
+            wrong = next(token for token in ids if not 0 <= token < n_vocab)
+            raise DataError(
+                f"text {number}, counted from 0, has the id {wrong}; ids are from 0 to {n_vocab - 1}"
+            )
+
+
 def pad_batch(
     encoded: Sequence[Sequence[int]], pad_id: int, to: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
+from gpt2_from_scratch.batches import by_length, check_ids, encode_texts, pad_batch
 from gpt2_from_scratch.characters import has_halves
 from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.data import check_on_error
@@ -155,7 +155,9 @@ class Classifier:
         """Encoded texts where what trains takes them up: behind the frozen blocks, if there are any.
 
         Says why, where something other than training keeps frozen blocks from being computed once.
+        Raises DataError for ids that the model does not have.
         """
+        check_ids(encoded, self.model.config.n_vocab)
         depth, reason = frozen_depth(self.model)
         if self._batch_mates_count:
             depth, reason = 0, "the last position depends on the texts beside"
@@ -187,7 +189,11 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Logits of texts that are read once: in their order, on the CPU, (N, K) float32."""
+        """Logits of texts that are read once: in their order, on the CPU, (N, K) float32.
+
+        Raises DataError for ids that the model does not have.
+        """
+        check_ids(encoded, self.model.config.n_vocab)
         if self._batch_mates_count or (depth := plain_depth(self.model)[0]) == 0:
             return self.all_logits(Embedded(self.model, encoded, self._pad_id))
         trunk = self._trunk(min(depth, len(self.model.blocks) - 1))

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from itertools import tee
+from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
@@ -181,9 +182,11 @@ def run_check(args: argparse.Namespace) -> None:
 def run_verify(args: argparse.Namespace) -> None:
     """Print what was checked of a model; raises CheckpointError when something failed."""
     from gpt2_from_scratch.errors import CheckpointError
-    from gpt2_from_scratch.verify import format_checks, verify_model
+    from gpt2_from_scratch.manifest import is_complete
+    from gpt2_from_scratch.verify import format_checks, verify_model, verify_run
 
-    checks = list(verify_model(args.model))
+    run = Path(args.model)
+    checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
     print(format_checks(checks))
     failed = [check.what for check in checks if not check.ok]
     if failed:

@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if len(raw) > LARGEST_JSON:
             raise ValueError(f"more than {LARGEST_JSON:,} bytes")
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=each_once, parse_constant=_no_number
+            raw.decode("utf-8"), object_pairs_hook=each_once, parse_constant=no_number
         )
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} needs it") from None
@@ -110,13 +110,14 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key!r} stands there twice")
+            raise ValueError(f"the key {key!r} stands there twice")
         found[key] = value
     return found
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def no_number(name: str) -> float:
+    """For json.loads, which would take NaN and Infinity: raises ValueError."""
+    raise ValueError(f"{name} is no value in JSON")
 
 
 def _umask() -> int:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.model import GPT2
 
 
@@ -25,7 +25,8 @@ def generate(
     `temperature` 0 takes the likeliest token each time (greedy); 1 draws from the model's own
     distribution, less than 1 from a sharper one; `top_k` keeps only the k likeliest. Stops after
     `stop_id`. What no longer fits in n_ctx falls off at the front. Raises UsageError for a
-    negative or infinite temperature, top_k < 1, or no ids to continue.
+    negative or infinite temperature, top_k < 1, or no ids to continue, DataError for ids that the
+    model does not have.
     """
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise UsageError(
@@ -35,6 +36,8 @@ def generate(
         raise UsageError(f"{max_new_tokens} new tokens: it must be 0 or more")
     if len(ids) == 0:
         raise UsageError("there is nothing to continue: give at least one token")
+    if not 0 <= ids.min() <= ids.max() < model.config.n_vocab:
+        raise DataError(f"ids {ids.tolist()!r:.80} must be from 0 to {model.config.n_vocab - 1}")
     draw = torch.Generator(device=ids.device).manual_seed(seed)
     for _ in range(max_new_tokens):
         logits = model(ids[None, -model.config.n_ctx :])[0, -1]  # (V,)

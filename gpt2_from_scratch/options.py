@@ -103,11 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="one JSON object")
 
     verify = _add(
-        commands, "verify", "check a model's files, one by one and number by number",
+        commands, "verify", "check the files of a model or a finished run, one by one",
         "gpt2-classifier verify mini",
         "gpt2-classifier verify weights/124M",
+        "gpt2-classifier verify runs/mini-demo-123",
     )  # fmt: skip
-    verify.add_argument("model", help=MODEL_HELP)
+    verify.add_argument("model", help=MODEL_HELP + "; or a run's folder")
 
     generate = _add(
         commands, "generate", "continue a text: see that the weights are right",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.files import each_once, no_number
 from gpt2_from_scratch.lines import Fault, Row, decoded_lines, read_lines
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -152,7 +153,7 @@ def _json_rows(
 
 def _json_object(line: str, number: int) -> dict[str, Any] | Fault:
     try:
-        found = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        found = json.loads(line, object_pairs_hook=each_once, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         return Fault(number, f"not JSON: {error}", "lines that are not JSON")
     if isinstance(found, dict):
@@ -185,17 +186,3 @@ def _json_values(
             )
             return Fault(number, what, "labels that are numbers and strings")
     return [found[name] for name in names]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands there twice"
-        )
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no value in JSON")

@@ -1,4 +1,4 @@
-"""Is a model's folder what it should be? File by file, tensor by tensor, then the model as a whole.
+"""Is a model's folder, or a run's, what it should be? File by file, tensor by tensor, then the model as a whole.
 
 A damaged folder raises nothing: what is wrong becomes a check that failed, and what cannot be
 looked at for that reason is said too. OpenAI's genuine 124M weights must also give the numbers
@@ -7,6 +7,7 @@ that were published for them.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from gpt2_from_scratch.config import SIZES, GPT2Config, read_config
 from gpt2_from_scratch.download import DATA, INDEX, INDEX_SHA256, model_files
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.files import sha256_of
+from gpt2_from_scratch.manifest import NAME, check_listed, read_manifest
 from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.pinned import PinnedFile
 from gpt2_from_scratch.published import (
@@ -25,6 +27,7 @@ from gpt2_from_scratch.published import (
     greedy_continuation,
     logits_difference,
 )
+from gpt2_from_scratch.saved_classifier import read_classifier
 from gpt2_from_scratch.tensor_bundle import check_tensors, read_index
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.weights import load_gpt2, stored_parameters
@@ -69,6 +72,21 @@ def verify_model(model: str | Path) -> Iterator[Check]:
     yield from _check_parameters(folder, config)
     if _is_openais_124M(folder):
         yield from _check_published(folder, tokenizer)
+
+
+def verify_run(folder: Path) -> Iterator[Check]:
+    """Check a finished run's folder: each file against its manifest, the classifiers by themselves."""
+    check, listed = _attempt(
+        NAME, lambda: read_manifest(folder), lambda files: f"{len(files)} files"
+    )
+    yield check
+    here = {path.name for path in folder.iterdir() if path.name[0] != "."} - {NAME}
+    for name in sorted({*(listed or ()), *here}):
+        path = folder / name
+        yield _attempt(name, partial(check_listed, path), lambda _: f"as in {NAME}")[0]
+        if path.suffix == ".safetensors" and path.is_file():
+            reads = partial(read_classifier, path)
+            yield _attempt(f"{name}, by itself", reads, lambda found: f"{found[0].labels}")[0]
 
 
 def format_checks(checks: Iterable[Check]) -> str:

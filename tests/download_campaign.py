@@ -1,26 +1,22 @@
 """Kills downloads at random moments, and looks after each what is on the disk.
 
-`python tests/download_campaign.py 300 1` makes 300 kills with seed 1. What the server does and
-which processes run is decided by the seed; the moment at which a kill strikes is up to the machine.
+What the server does and which processes run is decided by the seed; the moment at which a kill
+strikes is up to the machine.
 """
 
 import hashlib
-import json
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import campaign
 import filelock  # noqa: F401  # here, so that no child spends its life importing it
 
 from gpt2_from_scratch.errors import GPT2Error
@@ -32,21 +28,6 @@ from gpt2_from_scratch.pinned import PinnedFile
 SIZE = 4_000_000  # bytes
 PIECE = 1 << 15  # bytes that the server sends at once
 LIFE = 0.12  # seconds after which a process is killed, at most
-
-
-def kills_while_downloading(count: int, seed: int, say: Callable[[str], None] = print) -> dict:
-    """Make `count` kills in a process of its own (forks need one without threads); the counts.
-
-    Raises AssertionError if anything on the disk was ever other than it should be.
-    """
-    words = [sys.executable, __file__, str(count), str(seed)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = [line.rstrip("\n") for line in process.stdout]
-    for line in lines[:-1]:
-        say(line)
-    assert process.returncode == 0, f"the campaign ended with {process.returncode}"
-    return json.loads(lines[-1])
 
 
 # --- the server ---
@@ -216,22 +197,18 @@ def serve(seed: int, log: Path) -> tuple[int, int]:
         os._exit(0)
 
 
-def campaign(count: int, seed: int, folder: Path) -> Counter:
-    """The campaign in this process, which must have one thread only."""
+def kills(count: int, seed: int, folder: Path) -> Counter:
+    """Make `count` kills; AssertionError if anything on the disk was other than it should be."""
     log = folder / "log"
     server, port = serve(seed, log)
     (folder / "files").mkdir()
     run = Campaign(folder / "files", seed, port)
     choices = random.Random(f"{seed} kills")
-    begun = time.monotonic()
+    progress = campaign.Progress(count, "kills")
     try:
         while run.counts["kills"] < count:
-            before = run.counts["kills"]
             run.round(choices)
-            if run.counts["kills"] // 50 > before // 50:
-                print(
-                    f"{run.counts['kills']} kills in {time.monotonic() - begun:.0f} s", flush=True
-                )
+            progress(run.counts["kills"])
         run.finish()
     finally:
         os.kill(server, signal.SIGKILL)
@@ -239,20 +216,10 @@ def campaign(count: int, seed: int, folder: Path) -> Counter:
     asked = log.read_text().splitlines()
     run.counts["requests"] = len(asked)
     run.counts["resumed requests"] = sum(line.startswith("bytes=") for line in asked)
-    run.counts["seconds"] = round(time.monotonic() - begun)
+    for what in ("wrong files", "wrong parts", "orphans"):
+        assert not run.counts[what], f"{run.counts[what]} {what}"
     return run.counts
 
 
-def main() -> None:
-    """COUNT SEED: prints the progress and, as its last line, the counts as JSON."""
-    folder = Path(tempfile.mkdtemp(prefix="download_campaign."))
-    try:
-        counts = campaign(int(sys.argv[1]), int(sys.argv[2]), folder)
-    finally:
-        shutil.rmtree(folder)
-    keys = ("wrong files", "wrong parts", "orphans", "completions", "gave up")
-    print(json.dumps({**dict.fromkeys(keys, 0), **counts}))
-
-
 if __name__ == "__main__":
-    main()
+    campaign.main(kills)

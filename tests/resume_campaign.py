@@ -39,20 +39,23 @@ class Trials:
     draw: random.Random
 
     def prepare(self) -> None:
-        """Write the model and the messages; run each kind once, undisturbed."""
+        """Write the model and the messages."""
         write_checkpoint(self.folder / "model", seed=7)
         with (self.folder / "texts.csv").open("w", newline="") as file:
             rows = [
                 (f"{'the goal' if n % 2 else 'a pill'} {n * n}", "ab"[n % 2]) for n in range(60)
             ]
             csv.writer(file).writerows([("text", "label"), *rows])
-        self.expected, self.life = {}, {}
-        for kind in KINDS:
-            begun = time.monotonic()
-            assert campaign.end_of(self.start(kind, self.folder / "whole")) == 0
-            self.life[kind] = time.monotonic() - begun
-            self.expected[kind] = self.digests(self.folder / "whole")
-            shutil.rmtree(self.folder / "whole")
+        self.unbroken: dict[str, tuple[float, dict[str, str]]] = {}
+
+    def undisturbed(self, kind: str) -> tuple[float, dict[str, str]]:
+        """How long such a run takes, and the digests of what it ends with."""
+        if kind not in self.unbroken:
+            begun, run = time.monotonic(), self.folder / "whole"
+            assert campaign.end_of(self.start(kind, run)) == 0
+            self.unbroken[kind] = time.monotonic() - begun, self.digests(run)
+            shutil.rmtree(run)
+        return self.unbroken[kind]
 
     def start(self, kind: str, run: Path) -> int:
         """A process that begins a run, or goes on with the one that is there."""
@@ -77,9 +80,10 @@ class Trials:
     def trial(self, number: int) -> None:
         """One run, stopped one to four times, then left to end."""
         kind, run = self.draw.choice(list(KINDS)), self.folder / f"run{number}"
+        life, expected = self.undisturbed(kind)
         for _ in range(self.draw.randint(1, 4)):
             child = self.start(kind, run)
-            time.sleep(self.draw.uniform(0.0, 1.1 * self.life[kind]))
+            time.sleep(self.draw.uniform(0.0, 1.1 * life))
             how = self.draw.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM])
             code = campaign.kill(child, how)
             assert code in (0, -how, 130, 143), f"a run ended with {code}"
@@ -88,7 +92,7 @@ class Trials:
             self.seen["stopped with a state on disk"] += bool(list(run.glob("state-*")))
             self.seen["came to the end first"] += code == 0
         assert campaign.end_of(self.start(kind, run)) == 0
-        assert self.digests(run) == self.expected[kind], f"{kind}, trial {number}: other bits"
+        assert self.digests(run) == expected, f"{kind}, trial {number}: other bits"
         assert not [*run.glob(".*"), *run.glob("*.bad"), *run.glob("state-*")], "something is left"
         shutil.rmtree(run)
         shutil.rmtree(run.with_suffix(".cache"), ignore_errors=True)

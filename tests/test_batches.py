@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from gpt2_from_scratch.batches import MARGIN, by_length, encode_texts, pad_batch
+from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.generation import generate
 from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.tokenizer import Tokenizer
 
@@ -143,3 +145,25 @@ def test_white_space_is_one_end_of_text(mini: Tokenizer, text: str) -> None:
 def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
     (ids,), _ = encode_texts([text], mini, 100)
     assert mini.decode(ids) == text and mini.end_of_text_id not in ids
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [([[1, 277]], "text 0, .* has the id 277; ids are from 0 to 276"), ([[1], [0, -1]], "text 1, .* -1"),
+     ([[3], []], "text 1, counted from 0, has no ids")],
+)  # fmt: skip
+def test_ids_that_the_model_does_not_have_are_told(tiny_checkpoint, encoded, message):
+    """Before they reach a GPU, which they would leave unusable."""
+    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
+    for use in (classifier.logits, classifier.texts):
+        with pytest.raises(DataError, match=message):
+            use(encoded)
+    with pytest.raises(DataError, match="from 0 to 276"):
+        generate(classifier.model, torch.tensor([1, 277]), 1)
+    assert classifier.logits([[276, 0]]).isfinite().all()
+
+
+def test_no_texts_are_no_answers(tiny_checkpoint):
+    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
+    assert classifier.predict([]) == [] and classifier.logits([]).shape == (0, 2)
+    assert len(classifier.predict(["one"])) == 1

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from download_campaign import kills_while_downloading
 from test_locks import read_only_folder
 from write_bundle import index_bytes, random_gpt2, write_random_gpt2
 
@@ -538,14 +537,6 @@ def test_certificates_that_are_not_there(tmp_path, monkeypatch):
 
 
 # --- kills ---
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the campaign forks")
-def test_killed_downloads_go_on_and_never_leave_a_wrong_file():
-    counts = kills_while_downloading(30, seed=2019, say=lambda line: None)
-    assert counts["kills"] >= 30 and counts["kills in the middle"] > 5
-    assert counts["resumed requests"] > 5 and counts["completions"] > 0
-    assert counts["wrong files"] == counts["wrong parts"] == counts["orphans"] == 0
 
 
 # --- wrong disks ---

@@ -388,3 +388,32 @@ def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
         out = tmp_path / str(size)
         train(tiny_checkpoint, table, out, replace(CONFIG, batch_size=size, epochs=1))
         assert json.loads((out / "evaluation.json").read_text())["total"] == 8
+
+
+# --- a disk that is full ---
+
+
+@POSIX
+@pytest.mark.parametrize("limit", [100, 2_000, 20_000, 60_000])
+def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
+    tiny_checkpoint, table, unbroken, tmp_path, limit
+):
+    """Files of at most so many bytes: the classifier takes 55,000, a state 220,000."""
+    code = (
+        "import resource, sys; from gpt2_from_scratch import cli, training_run\n"
+        "training_run.SAVE_EVERY = 0.0\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    run = tmp_path / "run"
+    options = ["--epochs", 4, "--batch-size", 5, "--lr", 0.01, "--seed", 3, "--threads", 1]
+    words = ["train", "--model", tiny_checkpoint, "--data", table, "--out", run, "--device", "cpu"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*words, *options])], capture_output=True, text=True
+    )
+    assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
+    assert "could not be written" in found.stderr and found.stdout == ""
+    assert not list(run.glob(".*.tmp"))
+    if (run / "config.json").exists():  # then it goes on when there is room again
+        resume_training(run, quiet=True, say=lambda line: None)
+        assert digests(run) == digests(unbroken)

@@ -13,7 +13,10 @@ from torch import nn
 from write_bundle import random_gpt2, write_bundle, write_random_gpt2
 
 from gpt2_from_scratch import published, verify
+from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.cli import main
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.manifest import write_manifest
 from gpt2_from_scratch.pinned import PinnedFile
 from gpt2_from_scratch.tensor_bundle import read_index
 from gpt2_from_scratch.tokenizer import Tokenizer, write_bpe
@@ -286,3 +289,27 @@ def test_published_numbers_are_compared(openai, safetensors, monkeypatch):
     for folder in (openai, safetensors):
         names = [check.what for check in failed(folder)]
         assert names == ["published logits", "published continuation"]
+
+
+# --- runs ---
+
+
+def test_a_finished_run_is_checked_file_by_file(tiny_checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
+    run.mkdir()
+    classifier.save(run / "best.safetensors")
+    (run / "evaluation.json").write_text("{}")
+    write_manifest(run)
+    assert main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.count("ok") == 4
+    (run / "evaluation.json").write_text('{"accuracy": 1.0}')
+    (run / "notes.txt").write_text("")
+    raw = bytearray((run / "best.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (run / "best.safetensors").write_bytes(raw)
+    assert main(["verify", str(run)]) == 4
+    out = capsys.readouterr().out
+    assert out.count("FAILED") == 4 and "by itself" in out and "came after" in out
+    (run / "best.safetensors").unlink()
+    assert main(["verify", str(run)]) == 4 and "is missing" in capsys.readouterr().out
