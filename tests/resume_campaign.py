@@ -81,22 +81,35 @@ class Trials:
         """One run, stopped one to four times, then left to end."""
         kind, run = self.draw.choice(list(KINDS)), self.folder / f"run{number}"
         life, expected = self.undisturbed(kind)
-        for _ in range(self.draw.randint(1, 4)):
+        stops, wanted = 0, self.draw.randint(1, 4)
+        while stops < wanted:
             child = self.start(kind, run)
-            time.sleep(self.draw.uniform(0.0, 1.1 * life))
-            how = self.draw.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM])
-            code = campaign.kill(child, how)
-            assert code in (0, -how, 130, 143), f"a run ended with {code}"
-            self.seen["kills"] += code == -signal.SIGKILL
-            self.seen["Ctrl-C and SIGTERM"] += code in (130, 143, -signal.SIGTERM)
-            self.seen["stopped with a state on disk"] += bool(list(run.glob("state-*")))
-            self.seen["came to the end first"] += code == 0
+            time.sleep(self.draw.uniform(0.0, life))
+            stopped = self.stop(child, run)
+            stops += stopped
+            if not stopped and stops:
+                break  # it was stopped before and has come to its end
+            if not stopped:
+                self.remove(run)  # it was too quick: once more
         assert campaign.end_of(self.start(kind, run)) == 0
         assert self.digests(run) == expected, f"{kind}, trial {number}: other bits"
         assert not [*run.glob(".*"), *run.glob("*.bad"), *run.glob("state-*")], "something is left"
-        shutil.rmtree(run)
-        shutil.rmtree(run.with_suffix(".cache"), ignore_errors=True)
+        self.remove(run)
         self.seen["trials that ended bit-equal"] += 1
+
+    def stop(self, child: int, run: Path) -> bool:
+        """Kill a run, or ask it to stop; False if it came to its end before."""
+        how = self.draw.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM])
+        code = campaign.kill(child, how)
+        assert code in (0, -how, 130, 143), f"a run ended with {code}"
+        self.seen["SIGKILLs"] += code == -signal.SIGKILL
+        self.seen["Ctrl-C and SIGTERM"] += code in (130, 143, -signal.SIGTERM)
+        self.seen["stopped with a state on disk"] += code != 0 and bool(list(run.glob("state-*")))
+        return code != 0
+
+    def remove(self, run: Path) -> None:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(run.with_suffix(".cache"), ignore_errors=True)
 
 
 def resumes(count: int, seed: int, folder: Path) -> Counter:
