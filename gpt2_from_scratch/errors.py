@@ -51,7 +51,10 @@ class Interrupted(KeyboardInterrupt):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the processor or on a GPU."""
     name, words = type(error).__name__, str(error)  # OutOfMemoryError is torch's, not loaded here
-    told = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "Cannot allocate memory")
+    told = (
+        "DefaultCPUAllocator", "bad_alloc", "out of memory", "Cannot allocate memory",
+        "can't start new thread",  # for want of room for its stack
+    )  # fmt: skip
     return name in ("MemoryError", "OutOfMemoryError") or (
         isinstance(error, RuntimeError) and any(part in words for part in told)
     )

@@ -11,7 +11,7 @@ from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import Interrupted
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.finetuning import set_trainable
-from gpt2_from_scratch.interruption import stop_after_step
+from gpt2_from_scratch.interruption import Stop, stop_after_step
 from gpt2_from_scratch.labelled import to_labelled
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.training_run import TrainingRun
@@ -59,16 +59,19 @@ def finetune(
     ):
         while not training.over():
             bar.set_description(f"epoch {training.at.epoch}/{config.epochs}")
-            while training.at.seen < len(train.labels):
-                training.step()
+            for batch in training.batches_left():
+                training.step(batch)
                 training.show(bar)
-                if stop:
-                    training.save()
-                    raise Interrupted(
-                        f"stopped after step {training.at.step} of {training.steps}; all is saved",
-                        stop.signal,
-                    )
                 training.save_now_and_then()
+                _end_if_asked(training, stop)
             training.end_epoch(val)
+            _end_if_asked(training, stop)
     training.finish()
     return training.at.history
+
+
+def _end_if_asked(training: TrainingRun, stop: Stop) -> None:
+    if stop:
+        training.save()
+        done = f"stopped after step {training.at.step} of {training.steps}; all is saved"
+        raise Interrupted(done, stop.signal)

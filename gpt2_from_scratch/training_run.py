@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,14 @@ class TrainingRun:
         waited = len(history) - best_epoch(history).epoch
         return len(history) == self.config.epochs or waited >= self.config.patience
 
-    def step(self) -> None:
-        """Show the next batch and adjust what trains."""
+    def batches_left(self) -> Iterator[list[int]]:
+        """The numbers of the messages of each batch of this epoch that was not shown yet."""
         order = epoch_order(len(self.train.labels), self.config.seed, self.at.epoch)
-        batch = order[self.at.seen :][: self.config.batch_size].tolist()
+        while self.at.seen < len(order):
+            yield order[self.at.seen :][: self.config.batch_size].tolist()
+
+    def step(self, batch: list[int]) -> None:
+        """Show a batch and adjust what trains."""
         loss, right = self._gradients(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate_factor(self.at.step, self.steps, self.config.warmup)

@@ -65,8 +65,8 @@ def broken_off(monkeypatch, base: Path, table: Path, out: Path, steps: int) -> N
     """A run that Ctrl-C stops after so many steps."""
     plain = TrainingRun.step
 
-    def step(self: TrainingRun) -> None:
-        plain(self)
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
         if self.at.step == steps:
             signal.raise_signal(signal.SIGINT)
 
@@ -96,8 +96,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
     plain, run = TrainingRun.step, tmp_path / "run"
 
-    def step(self: TrainingRun) -> None:
-        plain(self)
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(TrainingRun, "step", step)
@@ -244,7 +244,7 @@ def test_one_process_at_a_time(tiny_checkpoint, table, tmp_path, monkeypatch):
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
 
-    def second(self: TrainingRun) -> None:
+    def second(self: TrainingRun, batch: list[int]) -> None:
         with pytest.raises(UsageError, match="another process"):
             resume_training(run, quiet=True, say=lambda line: None)
         raise KeyboardInterrupt
@@ -262,8 +262,8 @@ def test_nan_keeps_the_last_good_state(
 ):
     plain, run = TrainingRun.step, tmp_path / "run"
 
-    def step(self: TrainingRun) -> None:
-        plain(self)
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
         if self.at.step == 5:
             self.trainable["head.bias"].data[0] = torch.nan
 
@@ -368,8 +368,8 @@ def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
     """The second one comes while the first one's step is still under way."""
     plain: Callable = TrainingRun.step
 
-    def step(self: TrainingRun) -> None:
-        plain(self)
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("it went on")
@@ -380,6 +380,28 @@ def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
         train(tiny_checkpoint, table, tmp_path / "run")
     assert not list((tmp_path / "run").glob("state*"))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_while_the_epoch_is_judged(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
+):
+    """Even behind the last step: then only the scores are left to take."""
+    plain, run = TrainingRun.end_epoch, tmp_path / "run"
+
+    def end_epoch(self, val) -> None:
+        signal.raise_signal(signal.SIGINT)
+        plain(self, val)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "end_epoch", end_epoch)
+        for step in (6, 12, 18, 24):
+            with pytest.raises(Interrupted, match=f"after step {step} of 24"):
+                if step == 6:
+                    train(tiny_checkpoint, table, run)
+                else:
+                    resume_training(run, quiet=True, say=lambda line: None)
+    resume_training(run, quiet=True, say=lambda line: None)
+    assert digests(run) == digests(unbroken)
 
 
 def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
