@@ -37,7 +37,7 @@ def save_for_ever(folder: Path, step: int, done: int) -> None:
         write_classifier(folder / "best.safetensors", DESCRIPTION, tensors(step))
         write_json(folder / "config.json", {"step": step, "padding": "x" * 50_000})
         write_messages(
-            folder / "test.csv", [Message(f"text {n}", "ham") for n in range(step % 500)]
+            folder / "test.csv", [Message(f"text {n}", "ham") for n in range(1 + step % 500)]
         )
         store.save("space", {b"%032d" % step: torch.full((300, 64), float(step))})
         os.write(done, b"%012d" % step)
@@ -56,7 +56,7 @@ def look(folder: Path, safe: int) -> int:
         assert description == DESCRIPTION and saved["head.bias"][0] >= safe
     if (path := folder / "config.json").exists():
         assert read_json(path)["step"] >= safe
-    if (path := folder / "test.csv").exists() and path.stat().st_size > 13:
+    if (path := folder / "test.csv").exists():
         texts = [message.text for message in load_messages(path)]
         assert texts == [f"text {n}" for n in range(len(texts))]
     look_at_features(folder / "cache")
