@@ -50,6 +50,8 @@ def newest_state(
             metadata, tensors = read_tensors(path, FORMAT)
             record = json.loads(metadata["record"])
         except CheckpointError as error:
+            if isinstance(error.__cause__, OSError):  # it may be whole
+                raise
             say(f"{error}; put aside as {path.name}.bad, the state before it is taken")
             os.replace(path, path.with_name(f"{path.name}.bad"))
         else:
@@ -101,4 +103,4 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: Mapping[str, Te
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-*.safetensors"))
+    return sorted(path for path in folder.glob("state-*.safetensors") if path.is_file())

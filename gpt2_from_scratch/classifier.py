@@ -218,6 +218,8 @@ class Classifier:
         None.
         """
         check_on_error(on_error)
+        if not isinstance(texts, (str, Sequence)):  # a generator, a pandas column
+            texts = list(texts)
         if on_error == "stop" or isinstance(texts, str):
             return [*self._answers(texts)]
         answers = iter(self._answers([text for text in texts if isinstance(text, str)]))
@@ -271,7 +273,7 @@ def _check(description: Description, model: GPT2, tokenizer: Tokenizer) -> None:
         raise UsageError(f"labels must be at least two different names, not {labels}")
     if description.pooling not in POOLINGS:
         raise UsageError(f"pooling {description.pooling!r} is none of {', '.join(POOLINGS)}")
-    if not 1 <= description.max_tokens <= n_ctx:
+    if type(description.max_tokens) is not int or not 1 <= description.max_tokens <= n_ctx:
         raise UsageError(f"max_tokens = {description.max_tokens} must be from 1 to n_ctx = {n_ctx}")
     if tokenizer.n_vocab != model.config.n_vocab:
         raise CheckpointError(

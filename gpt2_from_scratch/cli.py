@@ -5,12 +5,14 @@ a command is chosen, so that --help answers at once.
 """
 
 import argparse
+import errno
 import json
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from itertools import tee
 from pathlib import Path
@@ -37,9 +39,8 @@ RUN_SETTINGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
-    args = _parse(sys.argv[1:] if arguments is None else list(arguments))
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an argument may hold bytes that are no UTF-8
+    _open_streams()
+    verbose = False
     commands = {
         "train": run_train,
         "evaluate": run_evaluate,
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         with terminable():
+            args = _parse(sys.argv[1:] if arguments is None else list(arguments))
+            verbose = args.verbose
             commands[args.command](args)
             sys.stdout.flush()
         return 0
@@ -60,15 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        return _failed(error, getattr(error, "exit_code", 130), args.verbose, "interrupted")
+        return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted")
     except GPT2Error as error:
-        return _failed(error, error.exit_code, args.verbose)
-    except (MemoryError, RuntimeError) as error:
+        return _failed(error, error.exit_code, verbose)
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
-        return _failed(error, ResourceError.exit_code, args.verbose, "not enough memory")
-    except OSError as error:  # of reading: what is written raises ResourceError
-        return _failed(error, DataError.exit_code, args.verbose)
+        return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
+    except OSError as error:  # files that are written raise ResourceError, but not standard output
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        return _failed(error, (ResourceError if full else DataError).exit_code, verbose)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -107,11 +111,13 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from gpt2_from_scratch.devices import choose_device
     from gpt2_from_scratch.recipes import resume_training
 
-    if args.out or args.recipe or args.threads:
+    if args.out or args.recipe == "lecture":
         raise UsageError(
-            "--resume RUN goes on in RUN as it was: leave out --out, --recipe, --threads"
+            "--resume RUN goes on in RUN with its recipe: leave out --out and --recipe"
         )
-    given = _given(args, *RUN_SETTINGS, "dtype", *(field.name for field in fields(TrainConfig)))
+    given = _given(
+        args, *RUN_SETTINGS, "dtype", "threads", *(field.name for field in fields(TrainConfig))
+    )
     return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
 
 
@@ -270,10 +276,20 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard error, above a progress bar if one is there."""
+    """Print to standard error, above a progress bar if one is there; if it can be told."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr)
+    with suppress(OSError):  # a log on a full disk is no reason to stop
+        tqdm.write(text, file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Where the shell closed a stream there is none; and an argument may hold what is no UTF-8."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

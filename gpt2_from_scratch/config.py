@@ -17,7 +17,7 @@ GPT2_CHOICES = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "n_layer": 10**4}
+LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "n_layer": 500}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class TrainConfig:
     seed: int = setting(123, "of the head's first weights, the order of messages and the split")
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _at_least_one(self, "epochs", "patience", "batch_size")
         _at_least_zero(self, "n_last_blocks", "weight_decay")
         _check_rates(self)
@@ -106,6 +107,7 @@ class PretrainConfig:
     save_every: int = setting(250, "steps between checkpoints and looks at the held-out text")
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _at_least_one(self, "steps", "tokens", "row", "long_every", "save_every")
         _at_least_zero(self, "conversation", "phone", "warmup", "weight_decay")
         _check_rates(self)
@@ -118,6 +120,14 @@ class PretrainConfig:
         if not 257 <= self.n_vocab <= 65536:  # the bytes and <|endoftext|>; ids are kept as uint16
             raise UsageError(f"n_vocab = {self.n_vocab} must be from 257 to 65,536")
         GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
+
+
+def _check_types(config: Any) -> None:
+    """Raise UsageError unless every field has its default's type; whole numbers are numbers too."""
+    for known in fields(config):
+        value, wanted = getattr(config, known.name), type(known.default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UsageError(f"{known.name} = {value!r} must be of type {wanted.__name__}")
 
 
 def _at_least_one(config: Any, *names: str) -> None:
@@ -168,7 +178,10 @@ def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, ours in GPT2_CHOICES.items():
         if config.get(name, ours) != ours:
             raise CheckpointError(f"{path}: {name} is {config[name]!r}; GPT-2 has {ours!r}")
-    if config.get("n_inner") not in (None, 4 * config.get("n_embd", 0)):
+    width = config.get("n_embd")
+    if config.get("n_inner") is not None and config["n_inner"] != 4 * (
+        width if type(width) is int else 0
+    ):
         raise CheckpointError(f"{path}: n_inner is {config['n_inner']}; GPT-2 has 4 n_embd")
     theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
     ours = (field.name for field in fields(GPT2Config))

@@ -11,7 +11,7 @@ from gpt2_from_scratch.characters import without_halves
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.lines import Fault, Row, checked_encoding, lines_in, read_lines
-from gpt2_from_scratch.paths import embedded, sms_collection
+from gpt2_from_scratch.paths import embedded, expanded, sms_collection
 from gpt2_from_scratch.tables import is_table, read_rows, tab_separated
 
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
@@ -45,6 +45,7 @@ def load_messages(
     with `on_error="skip"` such rows are left out and told to `say`. An empty text is a fault too,
     but for `keep_empty`.
     """
+    checked_encoding(encoding)
     path = source_path(source)
     if path.name == "SMSSpamCollection":
         return load_sms_spam(path)
@@ -80,7 +81,7 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
 
 def source_path(source: str | Path) -> Path:
     """The file that "demo", "sms" or a path means. Raises DataError when it is not there."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source == "demo":
         path = embedded("data/demo") / "messages.csv"
     elif source == "sms":

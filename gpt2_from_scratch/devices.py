@@ -9,6 +9,7 @@ import torch
 
 from gpt2_from_scratch.errors import UsageError
 
+MOST_THREADS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -25,6 +26,12 @@ def choose_device(name: str = "auto") -> torch.device:
         there = ", ".join(device for device, there in available.items() if there)
         raise UsageError(f"device {name} is not to be had here; there is: {there}")
     return torch.device(name)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise UsageError for anything but the two in which frozen blocks compute."""
+    if dtype not in DTYPES.values():
+        raise UsageError(f"dtype = {dtype!r} must be torch.float32 or torch.bfloat16")
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -44,8 +51,8 @@ def set_threads(count: int | None = None) -> int:
     """
     if count is None:
         count = min(torch.get_num_threads(), usable_processors())
-    if count < 1:
-        raise UsageError(f"threads = {count} must be at least 1")
+    if not 1 <= count <= MOST_THREADS:  # torch ends with a segmentation fault at some number
+        raise UsageError(f"threads = {count} must be from 1 to {MOST_THREADS:,}")
     torch.set_num_threads(count)
     return count
 

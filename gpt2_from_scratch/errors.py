@@ -53,8 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     name, words = type(error).__name__, str(error)  # OutOfMemoryError is torch's, not loaded here
     told = (
         "DefaultCPUAllocator", "bad_alloc", "out of memory", "Cannot allocate memory",
-        "can't start new thread",  # for want of room for its stack
+        "can't start new thread", "failed to map segment",  # for want of room in memory
     )  # fmt: skip
     return name in ("MemoryError", "OutOfMemoryError") or (
-        isinstance(error, RuntimeError) and any(part in words for part in told)
+        isinstance(error, (RuntimeError, ImportError)) and any(part in words for part in told)
     )

@@ -30,6 +30,9 @@ from gpt2_from_scratch.tensor_file import check_header, write_tensors
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
 DEFAULT_LIMIT = 20 * GB
+NAME = "[0-9a-f]" * 64  # no file of another name is ever removed: the folder may be anybody's
+SHARDS, PLANS, TEMPORARY = f"{NAME}.safetensors", f"{NAME}.plan", f".{NAME}.*.tmp"
+OURS = f"*{NAME}.*"
 SPARE = 1 * GB  # of the disk, which the store never takes
 
 
@@ -95,7 +98,7 @@ class FeatureStore:
         """The shards of a space that hold any of these texts; damaged ones are removed."""
         shards = []
         try:
-            paths = sorted((self.folder / space).glob("*.safetensors"))
+            paths = sorted((self.folder / space).glob(SHARDS))
         except OSError as error:
             self.say(f"features in {self.folder} cannot be read: {error}")
             return []
@@ -144,16 +147,21 @@ class FeatureStore:
 
     def clear(self) -> int:
         """Remove every space; returns the bytes that were freed."""
-        freed = sum(_size(path) for path in self._files())
+        freed = 0
         for space in self._spaces():
-            shutil.rmtree(space, ignore_errors=True)
-        return freed - sum(_size(path) for path in self._files())
+            sweep(space, pattern=TEMPORARY)
+            for path in [*space.glob(SHARDS), *space.glob(PLANS)]:
+                size = _size(path)
+                freed += size if _remove(path) else 0
+            with suppress(OSError):  # something of somebody else's lies there
+                space.rmdir()
+        return freed
 
     def spaces(self) -> list[tuple[str, int, int, float]]:
         """(name, shards, bytes, when last used) of each space, the latest first."""
         rows = []
         for space in self._spaces():
-            shards = list(space.glob("*.safetensors"))
+            shards = list(space.glob(SHARDS))
             used = max((_modified(path) for path in shards), default=0.0)
             rows.append((space.name, len(shards), sum(map(_size, shards)), used))
         return sorted(rows, key=lambda row: -row[3])
@@ -189,10 +197,10 @@ class FeatureStore:
     def _make_room(self, needed: int) -> bool:
         """Remove what killed writers left, and shards used longest ago until there is room."""
         for space in self._spaces():
-            sweep(space, STALE)
+            sweep(space, STALE, TEMPORARY)
         files = sorted(self._files(), key=_modified)
         sizes = {path: _size(path) for path in files}
-        being_written = [path for space in self._spaces() for path in space.glob(".*.tmp/*")]
+        being_written = [path for space in self._spaces() for path in space.glob(f"{TEMPORARY}/*")]
         total = sum(sizes.values()) + sum(map(_size, being_written))
         mine = sum(size for path, size in sizes.items() if path in self._used)
         for path in files:
@@ -224,14 +232,15 @@ class FeatureStore:
 
     def _spaces(self) -> list[Path]:
         try:
-            return [path for path in self.folder.glob("*") if path.is_dir()]
+            folders = [path for path in self.folder.glob("*") if path.is_dir()]
+            return [path for path in folders if any(path.glob(OURS))]
         except OSError:
             return []
 
     def _files(self) -> Iterator[Path]:
         for space in self._spaces():
             with suppress(OSError):
-                yield from space.glob("*.safetensors")
+                yield from space.glob(SHARDS)
 
 
 def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:

@@ -71,6 +71,7 @@ class Features:
         self._keys = [_key(ids) for ids in encoded]
         self._shards: list[Shard] = []
         self._shard_of: dict[bytes, Shard] = {}
+        self._kept = False  # anything of it in the store, by this one
         self._may_hold = HELD if store else HELD_ALONE
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
@@ -83,7 +84,7 @@ class Features:
             store.done(self._space, texts)
         seconds, found = time.perf_counter() - started, len(texts) - len(missing)
         if found or seconds > 1:
-            kept = f"; kept in {store.folder}" if store and missing else ""
+            kept = f"; kept in {store.folder}" if store and self._kept else ""
             say(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
                 f"in {seconds:.1f} s{kept}"
@@ -156,6 +157,7 @@ class Features:
     def _put_away(self, ready: dict[bytes, Tensor]) -> bool:
         size = sum(rows.nbytes for rows in ready.values())
         shard = self._store.save(self._space, ready) if self._store else None
+        self._kept = self._kept or shard is not None
         if shard is None and size <= self._may_hold:
             shard = Shard.of(ready)
         if shard is None:

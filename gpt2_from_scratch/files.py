@@ -1,5 +1,6 @@
 """Writing files so that nothing is lost, and naming their bytes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def sweep(folder: Path, older_than: float = 0.0) -> None:
+def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> None:
     """Remove the temporary folders that killed writers left, if untouched for so many seconds.
 
     With 0 only where no other process may be writing.
     """
-    for left in folder.glob(".*.tmp"):
+    for left in folder.glob(pattern):
         with suppress(OSError):  # its writer was quicker, or it is somebody else's
             touched = max(path.stat().st_mtime for path in (left, *left.glob("*")))
             if time.time() - touched >= older_than:
@@ -75,13 +77,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read bytes; a pipe or a device, which may never end, raises OSError."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.open("rb")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model's or a run's folder; a key twice or NaN is no JSON here.
 
     Raises CheckpointError that names what it is instead.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(LARGEST_JSON + 1)
         if len(raw) > LARGEST_JSON:
             raise ValueError(f"more than {LARGEST_JSON:,} bytes")
@@ -101,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -32,6 +32,8 @@ def generate(
         raise UsageError(
             f"temperature {temperature} must be a number from 0 up, and top_k {top_k} at least 1"
         )
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed = {seed} must be from 0 to 2^63 - 1")
     if max_new_tokens < 0:
         raise UsageError(f"{max_new_tokens} new tokens: it must be 0 or more")
     if len(ids) == 0:
@@ -50,7 +52,7 @@ def generate(
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> Tensor:
     """(V,) -> (1,)"""
-    if temperature == 0:
+    if temperature < 1e-6:  # so small that only the likeliest is left, and that it divides by 0
         return logits.argmax(keepdim=True)
     values, ids = logits.topk(min(top_k or len(logits), len(logits)))  # likeliest first
     shares = ((values - values[0]) / temperature).softmax(dim=0)

@@ -13,9 +13,13 @@ NAME = "MANIFEST.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file of a folder, but hidden ones and the manifest itself."""
+    """List every file of a folder, but hidden ones, what was put aside, and the manifest itself."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    listed = {path.name: sha256_of(path) for path in files if path.name[0] != "."}
+    listed = {
+        path.name: sha256_of(path)
+        for path in files
+        if path.name[0] != "." and path.suffix != ".bad"
+    }
     listed.pop(NAME, None)
     write_json(folder / NAME, {"sha256": listed})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.config import POOLINGS, PretrainConfig, TrainConfig
+from gpt2_from_scratch.paths import expanded
 
 MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
 DATA_HELP = (
@@ -35,12 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
     )  # fmt: skip
-    train.add_argument("--model", help=MODEL_HELP + " (default: mini)")
-    train.add_argument("--data", help=DATA_HELP + " (default: demo)")
+    train.add_argument("--model", type=_something, help=MODEL_HELP + " (default: mini)")
+    train.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
     _add_columns(train)
-    train.add_argument("--out", type=Path, help="the run's folder (default: a new one in runs/)")
+    train.add_argument("--out", type=_path, help="the run's folder (default: a new one in runs/)")
     train.add_argument(
-        "--resume", type=Path, metavar="RUN",
+        "--resume", type=_path, metavar="RUN",
         help="go on with a run that was interrupted; settings are its own",
     )  # fmt: skip
     train.add_argument(
@@ -65,9 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier evaluate runs/mini-demo-123",
         "gpt2-classifier evaluate runs/mini-demo-123 --data more.csv --json",
     )  # fmt: skip
-    evaluate.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
-    evaluate.add_argument("--model", help="where the base model lies, if it has no known name")
-    evaluate.add_argument("--data", help=DATA_HELP + " (default: the run's own test messages)")
+    evaluate.add_argument("run", type=_path, help="a run's folder, or its best.safetensors")
+    evaluate.add_argument(
+        "--model", type=_something, help="where the base model lies, if it has no known name"
+    )
+    evaluate.add_argument(
+        "--data", type=_something, help=DATA_HELP + " (default: the run's own test messages)"
+    )
     _add_columns(evaluate)
     evaluate.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -77,13 +82,17 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier predict runs/mini-demo-123 --file inbox.txt --csv > labels.csv",
         "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
     )  # fmt: skip
-    predict.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
+    predict.add_argument("run", type=_path, help="a run's folder, or its best.safetensors")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
     predict.add_argument(
-        "--file", type=Path, help="lines of a text file, or a column of a .csv, .tsv or .jsonl file"
+        "--file",
+        type=_path,
+        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
     )
     predict.add_argument("--text-column", default="text", help="its name (default: text)")
-    predict.add_argument("--model", help="where the base model lies, if it has no known name")
+    predict.add_argument(
+        "--model", type=_something, help="where the base model lies, if it has no known name"
+    )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON object a line")
     form.add_argument("--csv", action="store_true", help="number, label, probabilities")
@@ -99,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.add_argument("data", help=DATA_HELP)
     _add_columns(check)
-    check.add_argument("--model", default="mini", help=MODEL_HELP + ", to count its tokens")
+    check.add_argument(
+        "--model", type=_something, default="mini", help=MODEL_HELP + ", to count its tokens"
+    )
     check.add_argument("--json", action="store_true", help="one JSON object")
 
     verify = _add(
@@ -115,7 +126,9 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier generate --prompt 'Every effort moves you'",
         "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
     )  # fmt: skip
-    generate.add_argument("--model", default="mini", help=MODEL_HELP + " (default: mini)")
+    generate.add_argument(
+        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+    )
     generate.add_argument("--prompt", required=True, help="the text to continue")
     generate.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
     generate.add_argument(
@@ -129,8 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
     )  # fmt: skip
-    pretrain.add_argument("--corpus", type=Path, required=True, help="a folder of .txt files")
-    pretrain.add_argument("--out", type=Path, required=True, help="the model's folder")
+    pretrain.add_argument("--corpus", type=_path, required=True, help="a folder of .txt files")
+    pretrain.add_argument("--out", type=_path, required=True, help="the model's folder")
     pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     pretrain.add_argument(
         "--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk"
@@ -176,6 +189,17 @@ def build_parser() -> argparse.ArgumentParser:
             help="what computes (default: auto)",
         )  # fmt: skip
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path with `~` written out; the empty one would be the folder at hand."""
+    return expanded(_something(text))
+
+
+def _something(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
 
 
 def _add(commands: Any, name: str, what: str, *examples: str) -> argparse.ArgumentParser:

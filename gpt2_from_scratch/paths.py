@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from gpt2_from_scratch.config import SIZES
-from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.errors import CheckpointError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
@@ -17,7 +17,7 @@ def home() -> Path:
     package runs from, else `~/.cache/gpt2_from_scratch`.
     """
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_HOME"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if (CHECKOUT / "pyproject.toml").exists() and (CHECKOUT / "weights").is_dir():
         return CHECKOUT
     return _user_cache()
@@ -26,7 +26,7 @@ def home() -> Path:
 def features_folder() -> Path:
     """Where features are kept: $GPT2_FROM_SCRATCH_CACHE, else the user's cache."""
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_CACHE"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     return _user_cache() / "features"
 
 
@@ -48,7 +48,7 @@ def model_name(model: str | Path) -> str:
 
 def data_name(data: str | Path) -> str:
     """What to call a data set later: its known name, or else the whole path of its file."""
-    return str(data) if data in DATA_SETS else str(Path(data).expanduser().resolve())
+    return str(data) if data in DATA_SETS else str(expanded(data).resolve())
 
 
 def model_folder(model: str | Path) -> Path:
@@ -63,7 +63,7 @@ def model_folder(model: str | Path) -> Path:
         raise CheckpointError(
             f"the {model} model is not in {folder}; get it with: gpt2-classifier download {model}"
         )
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
@@ -71,5 +71,13 @@ def model_folder(model: str | Path) -> Path:
     return folder
 
 
+def expanded(path: str | Path) -> Path:
+    """With `~` written out. Raises UsageError for a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2_from_scratch"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gpt2_from_scratch"

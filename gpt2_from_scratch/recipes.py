@@ -15,20 +15,32 @@ import torch
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import Pooling, TrainConfig
-from gpt2_from_scratch.data import Message, count_labels, load_messages, write_messages
-from gpt2_from_scratch.devices import DTYPES, set_threads
+from gpt2_from_scratch.data import (
+    Message,
+    check_on_error,
+    count_labels,
+    load_messages,
+    write_messages,
+)
+from gpt2_from_scratch.devices import DTYPES, check_dtype, set_threads
 from gpt2_from_scratch.epochs import Epoch
-from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.files import read_json, write_json
+from gpt2_from_scratch.files import write_json
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
 from gpt2_from_scratch.labelled import to_labelled
 from gpt2_from_scratch.lecture import lecture, lecture_split
-from gpt2_from_scratch.manifest import is_complete, write_manifest
+from gpt2_from_scratch.lines import checked_encoding
+from gpt2_from_scratch.manifest import check_listed, is_complete, write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_training
-from gpt2_from_scratch.run_folder import describe, new_run_folder, refuse_other_run, working_in
+from gpt2_from_scratch.run_folder import (
+    describe,
+    new_run_folder,
+    read_settings,
+    refuse_other_run,
+    working_in,
+)
 from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import finetune
@@ -66,12 +78,8 @@ def train_classifier(
     Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
     """
     config = config or TrainConfig()
-    settings = {
-        "model": model_name(model), "data": data_name(data), "balance": balance,
-        "pooling": pooling, "max_tokens": max_tokens, "text_column": text_column,
-        "label_column": label_column, "encoding": encoding, "on_error": on_error,
-        "keep_empty": keep_empty, "dtype": str(dtype).removeprefix("torch."), "cache": cache,
-    }  # fmt: skip
+    check_on_error(on_error)
+    check_dtype(dtype)
     messages = load_messages(
         data,
         text_column=text_column,
@@ -97,14 +105,21 @@ def train_classifier(
         f"to train on, {len(split.val)} to choose by, {len(split.test)} to test"
     )
     say(format_ledger(ledger(classifier.model)))
-    run = run if run and resume else new_run_folder(run, model, data, config.seed)
+    settings = {
+        "model": model_name(model), "data": data_name(data), "balance": balance,
+        "pooling": pooling, "max_tokens": classifier.description.max_tokens,
+        "text_column": text_column, "label_column": label_column,
+        "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
+        "dtype": str(dtype).removeprefix("torch."), "cache": cache,
+    }  # fmt: skip
+    run = Path(run) if run and resume else new_run_folder(run, model, data, config.seed)
     with working_in(run, resumable=True):
         described = describe(settings | asdict(config), split, classifier)
         if resume:
             refuse_other_run(run, described)
-        else:  # first of all, so that an interrupted run can be scored and gone on with
-            write_messages(run / "test.csv", split.test)
-            write_json(run / "config.json", described)
+        # first of all, so that an interrupted run can be scored and gone on with
+        write_messages(run / "test.csv", split.test)
+        write_json(run / "config.json", described)
         store = FeatureStore(say=say) if cache else None
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
@@ -128,34 +143,22 @@ def resume_training(
     caller believes it has. Of a complete run only the scores are taken again. Raises UsageError for
     a setting that differs, and for a run of the lecture's recipe, which cannot go on.
     """
-    saved = read_json(run / "config.json")
-    if saved.get("recipe") != "default":
-        raise UsageError(
-            f"{run} is a run of the {saved.get('recipe')} recipe, which keeps no state; start it anew: "
-            "what the frozen blocks gave is kept"
-        )
-    try:
-        settings, threads = dict(saved["settings"]), saved["environment"]["threads"]
-        for name, called in (("model", model_name), ("data", data_name)):
-            if name in given:
-                given[name] = called(given[name])
-        refuse_changes({name: settings[name] for name in given}, given, run)
-        config = TrainConfig(
-            **{field.name: settings.pop(field.name) for field in fields(TrainConfig)}
-        )
-        dtype = DTYPES[settings.pop("dtype")]
-        set_threads(threads)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{run / 'config.json'} is no run's settings: {error}") from None
+    if is_complete(run):
+        check_listed(run / "config.json")
+    settings, threads = read_settings(run)
+    refuse_changes(
+        settings | {"threads": threads}, settings | {"threads": threads} | _as_saved(given), run
+    )
+    config = TrainConfig(**{field.name: settings.pop(field.name) for field in fields(TrainConfig)})
+    dtype = DTYPES[settings.pop("dtype")]
+    set_threads(threads)
     if is_complete(run):
         say(f"{run} is complete")
+        check_listed(run / "test.csv")
         classifier = Classifier.load(run, settings["model"], dtype=dtype)
         classifier.model.to(device)
-        return (
-            run,
-            classifier,
-            evaluate_classifier(classifier, load_messages(run / "test.csv", keep_empty=True)),
-        )
+        messages = load_messages(run / "test.csv", keep_empty=True)
+        return run, classifier, evaluate_classifier(classifier, messages)
     return train_classifier(
         run=run,
         config=config,
@@ -166,6 +169,12 @@ def resume_training(
         say=say,
         **settings,
     )
+
+
+def _as_saved(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `config.json` has them, to compare with it."""
+    called = {"model": model_name, "data": data_name, "encoding": checked_encoding}
+    return {name: called.get(name, lambda x: x)(value) for name, value in given.items()}
 
 
 def train_as_the_lecture(

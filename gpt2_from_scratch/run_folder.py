@@ -2,20 +2,29 @@
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.devices import environment
-from gpt2_from_scratch.errors import Interrupted, UsageError
+from gpt2_from_scratch.config import TrainConfig
+from gpt2_from_scratch.devices import DTYPES, environment
+from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from gpt2_from_scratch.files import read_json, sweep
 from gpt2_from_scratch.locks import locked
 from gpt2_from_scratch.split import Split
+from gpt2_from_scratch.tensor_file import refuse_odd_name
 from gpt2_from_scratch.training_run import messages_sha256
+
+SETTINGS = {  # in `config.json`, beside those of TrainConfig
+    "model": str, "data": str, "balance": bool, "pooling": str, "max_tokens": int,
+    "text_column": str, "label_column": str, "encoding": str, "on_error": str, "keep_empty": bool,
+    "dtype": str, "cache": bool,
+}  # fmt: skip
 
 
 def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
@@ -23,22 +32,28 @@ def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: 
 
     Raises UsageError when the named folder holds something: no run is ever written over.
     """
-    if run is not None:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UsageError(
-                f"{run} is there already; choose another --out, nothing is overwritten"
-            )
-        run.mkdir(parents=True, exist_ok=True)
-        return run
-    stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
-    number = 1
-    while True:
-        run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            number += 1
+    try:
+        if run is not None:
+            return _named_folder(Path(run))
+        stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
+        for number in count(1):
+            run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            with suppress(FileExistsError):
+                run.mkdir(parents=True)
+                return run
+    except OSError as error:
+        raise ResourceError(
+            f"{run} cannot be made: {error.strerror}; choose another --out"
+        ) from error
+    raise AssertionError("numbers never end")
+
+
+def _named_folder(run: Path) -> Path:
+    refuse_odd_name(run)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(f"{run} is there already; choose another --out, nothing is overwritten")
+    run.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 @contextmanager
@@ -68,6 +83,32 @@ def describe(
         "messages_sha256": messages_sha256(split),
         "environment": where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
     }
+
+
+def read_settings(run: Path) -> tuple[dict[str, Any], int]:
+    """The settings that `config.json` has, and the number of threads.
+
+    Raises CheckpointError unless all are there and of their types, UsageError for a run of the
+    lecture's recipe, which keeps no state.
+    """
+    path = run / "config.json"
+    saved = read_json(path)
+    if saved.get("recipe") == "lecture":
+        raise UsageError(
+            f"{run} is a run of the lecture's recipe, which keeps no state; start it anew: what the "
+            "frozen blocks gave is kept"
+        )
+    settings, where = saved.get("settings"), saved.get("environment")
+    if not isinstance(settings, dict) or not isinstance(where, dict):
+        raise CheckpointError(f"{path} holds no settings of a run")
+    types = SETTINGS | {field.name: type(field.default) for field in fields(TrainConfig)}
+    for name in types.keys() | settings.keys():
+        value, wanted = settings.get(name), types.get(name)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise CheckpointError(f"{path}: {name} is {value!r:.80}, not as it was written")
+    if settings["dtype"] not in DTYPES or type(where.get("threads")) is not int:
+        raise CheckpointError(f"{path}: dtype or threads are not as they were written")
+    return settings, where["threads"]
 
 
 def refuse_other_run(run: Path, described: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from gpt2_from_scratch.crc32c import crc32c, masked
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.files import open_regular
 from gpt2_from_scratch.kinds import HEAD, and_is
 from gpt2_from_scratch.leveldb_table import read_table
 from gpt2_from_scratch.protobuf import read_fields, read_message
@@ -89,7 +90,7 @@ def read_index(path: Path | str) -> dict[str, TensorEntry]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(LARGEST_INDEX + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _unreadable(path, error) from None
@@ -137,7 +138,7 @@ def _open(entries: dict[str, TensorEntry], path: Path) -> Arrays:
     """The arrays of a data file, which must have the size that the index describes."""
     expected = sum(entry.size for entry in entries.values())  # they lie without a gap
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found, kind = os.fstat(file.fileno()).st_size, and_is(file.read(HEAD))
     except OSError as error:
         raise _unreadable(path, error) from None

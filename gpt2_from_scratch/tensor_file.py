@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2_from_scratch.errors import CheckpointError, ResourceError
-from gpt2_from_scratch.files import atomic_path, each_once
+from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
+from gpt2_from_scratch.files import atomic_path, each_once, open_regular
 from gpt2_from_scratch.kinds import HEAD, and_is
 
 LARGEST_HEADER = 1 << 20  # bytes; that of GPT-2's largest has some 60,000
@@ -72,19 +72,30 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
     What the block reads of it may raise SafetensorError, which becomes a CheckpointError here.
     """
+    refuse_odd_name(path)
     try:
         check_header(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def refuse_odd_name(path: Path) -> None:
+    """Raise UsageError for a path that is not UTF-8: the library can write such files, not read."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{str(path)!r} is not UTF-8; choose another name") from None
 
 
 def check_header(path: Path) -> None:
     """Raise CheckpointError for a file of another kind, too long a header, or a name twice."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEAD)
         length = int.from_bytes(head[:8], "little")
         if head[8:9] != b"{" or length > LARGEST_HEADER:

@@ -17,7 +17,7 @@ from typing import Any
 import tiktoken
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
-from gpt2_from_scratch.files import read_json, write_text
+from gpt2_from_scratch.files import open_regular, read_json, write_text
 from gpt2_from_scratch.kinds import and_is
 
 END_OF_TEXT = "<|endoftext|>"
@@ -156,7 +156,7 @@ def _read_merges(path: Path) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(LARGEST_MERGES + 1)
         if len(raw) > LARGEST_MERGES:
             raise CheckpointError(f"{path} has more than {LARGEST_MERGES:,} bytes")

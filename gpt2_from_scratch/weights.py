@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.config import GPT2Config, read_config, write_hparams
+from gpt2_from_scratch.crc32c import crc32c, masked
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.sums import check_sums
 from gpt2_from_scratch.tensor_bundle import open_arrays
 from gpt2_from_scratch.tensor_file import open_tensors, write_tensors
 
@@ -71,10 +73,11 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
 
     The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's
     (`config.json` or `hparams.json`, `model.safetensors`). Weights come out as float32, on the
-    CPU. Raises CheckpointError for anything that is missing, left over, of another shape, or not a
-    number.
+    CPU. Raises CheckpointError for anything that is missing, left over, of another shape, not a
+    number, or not what the index's or the folder's checksums say.
     """
     folder = model_folder(model)
+    check_sums(folder, ("hparams.json", "config.json", "model.safetensors", "model.ckpt.index"))
     config = read_config(folder)
     state = {}
     for parameter, value in stored_parameters(folder, config):
@@ -88,10 +91,15 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
     return gpt2
 
 
-def stored_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of a folder's weights once, in this package's layout, as float32 copies."""
+def stored_parameters(
+    folder: Path, config: GPT2Config, *, check_crcs: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of a folder's weights once, in this package's layout, as float32 copies.
+
+    Arrays of OpenAI's format are held against the CRC-32C that the index has, but for `check_crcs`.
+    """
     if (folder / "model.ckpt.index").exists():
-        yield from _openai_parameters(folder, config)
+        yield from _openai_parameters(folder, config, check_crcs)
     elif (folder / "model.safetensors").exists():
         yield from _safetensors_parameters(folder / "model.safetensors", config)
     else:
@@ -118,7 +126,9 @@ def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> 
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, checksum=False)
 
 
-def _openai_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
+def _openai_parameters(
+    folder: Path, config: GPT2Config, check_crcs: bool
+) -> Iterator[tuple[str, Tensor]]:
     arrays = open_arrays(folder)
     shapes = {  # without the 1 in front of a 1x1 convolution's matrix
         name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
@@ -126,6 +136,10 @@ def _openai_parameters(folder: Path, config: GPT2Config) -> Iterator[tuple[str, 
     }
     for parameter, name in _match(shapes, config, folder, openai=True).items():
         array = arrays[name]  # mapped here and let go after the copy, so memory holds one at most
+        if (
+            check_crcs and masked(crc32c(array)) != arrays.entries[name].crc32c
+        ):  # 0.1 s for all of 124M
+            raise CheckpointError(f"{folder}: {name} is damaged; fetch the data file again")
         if array.dtype.kind != "f":
             raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are no weights")
         yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])))

@@ -285,7 +285,7 @@ def test_where_one_may_not_write_the_run_goes_on(tiny_gpt2: GPT2, case: str) -> 
 
 def test_temporary_files_count_once_and_stay(tmp_path: Path) -> None:
     kept = FeatureStore(tmp_path).save("space", made([0], tokens=300)).path  # 9.6 KB
-    with atomic_path(tmp_path / "space" / "theirs.safetensors") as theirs:
+    with atomic_path(tmp_path / "space" / f"{0:064}.safetensors") as theirs:
         theirs.write_bytes(bytes(20_000))
         store = FeatureStore(tmp_path, limit=40e3)
         assert store.save("space", made([5], tokens=200)) and kept.exists()

@@ -18,7 +18,7 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "kinds", "files", "interruption", "manifest", "locks", "part", "crc32c", "protobuf", "pinned",
+    "errors", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "split", "check", "report", "answers",
     "corpus", "plots",
