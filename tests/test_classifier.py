@@ -285,3 +285,8 @@ def test_padding_to_a_length_changes_nothing_for_the_last_token(classifier: Clas
     plain = classifier.logits(encoded)
     classifier.description = replace(classifier.description, pad_to=32)
     torch.testing.assert_close(classifier.logits(encoded), plain, atol=1e-5, rtol=0)
+
+
+def test_texts_may_come_from_a_generator(classifier: Classifier) -> None:
+    texts = ["see you", "win now"]
+    assert classifier.predict(text for text in texts) == classifier.predict(texts)

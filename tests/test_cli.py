@@ -418,3 +418,56 @@ def test_help_answers_at_once() -> None:
         )  # fmt: skip
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.6
+
+
+# --- streams, odd values, odd places ---
+
+
+def shell(line: str, *words: object, **more) -> subprocess.CompletedProcess:
+    """A line of the shell, in which $G is the command and $1, $2, ... are the words."""
+    code = f"G='{sys.executable} -m gpt2_from_scratch.cli'; {line}"
+    return subprocess.run(
+        ["bash", "-c", code, "bash", *map(str, words)], capture_output=True, text=True, **more
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("$G check demo >&-", 0), ("$G cache >&-", 0), ("$G predict $1 hi --model $2 --csv >&-", 0),
+     ("$G predict $1 hi --model $2 --json 2>&-", 0), ("$G predict $1 hi --model $2 2>/dev/full", 0),
+     ("$G check demo >/dev/full", 6), ("$G predict $1 hi --model $2 >/dev/full", 6),
+     ("$G predict $1 --model $2 < /dev/null >&- 2>&-", 0)],
+)  # fmt: skip
+def test_streams_that_are_closed_or_full(run: Path, tiny_checkpoint: Path, line, code) -> None:
+    found = shell(line, run, tiny_checkpoint)
+    assert found.returncode == code and "Traceback" not in found.stderr
+    if line.endswith(("2>&-", "2>/dev/full")) and "hi" in line:
+        assert "hi" in found.stdout or "label" in found.stdout  # the answer is not lost
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["train", "--threads", "99999999999999999999"], 2), (["train", "--threads", "100000"], 2),
+     (["generate", "--prompt", "x", "--seed", "9" * 30], 2), (["train", "--data", "~nobody-here/x"], 2),
+     (["generate", "--prompt", "x", "--tokens", "2", "--temperature", "1e-300"], 0),
+     (["train", "--encoding", "xx"], 2), (["train", "--out", "/dev/null/x"], 6)],
+)  # fmt: skip
+def test_odd_values(words: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(words) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--data", "--model", "--out", "--resume"])
+def test_nothing_is_no_name(option: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", option, ""])
+    assert stopped.value.code == 2 and "must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
+@pytest.mark.parametrize("megabytes", [300, 450, 600])
+def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Path) -> None:
+    line = f"ulimit -v {megabytes * 1024}; $G train --no-cache --out $1 --device cpu"
+    found = shell(line, tmp_path / "run")
+    assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr

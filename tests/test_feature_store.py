@@ -311,3 +311,27 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     said = elsewhere(reads_much, tmp_path).communicate(timeout=60)[0]
     before, after = map(int, re.findall(r"VmHWM:\s+(\d+) kB", said))
     assert after - before < 150_000
+
+
+def test_strangers_files_are_never_removed(tmp_path: Path) -> None:
+    """Whoever names a folder of theirs as the cache keeps what is in it."""
+    theirs = [
+        tmp_path / "photos" / "a.jpg",
+        tmp_path / "llama" / "model.safetensors",
+        tmp_path / "llama" / ".draft.tmp" / "b.txt",
+        tmp_path / "space" / "notes.txt",
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100_000))
+        os.utime(path, (0, 0))
+        os.utime(path.parent, (0, 0))
+    store = FeatureStore(tmp_path, limit=50e3)
+    assert store.save("space", made([0], tokens=300))
+    assert [name for name, *_ in store.spaces()] == ["space"]
+    assert FeatureStore(tmp_path, limit=50e3).save(
+        "space", made([1], tokens=1400)
+    )  # 45 KB: it makes room
+    assert len(files(tmp_path)) == 2, "the first shard went, theirs and the second are there"
+    assert store.clear() > 30_000
+    assert all(path.exists() for path in theirs)

@@ -439,3 +439,89 @@ def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
     if (run / "config.json").exists():  # then it goes on when there is room again
         resume_training(run, quiet=True, say=lambda line: None)
         assert digests(run) == digests(unbroken)
+
+
+# --- what a hostile user finds ---
+
+
+def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
+    """A run that goes on does not sign what somebody put in their place."""
+    for number, forged in enumerate([None, "label,text\na,hello\n"]):
+        run = tmp_path / str(number)
+        broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+        (run / "test.csv").unlink()
+        if forged:
+            (run / "test.csv").write_text(forged)
+        resume_training(run, quiet=True, say=lambda line: None)
+        assert digests(run) == digests(unbroken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
+    """safetensors writes there and cannot read: no state is taken for a damaged one."""
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))
+    run.rename(odd)
+    before = sorted(path.name for path in odd.iterdir())
+    assert cli.main(["train", "--resume", str(odd)]) == 2 and "UTF-8" in capsys.readouterr().err
+    assert sorted(path.name for path in odd.iterdir()) == before
+    odd.rename(run)
+    assert cli.main(["train", "--out", str(odd)]) == 2 and not odd.exists()
+    resume_training(run, quiet=True, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"data": 5}, {"data": None}, {"model": []}, {"seed": 1.5}, {"max_tokens": "5"}, {"zzz": 1},
+     {"resume": True}, {"say": 1}, {"final_norm": None}, {"text_column": None}, {"keep_empty": "no"},
+     {"cache": 1}, {"dtype": "float64"}, {"encoding": 5}, {"n_last_blocks": True}],
+)  # fmt: skip
+def test_settings_of_other_types_are_told(
+    tiny_checkpoint, table, tmp_path, unbroken, damage, capsys
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    saved = json.loads((unbroken / "config.json").read_text())
+    saved["settings"] |= damage
+    (run / "config.json").write_text(json.dumps(saved))
+    assert cli.main(["train", "--resume", str(run)]) == 4
+    err = capsys.readouterr().err
+    assert "config.json" in err and "Traceback" not in err
+
+
+def test_settings_that_are_left_out_are_told(unbroken, tmp_path, capsys):
+    saved = json.loads((unbroken / "config.json").read_text())
+    damaged = [{"settings": "abc"}, {"environment": {"threads": 1.5}}, {"environment": 3}]
+    damaged += [{"settings": {k: v for k, v in saved["settings"].items() if k != "model"}}]
+    for change in damaged:
+        (tmp_path / "config.json").write_text(json.dumps(saved | change))
+        assert cli.main(["train", "--resume", str(tmp_path)]) == 4, change
+
+
+def test_options_that_say_the_same_are_accepted(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    same = ["--encoding", "UTF8", "--max-tokens", "32", "--recipe", "default", "--lr", "1e-2"]
+    same += ["--model", tiny_checkpoint, "--data", table, "--threads", torch.get_num_threads()]
+    assert cli.main(["train", "--resume", str(run), "--device", "cpu", *map(str, same)]) == 0
+    assert digests(run) == digests(unbroken)
+    edited = json.loads((run / "config.json").read_text()) | {"note": "mine"}
+    (run / "config.json").write_text(json.dumps(edited))
+    assert cli.main(["train", "--resume", str(run)]) == 4, "its manifest has config.json otherwise"
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["config.json", "state-00000009.safetensors", "MANIFEST.json"])
+def test_a_pipe_in_a_files_place_does_not_hang(tiny_checkpoint, table, tmp_path, monkeypatch, name):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    signal.alarm(30)
+    try:
+        assert cli.main(["train", "--resume", str(run), "--device", "cpu"]) in (0, 4)
+    finally:
+        signal.alarm(0)

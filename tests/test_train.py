@@ -199,3 +199,14 @@ def test_every_pooling_trains(
 ) -> None:
     _, history = run(tiny_checkpoint, split, tmp_path / "run", pooling=pooling)
     assert history[-1].train_loss < history[0].train_loss
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": "3"}, {"epochs": 1.5}, {"epochs": True}, {"lr": "x"}, {"seed": None}, {"lr": True}]
+    + [{"final_norm": "no"}, {"n_last_blocks": 0.5}],
+)
+def test_settings_of_another_type_are_refused(wrong: dict) -> None:
+    with pytest.raises(UsageError, match="must be of type"):
+        replace(CONFIG, **wrong)
+    assert replace(CONFIG, lr=1).lr == 1  # a whole number is a number

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from write_bundle import random_gpt2, write_bundle, write_random_gpt2
 
-from gpt2_from_scratch.config import SIZES, GPT2Config
+from gpt2_from_scratch.config import SIZES, GPT2Config, read_config, write_hparams
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.files import sha256_of
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.tensor_bundle import open_arrays, read_index
 from gpt2_from_scratch.weights import load_gpt2, names_on_disk, save_gpt2, stored_parameters
@@ -484,3 +485,30 @@ def test_hugging_face_reads_what_we_save(tmp_path, hugging_face, tiny_gpt2):
     ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         torch.testing.assert_close(tiny_gpt2(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+# --- checksums ---
+
+
+def test_a_flipped_bit_of_the_data_is_told_on_loading(openai):
+    path = openai / "model.ckpt.data-00000-of-00001"
+    raw = bytearray(path.read_bytes())
+    raw[-1000] ^= 1
+    path.write_bytes(raw)
+    assert "is damaged" in outcome(openai)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "hparams.json"])
+def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
+    """Another number of heads fits the same weights, and is another model."""
+    folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
+    path = folder / "hparams.json"
+    if not path.exists():
+        write_hparams(path, read_config(folder))
+    lines = [f"{sha256_of(p)}  {p.name}\n" for p in (path, folder / "model.safetensors")]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    assert load_gpt2(folder)
+    raw = bytearray((folder / name).read_bytes())
+    raw[-10] ^= 1
+    (folder / name).write_bytes(raw)
+    assert "SHA256SUMS says" in outcome(folder)
