@@ -50,7 +50,7 @@ from gpt2_from_scratch.weights import load_gpt2
 def train_classifier(
     model: str | Path = "mini",
     data: str | Path = "demo",
-    run: Path | None = None,
+    run: str | Path | None = None,
     config: TrainConfig | None = None,
     *,
     text_column: str = "text",
@@ -130,7 +130,7 @@ def train_classifier(
 
 
 def resume_training(
-    run: Path,
+    run: str | Path,
     *,
     device: torch.device | str = "cpu",
     quiet: bool = False,
@@ -143,6 +143,7 @@ def resume_training(
     caller believes it has. Of a complete run only the scores are taken again. Raises UsageError for
     a setting that differs, and for a run of the lecture's recipe, which cannot go on.
     """
+    run = Path(run)
     if is_complete(run):
         check_listed(run / "config.json")
     settings, threads = read_settings(run)
@@ -180,7 +181,7 @@ def _as_saved(given: dict[str, Any]) -> dict[str, Any]:
 def train_as_the_lecture(
     model: str | Path = "124M",
     data: str | Path = "sms",
-    run: Path | None = None,
+    run: str | Path | None = None,
     *,
     seed: int = 123,
     device: torch.device | str = "cpu",

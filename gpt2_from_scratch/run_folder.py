@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ SETTINGS = {  # in `config.json`, beside those of TrainConfig
 }  # fmt: skip
 
 
-def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
+def new_run_folder(run: str | Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
     """Make `run`, or `runs/MODEL-DATA-SEED` with a number behind it where that is taken.
 
     Raises UsageError when the named folder holds something: no run is ever written over.
@@ -36,16 +35,17 @@ def new_run_folder(run: Path | None, model: str | Path, data: str | Path, seed: 
         if run is not None:
             return _named_folder(Path(run))
         stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
-        for number in count(1):
+        number = 1
+        while True:
             run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
             with suppress(FileExistsError):
                 run.mkdir(parents=True)
                 return run
+            number += 1
     except OSError as error:
         raise ResourceError(
             f"{run} cannot be made: {error.strerror}; choose another --out"
         ) from error
-    raise AssertionError("numbers never end")
 
 
 def _named_folder(run: Path) -> Path:
