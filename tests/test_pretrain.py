@@ -9,6 +9,7 @@ import json
 import math
 import random
 import shutil
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt2_from_scratch import errors
+from gpt2_from_scratch import pretrain as pretrain_module
 from gpt2_from_scratch.config import GPT2Config, PretrainConfig
 from gpt2_from_scratch.corpus import Source, encode_corpus, is_held_out
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -201,6 +204,32 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(corpus, tmp_path):
     for name in ("model.safetensors", "vocab.bpe", "encoder.json"):
         files = [tmp_path / folder / name for folder in ("broken", "unbroken")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_between_checkpoints_saves(
+    corpus, finished_once, tmp_path, monkeypatch, number, code
+):
+    plain = pretrain_module.draw_rows
+
+    def draw(sources, config, step):
+        if step == 2:
+            signal.raise_signal(number)
+        return plain(sources, config, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "draw_rows", draw)
+        with pytest.raises(errors.Interrupted, match="after step 3 of 8") as error:
+            run(corpus, tmp_path / "run")
+    assert error.value.exit_code == code
+    assert_equal_to_the_bit(run(corpus, tmp_path / "run", resume=True), finished_once[1])
+    assert curve(tmp_path / "run") == curve(finished_once[0])
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(corpus, tmp_path):
+    with pytest.raises(errors.GPT2Error, match="last good state is kept"):
+        run(corpus, tmp_path, replace(CONFIG, lr=1e30, warmup=0, save_every=1))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_run_can_be_made_longer(corpus, tmp_path):
