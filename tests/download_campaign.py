@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from pathlib import Path
 import campaign
 import filelock  # noqa: F401  # here, so that no child spends its life importing it
 
-from gpt2_from_scratch.errors import GPT2Error
+from gpt2_from_scratch.errors import DownloadError, GPT2Error
 from gpt2_from_scratch.fetch import fetch
 from gpt2_from_scratch.https import Manners
 from gpt2_from_scratch.part import Part
@@ -180,7 +181,9 @@ class Campaign:
 
     def finish(self) -> None:
         """Fetch it once more, undisturbed: nothing but the file is left."""
-        self.fetch(patience=1000)
+        while not self.target.exists():
+            with suppress(DownloadError):  # it may serve the older version, whole
+                self.fetch(patience=1000)
         assert self.target.read_bytes() == self.versions['"now"']
         self.counts["orphans"] = len(list(self.folder.iterdir())) - 1
 
