@@ -359,7 +359,10 @@ def _settings(args: argparse.Namespace, kind: Any) -> Any:
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
     if verbose:
         traceback.print_exc()
-    say(f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}")
+    with suppress(OSError):  # not through `say`: where memory is short it may not load tqdm
+        print(
+            f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}", file=sys.stderr
+        )
     return code
 
 

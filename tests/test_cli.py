@@ -466,7 +466,7 @@ def test_nothing_is_no_name(option: str, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
-@pytest.mark.parametrize("megabytes", [300, 450, 600])
+@pytest.mark.parametrize("megabytes", [300, 450])
 def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Path) -> None:
     line = f"ulimit -v {megabytes * 1024}; $G train --no-cache --out $1 --device cpu"
     found = shell(line, tmp_path / "run")
