@@ -7,10 +7,11 @@ are: `NA`, `null` and `123` are texts.
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.files import each_once, no_number
@@ -44,39 +45,39 @@ def read_rows(
     return _named(form(path, encoding), names, path)
 
 
-def tab_separated(path: Path, encoding: str = "utf-8") -> Iterator[Row | Fault]:
+def tab_separated(path: Path, encoding: str = "utf-8") -> Generator[Row | Fault]:
     """All fields of each line of a file; quotes are ordinary characters."""
     for line in read_lines(path, encoding):
         yield line if isinstance(line, Fault) else Row(line.line, tuple(line.values[0].split("\t")))
 
 
-def _comma_separated(path: Path, encoding: str) -> Iterator[Row | Fault]:
+def _comma_separated(path: Path, encoding: str) -> Generator[Row | Fault]:
     csv.field_size_limit(LONGEST_FIELD)
     undecodable: list[Fault] = []  # in the row at hand
 
-    def texts() -> Iterator[str]:
-        with path.open("rb") as file:
-            for text, fault in decoded_lines(file, str(path), encoding, cr=True, table=True):
-                undecodable.extend([fault] if fault else [])
-                yield text
+    def texts(file: BinaryIO) -> Iterator[str]:
+        for text, fault in decoded_lines(file, str(path), encoding, cr=True, table=True):
+            undecodable.extend([fault] if fault else [])
+            yield text
 
-    reader = csv.reader(texts(), strict=True)
-    while True:
-        line = reader.line_num + 1
-        undecodable.clear()
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            _refuse_what_swallows(path, line, reader.line_num, error)
-            what = f"{error}; is a quote left open?"
-            yield Fault(line, what, "quotes or line ends that csv does not have")
-            continue
-        if undecodable:
-            yield undecodable[0]
-        elif row:
-            yield Row(line, tuple(row))
+    with path.open("rb") as file:
+        reader = csv.reader(texts(file), strict=True)
+        while True:
+            line = reader.line_num + 1
+            undecodable.clear()
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                _refuse_what_swallows(path, line, reader.line_num, error)
+                what = f"{error}; is a quote left open?"
+                yield Fault(line, what, "quotes or line ends that csv does not have")
+                continue
+            if undecodable:
+                yield undecodable[0]
+            elif row:
+                yield Row(line, tuple(row))
 
 
 def _refuse_what_swallows(path: Path, first: int, last: int, error: csv.Error) -> None:
@@ -94,32 +95,32 @@ def _refuse_what_swallows(path: Path, first: int, last: int, error: csv.Error) -
 
 
 def _named(
-    rows: Iterator[Row | Fault], names: tuple[str, ...], path: Path
+    rows: Generator[Row | Fault], names: tuple[str, ...], path: Path
 ) -> Iterator[Row | Fault]:
-    header = next(rows, Row(1, ()))
-    if isinstance(header, Fault):
-        raise DataError(f"{path}, line {header.line}: {header.what}")
-    columns = header.values
+    with closing(rows):  # the file too, however this ends
+        header = next(rows, Row(1, ()))
+        if isinstance(header, Fault):
+            raise DataError(f"{path}, line {header.line}: {header.what}")
+        columns = header.values
+        _refuse_other_columns(names, columns, path)
+        places = [columns.index(name) for name in names]
+        for row in rows:
+            if isinstance(row, Fault):
+                yield row
+            elif len(row.values) == len(columns):
+                yield Row(row.line, tuple(row.values[place] for place in places))
+            else:
+                found = f"{len(row.values)} fields where the header has {len(columns)}"
+                what = f"{found}: {list(row.values)!r:.200}"
+                yield Fault(row.line, what, "more or fewer fields than the header")
+
+
+def _refuse_other_columns(names: tuple[str, ...], columns: tuple[str, ...], path: Path) -> None:
     for name in names:
         if columns.count(name) != 1:
             raise DataError(
                 f"{path}: expected one column {name!r}, found the columns {list(columns)!r:.300}"
                 f"{_nearest(name, columns)}; name yours with --text-column and --label-column"
-            )
-    places = [columns.index(name) for name in names]
-    for row in rows:
-        if isinstance(row, Row) and len(row.values) != len(columns):
-            yield Fault(
-                row.line,
-                f"{len(row.values)} fields where the header has {len(columns)}: "
-                f"{list(row.values)!r:.200}",
-                "more or fewer fields than the header",
-            )
-        else:
-            yield (
-                row
-                if isinstance(row, Fault)
-                else Row(row.line, tuple(row.values[place] for place in places))
             )
 
 

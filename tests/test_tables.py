@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -223,3 +224,19 @@ def test_json_that_is_no_row(tmp_path: Path, line: str, what: str) -> None:
 def test_texts_to_classify_are_strings_only(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"text": 5}\n')
     assert [type(row) for row in read_rows(tmp_path / "m.jsonl", ("text",))] == [Fault]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux lists open files there")
+@pytest.mark.parametrize(
+    "raw",
+    [b'text,label\na,b\n"c,d\n', b"words,label\na,b\n", b'text,label\n"a\n" b,c\n', b"\xff,b\n"],
+)
+def test_no_file_stays_open_behind_an_error(tmp_path, raw):
+    """While the error is at hand, and with it all that led to it."""
+    path = tmp_path / "m.csv"
+    path.write_bytes(raw)
+    with pytest.raises(DataError) as error:
+        list(read_rows(path, ("text", "label")))
+    assert error.value
+    opened = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+    assert str(path.resolve()) not in opened
