@@ -134,7 +134,7 @@ class Classifier:
         # once trained, always kept: a block frozen again later still differs from the base
         self._changed |= set(trainable_names(self.model))
         tensors = {
-            name: parameter.detach().contiguous()
+            name: parameter
             for name, parameter in self.model.named_parameters()
             if name in self._changed
         }

@@ -9,7 +9,6 @@ needed.
 """
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from gpt2_from_scratch.config import SIZES, GPT2Config
 from gpt2_from_scratch.errors import CheckpointError, DataError, DownloadError, UsageError
 from gpt2_from_scratch.fetch import Say, alone_at, fetch, set_aside, storing, to_stderr
-from gpt2_from_scratch.files import atomic_path
+from gpt2_from_scratch.files import atomic_path, read_json
 from gpt2_from_scratch.paths import home, sms_collection
 from gpt2_from_scratch.pinned import PinnedFile
 from gpt2_from_scratch.tensor_bundle import check_tensors, read_index
@@ -130,10 +129,7 @@ def openai_arrays(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def _check_hparams(config: GPT2Config, path: Path) -> None:
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    found = read_json(path)
     if found != asdict(config):
         raise CheckpointError(f"{path} says {found!r:.200}, expected {asdict(config)}")
 

@@ -139,7 +139,7 @@ class FeatureStore:
             raw = b"".join(missing)
             with suppress(ResourceError), atomic_path(path) as temporary:
                 temporary.write_bytes(raw)
-        return {raw[n : n + 32] for n in range(0, len(raw), 32)} | set(missing)
+        return {*_keys_in(raw), *missing}
 
     def done(self, space: str, texts: Collection[bytes]) -> None:
         """Forget the plan of a row: all of it is computed."""
@@ -172,8 +172,7 @@ class FeatureStore:
             with safe_open(path, framework="pt") as file:
                 tensors = [file.get_tensor(name) for name in ("states", "ends", "keys")]
                 expected = file.metadata()["crc32c"]
-            flat = tensors[2].numpy().tobytes()
-            found = [flat[n : n + 32] for n in range(0, len(flat), 32)]
+            found = _keys_in(tensors[2].numpy().tobytes())
             if not any(key in keys for key in found):
                 return None
             if _checksum(*tensors) != expected:
@@ -241,6 +240,10 @@ class FeatureStore:
         for space in self._spaces():
             with suppress(OSError):
                 yield from space.glob(SHARDS)
+
+
+def _keys_in(raw: bytes) -> list[bytes]:
+    return [raw[n : n + 32] for n in range(0, len(raw), 32)]
 
 
 def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:

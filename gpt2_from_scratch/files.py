@@ -84,23 +84,33 @@ def open_regular(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """All bytes of a small file of a model's or a run's folder.
+
+    Raises CheckpointError where there is none, or more than `most` bytes.
+    """
+    try:
+        with open_regular(path) as file:
+            raw = file.read(most + 1)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: {path.parent} needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if len(raw) > most:
+        raise CheckpointError(f"{path} has more than {most:,} bytes")
+    return raw
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model's or a run's folder; a key twice or NaN is no JSON here.
 
     Raises CheckpointError that names what it is instead.
     """
+    raw = read_bounded(path, LARGEST_JSON)
     try:
-        with open_regular(path) as file:
-            raw = file.read(LARGEST_JSON + 1)
-        if len(raw) > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=each_once, parse_constant=no_number
         )
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {path.parent} needs it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON{and_is(raw)}: {error}") from None
     if not isinstance(value, dict):

@@ -264,7 +264,7 @@ def _save(
     optimizers: list[torch.optim.Optimizer],
     config: PretrainConfig,
 ) -> None:
-    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model/{name}": p for name, p in model.named_parameters()}
     record = {"progress": asdict(at), "settings": asdict(config)}
     try:
         save_state(out, at.step, tensors | optimizer_tensors(optimizers), record)

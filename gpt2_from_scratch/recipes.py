@@ -147,9 +147,8 @@ def resume_training(
     if is_complete(run):
         check_listed(run / "config.json")
     settings, threads = read_settings(run)
-    refuse_changes(
-        settings | {"threads": threads}, settings | {"threads": threads} | _as_saved(given), run
-    )
+    saved = settings | {"threads": threads}
+    refuse_changes(saved, saved | _as_saved(given), run)
     config = TrainConfig(**{field.name: settings.pop(field.name) for field in fields(TrainConfig)})
     dtype = DTYPES[settings.pop("dtype")]
     set_threads(threads)

@@ -5,6 +5,7 @@ miniature's last block, 28 MB for that of 124M.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Description:
     pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
 
 
-def write_classifier(path: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+def write_classifier(path: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
     """Write the trained tensors, by their names in the model, and the description, atomically."""
     write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
 

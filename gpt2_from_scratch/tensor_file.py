@@ -75,10 +75,20 @@ def open_tensors(path: Path) -> Iterator[Any]:
     refuse_odd_name(path)
     try:
         check_header(path)
-        with safe_open(path, framework="pt") as file:
-            yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    with mapped_tensors(path) as file:
+        yield file
+
+
+@contextmanager
+def mapped_tensors(path: Path) -> Iterator[Any]:
+    """Open it once more, after `open_tensors` looked at its header: the same errors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:

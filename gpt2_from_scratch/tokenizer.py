@@ -17,7 +17,7 @@ from typing import Any
 import tiktoken
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
-from gpt2_from_scratch.files import open_regular, read_json, write_text
+from gpt2_from_scratch.files import read_bounded, read_json, write_text
 from gpt2_from_scratch.kinds import and_is
 
 END_OF_TEXT = "<|endoftext|>"
@@ -155,16 +155,9 @@ def _read_merges(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> str:
+    raw = read_bounded(path, LARGEST_MERGES)
     try:
-        with open_regular(path) as file:
-            raw = file.read(LARGEST_MERGES + 1)
-        if len(raw) > LARGEST_MERGES:
-            raise CheckpointError(f"{path} has more than {LARGEST_MERGES:,} bytes")
         return raw.decode("utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: a model folder needs it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8{and_is(raw)}: {error}") from None
 

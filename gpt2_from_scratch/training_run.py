@@ -174,7 +174,7 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write the state of the run. Raises GPT2Error where the weights are no numbers any more."""
-        tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}
+        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         tensors |= optimizer_tensors([self.optimizer])
         record = {

@@ -27,7 +27,7 @@ from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.sums import check_sums
 from gpt2_from_scratch.tensor_bundle import open_arrays
-from gpt2_from_scratch.tensor_file import open_tensors, write_tensors
+from gpt2_from_scratch.tensor_file import mapped_tensors, open_tensors, write_tensors
 
 # parameter: (OpenAI's array, Hugging Face's tensor), `{}` is the block's number
 NAME_MAP = {
@@ -159,7 +159,7 @@ def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[st
     places = _match(shapes, config, path, openai=False)
     for parameter, short in places.items():
         # opened for each tensor: what was read stays in memory as long as the file is mapped
-        with open_tensors(path) as file:
+        with mapped_tensors(path) as file:
             value = file.get_tensor(names[short])
             if parameter == "wte.weight" and repeated_head is not None:
                 if not torch.equal(value, file.get_tensor(repeated_head)):

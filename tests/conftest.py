@@ -83,6 +83,15 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def sms_file(shared: Path) -> Path:
+    """The genuine SMS Spam Collection."""
+    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
+    if not path.exists():
+        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
+    return path
+
+
+@pytest.fixture
 def openai_124M(shared: Path) -> Path:
     """OpenAI's own small files of the 124M model (all but the weights)."""
     folder = shared / "openai_124M"

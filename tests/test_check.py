@@ -199,11 +199,8 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         check_data(path, encoding="zlib")
 
 
-def test_the_collection(shared: Path) -> None:
-    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not path.exists():
-        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
-    report = check_data(path)
+def test_the_collection(sms_file: Path) -> None:
+    report = check_data(sms_file)
     assert (report.rows, report.faults, report.obstacles) == (5574, {}, [])
     assert report.duplicates.rows - report.duplicates.groups == 5574 - 5171
     assert report.leak.our_seen == 0 < report.leak.plain_seen

@@ -33,14 +33,6 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-@pytest.fixture
-def sms_file(shared: Path) -> Path:
-    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not path.exists():
-        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
-    return path
-
-
 def refusal(path: Path, raw: bytes | str) -> str:
     """The message with which a file of these bytes is refused; it always names the file."""
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())

@@ -4,21 +4,12 @@ import hashlib
 import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from gpt2_from_scratch.data import Message, count_labels, load_messages, load_sms_spam
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.split import Split, split_messages, texts_with_two_labels
-
-
-@pytest.fixture
-def sms_file(shared: Path) -> Path:
-    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not path.exists():
-        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
-    return path
 
 
 def made_up(ham: int = 60, spam: int = 30) -> list[Message]:
