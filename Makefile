@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test lint notebooks course bench faults clean
 
 demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
 	@rm -rf runs/demo
@@ -23,8 +23,14 @@ lint: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint,notebooks]"
 	@touch $@
+
+notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, executed (two minutes)
+	$(BIN)/python chapters/build.py
+
+course: $(INSTALLED)  ## run every chapter as a script, one after another, and say how long each took
+	$(BIN)/python chapters/run_all.py
 
 bench: $(INSTALLED)  ## every benchmark (about half an hour); needs OpenAI's vocabulary and the SMS collection
 	$(BIN)/python benchmarks/load.py

@@ -23,7 +23,7 @@ ORDER = [
     "download", "characters", "lines", "tables", "data", "split", "check", "report", "answers",
     "corpus", "plots",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "finetuning", "generation", "published",
-    "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "classifier", "stream", "epochs", "labelled", "training_run", "run_folder", "train", "lecture", "recipes", "options", "cli",
+    "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "classifier", "stream", "epochs", "labelled", "training_run", "run_folder", "train", "lecture", "recipes", "options", "cli", "course",
 ]  # fmt: skip
 LIGHT = [
     "config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "split", "check",

@@ -1,0 +1,154 @@
+"""Build `notebooks/` from the chapter scripts: convert, execute, keep what came out.
+
+    python chapters/build.py                    all chapters, into chapters/notebooks
+    python chapters/build.py 03 05              two of them
+    python chapters/build.py --out somewhere    elsewhere
+
+The scripts are the source; nobody edits a notebook. On one machine two builds give the same bytes:
+cells are numbered, the embedded model and messages are taken, each chapter has one thread, the
+features it computes are its own, and what is written to standard error (progress) is left out, as
+is the output of cells tagged `clock`, which would be another machine's seconds.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+CHAPTERS = Path(__file__).parent
+NOTEBOOKS = CHAPTERS / "notebooks"
+SECONDS = 900  # after which a cell is given up
+AT_ONCE = 2  # chapters; each has one thread
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+# The same on every machine that builds: threads change the last bits of sums, a file of an earlier
+# run changes what is printed, and a start-up file of the user's would run first.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "TQDM_DISABLE": "1",
+    "COLUMNS": "100",
+    "GPT2_FROM_SCRATCH_COURSE": "mini",
+}
+COLAB = "https://colab.research.google.com/github/"
+
+
+def scripts(names: list[str]) -> list[Path]:
+    """The chapters' scripts whose names begin with one of `names`; all, for none."""
+    found = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
+    return [path for path in found if not names or path.name.startswith(tuple(names))]
+
+
+def repository() -> str:
+    """The address the project is cloned from, if pyproject.toml has one under [project.urls]."""
+    with (CHAPTERS.parent / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"].get("urls", {}).get("Repository", "")
+
+
+def to_notebook(script: Path, address: str = "") -> NotebookNode:
+    """The script's cells, not executed, and behind the title what Colab needs."""
+    notebook = jupytext.reads(script.read_text("utf-8"), fmt="py:percent")
+    title, *rest = notebook.cells
+    cells = [title, *_opening(script, address), *rest]
+    for number, cell in enumerate(cells, start=1):
+        cell.id = f"cell-{number:02}"  # jupytext draws a new one each time
+        if cell.cell_type == "markdown":  # links are from the scripts' folder, one above
+            cell.source = re.sub(r"\]\((?![a-z]+:|#|\.\./)", "](../", cell.source)
+        tags = cell.metadata.get("tags")
+        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+    return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+def _opening(script: Path, address: str) -> list[NotebookNode]:
+    """How to open the notebook in Colab, and the cell that installs the package there."""
+    place = f"{address.removeprefix('https://github.com/')}/blob/main/chapters/notebooks"
+    link = f"{COLAB}{place}/{script.stem}.ipynb" if address else COLAB
+    how = (
+        ""
+        if address
+        else ": give it the address of this repository, and give the next cell the same"
+    )
+    text = (
+        f"*Built from [`chapters/{script.name}`](../{script.name}): change that one. "
+        f"[Open in Colab]({link}){how}.*"
+    )
+    code = (
+        f'REPOSITORY = "{address}"  # in Colab: https://github.com/NAME/PROJECT; here: leave it\n'
+        'if REPOSITORY and "google.colab" in str(get_ipython()):\n'
+        "    %pip install --quiet git+{REPOSITORY}"
+    )
+    return [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code)]
+
+
+def execute(notebook: NotebookNode, folder: Path) -> None:
+    """Run all cells, in place, in `folder`; raises CellExecutionError where one fails."""
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute()
+    notebook.metadata = NotebookNode(METADATA)  # without this Python's version
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            clocked = "clock" in cell.metadata.get("tags", [])
+            cell.outputs = [
+                out for out in cell.outputs if not clocked and out.get("name") != "stderr"
+            ]
+
+
+def build(script: Path, out: Path, address: str) -> float:
+    """One chapter to an executed notebook in `out`; returns the seconds it took."""
+    began = time.perf_counter()
+    notebook = to_notebook(script, address)
+    with tempfile.TemporaryDirectory() as folder:
+        execute(notebook, Path(folder))
+    nbformat.validate(notebook)
+    path = out / f"{script.stem}.ipynb"
+    whole = path.with_suffix(".building")
+    whole.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    os.replace(whole, path)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("chapters", nargs="*", help="how their names begin; none: all of them")
+    parser.add_argument("--out", type=Path, default=NOTEBOOKS, help="folder to write to")
+    parser.add_argument("--repository", default=repository(), help="address for the Colab link")
+    arguments = parser.parse_args()
+    chosen = scripts(arguments.chapters)
+    if not chosen:
+        parser.error(f"no chapter begins with {' or '.join(arguments.chapters)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        own = {
+            name: f"{scratch}/{name}"
+            for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+        }
+        os.environ |= ENVIRONMENT | own | {"GPT2_FROM_SCRATCH_CACHE": f"{scratch}/features"}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            took = pool.map(lambda script: build(script, arguments.out, arguments.repository), chosen)  # fmt: skip
+            for script, seconds in zip(chosen, took, strict=True):
+                print(f"{script.stem:<20} {seconds:5.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+# %% [markdown]
+# # Solutions to chapter 1
+
+# %%
+import csv
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from gpt2_from_scratch import GPT2Error, Message, load_messages, split_messages
+
+messages = load_messages("demo")
+
+# %% [markdown]
+# ## 1. One text, two labels
+#
+# `split_messages` refuses: whichever label it took, half of such messages would be wrong. Told to go
+# on, it leaves all copies of that text out. Without the check the copies would be dealt out with the
+# first label, and nobody would know.
+
+# %%
+both = [*messages, Message("Call me back", "ham"), Message("Call me back", "spam")]
+try:
+    split_messages(both)
+    raise AssertionError("it should have stopped")
+except GPT2Error as error:
+    print(error)
+told: list[str] = []
+split = split_messages(both, on_error="skip", say=told.append)
+kept = {message.text for part in (split.train, split.val, split.test) for message in part}
+assert "Call me back" not in kept and "Call me back" in told[0]
+assert len(kept) == len({message.text for message in messages})
+
+# %% [markdown]
+# ## 2. A quote left open in a .csv
+#
+# In a .csv quotes do mean something: a field that begins with one goes on to the next. The quote
+# that is never closed swallows lines, so reading stops there, and `on_error="skip"` does not help:
+# nobody can say how many rows it would leave out. A quote in the middle of a field is harmless.
+
+# %%
+with TemporaryDirectory() as folder:
+    path = Path(folder) / "messages.csv"
+    path.write_text('label,text\nham,See you at six\nspam,"You are chosen!\nham,Fine\n', "utf-8")
+    for on_error in ("stop", "skip"):
+        try:
+            load_messages(path, on_error=on_error)
+            raise AssertionError("it should have stopped")
+        except GPT2Error as error:
+            assert "line 3" in str(error), error
+            print(f"{on_error}: {str(error).replace(folder, '...')}")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["label", "text"], ["ham", 'The sign said "closed'], ["spam", '"You']])  # fmt: skip
+    assert [m.text for m in load_messages(path)] == ['The sign said "closed', '"You']
+
+# %% [markdown]
+# ## 3. How much leaks
+#
+# A copy leaks when its twin falls into training: in 70 of 100 cases. What is copied of the test part
+# leaks in proportion to the number of copies.
+
+# %%
+leaked = {}
+for one_in in (20, 5, 2):
+    shares = []
+    for seed in range(10):
+        random = np.random.RandomState(seed)
+        again = random.permutation(len(messages))[: len(messages) // one_in]
+        copied = [*messages, *(messages[n] for n in again)]
+        order = random.permutation(len(copied))
+        train = {copied[n].text for n in order[: int(0.7 * len(copied))]}
+        test = [copied[n].text for n in order[int(0.8 * len(copied)) :]]
+        shares.append(sum(text in train for text in test) / len(test))
+    leaked[one_in] = float(np.mean(shares))
+    print(f"one in {one_in:>2} copied: {100 * leaked[one_in]:.1f} % of the test messages leak")
+assert leaked[20] < leaked[5] < leaked[2]
+# of n (1 + 1/k) rows 2n/k have a twin, which is in training 7 times of 10
+for one_in, share in leaked.items():
+    assert abs(share - 0.7 * (2 / one_in) / (1 + 1 / one_in)) < 0.05

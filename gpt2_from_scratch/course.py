@@ -1,0 +1,91 @@
+"""What the chapters share: the model and messages they run on, our source on the page, pictures.
+
+A chapter runs as a script and as a notebook. There the last expression of a cell is shown; here a
+source is printed and a picture written to a file.
+"""
+
+import builtins
+import inspect
+import io
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2_from_scratch.config import SIZES
+from gpt2_from_scratch.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = Path("runs/course")  # where a script leaves its pictures
+DPI = 100
+
+
+def setting(model: str = "mini") -> tuple[str, str]:
+    """(model, messages) of a chapter: ("mini", "demo"), or OpenAI's of that size and "sms".
+
+    $GPT2_FROM_SCRATCH_COURSE, where it is set, takes the place of `model`. Raises UsageError for a
+    model that is neither "mini" nor one of OpenAI's sizes.
+    """
+    model = os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model
+    if model not in ("mini", *SIZES):
+        raise UsageError(f"the course runs on mini, {', '.join(SIZES)}; not on {model!r}")
+    return model, "demo" if model == "mini" else "sms"
+
+
+def show(*things: type | Callable) -> "Source":
+    """The source of functions, methods or classes, as the package has it."""
+    found = []
+    for thing in things:
+        place = Path(inspect.getsourcefile(thing) or "").name
+        found.append(f"# {place}\n{textwrap.dedent(inspect.getsource(thing))}")
+    return Source("\n\n".join(found))
+
+
+def picture(figure: "Figure", name: str) -> "Picture":
+    """A figure on the page, or, in a script, as the file `runs/course/NAME.png`."""
+    return Picture(figure, name)
+
+
+class Source:
+    """Source code, coloured in a notebook, printed by a script."""
+
+    def __init__(self, code: str):
+        self.code = code
+        if not in_notebook():
+            print(code)
+
+    def __repr__(self) -> str:
+        return self.code.split("\n", 1)[0]
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.code}```"
+
+
+class Picture:
+    """A figure, shown in a notebook, saved by a script."""
+
+    def __init__(self, figure: "Figure", name: str):
+        self.figure, self.name = figure, name
+        if not in_notebook():
+            from gpt2_from_scratch.plots import save_picture
+
+            path = PICTURES / f"{name}.png"
+            save_picture(figure, path)
+            print(f"picture: {path}")
+
+    def __repr__(self) -> str:
+        return f"picture: {self.name}"
+
+    def _repr_png_(self) -> bytes:
+        """As a .png whose bytes depend on nothing but what is on it."""
+        file = io.BytesIO()
+        self.figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        return file.getvalue()
+
+
+def in_notebook() -> bool:
+    """Whether IPython runs this, which shows the last expression of a cell by itself."""
+    return hasattr(builtins, "__IPYTHON__")

@@ -1,0 +1,240 @@
+"""The course: every chapter runs, keeps to its form, and says nothing that its run does not show.
+
+The notebooks are built once, in a folder of their own, by the command that README names. What
+differs from one processor to another (the last bits of trained numbers) is not compared; cells,
+kinds of output and our own source on the page are.
+"""
+
+import ast
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2_from_scratch import course
+from gpt2_from_scratch.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = ROOT / "chapters"
+SCRIPTS = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
+SOLUTIONS = sorted((CHAPTERS / "solutions").glob("[0-9][0-9]_*.py"))
+NAMES = [path.stem for path in SCRIPTS]
+
+# numbers that chapters quote from elsewhere, and what holds them
+QUOTED = {
+    "5,574": "rows of the SMS Spam Collection: data.SMS_SPAM_COUNTS, test_data.py",
+    "5,572": "of them read by pandas' default: test_lecture.py",
+    "53": "of them altered: test_lecture.py",
+    "37": "of the lecture's 300 test messages stand in training: test_lecture.py",
+    "300": "the same",
+    "87": "ham in 100 messages of the collection: 4,827 of 5,574",
+    "100": "a hundred",
+}
+
+
+def cells_of(path: Path) -> list[tuple[str, str]]:
+    """(what stands behind the %%, text) of each cell of a script."""
+    pieces = re.split(r"^# %%(.*)\n", path.read_text("utf-8"), flags=re.MULTILINE)
+    assert pieces[0].strip() == "", "a script begins with a cell"
+    return [(head.strip(), body) for head, body in zip(pieces[1::2], pieces[2::2], strict=True)]
+
+
+def prose(body: str) -> str:
+    """A Markdown cell without its comment signs."""
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.splitlines())
+
+
+def parts_of(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """{heading: the cells from it to the next} of the second-level headings."""
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for head, body in cells_of(path):
+        heading = re.search(r"^# ## (.+)$", body, re.MULTILINE) if head == "[markdown]" else None
+        if heading:
+            parts[heading[1]] = []
+        if parts:
+            parts[[*parts][-1]].append((head, body))
+    return parts
+
+
+# --- the form of a chapter ---
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
+def test_it_is_short_and_says_what_it_is_for(path):
+    assert 60 <= path.read_text("utf-8").count("\n") <= 150
+    head, title = cells_of(path)[0]
+    assert head == "[markdown]" and prose(title).startswith(f"# {int(path.stem[:2])}. ")
+    assert "**At the end you will know**" in title and "**Time:**" in title
+    assert len(re.findall(r'^MODEL, DATA = setting\("mini"\)', path.read_text("utf-8"), re.M)) == 1
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
+def test_every_part_ends_with_a_check(path):
+    parts = parts_of(path)
+    assert len(parts) >= 3 and [*parts][-1] == "Exercises"
+    for heading, cells in [*parts.items()][:-1]:
+        head, body = cells[-1]
+        assert head == "check", f"{heading}: its last cell is no check"
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(body))), heading
+        assert "print(" in body, f"{heading}: its check says nothing"
+
+
+def functions_of_the_package() -> set[str]:
+    trees = [ast.parse(p.read_text("utf-8")) for p in (ROOT / "gpt2_from_scratch").glob("*.py")]
+    return {n.name for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *SOLUTIONS], ids=lambda path: path.stem)
+def test_it_defines_nothing_that_the_package_should(path):
+    nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+    assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert not defined & functions_of_the_package(), "the package has these"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
+def test_one_source_or_picture_a_cell_and_it_comes_last(path):
+    for head, body in cells_of(path):
+        if head == "[markdown]":
+            continue
+        tree = ast.parse(body)
+        shown = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("show", "picture")
+        ]
+        last = getattr(tree.body[-1], "value", None)
+        assert len(shown) <= 1 and all(last is node for node in shown)
+
+
+def test_the_course_is_whole():
+    assert [int(name[:2]) for name in NAMES] == [*range(1, len(NAMES) + 1)]
+    assert [path.name for path in SOLUTIONS] == [path.name for path in SCRIPTS]
+
+
+# --- what came out of the run ---
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """All chapters, built now; fails with what the builder said."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    command = [sys.executable, str(CHAPTERS / "build.py"), "--out", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.ipynb").read_text("utf-8"))
+
+
+def kinds(output: dict[str, Any]) -> list[str]:
+    return [output["output_type"], *sorted(output.get("data", {}))]
+
+
+def text_of(cell: dict[str, Any]) -> str:
+    """All that a cell printed, and its source for the page."""
+    found = []
+    for output in cell["outputs"]:
+        found += output.get("text", [])
+        found += output.get("data", {}).get("text/markdown", [])
+    return "".join(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_is_up_to_date(name, built):
+    """Rebuild with `make notebooks`."""
+    now, kept = read(built, name), read(CHAPTERS / "notebooks", name)
+    assert now["metadata"] == kept["metadata"]
+    assert [c["source"] for c in now["cells"]] == [c["source"] for c in kept["cells"]]
+    for ours, theirs in zip(now["cells"], kept["cells"], strict=True):
+        ours, theirs = ours.get("outputs", []), theirs.get("outputs", [])
+        assert [*map(kinds, ours)] == [*map(kinds, theirs)]
+        for new, old in zip(ours, theirs, strict=True):
+            assert new.get("data", {}).get("text/markdown") == old.get("data", {}).get("text/markdown")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_in_the_prose_come_from_the_run(name, built):
+    """Every number of two digits or more in a Markdown cell stands in the code, in what it printed,
+    or among those quoted from elsewhere, for which other tests answer.
+    """
+    for folder in (built, CHAPTERS / "notebooks"):
+        cells = read(folder, name)["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        known = " ".join(["".join(cell["source"]) + text_of(cell) for cell in code])
+        numbers = set(re.findall(NUMBER, known.replace("_", "")))
+        numbers |= {n.replace(",", "") for n in numbers} | set(QUOTED)
+        for cell in cells:
+            if cell["cell_type"] == "markdown":
+                said = re.sub(r"\]\([^)]*\)|`[^`]*`", "", "".join(cell["source"]))
+                wrong = {n for n in re.findall(NUMBER, said) if len(n.strip(".,")) > 1} - numbers
+                assert not wrong, f"{sorted(wrong)} in: {said[:200]}"
+
+
+NUMBER = r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?![\w])"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_shows_nobody_s_folders(name):
+    raw = (CHAPTERS / "notebooks" / f"{name}.ipynb").read_text("utf-8")
+    assert not re.search(r"/(tmp|home|root|Users|work)/", raw)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions(path, tmp_path, monkeypatch, capsys):
+    """Three exercises, three solutions, which run and hold."""
+    exercises = prose(parts_of(CHAPTERS / path.name)["Exercises"][0][1])
+    assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
+    assert f"solutions/{path.name}" in exercises
+    solved = re.findall(r"^# ## (\d)\. ", path.read_text("utf-8"), re.MULTILINE)
+    assert solved == ["1", "2", "3"]
+    asserts = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Assert)]
+    assert len(asserts) >= 3
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path))
+    assert capsys.readouterr().out
+
+
+# --- what the chapters share ---
+
+
+def test_setting(monkeypatch):
+    monkeypatch.delenv("GPT2_FROM_SCRATCH_COURSE", raising=False)
+    assert course.setting() == ("mini", "demo") and course.setting("124M") == ("124M", "sms")
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_COURSE", "355M")
+    assert course.setting("mini") == ("355M", "sms")
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_COURSE", "125M")
+    with pytest.raises(UsageError, match="125M"):
+        course.setting("mini")
+
+
+def test_a_script_prints_sources_and_saves_pictures(tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    monkeypatch.chdir(tmp_path)
+    course.show(course.setting)
+    assert capsys.readouterr().out.startswith("# course.py\ndef setting(model")
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().plot([1, 2])
+    shown = course.picture(figure, "line")
+    assert (tmp_path / "runs/course/line.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.replace("\\", "/") == "picture: runs/course/line.png\n"
+    assert shown._repr_png_() == shown._repr_png_()
+
+
+def test_a_notebook_shows_them_itself(monkeypatch, capsys):
+    monkeypatch.setattr("builtins.__IPYTHON__", True, raising=False)
+    shown = course.show(course.setting, course.Picture._repr_png_)
+    assert capsys.readouterr().out == ""
+    assert "```python\n# course.py\ndef setting" in shown._repr_markdown_()
+    assert "\n\n# course.py\ndef _repr_png_(self)" in shown._repr_markdown_()
+    assert repr(shown) == "# course.py"
