@@ -7,7 +7,8 @@
 The scripts are the source; nobody edits a notebook. On one machine two builds give the same bytes:
 cells are numbered, the embedded model and messages are taken, each chapter has one thread, the
 features it computes are its own, and what is written to standard error (progress) is left out, as
-is the output of cells tagged `clock`, which would be another machine's seconds.
+is the output of cells tagged `clock`, which would be another machine's seconds. The line numbers in
+LECTURE.md are brought up to date on the way.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from nbformat import NotebookNode
 
 CHAPTERS = Path(__file__).parent
 NOTEBOOKS = CHAPTERS / "notebooks"
+LECTURE = CHAPTERS / "LECTURE.md"
 SECONDS = 900  # after which a cell is given up
 AT_ONCE = 2  # chapters; each has one thread
 METADATA = {
@@ -126,6 +128,23 @@ def build(script: Path, out: Path, address: str) -> float:
     return time.perf_counter() - began
 
 
+def point_to_lines(page: str) -> str:
+    """A page's links of the form [..](file.py#L12) `code`, each to the first line that has the code.
+
+    Raises ValueError for code that stands in no line of its file.
+    """
+
+    def pointed(match: re.Match) -> str:
+        file, code = match.groups()
+        lines = (CHAPTERS / file).read_text("utf-8").splitlines()
+        numbers = [number for number, line in enumerate(lines, start=1) if code in line]
+        if not numbers:
+            raise ValueError(f"no line of {file} has {code!r}")
+        return f"({file}#L{numbers[0]}) `{code}`"
+
+    return re.sub(r"\(([\w./]+\.py)#L\d*\) `([^`]+)`", pointed, page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,6 +167,8 @@ def main() -> None:
             took = pool.map(lambda script: build(script, arguments.out, arguments.repository), chosen)  # fmt: skip
             for script, seconds in zip(chosen, took, strict=True):
                 print(f"{script.stem:<20} {seconds:5.1f} s", flush=True)
+    if arguments.out == NOTEBOOKS:
+        LECTURE.write_text(point_to_lines(LECTURE.read_text("utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

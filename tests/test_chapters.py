@@ -204,6 +204,18 @@ def test_solutions(path, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def test_the_companion_points_at_the_lines_it_names():
+    """Its line numbers are set by `make notebooks`."""
+    page = (CHAPTERS / "LECTURE.md").read_text("utf-8")
+    links = re.findall(r"\(([\w./]+\.py)#L(\d+)\) `([^`]+)`", page)
+    assert len(links) >= 20 and page.count("#L") == len(links)
+    for file, line, code in links:
+        assert code in (CHAPTERS / file).read_text("utf-8").splitlines()[int(line) - 1]
+    for stamp in ("5:00", "10:00", "20:29", "22:01", "23:43", "25:04", "26:24", "27:22", "28:28",
+                  "29:15", "30:36", "31:21", "31:46", "33:10"):  # fmt: skip
+        assert stamp in page
+
+
 # --- what the chapters share ---
 
 
