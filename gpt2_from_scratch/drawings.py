@@ -27,6 +27,8 @@ from gpt2_from_scratch.plots import (
     SMALL,
     VERMILION,
     YELLOW,
+    draw_bar,
+    make_room,
     shown,
     without_formulas,
 )
@@ -56,7 +58,7 @@ def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Fig
     axes.set(xlim=(0, 9.5), ylim=(0, 8.4))
     axes.set_axis_off()
     kind = "GPT-2" if num_classes is None else f"GPT-2 as a classifier of {num_classes} classes"
-    axes.set_title(f"{kind}: {total:,} numbers to learn")
+    axes.set_title(f"{kind}: {total:,} numbers")
     _draw_network(axes, config, num_classes, numbers)
     _draw_block(axes, config, numbers)
     return without_formulas(figure)
@@ -219,39 +221,32 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
     if not lines:
         raise UsageError("there is nothing to draw: the ledger has no lines")
     height = min(0.32, max(0.15, 7.0 / len(lines)))
-    size = 9 if height > 0.2 else SMALL
     figure = Figure(figsize=(8.5, 1.3 + height * len(lines)), layout="constrained")
     stack, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
-    most = max(line.numbers for line in lines)
     for y, line in enumerate(lines):
-        state, trained = _state(line), line.trainable / 1e6
-        stack.barh(y, 1, height=0.86, color=STATES[state])
-        stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
-        # the edge keeps in sight what is narrower than a pixel
-        for left, right, colour in (
-            (0, trained, "trains"),
-            (trained, line.numbers / 1e6, "frozen"),
-        ):
-            if right > left:
-                bars.barh(y, right - left, left=left, height=0.6, color=STATES[colour], edgecolor=STATES[colour])  # fmt: skip
-        _note(bars, f"{line.numbers:,}", line.numbers / 1e6, y, size)
+        _draw_part(stack, bars, y, line, 9 if height > 0.2 else SMALL)
     stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
     stack.set_axis_off()
-    bars.set(title="How many numbers each has", xlabel="numbers (millions)", xlim=(0, 1.2 * most / 1e6))  # fmt: skip
+    most = max(line.numbers for line in lines) / 1e6
+    bars.set(title="How many numbers each has", xlabel="numbers (millions)")
     bars.tick_params(left=False, labelleft=False)
-    bars.spines[["top", "right"]].set_visible(False)
+    make_room(bars, most, 1.2)
     total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
     figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
-    found = {_state(line) for line in lines}
-    handles = [
-        Patch(color=colour, label=state) for state, colour in STATES.items() if state in found
-    ]
+    found = [state for state in STATES if state in map(_state, lines)]
+    handles = [Patch(color=STATES[state], label=state) for state in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return without_formulas(figure)
 
 
-def _note(axes: Axes, text: str, x: float, y: float, size: float) -> None:
-    axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=size)
+def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -> None:
+    """Its box, and its bar: what trains first."""
+    stack.barh(y, 1, height=0.86, color=STATES[_state(line)])
+    stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
+    trains, end = line.trainable / 1e6, line.numbers / 1e6
+    draw_bar(bars, y, 0.0, trains, STATES["trains"])
+    draw_bar(bars, y, trains, end - trains, STATES["frozen"])
+    bars.annotate(f"{line.numbers:,}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=size)  # fmt: skip
 
 
 def _state(line: LedgerLine) -> str:
@@ -267,29 +262,25 @@ def draw_attention(
     add up to 1. What lies behind the query is grey when no weight is there. Raises DataError for
     another shape than `tokens` asks for, and for weights outside 0 to 1.
     """
-    weights = _to_array(weights)
-    T = len(tokens)
-    if weights.ndim != 3 or weights.shape[1:] != (T, T) or not weights.size:
-        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {weights.shape}")
-    if not ((weights >= 0) & (weights <= 1.001)).all():
-        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
-    behind = np.triu(np.ones((T, T), dtype=bool), 1)
-    masked = behind if not weights[:, behind].any() else np.zeros_like(behind)
+    T, weights = len(tokens), _checked(weights, len(tokens))
+    later = np.triu(np.ones((T, T), dtype=bool), 1)
+    masked = later if not weights[:, later].any() else np.zeros_like(later)
     H = len(weights)
     columns = 2 if 2 <= H <= 4 else min(H, 3 if H <= 9 else 4)
-    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.5)  # a panel's, in inches
-    figure = Figure(
-        figsize=(1.3 + side * columns, 1.9 + (side + 0.15) * rows), layout="constrained"
-    )
+    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # a panel's, in inches
+    size = (1.3 + side * columns, 1.9 + (side + 0.15) * rows)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    _label_tokens(panels, tokens, 72 * (side - 0.05) / T)
     for head, axes in enumerate(panels.flat):
         if head >= H:
             axes.set_axis_off()
             continue
         axes.set_facecolor(GREY)
-        image = axes.imshow(np.ma.array(weights[head], mask=masked), cmap=SHARES, norm=PowerNorm(0.5, 0, 1))  # fmt: skip
+        cells = np.ma.array(weights[head], mask=masked)
+        image = axes.imshow(cells, cmap=SHARES, norm=PowerNorm(0.5, 0, 1))
         axes.set_title(f"Head {head}", fontsize=9)
-    _label_tokens(panels, tokens, 72 * (side - 0.05) / T)
+        axes.tick_params(labelbottom=head + columns >= H)  # the lowest in its column
     figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
     figure.supylabel("query: the token that looks", fontsize=10)
     figure.supxlabel("key: the token looked at", fontsize=10)
@@ -298,10 +289,16 @@ def draw_attention(
     return without_formulas(figure)
 
 
-def _to_array(weights: Any) -> np.ndarray:
+def _checked(weights: Any, T: int) -> np.ndarray:
+    """As an array (H, T, T); raises DataError for what cannot be attention over T tokens."""
     if hasattr(weights, "detach"):  # a tensor, on whatever device, in whatever precision
         weights = weights.detach().cpu().float()
-    return np.asarray(weights, dtype=float)
+    found = np.asarray(weights, dtype=float)
+    if found.ndim != 3 or found.shape[1:] != (T, T) or not found.size:
+        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {found.shape}")
+    if not ((found >= 0) & (found <= 1.001)).all():
+        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
+    return found
 
 
 def _label_tokens(panels: np.ndarray, tokens: list[str], points: float) -> None:
