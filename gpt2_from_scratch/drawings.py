@@ -160,7 +160,7 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
         ("GELU", PURPLE, f"(B, T, 4C = {4 * C:,})"),
         (f"c_proj   {numbers['mlp.c_proj']:,}", PURPLE, state),
     ]
-    _draw_branch(axes, 0.55, attention, "attn: looks at earlier positions", ORANGE)
+    _draw_branch(axes, 0.55, attention, "attn: looks back, never ahead", ORANGE)
     _draw_branch(axes, 4.25, mlp, "mlp: each position alone", PURPLE)
 
 
@@ -318,6 +318,7 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     end without padding, as `trunk.py` computes them. Cells are tokens, and as large in each panel.
     Raises DataError for no texts and for one without tokens, UsageError for batches of none.
     """
+    lengths = [int(length) for length in lengths]  # of an array or a tensor too
     if not lengths or min(lengths) < 1:
         raise DataError("there is nothing to draw: every text needs a token, and there must be one")
     if batch_size < 1:
@@ -377,7 +378,7 @@ def draw_label_by_token(tokens: list[str], probabilities: Sequence[float], label
     if not all(0 <= p <= 1 for p in probabilities):
         raise DataError("probabilities must be from 0 to 1")
     T, name = len(tokens), shown(label, 24, visible=False)
-    percents = [100 * p for p in probabilities]
+    percents = [100 * float(p) for p in probabilities]
     figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
     axes = figure.subplots()
     axes.axhspan(50, 104, color=(VERMILION, 0.08))

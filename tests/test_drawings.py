@@ -257,6 +257,13 @@ def test_pads_are_counted(lengths, size):
     assert legible(figure)
 
 
+def test_lengths_from_a_tensor():
+    figures = [
+        draw_batches(x, 2) for x in ([3, 9, 5], torch.tensor([3, 9, 5]), np.array([3, 9, 5]))
+    ]
+    assert len({figure.axes[1].get_title() for figure in figures}) == 1
+
+
 def test_packed_texts_lie_end_to_end():
     axes = draw_batches([3, 9, 5], 2).axes[2]
     bars = [(round(p.get_y() + 0.5), p.get_x(), p.get_width()) for p in axes.patches]
