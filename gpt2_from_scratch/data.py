@@ -11,7 +11,13 @@ from gpt2_from_scratch.characters import without_halves
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.lines import Fault, Row, checked_encoding, lines_in, read_lines
-from gpt2_from_scratch.paths import embedded, expanded, sms_collection
+from gpt2_from_scratch.paths import (
+    DATA_SETS,
+    EMBEDDED_DATA,
+    embedded,
+    expanded,
+    sms_collection,
+)
 from gpt2_from_scratch.tables import is_table, read_rows, tab_separated
 
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
@@ -36,8 +42,8 @@ def load_messages(
     keep_empty: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Message]:
-    """Read labelled messages: "demo" (ships with the package), "sms" (the SMS Spam Collection) or
-    a file.
+    """Read labelled messages: "demo" or "topics" (both ship with the package), "sms" (the SMS Spam
+    Collection) or a file.
 
     A .csv, .tsv or .jsonl file has a text and a label column (or key); a file called
     SMSSpamCollection is read as the collection. Everything stays a string: `NA`, `null` and `123`
@@ -80,16 +86,16 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
 
 
 def source_path(source: str | Path) -> Path:
-    """The file that "demo", "sms" or a path means. Raises DataError when it is not there."""
+    """The file that a data set's name or a path means. Raises DataError when it is not there."""
     path = expanded(source)
-    if source == "demo":
-        path = embedded("data/demo") / "messages.csv"
+    if source in EMBEDDED_DATA:
+        path = embedded(f"data/{source}") / "messages.csv"
     elif source == "sms":
         path = sms_collection()
         if not path.is_file():
             raise DataError(f"{path} is missing; get it with: gpt2-classifier download sms")
     if not path.is_file():
-        raise DataError(f"{path} is not a file, nor one of the data sets demo and sms")
+        raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
     return path
 
 
@@ -105,7 +111,7 @@ def labelled_rows(
     path = source_path(source)
     if path.name == "SMSSpamCollection":
         return _collection_rows(path)
-    if source == "demo":
+    if source in EMBEDDED_DATA:  # their format is known; options are for a user's own files
         text_column, label_column, encoding = "text", "label", "utf-8"
     rows = read_rows(path, (text_column, label_column), encoding, whole=label_column)
     return (_labelled(row, keep_empty) for row in rows)

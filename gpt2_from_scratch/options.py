@@ -10,7 +10,8 @@ from gpt2_from_scratch.paths import expanded
 
 MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
 DATA_HELP = (
-    "demo (ships with the package), sms (the SMS Spam Collection), or a .csv, .tsv or .jsonl file"
+    "demo or topics (both ship with the package), sms (the SMS Spam Collection), or a .csv, .tsv "
+    "or .jsonl file"
 )
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "

@@ -9,7 +9,8 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 MODELS = ("mini", *SIZES)
-DATA_SETS = ("demo", "sms")
+EMBEDDED_DATA = ("demo", "topics")  # these ship with the package
+DATA_SETS = (*EMBEDDED_DATA, "sms")
 
 
 def home() -> Path:

@@ -71,12 +71,12 @@ def train_classifier(
 ) -> tuple[Path, Classifier, Evaluation]:
     """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
-    `data` is "demo", "sms" or a file; `run` the folder to write (none: a new one in `runs`), which
-    is returned with the classifier and its scores on the test part. With `on_error` "skip" rows
-    that cannot be used are left out, and texts that have two labels. `dtype` is that of the frozen
-    blocks' arithmetic and output, which `cache` keeps on disk for the next run. `resume` goes on in
-    a `run` that was interrupted, with the same settings (`resume_training` reads them there).
-    Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
+    `data` is "demo", "topics", "sms" or a file; `run` the folder to write (none: a new one in
+    `runs`), which is returned with the classifier and its scores on the test part. With `on_error`
+    "skip" rows that cannot be used are left out, and texts that have two labels. `dtype` is that of
+    the frozen blocks' arithmetic and output, which `cache` keeps on disk for the next run. `resume`
+    goes on in a `run` that was interrupted, with the same settings (`resume_training` reads them
+    there). Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
     """
     config = config or TrainConfig()
     check_on_error(on_error)

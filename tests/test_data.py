@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import random
+import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pandas
@@ -20,6 +22,7 @@ from gpt2_from_scratch.data import (
     write_messages,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.paths import DATA_SETS, EMBEDDED_DATA, embedded
 
 # what pandas would turn into numbers, truth values or NaN, and what csv must quote
 AWKWARD = [
@@ -109,6 +112,35 @@ def test_the_demo_is_not_from_the_collection(sms_file):
     assert not [m.text for m in load_messages() if normalised(m.text) in collection]
 
 
+# --- the texts on three topics ---
+
+
+def test_the_topics_are_balanced_and_distinct():
+    messages = load_messages("topics")
+    assert messages == load_messages(embedded("data/topics") / "messages.csv")
+    assert count_labels(messages) == {"medicine": 100, "sports": 100, "technology": 100}
+    assert len({normalised(m.text) for m in messages}) == 300
+    assert all(6 <= len(m.text.split()) <= 35 and m.text.isprintable() for m in messages)
+
+
+def test_no_topic_gives_its_name_away():
+    texts = [normalised(m.text) for m in load_messages("topics")]
+    for label in ("technology", "sports", "medicine"):
+        assert sum(label in text for text in texts) <= 5
+
+
+def test_no_two_topics_share_much():
+    """Of the word 3-grams of the shorter one at most a fifth, as its README says."""
+
+    def trigrams(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+(?:'\w+)*", text.lower())
+        return set(zip(words, words[1:], words[2:], strict=False))
+
+    grams = [trigrams(m.text) for m in load_messages("topics")]
+    for one, other in combinations(grams, 2):
+        assert len(one & other) <= 0.2 * min(len(one), len(other))
+
+
 # --- tables ---
 
 
@@ -185,6 +217,7 @@ def test_what_is_no_file(tmp_path):
         with pytest.raises(DataError, match="is not a file, nor one of the data sets") as error:
             load_messages(path)
         assert str(path) in str(error.value)
+        assert all(name in str(error.value).rsplit("data sets")[1] for name in DATA_SETS)
 
 
 @pytest.mark.parametrize("name", ["messages.txt", "messages.xlsx", "messages", "messages.csv.gz"])
@@ -360,7 +393,8 @@ def test_an_encoding_that_is_named(tmp_path):
     for encoding in ("cp1252", "utf-16"):
         (tmp_path / "m.csv").write_bytes(as_csv([("ham", "£5, naïve")]).encode(encoding))
         assert load_messages(tmp_path / "m.csv", encoding=encoding) == [Message("£5, naïve", "ham")]
-    assert load_messages("demo", encoding="utf-16", text_column="x") == load_messages("demo")
+    for name in EMBEDDED_DATA:  # their columns and encoding are known
+        assert load_messages(name, encoding="utf-16", text_column="x") == load_messages(name)
 
 
 def test_halves_of_characters_can_be_written_again(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from gpt2_from_scratch import paths
 from gpt2_from_scratch.errors import CheckpointError
-from gpt2_from_scratch.paths import CHECKOUT, embedded, home, model_folder
+from gpt2_from_scratch.paths import CHECKOUT, EMBEDDED_DATA, embedded, home, model_folder
 
 PACKAGE = Path(paths.__file__).parent
 VARIABLES = ("GPT2_FROM_SCRATCH_HOME", "XDG_CACHE_HOME")
@@ -84,8 +84,9 @@ def test_an_empty_cache_variable_is_none(site_packages, tmp_path):
 
 
 def test_what_ships_with_the_package():
-    assert (embedded("data/demo") / "messages.csv").is_file()
-    assert embedded("data/demo") == CHECKOUT / "data" / "demo"
+    for name in EMBEDDED_DATA:
+        assert (embedded(f"data/{name}") / "messages.csv").is_file()
+        assert embedded(f"data/{name}") == CHECKOUT / "data" / name
 
 
 def test_models_by_name(tmp_path, monkeypatch):
