@@ -1,0 +1,96 @@
+# %% [markdown]
+# # Solutions to chapter 6
+
+# %%
+import torch
+import torch.nn.functional as F
+
+from gpt2_from_scratch import load_gpt2, load_messages, replace_head, set_trainable, split_messages
+from gpt2_from_scratch.batches import encode_texts, pad_batch
+from gpt2_from_scratch.finetuning import ledger
+from gpt2_from_scratch.heads import class_logits
+from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.tokenizer import Tokenizer
+
+batch = split_messages(load_messages("demo")).train[:16]
+encoded, _ = encode_texts([message.text for message in batch], Tokenizer(model_folder("mini")), 384)
+ids, lengths = pad_batch(encoded, pad_id=0)
+answers = torch.tensor([message.label == "spam" for message in batch]).long()
+
+
+def loss_of(model):
+    return F.cross_entropy(class_logits(model, ids, lengths, "last_token"), answers)
+
+
+# %% [markdown]
+# ## 1. All parameters for the optimizer
+#
+# AdamW skips a parameter whose gradient is `None`, weight decay included, so frozen ones stay as
+# they are to the bit. A gradient of zeros is a gradient: the step it asks for is 0, but the decay
+# comes on top. Whoever fills gradients with zeros by hand shrinks the "frozen" weights.
+
+# %%
+changed = {}
+for gradient in ("None", "zeros"):
+    torch.manual_seed(123)
+    model = load_gpt2("mini")
+    replace_head(model, num_classes=2)
+    set_trainable(model)
+    before = model.wte.weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    loss_of(model).backward()
+    for parameter in model.parameters():
+        if gradient == "zeros" and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed[gradient] = (model.wte.weight / before).median().item()
+    print(f"gradient {gradient:<5}: wte is {changed[gradient]:.6f} of what it was")
+    assert torch.equal(model.wte.weight, before) == (gradient == "None")
+assert changed["None"] == 1
+assert abs(changed["zeros"] - (1 - 1e-3 * 0.1)) < 1e-6, "one step of decay: 1 - lr * weight_decay"
+
+# %% [markdown]
+# ## 2. The head, frozen by mistake
+#
+# Block and norm train, because they are let go afterwards; the head stays as it was drawn. The loss
+# falls all the same: the block learns to give the random head what it needs. Only a look at the
+# ledger, or at the head, tells. `set_trainable` lets all three go after the freezing.
+
+# %%
+torch.manual_seed(123)
+model = load_gpt2("mini")
+replace_head(model, num_classes=2)
+model.requires_grad_(False)
+model.blocks[-1].requires_grad_(True)
+model.ln_f.requires_grad_(True)
+print("train:", [line.part for line in ledger(model) if line.trainable])
+head = model.head.weight.clone()
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+losses = []
+for _ in range(12):
+    optimizer.zero_grad()
+    losses.append(loss_of(model))
+    losses[-1].backward()
+    optimizer.step()
+print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
+assert [line.part for line in ledger(model) if line.trainable] == ["blocks.5", "ln_f"]
+assert torch.equal(model.head.weight, head) and losses[-1] < 0.7 * losses[0]
+
+# %% [markdown]
+# ## 3. A gradient through frozen blocks
+#
+# Only `blocks.0` gets one. Frozen means that no gradient is kept for a block's own weights; the
+# gradient with respect to what goes through the block is computed all the same, since the way from
+# the loss to `blocks.0` leads through it. So it costs nearly as much as training all of them:
+# freezing saves most when what trains is at the end.
+
+# %%
+model.requires_grad_(False)
+model.zero_grad()
+model.blocks[0].requires_grad_(True)
+loss_of(model).backward()
+parts = {line.part: model.get_submodule(line.part) for line in ledger(model)}
+found = [name for name, part in parts.items() if any(p.grad is not None for p in part.parameters())]
+print("a gradient:", found)
+assert found == ["blocks.0"]
+assert model.blocks[0].attn.c_attn.weight.grad.abs().max() > 0
