@@ -9,7 +9,7 @@ from gpt2_from_scratch import Classifier, load_messages, set_trainable, split_me
 from gpt2_from_scratch.batches import pad_batch
 
 B = 8
-messages = split_messages(load_messages("demo")).train[: 20 * B]
+messages = split_messages(load_messages("demo")).train[: 12 * B]
 labels = torch.tensor([message.label == "spam" for message in messages]).long()
 plain, ours = (Classifier.on_base("mini", ["ham", "spam"]) for _ in range(2))
 set_trainable(plain.model)
