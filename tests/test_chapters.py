@@ -35,6 +35,8 @@ QUOTED = {
     "300": "the same",
     "87": "ham in 100 messages of the collection: 4,827 of 5,574",
     "100": "a hundred",
+    "20": "times the textbook loop's speed on 124M, at least: README, from benchmarks/finetune.py",
+    "35": "and at most: the same",
 }
 
 
