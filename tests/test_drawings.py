@@ -215,10 +215,11 @@ def test_labels_that_fit(H, T, each):
 
 
 def test_a_tensor_is_an_array():
-    weights = attention(2, 4)
-    png = [picture(draw_attention(w, list("abcd"))) for w in (weights, weights.numpy())]
+    """And the same weights give the same bytes."""
+    weights = attention(1, 3)
+    png = [picture(draw_attention(w, list("abc"))) for w in (weights, weights.numpy())]
     assert png[0] == png[1]
-    draw_attention(weights.bfloat16().requires_grad_(), list("abcd"))
+    draw_attention(weights.bfloat16().requires_grad_(), list("abc"))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,6 @@ def test_the_same_once_more():
     draw = [
         lambda: draw_architecture(MINI, 2),
         lambda: draw_ledger([line(10, 0, "$a_1$"), line(5, 5, "b")]),
-        lambda: draw_attention(attention(1, 4), TOKENS[1:5]),
         lambda: draw_batches([3, 1, 2], 2),
         lambda: draw_label_by_token(TOKENS, [0.5] * 8, "spam"),
     ]
