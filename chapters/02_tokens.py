@@ -143,8 +143,8 @@ print("checked: with pads on the right, and only there, a text's logits are thos
 # ## Exercises
 #
 # 1. Write all messages in capitals. How many times as many tokens is that? Guess first; why?
-# 2. Keep the first tenth of the merges (`write_bpe` writes both files into a folder). Does a message
-#    still come back from its ids, and how much longer are the messages?
+# 2. Keep the first tenth of the merges (`write_bpe` writes both files into a folder). Does a
+#    message still come back from its ids, and how much longer are the messages?
 # 3. Cut a message to its first half, then to its second. In which do the tokens keep their logits?
 #
 # Solutions: [`solutions/02_tokens.py`](solutions/02_tokens.py).

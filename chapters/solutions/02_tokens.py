@@ -19,9 +19,9 @@ tokens = sum(len(tokenizer.encode(text)) for text in texts)
 # %% [markdown]
 # ## 1. Capitals
 #
-# Merges are learned from what is frequent, and whole words in capitals are rare in any text. `PRIZE`
-# is other bytes than `prize`; few merges have them, so words fall apart into one or two letters.
-# Spam likes capitals, and they make it long.
+# Merges are learned from what is frequent, and whole words in capitals are rare in any text.
+# `PRIZE` is other bytes than `prize`; few merges have them, so words fall apart into one or two
+# letters. Spam likes capitals, and they make it long.
 
 # %%
 capitals = sum(len(tokenizer.encode(text.upper())) for text in texts)
@@ -34,8 +34,8 @@ assert capitals > 1.3 * tokens
 # ## 2. A tenth of the merges
 #
 # Yes: the bytes alone would do. Merges make texts shorter and nothing else. The network would be
-# useless with this tokenizer all the same: it learned what the ids of the whole list mean, and
-# how text looks when it is cut as far as that list cuts it.
+# useless with this tokenizer all the same: it learned what the ids of the whole list mean, and how
+# text looks when it is cut as far as that list cuts it.
 
 # %%
 lines = (folder / "vocab.bpe").read_text("utf-8").splitlines()[1:]

@@ -1,0 +1,149 @@
+# %% [markdown]
+# # 4. Weights
+#
+# The network of chapter 3 is nothing without its numbers, and a loader can put them in the wrong
+# place without an error. So we look at them, and prove that they are where they belong.
+#
+# **At the end you will know** what a model's files hold, which mistake no shape shows, and how an
+# oracle, a known text and a checksum find mistakes. **Time:** about ten seconds, offline.
+
+# %%
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from gpt2_from_scratch import GPT2, GPT2Config, GPT2Error, Tokenizer, load_gpt2, load_messages
+from gpt2_from_scratch.course import setting, show
+from gpt2_from_scratch.files import sha256_of
+from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.published import CONTINUATION, PROMPT, greedy_continuation
+from gpt2_from_scratch.tensor_bundle import open_arrays
+from gpt2_from_scratch.weights import names_on_disk, save_gpt2
+
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+torch.set_grad_enabled(False)  # nothing is trained here
+
+# %% [markdown]
+# ## Names and shapes
+#
+# A model's folder holds `hparams.json` (its five sizes), `vocab.bpe` and `encoder.json` (chapter 2)
+# and the arrays: OpenAI's in a TensorFlow bundle, `model.ckpt.*`, ours in `model.safetensors`, with
+# Hugging Face's names. We read both without TensorFlow, and without pickle, which can run programs.
+
+# %%
+folder, model = model_folder(MODEL), load_gpt2(MODEL).double()  # float64: rounding hides nothing
+tokenizer, openai = Tokenizer(folder), not (folder / "model.safetensors").exists()
+arrays = open_arrays(folder) if openai else load_file(folder / "model.safetensors")
+names = {ours: pair[0 if openai else 1] for ours, pair in names_on_disk(model.config).items()}
+for ours, theirs in names.items():
+    if "blocks" not in ours or ".0." in ours:
+        shape = tuple(model.get_parameter(ours).shape)
+        print(f"{theirs:<24} {arrays[theirs].shape!s:<15} {ours} {shape}")
+
+# %% [markdown]
+# A block's matrices are stored as (in, out), for a product `x @ w`; `nn.Linear` keeps (out, in), so
+# each must be transposed. No output head is stored: it is `wte` again. The loader stops if an array
+# is missing or left over, has another shape, or holds what is no number.
+
+# %%
+show(load_gpt2)
+
+# %% check
+assert sorted(names.values()) == sorted(arrays), "each array is used, and used once"
+assert {*names} == {*dict(model.named_parameters())} and model.head.weight is model.wte.weight
+print(f"checked: {len(arrays)} arrays, {len(names)} parameters, one for each")
+
+# %% [markdown]
+# ## An oracle
+#
+# An oracle is a second program that shares nothing with the first. Ours is GPT-2 in numpy, on the
+# arrays as stored: no torch, no name map, and no transpose, since `x @ w` is what they are for.
+
+
+# %%
+def oracle(w, ids, n_layer, n_head):
+    def norm(x, gain, shift):
+        return gain * ((x.T - x.mean(axis=1)) / np.sqrt(x.var(axis=1) + 1e-5)).T + shift
+
+    x = w["wte"][ids] + w["wpe"][: len(ids)]  # (T, C)
+    for n in range(n_layer):
+        h = {name.removeprefix(f"h{n}."): a for name, a in w.items() if name.startswith(f"h{n}.")}
+        qkv = norm(x, h["ln_1"], h["ln_1.b"]) @ h["attn.c_attn"] + h["attn.c_attn.b"]  # (T, 3C)
+        q, k, v = (np.stack(np.split(a, n_head, 1)) for a in np.split(qkv, 3, 1))  # (H, T, D)
+        e = np.tri(len(ids)) * np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2]))  # (H, T, T)
+        x = x + np.hstack([*(e / e.sum(2)[..., None] @ v)]) @ h["attn.c_proj"] + h["attn.c_proj.b"]
+        m = norm(x, h["ln_2"], h["ln_2.b"]) @ h["mlp.c_fc"] + h["mlp.c_fc.b"]  # (T, 4C)
+        m = m / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (m + 0.044715 * m**3)))
+        x = x + m @ h["mlp.c_proj"] + h["mlp.c_proj.b"]
+    return norm(x, w["ln_f"], w["ln_f.b"]) @ w["wte"].T  # (T, V)
+
+
+w = {}  # "model/h0/ln_1/b" and "h.0.ln_1.bias" become "h0.ln_1.b"; gains and matrices have no ".g"
+for name, array in arrays.items():
+    name = re.sub(r"^model/|[./](weight|w|g)$", "", name).replace("/", ".").replace("h.", "h")
+    w[name.replace("bias", "b")] = array.astype(np.float64).reshape(array.shape[-2:])
+texts = [torch.tensor(tokenizer.encode(message.text)) for message in load_messages(DATA)[:20]]
+expected = torch.from_numpy(oracle(w, texts[0], model.config.n_layer, model.config.n_head))
+print(f"the oracle's logits {tuple(expected.shape)}, as large as {expected.abs().max():.0f}")
+
+# %% check
+assert (model(texts[0][None])[0] - expected).abs().max() < 1e-4
+print("checked: all logits of a message are the oracle's")
+
+# %% [markdown]
+# ## What no shape tells
+#
+# `attn.c_proj` is square: not transposed, it has the same shape. We forget it in the first block
+# alone. Text and loss (bits for a message's next token) are worse, but how good should they be? The
+# text is known for OpenAI's 124M (`gpt2-classifier verify 124M` asks for it). An oracle is sure.
+
+# %%
+planted = load_gpt2(MODEL).double()
+planted.blocks[0].attn.c_proj.weight.copy_(model.blocks[0].attn.c_proj.weight.T)
+found = []
+for one in (model, planted):
+    off = (one(texts[0][None])[0] - expected).abs().max()
+    p = [one(ids[None])[0].softmax(dim=1)[range(len(ids) - 1), ids[1:]] for ids in texts]
+    bits = -torch.cat(p).log2().mean()
+    found.append((off, bits, greedy_continuation(one, tokenizer, PROMPT, 15)))
+    print(f"off by {off:.0e}, {bits:.2f} bits a token: {PROMPT + found[-1][2]!r}")
+
+# %% check
+assert [p.shape for p in planted.parameters()] == [p.shape for p in model.parameters()]
+(off, bits, text), (off_2, bits_2, text_2) = found
+assert off < 1e-4 < 0.1 < off_2 and bits + 0.1 < bits_2 and text != text_2
+assert MODEL != "124M" or text == CONTINUATION
+print("checked: equal shapes, and the oracle, the text and the loss see the mistake")
+
+# %% [markdown]
+# Files are damaged on the way. OpenAI's index has a checksum of each array. A safetensors file has
+# none; beside the miniature's lies `SHA256SUMS`. A tiny model shows what one changed byte does.
+
+# %% check
+torch.manual_seed(123)
+with TemporaryDirectory() as name:
+    path = Path(name) / "model.safetensors"
+    save_gpt2(GPT2(GPT2Config(n_vocab=300, n_ctx=8, n_embd=8, n_head=2, n_layer=1)), path.parent)
+    raw, sums = path.read_bytes(), f"{sha256_of(path)}  {path.name}\n"
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    load_gpt2(path.parent)  # without a checksum nobody notices
+    (path.parent / "SHA256SUMS").write_text(sums)
+    try:
+        refused = f"not refused: {load_gpt2(path.parent)}"
+    except GPT2Error as error:
+        refused = str(error).replace(str(path), path.name)
+assert "it was changed" in refused
+print(f"checked: one of {len(raw):,} bytes changed: {refused}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Swap `ln_1` and `ln_2` of the first block. Do shapes tell? What does it cost in bits a token?
+# 2. Forget the transpose in each block in turn. In which would you not see it in the text?
+# 3. `save_gpt2` the model as `torch.float16` and as `torch.bfloat16`. Which comes back unchanged?
+#
+# Solutions: [`solutions/04_weights.py`](solutions/04_weights.py).
