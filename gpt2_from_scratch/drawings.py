@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gpt2_from_scratch.config import GPT2Config
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -27,6 +27,8 @@ from gpt2_from_scratch.plots import (
     SMALL,
     VERMILION,
     YELLOW,
+    draw_bar,
+    make_room,
     shown,
     without_formulas,
 )
@@ -38,9 +40,6 @@ LONGEST = 14  # characters of a token that are shown
 # where the opened block stands in the drawing of the network, in inches
 LEFT, RIGHT, LOWER, UPPER, STREAM = 3.7, 9.4, 0.3, 8.1, 4.35
 ARROW = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
-
-
-# --- the network ---
 
 
 def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Figure:
@@ -59,7 +58,7 @@ def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Fig
     axes.set(xlim=(0, 9.5), ylim=(0, 8.4))
     axes.set_axis_off()
     kind = "GPT-2" if num_classes is None else f"GPT-2 as a classifier of {num_classes} classes"
-    axes.set_title(f"{kind}: {total:,} numbers to learn")
+    axes.set_title(f"{kind}: {total:,} numbers")
     _draw_network(axes, config, num_classes, numbers)
     _draw_block(axes, config, numbers)
     return without_formulas(figure)
@@ -141,14 +140,18 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
     _box(
         axes, ((LEFT + RIGHT) / 2, (LOWER + UPPER) / 2), (RIGHT - LEFT, UPPER - LOWER), "", SKY, 0.1
     )
-    axes.text(RIGHT - 0.15, UPPER - 0.25, f"one block: {numbers['block']:,}", ha="right", va="center", weight="bold")  # fmt: skip
+    axes.text(RIGHT - 0.15, UPPER - 0.25, f"one block: {numbers['block']:,} numbers", ha="right", va="center", weight="bold")  # fmt: skip
     state = f"(B, T, C = {C:,})"
     _up(axes, STREAM, LOWER - 0.2, UPPER + 0.2, width=3)
     axes.text(STREAM - 0.14, 4.1, f"residual stream {state}", rotation=90, ha="right", va="center", fontsize=9)  # fmt: skip
     attention = [
         (f"ln_1   {numbers['ln_1']:,}", YELLOW, state),
         (f"c_attn   {numbers['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),
-        (f"{H} heads: softmax(q kᵀ / √D) v", ORANGE, f"{H} × (B, T, D = {C // H:,}), side by side"),
+        (
+            f"{H} heads: softmax(q kᵀ / √D) v",
+            ORANGE,
+            f"(B, H = {H}, T, D = {C // H:,})",
+        ),
         (f"c_proj   {numbers['attn.c_proj']:,}", ORANGE, state),
     ]
     mlp = [
@@ -157,8 +160,8 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
         ("GELU", PURPLE, f"(B, T, 4C = {4 * C:,})"),
         (f"c_proj   {numbers['mlp.c_proj']:,}", PURPLE, state),
     ]
-    _draw_branch(axes, 0.65, attention, "attn: looks at earlier positions", ORANGE)
-    _draw_branch(axes, 4.3, mlp, "mlp: each position alone", PURPLE)
+    _draw_branch(axes, 0.55, attention, "attn: looks back, never ahead", ORANGE)
+    _draw_branch(axes, 4.25, mlp, "mlp: each position alone", PURPLE)
 
 
 def _draw_branch(
@@ -167,21 +170,22 @@ def _draw_branch(
     """From the stream through a norm and the parts of attn or mlp, each (text, colour, what comes
     out), and back to be added.
     """
-    x, first = 6.75, y + 0.5
-    _box(axes, (x + 0.12, first + 0.72 * 2), (3.5, 0.72 * 3 - 0.12), "", colour, 0.12)
-    axes.text(x + 1.72, first + 0.72 * 2, name, rotation=90, ha="center", va="center", fontsize=9)
+    x = 6.75
+    middles = [y + 0.5 + 0.72 * n + (0.14 if n else 0) for n in range(len(parts))]
+    end = middles[-1] + 0.5
+    _box(axes, (x + 0.37, (middles[1] + middles[-1]) / 2), (3.8, 2.02), "", colour, 0.15)
+    axes.text(x + 2.05, middles[2], name, rotation=90, ha="center", va="center", fontsize=9)
     axes.plot([STREAM, x], [y, y], color=DARK)
-    _up(axes, x, y, first - 0.22)
+    _up(axes, x, y, middles[0] - 0.22)
     for n, (text, tint, shape) in enumerate(parts):
-        middle = first + 0.72 * n
-        _box(axes, (x, middle), (2.9, 0.44), text, tint)
+        _box(axes, (x, middles[n]), (2.9, 0.44), text, tint)
         if n < len(parts) - 1:
-            _up(axes, x, middle + 0.22, middle + 0.5, shape)
-    end = first + 0.72 * len(parts) - 0.22
-    axes.plot([x, x], [end - 0.28, end], color=DARK)
+            _up(axes, x, middles[n] + 0.22, middles[n + 1] - 0.22, shape)
+    axes.plot([x, x], [middles[-1] + 0.22, end], color=DARK)
     axes.annotate("", (STREAM + 0.13, end), (x, end), arrowprops=ARROW)
     axes.text(x - 1.2, end + 0.1, parts[-1][2], ha="center", va="bottom", fontsize=8, color=DARK)
-    axes.text(STREAM, end, "+", ha="center", va="center", fontsize=12, weight="bold", bbox={"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": DARK})  # fmt: skip
+    circle = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": DARK}
+    axes.text(STREAM, end, "+", ha="center", va="center", fontsize=12, weight="bold", bbox=circle)
 
 
 def _box(
@@ -190,16 +194,14 @@ def _box(
     size: tuple[float, float],
     text: str,
     colour: str,
-    tint: float = 0.35,
+    tint: float = 0.4,
 ) -> None:
-    """A rounded box with text in it."""
+    """A rounded box with text in it, filled with a tint that lets nothing through."""
+    fill = tuple(1 - tint * (1 - part) for part in to_rgb(colour))
     (x, y), (width, height) = middle, size
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2), width, height,
-            boxstyle="round,pad=0,rounding_size=0.06", facecolor=(colour, tint), edgecolor=colour,
-        )
-    )  # fmt: skip
+    corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.06"
+    box = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=fill, edgecolor=colour)
+    axes.add_patch(box)
     axes.text(x, y, text, ha="center", va="center", fontsize=9)
 
 
@@ -208,9 +210,6 @@ def _up(axes: Axes, x: float, low: float, high: float, text: str = "", width: fl
     axes.annotate("", (x, high), (x, low), arrowprops=ARROW | {"linewidth": width})
     if text:
         axes.text(x + 0.1, (low + high) / 2, text, ha="left", va="center", fontsize=8, color=DARK)
-
-
-# --- what trains ---
 
 
 def draw_ledger(lines: list[LedgerLine]) -> Figure:
@@ -222,92 +221,94 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
     if not lines:
         raise UsageError("there is nothing to draw: the ledger has no lines")
     height = min(0.32, max(0.15, 7.0 / len(lines)))
-    size = 9 if height > 0.2 else SMALL
     figure = Figure(figsize=(8.5, 1.3 + height * len(lines)), layout="constrained")
     stack, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
-    most = max(line.numbers for line in lines)
     for y, line in enumerate(lines):
-        colour = STATES[_state(line)]
-        stack.barh(y, 1, height=0.86, color=(colour, 0.45), edgecolor=colour)
-        stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
-        bars.barh(y, line.trainable / 1e6, height=0.6, color=STATES["trains"])
-        bars.barh(y, (line.numbers - line.trainable) / 1e6, left=line.trainable / 1e6, height=0.6, color=STATES["frozen"])  # fmt: skip
-        bars.annotate(f"{line.numbers:,}", (line.numbers / 1e6, y), (4, 0), textcoords="offset points", va="center", fontsize=size)  # fmt: skip
+        _draw_part(stack, bars, y, line, 9 if height > 0.2 else SMALL)
     stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
     stack.set_axis_off()
-    bars.set(title="How many numbers each has", xlabel="numbers (millions)", xlim=(0, 1.25 * most / 1e6))  # fmt: skip
+    most = max(line.numbers for line in lines) / 1e6
+    bars.set(title="How many numbers each has", xlabel="numbers (millions)")
     bars.tick_params(left=False, labelleft=False)
-    bars.spines[["top", "right"]].set_visible(False)
+    make_room(bars, most, 1.2)
     total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
     figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
-    found = {_state(line) for line in lines}
-    handles = [
-        Patch(facecolor=(colour, 0.45), edgecolor=colour, label=state)
-        for state, colour in STATES.items()
-        if state in found
-    ]
+    found = [state for state in STATES if state in map(_state, lines)]
+    handles = [Patch(color=STATES[state], label=state) for state in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return without_formulas(figure)
+
+
+def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -> None:
+    """Its box, and its bar: what trains first."""
+    stack.barh(y, 1, height=0.86, color=STATES[_state(line)])
+    stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
+    trains, end = line.trainable / 1e6, line.numbers / 1e6
+    draw_bar(bars, y, 0.0, trains, STATES["trains"])
+    draw_bar(bars, y, trains, end - trains, STATES["frozen"])
+    bars.annotate(f"{line.numbers:,}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=size)  # fmt: skip
 
 
 def _state(line: LedgerLine) -> str:
     return {0: "frozen", line.numbers: "trains"}.get(line.trainable, "in part")
 
 
-# --- where a block looks ---
-
-
-def draw_attention(weights: Any, tokens: list[str]) -> Figure:
+def draw_attention(
+    weights: Any, tokens: list[str], *, title: str = "Where each head looks"
+) -> Figure:
     """Where each head of a block looks: weights (H, T, T), a tensor or an array, one panel a head.
 
     A row is the token that looks (query), a column the one that is looked at (key); a row's weights
     add up to 1. What lies behind the query is grey when no weight is there. Raises DataError for
     another shape than `tokens` asks for, and for weights outside 0 to 1.
     """
-    weights = _to_array(weights)
-    T = len(tokens)
-    if weights.ndim != 3 or weights.shape[1:] != (T, T) or not weights.size:
-        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {weights.shape}")
-    if not ((weights >= 0) & (weights <= 1.001)).all():
-        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
-    behind = np.triu(np.ones((T, T), dtype=bool), 1)
-    masked = behind if not weights[:, behind].any() else np.zeros_like(behind)
+    T, weights = len(tokens), _checked(weights, len(tokens))
+    later = np.triu(np.ones((T, T), dtype=bool), 1)
+    masked = later if not weights[:, later].any() else np.zeros_like(later)
     H = len(weights)
-    columns = min(H, 2 if H <= 4 else 3 if H <= 9 else 4)
-    figure = Figure(figsize=(9.5, 1.2 + 9.0 / columns * math.ceil(H / columns)), layout="constrained")  # fmt: skip
-    panels = figure.subplots(math.ceil(H / columns), columns, sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    columns = 2 if 2 <= H <= 4 else min(H, 3 if H <= 9 else 4)
+    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # a panel's, in inches
+    size = (1.3 + side * columns, 1.9 + (side + 0.15) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    _label_tokens(panels, tokens, 72 * (side - 0.05) / T)
     for head, axes in enumerate(panels.flat):
         if head >= H:
             axes.set_axis_off()
             continue
         axes.set_facecolor(GREY)
-        image = axes.imshow(np.ma.array(weights[head], mask=masked), cmap=SHARES, norm=PowerNorm(0.5, 0, 1))  # fmt: skip
+        cells = np.ma.array(weights[head], mask=masked)
+        image = axes.imshow(cells, cmap=SHARES, norm=PowerNorm(0.5, 0, 1))
         axes.set_title(f"Head {head}", fontsize=9)
-    _label_tokens(panels, tokens, 7.2 * 72 / columns / T)
-    figure.suptitle("Where each head looks" + (" (grey: masked, it comes later)" if masked.any() else ""))  # fmt: skip
-    figure.supxlabel("key: the token looked at", fontsize=10)
+        axes.tick_params(labelbottom=head + columns >= H)  # the lowest in its column
+    figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
     figure.supylabel("query: the token that looks", fontsize=10)
-    figure.colorbar(image, ax=panels, label="attention weight (a row adds up to 1)", shrink=0.7, ticks=[0, 0.05, 0.2, 0.5, 1])  # fmt: skip
+    figure.supxlabel("key: the token looked at", fontsize=10)
+    bar = figure.colorbar(image, ax=panels, location="top", fraction=0.03, pad=0.01, aspect=50, ticks=[0, 0.05, 0.2, 0.5, 1])  # fmt: skip
+    bar.set_label("attention weight (a row adds up to 1)", fontsize=9)
     return without_formulas(figure)
 
 
-def _to_array(weights: Any) -> np.ndarray:
+def _checked(weights: Any, T: int) -> np.ndarray:
+    """As an array (H, T, T); raises DataError for what cannot be attention over T tokens."""
     if hasattr(weights, "detach"):  # a tensor, on whatever device, in whatever precision
         weights = weights.detach().cpu().float()
-    return np.asarray(weights, dtype=float)
+    found = np.asarray(weights, dtype=float)
+    if found.ndim != 3 or found.shape[1:] != (T, T) or not found.size:
+        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {found.shape}")
+    if not ((found >= 0) & (found <= 1.001)).all():
+        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
+    return found
 
 
 def _label_tokens(panels: np.ndarray, tokens: list[str], points: float) -> None:
     """Tokens along the left and the bottom of a grid, every n-th where a cell has few points."""
-    step = math.ceil((SMALL + 0.5) / points)
+    step = math.ceil(SMALL / points)
     size = min(9.0, max(SMALL, points - 1))
     labels = [shown(token, LONGEST) for token in tokens][::step]
     for axes in panels.flat:
         axes.set_xticks(range(0, len(tokens), step), labels, rotation=90, fontsize=size)
         axes.set_yticks(range(0, len(tokens), step), labels, fontsize=size)
-
-
-# --- what padding costs ---
 
 
 def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
@@ -317,6 +318,7 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     end without padding, as `trunk.py` computes them. Cells are tokens, and as large in each panel.
     Raises DataError for no texts and for one without tokens, UsageError for batches of none.
     """
+    lengths = [int(length) for length in lengths]  # of an array or a tensor too
     if not lengths or min(lengths) < 1:
         raise DataError("there is nothing to draw: every text needs a token, and there must be one")
     if batch_size < 1:
@@ -325,13 +327,18 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     widths = [max(lengths[n - n % batch_size :][:batch_size]) for n in range(N)]
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, to, name in zip(panels, ([longest] * N, widths), ("Padded to the longest of all", "Padded to the longest of its batch"), strict=False):  # fmt: skip
-        _draw_padded(axes, lengths, to, name)
+    _draw_padded(panels[0], lengths, [longest] * N, "Padded to the longest of all")
+    _draw_padded(panels[1], lengths, widths, "Padded to the longest of its batch")
     _draw_packed(panels[2], lengths, longest)
-    for first in range(batch_size, N, batch_size):
-        panels[1].axhline(first - 0.5, color=DARK, linewidth=0.6)
-    panels[0].set(xlim=(0, longest), ylim=(N - 0.5, -0.5), ylabel="texts (rows)")
-    figure.supxlabel("tokens in a row", fontsize=10)
+    for first in range(0, N, batch_size):
+        size = (widths[first], min(batch_size, N - first))
+        panels[1].add_patch(
+            Rectangle((0, first - 0.5), *size, fill=False, edgecolor=DARK, linewidth=0.7)
+        )
+    panels[0].set(xlim=(0, longest), ylim=(N - 0.5, -0.5), ylabel="rows")
+    panels[0].yaxis.get_major_locator().set_params(integer=True)
+    for axes in panels:
+        axes.set_xlabel("tokens in a row")
     handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="pad")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     figure.suptitle(f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}")  # fmt: skip
@@ -364,9 +371,6 @@ def _say_pads(axes: Axes, name: str, pads: int, cells: int) -> None:
     axes.set_title(f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9)  # fmt: skip
 
 
-# --- an answer that grows ---
-
-
 def draw_label_by_token(tokens: list[str], probabilities: Sequence[float], label: str) -> Figure:
     """P(label) after each token of a message; raises DataError unless there is one for each."""
     if not tokens or len(tokens) != len(probabilities):
@@ -374,10 +378,11 @@ def draw_label_by_token(tokens: list[str], probabilities: Sequence[float], label
     if not all(0 <= p <= 1 for p in probabilities):
         raise DataError("probabilities must be from 0 to 1")
     T, name = len(tokens), shown(label, 24, visible=False)
-    percents = [100 * p for p in probabilities]
+    percents = [100 * float(p) for p in probabilities]
     figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
     axes = figure.subplots()
     axes.axhspan(50, 104, color=(VERMILION, 0.08))
+    axes.text(1.01, 0.75, "more likely than not", transform=axes.transAxes, rotation=270, va="center", fontsize=8)  # fmt: skip
     axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
     axes.plot(range(T), percents, color=BLUE, marker="o", markersize=4)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))

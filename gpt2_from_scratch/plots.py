@@ -7,11 +7,14 @@ without pyplot, so that no window, back end or global state is involved.
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from gpt2_from_scratch.errors import DataError
@@ -24,6 +27,7 @@ SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 TRAIN, VAL = BLUE, VERMILION
 SHARES = "Blues"  # for numbers from 0 (nearly white) to 1
+MANY = 12  # classes: with more, only counts fit into a confusion matrix
 SMALL = 7  # points: nothing is written smaller
 VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥"}
 
@@ -78,33 +82,37 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     """The confusion matrix (K, K): true labels in rows, predicted in columns.
 
     A cell tells how many texts are in it and which share of its row they are; its colour is that
-    share. Beyond 12 classes the shares are colour only.
+    share. Of more than 12 classes the share is told by the colour only.
     """
-    labels = [shown(scores.label, 18) for scores in evaluation.classes]
-    rows = evaluation.confusion
-    K = len(labels)
+    labels = [shown(scores.label, 20, visible=False) for scores in evaluation.classes]
+    K, rows = len(labels), evaluation.confusion
     shares = [[n / sum(row) if sum(row) else 0.0 for n in row] for row in rows]
-    size = min(9.5, max(4.6, 2.4 + 0.62 * K))
+    size = min(9.5, max(4.6, 2.4 + 0.62 * K))  # inches
     figure = Figure(figsize=(max(7.0, size), size - 0.4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1)
-    for true, row in enumerate(rows):
-        for predicted, n in enumerate(row):
-            share = shares[true][predicted]
-            text = f"{n:,}" if K > 12 else f"{n:,}\n{100 * share:.1f} %" if sum(row) else "0\n–"
-            colour = "white" if share > 0.55 else "black"
-            size = SMALL if K > 12 else 8 if K > 6 else 11
-            axes.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=size)
-    axes.set_xticks(range(K), labels, rotation=0 if K <= 3 else 40, ha="center" if K <= 3 else "right", rotation_mode="anchor")  # fmt: skip
+    for true, predicted in product(range(K), repeat=2):
+        n, share = rows[true][predicted], shares[true][predicted]
+        percent = f"{100 * share:.1f} %" if sum(rows[true]) else "–"
+        axes.text(
+            predicted, true, f"{n:,}" if K > MANY else f"{n:,}\n{percent}", ha="center",
+            va="center", color="white" if share > 0.55 else "black",
+            fontsize=SMALL if K > MANY else 8 if K > 6 else 11,
+        )  # fmt: skip
+    turned: dict[str, Any] = (
+        {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if K > 3 else {}
+    )
+    axes.set_xticks(range(K), labels, **turned)
     axes.set_yticks(range(K), labels)
     axes.set(
         title=f"Confusion matrix: {evaluation.correct:,} of {evaluation.total:,} right "
-        f"({100 * evaluation.accuracy:.1f} %)",
+        f"({100 * evaluation.accuracy:.1f} %)\n"
+        f"{'Colour' if K > MANY else 'Percent and colour'}: share of the row",
         xlabel="predicted label",
         ylabel="true label",
     )
-    bar = figure.colorbar(image, ax=axes, label="share of the row (%)")
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100"])
+    if K > MANY:
+        figure.colorbar(image, ax=axes, label="share of the row", shrink=0.7)
     return without_formulas(figure)
 
 
@@ -124,28 +132,22 @@ def plot_seconds(
     totals = [sum(parts.values()) for parts in seconds.values()]
     scale, many = _scale(max(totals))
     parts = list(dict.fromkeys(part for row in seconds.values() for part in row))
-    figure = Figure(figsize=(9, 1.5 + 0.5 * len(seconds)), layout="constrained")
+    height = 1.6 + 0.5 * len(seconds) + 0.2 * math.ceil(len(parts) / 4)
+    figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots()
-    left = [0.0] * len(seconds)
-    for n, part in enumerate(parts):
-        widths = [row.get(part, 0.0) / scale for row in seconds.values()]
-        colour = PALETTE[n % len(PALETTE)]
-        hatch = "/" if n >= len(PALETTE) else None
-        # the edge keeps a bar in sight that would be narrower than a pixel
-        edges = [1.0 if width else 0.0 for width in widths]
-        axes.barh(range(len(left)), widths, left=left, color=colour, edgecolor=colour, linewidth=edges, height=0.62, hatch=hatch)  # fmt: skip
-        left = [a + b for a, b in zip(left, widths, strict=True)]
+    rows = [[row.get(part, 0.0) / scale for part in parts] for row in seconds.values()]
+    patches = [_stack(axes, rows, n) for n in range(len(parts))]
     for row, total in enumerate(totals):
         axes.annotate(
-            _told(total, max(totals), scale), (total / scale, row), (5, 0),
+            _told(total, max(totals), unit), (total / scale, row), (5, 0),
             textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
-    axes.set_yticks(range(len(left)), [shown(method, 40, visible=False) for method in seconds])
-    axes.set(title=title, xlabel=f"{unit} ({many})" if many else unit)
-    axes.set_xlim(0, 1.3 * max(left) or 1.0)
+    axes.set_yticks(range(len(totals)), [shown(method, 40, visible=False) for method in seconds])
+    axes.set(title=title, xlabel=f"{many} {unit}".strip())
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    _legend(axes, parts)
+    make_room(axes, max(totals) / scale, 1.3)
+    _legend(figure, patches, parts)
     return without_formulas(figure)
 
 
@@ -154,6 +156,19 @@ def save_picture(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         # by default matplotlib writes its version into the file
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def draw_bar(axes: Axes, y: float, left: float, width: float, colour: str) -> Sequence[Any]:
+    """A horizontal bar, if it has a width; its edge keeps in sight what is narrower than a pixel."""
+    if not width:
+        return []
+    return axes.barh(y, width, left=left, height=0.62, color=colour, edgecolor=colour, linewidth=1.5).patches  # fmt: skip
+
+
+def make_room(axes: Axes, most: float, times: float) -> None:
+    """Let horizontal bars end well before the right side, and no frame cover the smallest."""
+    axes.set_xlim(-0.003 * most, times * most or 1.0)
+    axes.spines[["left", "top", "right"]].set_visible(False)
 
 
 def shown(text: str, longest: int, *, visible: bool = True) -> str:
@@ -182,13 +197,26 @@ def without_formulas(figure: Figure) -> Figure:
 
 
 @cache
-def _font():  # type: ignore[no-untyped-def]
+def _font() -> Any:
     return get_font(findfont(FontProperties()))
 
 
-def _legend(axes: Axes, names: Sequence[str]) -> None:
-    """One entry a bar container; written afterwards, because a name may begin with `_`."""
-    legend = axes.legend(axes.containers, ["-"] * len(names), loc="lower right", fontsize=9)
+def _stack(axes: Axes, rows: list[list[float]], n: int) -> Patch:
+    """Draw part n of each method's bar behind the parts before it; what the legend shows of it."""
+    colour = PALETTE[n % len(PALETTE)]
+    # every colour has been used: from here on with stripes
+    edge, hatch = ("black", "//") if n >= len(PALETTE) else (colour, None)
+    for y, row in enumerate(rows):
+        for bar in draw_bar(axes, y, sum(row[:n]), row[n], colour):
+            bar.set(edgecolor=edge, hatch=hatch)
+    return Patch(facecolor=colour, edgecolor=edge, hatch=hatch)
+
+
+def _legend(figure: Figure, patches: Sequence[Patch], names: Sequence[str]) -> None:
+    """Below the picture; names are written afterwards, because one may begin with `_`."""
+    legend = figure.legend(
+        patches, ["-"] * len(names), loc="outside lower center", ncols=4, fontsize=9
+    )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(shown(name, 40, visible=False))
 
@@ -204,16 +232,17 @@ def _check_amounts(seconds: dict[str, dict[str, float]]) -> None:
 
 def _scale(largest: float) -> tuple[float, str]:
     """What amounts are divided by, and the word for it."""
-    for scale, word in ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions")):
+    for scale, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if largest >= scale:
             return scale, word
     return 1.0, ""
 
 
-def _told(total: float, largest: float, scale: float) -> str:
+def _told(total: float, largest: float, unit: str) -> str:
     """A total to three digits, and how many times less than the largest it is."""
+    scale, many = _scale(total)
     amount = total / scale
     places = 0 if amount >= 100 or amount == 0 else 1 - math.floor(math.log10(amount)) + 1
-    text = f"{amount:,.{places}f}"
+    text = f"{amount:,.{places}f} {many or unit}"
     ratio = largest / total if total else 1.0
     return text if ratio < 1.05 else f"{text}  ({ratio:,.{0 if ratio >= 10 else 1}f} times less)"

@@ -1,0 +1,50 @@
+"""Whether a picture can be read at a notebook's size: what the tests of pictures share."""
+
+from functools import lru_cache
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from gpt2_from_scratch.plots import SMALL
+
+
+@lru_cache(maxsize=2)  # to lay out a picture takes a while
+def words(figure: Figure) -> list[tuple[Text, Bbox]]:
+    """Every text that is drawn, and where, in pixels."""
+    figure.draw_without_rendering()
+    hidden = set[int]()  # labels of ticks that are not shown: out of sight, or left to a neighbour
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (axes.axison and low <= tick.get_loc() <= high):
+                    hidden |= {id(tick.label1), id(tick.label2)}
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    return [(t, t.get_window_extent()) for t in texts if id(t) not in hidden]
+
+
+def nothing_small(figure: Figure) -> bool:
+    """No text is written smaller than may be."""
+    return all(text.get_fontsize() >= SMALL for text, _ in words(figure))
+
+
+def nothing_leaves(figure: Figure) -> bool:
+    """No text is cut off by the edge, and the picture is no wider than a notebook."""
+    width, height = figure.get_size_inches() * figure.dpi
+    inside = all(
+        box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        for _, box in words(figure)
+    )
+    return inside and 700 <= width <= 951
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts that stand on each other, by more than a pixel or two."""
+    found = words(figure)
+    return [
+        (one.get_text(), other.get_text())
+        for n, (one, a) in enumerate(found)
+        for other, b in found[:n]
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 2 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
+    ]
