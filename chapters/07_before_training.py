@@ -143,7 +143,7 @@ print(f"checked: 80 of our messages drawn, {held} of {len(drawn)} 95 % intervals
 #
 # 1. Multiply a head's logits by four and by sixteen. What happens to its accuracy and its loss?
 # 2. Of the collection's messages 87 in 100 are ham. What accuracy and loss has a classifier that
-#    gives P(ham) = 0.87 to all of them, and would another number have a lower loss?
+#    says `P(ham) = 0.87` of all of them, and would another number have a lower loss?
 # 3. Keep the best of a thousand random heads, then train one for a hundred steps of gradient
 #    descent on the same states. Which has the higher accuracy?
 #
