@@ -30,7 +30,6 @@ from bench import (
     sms_path,
     timed,
 )
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gpt2_from_scratch import Tokenizer, lecture, load_gpt2
@@ -38,6 +37,7 @@ from gpt2_from_scratch.config import SIZES, GPT2Config
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.lecture import Loaders, Trace, lecture_split, make_loaders
+from gpt2_from_scratch.plots import plot_seconds, save_picture
 from gpt2_from_scratch.trunk import TOKENS, batches, pack
 
 SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
@@ -316,29 +316,18 @@ def draw(sides: list[Side], path: Path) -> None:
     ours, stored = times["ours, float32"], times["ours, float32, second run"]
     looks = next(s.parts["evaluations"] for s in sides if s.name == "ours, float32")
     textbook = sides[0].parts
+    frozen, steps, evaluated = "frozen blocks, once", "650 training steps", "412 batches evaluated"
     bars = {
-        "textbook loop": [0.0, textbook["steps"], textbook["evaluations"], textbook["loading"]],
-        "ours, first run": [ours - stored, stored - looks, looks, 0.0],
-        "ours, second run": [0.0, stored - looks, looks, 0.0],
+        "textbook loop": {
+            steps: textbook["steps"],
+            evaluated: textbook["evaluations"],
+            "loading": textbook["loading"],
+        },
+        "ours, first run": {frozen: ours - stored, steps: stored - looks, evaluated: looks},
+        "ours, second run": {steps: stored - looks, evaluated: looks},
     }
-    names = ("frozen blocks, once", "650 training steps", "412 batches evaluated", "loading")
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    axes = figure.subplots()
-    left = [0.0] * len(bars)
-    for part, name in enumerate(names):
-        widths = [values[part] for values in bars.values()]
-        axes.barh(list(bars), widths, left=left, label=name, color=f"C{part}")
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    for row, seconds in enumerate(left):
-        axes.text(seconds, row, f" {seconds:,.0f} s", va="center")
-    axes.set(
-        title="The lecture's recipe on 2 cores, float32",
-        xlabel="seconds",
-        xlim=(0, 1.12 * max(left)),
-    )
-    axes.invert_yaxis()
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    title = "The lecture's recipe on 2 cores, float32"
+    save_picture(plot_seconds(bars, title=title), path)
 
 
 def main() -> None:

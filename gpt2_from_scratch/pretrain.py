@@ -35,7 +35,7 @@ from gpt2_from_scratch.files import sweep, write_json, write_text
 from gpt2_from_scratch.interruption import stop_after_step
 from gpt2_from_scratch.locks import locked
 from gpt2_from_scratch.model import GPT2, init_weights
-from gpt2_from_scratch.plots import plot_pretraining
+from gpt2_from_scratch.plots import plot_pretraining, save_picture
 from gpt2_from_scratch.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
 from gpt2_from_scratch.weights import save_gpt2
 
@@ -188,12 +188,12 @@ def pretrain(
                 raise Interrupted(f"stopped after step {at.step} of {config.steps}", stop.signal)
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
-    plot_pretraining(
+    curve = plot_pretraining(
         [record["tokens"] for record in at.records],
         [record["held_out_bits_per_byte"] for record in at.records],
         {"gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw)},
-        out / "pretraining.png",
     )
+    save_picture(curve, out / "pretraining.png")
     return model
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
@@ -33,7 +34,7 @@ from gpt2_from_scratch.lines import checked_encoding
 from gpt2_from_scratch.manifest import check_listed, is_complete, write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
-from gpt2_from_scratch.plots import plot_training
+from gpt2_from_scratch.plots import plot_training, save_picture
 from gpt2_from_scratch.run_folder import (
     describe,
     new_run_folder,
@@ -124,7 +125,7 @@ def train_classifier(
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
-        _plot(history, run)
+        save_picture(_plot(history), run / "curves.png")
         evaluation = _finish(classifier, split, run, store, say)
     return run, classifier, evaluation
 
@@ -213,8 +214,8 @@ def train_as_the_lecture(
         classifier.save(run / "best.safetensors")
         steps, *losses = zip(*trace.losses, strict=True)
         train, val = zip(*trace.accuracies, strict=True)
-        path = run / "curves.png"
-        plot_training(steps, (losses[0], losses[1]), (train, val), path, step_name="step")
+        curves = plot_training(steps, (losses[0], losses[1]), (train, val), step_name="step")
+        save_picture(curves, run / "curves.png")
         evaluation = _finish(classifier, split, run, store, say)
     return run, classifier, evaluation
 
@@ -249,10 +250,9 @@ def _finish(
     return evaluation
 
 
-def _plot(history: list[Epoch], run: Path) -> None:
-    plot_training(
+def _plot(history: list[Epoch]) -> Figure:
+    return plot_training(
         [e.epoch for e in history],
         ([e.train_loss for e in history], [e.val_loss for e in history]),
         ([e.train_accuracy for e in history], [e.val_accuracy for e in history]),
-        run / "curves.png",
     )

@@ -116,7 +116,8 @@ def resumes(count: int, seed: int, folder: Path) -> Counter:
     """`count` runs, each stopped and resumed until it ends."""
     torch.set_num_threads(1)
     matplotlib.use("Agg")
-    plots.plot_training([1, 2], ([1, 2], [1, 2]), ([1, 2], [1, 2]), folder / "warm.png")
+    curves = plots.plot_training([1, 2], ([1, 2], [1, 2]), ([1, 2], [1, 2]))
+    plots.save_picture(curves, folder / "warm.png")
     trials = Trials(folder, Counter(), random.Random(seed))
     trials.prepare()
     progress = campaign.Progress(count, "trials")
