@@ -35,6 +35,9 @@ QUOTED = {
     "300": "the same",
     "87": "ham in 100 messages of the collection: 4,827 of 5,574",
     "100": "a hundred",
+    "10": "a chapter",
+    "11": "a chapter",
+    "768": "width of OpenAI's smallest model: config.SIZES, test_model.py",
 }
 
 
