@@ -31,6 +31,7 @@ QUOTED = {
     "5,574": "rows of the SMS Spam Collection: data.SMS_SPAM_COUNTS, test_data.py",
     "5,572": "of them read by pandas' default: test_lecture.py",
     "53": "of them altered: test_lecture.py",
+    "95.67": "percent, of the lecture and of a bag of words on its split: published by the book, README",
     "37": "of the lecture's 300 test messages stand in training: test_lecture.py",
     "300": "the same",
     "87": "ham in 100 messages of the collection: 4,827 of 5,574",
