@@ -142,7 +142,7 @@ print(f"checked: precision and recall from the matrix; all {len(wrong)} mistakes
 # %% [markdown]
 # ## Exercises
 #
-# 1. Call spam only what has P(spam) above 0.9. Predict what precision and recall do.
+# 1. Call spam only what has P(spam) above `0.9`. Predict what precision and recall do.
 # 2. Twenty classifiers guess at random on 120 messages, and you keep the best. How good is it, and
 #    what does its interval say?
 # 3. Find the words of the regular expression by counting in training. How do they do in the test?
