@@ -31,12 +31,20 @@ QUOTED = {
     "5,574": "rows of the SMS Spam Collection: data.SMS_SPAM_COUNTS, test_data.py",
     "5,572": "of them read by pandas' default: test_lecture.py",
     "53": "of them altered: test_lecture.py",
+    "1,044": "of the 1,045 training messages of the lecture end in a pad: test_lecture.py",
+    "1,045": "the same",
+    "95.00": "percent, last position, in the book's published table of ablations",
+    "98.33": "percent, last token, the same table",
+    "95.67": "percent, of the lecture and of a bag of words on its split: published by the book, README",
     "37": "of the lecture's 300 test messages stand in training: test_lecture.py",
     "300": "the same",
     "87": "ham in 100 messages of the collection: 4,827 of 5,574",
     "100": "a hundred",
     "20": "times the textbook loop's speed on 124M, at least: README, from benchmarks/finetune.py",
     "35": "and at most: the same",
+    "10": "a chapter",
+    "11": "a chapter",
+    "768": "width of OpenAI's smallest model: config.SIZES, test_model.py",
 }
 
 

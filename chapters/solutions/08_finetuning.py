@@ -1,0 +1,84 @@
+# %% [markdown]
+# # Solutions to chapter 8
+
+# %%
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gpt2_from_scratch import Classifier, TrainConfig, load_messages, set_trainable, split_messages
+from gpt2_from_scratch.lecture import LABELS
+
+split = split_messages(load_messages("demo"))
+LR = TrainConfig().lr
+
+# %% [markdown]
+# ## 1. Without zero_grad
+#
+# Every `step` then follows the sum of all gradients since the beginning, the first batch's as much
+# as the last one's. While they agree, that does no harm: steps of a low rate even get on faster.
+# But where the way should turn, the old sum goes straight on. At four times our rate that shows
+# within sixty steps: the loss falls with `zero_grad` and rises without it. (Every second message,
+# behind the frozen blocks, so that steps are quick.)
+
+# %%
+part = split.train[::2]
+labels = torch.tensor([LABELS.index(message.label) for message in part])
+frozen, means = Classifier.on_base("mini", LABELS), {}
+set_trainable(frozen.model)
+texts = frozen.texts(frozen.encode([m.text for m in part])[0], say=lambda line: None)
+for forget in (False, True):
+    classifier = Classifier.on_base("mini", LABELS)
+    set_trainable(classifier.model)
+    trains = [p for p in classifier.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trains, lr=4 * LR, weight_decay=0.1)
+    random, losses = np.random.RandomState(1), []
+    for _ in range(60):
+        batch = random.permutation(len(part))[:16]
+        if forget:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(classifier.batch_logits(texts, batch), labels[batch])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    means[forget] = np.reshape(losses, (6, 10)).mean(axis=1)  # of ten steps each
+    print("with zero_grad   " if forget else "without zero_grad", *means[forget].round(2))
+assert abs(means[True][0] - means[False][0]) < 0.2, "at first they agree"
+assert means[True][-1] < means[True][0] / 2 and means[False][-1] > means[True][-1] + 0.2
+
+# %% [markdown]
+# ## 2. AdamW's first step
+#
+# The same distance: one learning rate, whether the gradient is large or small, up or down. AdamW
+# divides the mean of the gradients by the root of the mean of their squares, and of one gradient
+# that is 1 or -1. (Weight decay, left out here, adds a little towards zero.)
+
+# %%
+fresh = Classifier.on_base("mini", LABELS)
+weight = fresh.model.head.weight
+before = weight.detach().clone()
+optimizer = torch.optim.AdamW([weight], lr=LR, weight_decay=0.0)
+F.cross_entropy(fresh.batch_logits(texts, range(16)), labels[:16]).backward()
+optimizer.step()
+size, moved = weight.grad.abs(), (weight.detach() - before) / LR
+print(f"gradients of size {size.min():.0e} to {size.max():.0e}")
+print(f"steps of {moved.abs().min():.3f} to {moved.abs().max():.3f} learning rates")
+assert size.max() > 50 * size.min()
+assert (moved + weight.grad.sign()).abs().max() < 0.01, "one learning rate, against the gradient"
+
+# %% [markdown]
+# ## 3. Forty messages
+#
+# They do not agree. An accuracy over forty messages moves by several percent with the forty that
+# happened to be drawn, though the classifier is the same. So a step in the lecture's curve of
+# accuracies may be learning, and may be the draw.
+
+# %%
+encoded, _ = classifier.encode([message.text for message in split.test])
+truth = np.array([LABELS.index(message.label) for message in split.test])
+right = classifier.logits(encoded).argmax(dim=1).numpy() == truth
+random = np.random.RandomState(0)
+looks = [right[random.permutation(len(right))[:40]].mean() for _ in range(200)]
+print(f"all {len(right)}: {100 * right.mean():.1f} %; forty of them, two hundred times: ", end="")
+print(f"{100 * min(looks):.1f} to {100 * max(looks):.1f} %")
+assert max(looks) - min(looks) > 0.1 and abs(np.mean(looks) - right.mean()) < 0.02
