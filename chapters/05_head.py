@@ -26,7 +26,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # ## From every token to a few classes
 #
 # The lecture's sentence, four tokens with OpenAI's vocabulary and with ours. Out come as many guesses
-# as tokens went in: behind each token one logit for every token that could follow.
+# as tokens went in: behind each token one logit for every token that could follow. The likeliest:
 
 # %%
 model, tokenizer = load_gpt2(MODEL), Tokenizer(model_folder(MODEL))
@@ -61,8 +61,8 @@ print(f"logits    {tuple(logits.shape)} before, {tuple(model(ids).shape)} after"
 assert tied and torch.allclose(logits, state @ model.wte.weight.T, atol=1e-3), "wte was the head"
 weight, bias = model.head.parameters()
 by_hand = F.linear(state[0], weight, bias)
-assert torch.allclose(model(ids)[0], by_hand, atol=1e-4)
-assert torch.allclose(by_hand, logits_of_new_head(model, ids[0], 2, seed=123), atol=1e-4)
+assert torch.allclose(model(ids)[0], by_hand, atol=1e-3)
+assert torch.allclose(by_hand, logits_of_new_head(model, ids[0], 2, seed=123), atol=1e-3)
 assert added == 2 * model.config.n_embd + 2 and model.wte.weight is old_head
 print("checked: both heads are one product with the last states; wte is still there")
 
@@ -81,9 +81,9 @@ for changed in range(T):
     with torch.no_grad():
         moved[:, changed] = (model(other) - model(ids))[0].abs().amax(dim=1) > 1e-5
 tokens = [tokenizer.decode([n]) for n in ids[0].tolist()]
-print("changed:     " + "".join(f"{token:>7}" for token in tokens))
+print("changed:      " + "".join(f"{token:>7}" for token in tokens))
 for token, row in zip(tokens, moved.tolist(), strict=True):
-    print(f"read at{token:<6}" + "".join("  moves" if m else "      ·" for m in row))
+    print(f"read at {token.strip():<6}" + "".join("  moves" if m else "      ·" for m in row))
 
 # %% [markdown]
 # Only behind the last token does every change show: it alone has read the whole text, and its logits
@@ -103,7 +103,7 @@ picture(draw_label_by_token([tokenizer.decode([n]) for n in encoded], answers, "
 # %% check
 assert torch.equal(moved, torch.ones(T, T).tril().bool()), "a token moves what is read behind it"
 begun = spam_filter.logits([encoded[: t + 1] for t in range(len(encoded))]).softmax(dim=1)[:, 1]
-assert torch.allclose(begun, torch.tensor(answers), atol=1e-4)
+assert torch.allclose(begun, torch.tensor(answers), atol=1e-3)
 print(f"checked: one pass gave the {len(answers)} answers that {len(answers)} texts cut short give")
 
 # %% [markdown]
