@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. The network
 #
-# GPT-2 is a short program and a large table of numbers. Here the program is written once more, line
-# by line, run on the real weights and a real message, and compared with the package's.
+# GPT-2 is a short program and a large table of numbers. Here the program is written once more, run on
+# the real weights and a real message, and compared with the package's, part by part.
 #
 # **At the end you will know** what embeddings, LayerNorm, attention, MLP and the residual stream
 # compute, with every shape, and how near is near enough. **Time:** a few seconds, offline.
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from gpt2_from_scratch import GPT2, Tokenizer, load_gpt2, load_messages
+from gpt2_from_scratch.architecture import draw_architecture
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.drawings import draw_architecture, draw_attention
+from gpt2_from_scratch.drawings import draw_attention
 from gpt2_from_scratch.model import CausalSelfAttention, TransformerBlock
 from gpt2_from_scratch.paths import model_folder
 
@@ -46,7 +47,6 @@ print(f"{tokens}\nids {tuple(ids.shape)} -> x {tuple(x.shape)}")
 # %% [markdown]
 # Each part normalises what it reads: a token's C numbers get mean 0 and variance 1, then a learned
 # gain and shift. The variance is divided by C, not C - 1, and 1e-5 is added *inside* the root.
-
 
 # %%
 def norm_by_hand(x: Tensor, ln: nn.LayerNorm) -> Tensor:

@@ -24,6 +24,7 @@ from gpt2_from_scratch.metrics import Evaluation
 # Okabe and Ito's colours, told apart by people who confuse red and green too
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
+DARK = "#404040"  # lines and small print
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 TRAIN, VAL = BLUE, VERMILION
 SHARES = "Blues"  # for numbers from 0 (nearly white) to 1

@@ -21,7 +21,7 @@ ORDER = [
     "errors", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
     "config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "split", "check", "report", "answers",
-    "corpus", "plots",
+    "corpus", "plots", "architecture",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "finetuning", "drawings", "generation", "published",
     "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "classifier", "stream", "epochs", "labelled", "training_run", "run_folder", "train", "lecture", "recipes", "options", "cli", "course",
 ]  # fmt: skip
