@@ -37,6 +37,9 @@ QUOTED = {
     "100": "a hundred",
     "20": "times the textbook loop's speed on 124M, at least: README, from benchmarks/finetune.py",
     "35": "and at most: the same",
+    "119.5": "MB of text that weights/mini was pretrained on: its README.md",
+    "49": "million tokens that it saw: the same",
+    "1.488": "bits per byte that it needs for held-out text: the same",
 }
 
 
