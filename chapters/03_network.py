@@ -48,6 +48,7 @@ print(f"{tokens}\nids {tuple(ids.shape)} -> x {tuple(x.shape)}")
 # Each part normalises what it reads: a token's C numbers get mean 0 and variance 1, then a learned
 # gain and shift. The variance is divided by C, not C - 1, and 1e-5 is added *inside* the root.
 
+
 # %%
 def norm_by_hand(x: Tensor, ln: nn.LayerNorm) -> Tensor:
     mean = x.mean(dim=2, keepdim=True)  # (B, T, C) -> (B, T, 1)

@@ -78,8 +78,8 @@ again = EPOCHS * len(batches) * frozen
 print(f"textbook {again / 1e9:.1f}, ours {once / 1e9:.1f} billion multiply-adds in frozen blocks")
 
 # %% check
-for n in batches:
-    torch.testing.assert_close(ours.batch_logits(kept[0], n), textbook(n), atol=1e-4, rtol=0)
+gap = max((ours.batch_logits(kept[0], n) - textbook(n)).abs().max() for n in batches)
+assert gap < 1e-4 and once < again / EPOCHS
 print(f"checked: the logits of all {len(encoded)} messages are the textbook's")
 
 # %% [markdown]

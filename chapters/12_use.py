@@ -5,7 +5,7 @@
 # saved, found again or refused, and asked: from Python and from the shell.
 #
 # **At the end you will know** what a run leaves behind, what is said of odd texts, and how to choose
-# what is called spam. **Time:** about fifteen seconds, offline.
+# what is called spam. **Time:** about twenty seconds, offline.
 
 # %%
 import json

@@ -1,0 +1,90 @@
+# %% [markdown]
+# # Solutions to chapter 13
+
+# %%
+import math
+import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+
+from gpt2_from_scratch import GPT2, GPT2Config, PretrainConfig, Tokenizer, corpus, pretrain
+from gpt2_from_scratch.data import load_messages
+from gpt2_from_scratch.model import init_weights
+from gpt2_from_scratch.split import split_messages
+from gpt2_from_scratch.tokenizer import write_bpe
+
+split = split_messages(load_messages("demo"))
+texts, unseen = ([m.text for m in part] for part in (split.train + split.val, split.test[:100]))
+SMALL = {"n_ctx": 64, "n_embd": 64, "n_head": 4, "n_layer": 2, "row": 64, "tokens": 512}
+
+
+# %%
+def learned(texts: list[str], n_vocab: int, steps: int) -> tuple[float, float]:
+    """(training loss over the last ten steps, bits per byte of the unseen messages)."""
+    config = PretrainConfig(n_vocab=n_vocab, steps=steps, warmup=10, decay=0.5, **SMALL)
+    with TemporaryDirectory() as folder:
+        write_bpe(Path(folder), corpus.train_bpe(texts, n_vocab))
+        tokenizer = Tokenizer(Path(folder))
+    source = corpus.encode_source("ours", texts, tokenizer, 1.0)
+    aside = corpus.encode_source("unseen", unseen, tokenizer, 1.0)
+    model = GPT2(GPT2Config(n_vocab, config.n_ctx, config.n_embd, config.n_head, config.n_layer))
+    init_weights(model, torch.Generator().manual_seed(config.seed))
+    optimizers, losses = pretrain.make_optimizers(model, config), []
+    for step in range(steps):
+        rows = pretrain.draw_rows([source], config, step)
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
+        losses.append(loss.item())
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * pretrain.learning_rate_factor(step, config)
+            optimizer.step()
+            optimizer.zero_grad()
+    bits = pretrain.bits_per_byte(model, [aside], corpus.n_bytes(aside, tokenizer))
+    return sum(losses[-10:]) / 10, bits
+
+
+# %% [markdown]
+# ## 1. An eighth of the messages
+#
+# The training loss falls lower, because fewer messages are easier to learn by heart, and the unseen
+# ones need more bits. That is what much text is for: not to read it often, but not to have to.
+
+# %%
+loss, bits = learned(texts, 400, 60)
+few_loss, few_bits = learned(texts[::8], 400, 60)
+print(f"all messages   training loss {loss:.2f}, unseen {bits:.2f} bits a byte")
+print(f"one in eight   training loss {few_loss:.2f}, unseen {few_bits:.2f} bits a byte")
+assert few_loss < loss - 0.1 and few_bits > bits + 0.1
+
+# %% [markdown]
+# ## 2. Fewer tokens
+#
+# The loss a token is lower: there are fewer to choose from, and each holds less text. The bits a byte
+# are more: a text takes more tokens, and the network sees less of it at once. So bits are compared.
+
+# %%
+small_loss, small_bits = learned(texts, 300, 60)
+print(f"300 tokens   training loss {small_loss:.2f}, unseen {small_bits:.2f} bits a byte")
+print(f"400 tokens   training loss {loss:.2f}, unseen {bits:.2f} bits a byte")
+assert small_loss < loss - 0.1 and math.log(300) < math.log(400)
+assert small_bits > bits + 0.05, "lower loss, more bits"
+
+# %% [markdown]
+# ## 3. gzip that has read something
+#
+# It looks back 32 KB, so it takes the end of the training text as its dictionary. Words and phrases
+# that occur there cost it little, and it becomes a better rival. It still copies what it has seen;
+# it has no idea what may come next.
+
+# %%
+raw, before = "\n".join(unseen).encode(), "\n".join(texts).encode()[-32768:]
+sizes = {}
+for name, dictionary in {"alone": b"", "after the training text": before}.items():
+    packer = zlib.compressobj(9, zdict=dictionary) if dictionary else zlib.compressobj(9)
+    sizes[name] = 8 * len(packer.compress(raw) + packer.flush()) / len(raw)
+    print(f"{name:<24} {sizes[name]:.2f} bits a byte")
+assert sizes["after the training text"] < sizes["alone"] - 0.1
