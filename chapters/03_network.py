@@ -102,10 +102,9 @@ print("checked: attention is the package's; weights add up to 1, and none looks 
 # %% [markdown]
 # ## MLP, block, network
 #
-# The MLP reads each token by itself: four times wider, GELU, back. GELU keeps large numbers and
-# makes negative ones nearly 0; of its two forms OpenAI trained with the one that has tanh. A block
-# adds attention to the stream, then the MLP. Behind the last block come a norm and `wte` once more:
-# a token's logit is the product of its row and the stream.
+# The MLP reads each token by itself: four times wider, GELU, back. GELU keeps large numbers and makes
+# negative ones nearly 0; OpenAI trained with the form that has tanh. A block adds attention to the
+# stream, then the MLP. Behind the last block come a norm and, for the logits, `wte` once more.
 
 
 # %%
