@@ -91,3 +91,5 @@ print(f"{chosen:.3f}:    {cost['val', chosen]} and {cost['test', chosen]}")
 print(f"test part at best {cheapest['test'][0]}, above {cheapest['test'][1]:.3f}")
 assert cost["val", chosen] <= cost["val", 0.5] and chosen > 0.5
 assert cheapest["test"][0] <= cost["test", chosen] < cost["test", 0.5]
+
+ROOM.cleanup()
