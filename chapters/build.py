@@ -102,6 +102,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         kernel_name="python3",
         coalesce_streams=True,
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only; it warns of its sockets
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.files import atomic_path
@@ -54,6 +55,7 @@ def plot_training(
             x = steps if len(steps) == len(curve) else range(1, len(curve) + 1)
             axes.plot(x, curve, color=colour, marker=mark, markersize=4, label=name)
         axes.set(title=title, xlabel=step_name if len(steps) == len(curves[0]) else "epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
@@ -65,14 +67,13 @@ def plot_pretraining(
     """Bits per byte of held-out text against tokens seen, with reference lines."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([n / 1e6 for n in tokens], bits_per_byte, color=TRAIN, marker="o", markersize=3)
-    for n, (name, value) in enumerate(references.items()):
-        axes.axhline(
-            value, color=VAL, linestyle=("--", ":", "-.")[n % 3], label=f"{name}: {value:.2f}"
-        )
-    axes.set(
-        title="Pretraining: held-out text", xlabel="tokens seen (millions)", ylabel="bits per byte"
-    )
+    unit, name = (1e6, "millions") if max(tokens) >= 1e6 else (1e3, "thousands")
+    axes.plot([n / unit for n in tokens], bits_per_byte, color=TRAIN, marker="o", markersize=3)
+    for n, (reference, value) in enumerate(references.items()):
+        style, label = ("--", ":", "-.")[n % 3], f"{reference}: {value:.2f}"
+        axes.axhline(value, color=VAL, linestyle=style, label=label)
+    axes.set(title="Pretraining: held-out text", xlabel=f"tokens seen ({name})")
+    axes.set_ylabel("bits per byte")
     axes.grid(alpha=0.3)
     if references:
         axes.legend()

@@ -84,6 +84,14 @@ def test_pretraining(tmp_path):
     assert pixels_of(plain, VAL) == 0 and pixels_of(lines, VAL) > 300
 
 
+def test_axes_in_units_that_can_be_read():
+    ticks = plot_training([1, 2, 3], LOSSES, ACCURACIES).axes[0].get_xticks()
+    assert all(tick == round(tick) for tick in ticks), "there is no half an epoch"
+    small = plot_pretraining([0, 20_000, 120_000], [4.3, 3.5, 2.8], {}).axes[0]
+    assert small.get_xlabel() == "tokens seen (thousands)"
+    assert small.lines[0].get_xdata() == pytest.approx([0, 20, 120])
+
+
 def test_a_picture_that_cannot_be_drawn_leaves_the_old(tmp_path):
     path = tmp_path / "curves.png"
     figure = plot_training([1, 2, 3], LOSSES, ACCURACIES)
