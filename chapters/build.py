@@ -89,7 +89,7 @@ def _opening(script: Path, address: str) -> list[NotebookNode]:
     code = (
         f'REPOSITORY = "{address}"  # in Colab: https://github.com/NAME/PROJECT; here: leave it\n'
         'if REPOSITORY and "google.colab" in str(get_ipython()):\n'
-        "    %pip install --quiet git+{REPOSITORY}"
+        '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'
     )
     return [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code)]
 

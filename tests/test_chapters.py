@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gpt2_from_scratch import course
 from gpt2_from_scratch.errors import UsageError
@@ -132,13 +133,17 @@ def test_the_course_is_whole():
 # --- what came out of the run ---
 
 
+def run_builder(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHAPTERS / "build.py"), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
     """All chapters, built now; fails with what the builder said."""
     folder = tmp_path_factory.mktemp("notebooks")
-    command = [sys.executable, str(CHAPTERS / "build.py"), "--out", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
+    done = run_builder("--out", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -212,8 +217,42 @@ def test_solutions(path, tmp_path, monkeypatch, capsys):
     asserts = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Assert)]
     assert len(asserts) >= 3
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path))
+    with torch.set_grad_enabled(True), torch.random.fork_rng(devices=[]):  # some switch it off
+        runpy.run_path(str(path))
     assert capsys.readouterr().out
+
+
+def test_a_second_build_gives_the_same_bytes(built, tmp_path):
+    assert run_builder("01", "--out", str(tmp_path)).returncode == 0
+    again = (tmp_path / "01_messages.ipynb").read_bytes()
+    assert again == (built / "01_messages.ipynb").read_bytes()
+
+
+def test_seconds_of_this_machine_are_not_kept(built):
+    cells = [cell for name in NAMES for cell in read(built, name)["cells"]]
+    clocks = [cell for cell in cells if "clock" in cell["metadata"].get("tags", [])]
+    assert clocks and not any(cell["outputs"] for cell in clocks)
+    streams = [out for cell in cells for out in cell.get("outputs", []) if "name" in out]
+    assert {out["name"] for out in streams} == {"stdout"}
+
+
+def test_what_colab_needs(built, tmp_path):
+    """The link and the cell that installs the package, once it is known where it can be had."""
+    address = "https://github.com/somebody/project"
+    assert run_builder("01", "--out", str(tmp_path), "--repository", address).returncode == 0
+    for folder, link, known in (
+        (built, "https://colab.research.google.com/github/)", ""),
+        (tmp_path, "https://colab.research.google.com/github/somebody/project/blob/main/chapters/notebooks/01_messages.ipynb)", address),
+    ):  # fmt: skip
+        _, how, install, *_ = read(folder, "01_messages")["cells"]
+        assert link in "".join(how["source"])
+        assert install["source"][0].startswith(f'REPOSITORY = "{known}"') and not install["outputs"]
+        assert install["source"][-1] == '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'  # fmt: skip
+
+
+def test_no_such_chapter(tmp_path):
+    done = run_builder("99", "--out", str(tmp_path))
+    assert done.returncode == 2 and "no chapter begins with 99" in done.stderr
 
 
 def test_the_companion_points_at_the_lines_it_names():
