@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1. Messages
 #
-# A classifier knows nothing but the messages it was shown. So first of all: read them right, look at
-# them, and put some aside that training never sees.
+# A classifier learns its labels from the messages it is shown. So first of all: read them right, look
+# at them, and put some aside that training never sees.
 #
 # **At the end you will know** how a quote can swallow a message, why copies make a score a lie, what
 # *balanced* means, and how messages are split into three parts. **Time:** a second, offline.

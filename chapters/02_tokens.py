@@ -59,8 +59,8 @@ print("\n".join(steps))
 # %% [markdown]
 # Words are merged one by one. A regular expression cuts them and leaves the space at the front of a
 # word: the space belongs to the token, and `winner` at the beginning is another one than behind a
-# space. An id is a place in the vocabulary: first the bytes, then a token a merge, then the special
-# token `<|endoftext|>`. Nothing that people type becomes that: its name in a message is plain text.
+# space. An id is a place in the vocabulary: first the bytes, printable ones before others, then a
+# token a merge, then the special token `<|endoftext|>`. Nothing that people type becomes that: its name in a message is plain text.
 
 # %%
 tokenizer, messages = Tokenizer(model_folder(MODEL)), load_messages(DATA)
@@ -92,28 +92,28 @@ ids, lengths = pad_batch(few, tokenizer.end_of_text_id)  # (B, T), (B,)
 print(f"{ids}\nids {tuple(ids.shape)}, lengths {lengths.tolist()}")
 
 # %% [markdown]
-# A pad costs as much to compute as a word. The lecture pads to the longest message of all. Padding
+# A pad costs as much to compute as a word. The lecture pads to the longest training message. Padding
 # to the longest of each batch leaves fewer, and fewer still where messages of one length come
-# together (`by_length`). The picture has the first messages only. Chapter 11 does without pads.
+# together (`by_length`). At the right of the picture: packed without pads, as in chapter 11.
 
 # %%
 counts = [len(text) for text in encoded]
 picture(draw_batches(counts[:96], batch_size=8), "02-batches")
 
 # %% check
-together = [[counts[n] for n in batch] for batch in by_length(encoded, 8)]
-cells = [len(counts) * max(counts), sum(len(batch) * max(batch) for batch in together)]
-assert cells[0] > cells[1] >= sum(counts), "sorting saves pads"
+ways = [range(len(counts))], torch.arange(len(counts)).split(8), by_length(encoded, 8)
+cells = [sum(len(batch) * max(counts[n] for n in batch) for batch in way) for way in ways]
+assert cells[0] > cells[1] > cells[2] >= sum(counts), "sorting saves pads"
 same = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, few)], True, tokenizer.end_of_text_id)
 assert torch.equal(ids, same), "torch's own function pads the same"
-print(f"checked; pads: to the longest of all {1 - sum(counts) / cells[0]:.1%}, sorted {1 - sum(counts) / cells[1]:.1%}")  # fmt: skip
+print(f"checked; pads: to the longest of all {1 - sum(counts) / cells[0]:.1%}, sorted {1 - sum(counts) / cells[2]:.1%}")  # fmt: skip
 
 # %% [markdown]
 # ## Why the pad matters
 #
 # GPT-2 has no token for padding; `<|endoftext|>` is taken, to the network a token like any other.
-# But attention looks back only: what stands behind a token cannot change it. So anything may stand
-# in place of the pads, and no real token notices.
+# But attention looks back only (chapter 3): what stands behind a token cannot change its logits, the
+# scores of what could follow. So anything may stand in place of the pads, and no real token notices.
 
 # %%
 real = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)

@@ -22,7 +22,7 @@ from gpt2_from_scratch.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 NEAR = {"atol": 1e-4, "rtol": 0.0}
-torch.set_grad_enabled(False)  # nothing is trained here
+_ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## Embeddings and LayerNorm
@@ -69,11 +69,11 @@ print("checked: the embeddings are the package's, LayerNorm is torch's")
 # %% [markdown]
 # ## Attention
 #
-# Here tokens look at each other. `c_attn` makes a query, a key and a value of each. How much token
-# t looks at token s is the product of t's query and s's key, divided by sqrt(D), so that it does
-# not grow with the width. Later tokens are masked, softmax makes weights that add up to 1, and with
-# them the values are added up. H heads do so side by side; `c_proj` mixes what they found. The
-# package leaves scores, mask, softmax and sum to one function of torch, which is faster.
+# Here tokens look at each other. `c_attn` makes of each a query (what it looks for), a key (what it
+# is found by) and a value (what it passes on). How much token t looks at token s is the product of
+# t's query and s's key over sqrt(D), so as not to grow with the width. Later tokens are masked, and
+# softmax turns the rest into weights that add up to 1, by which the values are added up. H heads do
+# so side by side, each looking elsewhere; `c_proj` mixes what they found. The package is shorter:
 
 
 # %%
@@ -103,7 +103,7 @@ print("checked: attention is the package's; weights add up to 1, and none looks 
 # ## MLP, block, network
 #
 # The MLP reads each token by itself: four times wider, GELU, back. GELU keeps large numbers and makes
-# negative ones nearly 0; OpenAI trained with the form that has tanh. A block adds attention to the
+# very negative ones nearly 0; OpenAI trained with the form that has tanh. A block adds attention to the
 # stream, then the MLP. Behind the last block come a norm and, for the logits, `wte` once more.
 
 

@@ -25,7 +25,7 @@ from gpt2_from_scratch.tensor_bundle import open_arrays
 from gpt2_from_scratch.weights import names_on_disk, save_gpt2
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
-torch.set_grad_enabled(False)  # nothing is trained here
+_ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## Names and shapes
@@ -61,7 +61,7 @@ print(f"checked: {len(arrays)} arrays, {len(names)} parameters, one for each")
 # ## An oracle
 #
 # An oracle is a second program that shares nothing with the first. Ours is GPT-2 in numpy, on the
-# arrays as stored: no torch, no name map, and no transpose, since `x @ w` is what they are for.
+# arrays as stored: no torch, names of its own, and no transpose, since `x @ w` is what they are for.
 
 
 # %%
@@ -98,8 +98,9 @@ print("checked: all logits of a message are the oracle's")
 # ## What no shape tells
 #
 # `attn.c_proj` is square: not transposed, it has the same shape. We forget it in the first block
-# alone. Text and loss (bits for a message's next token) are worse, but how good should they be? The
-# text is known for OpenAI's 124M (`gpt2-classifier verify 124M` asks for it). An oracle is sure.
+# alone. Text and loss (bits for a message's next token) are worse, but who does not know how good
+# they should be would not notice. (For OpenAI's 124M the text is known: `gpt2-classifier verify
+# 124M` asks for it.) The oracle knows the logits themselves.
 
 # %%
 planted = load_gpt2(MODEL).double()

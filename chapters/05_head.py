@@ -118,7 +118,7 @@ with TemporaryDirectory() as folder:
     _, sorter, scores = train_classifier(MODEL, "topics", f"{folder}/run", **options)
 print(format_evaluation(scores))
 
-# %%
+# %% tags=["varies"]
 for text in (
     "The new phone updates itself overnight and forgets my password",
     "She scored twice and the team won the cup",

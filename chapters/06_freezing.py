@@ -114,7 +114,7 @@ answers = torch.tensor([labels.index(message.label) for message in batch])
 models = {"before": one}
 for method, n_last_blocks, final_norm in (("(a)", 0, False), ("(b)", 1, True)):
     classifier = Classifier.on_base(MODEL, labels, seed=1)  # begins as `one` does
-    ids, lengths = pad_batch(classifier.encode([m.text for m in batch])[0], pad_id=0)
+    ids, lengths = pad_batch(classifier.encode([m.text for m in batch])[0], pad_id=0)  # any will do
     model = models[method] = classifier.model
     set_trainable(model, n_last_blocks, final_norm)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 7. Before training
 #
-# What does a classifier score that has learnt nothing? Training is worth what it adds to that.
+# What does a classifier score that has learned nothing? Training is worth what it adds to that.
 #
 # **At the end you will know** what accuracy and loss an untrained head has and why, what
 # cross-entropy is, why training follows the loss and not the accuracy, and how little a score on
@@ -90,7 +90,7 @@ print(f"checked: an honest guess costs ln 2 = {math.log(2):.4f}; heads, on avera
 #
 # Training moves each weight a little, to where things get better, so a little has to make a
 # difference. Accuracy changes only where a message crosses from one answer to the other. Here one
-# weight of the head is moved, by smaller and smaller steps:
+# weight of the head is moved, at first so far that some answers get very wrong, then less and less:
 
 # %%
 head, states = classifier.model.head.double(), states.double()  # float32 rounds small steps away

@@ -37,7 +37,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # turns gradients into steps; the learning rate says how far they go. Ours was chosen on a network
 # 256 wide, and wider ones want less. `zero_grad` forgets the last batch's gradients, which would be
 # added to. `cross_entropy` is the mean of -log(probability of the right label). `backward` leaves
-# in a number's `.grad` how the loss would rise if that number rose; `step` moves it the other way.
+# in a number's `.grad` how the loss would rise if that number rose; `step` moves it mostly the other way.
 
 # %%
 messages, losses, said = load_messages(DATA), [], []  # said: what functions tell on their way
@@ -58,21 +58,20 @@ for batch in torch.from_numpy(np.random.RandomState(123).permutation(len(labels)
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
-first, last = np.mean(losses[:10]), np.mean(losses[-10:])
-print(f"mean loss of ten batches: {first:.3f} at the start, {last:.3f} at the end")
+first, last = np.mean(losses[:10]), np.mean(losses[-10:])  # of ten batches each
+print(f"mean loss {first:.3f} at the start, {last:.3f} at the end")
 
 # %% check
-right = logits.softmax(dim=1)[torch.arange(len(batch)), labels[batch]]  # (B,)
-assert abs(-right.log().mean() - loss) < 1e-6
-assert last < first - 0.03, "nothing was learned"
-print("checked: the loss by its formula, and that it fell")
+by_hand = -logits.softmax(dim=1)[torch.arange(len(batch)), labels[batch]].log().mean()
+assert abs(by_hand - loss) < 1e-6 and last < first - 0.03
+print("checked: the loss by its formula; it fell")
 
 # %% [markdown]
 # ## The package's
 #
-# The same steps. But the rate rises at first and then falls to zero, and what the frozen blocks
-# make of a message is computed once (chapter 11). Where the curves below part, training messages
-# are being learned by heart. So validation chooses the epoch that is kept, the test part nothing.
+# The same steps (`_gradients` has the first four). But the rate rises, then falls to zero, and what
+# frozen blocks make of a message is computed once (chapter 11). Between the curves lies what was
+# learned of training messages alone, so validation chooses the epoch to keep; the test part, none.
 
 # %%
 show(TrainingRun.step)
@@ -92,24 +91,26 @@ show(best_epoch)
 
 # %% check
 ours, plain = Classifier.on_base(MODEL, LABELS), Classifier.on_base(MODEL, LABELS)
-set_trainable(ours.model), set_trainable(plain.model)
-run = TrainingRun(ours, split, to_labelled(ours, split.train[:16]), config, Path(), print)
+_ = [set_trainable(each.model) for each in (ours, plain)]
+some = to_labelled(ours, split.train[:16], say=said.append)
+run = TrainingRun(ours, split, some, config, Path(), said.append)
+sum(p.sum() for p in run.trainable.values()).backward()  # left over, which the step must forget
 run.step([*range(16)])
 ids, lengths = pad_batch(encoded[:16], pad_id)
 logits = plain.model(ids)[torch.arange(16), lengths - 1]  # the whole network, every position
-F.cross_entropy(logits, labels[:16]).backward()
-assert abs(F.cross_entropy(logits, labels[:16]) - run.at.total_loss / 16) < 1e-5
+(loss := F.cross_entropy(logits, labels[:16])).backward()
+assert abs(loss - run.at.total_loss / 16) < 1e-5
 for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
     assert not one.requires_grad or (one.grad - other.grad).abs().max() < 1e-5
-kept = evaluate_classifier(classifier, split.val, say=said.append).accuracy
-assert abs(kept - max(epoch.val_accuracy for epoch in history)) < 1e-6
-print("checked: on one batch the loop's loss and gradients; the best validation accuracy is kept")
+kept = evaluate_classifier(classifier, split.val, say=said.append)
+assert abs(kept.accuracy - best_epoch(history).val_accuracy) * kept.total < 1.5, "a tie may flip"
+print("checked: on one batch the loop's loss and gradients; the best epoch is kept")
 
 # %% [markdown]
 # ## The lecture's protocol
 #
-# It prints losses every fifty steps, each over the first five batches of a new pass, and accuracies
-# at the end. `lecture` does the same in the same order. Beside it: some of what the book's notebook
+# It prints losses after the first step and every fifty, over the first five batches of a new pass,
+# and accuracies at the end. `lecture` does so in the same order; beside it, what the book's notebook
 # prints with OpenAI's weights. (On the miniature without long messages, to save time.)
 
 # %%
@@ -126,24 +127,23 @@ reached = [round(100 * share, 2) for share in trace.final_accuracy]
 print("at the end", *END, "%", *reached, "%  (accuracy: training, validation, test)")
 
 # %% [markdown]
-# On the miniature little is learned: the rate of 5e-5 was chosen for weights 768 wide. And the
-# numbers come only draw by draw: each pass over the training messages draws their order from
-# torch's one global generator, a look at the loss too. One look more, and later batches differ.
+# On the miniature little is learned: the rate of 5e-5 was chosen for weights 768 wide. And numbers
+# come only draw by draw: each pass over the training messages, a look at the loss too, draws their
+# order from torch's one global generator. One look more, and later batches differ.
 
 # %% check
 loader = make_loaders(parts, hand.tokenizer)[0][0]
 torch.manual_seed(123)
 passes = [next(iter(loader))[0].tolist() for _ in range(2)]  # how the first two would begin
 assert passes[0] != passes[1], "each pass draws anew"
-apart = max(abs(a - b) for a, b in zip(reached, END, strict=True))  # in percent
-assert MODEL != "124M" or apart < 1, "a message or two may fall otherwise elsewhere"
+assert MODEL != "124M" or np.abs(np.subtract(reached, END)).max() < 1, "a message or two may differ"
 assert MODEL != "mini" or reached[0] / 100 < history[-1].train_accuracy - 0.05
 print(f"checked: one pass begins with messages {passes[0]}, the next with {passes[1]}")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Leave `zero_grad` out of the loop. What does `step` follow then? Try four times our rate, too.
+# 1. Leave `zero_grad` out of the loop and take four times our rate. What does `step` follow then?
 # 2. How far does AdamW's very first step move a number with a large gradient, and one with a small?
 # 3. The lecture's looks see forty messages. Look at forty of our test part, often: do they agree?
 #

@@ -93,7 +93,7 @@ print("checked: the same test messages for all four, and all are better than cha
 # ## An answer of its own
 #
 # What a pad says depends on how many pads stand before it. The chance that one message is spam,
-# padded further and further:
+# padded further and further, in the last row as far as in training:
 
 # %%
 TEXT = "Claim your prize now, reply with your bank details"
@@ -130,7 +130,7 @@ with torch.no_grad():
     row, _ = pad_batch([ids], pad_id, len(ids) + 15)
     after = made["last_token", 1].model(row).softmax(dim=2)[0, :, 1]
 tokens = [base.tokenizer.decode([token]) for token in ids] + ["(pad)"] * 15
-picture(draw_label_by_token(tokens, after.tolist(), "spam"), "10-pads")
+picture(draw_label_by_token(tokens, after.tolist(), "spam", pads=15), "10-pads")
 
 # %% check
 spread = {pooling: max(row) - min(row) for pooling, row in chances.items()}
@@ -145,6 +145,6 @@ print("checked: read at its last token a message has one answer, whatever stands
 # 1. Pad a text on the left: the last position is its last token. Why is the answer still another?
 #    What does `pad_right` do?
 # 2. Other libraries take the first `<|endoftext|>` for the end. Which ids break that?
-# 3. Predict what `first_token` answers for two messages that begin with the same word.
+# 3. Predict what `first_token` answers for two messages that begin with the same token.
 #
 # Solutions: [`solutions/10_last_token.py`](solutions/10_last_token.py).

@@ -34,8 +34,8 @@ T, C, L = max(map(len, encoded)), plain.model.config.n_embd, plain.model.config.
 # ## What a step computes
 #
 # The textbook loop pads every message to the longest of all, sends it through every block, and reads
-# one position. We count *multiply-adds*: a matrix of $n$ numbers takes $n$ of them a position. It is
-# half of what PyTorch counts, with attention computed plainly: the fused kernel it does not see.
+# one position. We count *multiply-adds*: a matrix of $n$ numbers takes $n$ of them a position. PyTorch
+# counts each as two, so we halve; it does not see a CPU's fused attention, so we take the plain one.
 
 
 # %%
@@ -112,8 +112,8 @@ assert one == B * (12 * C**2 + 2 * last.attn.n_head * x.shape[1] * C), "little m
 print(f"checked: same output, same gradients, {whole / one:.0f} times fewer multiply-adds")
 
 # %% [markdown]
-# An epoch of each. The seconds are your machine's, so the notebook keeps none. The lecture's whole
-# recipe on OpenAI's smallest model took 20 to 35 times less (`benchmarks/finetune.py`, README).
+# An epoch of each, ours behind the frozen blocks. The seconds are your machine's, so the notebook
+# keeps none. At 124M's size the lecture's whole recipe took 20 to 35 times less (README).
 
 # %% tags=["clock"]
 losses = {"textbook": [], "ours": []}

@@ -22,6 +22,7 @@ from gpt2_from_scratch.split import split_messages
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 ROOM = TemporaryDirectory()  # gone when Python ends
+LR = 5e-4 if MODEL == "mini" else 2e-4  # the learning rate: wider models want a lower one
 room, how = Path(ROOM.name), {"balance": True, "quiet": True, "cache": False, "say": lambda _: 0}
 
 # %% [markdown]
@@ -30,21 +31,21 @@ room, how = Path(ROOM.name), {"balance": True, "quiet": True, "cache": False, "s
 # `train_classifier` splits, trains, keeps the best epoch, scores the test part, and writes a folder:
 
 # %%
-run, trained, _ = train_classifier(MODEL, DATA, room / "run", TrainConfig(epochs=3), **how)
+run, trained, _ = train_classifier(MODEL, DATA, room / "run", TrainConfig(epochs=3, lr=LR), **how)
 for path in sorted(run.iterdir()):
     print(f"{path.stat().st_size / 1e6:6.1f} MB  {path.name}")
 
 # %% [markdown]
 # `best.safetensors` is the classifier: what trained, the labels, and a hash of the base, the pretrained
-# model, which is not in it. A base with other weights is refused, and a file with one bit changed:
+# model, which is not in it. On another base it is refused (exercise 2), and with one bit changed:
 
 # %%
 classifier = Classifier.load(run)
 raw = bytearray((run / "best.safetensors").read_bytes())
 raw[len(raw) // 2] ^= 1
-(room / "damaged").write_bytes(raw)
+(room / "copy").write_bytes(raw)
 try:
-    refused = str(Classifier.load(room / "damaged"))
+    refused = str(Classifier.load(room / "copy"))
 except GPT2Error as error:
     refused = f"refused: {error}".replace(f"{room}/", "")
 print(refused)
@@ -63,7 +64,7 @@ print(f"checked: {numbers:,} numbers of 4 bytes and little else; the same logits
 # `predict` takes any texts and gives each a label, and a probability for every label. Where a text
 # was cut or empty it says so and goes on: an inbox holds such things.
 
-# %%
+# %% tags=["varies"]
 odd = ["", "🎉🎉🎉", "call me " * 5000, "<|endoftext|>", test[0]]
 answers = classifier.predict(odd)
 for text, answer in zip(odd, answers, strict=True):
@@ -81,9 +82,9 @@ print("checked: every text has an answer, cut or empty ones too")
 # ## What to call spam
 #
 # The label is the likelier of the two. But a good message lost may cost more than a spam read. Then
-# call spam only what is above a *threshold*: recall falls, precision rises (chapter 9). To lose one
-# good message of the validation part, take what the second most suspicious of them has. The last
-# line is the test part; chosen by few messages, a threshold loses more or fewer elsewhere.
+# call spam only what is above a *threshold*: recall falls, precision mostly rises (chapter 9). To
+# lose one good message of the validation part, take what the second most suspicious of them has.
+# Below one half more spam is found, and more good messages are lost. The last line is the test part.
 
 # %%
 split = split_messages(load_messages(DATA), balance=True)
@@ -121,13 +122,13 @@ TELL = """the slides are attached;dinner is at six;I swapped my shift;the cat is
 your invoice was paid;water the plants;the board meets at two;I am on my way;we bought a printer"""
 mine = [(text, "reply") for text in ASK.split(";")] + [(text, "read") for text in TELL.split(";")]
 write_messages(room / "mine.csv", [Message(*row) for row in mine])
-shell("check mine.csv")
+_ = shell("check mine.csv")
 
 # %%
 options = "--no-cache --threads 1"  # for this notebook; leave them out
-shell(f"train --model {MODEL} --data mine.csv --out mine {options}")
+_ = shell(f"train --model {MODEL} --data mine.csv --lr {LR} --out mine {options}")
 
-# %%
+# %% tags=["varies"]
 inbox = ["The client rang at six", "Is the cat out?", "ok 👍"]
 (room / "inbox.txt").write_text("\n".join(inbox) + "\n", encoding="utf-8")
 lines = shell("predict mine --file inbox.txt --json --threads 1").splitlines()
@@ -142,7 +143,7 @@ print("checked: the shell and Python give the same answers")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Only the head trains, or the last two blocks do: how large is `best.safetensors`? Then see.
+# 1. Only the head trains, or the last two blocks do: how large is the saved file? Save one of each.
 # 2. Save the base with one number changed (`save_gpt2`). Is it taken for the base the run needs?
 # 3. A spam read costs a minute, a good message lost twenty. Which threshold costs least?
 #

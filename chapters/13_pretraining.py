@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 13. Pretraining
 #
-# Every chapter began with weights that somebody had trained. Here are some from nothing: text, a
+# The other chapters began with weights that somebody had trained. Here are some from nothing: text, a
 # vocabulary learned from it, and a network of random numbers that learns to tell the next token.
 #
 # **At the end you will know** how pretraining goes, in which unit models with different tokens can
@@ -89,7 +89,7 @@ print("checked: the loss by hand, and it is that of guessing")
 # the loss of a whole text, in bits, by its bytes. A byte nobody can predict takes 8 bits; a file
 # packed to half its size took 4. So `gzip` is a rival, though one that reads these messages alone.
 
-# %%
+# %% tags=["varies"]
 start = torch.tensor([tokenizer.end_of_text_id])  # what comes after the end of a message?
 before = generate(model, start, 40, temperature=0.7, seed=2)[1:]
 optimizers = pretrain.make_optimizers(model, config)  # Muon for the matrices, AdamW for the rest
@@ -144,7 +144,7 @@ print("checked: the same after loading; more text, fewer bits")
 # ## Exercises
 #
 # 1. Learn from one in eight of the messages, in as many steps. What do the two losses do?
-# 2. Take 300 tokens. Is the loss lower? Are the bits per byte?
+# 2. Take `n_vocab=300`. Is the loss lower? Are the bits per byte?
 # 3. Let gzip read the training text first (`zlib.compressobj(zdict=...)`). Is it a better rival?
 #
 # Solutions: [`solutions/13_pretraining.py`](solutions/13_pretraining.py).

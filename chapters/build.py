@@ -14,6 +14,7 @@ LECTURE.md are brought up to date on the way.
 import argparse
 import os
 import re
+import sys
 import tempfile
 import time
 import tomllib
@@ -23,6 +24,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 CHAPTERS = Path(__file__).parent
@@ -129,6 +131,21 @@ def build(script: Path, out: Path, address: str) -> float:
     return time.perf_counter() - began
 
 
+def build_all(chosen: list[Path], out: Path, address: str) -> list[str]:
+    """Build some chapters, two at a time, and say how long each took; returns what failed of which."""
+    failed = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(build, script, out, address) for script in chosen]
+        for script, chapter in zip(chosen, running, strict=True):
+            try:
+                print(f"{script.stem:<20} {chapter.result():5.1f} s", flush=True)
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                told = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours
+                failed.append(f"{script.name} failed\n{told}")
+                print(f"{script.stem:<20} failed", flush=True)
+    return failed
+
+
 def point_to_lines(page: str) -> str:
     """A page's links of the form [..](file.py#L12) `code`, each to the first line that has the code.
 
@@ -164,11 +181,10 @@ def main() -> None:
             for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
         }
         os.environ |= ENVIRONMENT | own | {"GPT2_FROM_SCRATCH_CACHE": f"{scratch}/features"}
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            took = pool.map(lambda script: build(script, arguments.out, arguments.repository), chosen)  # fmt: skip
-            for script, seconds in zip(chosen, took, strict=True):
-                print(f"{script.stem:<20} {seconds:5.1f} s", flush=True)
-    if arguments.out == NOTEBOOKS:
+        failed = build_all(chosen, arguments.out, arguments.repository)
+    if failed:
+        sys.exit("\n".join(failed))
+    if arguments.out.resolve() == NOTEBOOKS.resolve():
         LECTURE.write_text(point_to_lines(LECTURE.read_text("utf-8")), encoding="utf-8")
 
 

@@ -87,5 +87,9 @@ class Picture:
 
 
 def in_notebook() -> bool:
-    """Whether IPython runs this, which shows the last expression of a cell by itself."""
-    return hasattr(builtins, "__IPYTHON__")
+    """Whether a notebook's kernel runs this, which shows the last expression of a cell by itself.
+
+    IPython in a terminal has none: it could show neither a picture nor a source.
+    """
+    shell = getattr(builtins, "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")

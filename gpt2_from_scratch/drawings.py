@@ -199,12 +199,19 @@ def _say_pads(axes: Axes, name: str, pads: int, cells: int) -> None:
     axes.set_title(f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9)  # fmt: skip
 
 
-def draw_label_by_token(tokens: list[str], probabilities: Sequence[float], label: str) -> Figure:
-    """P(label) after each token of a message; raises DataError unless there is one for each."""
+def draw_label_by_token(
+    tokens: list[str], probabilities: Sequence[float], label: str, *, pads: int = 0
+) -> Figure:
+    """P(label) after each token of a message, of which the last `pads` are pads.
+
+    Raises DataError unless there is one for each token, and a token before the pads.
+    """
     if not tokens or len(tokens) != len(probabilities):
         raise DataError(f"{len(tokens)} tokens and {len(probabilities)} probabilities: there must be one each")  # fmt: skip
     if not all(0 <= p <= 1 for p in probabilities):
         raise DataError("probabilities must be from 0 to 1")
+    if not 0 <= pads < len(tokens):
+        raise DataError(f"{pads} pads of {len(tokens)} tokens leave no message")
     T, name = len(tokens), shown(label, 24, visible=False)
     percents = [100 * float(p) for p in probabilities]
     figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
@@ -215,8 +222,12 @@ def draw_label_by_token(tokens: list[str], probabilities: Sequence[float], label
     axes.plot(range(T), percents, color=BLUE, marker="o", markersize=4)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
     axes.set_xticks(range(0, T, step), [shown(token, LONGEST) for token in tokens][::step], rotation=90, fontsize=8 if T <= 45 else SMALL)  # fmt: skip
+    title = f"P({name}) after each token of the message: {percents[-1 - pads]:.1f} % at the end"
+    if pads:
+        axes.axvspan(T - pads - 0.5, T - 0.5, color=(PAD, 0.25), lw=0)
+        title += f", {percents[-1]:.1f} % at the last pad"
     axes.set(
-        title=f"P({name}) after each token of the message: {percents[-1]:.1f} % at the end",
+        title=title,
         xlabel="the message so far, token by token (· is a space)",
         ylabel=f"P({name}) (%)",
         ylim=(-4, 104),

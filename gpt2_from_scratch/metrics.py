@@ -68,7 +68,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     p, spread = correct / total, z * z / total
     middle = p + spread / 2
     half = z * math.sqrt(p * (1 - p) / total + spread / (4 * total))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    # at the ends exactly, where rounding would leave out the share itself
+    return 0.0 if correct == 0 else low, 1.0 if correct == total else high
 
 
 def format_evaluation(evaluation: Evaluation) -> str:

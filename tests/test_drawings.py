@@ -299,6 +299,16 @@ def test_a_label_token_by_token():
     assert legible(figure)
 
 
+def test_pads_behind_a_message_are_shaded():
+    """And the title tells the answer where the message ends, not where its pads do."""
+    (axes,) = draw_label_by_token(["a", "b", "(pad)", "(pad)"], [0.1, 0.8, 0.5, 0.4], "spam", pads=2).axes  # fmt: skip
+    assert axes.get_title().endswith("message: 80.0 % at the end, 40.0 % at the last pad")
+    (shade,) = [p for p in axes.patches if np.allclose(p.get_facecolor()[:3], to_rgb(PAD))]
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (1.5, 3.5)
+    with pytest.raises(DataError, match="2 pads of 2 tokens"):
+        draw_label_by_token(["(pad)"] * 2, [0.5] * 2, "spam", pads=2)
+
+
 @pytest.mark.parametrize(("T", "shown"), [(1, 1), (40, 40), (200, 67)])
 def test_short_and_long_messages(T, shown):
     figure = draw_label_by_token([" a long token indeed"] * T, [0.5] * T, "spam")

@@ -96,6 +96,7 @@ def test_published_intervals(correct, total, low, high, digits):
 def test_the_ends_of_the_interval(total):
     """0 of n gives [0, z²/(n + z²)], n of n its mirror; never outside 0 and 1."""
     z2 = 1.959964**2
+    assert wilson_interval(0, total)[0] == 0 and wilson_interval(total, total)[1] == 1
     assert wilson_interval(0, total) == pytest.approx((0, z2 / (total + z2)), abs=1e-12)
     assert wilson_interval(total, total) == pytest.approx((total / (total + z2), 1), abs=1e-12)
     for correct in range(0, total + 1, max(1, total // 7)):

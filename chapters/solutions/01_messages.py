@@ -11,6 +11,13 @@ import numpy as np
 from gpt2_from_scratch import GPT2Error, Message, load_messages, split_messages
 
 messages = load_messages("demo")
+LINES = [
+    'ham,The sign said "closed, so I went home',
+    'spam,"You are chosen! Reply YES to claim your voucher',
+    "ham,See you at six",
+    'ham,"Fine" was all she said',
+    "spam,Last chance: reply before midnight",
+]
 
 # %% [markdown]
 # ## 1. One text, two labels
@@ -35,14 +42,15 @@ assert len(kept) == len({message.text for message in messages})
 # %% [markdown]
 # ## 2. A quote left open in a .csv
 #
-# In a .csv quotes do mean something: a field that begins with one goes on to the next. The quote
-# that is never closed swallows lines, so reading stops there, and `on_error="skip"` does not help:
-# nobody can say how many rows it would leave out. A quote in the middle of a field is harmless.
+# In a .csv quotes do mean something: a field that begins with one goes on to the next. The second
+# line's is never closed as it should be, so reading stops there, and `on_error="skip"` does not help:
+# nobody can say how many rows it would leave out. A quote in the middle of a field, as in the first
+# line, is harmless. What writes such files (`csv.writer`) doubles quotes, and all of them come back.
 
 # %%
 with TemporaryDirectory() as folder:
     path = Path(folder) / "messages.csv"
-    path.write_text('label,text\nham,See you at six\nspam,"You are chosen!\nham,Fine\n', "utf-8")
+    path.write_text("\n".join(["label,text", *LINES, ""]), "utf-8")
     for on_error in ("stop", "skip"):
         try:
             load_messages(path, on_error=on_error)
@@ -50,9 +58,11 @@ with TemporaryDirectory() as folder:
         except GPT2Error as error:
             assert "line 3" in str(error), error
             print(f"{on_error}: {str(error).replace(folder, '...')}")
+    path.write_text("label,text\n" + LINES[0].replace("closed,", "closed") + "\n", "utf-8")
+    assert load_messages(path)[0].text == 'The sign said "closed so I went home'
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["label", "text"], ["ham", 'The sign said "closed'], ["spam", '"You']])  # fmt: skip
-    assert [m.text for m in load_messages(path)] == ['The sign said "closed', '"You']
+        csv.writer(file).writerows([["label", "text"], *(line.split(",", 1) for line in LINES)])
+    assert [m.text for m in load_messages(path)] == [line.split(",", 1)[1] for line in LINES]
 
 # %% [markdown]
 # ## 3. How much leaks

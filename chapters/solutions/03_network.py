@@ -69,7 +69,7 @@ assert 1e-3 < moved["real"]["exact GELU"] < 1e-1
 # ## 2. Order without positions
 #
 # After one block nothing changed: without `wpe` the last token sees a bag of tokens, and their
-# order makes no difference to a sum. After two it does: which tokens the *others* saw, depends on
+# order makes no difference to a sum. After two it does: which tokens the *others* saw depends on
 # where they stand, since each sees only those before it. So the mask alone tells the network
 # something of the order.
 

@@ -45,8 +45,8 @@ assert twins == 6 and cost > 0.1
 # ## 2. The transpose, block by block
 #
 # The first block costs most: all others build on it. In the last ones the text still reads like any
-# text of the miniature, and the loss is worse by less than a tenth of a bit: nobody would suspect
-# anything. The logits of one message differ by more than one in every case, which the oracle sees.
+# text of the miniature, and the loss is little worse: nobody would suspect anything. The logits of one
+# message differ far more than rounding does in every case, which the oracle sees.
 
 # %%
 costs, logits = [], right(texts[0][None])

@@ -81,8 +81,8 @@ assert torch.equal(model.head.weight, head) and losses[-1] < 0.7 * losses[0]
 #
 # Only `blocks.0` gets one. Frozen means that no gradient is kept for a block's own weights; the
 # gradient with respect to what goes through the block is computed all the same, since the way from
-# the loss to `blocks.0` leads through it. So it costs nearly as much as training all of them:
-# freezing saves most when what trains is at the end.
+# the loss to `blocks.0` leads through it. So it saves only about a quarter of the work of training
+# all of them; where what trains is at the end, more than half.
 
 # %%
 model.requires_grad_(False)

@@ -51,7 +51,7 @@ assert means[True][-1] < means[True][0] / 2 and means[False][-1] > means[True][-
 #
 # The same distance: one learning rate, whether the gradient is large or small, up or down. AdamW
 # divides the mean of the gradients by the root of the mean of their squares, and of one gradient
-# that is 1 or -1. (Weight decay, left out here, adds a little towards zero.)
+# that is 1 or -1, unless it is as small as AdamW's eps of 1e-8, which is added. (Weight decay, left out here, adds a little towards zero.)
 
 # %%
 fresh = Classifier.on_base("mini", LABELS)
