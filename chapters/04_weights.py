@@ -5,7 +5,7 @@
 # place without an error. So we look at them, and prove that they are where they belong.
 #
 # **At the end you will know** what a model's files hold, which mistake no shape shows, and how an
-# oracle, a known text and a checksum find mistakes. **Time:** about ten seconds, offline.
+# oracle, a known text and a checksum find mistakes. **Time:** a few seconds, offline.
 
 # %%
 import re

@@ -5,7 +5,7 @@
 # this? The way there is to exchange one layer, the last.
 #
 # **At the end you will know** what the swap takes away and adds, why a text is read at its last
-# token, and that two classes or three make no difference. **Time:** about half a minute, offline.
+# token, and that two classes or three make no difference. **Time:** about ten seconds, offline.
 
 # %%
 from tempfile import TemporaryDirectory
@@ -91,7 +91,7 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 # is what a trained classifier says after each token of a message:
 
 # %%
-config = TrainConfig(epochs=3, lr=0.256 / model.config.n_embd)  # wider models want a lower rate
+config = TrainConfig(epochs=3, lr=0.256 / model.config.n_embd)  # few epochs, so a high rate
 options = {"config": config, "cache": False, "quiet": True, "say": lambda line: None}
 with TemporaryDirectory() as folder:
     _, spam_filter, _ = train_classifier(MODEL, DATA, f"{folder}/run", **options)
@@ -111,7 +111,7 @@ print(f"checked: one pass gave the {len(answers)} answers that {len(answers)} te
 #
 # The lecture's other example: technology, sports, medicine. `topics` holds short texts with these
 # labels. The call is the one above but for the data's name; how many labels there are in the data
-# decides how many rows the head has.
+# decides how many rows the head has. (Chapter 9 explains the columns of the table.)
 
 # %%
 with TemporaryDirectory() as folder:

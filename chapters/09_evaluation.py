@@ -31,9 +31,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # each time. The interval (Wilson's) is made to hold the truth in 95 of 100 such tests.
 
 # %%
-config, said = TrainConfig(lr=5e-4 if MODEL == "mini" else 2e-4), []
+options = {"balance": True, "cache": False, "quiet": True, "say": lambda line: None}
 with TemporaryDirectory() as folder:
-    _, classifier, scores = train_classifier(MODEL, DATA, f"{folder}/run", config, balance=True, cache=False, quiet=True, say=said.append)  # fmt: skip
+    config = TrainConfig(lr=5e-4 if MODEL == "mini" else 2e-4)
+    _, classifier, scores = train_classifier(MODEL, DATA, f"{folder}/run", config, **options)
 split = split_messages(load_messages(DATA), balance=True)  # the same: the seed decides
 answers = classifier.predict([message.text for message in split.test])
 print(format_evaluation(scores))
@@ -118,8 +119,8 @@ print("checked: both learn something; all rows are of the same messages; copies 
 # ## Mistakes
 #
 # Rows are what messages are, columns what they were called. Of those called spam, the share that is
-# spam is the *precision*; of those that are, the share found is the *recall*. But a mistake is a
-# text, not a number: read them, the most confident first, and those the classifier cannot decide.
+# spam is the *precision*; of those that are, the share found is the *recall* (F1 is their harmonic
+# mean). But a mistake is a text: read the most confident first, and those it cannot decide.
 
 # %%
 picture(plot_confusion(scores), "09-confusion")
@@ -143,8 +144,7 @@ print(f"checked: precision and recall from the matrix; all {len(wrong)} mistakes
 # ## Exercises
 #
 # 1. Call spam only what has P(spam) above `0.9`. Predict what precision and recall do.
-# 2. Twenty classifiers guess at random on 120 messages, and you keep the best. How good is it, and
-#    what does its interval say?
+# 2. Twenty classifiers guess on 120 messages, and you keep the best. What does its interval say?
 # 3. Find the words of the regular expression by counting in training. How do they do in the test?
 #
 # Solutions: [`solutions/09_evaluation.py`](solutions/09_evaluation.py).
