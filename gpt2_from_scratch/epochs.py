@@ -22,7 +22,8 @@ def best_epoch(history: Sequence[Epoch]) -> Epoch:
     """The epoch of the highest validation accuracy; of equals the latest, when the rate was lowest.
 
     Not that of the lowest validation loss: the loss rises with overconfidence while answers still
-    get better (on six splits of the SMS collection 96.3 % against 96.9 % for the last epoch).
+    get better (on six splits of the SMS collection 96.3 % of the test messages are right by it, 96.8 %
+    by this, 96.9 % after the last epoch).
     """
     return max(history, key=lambda epoch: (epoch.val_accuracy, epoch.epoch))
 
