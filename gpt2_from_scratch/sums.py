@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2_from_scratch.errors import CheckpointError
-from gpt2_from_scratch.files import sha256_of
+from gpt2_from_scratch.files import read_bounded, sha256_of
 
 SUMS = "SHA256SUMS"
+LARGEST_SUMS = 1 << 20  # bytes
 
 
 def check_sums(folder: Path, names: Sequence[str]) -> None:
@@ -25,8 +26,8 @@ def read_sums(folder: Path) -> dict[str, str]:
     if not (folder / SUMS).exists():
         return {}
     try:
-        lines = (folder / SUMS).read_bytes().decode("ascii").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bounded(folder / SUMS, LARGEST_SUMS).decode("ascii").split("\n")
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{folder / SUMS} cannot be read: {error}") from None
     sums = {}
     for line in lines[:-1]:

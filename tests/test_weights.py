@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -512,3 +513,10 @@ def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
     raw[-10] ^= 1
     (folder / name).write_bytes(raw)
     assert "SHA256SUMS says" in outcome(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes here")
+def test_a_pipe_in_the_place_of_the_sums_does_not_hang(tiny_checkpoint: Path) -> None:
+    os.mkfifo(tiny_checkpoint / "SHA256SUMS")
+    with pytest.raises(CheckpointError, match="SHA256SUMS cannot be read: it is no regular file"):
+        load_gpt2(tiny_checkpoint)
