@@ -24,7 +24,7 @@ from gpt2_from_scratch.labelled import to_labelled
 from gpt2_from_scratch.lecture import LABELS, lecture, lecture_split, make_loaders
 from gpt2_from_scratch.metrics import format_evaluation
 from gpt2_from_scratch.paths import sms_collection
-from gpt2_from_scratch.plots import plot_training
+from gpt2_from_scratch.plots import plot_epochs
 from gpt2_from_scratch.recipes import evaluate_classifier, finetune, load_gpt2
 from gpt2_from_scratch.training_run import TrainingRun
 
@@ -80,9 +80,7 @@ show(TrainingRun.step)
 classifier, config = Classifier.on_base(MODEL, LABELS), TrainConfig(epochs=5, lr=LR)
 with TemporaryDirectory() as folder:
     history = finetune(classifier, split, config, Path(folder), quiet=True, say=said.append)
-names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-curves = [[getattr(epoch, name) for epoch in history] for name in names]
-picture(plot_training([e.epoch for e in history], curves[:2], curves[2:]), "08-training")
+picture(plot_epochs(history), "08-training")
 
 # %%
 test = evaluate_classifier(classifier, split.test, say=said.append)

@@ -27,6 +27,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from gpt2_from_scratch.files import write_text
+
 CHAPTERS = Path(__file__).parent
 NOTEBOOKS = CHAPTERS / "notebooks"
 LECTURE = CHAPTERS / "LECTURE.md"
@@ -124,10 +126,7 @@ def build(script: Path, out: Path, address: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         execute(notebook, Path(folder))
     nbformat.validate(notebook)
-    path = out / f"{script.stem}.ipynb"
-    whole = path.with_suffix(".building")
-    whole.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    os.replace(whole, path)
+    write_text(out / f"{script.stem}.ipynb", nbformat.writes(notebook) + "\n")
     return time.perf_counter() - began
 
 
@@ -185,7 +184,7 @@ def main() -> None:
     if failed:
         sys.exit("\n".join(failed))
     if arguments.out.resolve() == NOTEBOOKS.resolve():
-        LECTURE.write_text(point_to_lines(LECTURE.read_text("utf-8")), encoding="utf-8")
+        write_text(LECTURE, point_to_lines(LECTURE.read_text("utf-8")))
 
 
 if __name__ == "__main__":

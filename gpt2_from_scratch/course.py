@@ -10,6 +10,7 @@ import io
 import os
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,21 +42,28 @@ def show(*things: type | Callable) -> "Source":
     for thing in things:
         place = Path(inspect.getsourcefile(thing) or "").name
         found.append(f"# {place}\n{textwrap.dedent(inspect.getsource(thing))}")
-    return Source("\n\n".join(found))
+    source = Source("\n\n".join(found))
+    if not in_notebook():
+        print(source.code)
+    return source
 
 
 def picture(figure: "Figure", name: str) -> "Picture":
     """A figure on the page, or, in a script, as the file `runs/course/NAME.png`."""
+    if not in_notebook():
+        from gpt2_from_scratch.plots import save_picture
+
+        path = PICTURES / f"{name}.png"
+        save_picture(figure, path)
+        print(f"picture: {path}")
     return Picture(figure, name)
 
 
+@dataclass(frozen=True, repr=False)
 class Source:
-    """Source code, coloured in a notebook, printed by a script."""
+    """Source code as a notebook shows it: coloured."""
 
-    def __init__(self, code: str):
-        self.code = code
-        if not in_notebook():
-            print(code)
+    code: str
 
     def __repr__(self) -> str:
         return self.code.split("\n", 1)[0]
@@ -64,17 +72,12 @@ class Source:
         return f"```python\n{self.code}```"
 
 
+@dataclass(frozen=True, repr=False)
 class Picture:
-    """A figure, shown in a notebook, saved by a script."""
+    """A figure as a notebook shows it."""
 
-    def __init__(self, figure: "Figure", name: str):
-        self.figure, self.name = figure, name
-        if not in_notebook():
-            from gpt2_from_scratch.plots import save_picture
-
-            path = PICTURES / f"{name}.png"
-            save_picture(figure, path)
-            print(f"picture: {path}")
+    figure: "Figure"
+    name: str
 
     def __repr__(self) -> str:
         return f"picture: {self.name}"

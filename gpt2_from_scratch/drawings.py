@@ -58,7 +58,7 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
     make_room(bars, most, 1.2)
     total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
     figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
-    found = [state for state in STATES if state in map(_state, lines)]
+    found = [state for state in STATES if state in {line.state for line in lines}]
     handles = [Patch(color=STATES[state], label=state) for state in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return without_formulas(figure)
@@ -66,16 +66,12 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
 
 def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -> None:
     """Its box, and its bar: what trains first."""
-    stack.barh(y, 1, height=0.86, color=STATES[_state(line)])
+    stack.barh(y, 1, height=0.86, color=STATES[line.state])
     stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
     trains, end = line.trainable / 1e6, line.numbers / 1e6
     draw_bar(bars, y, 0.0, trains, STATES["trains"])
     draw_bar(bars, y, trains, end - trains, STATES["frozen"])
     bars.annotate(f"{line.numbers:,}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=size)  # fmt: skip
-
-
-def _state(line: LedgerLine) -> str:
-    return {0: "frozen", line.numbers: "trains"}.get(line.trainable, "in part")
 
 
 def draw_attention(

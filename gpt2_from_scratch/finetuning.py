@@ -68,6 +68,11 @@ class LedgerLine:
     numbers: int
     trainable: int
 
+    @property
+    def state(self) -> str:
+        """`trains`, `frozen`, or `in part`."""
+        return {0: "frozen", self.numbers: "trains"}.get(self.trainable, "in part")
+
 
 def ledger(model: GPT2) -> list[LedgerLine]:
     """Every parameter exactly once, by part: embeddings, each block, final norm, head."""
@@ -90,13 +95,12 @@ def format_ledger(lines: list[LedgerLine]) -> str:
     """The ledger as a table; neighbours of one size and state share a line."""
     rows: list[tuple[str, int, str, int]] = []
     for line in lines:
-        state = {0: "frozen", line.numbers: "trains"}.get(line.trainable, "in part")
         if rows and line.part.startswith("blocks.") and rows[-1][0].startswith("blocks."):
             first, numbers, before, count = rows[-1]
-            if (numbers // count, before) == (line.numbers, state):
+            if (numbers // count, before) == (line.numbers, line.state):
                 rows[-1] = (first, numbers + line.numbers, before, count + 1)
                 continue
-        rows.append((line.part, line.numbers, state, 1))
+        rows.append((line.part, line.numbers, line.state, 1))
     table = []
     for part, numbers, state, count in rows:
         if count > 1:

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.metrics import Evaluation
@@ -59,6 +60,15 @@ def plot_training(
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def plot_epochs(history: Sequence[Epoch]) -> Figure:
+    """Loss and accuracy of each epoch of a finetuning run."""
+    return plot_training(
+        [e.epoch for e in history],
+        ([e.train_loss for e in history], [e.val_loss for e in history]),
+        ([e.train_accuracy for e in history], [e.val_accuracy for e in history]),
+    )
 
 
 def plot_pretraining(

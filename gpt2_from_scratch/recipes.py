@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
@@ -24,7 +23,6 @@ from gpt2_from_scratch.data import (
     write_messages,
 )
 from gpt2_from_scratch.devices import DTYPES, check_dtype, set_threads
-from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
@@ -34,7 +32,7 @@ from gpt2_from_scratch.lines import checked_encoding
 from gpt2_from_scratch.manifest import check_listed, is_complete, write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
-from gpt2_from_scratch.plots import plot_training, save_picture
+from gpt2_from_scratch.plots import plot_epochs, plot_training, save_picture
 from gpt2_from_scratch.run_folder import (
     describe,
     new_run_folder,
@@ -125,7 +123,7 @@ def train_classifier(
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
-        save_picture(_plot(history), run / "curves.png")
+        save_picture(plot_epochs(history), run / "curves.png")
         evaluation = _finish(classifier, split, run, store, say)
     return run, classifier, evaluation
 
@@ -248,11 +246,3 @@ def _finish(
     remove_states(run)
     write_manifest(run)
     return evaluation
-
-
-def _plot(history: list[Epoch]) -> Figure:
-    return plot_training(
-        [e.epoch for e in history],
-        ([e.train_loss for e in history], [e.val_loss for e in history]),
-        ([e.train_accuracy for e in history], [e.val_accuracy for e in history]),
-    )

@@ -225,9 +225,8 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
         names,
         lambda: [
             (parameter, value.numel(), bool(torch.isfinite(value.sum()) or value.isfinite().all()))
-            for parameter, value in stored_parameters(
-                folder, config, check_crcs=False
-            )  # they were, one by one
+            # without CRCs: `check_tensors` has held them, one by one
+            for parameter, value in stored_parameters(folder, config, check_crcs=False)
         ],
         lambda found: f"{len(found)} arrays, each one parameter",
     )

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 from base64 import b64decode
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,7 @@ def test_every_part_ends_with_a_check(path):
         assert "print(" in body, f"{heading}: its check says nothing"
 
 
+@cache
 def functions_of_the_package() -> set[str]:
     trees = [ast.parse(p.read_text("utf-8")) for p in (ROOT / "gpt2_from_scratch").glob("*.py")]
     return {n.name for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)}
