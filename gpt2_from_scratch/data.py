@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gpt2_from_scratch.characters import without_halves
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -24,12 +25,25 @@ SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 SHOWN = 5  # faults told one by one
 
 
+class Span(NamedTuple):
+    """Some characters of a text, `text[start:end]`, and what they are: a tag, or nothing."""
+
+    start: int
+    end: int
+    label: str = ""
+
+
 @dataclass(frozen=True)
 class Message:
-    """A text and its label."""
+    """A text and what it is labelled with, which depends on the task.
+
+    A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span a
+    word; the Span of an answer; None where there is nothing to learn but the text. For several
+    heads at once, a dictionary {head's name: one of these}.
+    """
 
     text: str
-    label: str
+    label: Any
 
 
 def load_messages(
