@@ -101,7 +101,7 @@ assert abs(loss - run.at.total_loss / 16) < 1e-5
 for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
     assert not one.requires_grad or (one.grad - other.grad).abs().max() < 1e-5
 kept = evaluate_classifier(classifier, split.val, say=said.append)
-assert abs(kept.accuracy - best_epoch(history).val_accuracy) * kept.total < 1.5, "a tie may flip"
+assert abs(kept.accuracy - best_epoch(history).val_score) * kept.total < 1.5, "a tie may flip"
 print("checked: on one batch the loop's loss and gradients; the best epoch is kept")
 
 # %% [markdown]
@@ -135,7 +135,7 @@ torch.manual_seed(123)
 passes = [next(iter(loader))[0].tolist() for _ in range(2)]  # how the first two would begin
 assert passes[0] != passes[1], "each pass draws anew"
 assert MODEL != "124M" or np.abs(np.subtract(reached, END)).max() < 1, "a message or two may differ"
-assert MODEL != "mini" or reached[0] / 100 < history[-1].train_accuracy - 0.05
+assert MODEL != "mini" or reached[0] / 100 < history[-1].train_score - 0.05
 print(f"checked: one pass begins with messages {passes[0]}, the next with {passes[1]}")
 
 # %% [markdown]

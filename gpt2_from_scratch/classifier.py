@@ -1,50 +1,60 @@
 """A text classifier on GPT-2: what it is made of, and how it answers.
 
-B texts, T tokens of the longest, C = n_embd, K classes, N texts in all.
+With one head that chooses a class it is the lecture's. With other heads it tags words, extracts
+spans, predicts values, or does several of these in one pass.
+
+B texts, T tokens of the longest, C = n_embd, K outputs of a head, N texts in all.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gpt2_from_scratch.assembly import (
+    assemble,
+    own_names,
+    put_tensors,
+    refuse_other_base,
+    saved_file,
+)
 from gpt2_from_scratch.batches import by_length, check_ids, encode_texts, pad_batch
 from gpt2_from_scratch.characters import has_halves
-from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.config import Pooling
 from gpt2_from_scratch.data import check_on_error
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Embedded, Features, Texts
 from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
-from gpt2_from_scratch.heads import logits_from, replace_head
+from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.heads import (
+    head_layers,
+    layer_read,
+    layers_by_name,
+    outputs_from,
+    put_heads,
+)
 from gpt2_from_scratch.identity import base_sha256
-from gpt2_from_scratch.manifest import check_listed
+from gpt2_from_scratch.lora import (
+    LoRAConfig,
+    LoRALinear,
+    merge_lora,
+    unmerge_lora,
+)
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.paths import MODELS, model_folder, model_name
+from gpt2_from_scratch.predictions import Prediction, answers
 from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.trunk import Trunk, batches, pack
 from gpt2_from_scratch.weights import load_gpt2
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text."""
-
-    label: str
-    probabilities: dict[str, float]  # of every label; they sum to 1
-    n_tokens: int
-    truncated: bool  # the text was longer than the classifier reads
-    empty: bool  # the text held nothing but white space, and was read as one <|endoftext|>
-    replaced: bool  # the text held halves of characters (lone surrogates), read as U+FFFD
-
-
 class Classifier:
-    """GPT-2 with a classification head, its tokenizer, and the names of its classes."""
+    """GPT-2 with its heads, its tokenizer, and a description of all that is not weights."""
 
     def __init__(
         self,
@@ -58,37 +68,40 @@ class Classifier:
         self.description = description
         self.dtype = dtype  # of frozen blocks' arithmetic and features; what trains stays float32
         self._made: tuple[tuple, Trunk] | None = None
-        self._changed = {"head.weight", "head.bias"}  # what the base does not have as it is here
+        self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
+        self._changed = own_names(model)  # what the base does not have as it is here
 
     @classmethod
     def on_base(
         cls,
         base: str | Path,
-        labels: Sequence[str],
+        labels: Sequence[str] = (),
         *,
+        heads: Sequence[HeadConfig] = (),
+        lora: LoRAConfig | None = None,
         pooling: Pooling = "last_token",
         max_tokens: int | None = None,
         seed: int = 123,
         dtype: torch.dtype = torch.float32,
     ) -> "Classifier":
-        """A classifier on the pretrained model `base`, its head still random (drawn with `seed`).
+        """A classifier on the pretrained model `base`, its heads still random (drawn with `seed`).
 
-        Raises CheckpointError when the base cannot be loaded, UsageError for fewer than two
-        labels, a label twice, an unknown pooling, or `max_tokens` outside 1 to n_ctx.
+        `labels` and `pooling` make one linear head that chooses a label; `heads` are for all else.
+        Raises CheckpointError when the base cannot be loaded, UsageError for fewer than two labels,
+        a label twice, an unknown pooling, a layer the model does not have, or `max_tokens` outside
+        1 to n_ctx.
         """
+        heads = heads or [HeadConfig(labels=tuple(labels), pooling=pooling)]
         folder = model_folder(base)
         model, tokenizer = load_gpt2(base), Tokenizer(folder)
         description = Description(
             model_name(base),
             base_sha256(model, tokenizer),
-            list(labels),
-            pooling,
+            tuple(replace(head, layer=layer_read(head, model)) for head in heads),
             model.config.n_ctx if max_tokens is None else max_tokens,
+            lora=lora,
         )
-        _check(description, model, tokenizer)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            replace_head(model, len(labels))
+        assemble(description, model, tokenizer, seed)
         return cls(model, tokenizer, description, dtype)
 
     @classmethod
@@ -105,9 +118,7 @@ class Classifier:
         CheckpointError for a damaged file, one that its run's manifest has otherwise, or a base
         with other weights than it was trained on.
         """
-        path = Path(path)
-        path = path / "best.safetensors" if path.is_dir() else path
-        check_listed(path)
+        path = saved_file(path)
         description, tensors = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(
@@ -115,22 +126,57 @@ class Classifier:
             )
         base = description.base if base is None else base
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
-        found = base_sha256(model, tokenizer)
-        if found != description.base_sha256:
-            raise CheckpointError(
-                f"{path} was trained on {description.base} with weights {description.base_sha256[:12]}...; "
-                f"{base} has {found[:12]}...: it would answer nonsense on another base"
-            )
-        _check(description, model, tokenizer)
-        with torch.random.fork_rng():
-            replace_head(model, len(description.labels))
-        _put(tensors, model, path)
+        refuse_other_base(path, description, str(base), base_sha256(model, tokenizer))
+        try:
+            assemble(description, model, tokenizer)
+        except UsageError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from None
         classifier = cls(model, tokenizer, description, dtype)
+        model.requires_grad_(False)
+        put_tensors(tensors, dict(model.named_parameters()), classifier._changed, path)
         classifier._changed |= tensors.keys()
         return classifier
 
+    def attach(self, path: str | Path) -> None:
+        """Add heads that were trained elsewhere on the same base, which stayed as it was there.
+
+        Raises CheckpointError for another base, and where more than heads was trained, there or
+        here: they would read states they were not trained on. UsageError for a name that is taken.
+        """
+        path = saved_file(path)
+        description, tensors = read_classifier(path)
+        refuse_other_base(path, description, "this one", self.description.base_sha256)
+        if others := sorted(name for name in tensors if not name.startswith("head.")):
+            raise CheckpointError(f"{path} changes {others[0]} too: only heads can be attached")
+        if others := sorted(self._changed - own_names(self.model)):
+            raise CheckpointError(
+                f"{others[0]} was trained here, so {path} would read other states"
+            )
+        together = replace(self.description, heads=self.description.heads + description.heads)
+        layers = {head.name: head_layers(head, self.model) for head in description.heads}
+        found = nn.Module()
+        put_heads(found, layers)
+        own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
+        put_tensors(tensors, own, set(own), path)
+        put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
+        self.description, self._changed = together, own_names(self.model)
+
+    def merge(self) -> None:
+        """Put LoRA's products into the weights it adapts: quicker, and the same answers to 1e-5.
+
+        `save` and training need them apart: `unmerge`.
+        """
+        self._merged |= merge_lora(self.model)
+
+    def unmerge(self) -> None:
+        """Take the products out again."""
+        unmerge_lora(self.model, self._merged)
+        self._merged = {}
+
     def save(self, path: Path) -> None:
         """Write all that ever trained and the description to one safetensors file, atomically."""
+        if self._merged:
+            raise UsageError("LoRA is merged into the weights: unmerge() before saving")
         # once trained, always kept: a block frozen again later still differs from the base
         self._changed |= set(trainable_names(self.model))
         tensors = {
@@ -163,6 +209,7 @@ class Classifier:
             depth, reason = 0, "the last position depends on the texts beside"
         if reason:
             say(f"frozen blocks behind {depth} are computed again at each use: {reason}")
+        depth = min(depth, *self._layers_read)
         if depth == 0:
             return Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
         return Features(
@@ -174,45 +221,42 @@ class Classifier:
             say=say,
         )
 
-    def batch_logits(self, texts: Texts, numbers: Sequence[int]) -> Tensor:
-        """Logits of one batch of texts, by their numbers, with gradients: (B, K)."""
+    def batch_outputs(
+        self, texts: Texts, numbers: Sequence[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Outputs of each head for one batch of texts, by their numbers, with gradients.
+
+        {name: (B, K) or (B, T, K)}, and lengths (B,).
+        """
         x, lengths = texts.batch(numbers)
-        return logits_from(self.model, texts.depth, x, lengths, self.description.pooling)
+        heads = self.description.heads
+        return outputs_from(self.model, heads, texts.depth, x, lengths), lengths
+
+    def batch_logits(self, texts: Texts, numbers: Sequence[int]) -> Tensor:
+        """The first head's outputs for one batch of texts, by their numbers, with gradients."""
+        return self.batch_outputs(texts, numbers)[0][self.description.head.name]
 
     @torch.no_grad()
     def all_logits(self, texts: Texts) -> Tensor:
-        """Logits of all texts, in their order, on the CPU: (N, K) float32."""
-        logits = torch.empty(len(texts.encoded), len(self.description.labels))
-        for batch in by_length(texts.encoded, 32):
-            logits[batch] = self.batch_logits(texts, batch).cpu()
-        return logits
+        """The first head's outputs for all texts, in their order, on the CPU: (N, K) float32."""
+        self.model.eval()
+        found = {n: out for batch in by_length(texts.encoded, 32)
+                 for n, out in zip(batch, self.batch_logits(texts, batch).cpu(), strict=True)}  # fmt: skip
+        return self._stacked([found[n] for n in range(len(found))])
 
-    @torch.no_grad()
     def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Logits of texts that are read once: in their order, on the CPU, (N, K) float32.
+        """The first head's outputs for texts that are read once: in order, on the CPU, (N, K).
 
         Raises DataError for ids that the model does not have.
         """
-        check_ids(encoded, self.model.config.n_vocab)
-        if self._batch_mates_count or (depth := plain_depth(self.model)[0]) == 0:
-            return self.all_logits(Embedded(self.model, encoded, self._pad_id))
-        trunk = self._trunk(min(depth, len(self.model.blocks) - 1))
-        number_of: dict[tuple[int, ...], int] = {}  # equal texts are computed once
-        which = [number_of.setdefault(tuple(ids), len(number_of)) for ids in self._padded(encoded)]
-        texts = list(number_of)
-        logits = torch.empty(len(texts), len(self.description.labels))
-        for numbers in batches(texts, trunk.tokens):
-            packed = pack([texts[n] for n in numbers]).to(trunk.device)
-            states = trunk(packed)
-            for r in packed.rectangles:
-                found = logits_from(
-                    self.model, trunk.depth, states[r.rows], r.lengths, self.description.pooling
-                )
-                logits[[numbers[n] for n in r.texts]] = found.cpu()
-        return logits[which]
+        rows = [torch.empty(0)] * len(encoded)
+        for numbers, outputs in self._passes(encoded):
+            for n, row in zip(numbers, outputs[self.description.head.name].cpu(), strict=True):
+                rows[n] = row
+        return self._stacked(rows)
 
     def predict(self, texts: Sequence[str], *, on_error: str = "stop") -> list[Prediction | None]:
-        """Classify texts of any length, the empty one included; answers come in the texts' order.
+        """Answers for texts of any length, the empty one included, in the texts' order.
 
         Raises DataError when one of them is not a string; with `on_error="skip"` its answer is
         None.
@@ -221,38 +265,72 @@ class Classifier:
         if not isinstance(texts, (str, Sequence)):  # a generator, a pandas column
             texts = list(texts)
         if on_error == "stop" or isinstance(texts, str):
-            return [*self._answers(texts)]
-        answers = iter(self._answers([text for text in texts if isinstance(text, str)]))
-        return [next(answers) if isinstance(text, str) else None for text in texts]
+            return [*self._predict(texts)]
+        found = iter(self._predict([text for text in texts if isinstance(text, str)]))
+        return [next(found) if isinstance(text, str) else None for text in texts]
 
-    def _answers(self, texts: Sequence[str]) -> list[Prediction]:
+    def _predict(self, texts: Sequence[str]) -> list[Prediction]:
         encoded, truncated = self.encode(texts)
-        probabilities = self.logits(encoded).softmax(dim=1).numpy().astype(np.float64)
-        labels = self.description.labels
+        found: list[dict] = [{} for _ in texts]
+        for numbers, outputs in self._passes(encoded):
+            some = [texts[n] for n in numbers], [encoded[n] for n in numbers]
+            for head in self.description.heads:
+                told = answers(head, outputs[head.name], *some, self.tokenizer)
+                for n, answer in zip(numbers, told, strict=True):
+                    found[n][head.name] = answer
         return [
-            Prediction(
-                labels[int(row.argmax())],
-                dict(zip(labels, (row / row.sum()).tolist(), strict=True)),
-                len(ids),
-                cut,
-                empty=not text.strip(),
-                replaced=has_halves(text),
-            )
-            for text, ids, cut, row in zip(texts, encoded, truncated, probabilities, strict=True)
+            Prediction(answer, len(ids), cut, empty=not text.strip(), replaced=has_halves(text))
+            for answer, ids, cut, text in zip(found, encoded, truncated, texts, strict=True)
         ]
+
+    @torch.no_grad()
+    def _passes(
+        self, encoded: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """(numbers of texts, each head's outputs for them), batch by batch, equal texts together."""
+        check_ids(encoded, self.model.config.n_vocab)
+        self.model.eval()
+        heads, top = self.description.heads, max(self._layers_read)
+        depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
+        if self._batch_mates_count or depth <= 0:
+            texts = Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
+            for batch in by_length(encoded, 32):
+                yield batch, self.batch_outputs(texts, batch)[0]
+            return
+        trunk = self._trunk(depth)
+        same: dict[tuple[int, ...], list[int]] = {}  # equal texts are computed once
+        for n, ids in enumerate(self._padded(encoded)):
+            same.setdefault(tuple(ids), []).append(n)
+        distinct = list(same)
+        for numbers in batches(distinct, trunk.tokens):
+            packed = pack([distinct[n] for n in numbers]).to(trunk.device)
+            states = trunk(packed)
+            for r in packed.rectangles:
+                outputs = outputs_from(self.model, heads, depth, states[r.rows], r.lengths)
+                copies = [same[distinct[numbers[n]]] for n in r.texts]
+                rows = [row for row, each in enumerate(copies) for _ in each]
+                yield [n for each in copies for n in each], {k: v[rows] for k, v in outputs.items()}
+
+    def _stacked(self, rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows) if rows else torch.empty(0, self.description.head.n_outputs)
 
     @property
     def _pad_id(self) -> int:
         return self.tokenizer.end_of_text_id
 
     @property
+    def _layers_read(self) -> list[int]:
+        return [layer_read(head, self.model) for head in self.description.heads]
+
+    @property
     def _batch_mates_count(self) -> bool:
         """Whether an answer depends on how far the texts beside reach."""
-        return self.description.pooling == "last_position" and self.description.pad_to is None
+        read = {h.pooling for h in self.description.heads if h.reads_one_state}
+        return "last_position" in read and self.description.pad_to is None
 
     def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """With their pads, where one of these is what is read."""
-        if self.description.pooling != "last_position" or self.description.pad_to is None:
+        if self.description.pad_to is None:
             return encoded
         return pad_batch(encoded, self._pad_id, self.description.pad_to)[0].tolist()
 
@@ -265,38 +343,3 @@ class Classifier:
         if self._made is None or self._made[0] != made_of:
             self._made = made_of, Trunk(self.model, depth, dtype)
         return self._made[1]
-
-
-def _check(description: Description, model: GPT2, tokenizer: Tokenizer) -> None:
-    labels, n_ctx = description.labels, model.config.n_ctx
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise UsageError(f"labels must be at least two different names, not {labels}")
-    if description.pooling not in POOLINGS:
-        raise UsageError(f"pooling {description.pooling!r} is none of {', '.join(POOLINGS)}")
-    if type(description.max_tokens) is not int or not 1 <= description.max_tokens <= n_ctx:
-        raise UsageError(f"max_tokens = {description.max_tokens} must be from 1 to n_ctx = {n_ctx}")
-    if tokenizer.n_vocab != model.config.n_vocab:
-        raise CheckpointError(
-            f"the tokenizer of {description.base} has {tokenizer.n_vocab} tokens, its model "
-            f"{model.config.n_vocab}: they do not belong together"
-        )
-
-
-def _put(tensors: dict[str, Tensor], model: GPT2, path: Path) -> None:
-    """Copy saved tensors over the parameters of the same names; only those stay trainable."""
-    parameters = dict(model.named_parameters())
-    missing = {"head.weight", "head.bias"} - tensors.keys()
-    wrong = [
-        f"{name}: saved {tuple(value.shape)}, the model has "
-        f"{tuple(parameters[name].shape) if name in parameters else 'nothing'}"
-        for name, value in tensors.items()
-        if name not in parameters or parameters[name].shape != value.shape
-    ]
-    if missing or wrong:
-        raise CheckpointError(f"{path} does not fit: missing {sorted(missing)}; {wrong[:5]}")
-    model.requires_grad_(False)
-    with torch.no_grad():
-        for name, value in tensors.items():
-            if not value.isfinite().all():
-                raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers")
-            parameters[name].copy_(value).requires_grad_(True)

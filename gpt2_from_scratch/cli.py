@@ -13,11 +13,12 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any
 
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
 from gpt2_from_scratch.errors import (
     DataError,
@@ -32,8 +33,8 @@ from gpt2_from_scratch.paths import MODELS
 
 # options of `train` that are arguments of `train_classifier` under the same name
 RUN_SETTINGS = (
-    "model", "data", "balance", "pooling", "max_tokens", "text_column", "label_column",
-    "encoding", "on_error", "keep_empty", "cache",
+    "model", "data", "val_data", "test_data", "balance", "max_tokens", "text_column",
+    "label_column", "encoding", "on_error", "keep_empty", "cache",
 )  # fmt: skip
 
 
@@ -77,28 +78,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_train(args: argparse.Namespace) -> None:
     """Finetune a classifier and print its scores on the test part."""
-    from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import train_as_the_lecture, train_classifier
+    from gpt2_from_scratch.score_tables import format_scores
 
     if args.resume:
-        run, _, evaluation = _resume(args)
+        run, _, scores = _resume(args)
     elif args.recipe == "lecture":
         _refuse_other_settings(args)
         device, dtype = _where(args)
         given = _given(args, "model", "data", "seed", "cache")
-        run, _, evaluation = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **given)
+        run, _, scores = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **given)
     else:
         device, dtype = _where(args)
-        run, _, evaluation = train_classifier(
+        run, _, scores = train_classifier(
             run=args.out,
-            config=_settings(args, TrainConfig),
+            config=_train_config(args),
+            settings=_settings(args, ClassifierSettings),
             device=device,
             dtype=dtype,
             say=say,
             **_given(args, *RUN_SETTINGS),
         )
-    print(f"test part, {evaluation.total} messages never trained on or chosen by:")
-    print(format_evaluation(evaluation))
+    print("test part, texts never trained on or chosen by:")
+    print(format_scores(scores))
     where = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
     say(
         f"\nsaved in {run}; use it with\n"
@@ -116,32 +118,33 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             "--resume RUN goes on in RUN with its recipe: leave out --out and --recipe"
         )
     given = _given(
-        args, *RUN_SETTINGS, "dtype", "threads", *(field.name for field in fields(TrainConfig))
-    )
+        args, *RUN_SETTINGS, "dtype", "threads",
+        *(field.name for kind in (TrainConfig, ClassifierSettings) for field in fields(kind)),
+    )  # fmt: skip
     return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
-    from gpt2_from_scratch.data import load_messages
+    from gpt2_from_scratch.examples import load_examples
     from gpt2_from_scratch.feature_store import FeatureStore
-    from gpt2_from_scratch.manifest import check_listed
-    from gpt2_from_scratch.metrics import format_evaluation
     from gpt2_from_scratch.recipes import evaluate_classifier
+    from gpt2_from_scratch.run_folder import read_test_part
+    from gpt2_from_scratch.score_tables import format_scores
+    from gpt2_from_scratch.scores import scores_as_json
 
     classifier = _load_classifier(args)
-    folder = args.run if args.run.is_dir() else args.run.parent
+    folder, task = (
+        args.run if args.run.is_dir() else args.run.parent,
+        classifier.description.head.task,
+    )
     if args.data:
-        messages = load_messages(args.data, **_data_options(args), say=say)
-    else:  # as the run wrote them: its own columns, in UTF-8, empty texts too if it was to keep them
-        check_listed(folder / "test.csv")
-        messages = load_messages(folder / "test.csv", keep_empty=True)
-    store = None if args.cache is False else FeatureStore(say=say)
-    evaluation = evaluate_classifier(classifier, messages, store=store, say=say)
-    if args.json:
-        print(json.dumps({"accuracy": evaluation.accuracy} | asdict(evaluation)))
+        messages = load_examples(args.data, task, **_data_options(args), say=say)
     else:
-        print(format_evaluation(evaluation))
+        messages = read_test_part(folder, task)
+    store = None if args.cache is False else FeatureStore(say=say)
+    scores = evaluate_classifier(classifier, messages, store=store, say=say)
+    print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -162,7 +165,7 @@ def run_predict(args: argparse.Namespace) -> None:
         texts = enumerate(args.texts, start=1)
     else:
         texts = lines_of(sys.stdin.buffer, "standard input", **options, say=say)
-    table = Csv(sys.stdout, classifier.description.labels, args.with_text) if args.csv else None
+    table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
     numbered, texts = tee(texts)  # answers come in windows, each text's number with them
     answers = _shown(predict_stream(classifier, (text for _, text in texts)))
     for (text, answer), (number, _) in zip(answers, numbered, strict=False):
@@ -332,6 +335,7 @@ def _load_classifier(args: argparse.Namespace) -> Any:
 
     device, dtype = _where(args)
     classifier = Classifier.load(args.run, args.model, dtype=dtype)
+    classifier.merge()
     classifier.model.to(device)
     return classifier
 
@@ -350,6 +354,12 @@ def _where(args: argparse.Namespace) -> tuple[Any, Any]:
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options of these names that were given; the others are for the library's defaults."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+def _train_config(args: argparse.Namespace) -> TrainConfig:
+    """The settings of training; with LoRA no block trains itself, unless that was asked for."""
+    config = _settings(args, TrainConfig)
+    return replace(config, n_last_blocks=0) if args.lora and args.n_last_blocks is None else config
 
 
 def _settings(args: argparse.Namespace, kind: Any) -> Any:

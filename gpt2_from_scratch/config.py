@@ -56,9 +56,9 @@ Pooling = Literal["last_token", "last_position", "first_token", "mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
-def setting(default: Any, meaning: str) -> Any:
+def setting(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
     """A field whose meaning the command line's --help shows too."""
-    return field(default=default, metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning, "choices": choices or None})
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,43 @@ class TrainConfig:
 
     n_last_blocks: int = setting(1, "blocks that train, counted from the end")
     final_norm: bool = setting(True, "the final LayerNorm trains")
+    trainable: str = setting(
+        "", "parameters that train instead, as patterns: 'head.*,blocks.5.mlp.*'"
+    )
+    unfreeze_every: int = setting(
+        0, "epochs until the next block joins, from the last one down; 0: all train at once"
+    )
     epochs: int = setting(10, "passes over the training messages, at most")
-    patience: int = setting(4, "stop after so many epochs below the best validation accuracy")
+    patience: int = setting(4, "stop after so many epochs below the best validation score")
     batch_size: int = setting(16, "messages in a step")
+    micro_batch: int = setting(
+        0, "messages that go through at once, their gradients added up; 0: all of a step's"
+    )
     lr: float = setting(5e-4, "learning rate at its highest; wider models want less")
+    rate_decay: float = setting(
+        1.0, "each block learns at the rate of the part above it, divided by this"
+    )
     warmup: float = setting(0.1, "part of the steps in which the rate rises; then it falls to 0")
-    weight_decay: float = setting(0.1, "AdamW's")
+    weight_decay: float = setting(0.1, "AdamW's, of matrices; biases and norms have none")
+    clip: float = setting(0.0, "a longer gradient is cut to this length; 0: none is")
+    balance_losses: bool = setting(
+        False, "divide the loss of each of several heads by its running mean"
+    )
     seed: int = setting(123, "of the head's first weights, the order of messages and the split")
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _at_least_one(self, "epochs", "patience", "batch_size")
-        _at_least_zero(self, "n_last_blocks", "weight_decay")
+        check_types(self)
+        _at_least_one(self, "epochs", "patience", "batch_size", "rate_decay")
+        _at_least_zero(
+            self, "n_last_blocks", "weight_decay", "unfreeze_every", "micro_batch", "clip"
+        )
         _check_rates(self)
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"warmup = {self.warmup} must be from 0 to 1")
+        if not self.rate_decay < math.inf:
+            raise UsageError(f"rate_decay = {self.rate_decay} must be a number from 1 up")
+        if self.trainable and self.unfreeze_every:
+            raise UsageError("unfreeze_every is for n_last_blocks, not for patterns in trainable")
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class PretrainConfig:
     save_every: int = setting(250, "steps between checkpoints and looks at the held-out text")
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         _at_least_one(self, "steps", "tokens", "row", "long_every", "save_every")
         _at_least_zero(self, "conversation", "phone", "warmup", "weight_decay")
         _check_rates(self)
@@ -122,7 +144,7 @@ class PretrainConfig:
         GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
 
 
-def _check_types(config: Any) -> None:
+def check_types(config: Any) -> None:
     """Raise UsageError unless every field has its default's type; whole numbers are numbers too."""
     for known in fields(config):
         value, wanted = getattr(config, known.name), type(known.default)

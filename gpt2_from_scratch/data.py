@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gpt2_from_scratch.characters import without_halves
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -23,6 +23,7 @@ from gpt2_from_scratch.tables import is_table, read_rows, tab_separated
 
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 SHOWN = 5  # faults told one by one
+Found = TypeVar("Found")  # a row, or what was made of one
 
 
 class Span(NamedTuple):
@@ -170,14 +171,14 @@ def lines_of(
 
 
 def without_faults(
-    rows: Iterator[Row | Fault],
+    rows: Iterator[Found | Fault],
     name: str,
     on_error: str,
     say: Callable[[str], None],
     *,
     hint: str = "",
     count: bool = True,
-) -> Iterator[tuple[int, Row]]:
+) -> Iterator[tuple[int, Found]]:
     """(number, row) of each row that has no fault; `name` is of the file.
 
     "stop" raises DataError for the first fault, having read on to `count` them all; "skip" leaves
@@ -186,7 +187,7 @@ def without_faults(
     check_on_error(on_error)
     faults, total, number = [], 0, 0
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, Row):
+        if not isinstance(row, Fault):
             yield number, row
             continue
         if on_error == "stop":
@@ -244,7 +245,7 @@ def _labelled(row: Row | Fault, keep_empty: bool) -> Row | Fault:
     return Row(row.line, (text, label))
 
 
-def _told(name: str, first: Fault, rest: Iterator[Row | Fault], hint: str) -> str:
+def _told(name: str, first: Fault, rest: Iterator[Any], hint: str) -> str:
     """The message for the first fault, with how many there are in all."""
     faults = (row for row in rest if isinstance(row, Fault))
     others = list(islice(faults, SHOWN - 1))

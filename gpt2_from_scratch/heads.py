@@ -1,8 +1,13 @@
-"""From GPT-2's output for every position to one answer for a text: the head, and where it reads.
+"""From GPT-2's states to answers: what a head is made of, and where it reads.
 
-B texts, T tokens of the longest, C = n_embd, K = num_classes.
+The residual stream can be read at n_layer + 1 points: behind the embeddings (layer 0) and behind
+each block. One head stands in the place of GPT-2's own, `model.head`; of several, `model.head`
+holds each under its name.
+
+B texts, T tokens of the longest, C = n_embd, K outputs of a head.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +15,11 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.last_block import block_at, is_plain
 from gpt2_from_scratch.model import GPT2
+
+ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def replace_head(model: GPT2, num_classes: int) -> None:
@@ -25,6 +33,62 @@ def replace_head(model: GPT2, num_classes: int) -> None:
     model.head = nn.Linear(model.config.n_embd, num_classes, device=model.wte.weight.device)
 
 
+def replace_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
+    """Put these heads in place of the output head, in place, new ones drawn in their order.
+
+    A head for `language` is GPT-2's own, tied to `wte`: it is kept, or brought back.
+    """
+    put_heads(model, {head.name: head_layers(head, model) for head in heads})
+
+
+def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """One head is `model.head`; of several `model.head` holds each under its name."""
+    model.head = next(iter(layers.values())) if len(layers) == 1 else nn.ModuleDict(layers)
+
+
+def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
+    """The layers of one head, (..., C) -> (..., K), on the model's device.
+
+    Dropout, linear, activation for each hidden width, then dropout, linear; with one hidden layer
+    as wide as the model and tanh that is the head of RoBERTa (Liu et al. 2019; fairseq's
+    RobertaClassificationHead).
+    """
+    device, width = model.wte.weight.device, model.config.n_embd
+    if head.task == "features":
+        return nn.Identity()
+    if head.task == "language":
+        own = nn.Linear(width, model.config.n_vocab, bias=False, device="meta")
+        own.weight = model.wte.weight
+        return own
+    layers: dict[str, nn.Module] = {}
+    for n, hidden in enumerate((*head.hidden, head.n_outputs)):
+        last = n == len(head.hidden)
+        if head.dropout:
+            layers[f"dropout_{n}"] = nn.Dropout(head.dropout)
+        layers["out" if last else f"dense_{n}"] = nn.Linear(width, hidden, device=device)
+        if head.activation != "none" and not last:
+            layers[f"{head.activation}_{n}"] = ACTIVATION[head.activation]()
+        width = hidden
+    if len(layers) == 1:
+        return layers["out"]
+    made = nn.Sequential()
+    for name, layer in layers.items():
+        made.add_module(name, layer)
+    return made
+
+
+def layers_by_name(model: GPT2, heads: Sequence[HeadConfig]) -> dict[str, nn.Module]:
+    """The layers of each head of a model, by the heads' names."""
+    if len(heads) == 1:
+        return {heads[0].name: model.head}
+    return dict(model.head.items())  # type: ignore[operator]
+
+
+def layer_read(head: HeadConfig, model: GPT2) -> int:
+    """How many blocks stand in front of the point this head reads: 0 to n_layer."""
+    return len(model.blocks) if head.layer is None else head.layer
+
+
 def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 
@@ -32,23 +96,54 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
     depends neither on how far it was padded nor on the texts beside it (but for `last_position`,
     which reads the pads).
     """
-    return logits_from(model, 0, model.embed(ids), lengths, pooling)
+    head = HeadConfig(task="features", pooling=pooling)  # whatever the model's one head then says
+    return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
 
 
-def logits_from(model: GPT2, depth: int, x: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """Logits of each text from where the first `depth` blocks left off: x (B, T, C) -> (B, K).
+def outputs_from(
+    model: GPT2, heads: Sequence[HeadConfig], depth: int, x: Tensor, lengths: Tensor
+) -> dict[str, Tensor]:
+    """What each head says, from where the first `depth` blocks left off: x (B, T, C), lengths (B,).
 
-    Texts are padded on the right to T, with anything. Of the last block only the position that is
-    read is computed, where one is.
+    {name: (B, K)}, or (B, T, K) of a head that answers for every token. One pass serves all heads.
+    Texts are padded on the right to T, with anything. Blocks behind the last point that is read are
+    not computed, and of the block before it only one position of each text, if no more is read.
     """
-    blocks: list[Any] = list(model.blocks)[depth:]
-    one_position = pooling != "mean" and blocks and is_plain(blocks[-1])
-    for block in blocks[:-1] if one_position else blocks:
-        x = block(x)
-    if one_position:
-        x = block_at(blocks[-1], x, read_positions(lengths, x.shape[1], pooling))
-        return model.head(model.ln_f(x))
-    return model.head(pool(model.ln_f(x), lengths, pooling))
+    layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
+    top, outputs = max(at.values()), dict[str, Tensor]()
+    blocks: list[Any] = list(model.blocks)
+    for n in range(depth, top + 1):
+        for head in (head for head in heads if at[head.name] == n):
+            outputs[head.name] = layers[head.name](_read(model, head, x, lengths))
+        if n == top - 1 and (position := _one_position(heads, at, top)) and is_plain(blocks[n]):
+            x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
+        elif n < top:
+            x = blocks[n](x)
+    return {head.name: outputs[head.name] for head in heads}
+
+
+def _one_position(heads: Sequence[HeadConfig], at: dict[str, int], top: int) -> Pooling | None:
+    """The one position of each text that is all that is read at the last point, if it is."""
+    reading = [head for head in heads if at[head.name] == top]
+    poolings = {head.pooling for head in reading}
+    if len(poolings) > 1 or "mean" in poolings or not all(h.reads_one_state for h in reading):
+        return None
+    return reading[0].pooling
+
+
+def _read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
+    """The states that a head sees: x (B, T, C), or (B, C) read already -> (B, T, C) or (B, C)."""
+    if not head.gradient:
+        x = x.detach()
+    norm = model.ln_f if head.final_norm else nn.Identity()
+    if head.reads_one_state and x.dim() == 3:
+        if head.pooling == "mean":
+            state = pool(norm(x), lengths, "mean")
+        else:
+            state = norm(pool(x, lengths, head.pooling))
+    else:
+        state = norm(x)
+    return state if head.gradient else state.detach()
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:

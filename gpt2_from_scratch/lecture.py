@@ -25,6 +25,7 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.features import Texts
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import replace_head
 from gpt2_from_scratch.identity import base_sha256
 from gpt2_from_scratch.model import GPT2
@@ -133,7 +134,8 @@ def lecture(
     set_trainable(model, n_last_blocks=1, final_norm=True)
     say(format_ledger(ledger(model)))
     pad_to = longest if pooling == "last_position" else None
-    description = Description(base, identity, LABELS, pooling, longest, pad_to)
+    head = HeadConfig(labels=tuple(LABELS), layer=model.config.n_layer, pooling=pooling)
+    description = Description(base, identity, (head,), longest, pad_to)
     classifier = Classifier(model, tokenizer, description, dtype)
     texts = classifier.texts(encoded, store=store, quiet=False, say=say)
     _before_training(classifier, texts, loaders, trace, seed, say)

@@ -5,13 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.config import POOLINGS, PretrainConfig, TrainConfig
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.config import PretrainConfig, TrainConfig
 from gpt2_from_scratch.paths import expanded
 
 MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
 DATA_HELP = (
     "demo or topics (both ship with the package), sms (the SMS Spam Collection), or a .csv, .tsv "
-    "or .jsonl file"
+    "or .jsonl file; .conll for token-classification, SQuAD's .json for span"
 )
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
@@ -34,11 +35,18 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier train",
         "gpt2-classifier train --data sms --balance --seed 1",
         "gpt2-classifier train --model 124M --data reviews.csv --label-column stars --out runs/reviews",
+        "gpt2-classifier train --data tickets.jsonl --task multi-label --head tanh --dropout 0.1",
+        "gpt2-classifier train --data train.conll --task token-classification --n-last-blocks 2",
+        "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
     )  # fmt: skip
     train.add_argument("--model", type=_something, help=MODEL_HELP + " (default: mini)")
     train.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
+    train.add_argument("--val-data", type=_something, help="a file of its own to choose by")
+    train.add_argument(
+        "--test-data", type=_something, help="and one to test on; else parts of --data"
+    )
     _add_columns(train)
     train.add_argument("--out", type=_path, help="the run's folder (default: a new one in runs/)")
     train.add_argument(
@@ -52,15 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--balance", action="store_true", default=None, help="as many texts of each label"
     )
-    train.add_argument(
-        "--pooling", choices=POOLINGS,
-        help="where a text is read (default: last_token)",
-    )  # fmt: skip
     train.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
     train.add_argument(
         "--keep-empty", action="store_true", default=None, help="train on empty texts too"
     )
-    _add_settings(train, TrainConfig)
+    _add_settings(train.add_argument_group("the head, and LoRA"), ClassifierSettings)
+    _add_settings(train.add_argument_group("training"), TrainConfig)
 
     evaluate = _add(
         commands, "evaluate", "score a saved classifier on labelled messages",
@@ -221,15 +226,24 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", help="of a file (default: label)")
 
 
-def _add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
+def _add_settings(parser: Any, kind: type) -> None:
     """An option for every field of a settings dataclass; None where it is not given."""
     for field in fields(kind):
         option = "--" + field.name.replace("_", "-")
-        meaning = f"{field.metadata['help']} (default: {field.default})"
+        default = "none" if field.default == "" else field.default
+        meaning = f"{field.metadata['help']} (default: {default})"
+        choices = field.metadata["choices"]
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
+        elif choices:
+            parser.add_argument(option, choices=choices, help=meaning)
         else:
-            parser.add_argument(option, type=type(field.default), metavar="N", help=meaning)
+            parser.add_argument(
+                option,
+                type=type(field.default),
+                metavar="N" if field.default != "" else "TEXT",
+                help=meaning,
+            )
 
 
 def _version() -> str:

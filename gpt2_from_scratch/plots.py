@@ -67,7 +67,7 @@ def plot_epochs(history: Sequence[Epoch]) -> Figure:
     return plot_training(
         [e.epoch for e in history],
         ([e.train_loss for e in history], [e.val_loss for e in history]),
-        ([e.train_accuracy for e in history], [e.val_accuracy for e in history]),
+        ([e.train_score for e in history], [e.val_score for e in history]),
     )
 
 

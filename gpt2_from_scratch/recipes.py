@@ -1,7 +1,8 @@
 """From a model and messages to a finished run: the two recipes, each one call.
 
 A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`,
-`curves.png`, the test messages as `test.csv`, `evaluation.json`, and `MANIFEST.json` when all of it
+`curves.png`, the test messages as `test.csv` (`test.jsonl` of other tasks than classification),
+`evaluation.json`, and `MANIFEST.json` when all of it
 is there; until then `state-*.safetensors`.
 """
 
@@ -14,7 +15,8 @@ import torch
 
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.config import Pooling, TrainConfig
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.config import TrainConfig, read_config
 from gpt2_from_scratch.data import (
     Message,
     check_on_error,
@@ -23,26 +25,30 @@ from gpt2_from_scratch.data import (
     write_messages,
 )
 from gpt2_from_scratch.devices import DTYPES, check_dtype, set_threads
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.examples import label_names, load_examples
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
-from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable
-from gpt2_from_scratch.labelled import to_labelled
+from gpt2_from_scratch.finetuning import format_ledger, ledger
+from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
 from gpt2_from_scratch.lecture import lecture, lecture_split
 from gpt2_from_scratch.lines import checked_encoding
 from gpt2_from_scratch.manifest import check_listed, is_complete, write_manifest
-from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
 from gpt2_from_scratch.plots import plot_epochs, plot_training, save_picture
 from gpt2_from_scratch.run_folder import (
     describe,
     new_run_folder,
     read_settings,
+    read_test_part,
     refuse_other_run,
     working_in,
+    write_test_part,
 )
+from gpt2_from_scratch.scores import scores_as_json
 from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.tokenizer import Tokenizer
-from gpt2_from_scratch.train import finetune
+from gpt2_from_scratch.train import finetune, freeze
 from gpt2_from_scratch.weights import load_gpt2
 
 
@@ -51,14 +57,16 @@ def train_classifier(
     data: str | Path = "demo",
     run: str | Path | None = None,
     config: TrainConfig | None = None,
+    settings: ClassifierSettings | None = None,
     *,
+    val_data: str | Path = "",
+    test_data: str | Path = "",
     text_column: str = "text",
     label_column: str = "label",
     encoding: str = "utf-8",
     on_error: str = "stop",
     keep_empty: bool = False,
     balance: bool = False,
-    pooling: Pooling = "last_token",
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -66,66 +74,104 @@ def train_classifier(
     resume: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
-) -> tuple[Path, Classifier, Evaluation]:
+) -> tuple[Path, Classifier, Any]:
     """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
-    `data` is "demo", "topics", "sms" or a file; `run` the folder to write (none: a new one in
-    `runs`), which is returned with the classifier and its scores on the test part. With `on_error`
-    "skip" rows that cannot be used are left out, and texts that have two labels. `dtype` is that of
-    the frozen blocks' arithmetic and output, which `cache` keeps on disk for the next run. `resume`
-    goes on in a `run` that was interrupted, with the same settings (`resume_training` reads them
-    there). Raises Interrupted, after saving, when Ctrl-C or SIGTERM comes.
+    `data` is "demo", "topics", "sms" or a file, in a format of the settings' task (examples.py);
+    where parts to choose by and to test come in files of their own, all of `data` is trained on.
+    `run` is the folder to write (none: a new one in `runs`), which is returned with the classifier
+    and its scores on the test part (an Evaluation, or its like in scores.py). With LoRA the blocks
+    stay frozen unless `config` says how many train. With `on_error` "skip" rows that cannot be used
+    are left out, and texts that have two labels. `dtype` is that of the frozen blocks' arithmetic
+    and output, which `cache` keeps on disk for the next run. `resume` goes on in a `run` that was
+    interrupted, with the same settings (`resume_training` reads them there). Raises Interrupted,
+    after saving, when Ctrl-C or SIGTERM comes.
     """
-    config = config or TrainConfig()
+    settings = settings or ClassifierSettings()
+    config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
     check_on_error(on_error)
     check_dtype(dtype)
-    messages = load_messages(
-        data,
-        text_column=text_column,
-        label_column=label_column,
-        encoding=encoding,
-        on_error=on_error,
-        keep_empty=keep_empty,
-        say=say,
+    sources = {
+        "data": data_name(data),
+        "val_data": data_name(val_data) if val_data else "",
+        "test_data": data_name(test_data) if test_data else "",
+    }
+    reading: dict[str, Any] = {
+        "text_column": text_column, "label_column": label_column,
+        "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
+    }  # fmt: skip
+    split = _three_parts(sources, settings.task, reading, balance, config.seed, say)
+    every = [*split.train, *split.val, *split.test]
+    head = settings.head_config(
+        label_names(every, settings.task), split.train, read_config(model_folder(model)).n_embd
     )
-    split = split_messages(messages, balance=balance, seed=config.seed, on_error=on_error, say=say)
     classifier = Classifier.on_base(
         model,
-        list(count_labels(messages)),
-        pooling=pooling,
+        heads=[head],
+        lora=settings.lora_config(),
         max_tokens=max_tokens,
         seed=config.seed,
         dtype=dtype,
     )
     classifier.model.to(device)
-    set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
+    freeze(classifier, config)
+    counts = f" {count_labels(every)}" if settings.task == "classification" else ""
     say(
-        f"{len(messages):,} messages {count_labels(messages)}; of the distinct ones {len(split.train)} "
-        f"to train on, {len(split.val)} to choose by, {len(split.test)} to test"
+        f"{len(every):,} distinct texts{counts}: {len(split.train):,} to train on, "
+        f"{len(split.val):,} to choose by, {len(split.test):,} to test"
     )
-    say(format_ledger(ledger(classifier.model)))
-    settings = {
-        "model": model_name(model), "data": data_name(data), "balance": balance,
-        "pooling": pooling, "max_tokens": classifier.description.max_tokens,
-        "text_column": text_column, "label_column": label_column,
-        "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
+    say(format_ledger(ledger(classifier.model, config)))
+    saved = sources | reading | asdict(settings) | {
+        "model": model_name(model), "balance": balance,
+        "max_tokens": classifier.description.max_tokens,
         "dtype": str(dtype).removeprefix("torch."), "cache": cache,
     }  # fmt: skip
     run = Path(run) if run and resume else new_run_folder(run, model, data, config.seed)
     with working_in(run, resumable=True):
-        described = describe(settings | asdict(config), split, classifier)
+        described = describe(saved | asdict(config), split, classifier)
         if resume:
             refuse_other_run(run, described)
         # first of all, so that an interrupted run can be scored and gone on with
-        write_messages(run / "test.csv", split.test)
+        write_test_part(run, split.test, settings.task)
         write_json(run / "config.json", described)
         store = FeatureStore(say=say) if cache else None
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
         save_picture(plot_epochs(history), run / "curves.png")
-        evaluation = _finish(classifier, split, run, store, say)
-    return run, classifier, evaluation
+        scores = _finish(classifier, split, run, store, say)
+    return run, classifier, scores
+
+
+def _three_parts(
+    sources: dict[str, str],
+    task: str,
+    reading: dict[str, Any],
+    balance: bool,
+    seed: int,
+    say: Callable[[str], None],
+) -> Split:
+    """Cut one file, or take three as they are, less what of the later ones stands in an earlier."""
+    own = {name for name in ("val_data", "test_data") if sources[name]}
+    if len(own) == 1 or (own and balance):
+        raise UsageError("give both val_data and test_data, or neither; and then without balance")
+    parts = [
+        load_examples(source, task, **reading, say=say) for source in sources.values() if source
+    ]
+    if not own:
+        return split_messages(
+            parts[0], balance=balance, seed=seed, on_error=reading["on_error"], say=say
+        )
+    seen: set[str] = set()
+    for part in parts:
+        new = [*{m.text: m for m in part if m.text not in seen}.values()]
+        if len(new) < len(part):
+            say(
+                f"{len(part) - len(new):,} texts were left out: they stand there twice or in a part before"
+            )
+        seen |= {m.text for m in new}
+        part[:] = new
+    return Split(*parts)
 
 
 def resume_training(
@@ -135,7 +181,7 @@ def resume_training(
     quiet: bool = False,
     say: Callable[[str], None] = print,
     **given: Any,
-) -> tuple[Path, Classifier, Evaluation]:
+) -> tuple[Path, Classifier, Any]:
     """Go on with a run of `train_classifier` that was interrupted or killed, to the same end.
 
     The settings are read from the run's folder, the number of threads too; `given` are those the
@@ -148,19 +194,19 @@ def resume_training(
     settings, threads = read_settings(run)
     saved = settings | {"threads": threads}
     refuse_changes(saved, saved | _as_saved(given), run)
-    config = TrainConfig(**{field.name: settings.pop(field.name) for field in fields(TrainConfig)})
+    config = _taken_out(TrainConfig, settings)
+    put_on = _taken_out(ClassifierSettings, settings)
     dtype = DTYPES[settings.pop("dtype")]
     set_threads(threads)
     if is_complete(run):
         say(f"{run} is complete")
-        check_listed(run / "test.csv")
         classifier = Classifier.load(run, settings["model"], dtype=dtype)
         classifier.model.to(device)
-        messages = load_messages(run / "test.csv", keep_empty=True)
-        return run, classifier, evaluate_classifier(classifier, messages)
+        return run, classifier, evaluate_classifier(classifier, read_test_part(run, put_on.task))
     return train_classifier(
         run=run,
         config=config,
+        settings=put_on,
         dtype=dtype,
         device=device,
         resume=True,
@@ -170,9 +216,15 @@ def resume_training(
     )
 
 
+def _taken_out(kind: Any, settings: dict[str, Any]) -> Any:
+    """The dataclass whose fields stand among the settings; they are removed there."""
+    return kind(**{field.name: settings.pop(field.name) for field in fields(kind)})
+
+
 def _as_saved(given: dict[str, Any]) -> dict[str, Any]:
     """Settings as `config.json` has them, to compare with it."""
-    called = {"model": model_name, "data": data_name, "encoding": checked_encoding}
+    called = {"model": model_name, "encoding": checked_encoding}
+    called |= dict.fromkeys(("data", "val_data", "test_data"), data_name)
     return {name: called.get(name, lambda x: x)(value) for name, value in given.items()}
 
 
@@ -186,7 +238,7 @@ def train_as_the_lecture(
     dtype: torch.dtype = torch.float32,
     cache: bool = True,
     say: Callable[[str], None] = print,
-) -> tuple[Path, Classifier, Evaluation]:
+) -> tuple[Path, Classifier, Any]:
     """The lecture's recipe; see `lecture.py` for what it does and why it is not the default."""
     path = sms_collection() if data == "sms" else Path(data)
     messages = load_messages(data)  # checks the file, whichever way it is then read
@@ -224,13 +276,10 @@ def evaluate_classifier(
     *,
     store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
-) -> Evaluation:
-    """Score a classifier on labelled messages."""
+) -> Any:
+    """Score a classifier's first head on labelled messages: an Evaluation, or its like in scores.py."""
     labelled = to_labelled(classifier, messages, store=store, say=say)
-    predicted = classifier.all_logits(labelled.texts).argmax(dim=1)
-    return evaluate_predictions(
-        labelled.labels.numpy(), predicted.numpy(), classifier.description.labels
-    )
+    return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
 
 
 def _finish(
@@ -239,10 +288,10 @@ def _finish(
     run: Path,
     store: FeatureStore | None,
     say: Callable[[str], None],
-) -> Evaluation:
+) -> Any:
     """Score the test part; from then on the run is complete."""
-    evaluation = evaluate_classifier(classifier, split.test, store=store, say=say)
-    write_json(run / "evaluation.json", {"accuracy": evaluation.accuracy} | asdict(evaluation))
+    scores = evaluate_classifier(classifier, split.test, store=store, say=say)
+    write_json(run / "evaluation.json", scores_as_json(scores))
     remove_states(run)
     write_manifest(run)
-    return evaluation
+    return scores

@@ -1,7 +1,8 @@
 """The folder of one run: a new one, kept for one process, and what it is a run of."""
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -10,20 +11,25 @@ from typing import Any
 
 from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import TrainConfig
+from gpt2_from_scratch.data import Message, write_messages
 from gpt2_from_scratch.devices import DTYPES, environment
 from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
+from gpt2_from_scratch.examples import load_examples, write_examples
 from gpt2_from_scratch.files import read_json, sweep
 from gpt2_from_scratch.locks import locked
+from gpt2_from_scratch.manifest import check_listed
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.tensor_file import refuse_odd_name
 from gpt2_from_scratch.training_run import messages_sha256
 
-SETTINGS = {  # in `config.json`, beside those of TrainConfig
-    "model": str, "data": str, "balance": bool, "pooling": str, "max_tokens": int,
-    "text_column": str, "label_column": str, "encoding": str, "on_error": str, "keep_empty": bool,
-    "dtype": str, "cache": bool,
+SETTINGS = {  # in `config.json`, beside those of TrainConfig and ClassifierSettings
+    "model": str, "data": str, "val_data": str, "test_data": str, "balance": bool,
+    "max_tokens": int, "text_column": str, "label_column": str, "encoding": str, "on_error": str,
+    "keep_empty": bool, "dtype": str, "cache": bool,
 }  # fmt: skip
+KINDS = (TrainConfig, ClassifierSettings)
 
 
 def new_run_folder(run: str | Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
@@ -101,7 +107,7 @@ def read_settings(run: Path) -> tuple[dict[str, Any], int]:
     settings, where = saved.get("settings"), saved.get("environment")
     if not isinstance(settings, dict) or not isinstance(where, dict):
         raise CheckpointError(f"{path} holds no settings of a run")
-    types = SETTINGS | {field.name: type(field.default) for field in fields(TrainConfig)}
+    types = SETTINGS | {f.name: type(f.default) for kind in KINDS for f in fields(kind)}
     for name in types.keys() | settings.keys():
         value, wanted = settings.get(name), types.get(name)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
@@ -114,8 +120,27 @@ def read_settings(run: Path) -> tuple[dict[str, Any], int]:
 def refuse_other_run(run: Path, described: dict[str, Any]) -> None:
     """Raise UsageError unless the run was begun with this base model and these messages."""
     saved = read_json(run / "config.json")
+    described = json.loads(json.dumps(described))  # tuples are lists there
     was, now = (
         {name: d.get(name) for name in ("messages_sha256", "classifier")}
         for d in (saved, described)
     )
     refuse_changes(was, now, run)
+
+
+def write_test_part(run: Path, messages: Sequence[Message], task: str) -> None:
+    """Write the messages kept for the test: `test.csv`, or `test.jsonl` of other tasks."""
+    if task == "classification":
+        write_messages(_test_part(run, task), messages)
+    else:
+        write_examples(_test_part(run, task), messages)
+
+
+def read_test_part(run: Path, task: str) -> list[Message]:
+    """What `write_test_part` wrote, held against the run's manifest; empty texts too."""
+    check_listed(_test_part(run, task))
+    return load_examples(_test_part(run, task), task, keep_empty=True)
+
+
+def _test_part(run: Path, task: str) -> Path:
+    return run / ("test.csv" if task == "classification" else "test.jsonl")

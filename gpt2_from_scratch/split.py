@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data import SHOWN, Message, check_on_error, count_labels
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.data import SHOWN, Message, Span, check_on_error
+from gpt2_from_scratch.errors import DataError, UsageError
 
 FRACTIONS = (0.7, 0.1)  # train and validation; the rest is the test part
-FEWEST = 10  # texts of a label: a tenth of fewer would be none
+FEWEST = 10  # texts of a class: a tenth of fewer would be none
+ALL = ""  # stands for the label where there are no classes
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,20 @@ def split_messages(
     on_error: str = "stop",
     say: Callable[[str], None] = print,
 ) -> Split:
-    """Cut 70 / 10 / 20 % of every label's distinct texts into train, val and test, in random order.
+    """Cut 70 / 10 / 20 % of every class's distinct texts into train, val and test, in random order.
 
-    Equal texts count once, so that no test message was seen in training; with `keep_duplicates`
-    the copies stay, all in one part. `balance` first draws as many texts of each label as the
-    rarest has. The same messages and seed give the same split everywhere (numpy's RandomState is
-    frozen). Raises DataError for one label only, too few texts, or a text that has two labels;
-    with `on_error="skip"` all copies of such a text are left out, and `say` is told.
+    Where labels are no classes (see Message) all texts are cut as one class. Equal texts count
+    once, so that no test message was seen in training; with `keep_duplicates` the copies stay, all
+    in one part. `balance` first draws as many texts of each class as the rarest has. The same
+    messages and seed give the same split everywhere (numpy's RandomState is frozen). Raises
+    DataError for one class only, too few texts, or a text that has two labels; with
+    `on_error="skip"` all copies of such a text are left out, and `say` is told. Raises UsageError
+    for `balance` without classes.
     """
     check_on_error(on_error)
+    classes = all(isinstance(message.label, str) for message in messages)
+    if balance and not classes:
+        raise UsageError("balance = True wants one class a text; leave it out for other labels")
     if contradictory := texts_with_two_labels(messages):
         told = _told(contradictory)
         if on_error == "stop":
@@ -48,10 +55,14 @@ def split_messages(
     for message in messages:
         if message.text not in contradictory:
             copies.setdefault(message.text, []).append(message)
-    by_label: dict[str, list[str]] = {label: [] for label in count_labels(messages)}
+    labels = sorted({message.label for message in messages}) if classes else [ALL]
+    by_label: dict[str, list[str]] = {label: [] for label in labels}
     for text, same in copies.items():
-        by_label[same[0].label].append(text)
-    _refuse_too_few(by_label)
+        by_label[same[0].label if classes else ALL].append(text)
+    if classes:
+        _refuse_too_few(by_label)
+    elif len(copies) < FEWEST:
+        raise DataError(f"{len(copies)} texts are too few; {FEWEST} are needed")
     random = np.random.RandomState(seed)
     train, val, test = (
         [
@@ -64,17 +75,32 @@ def split_messages(
     return Split(train, val, test)
 
 
-def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[str]]:
-    """{text: its labels} of the texts that have more than one."""
-    labels: dict[str, set[str]] = {}
+def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
+    """{text: its labels} of the texts that have more than one.
+
+    Several labels of one text are compared as a set. Places of answers contradict nothing: an
+    answer may stand in a text twice, and people mark more or less of it. Nor do the labels of
+    several heads, of which a message may lack some. `split_messages` takes the first of these.
+    """
+    labels: dict[str, dict[Any, Any]] = {}
     for message in messages:
-        labels.setdefault(message.text, set()).add(message.label)
-    return {text: sorted(found) for text, found in labels.items() if len(found) > 1}
+        labels.setdefault(message.text, {})[_compared(message.label)] = message.label
+    return {
+        text: sorted(found.values(), key=str) for text, found in labels.items() if len(found) > 1
+    }
 
 
-def _told(contradictory: dict[str, list[str]]) -> str:
+def _compared(label: Any) -> Any:
+    """What two labels of one text must have in common."""
+    if isinstance(label, Span | dict):
+        return None
+    names = isinstance(label, tuple) and all(isinstance(name, str) for name in label)
+    return frozenset(label) if names else label
+
+
+def _told(contradictory: dict[str, list[Any]]) -> str:
     first = list(contradictory.items())[:SHOWN]
-    lines = [f"one text, two labels {labels}: {text!r:.200}" for text, labels in first]
+    lines = [f"one text, two labels {labels!s:.200}: {text!r:.200}" for text, labels in first]
     more = len(contradictory) - len(first)
     if more:
         lines.append(f"and {more:,} more: {len(contradictory):,} such texts in all")

@@ -137,19 +137,39 @@ def _json_rows(
     path: Path, names: tuple[str, ...], encoding: str, whole: str
 ) -> Iterator[Row | Fault]:
     whole_type: type | None = None  # of the values of `whole`, as the first row has it
+    for item in json_objects(path, encoding):
+        if isinstance(item, Fault):
+            yield item
+            continue
+        number, found = item
+        values = _json_values(found, names, number, whole, whole_type)
+        if isinstance(values, Fault):
+            yield values
+            continue
+        if whole:
+            whole_type = type(values[names.index(whole)])
+        yield Row(number, tuple(str(value) for value in values))
+
+
+def json_objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Fault]:
+    """(line, object) of each line of a .jsonl file that is not blank; for values of any type."""
     with path.open("rb") as file:
         lines = decoded_lines(file, str(path), encoding, table=True)
         for number, (line, fault) in enumerate(lines, start=1):
             if fault:
                 yield fault
             elif line.strip():
-                values = _json_values(_json_object(line, number), names, number, whole, whole_type)
-                if isinstance(values, Fault):
-                    yield values
-                    continue
-                if whole:
-                    whole_type = type(values[names.index(whole)])
-                yield Row(number, tuple(str(value) for value in values))
+                found = _json_object(line, number)
+                yield found if isinstance(found, Fault) else (number, found)
+
+
+def missing_key(found: dict[str, Any], names: Sequence[str], number: int) -> Fault | None:
+    """The fault of an object in line `number` that lacks one of the keys."""
+    for name in names:
+        if name not in found:
+            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
+            return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
+    return None
 
 
 def _json_object(line: str, number: int) -> dict[str, Any] | Fault:
@@ -163,21 +183,18 @@ def _json_object(line: str, number: int) -> dict[str, Any] | Fault:
 
 
 def _json_values(
-    found: dict[str, Any] | Fault,
+    found: dict[str, Any],
     names: tuple[str, ...],
     number: int,
     whole: str,
     whole_type: type | None,
 ) -> list[str | int] | Fault:
     """The values of `names`, if they are what they must be; see `read_rows`."""
-    if isinstance(found, Fault):
-        return found
+    if fault := missing_key(found, names, number):
+        return fault
     for name in names:
-        value, kind = found.get(name), type(found.get(name))
+        value, kind = found[name], type(found[name])
         wanted = "a string or a whole number" if name == whole else "a string"
-        if name not in found:
-            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
-            return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
         if kind is not str and (name != whole or kind is not int):
             what = f"{name!r} must be {wanted}, not {json.dumps(value):.100}"
             return Fault(number, what, "JSON values of another type")

@@ -82,6 +82,19 @@ class Tokenizer:
                 f"an id is not in this vocabulary of 0 to {self.n_vocab - 1}: {error}"
             ) from None
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for, perhaps a part of a character; those of a text's tokens,
+        one after the other, are the text in UTF-8.
+
+        Raises DataError for an id the vocabulary does not have.
+        """
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except (KeyError, OverflowError) as error:
+            raise DataError(
+                f"an id is not in this vocabulary of 0 to {self.n_vocab - 1}: {error}"
+            ) from None
+
 
 def bytes_to_characters() -> dict[int, str]:
     """The printable character that stands for each byte in `vocab.bpe` and `encoder.json`.

@@ -40,7 +40,8 @@ def finetune(
     GPT2Error when the loss is no longer a number (`nan_report.json` says where), UsageError when
     resumed with other settings, ResourceError when not even one message at a time finds room.
     """
-    set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
+    classifier.unmerge()
+    freeze(classifier, config)
     train, val = (
         to_labelled(classifier, part, store=store, quiet=quiet, say=say)
         for part in (split.train, split.val)
@@ -59,6 +60,7 @@ def finetune(
     ):
         while not training.over():
             bar.set_description(f"epoch {training.at.epoch}/{config.epochs}")
+            training.begin_epoch()
             for batch in training.batches_left():
                 training.step(batch)
                 training.show(bar)
@@ -68,6 +70,17 @@ def finetune(
             _end_if_asked(training, stop)
     training.finish()
     return training.at.history
+
+
+def freeze(classifier: Classifier, config: TrainConfig) -> None:
+    """Leave trainable in a classifier what `config` and its heads say, and nothing else."""
+    set_trainable(
+        classifier.model,
+        config.n_last_blocks,
+        config.final_norm,
+        pattern=config.trainable,
+        heads=classifier.description.heads,
+    )
 
 
 def _end_if_asked(training: TrainingRun, stop: Stop) -> None:

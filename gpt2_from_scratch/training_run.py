@@ -1,19 +1,16 @@
-"""A finetuning run under way: its steps, and its state on disk, from which it goes on.
-
-B texts, K classes.
-"""
+"""A finetuning run under way: its steps, and its state on disk, from which it goes on."""
 
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2_from_scratch.checkpoints import (
@@ -29,7 +26,9 @@ from gpt2_from_scratch.devices import environment
 from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, format_epoch, rate_factor
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.files import write_json, write_text
-from gpt2_from_scratch.labelled import Labelled, loss_and_accuracy
+from gpt2_from_scratch.finetuning import blocks_training, parameter_groups, set_trainable
+from gpt2_from_scratch.labelled import Labelled, loss_and_scores
+from gpt2_from_scratch.losses import loss_sum, right_sum
 from gpt2_from_scratch.split import Split
 
 SAVE_EVERY = 60.0  # seconds between states of a run on disk; a kill costs no more than that
@@ -44,8 +43,16 @@ class Progress:
     epoch: int = 1  # the one under way
     seen: int = 0  # messages of it that were shown
     total_loss: float = 0.0  # theirs, in nats
-    right: int = 0  # those answered right
+    right: dict[str, float] = field(default_factory=dict)  # decisions of each head that were right
+    asked: dict[str, float] = field(default_factory=dict)  # and how many there were
+    scales: dict[str, float] = field(default_factory=dict)  # running means of the heads' losses
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
+
+    @property
+    def score(self) -> float:
+        """The share of decisions that were right so far in this epoch, the mean over heads."""
+        shares = [self.right[name] / max(asked, 1e-9) for name, asked in self.asked.items()]
+        return sum(shares) / max(1, len(shares))
 
 
 class TrainingRun:
@@ -62,44 +69,70 @@ class TrainingRun:
     ):
         self.classifier, self.train, self.config = classifier, train, config
         self.folder, self.say = folder, say
-        self.at = Progress(config.batch_size)
-        self.steps = config.epochs * math.ceil(len(train.labels) / config.batch_size)
+        self.at = Progress(config.micro_batch or config.batch_size)
+        self.steps = config.epochs * math.ceil(len(train.messages) / config.batch_size)
+        self.heads = [h for h in classifier.description.heads if h.task != "features"]
         self.trainable = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.groups = parameter_groups(classifier.model, config)
+        self.optimizer = torch.optim.AdamW(self.groups, fused=True)
+        for group in self.optimizer.param_groups:
+            group["highest_lr"] = group["lr"]
+        description = classifier.description
+        dropout = description.lora.dropout if description.lora else 0.0
+        self.draws = any(rate > 0 for rate in (dropout, *(h.dropout for h in self.heads)))
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
         self.saved = time.monotonic()
         self.settings = asdict(config) | asdict(classifier.description)
         self.settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
+        self.settings = json.loads(json.dumps(self.settings))  # tuples are lists on disk
 
     def over(self) -> bool:
         """Whether all epochs are done, or validation stopped rising."""
         history = self.at.history
         if not history:
             return False
-        waited = len(history) - best_epoch(history).epoch
+        joined = self.config.n_last_blocks * self.config.unfreeze_every  # the last block to train
+        waited = len(history) - max(best_epoch(history).epoch, joined)
         return len(history) == self.config.epochs or waited >= self.config.patience
 
     def batches_left(self) -> Iterator[list[int]]:
         """The numbers of the messages of each batch of this epoch that was not shown yet."""
-        order = epoch_order(len(self.train.labels), self.config.seed, self.at.epoch)
+        order = epoch_order(len(self.train.messages), self.config.seed, self.at.epoch)
         while self.at.seen < len(order):
             yield order[self.at.seen :][: self.config.batch_size].tolist()
+
+    def begin_epoch(self) -> None:
+        """Freeze again what joins in a later epoch."""
+        config = self.config
+        if config.unfreeze_every:
+            blocks = blocks_training(config, self.at.epoch)
+            set_trainable(
+                self.classifier.model,
+                blocks,
+                config.final_norm,
+                heads=self.classifier.description.heads,
+            )
 
     def step(self, batch: list[int]) -> None:
         """Show a batch and adjust what trains."""
         loss, right = self._gradients(batch)
+        factor = rate_factor(self.at.step, self.steps, self.config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * rate_factor(self.at.step, self.steps, self.config.warmup)
+            group["lr"] = group["highest_lr"] * factor
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip)
         self.optimizer.step()
         self.at.step += 1
         self.at.seen += len(batch)
-        self.at.total_loss += loss
-        self.at.right += right
+        self.at.total_loss += loss * len(batch)
+        for name, targets in self.train.targets.items():
+            if name in right:
+                asked = float(targets.counts[batch].sum())
+                self.at.asked[name] = self.at.asked.get(name, 0.0) + asked
+                self.at.right[name] = self.at.right.get(name, 0.0) + right[name]
 
-    def _gradients(self, batch: list[int]) -> tuple[float, int]:
-        """Leave the gradient of a batch's mean loss in what trains; (sum of losses, how many right).
+    def _gradients(self, batch: list[int]) -> tuple[float, dict[str, float]]:
+        """Leave the gradient of a batch's loss in what trains; (the loss, how much was right).
 
         When memory runs out, fewer go through at once: the gradient is the same but for rounding.
         """
@@ -118,42 +151,80 @@ class TrainingRun:
             self.at.micro_batch = math.ceil(self.at.micro_batch / 2)
             self.say(f"not enough memory: {self.at.micro_batch} messages go through at once now")
 
-    def _accumulate(self, batch: list[int]) -> tuple[float, int]:
-        total, right = 0.0, 0
-        for first in range(0, len(batch), self.at.micro_batch):
-            part = batch[first : first + self.at.micro_batch]
-            logits = self.classifier.batch_logits(self.train.texts, part)  # (B, K)
-            labels = self.train.labels[part].to(logits.device)
-            loss = F.cross_entropy(logits, labels)
+    def _accumulate(self, batch: list[int]) -> tuple[float, dict[str, float]]:
+        losses, right = dict[str, float](), dict[str, float]()
+        self.classifier.model.train()
+        with self._drawing():
+            for first in range(0, len(batch), self.at.micro_batch):
+                self._add_gradients(batch, batch[first:][: self.at.micro_batch], losses, right)
+        if self.config.balance_losses:
+            for name, loss in losses.items():
+                scale = self.at.scales.get(name, loss)
+                self.at.scales[name] = 0.95 * scale + 0.05 * loss
+        weight = {head.name: head.loss_weight for head in self.heads}
+        return sum(weight[name] * loss for name, loss in losses.items()), right
+
+    def _add_gradients(
+        self, batch: list[int], part: list[int], losses: dict[str, float], right: dict[str, float]
+    ) -> None:
+        """Add what some of a batch's messages give to its gradient, its losses, what was right."""
+        outputs, lengths = self.classifier.batch_outputs(self.train.texts, part)
+        total: Tensor | float = 0.0
+        for head in self.heads:
+            targets, weights = self.train.targets[head.name], self.train.targets[head.name].weights
+            if (whole := float(weights[batch].sum())) == 0:  # nothing to learn from these
+                continue
+            wanted, found = targets.batch(part).to(lengths.device), outputs[head.name]
+            loss = loss_sum(head, found, wanted, lengths) / whole
             if not math.isfinite(loss.item()):
                 raise self._diverged("loss", loss.item(), part)
-            (loss * (len(part) / len(batch))).backward()
-            total += loss.item() * len(part)
-            right += int((logits.argmax(dim=1) == labels).sum())
-        return total, right
+            scale = self.at.scales.get(head.name, 1.0) if self.config.balance_losses else 1.0
+            total = total + loss * (head.loss_weight / max(scale, 1e-8))
+            losses[head.name] = losses.get(head.name, 0.0) + loss.item()
+            done = right_sum(head, found.detach(), wanted, lengths)
+            right[head.name] = right.get(head.name, 0.0) + done
+        if isinstance(total, Tensor) and total.requires_grad:
+            total.backward()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Dropout draws from the seed and the step, so that a resumed run draws the same."""
+        with torch.random.fork_rng(enabled=self.draws):
+            if self.draws:
+                torch.manual_seed(self.config.seed * 1_000_003 + self.at.step)
+            yield
 
     def show(self, bar: Any) -> None:
         """Move the progress bar by one step."""
         rate = (bar.format_dict["rate"] or 0) * self.config.batch_size
         bar.set_postfix_str(
-            f"loss {self.at.total_loss / self.at.seen:.3f}, accuracy "
-            f"{100 * self.at.right / self.at.seen:.1f} %, {rate:.0f} messages/s",
+            f"loss {self.at.total_loss / self.at.seen:.3f}, right {100 * self.at.score:.1f} %, "
+            f"{rate:.0f} messages/s",
             refresh=False,
         )
         bar.update()
 
     def end_epoch(self, val: Labelled) -> None:
         """Look at the validation messages; keep the weights if they are the best so far."""
-        n = len(self.train.labels)
-        shown = self.at.total_loss / n, self.at.right / n
-        epoch = Epoch(self.at.epoch, *shown, *loss_and_accuracy(self.classifier, val))
+        loss, scores = loss_and_scores(self.classifier, val)
+        mains = {name: score.main for name, score in scores.items()}
+        shown = self.at.total_loss / len(self.train.messages), self.at.score
+        mean = sum(mains.values()) / len(mains)
+        epoch = Epoch(self.at.epoch, *shown, loss, mean, mains)
         if not math.isfinite(epoch.val_loss):
             raise self._diverged("validation loss", epoch.val_loss, [])
         history = [*self.at.history, epoch]
         self.at = replace(
-            self.at, epoch=epoch.epoch + 1, seen=0, total_loss=0.0, right=0, history=history
+            self.at,
+            epoch=epoch.epoch + 1,
+            seen=0,
+            total_loss=0.0,
+            right={},
+            asked={},
+            history=history,
         )
-        self.say(format_epoch(epoch))
+        measures = {score.measure for score in scores.values()}
+        self.say(format_epoch(epoch, measures.pop() if len(measures) == 1 else "mean score"))
         if best_epoch(history) is epoch:
             self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
             self.classifier.save(self.folder / "best.safetensors")
@@ -163,7 +234,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Keep the last weights as a file and go back to the best."""
         if len(self.at.history) < self.config.epochs:
-            self.say(f"lower validation accuracy for {self.config.patience} epochs: stopped")
+            self.say(f"no better on validation for {self.config.patience} epochs: stopped")
         self.classifier.save(self.folder / "last.safetensors")
         self._put(self.best)
 

@@ -22,6 +22,7 @@ from gpt2_from_scratch.checkpoints import FORMAT, save_state
 from gpt2_from_scratch.config import read_config
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.manifest import check_listed, read_manifest, write_manifest
 from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
 from gpt2_from_scratch.tensor_bundle import check_tensors, read_index
@@ -72,7 +73,11 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         shutil.copy(openai / name, hugging_face / name)
     run = folder / "run"
     tensors = {"head.weight": torch.randn(2, 4), "head.bias": torch.randn(2)}
-    write_classifier(run / "best.safetensors", Description("mini", "0" * 64, ["a", "b"]), tensors)
+    write_classifier(
+        run / "best.safetensors",
+        Description("mini", "0" * 64, (HeadConfig(labels=("a", "b")),)),
+        tensors,
+    )
     write_manifest(run)
     state = save_state(folder, 7, tensors, {"settings": {"lr": 0.1}, "progress": {"step": 7}})
     said: list[str] = []

@@ -16,10 +16,11 @@ from gpt2_from_scratch.checkpoints import newest_state, save_state
 from gpt2_from_scratch.data import Message, load_messages, write_messages
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import read_json, sweep, write_json
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
 
 LIFE = 0.06  # seconds after which a process is killed, at most
-DESCRIPTION = Description("mini", "0" * 64, ["ham", "spam"])
+DESCRIPTION = Description("mini", "0" * 64, (HeadConfig(labels=("ham", "spam")),))
 
 
 def tensors(step: int, size: int = 60_000) -> dict[str, torch.Tensor]:

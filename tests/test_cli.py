@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     settings = config["settings"]
     assert settings["epochs"] == 2 and settings["lr"] == 0.005 and config["recipe"] == "default"
     assert settings["label_column"] == "kind" and settings["balance"] is False
-    assert config["classifier"]["labels"] == ["health", "sport", "tech"]
+    assert config["classifier"]["heads"][0]["labels"] == ["health", "sport", "tech"]
     assert config["messages"] == {"train": 27, "val": 3, "test": 12}
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["total"] == len(load_messages(run / "test.csv"))

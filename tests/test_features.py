@@ -57,7 +57,14 @@ def plain_training(
     """(the loss of each step, the gradients of the first), by a full forward each step."""
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
     trained = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if p.dim() == 2]},
+            {"params": [p for p in trained.values() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+    )
     steps = config.epochs * math.ceil(len(split.train) / config.batch_size)
     losses, first, step = [], {}, 0
     for epoch in range(1, config.epochs + 1):
@@ -66,7 +73,8 @@ def plain_training(
             batch = [split.train[n] for n in order[start : start + config.batch_size]]
             labels = torch.tensor([int(m.label == "spam") for m in batch])
             loss = F.cross_entropy(plain_logits(classifier, [m.text for m in batch]), labels)
-            optimizer.param_groups[0]["lr"] = config.lr * rate_factor(step, steps, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate_factor(step, steps, config.warmup)
             optimizer.zero_grad()
             loss.backward()
             first = first or {name: p.grad.clone() for name, p in trained.items()}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import Halved
 
-from gpt2_from_scratch.heads import class_logits, logits_from, pool, replace_head
+from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.heads import class_logits, outputs_from, pool, replace_head
 from gpt2_from_scratch.last_block import block_at, is_plain
 from gpt2_from_scratch.model import GPT2
 
@@ -75,7 +76,8 @@ def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, dept
     x = tiny_gpt2.embed(ids)
     for block in tiny_gpt2.blocks[:depth]:
         x = block(x)
-    found = logits_from(tiny_gpt2, depth, x, lengths, pooling)
+    head = HeadConfig(labels=("a", "b", "c"), pooling=pooling)  # type: ignore[arg-type]
+    found = outputs_from(tiny_gpt2, [head], depth, x, lengths)["label"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     whole = class_logits(tiny_gpt2, ids, lengths, pooling)
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)

@@ -280,14 +280,14 @@ def test_out_of_memory_halves_what_goes_through_at_once(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, room
 ):
     """The batch stays 5: the weights differ from the unbroken run's by rounding alone."""
-    plain = Classifier.batch_logits
+    plain = Classifier.batch_outputs
 
     def scarce(self, texts, numbers):
         if len(numbers) > room and torch.is_grad_enabled():
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
         return plain(self, texts, numbers)
 
-    monkeypatch.setattr(Classifier, "batch_logits", scarce)
+    monkeypatch.setattr(Classifier, "batch_outputs", scarce)
     said: list[str] = []
     _, found, _ = train(tiny_checkpoint, table, tmp_path / "run", say=said.append)
     micro = {4: 3, 3: 3, 2: 2, 1: 1}[room]
@@ -301,7 +301,7 @@ def test_no_memory_at_all_is_exit_6(tiny_checkpoint, table, tmp_path, monkeypatc
     def none(self, texts, numbers):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Classifier, "batch_logits", none)
+    monkeypatch.setattr(Classifier, "batch_outputs", none)
     code = cli.main(["train", "--model", str(tiny_checkpoint), "--data", str(table),
                      "--out", str(tmp_path / "run"), "--device", "cpu"])  # fmt: skip
     assert code == 6 and "--max-tokens" in capsys.readouterr().err

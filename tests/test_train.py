@@ -15,7 +15,7 @@ from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, rate_factor
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.finetuning import set_trainable
-from gpt2_from_scratch.labelled import loss_and_accuracy, to_labelled
+from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.train import finetune
 
@@ -61,7 +61,13 @@ def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_p
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("blocks.1.", "ln_f.", "head.")))
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    matrices = [p for p in trained if p.dim() == 2]  # these decay, biases and norms do not
+    others = [p for p in trained if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+    )
     steps, step = 2 * math.ceil(len(split.train) / 4), 0
     for epoch in (1, 2):
         order, losses = epoch_order(len(split.train), 3, epoch), []
@@ -112,10 +118,10 @@ def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_p
     best = Classifier.load(tmp_path / "run", tiny_checkpoint)
     val = to_labelled(best, split.val)
     assert torch.equal(best.all_logits(val.texts), classifier.all_logits(val.texts))
-    assert loss_and_accuracy(best, val)[1] == max(epoch.val_accuracy for epoch in history)
-    assert loss_and_accuracy(best, val)[0] == best_epoch(history).val_loss
+    assert loss_and_scores(best, val)[1]["label"].main == max(epoch.val_score for epoch in history)
+    assert loss_and_scores(best, val)[0] == best_epoch(history).val_loss
     last = Classifier.load(tmp_path / "run" / "last.safetensors", tiny_checkpoint)
-    assert loss_and_accuracy(last, val)[0] == history[-1].val_loss
+    assert loss_and_scores(last, val)[0] == history[-1].val_loss
 
 
 def test_it_stops_when_validation_no_longer_rises(

@@ -1,0 +1,122 @@
+"""What is put on GPT-2 when a classifier is trained from the shell: one head, and LoRA."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpt2_from_scratch.config import POOLINGS, check_types, setting
+from gpt2_from_scratch.data import Message
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.head_config import TASKS, HeadConfig
+
+if TYPE_CHECKING:  # it would load torch, which --help need not wait for
+    from gpt2_from_scratch.lora import LoRAConfig
+
+FORMS = ("linear", "two-layer", "tanh", "sigmoid")
+STATES = ("normed", "raw")
+WEIGHTS = ("equal", "balanced")
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """One head and LoRA, as they are asked for before the data is known."""
+
+    task: str = setting("classification", "what the head answers", TASKS[:5])
+    head: str = setting(
+        "linear",
+        "one linear layer; two stacked ones; RoBERTa's dense, tanh, linear; or one output with a "
+        "sigmoid, for two classes",
+        FORMS,
+    )
+    labels: str = setting("", "labels in the order of the outputs: a,b,c; else those in the data")
+    layer: int = setting(-1, "blocks in front of the point that is read; -1: all of them")
+    state: str = setting("normed", "what is read there: through the final norm, or raw", STATES)
+    pooling: str = setting("last_token", "where a text is read", POOLINGS)
+    dropout: float = setting(0.0, "in front of the head's layers; RoBERTa has 0.1")
+    class_weights: str = setting(
+        "equal", "balanced: rare classes weigh more in the loss, in proportion", WEIGHTS
+    )
+    label_smoothing: float = setting(0.0, "share of each target that goes to all classes alike")
+    lora: int = setting(0, "rank of LoRA beside every matrix; the blocks stay frozen then; 0: none")
+    lora_alpha: float = setting(0.0, "its product is scaled by this over the rank; 0: by 1")
+    lora_dropout: float = setting(0.0, "of what enters it")
+    lora_blocks: int = setting(-1, "last blocks that have it; -1: all")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for field in fields(self):
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                raise UsageError(
+                    f"{field.name} {getattr(self, field.name)!r} is none of {', '.join(choices)}"
+                )
+        if self.class_weights == "balanced" and self.task not in (
+            "classification",
+            "token-classification",
+        ):
+            raise UsageError(f"class weights are for classes, not for {self.task}")
+        if self.lora == 0 and (self.lora_alpha or self.lora_dropout or self.lora_blocks >= 0):
+            raise UsageError("lora_alpha, lora_dropout and lora_blocks say how; lora says the rank")
+
+    def head_config(
+        self, labels: Sequence[str], train: Sequence[Message], n_embd: int
+    ) -> HeadConfig:
+        """The head, for the labels found in the data, unless they were named, and training texts.
+
+        Raises UsageError for what does not go together.
+        """
+        names = (
+            tuple(part.strip() for part in self.labels.split(",")) if self.labels else (*labels,)
+        )
+        center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
+        return HeadConfig(
+            task=self.task,  # type: ignore[arg-type]
+            labels=names if self.task != "span" else (),
+            layer=None if self.layer < 0 else self.layer,
+            final_norm=self.state == "normed",
+            pooling=self.pooling,  # type: ignore[arg-type]
+            hidden=(n_embd,) if self.head in ("two-layer", "tanh") else (),
+            activation="tanh" if self.head == "tanh" else "none",
+            dropout=self.dropout,
+            one_output=self.head == "sigmoid",
+            class_weights=_balanced(names, train) if self.class_weights == "balanced" else (),
+            label_smoothing=self.label_smoothing,
+            center=center,
+            scale=scale,
+        )
+
+    def lora_config(self) -> "LoRAConfig | None":
+        """LoRA, if it was asked for."""
+        from gpt2_from_scratch.lora import LoRAConfig
+
+        if not self.lora:
+            return None
+        return LoRAConfig(
+            rank=self.lora,
+            alpha=self.lora_alpha or self.lora,
+            dropout=self.lora_dropout,
+            n_last_blocks=None if self.lora_blocks < 0 else self.lora_blocks,
+        )
+
+
+def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ...]:
+    """Weights that give every class the same share of the loss, 1 on average over the decisions."""
+    labels = [
+        m.label if isinstance(m.label, str) else [word.label for word in m.label] for m in train
+    ]
+    counts = Counter(
+        name for label in labels for name in ([label] if isinstance(label, str) else label)
+    )
+    total = sum(counts.values())
+    return tuple(total / (len(names) * counts[name]) if counts[name] else 1.0 for name in names)
+
+
+def _center_and_scale(train: Sequence[Message]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each value in training; 1 where a value is always the same."""
+    values = np.array([np.atleast_1d(m.label) for m in train], dtype=float)
+    spread = values.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return tuple(values.mean(axis=0).tolist()), tuple(scale.tolist())

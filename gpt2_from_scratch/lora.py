@@ -1,0 +1,235 @@
+"""LoRA: beside a frozen matrix, the product of two narrow ones that trains in its place.
+
+A linear layer's W (out, in) stays as it is, and what it gives is changed by a low-rank product:
+
+    y  =  W x + b  +  (alpha / rank) B A x        A (rank, in), B (out, rank)
+
+A begins random and B zero, so that the model begins as it was. GPT-2 has query, key and value in
+one matrix `c_attn`, (3C, C); each is adapted on its own, with an A and a B of its own, as if there
+were three. Afterwards the product can be added to W: then the model is a plain GPT-2 again.
+
+B texts, T tokens of the longest, C = n_embd, r = rank, P parts of a matrix that are adapted.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), and
+its loralib, https://github.com/microsoft/LoRA.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.last_block import is_plain
+from gpt2_from_scratch.model import GPT2
+
+FUSED = ("query", "key", "value")  # in the order of their rows in c_attn
+WHOLE = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+MATRICES = FUSED + WHOLE  # of a block
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What is adapted, and how. Raises UsageError for impossible values."""
+
+    rank: int = 8
+    alpha: float = 8.0  # the product is scaled by alpha / rank
+    dropout: float = 0.0  # of what enters A, in training
+    matrices: tuple[str, ...] = MATRICES
+    n_last_blocks: int | None = None  # blocks that are adapted, from the end; None: all
+    # the head's linear layers too, as the lecture's appendix E has it: their own weights are then
+    # frozen as they were drawn, and a head of K outputs learns through its adapter alone
+    head: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.rank < 1 or self.alpha == 0 or self.dropout >= 1:
+            raise UsageError(
+                f"rank = {self.rank}, alpha = {self.alpha}, dropout = {self.dropout}: "
+                "rank must be at least 1, alpha above 0, dropout below 1"
+            )
+        for name in self.matrices:
+            if name not in MATRICES:
+                raise UsageError(f"LoRA: {name!r} is none of {', '.join(MATRICES)}")
+        if len(set(self.matrices)) != len(self.matrices):
+            raise UsageError(f"LoRA: a matrix stands twice in {', '.join(self.matrices)}")
+        if (not self.matrices or self.n_last_blocks == 0) and not self.head:
+            raise UsageError("LoRA: no matrix, no block and no head leave nothing to adapt")
+
+
+def lora_from(values: dict[str, Any]) -> LoRAConfig:
+    """A setting from what JSON made of one. Raises UsageError for unknown keys and other types."""
+    unknown = values.keys() - {field.name for field in fields(LoRAConfig)}
+    if unknown:
+        raise UsageError(f"LoRA has unknown keys {sorted(unknown)}")
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return LoRAConfig(**values | lists)
+
+
+def _check_types(config: LoRAConfig) -> None:
+    for field in fields(config):
+        value, wanted = getattr(config, field.name), type(field.default)
+        if field.name == "n_last_blocks":
+            good = value is None or (type(value) is int and value >= 0)
+        elif wanted is float:
+            good = type(value) in (int, float) and 0 <= value < math.inf
+        else:
+            good = type(value) is wanted
+        if not good:
+            raise UsageError(f"LoRA: {field.name} = {value!r}")
+
+
+class LoRALinear(nn.Module):
+    """A linear layer and its adapters, one for each of some ranges of its outputs.
+
+    It holds the very parameters of the layer it stands in for, under the same names, so that the
+    model's other parameters keep their names. All ranges are equally wide.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        slices: list[slice],
+        config: LoRAConfig,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.slices, self.dropout = slices, config.dropout
+        self.scale = config.alpha / config.rank
+        P, r, n_in = len(slices), config.rank, linear.in_features
+        bound = n_in**-0.5  # kaiming-uniform with a = sqrt(5), what nn.Linear draws its weight from
+        A = torch.empty(P, r, n_in, device="cpu").uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(A.to(linear.weight))
+        width = slices[0].stop - slices[0].start
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(P, width, r))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        y = F.linear(x, self.weight, self.bias)  # (..., out)
+        x = F.dropout(x, self.dropout, self.training)  # once for all of them, as in loralib
+        for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
+            y[..., outputs] += self.scale * F.linear(F.linear(x, A), B)
+        return y
+
+    @torch.no_grad()
+    def add_to_weight(self, times: int) -> None:
+        """Add the product to the weight, in place: 1 puts it in, -1 takes it out again."""
+        for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
+            self.weight[outputs] += times * self.scale * (B @ A)
+
+
+def add_lora(model: GPT2, config: LoRAConfig, seed: int = 123) -> None:
+    """Put adapters beside the matrices of a model, in place; they train.
+
+    The logits stay as they are, to the bit. Head layers that are adapted are frozen, nothing else
+    is: freeze the rest before, for `finetuning.set_trainable` behind this would freeze the adapters
+    too. GPT-2's own head, tied to `wte`, is never adapted. A is drawn on the processor from `seed`
+    alone, not from torch's global random numbers: it is the same on every device.
+
+    Raises UsageError for a model that has adapters already, a rank above n_embd, more blocks than
+    there are, and parts that are no plain linear layers where they should be. The model is then as
+    it was.
+    """
+    if lora_names(model):
+        raise UsageError("the model has LoRA already: merge it before adding it again")
+    if config.rank > model.config.n_embd:
+        raise UsageError(f"LoRA's rank {config.rank} is above n_embd = {model.config.n_embd}")
+    generator = torch.Generator().manual_seed(seed)
+    adapters = {}
+    for name, slices in _targets(model, config).items():
+        linear = _linear_at(model, name)
+        outputs = slices or [slice(0, linear.out_features)]
+        adapters[name] = LoRALinear(linear, outputs, config, generator)
+    for name, adapter in adapters.items():
+        _put(model, name, adapter)
+        if name.startswith("head"):
+            adapter.weight.requires_grad_(False)
+            if adapter.bias is not None:
+                adapter.bias.requires_grad_(False)
+
+
+def lora_names(model: nn.Module) -> list[str]:
+    """The names of all parameters of adapters, in the model's order."""
+    return [name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))]
+
+
+def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
+    """Add every product to its weight and leave plain linear layers, in place.
+
+    Returns the adapters by the names of their modules, for `unmerge_lora`; none if there are none.
+    The layers hold the same parameters as before, with other numbers in them.
+    """
+    adapters = {name: part for name, part in model.named_modules() if isinstance(part, LoRALinear)}
+    for name, adapter in adapters.items():
+        adapter.add_to_weight(1)
+        out, n_in = adapter.weight.shape
+        linear = nn.Linear(n_in, out, device="meta")  # nothing is drawn: it gets what there is
+        linear.weight, linear.bias = adapter.weight, adapter.bias
+        _put(model, name, linear)
+    return adapters
+
+
+def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
+    """Take every product out of its weight again and put the adapters back, in place.
+
+    Adding and taking away rounds: a weight comes back to about 1e-7 of the largest number added to
+    it, not to the bit. Raises UsageError for adapters that were not merged into this model.
+    """
+    for name, adapter in adapters.items():
+        if _linear_at(model, name).weight is not adapter.weight:
+            raise UsageError(f"{name} is not the layer that these adapters were merged into")
+    for name, adapter in adapters.items():
+        adapter.to(adapter.weight.device)  # the model may have moved meanwhile
+        adapter.add_to_weight(-1)
+        _put(model, name, adapter)
+
+
+def _targets(model: GPT2, config: LoRAConfig) -> dict[str, list[slice]]:
+    """Names of the linear layers to adapt, and which outputs of each; no slices: all of them."""
+    C, n_layer = model.config.n_embd, model.config.n_layer
+    count = n_layer if config.n_last_blocks is None else config.n_last_blocks
+    if count > n_layer:
+        raise UsageError(f"LoRA: n_last_blocks = {count}: this model has {n_layer} blocks")
+    thirds = [slice(n * C, n * C + C) for n in range(3) if FUSED[n] in config.matrices]
+    targets: dict[str, list[slice]] = {}
+    for n in range(n_layer - count, n_layer):
+        if thirds:
+            targets[f"blocks.{n}.attn.c_attn"] = thirds
+        targets |= {f"blocks.{n}.{name}": [] for name in WHOLE if name in config.matrices}
+    if config.head:
+        targets |= {name: [] for name in _head_linears(model)}
+    return targets
+
+
+def _head_linears(model: GPT2) -> list[str]:
+    names = [
+        name
+        for name, part in model.head.named_modules(prefix="head")
+        if isinstance(part, nn.Linear) and part.weight is not model.wte.weight
+    ]
+    if not names:
+        raise UsageError(
+            "LoRA: the head has no linear layer of its own to adapt: call replace_head first"
+        )
+    return names
+
+
+def _linear_at(model: GPT2, name: str) -> nn.Linear:
+    """A linear layer that can be exchanged without losing what somebody hung on it."""
+    try:
+        part = model.get_submodule(name)
+    except AttributeError:
+        part = None
+    if type(part) is not nn.Linear or not is_plain(part):
+        raise UsageError(f"{name} is no plain nn.Linear: adapters have no place there")
+    return part
+
+
+def _put(model: GPT2, name: str, part: nn.Module) -> None:
+    """Exchange a part of the model for another, which then trains or predicts as that did."""
+    part.train(model.get_submodule(name).training)
+    model.set_submodule(name, part)

@@ -1,0 +1,132 @@
+"""What a head ought to answer, as numbers. N texts, B of them in a batch, T tokens of the longest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from gpt2_from_scratch.alignment import first_tokens, token_range
+from gpt2_from_scratch.data import Message
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.tokenizer import Tokenizer
+
+IGNORED = -100  # the target of a token that has none; torch's cross_entropy passes over it
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of one head for N texts.
+
+    `values` are class numbers (N,); 0 and 1 of each label (N, K) float32; standardised values
+    (N, K) float32; first and last token (N, 2); or tag numbers, one tensor (T,) a text. `weights`
+    (N,) is what each text adds to the weight its batch's loss is divided by, `counts` (N,) how many
+    decisions it asks for; both are 0 for a text without a target.
+    """
+
+    values: Tensor | list[Tensor]
+    weights: Tensor
+    counts: Tensor
+
+    def batch(self, numbers: Sequence[int]) -> Tensor:
+        """The values of some texts: (B, ...), or (B, T) padded with IGNORED."""
+        if isinstance(self.values, Tensor):
+            return self.values[list(numbers)]
+        ragged = [self.values[n] for n in numbers]
+        return pad_sequence(ragged, batch_first=True, padding_value=IGNORED)
+
+
+def make_targets(
+    head: HeadConfig,
+    messages: Sequence[Message],
+    encoded: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+) -> Targets:
+    """The targets of a head for messages and their token ids.
+
+    A word's tag is the target of its first token; the tokens that continue it have none, nor has a
+    word behind the point where a text was cut. Raises DataError for a label the head does not know.
+    """
+    labels = [label_for(head, message) for message in messages]
+    pairs = list(zip(messages, encoded, strict=True))
+    if head.task == "classification":
+        return _weighed(head, torch.tensor([_number(head, label) for label in labels]))
+    if head.task == "token-classification":
+        tags = [
+            _tags(head, m.text, ids, label, tokenizer)
+            for (m, ids), label in zip(pairs, labels, strict=True)
+        ]
+        return _weighed(head, tags)
+    if head.task == "language":  # each token's target is the next
+        return _weighed(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
+    if head.task == "span":
+        ends = [
+            label is not None and token_range(m.text, ids, label, tokenizer)
+            for (m, ids), label in zip(pairs, labels, strict=True)
+        ]
+        spans = torch.tensor([end or (IGNORED, IGNORED) for end in ends])
+        known = (spans[:, 0] != IGNORED).float()
+        return Targets(spans, known, known)
+    rows = [_row(head, label) for label in labels]
+    values = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(head.labels))
+    known = (~values.isnan().any(dim=1)).float()
+    return Targets(values, known, known)
+
+
+def label_for(head: HeadConfig, message: Message) -> Any:
+    """A message's label for one head; None where it has none for this one."""
+    label = message.label
+    return label.get(head.name) if isinstance(label, dict) else label
+
+
+def _number(head: HeadConfig, label: Any) -> int:
+    if label is None:
+        return IGNORED
+    try:
+        return head.labels.index(label)
+    except ValueError:
+        raise DataError(f"label {label!r} is none of the head's {list(head.labels)}") from None
+
+
+def _tags(
+    head: HeadConfig, text: str, ids: Sequence[int], words: Any, tokenizer: Tokenizer
+) -> Tensor:
+    """The target of each token of one text: (T,)."""
+    targets = torch.full((len(ids),), IGNORED)
+    if words:
+        firsts = first_tokens(text, ids, words, tokenizer)
+        for word, first in zip(words, firsts, strict=True):
+            if first is not None:
+                targets[first] = _number(head, word.label)
+    return targets
+
+
+def _row(head: HeadConfig, label: Any) -> list[float]:
+    """0 and 1 of each label, or the values in the head's units; NaN where there are none."""
+    if head.task == "features" or label is None:
+        return [float("nan")] * len(head.labels)
+    if head.task == "multi-label":
+        numbers = {_number(head, name) for name in label}
+        return [float(n in numbers) for n in range(len(head.labels))]
+    values = [float(value) for value in (label if isinstance(label, tuple) else (label,))]
+    if len(values) != len(head.labels):
+        raise DataError(f"{len(values)} values {values}, where the head has {list(head.labels)}")
+    center = head.center or (0.0,) * len(values)
+    scale = head.scale or (1.0,) * len(values)
+    return [(v - c) / s for v, c, s in zip(values, center, scale, strict=True)]
+
+
+def _weighed(head: HeadConfig, values: Tensor | list[Tensor]) -> Targets:
+    """Class numbers with their weights, one text or one token each."""
+    weights = torch.tensor(head.class_weights or (1.0,) * max(1, len(head.labels)))
+
+    def total(numbers: Tensor) -> float:
+        known = numbers[numbers != IGNORED]
+        return float(weights[known].sum()) if head.class_weights else float(len(known))
+
+    each = [value.reshape(-1) for value in values]
+    counts = torch.tensor([float((numbers != IGNORED).sum()) for numbers in each])
+    return Targets(values, torch.tensor([total(numbers) for numbers in each]), counts)
