@@ -100,9 +100,15 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     """The names of a head's outputs for `task`, in their order, as HeadConfig.labels wants them.
 
     Classes, labels and tags are sorted, but the tag O is the first. Columns of numbers are called
-    value_0, value_1 and so on. Spans, language and features have no names.
+    value_0, value_1 and so on. Spans, language and features have no names. Raises DataError for
+    labels that are another task's.
     """
     labels = [example.label for example in examples]
+    if task in ("span", *UNLABELLED):
+        return ()
+    wanted = str if task == "classification" else tuple
+    if other := [label for label in labels if type(label) is not wanted]:
+        raise DataError(f"{other[0]!r:.80} is no label of {task}")
     if task == "classification":
         return tuple(sorted(set(labels)))
     if task == "multi-label":
@@ -110,9 +116,7 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     if task == "token-classification":
         tags = {span.label for label in labels for span in label}
         return tuple(sorted(tags, key=lambda tag: (tag != "O", tag)))
-    if task == "regression":
-        return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
-    return ()
+    return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
 
 
 def _examples(

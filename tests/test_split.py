@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from gpt2_from_scratch.data import Message, count_labels, load_messages, load_sms_spam
+from gpt2_from_scratch.data import Message, Span, count_labels, load_messages, load_sms_spam
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.split import Split, split_messages, texts_with_two_labels
 
@@ -161,12 +161,84 @@ def test_texts_with_two_labels_by_brute_force():
         if any(b.text == a.text and b.label != a.label for b in messages)
     }
     assert expected and texts_with_two_labels(messages) == expected
+    assert texts_with_two_labels([Message("t", "b's"), Message("t", "a")]) == {"t": ["a", "b's"]}
 
 
 def test_as_many_labels_as_texts():
     messages = [Message(str(n), str(n)) for n in range(30)]
     with pytest.raises(DataError, match="1 texts of label '0' are too few; 10 are needed, and 29 more of the 30"):  # fmt: skip
         split_messages(messages)
+
+
+# --- labels that are no classes ---
+
+OTHERS = [
+    [("a",), ("b", "a"), ()],
+    [(1.0,), (-2.5,)],
+    [(Span(0, 3, "O"),), (Span(0, 3, "B-x"), Span(4, 7, "O"))],
+    [Span(0, 3), Span(4, 7)],
+    [{"topic": "a", "score": (1.0,)}, {"topic": "b"}],
+    [None],
+]
+KINDS = ["labels", "numbers", "tags", "answers", "heads", "nothing"]
+
+
+def made_of(labels: list, count: int = 60) -> list[Message]:
+    return [Message(f"see you at {n}", labels[n % len(labels)]) for n in range(count)]
+
+
+@pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
+def test_other_labels_are_cut_as_one_class(labels):
+    """Just as messages of one class would be cut, if that were no reason to refuse them."""
+    messages = made_of(labels)
+    for keep in (False, True):
+        split = split_messages(messages + messages[:20], keep_duplicates=keep)
+        copies = 2 if keep else 1
+        found = [m for part in parts(split) for m in part]
+        assert all(found.count(m) == (copies if n < 20 else 1) for n, m in enumerate(messages))
+        assert [len({m.text for m in part}) for part in parts(split)] == [42, 6, 12]
+        texts = [{m.text for m in part} for part in parts(split)]
+        assert sum(map(len, texts)) == len(set.union(*texts)) == 60
+    random_order = [m.text for m in split_messages(messages, seed=1).train]
+    assert random_order != [m.text for m in split_messages(messages, seed=2).train]
+
+
+@pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
+def test_other_labels_are_not_balanced_and_not_too_few(labels):
+    with pytest.raises(UsageError, match="balance = True wants one class a text"):
+        split_messages(made_of(labels), balance=True)
+    with pytest.raises(DataError, match="9 texts are too few; 10 are needed"):
+        split_messages(made_of(labels, 9) * 2)
+    assert [len(part) for part in parts(split_messages(made_of(labels, 10)))] == [7, 1, 2]
+
+
+@pytest.mark.parametrize("labels", OTHERS[:3], ids=KINDS[:3])
+def test_other_labels_that_contradict(labels):
+    messages = made_of(labels)
+    wrong = [Message("see you at 0", labels[1]), Message("see you at 1", labels[0])]
+    with pytest.raises(DataError, match=r"one text, two labels \[.*: 'see you at 0'"):
+        split_messages(messages + wrong)
+    told: list[str] = []
+    split = split_messages(messages + wrong, on_error="skip", say=told.append)
+    assert {m.text for part in parts(split) for m in part} == {m.text for m in messages[2:]}
+    found = texts_with_two_labels(messages + wrong)
+    both = sorted(labels[:2], key=str)
+    assert found == {"see you at 0": both, "see you at 1": both} and len(told) == 1
+
+
+def test_several_labels_have_no_order():
+    messages = [*made_of([("b", "a")]), *made_of([("a", "b")])]
+    assert not texts_with_two_labels(messages)
+    assert texts_with_two_labels([Message("a", (1.0, 2.0)), Message("a", (2.0, 1.0))])
+
+
+@pytest.mark.parametrize("labels", OTHERS[3:5], ids=KINDS[3:5])
+def test_the_first_of_two_answers_is_taken(labels):
+    messages = made_of(labels[:1])
+    split = split_messages(messages + made_of(labels[1:]))
+    found = [m for part in parts(split) for m in part]
+    assert sorted(m.text for m in found) == sorted(m.text for m in messages)
+    assert all(m.label == labels[0] for m in found)
 
 
 # --- the same split as ever ---
