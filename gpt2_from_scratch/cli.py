@@ -1,4 +1,4 @@
-"""The command `gpt2-classifier`: each subcommand is one function of the package.
+"""The command `gpt2-classifier`: what it does around a command.
 
 Results go to standard output, everything else to standard error. Nothing heavy is imported before
 a command is chosen, so that --help answers at once.
@@ -6,58 +6,27 @@ a command is chosen, so that --help answers at once.
 
 import argparse
 import errno
-import json
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
-from itertools import tee
-from pathlib import Path
-from typing import Any
 
-from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import PretrainConfig, TrainConfig
-from gpt2_from_scratch.errors import (
-    DataError,
-    GPT2Error,
-    ResourceError,
-    UsageError,
-    is_out_of_memory,
-)
+from gpt2_from_scratch.commands import COMMANDS
+from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.interruption import terminable
 from gpt2_from_scratch.options import build_parser
-from gpt2_from_scratch.paths import MODELS
-
-# options of `train` that are arguments of `train_classifier` under the same name
-RUN_SETTINGS = (
-    "model", "data", "val_data", "test_data", "balance", "max_tokens", "text_column",
-    "label_column", "encoding", "on_error", "keep_empty", "cache",
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
     _open_streams()
     verbose = False
-    commands = {
-        "train": run_train,
-        "evaluate": run_evaluate,
-        "predict": run_predict,
-        "check": run_check,
-        "verify": run_verify,
-        "generate": run_generate,
-        "pretrain": run_pretrain,
-        "download": run_download,
-        "cache": run_cache,
-    }
     try:
         with terminable():
             args = _parse(sys.argv[1:] if arguments is None else list(arguments))
             verbose = args.verbose
-            commands[args.command](args)
+            COMMANDS[args.command](args)
             sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
@@ -74,216 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # files that are written raise ResourceError, but not standard output
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         return _failed(error, (ResourceError if full else DataError).exit_code, verbose)
-
-
-def run_train(args: argparse.Namespace) -> None:
-    """Finetune a classifier and print its scores on the test part."""
-    from gpt2_from_scratch.recipes import train_as_the_lecture, train_classifier
-    from gpt2_from_scratch.score_tables import format_scores
-
-    if args.resume:
-        run, _, scores = _resume(args)
-    elif args.recipe == "lecture":
-        _refuse_other_settings(args)
-        device, dtype = _where(args)
-        given = _given(args, "model", "data", "seed", "cache")
-        run, _, scores = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **given)
-    else:
-        device, dtype = _where(args)
-        run, _, scores = train_classifier(
-            run=args.out,
-            config=_train_config(args),
-            settings=_settings(args, ClassifierSettings),
-            device=device,
-            dtype=dtype,
-            say=say,
-            **_given(args, *RUN_SETTINGS),
-        )
-    print("test part, texts never trained on or chosen by:")
-    print(format_scores(scores))
-    where = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
-    say(
-        f"\nsaved in {run}; use it with\n"
-        f"  gpt2-classifier predict {shlex.quote(str(run))}{where} 'a message of yours'"
-    )
-
-
-def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Go on with a run; options that contradict its settings are refused there."""
-    from gpt2_from_scratch.devices import choose_device
-    from gpt2_from_scratch.recipes import resume_training
-
-    if args.out or args.recipe == "lecture":
-        raise UsageError(
-            "--resume RUN goes on in RUN with its recipe: leave out --out and --recipe"
-        )
-    given = _given(
-        args, *RUN_SETTINGS, "dtype", "threads",
-        *(field.name for kind in (TrainConfig, ClassifierSettings) for field in fields(kind)),
-    )  # fmt: skip
-    return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
-
-
-def run_evaluate(args: argparse.Namespace) -> None:
-    """Print a saved classifier's scores on labelled messages."""
-    from gpt2_from_scratch.examples import load_examples
-    from gpt2_from_scratch.feature_store import FeatureStore
-    from gpt2_from_scratch.recipes import evaluate_classifier
-    from gpt2_from_scratch.run_folder import read_test_part
-    from gpt2_from_scratch.score_tables import format_scores
-    from gpt2_from_scratch.scores import scores_as_json
-
-    classifier = _load_classifier(args)
-    folder, task = (
-        args.run if args.run.is_dir() else args.run.parent,
-        classifier.description.head.task,
-    )
-    if args.data:
-        messages = load_examples(args.data, task, **_data_options(args), say=say)
-    else:
-        messages = read_test_part(folder, task)
-    store = None if args.cache is False else FeatureStore(say=say)
-    scores = evaluate_classifier(classifier, messages, store=store, say=say)
-    print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
-
-
-def run_predict(args: argparse.Namespace) -> None:
-    """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.answers import Csv, as_json, as_line
-    from gpt2_from_scratch.data import lines_of, read_texts
-    from gpt2_from_scratch.stream import predict_stream
-
-    if args.file and args.texts:
-        raise DataError("give texts or --file, not both")
-    if args.with_text and not args.csv:
-        raise UsageError("--with-text adds a column to --csv")
-    classifier = _load_classifier(args)
-    options = _given(args, "encoding", "on_error")
-    if args.file:
-        texts = read_texts(args.file, args.text_column, **options, say=say)
-    elif args.texts:
-        texts = enumerate(args.texts, start=1)
-    else:
-        texts = lines_of(sys.stdin.buffer, "standard input", **options, say=say)
-    table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
-    numbered, texts = tee(texts)  # answers come in windows, each text's number with them
-    answers = _shown(predict_stream(classifier, (text for _, text in texts)))
-    for (text, answer), (number, _) in zip(answers, numbered, strict=False):
-        if table:
-            table.write(number, text, answer)
-        else:
-            print(as_json(number, answer) if args.json else as_line(text, answer))
-        sys.stdout.flush()  # whoever reads a pipe waits for it
-
-
-def run_check(args: argparse.Namespace) -> None:
-    """Print what was found in a data set; raises DataError when it cannot be trained on."""
-    from gpt2_from_scratch.check import check_data
-    from gpt2_from_scratch.report import format_report
-
-    options = _given(args, "text_column", "label_column", "encoding")
-    report = check_data(args.data, model=args.model, **options)
-    print(json.dumps(asdict(report)) if args.json else format_report(report))
-    if report.obstacles:
-        raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")
-
-
-def run_verify(args: argparse.Namespace) -> None:
-    """Print what was checked of a model; raises CheckpointError when something failed."""
-    from gpt2_from_scratch.errors import CheckpointError
-    from gpt2_from_scratch.manifest import is_complete
-    from gpt2_from_scratch.verify import format_checks, verify_model, verify_run
-
-    run = Path(args.model)
-    checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
-    print(format_checks(checks))
-    failed = [check.what for check in checks if not check.ok]
-    if failed:
-        raise CheckpointError(
-            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed[:5])}"
-        )
-
-
-def run_generate(args: argparse.Namespace) -> None:
-    """Print a continued text."""
-    import torch
-
-    from gpt2_from_scratch.devices import choose_device
-    from gpt2_from_scratch.generation import generate
-    from gpt2_from_scratch.paths import model_folder
-    from gpt2_from_scratch.tokenizer import Tokenizer
-    from gpt2_from_scratch.weights import load_gpt2
-
-    tokenizer = Tokenizer(model_folder(args.model))
-    device = choose_device(args.device)
-    ids = generate(
-        load_gpt2(args.model).to(device),
-        torch.tensor(tokenizer.encode(args.prompt), dtype=torch.int64, device=device),
-        args.tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        stop_id=tokenizer.end_of_text_id,
-        seed=args.seed,
-    )
-    print(tokenizer.decode([token for token in ids.tolist() if token != tokenizer.end_of_text_id]))
-
-
-def run_pretrain(args: argparse.Namespace) -> None:
-    """Pretrain a model into a folder."""
-    import torch
-
-    from gpt2_from_scratch.devices import choose_device
-    from gpt2_from_scratch.pretrain import pretrain
-
-    try:
-        pretrain(
-            args.corpus,
-            args.out,
-            _settings(args, PretrainConfig),
-            device=choose_device(args.device),
-            dtype=getattr(torch, args.dtype),
-            resume=args.resume,
-            say=say,
-        )
-    except KeyboardInterrupt:
-        say("interrupted; go on with the same command and --resume")
-        raise
-    say(
-        f"saved in {args.out}; try it with\n  gpt2-classifier generate --model {args.out} --prompt Hi"
-    )
-
-
-def run_download(args: argparse.Namespace) -> None:
-    """Fetch files and print where they lie."""
-    from gpt2_from_scratch.download import download_model, download_sms_spam
-
-    print(download_sms_spam() if args.what == "sms" else download_model(args.what))
-
-
-def run_cache(args: argparse.Namespace) -> None:
-    """Print what is kept of frozen blocks' output, or remove it."""
-    from datetime import datetime
-
-    from gpt2_from_scratch.feature_store import GB, FeatureStore
-
-    store = FeatureStore()
-    if args.clear:
-        print(f"{store.clear() / 1e6:.1f} MB removed from {store.folder}")
-        return
-    spaces = store.spaces()
-    for name, shards, size, used in spaces:
-        when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
-        print(f"{size / 1e6:10.1f} MB  {shards:4d} files  last used {when}  {name}")
-    total = sum(size for _, _, size, _ in spaces)
-    print(f"{total / 1e6:10.1f} MB of at most {store.limit / GB:.1f} GB in {store.folder}")
-
-
-def say(text: str) -> None:
-    """Print to standard error, above a progress bar if one is there; if it can be told."""
-    from tqdm import tqdm
-
-    with suppress(OSError):  # a log on a full disk is no reason to stop
-        tqdm.write(text, file=sys.stderr)
 
 
 def _open_streams() -> None:
@@ -307,63 +66,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if texts:
         args.texts += texts
     return args
-
-
-def _refuse_other_settings(args: argparse.Namespace) -> None:
-    """The lecture's recipe is fixed: an option that it would pass over is an error."""
-    free = set("command recipe model data out seed verbose device dtype threads cache".split())
-    given = {name for name, value in vars(args).items() if value is not None}
-    if passed_over := sorted(given - free):
-        raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
-
-
-def _data_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said about how to read labelled messages; the rest is as the function has it."""
-    return _given(args, "text_column", "label_column", "encoding", "on_error", "keep_empty")
-
-
-def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
-    """With a progress bar, where the results themselves do not scroll by on the same screen."""
-    from tqdm import tqdm
-
-    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    return tqdm(predictions, desc="classified", unit=" texts", disable=hidden)
-
-
-def _load_classifier(args: argparse.Namespace) -> Any:
-    from gpt2_from_scratch.classifier import Classifier
-
-    device, dtype = _where(args)
-    classifier = Classifier.load(args.run, args.model, dtype=dtype)
-    classifier.merge()
-    classifier.model.to(device)
-    return classifier
-
-
-def _where(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The device and the dtype to compute with; sets the number of threads."""
-    from gpt2_from_scratch.devices import DTYPES, arithmetic, choose_device, set_threads
-
-    set_threads(args.threads)
-    device, dtype = choose_device(args.device), DTYPES[args.dtype or "float32"]
-    if arithmetic(dtype, device) != dtype:
-        say("this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept")
-    return device, dtype
-
-
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options of these names that were given; the others are for the library's defaults."""
-    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
-
-
-def _train_config(args: argparse.Namespace) -> TrainConfig:
-    """The settings of training; with LoRA no block trains itself, unless that was asked for."""
-    config = _settings(args, TrainConfig)
-    return replace(config, n_last_blocks=0) if args.lora and args.n_last_blocks is None else config
-
-
-def _settings(args: argparse.Namespace, kind: Any) -> Any:
-    return kind(**_given(args, *(field.name for field in fields(kind))))
 
 
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:

@@ -41,13 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
     )  # fmt: skip
-    train.add_argument("--model", type=_something, help=MODEL_HELP + " (default: mini)")
-    train.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
+    _add_training(train)
     train.add_argument("--val-data", type=_something, help="a file of its own to choose by")
     train.add_argument(
         "--test-data", type=_something, help="and one to test on; else parts of --data"
     )
-    _add_columns(train)
     train.add_argument("--out", type=_path, help="the run's folder (default: a new one in runs/)")
     train.add_argument(
         "--resume", type=_path, metavar="RUN",
@@ -57,15 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--recipe", choices=["default", "lecture"],
         help="lecture: step by step as the lecture does it; only --seed applies (default: default)",
     )  # fmt: skip
-    train.add_argument(
-        "--balance", action="store_true", default=None, help="as many texts of each label"
+
+    find_rate = _add(
+        commands, "find-rate", "let the learning rate rise, draw the loss, suggest a rate",
+        "gpt2-classifier find-rate --data sms --balance",
+        "gpt2-classifier find-rate --model 124M --data reviews.csv --lora 8 --out rates.png",
+    )  # fmt: skip
+    _add_training(find_rate)
+    find_rate.add_argument("--steps", type=int, default=100, help="at most (default: 100)")
+    find_rate.add_argument(
+        "--out", type=_path, default=Path("rates.png"), help="the picture (default: rates.png)"
     )
-    train.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
-    train.add_argument(
-        "--keep-empty", action="store_true", default=None, help="train on empty texts too"
-    )
-    _add_settings(train.add_argument_group("the head, and LoRA"), ClassifierSettings)
-    _add_settings(train.add_argument_group("training"), TrainConfig)
 
     evaluate = _add(
         commands, "evaluate", "score a saved classifier on labelled messages",
@@ -106,6 +106,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-text", action="store_true",
         help="with --csv: the text too, with ' before what a spreadsheet would execute",
     )  # fmt: skip
+
+    features = _add(
+        commands, "features", "write hidden states of texts as an array, for tools of your own",
+        "gpt2-classifier features --file inbox.txt --out states.npy",
+        "gpt2-classifier features --file mail.csv --layer 4 --state raw --pooling mean --out x.npy",
+    )  # fmt: skip
+    features.add_argument(
+        "--file", type=_path, required=True, help="lines of a text file, or a column of a table"
+    )
+    features.add_argument("--text-column", default="text", help="its name (default: text)")
+    features.add_argument(
+        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+    )
+    features.add_argument("--out", type=_path, required=True, help="the .npy file, (texts, n_embd)")
+    _add_settings(features, ClassifierSettings, "layer", "state", "pooling")
 
     check = _add(
         commands, "check", "read labelled messages and say what is wrong with them",
@@ -170,9 +185,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     cache.add_argument("--clear", action="store_true", help="remove all of it")
 
-    for command in (train, evaluate, predict, check):
+    for command in (train, find_rate, evaluate, predict, features, check):
         command.add_argument("--encoding", help="of a file (default: utf-8)")
-    for command in (train, evaluate, predict):
+    for command in (train, find_rate, evaluate, predict, features):
         command.add_argument(
             "--on-error", choices=["stop", "skip"],
             help="at a row with a fault: stop, or leave it out and say so (default: stop)",
@@ -182,14 +197,14 @@ def build_parser() -> argparse.ArgumentParser:
             "--cache", action=argparse.BooleanOptionalAction,
             help="keep the frozen blocks' output on disk for the next run (default: yes)",
         )  # fmt: skip
-    for command in (train, evaluate, predict):
+    for command in (train, find_rate, evaluate, predict, features):
         command.add_argument(
             "--dtype", choices=["float32", "bfloat16"],
             help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "
             "stays float32 (default: float32)",
         )  # fmt: skip
         command.add_argument("--threads", type=int, metavar="N", help="(default: every core)")
-    for command in (train, evaluate, predict, generate, pretrain):
+    for command in (train, find_rate, evaluate, predict, features, generate, pretrain):
         command.add_argument(
             "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
             help="what computes (default: auto)",
@@ -221,14 +236,30 @@ def _add(commands: Any, name: str, what: str, *examples: str) -> argparse.Argume
     return parser
 
 
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """What is trained on what, and how."""
+    parser.add_argument("--model", type=_something, help=MODEL_HELP + " (default: mini)")
+    parser.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
+    _add_columns(parser)
+    parser.add_argument(
+        "--balance", action="store_true", default=None, help="as many texts of each label"
+    )
+    parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
+    parser.add_argument(
+        "--keep-empty", action="store_true", default=None, help="train on empty texts too"
+    )
+    _add_settings(parser.add_argument_group("the head, and LoRA"), ClassifierSettings)
+    _add_settings(parser.add_argument_group("training"), TrainConfig)
+
+
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", help="of a file (default: text)")
     parser.add_argument("--label-column", help="of a file (default: label)")
 
 
-def _add_settings(parser: Any, kind: type) -> None:
-    """An option for every field of a settings dataclass; None where it is not given."""
-    for field in fields(kind):
+def _add_settings(parser: Any, kind: type, *names: str) -> None:
+    """An option for every field of a settings dataclass, or these; None where it is not given."""
+    for field in (field for field in fields(kind) if not names or field.name in names):
         option = "--" + field.name.replace("_", "-")
         default = "none" if field.default == "" else field.default
         meaning = f"{field.metadata['help']} (default: {default})"

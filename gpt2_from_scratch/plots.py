@@ -41,13 +41,14 @@ def plot_training(
     accuracies: tuple[Sequence[float], Sequence[float]],
     *,
     step_name: str = "epoch",
+    titles: tuple[str, str] = ("Loss (cross-entropy, nats)", "Accuracy (%)"),
 ) -> Figure:
     """Loss and accuracy (shares of 1), (training, validation) each, in two panels."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, curves, title in zip(
         figure.subplots(1, 2),
         (losses, [[100 * a for a in curve] for curve in accuracies]),
-        ("Loss (cross-entropy, nats)", "Accuracy (%)"),
+        titles,
         strict=True,
     ):
         for curve, name, colour, mark in zip(
@@ -62,13 +63,29 @@ def plot_training(
     return figure
 
 
-def plot_epochs(history: Sequence[Epoch]) -> Figure:
-    """Loss and accuracy of each epoch of a finetuning run."""
+def plot_epochs(history: Sequence[Epoch], measure: str = "accuracy") -> Figure:
+    """Loss and score of each epoch of a finetuning run; `measure` is the validation score's name."""
+    titles = ("Loss (cross-entropy, nats)", "Accuracy (%)")
+    if measure != "accuracy":
+        titles = ("Loss", f"Right in training, {measure} in validation (%)")
     return plot_training(
         [e.epoch for e in history],
         ([e.train_loss for e in history], [e.val_loss for e in history]),
         ([e.train_score for e in history], [e.val_score for e in history]),
+        titles=titles,
     )
+
+
+def plot_rates(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
+    """The loss at each learning rate of a short run in which it rises, and the rate suggested."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=TRAIN)
+    axes.axvline(suggested, color=VAL, linestyle="--", label=f"suggested: {suggested:.1e}")
+    axes.set(xscale="log", title="A rising learning rate", xlabel="learning rate", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
 def plot_pretraining(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
@@ -19,7 +20,6 @@ from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import TrainConfig, read_config
 from gpt2_from_scratch.data import (
     Message,
-    check_on_error,
     count_labels,
     load_messages,
     write_messages,
@@ -89,7 +89,6 @@ def train_classifier(
     """
     settings = settings or ClassifierSettings()
     config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
-    check_on_error(on_error)
     check_dtype(dtype)
     sources = {
         "data": data_name(data),
@@ -100,26 +99,10 @@ def train_classifier(
         "text_column": text_column, "label_column": label_column,
         "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
     }  # fmt: skip
-    split = _three_parts(sources, settings.task, reading, balance, config.seed, say)
-    every = [*split.train, *split.val, *split.test]
-    head = settings.head_config(
-        label_names(every, settings.task), split.train, read_config(model_folder(model)).n_embd
-    )
-    classifier = Classifier.on_base(
-        model,
-        heads=[head],
-        lora=settings.lora_config(),
-        max_tokens=max_tokens,
-        seed=config.seed,
-        dtype=dtype,
-    )
+    split = three_parts(sources, settings.task, reading, balance, config.seed, say)
+    classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
-    freeze(classifier, config)
-    counts = f" {count_labels(every)}" if settings.task == "classification" else ""
-    say(
-        f"{len(every):,} distinct texts{counts}: {len(split.train):,} to train on, "
-        f"{len(split.val):,} to choose by, {len(split.test):,} to test"
-    )
+    say(_counted(split, settings.task))
     say(format_ledger(ledger(classifier.model, config)))
     saved = sources | reading | asdict(settings) | {
         "model": model_name(model), "balance": balance,
@@ -138,12 +121,47 @@ def train_classifier(
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
-        save_picture(plot_epochs(history), run / "curves.png")
-        scores = _finish(classifier, split, run, store, say)
+        scores = evaluate_classifier(classifier, split.test, store=store, say=say)
+        _finish(run, scores, plot_epochs(history, scores.measure))
     return run, classifier, scores
 
 
-def _three_parts(
+def new_classifier(
+    model: str | Path,
+    split: Split,
+    config: TrainConfig,
+    settings: ClassifierSettings,
+    max_tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Classifier:
+    """A base model with the head and the LoRA that settings and texts ask for, frozen as `config`
+    has it, untrained.
+    """
+    every = [*split.train, *split.val, *split.test]
+    width = read_config(model_folder(model)).n_embd
+    head = settings.head_config(label_names(every, settings.task), split.train, width)
+    classifier = Classifier.on_base(
+        model,
+        heads=[head],
+        lora=settings.lora_config(),
+        max_tokens=max_tokens,
+        seed=config.seed,
+        dtype=dtype,
+    )
+    freeze(classifier, config)
+    return classifier
+
+
+def _counted(split: Split, task: str) -> str:
+    every = [*split.train, *split.val, *split.test]
+    labels = f" {count_labels(every)}" if task == "classification" else ""
+    return (
+        f"{len(every):,} distinct texts{labels}: {len(split.train):,} to train on, "
+        f"{len(split.val):,} to choose by, {len(split.test):,} to test"
+    )
+
+
+def three_parts(
     sources: dict[str, str],
     task: str,
     reading: dict[str, Any],
@@ -151,7 +169,11 @@ def _three_parts(
     seed: int,
     say: Callable[[str], None],
 ) -> Split:
-    """Cut one file, or take three as they are, less what of the later ones stands in an earlier."""
+    """Cut one file, or take three as they are, less what of the later ones stands in an earlier.
+
+    `sources` are "data", "val_data" and "test_data", the last two empty or both named; `reading`
+    goes to `load_examples`. Raises UsageError for one of the two, or `balance` with them.
+    """
     own = {name for name in ("val_data", "test_data") if sources[name]}
     if len(own) == 1 or (own and balance):
         raise UsageError("give both val_data and test_data, or neither; and then without balance")
@@ -160,7 +182,7 @@ def _three_parts(
     ]
     if not own:
         return split_messages(
-            parts[0], balance=balance, seed=seed, on_error=reading["on_error"], say=say
+            parts[0], balance=balance, seed=seed, on_error=reading.get("on_error", "stop"), say=say
         )
     seen: set[str] = set()
     for part in parts:
@@ -265,8 +287,8 @@ def train_as_the_lecture(
         steps, *losses = zip(*trace.losses, strict=True)
         train, val = zip(*trace.accuracies, strict=True)
         curves = plot_training(steps, (losses[0], losses[1]), (train, val), step_name="step")
-        save_picture(curves, run / "curves.png")
-        evaluation = _finish(classifier, split, run, store, say)
+        evaluation = evaluate_classifier(classifier, split.test, store=store, say=say)
+        _finish(run, evaluation, curves)
     return run, classifier, evaluation
 
 
@@ -282,16 +304,9 @@ def evaluate_classifier(
     return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
 
 
-def _finish(
-    classifier: Classifier,
-    split: Split,
-    run: Path,
-    store: FeatureStore | None,
-    say: Callable[[str], None],
-) -> Any:
-    """Score the test part; from then on the run is complete."""
-    scores = evaluate_classifier(classifier, split.test, store=store, say=say)
+def _finish(run: Path, scores: Any, curves: Figure) -> None:
+    """Keep scores and picture; from then on the run is complete."""
+    save_picture(curves, run / "curves.png")
     write_json(run / "evaluation.json", scores_as_json(scores))
     remove_states(run)
     write_manifest(run)
-    return scores

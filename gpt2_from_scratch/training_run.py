@@ -113,10 +113,13 @@ class TrainingRun:
                 heads=self.classifier.description.heads,
             )
 
-    def step(self, batch: list[int]) -> None:
-        """Show a batch and adjust what trains."""
+    def step(self, batch: list[int], factor: float | None = None) -> float:
+        """Show a batch and adjust what trains, at `factor` of the highest rate (none: the
+        schedule's); the batch's loss.
+        """
         loss, right = self._gradients(batch)
-        factor = rate_factor(self.at.step, self.steps, self.config.warmup)
+        if factor is None:
+            factor = rate_factor(self.at.step, self.steps, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
         if self.config.clip:
@@ -130,6 +133,7 @@ class TrainingRun:
                 asked = float(targets.counts[batch].sum())
                 self.at.asked[name] = self.at.asked.get(name, 0.0) + asked
                 self.at.right[name] = self.at.right.get(name, 0.0) + right[name]
+        return loss
 
     def _gradients(self, batch: list[int]) -> tuple[float, dict[str, float]]:
         """Leave the gradient of a batch's loss in what trains; (the loss, how much was right).

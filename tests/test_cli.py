@@ -374,7 +374,7 @@ def test_an_interruption_is_130(monkeypatch, capsys: pytest.CaptureFixture) -> N
     def interrupted(args) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_generate", interrupted)
+    monkeypatch.setitem(cli.COMMANDS, "generate", interrupted)
     assert call(capsys, "generate", "--prompt", "x")[0] == 130
 
 
@@ -382,7 +382,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
     def bug(args) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "run_generate", bug)
+    monkeypatch.setitem(cli.COMMANDS, "generate", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["generate", "--prompt", "x"])
 
