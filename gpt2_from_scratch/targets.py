@@ -1,7 +1,9 @@
 """What a head ought to answer, as numbers. N texts, B of them in a batch, T tokens of the longest."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_from_scratch.alignment import first_tokens, token_range
-from gpt2_from_scratch.data import Message
+from gpt2_from_scratch.data import Message, Span
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.tokenizer import Tokenizer
@@ -48,12 +50,15 @@ def make_targets(
     """The targets of a head for messages and their token ids.
 
     A word's tag is the target of its first token; the tokens that continue it have none, nor has a
-    word behind the point where a text was cut. Raises DataError for a label the head does not know.
+    word behind the point where a text was cut. Raises DataError for a label the head does not know,
+    or of another kind than its task has, and for a Span that is not in its text.
     """
     labels = [label_for(head, message) for message in messages]
     pairs = list(zip(messages, encoded, strict=True))
     if head.task == "classification":
-        return _weighed(head, torch.tensor([_number(head, label) for label in labels]))
+        return _weighed(
+            head, torch.tensor([_number(head, label) for label in labels], dtype=torch.int64)
+        )
     if head.task == "token-classification":
         tags = [
             _tags(head, m.text, ids, label, tokenizer)
@@ -64,10 +69,10 @@ def make_targets(
         return _weighed(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
     if head.task == "span":
         ends = [
-            label is not None and token_range(m.text, ids, label, tokenizer)
+            label is not None and token_range(m.text, ids, _span_in(m.text, label), tokenizer)
             for (m, ids), label in zip(pairs, labels, strict=True)
         ]
-        spans = torch.tensor([end or (IGNORED, IGNORED) for end in ends])
+        spans = torch.tensor([end or (IGNORED, IGNORED) for end in ends]).reshape(-1, 2)
         known = (spans[:, 0] != IGNORED).float()
         return Targets(spans, known, known)
     rows = [_row(head, label) for label in labels]
@@ -85,6 +90,10 @@ def label_for(head: HeadConfig, message: Message) -> Any:
 def _number(head: HeadConfig, label: Any) -> int:
     if label is None:
         return IGNORED
+    return _number_of(head, label)
+
+
+def _number_of(head: HeadConfig, label: Any) -> int:
     try:
         return head.labels.index(label)
     except ValueError:
@@ -97,11 +106,21 @@ def _tags(
     """The target of each token of one text: (T,)."""
     targets = torch.full((len(ids),), IGNORED)
     if words:
+        words = [_span_in(text, word) for word in words]
+        numbers = [_number_of(head, word.label) for word in words]  # behind a cut too
         firsts = first_tokens(text, ids, words, tokenizer)
-        for word, first in zip(words, firsts, strict=True):
+        for number, first in zip(numbers, firsts, strict=True):
             if first is not None:
-                targets[first] = _number(head, word.label)
+                targets[first] = number
     return targets
+
+
+def _span_in(text: str, span: Any) -> Span:
+    if not isinstance(span, Span) or not 0 <= span.start <= span.end <= len(text):
+        raise DataError(
+            f"{span!r:.80} is no Span of {text!r:.80}, which has {len(text)} characters"
+        )
+    return span
 
 
 def _row(head: HeadConfig, label: Any) -> list[float]:
@@ -109,14 +128,25 @@ def _row(head: HeadConfig, label: Any) -> list[float]:
     if head.task == "features" or label is None:
         return [float("nan")] * len(head.labels)
     if head.task == "multi-label":
-        numbers = {_number(head, name) for name in label}
+        if not isinstance(label, (tuple, list, set)):  # a str would be taken for its letters
+            raise DataError(f"{label!r:.80} must be a tuple of some of {list(head.labels)}")
+        numbers = {_number_of(head, name) for name in label}
         return [float(n in numbers) for n in range(len(head.labels))]
-    values = [float(value) for value in (label if isinstance(label, tuple) else (label,))]
+    values = label if isinstance(label, tuple) else (label,)
     if len(values) != len(head.labels):
         raise DataError(f"{len(values)} values {values}, where the head has {list(head.labels)}")
     center = head.center or (0.0,) * len(values)
     scale = head.scale or (1.0,) * len(values)
-    return [(v - c) / s for v, c, s in zip(values, center, scale, strict=True)]
+    return [_standardised(*each) for each in zip(values, center, scale, strict=True)]
+
+
+def _standardised(value: Any, center: float, scale: float) -> float:
+    if isinstance(value, Real):  # a string or None is none
+        with suppress(OverflowError):
+            number = (float(value) - center) / scale
+            if abs(number) < torch.finfo(torch.float32).max:
+                return number
+    raise DataError(f"the value {value!r:.80} is no number that can be learned")
 
 
 def _weighed(head: HeadConfig, values: Tensor | list[Tensor]) -> Targets:
