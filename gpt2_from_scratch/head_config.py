@@ -15,6 +15,7 @@ Task = Literal[
 ]  # fmt: skip
 TASKS: tuple[str, ...] = get_args(Task)
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer a text
+SMOOTHED = ("classification", "multi-label", "token-classification")  # targets are classes
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -104,6 +105,8 @@ def _check_choices(head: HeadConfig) -> None:
         raise UsageError(f"head {head.name!r}: hidden widths and scales must be above 0")
     if any(not 0 <= weight < math.inf for weight in head.class_weights):
         raise UsageError(f"head {head.name!r}: class weights must be numbers from 0 up")
+    if not all(map(math.isfinite, head.center)):
+        raise UsageError(f"head {head.name!r}: center = {head.center} must be numbers")
 
 
 def _check_outputs(head: HeadConfig) -> None:
@@ -126,5 +129,7 @@ def _check_outputs(head: HeadConfig) -> None:
         raise UsageError("center and scale are for regression")
     if head.class_weights and task == "regression":
         raise UsageError("class weights are not for regression")
-    if (head.label_smoothing or head.hidden) and task in ("language", "features"):
+    if (head.dropout or head.hidden) and task in ("language", "features"):
         raise UsageError(f"a head for {task} has no layers of its own")
+    if head.label_smoothing and task not in SMOOTHED:
+        raise UsageError(f"label smoothing is not for {task}")
