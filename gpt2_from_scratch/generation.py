@@ -1,6 +1,7 @@
 """Continuing a text, greedily or by drawing: how people see that weights are right."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ def generate(
     negative or infinite temperature, top_k < 1, or no ids to continue, DataError for ids that the
     model does not have.
     """
+    n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
+    if len(ids) and not 0 <= ids.min() <= ids.max() < n_vocab:
+        raise DataError(f"ids {ids.tolist()!r:.80} must be from 0 to {n_vocab - 1}")
+    return choose_tokens(
+        lambda ids: model(ids[None, -n_ctx:])[0, -1],
+        ids,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        stop_id=stop_id,
+        seed=seed,
+    )
+
+
+def choose_tokens(
+    next_logits: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int | None,
+    stop_id: int | None,
+    seed: int,
+) -> Tensor:
+    """Continue a text by what `next_logits` says of the token behind it, (T,) -> (V,); see `generate`."""
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise UsageError(
             f"temperature {temperature} must be a number from 0 up, and top_k {top_k} at least 1"
@@ -38,12 +64,9 @@ def generate(
         raise UsageError(f"{max_new_tokens} new tokens: it must be 0 or more")
     if len(ids) == 0:
         raise UsageError("there is nothing to continue: give at least one token")
-    if not 0 <= ids.min() <= ids.max() < model.config.n_vocab:
-        raise DataError(f"ids {ids.tolist()!r:.80} must be from 0 to {model.config.n_vocab - 1}")
     draw = torch.Generator(device=ids.device).manual_seed(seed)
     for _ in range(max_new_tokens):
-        logits = model(ids[None, -model.config.n_ctx :])[0, -1]  # (V,)
-        next_id = _choose(logits.float(), temperature, top_k, draw)  # (1,)
+        next_id = _choose(next_logits(ids).float(), temperature, top_k, draw)  # (1,)
         ids = torch.cat([ids, next_id])
         if stop_id is not None and next_id.item() == stop_id:
             break

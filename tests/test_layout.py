@@ -23,7 +23,7 @@ ORDER = [
     "download", "characters", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores", "score_tables", "baselines", "split", "check", "report", "answers",
     "corpus", "epochs", "plots", "architecture",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "lora", "classifier_settings", "finetuning", "drawings", "generation", "published",
-    "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier", "stream", "labelled", "training_run", "run_folder", "train", "rate_finder", "lecture", "recipes", "options", "commands", "cli", "course",
+    "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier", "heads_by_token", "stream", "labelled", "training_run", "run_folder", "train", "rate_finder", "lecture", "recipes", "options", "commands", "cli", "course",
 ]  # fmt: skip
 LIGHT = [
     "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "split", "check",
