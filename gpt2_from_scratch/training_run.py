@@ -27,6 +27,7 @@ from gpt2_from_scratch.epochs import Epoch, best_epoch, epoch_order, format_epoc
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.files import write_json, write_text
 from gpt2_from_scratch.finetuning import blocks_training, parameter_groups, set_trainable
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.labelled import Labelled, loss_and_scores
 from gpt2_from_scratch.losses import loss_sum, right_sum
 from gpt2_from_scratch.split import Split
@@ -103,12 +104,14 @@ class TrainingRun:
 
     def begin_epoch(self) -> None:
         """Freeze again what joins in a later epoch."""
+        self._freeze_as_in(self.at.epoch)
+
+    def _freeze_as_in(self, epoch: int) -> None:
         config = self.config
         if config.unfreeze_every:
-            blocks = blocks_training(config, self.at.epoch)
             set_trainable(
                 self.classifier.model,
-                blocks,
+                blocks_training(config, epoch),
                 config.final_norm,
                 heads=self.classifier.description.heads,
             )
@@ -158,22 +161,41 @@ class TrainingRun:
     def _accumulate(self, batch: list[int]) -> tuple[float, dict[str, float]]:
         losses, right = dict[str, float](), dict[str, float]()
         self.classifier.model.train()
+        if self.config.balance_losses:
+            self._begin_scales(batch)
         with self._drawing():
-            for first in range(0, len(batch), self.at.micro_batch):
-                self._add_gradients(batch, batch[first:][: self.at.micro_batch], losses, right)
+            for part in self._parts(batch):
+                self._add_gradients(batch, part, losses, right)
         if self.config.balance_losses:
             for name, loss in losses.items():
-                scale = self.at.scales.get(name, loss)
-                self.at.scales[name] = 0.95 * scale + 0.05 * loss
+                self.at.scales[name] = 0.95 * self.at.scales[name] + 0.05 * loss
         weight = {head.name: head.loss_weight for head in self.heads}
         return sum(weight[name] * loss for name, loss in losses.items()), right
 
-    def _add_gradients(
-        self, batch: list[int], part: list[int], losses: dict[str, float], right: dict[str, float]
-    ) -> None:
-        """Add what some of a batch's messages give to its gradient, its losses, what was right."""
+    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
+        for first in range(0, len(batch), self.at.micro_batch):
+            yield batch[first:][: self.at.micro_batch]
+
+    @torch.no_grad()
+    def _begin_scales(self, batch: list[int]) -> None:
+        """Of a head's first loss the running mean is that loss itself: AdamW would remember a
+        gradient that was not scaled for a thousand steps.
+        """
+        weights = {head.name: self.train.targets[head.name].weights for head in self.heads}
+        if all(n in self.at.scales or float(w[batch].sum()) == 0 for n, w in weights.items()):
+            return
+        losses = dict[str, float]()
+        with self._drawing():
+            for part in self._parts(batch):
+                for head, loss, _ in self._losses(batch, part):
+                    losses[head.name] = losses.get(head.name, 0.0) + loss.item()
+        self.at.scales = losses | self.at.scales
+
+    def _losses(
+        self, batch: list[int], part: list[int]
+    ) -> Iterator[tuple[HeadConfig, Tensor, float]]:
+        """(head, what some of a batch's messages add to its mean loss, how much was right)."""
         outputs, lengths = self.classifier.batch_outputs(self.train.texts, part)
-        total: Tensor | float = 0.0
         for head in self.heads:
             targets, weights = self.train.targets[head.name], self.train.targets[head.name].weights
             if (whole := float(weights[batch].sum())) == 0:  # nothing to learn from these
@@ -182,10 +204,17 @@ class TrainingRun:
             loss = loss_sum(head, found, wanted, lengths) / whole
             if not math.isfinite(loss.item()):
                 raise self._diverged("loss", loss.item(), part)
-            scale = self.at.scales.get(head.name, 1.0) if self.config.balance_losses else 1.0
+            yield head, loss, right_sum(head, found.detach(), wanted, lengths)
+
+    def _add_gradients(
+        self, batch: list[int], part: list[int], losses: dict[str, float], right: dict[str, float]
+    ) -> None:
+        """Add what some of a batch's messages give to its gradient, its losses, what was right."""
+        total: Tensor | float = 0.0
+        for head, loss, done in self._losses(batch, part):
+            scale = self.at.scales[head.name] if self.config.balance_losses else 1.0
             total = total + loss * (head.loss_weight / max(scale, 1e-8))
             losses[head.name] = losses.get(head.name, 0.0) + loss.item()
-            done = right_sum(head, found.detach(), wanted, lengths)
             right[head.name] = right.get(head.name, 0.0) + done
         if isinstance(total, Tensor) and total.requires_grad:
             total.backward()
@@ -278,8 +307,10 @@ class TrainingRun:
         self.at = Progress(**record["progress"], history=history)
         self.best = {n: tensors[f"best/{n}"] for n in self.trainable if f"best/{n}" in tensors}
         if self.best:  # as it was then
+            self._freeze_as_in(best_epoch(history).epoch)
             self._put(self.best)
             self.classifier.save(self.folder / "best.safetensors")
+            self._freeze_as_in(len(history))  # what the last of them left
         self._write_metrics()
         self._put({name: tensors[f"model/{name}"] for name in self.trainable})
         restore_optimizers([self.optimizer], tensors)
