@@ -1,14 +1,25 @@
 """What trains: by its exact names, by count, and by what training leaves untouched."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from gpt2_from_scratch.config import SIZES, GPT2Config
+from gpt2_from_scratch import training_run
+from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.config import SIZES, GPT2Config, TrainConfig
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable, trainable_names
+from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import class_logits, replace_head
+from gpt2_from_scratch.labelled import to_labelled
+from gpt2_from_scratch.lora import LoRAConfig
 from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.split import Split
+from gpt2_from_scratch.train import finetune, freeze
+from gpt2_from_scratch.training_run import TrainingRun
 
 HEAD, NORM = ["head.weight", "head.bias"], ["ln_f.weight", "ln_f.bias"]
 BLOCK_1 = [
@@ -161,3 +172,158 @@ def test_the_table_says_what_trains_in_part():
         "  head                        10  trains",
         "  all                      2,226  646 train (29.02 %)",
     ]
+
+
+# --- by pattern ---
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("head.*", HEAD),
+        ("head.*,ln_f.bias", ["ln_f.bias", *HEAD]),
+        ("blocks.1.*, head.bias", [*BLOCK_1, "head.bias"]),
+        ("blocks.*.mlp.c_fc.weight", ["blocks.0.mlp.c_fc.weight", "blocks.1.mlp.c_fc.weight"]),
+        ("*.ln_?.bias", [f"blocks.{b}.ln_{n}.bias" for b in (0, 1) for n in (1, 2)]),
+        ("wpe.weight", ["wpe.weight"]),
+        ("*", None),
+    ],
+)
+def test_patterns_say_what_trains_whatever_the_counts_say(classifier, pattern, names):
+    for n_last_blocks in (0, 2):
+        set_trainable(classifier, n_last_blocks, pattern=pattern)
+        expected = [name for name, _ in classifier.named_parameters()] if names is None else names
+        assert trainable_names(classifier) == expected
+
+
+def test_a_pattern_that_fits_nothing_is_refused(classifier):
+    with pytest.raises(UsageError, match=r"no parameter is called 'block\.1\.\*'; there are wte"):
+        set_trainable(classifier, pattern="head.*,block.1.*")
+
+
+def test_lora_trains_beside_a_pattern(tiny_checkpoint: Path):
+    adapted = Classifier.on_base(tiny_checkpoint, ["a", "b"], lora=LoRAConfig(matrices=("value",)))
+    set_trainable(adapted.model, pattern="head.bias")
+    lora = [f"blocks.{n}.attn.c_attn.lora_{x}" for n in (0, 1) for x in "AB"]
+    assert trainable_names(adapted.model) == [*lora, "head.bias"]
+
+
+def test_of_several_heads_those_train_that_are_to(tiny_checkpoint: Path):
+    heads = [
+        HeadConfig("kind", labels=("a", "b")),
+        HeadConfig("size", "regression", ("x",), trainable=False),
+        HeadConfig("next", "language"),  # tied to wte, which stays frozen
+    ]
+    several = Classifier.on_base(tiny_checkpoint, heads=heads)
+    freeze(several, TrainConfig())
+    own = ["head.kind.weight", "head.kind.bias"]
+    assert trainable_names(several.model) == BLOCK_1 + NORM + own
+    assert not several.model.wte.weight.requires_grad
+
+
+# --- in which epoch, and how fast ---
+
+
+def split_of(n: int = 8) -> Split:
+    texts = [Message(f"{'win' if k % 2 else 'see'} the {k}", "ab"[k % 2]) for k in range(n)]
+    return Split(texts, texts[:2], [])
+
+
+def training(base: Path, config: TrainConfig, folder: Path) -> TrainingRun:
+    """A run that has not begun."""
+    classifier = Classifier.on_base(base, ["a", "b"])
+    freeze(classifier, config)
+    split = split_of()
+    labelled = to_labelled(classifier, split.train, say=lambda line: None)
+    return TrainingRun(classifier, split, labelled, config, folder, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("n_last_blocks", "every", "blocks"),
+    [(2, 1, [0, 1, 2, 2]), (2, 2, [0, 0, 1, 1, 2]), (1, 1, [0, 1, 1]), (2, 0, [2, 2])],
+)
+def test_blocks_join_one_after_the_other(tiny_checkpoint, tmp_path, n_last_blocks, every, blocks):
+    """Which parameters changed in each epoch: ULMFiT's gradual unfreezing, from the last block down."""
+    epochs = len(blocks)
+    config = TrainConfig(
+        n_last_blocks=n_last_blocks, unfreeze_every=every, epochs=epochs, lr=0.01, batch_size=4,
+        patience=epochs,
+    )  # fmt: skip
+    classifier, changed = Classifier.on_base(tiny_checkpoint, ["a", "b"]), []
+    model = classifier.model
+    seen = [{name: p.detach().clone() for name, p in model.named_parameters()}]
+
+    def at_the_end_of_an_epoch(line: str) -> None:
+        if line.startswith("epoch"):
+            now = {name: p.detach().clone() for name, p in model.named_parameters()}
+            changed.append([name for name in now if not torch.equal(now[name], seen[-1][name])])
+            seen.append(now)
+
+    finetune(classifier, split_of(), config, tmp_path, quiet=True, say=at_the_end_of_an_epoch)
+    names = {0: [], 1: BLOCK_1, 2: BLOCK_0 + BLOCK_1}
+    assert changed == [names[count] + NORM + HEAD for count in blocks]
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(2, 5), (0, 2)])
+def test_patience_counts_from_where_the_last_block_has_joined(
+    tiny_checkpoint, tmp_path, monkeypatch, every, epochs
+):
+    """With validation that never rises again: in the first four epochs not all blocks train yet."""
+    monkeypatch.setattr(training_run, "best_epoch", lambda history: history[0])
+    config = TrainConfig(n_last_blocks=2, unfreeze_every=every, epochs=9, patience=1)
+    classifier = Classifier.on_base(tiny_checkpoint, ["a", "b"])
+    history = finetune(classifier, split_of(), config, tmp_path, quiet=True, say=lambda line: None)
+    assert len(history) == epochs
+
+
+def test_each_block_has_the_rate_of_the_part_above_divided(tiny_checkpoint, tmp_path):
+    config = TrainConfig(n_last_blocks=2, lr=0.008, rate_decay=2.0, warmup=0.5, epochs=4)
+    run = training(tiny_checkpoint, config, tmp_path)
+    names = {id(p): name for name, p in run.classifier.model.named_parameters()}
+
+    def rates() -> dict[str, float]:
+        return {names[id(p)]: g["lr"] for g in run.optimizer.param_groups for p in g["params"]}
+
+    expected = {n: 0.008 for n in NORM + HEAD} | dict.fromkeys(BLOCK_1, 0.004) | dict.fromkeys(BLOCK_0, 0.002)  # fmt: skip
+    assert rates() == expected
+    shares = []
+    for _ in range(4):
+        run.step([0, 1, 2])
+        share = rates()["head.bias"] / 0.008
+        shares.append(share)
+        assert rates() == pytest.approx({name: rate * share for name, rate in expected.items()})
+    assert shares[:2] == [0.5, 1.0] and shares[3] < 1  # four steps in all: two of them rise
+
+
+def test_embeddings_learn_slowest(tiny_checkpoint, tmp_path):
+    config = TrainConfig(trainable="*", lr=0.008, rate_decay=2.0)
+    run = training(tiny_checkpoint, config, tmp_path)
+    [group] = [g for g in run.groups if "wte.weight" in g["names"]]
+    assert group["names"] == ["wte.weight"] and group["lr"] == run.config.lr / 2**3
+    [group] = [g for g in run.groups if "wpe.weight" in g["names"]]
+    assert group["weight_decay"] == 0.0 and group["lr"] == run.config.lr / 2**3
+
+
+def test_decay_shrinks_matrices_and_nothing_else(tiny_checkpoint, tmp_path):
+    """A rate so small that only decay is seen, of lr * 100 a step: a matrix keeps 0.9 of itself."""
+    config = TrainConfig(n_last_blocks=2, lr=1e-6, weight_decay=1e5, warmup=0.0, epochs=1)
+    run = training(tiny_checkpoint, config, tmp_path)
+    before = {name: p.detach().clone() for name, p in run.trainable.items()}
+    run.step([0, 1])
+    for name, parameter in run.trainable.items():
+        share = 0.9 if parameter.dim() == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), share * before[name], atol=3e-6, rtol=0)
+    biases = [name for name in before if name.endswith(".bias") or ".ln_" in name or "ln_f" in name]
+    assert len(biases) == 2 * 8 + 3 and all(run.trainable[name].dim() == 1 for name in biases)
+
+
+def test_the_ledger_tells_rates_and_decay(tiny_checkpoint, tmp_path):
+    config = TrainConfig(lr=0.008, rate_decay=2.0, weight_decay=0.1)
+    run = training(tiny_checkpoint, config, tmp_path)
+    *_, block, norm, head = ledger(run.classifier.model, config)
+    matrices = 32 * (96 + 32 + 128 + 128)
+    assert (block.part, block.lr, block.weight_decay, block.decayed) == ("blocks.1", 0.004, 0.1, matrices)  # fmt: skip
+    assert (norm.lr, norm.weight_decay, norm.decayed) == (0.008, 0.0, 0)
+    assert (head.lr, head.weight_decay, head.decayed) == (0.008, 0.1, 64)
+    line = format_ledger([block]).splitlines()[0]
+    assert "trains" in line and "rate 4.0e-03" in line and f"decay 0.1 of {matrices:,}" in line
