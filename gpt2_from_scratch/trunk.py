@@ -131,18 +131,28 @@ class Trunk:
         weights = tensors_sha256(self._weights)
         return hashlib.sha256(f"{weights} {self.dtype}".encode()).hexdigest()
 
-    @torch.no_grad()
     def __call__(self, packed: Packed) -> Tensor:
         """The residual stream behind the last of its blocks: (U, C) float32.
+
+        Raises DataError for a text of more than n_ctx tokens.
+        """
+        for x in self.layers(packed):
+            last = x
+        return last
+
+    @torch.no_grad()
+    def layers(self, packed: Packed) -> Iterator[Tensor]:
+        """The residual stream behind the embeddings and behind each block: depth + 1 times (U, C).
 
         Raises DataError for a text of more than n_ctx tokens.
         """
         if (longest := int(packed.positions.max()) + 1) > len(self.wpe):
             raise DataError(f"{longest} tokens are more than n_ctx = {len(self.wpe)}; cut the text")
         x = self.wte[packed.ids] + self.wpe[packed.positions]
+        yield x
         for block in self.blocks:
             x = self._block(block, x, packed)
-        return x
+            yield x
 
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """`TransformerBlock.forward`, with rows in place of texts: (U, C) -> (U, C)."""

@@ -19,11 +19,11 @@ MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 # a module imports only from modules to its left
 ORDER = [
     "errors", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
-    "config", "head_config", "paths", "devices", "metrics", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
+    "config", "head_config", "paths", "devices", "metrics", "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores", "score_tables", "baselines", "split", "check", "report", "answers",
     "corpus", "epochs", "plots", "architecture",
     "model", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "lora", "classifier_settings", "finetuning", "drawings", "generation", "published",
-    "saved_classifier", "verify", "pretrain", "batches", "trunk", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier", "heads_by_token", "stream", "labelled", "training_run", "run_folder", "train", "rate_finder", "lecture", "recipes", "options", "commands", "cli", "course",
+    "saved_classifier", "verify", "pretrain", "batches", "trunk", "logistic_regression", "probes", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier", "heads_by_token", "stream", "labelled", "training_run", "run_folder", "train", "rate_finder", "lecture", "recipes", "options", "commands", "cli", "course",
 ]  # fmt: skip
 LIGHT = [
     "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "split", "check",

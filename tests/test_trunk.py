@@ -100,3 +100,14 @@ def test_identity_changes_with_whatever_the_output_depends_on(tiny_gpt2: GPT2) -
             parameter.view(-1)[0] += 1e-6
             others.add(Trunk(tiny_gpt2, 1).sha256())
     assert len(others) == 4 and first not in others
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_layers_are_the_outputs_of_shallower_trunks(tiny_gpt2: GPT2, depth: int) -> None:
+    packed = pack(TEXTS)
+    layers = list(Trunk(tiny_gpt2, depth).layers(packed))  # kept: none is written over by the next
+    assert len(layers) == depth + 1 and not any(x.requires_grad for x in layers)
+    for n, x in enumerate(layers):
+        assert torch.equal(x, Trunk(tiny_gpt2, n)(packed))
+    with pytest.raises(DataError, match="33 tokens are more than n_ctx = 32"):
+        next(Trunk(tiny_gpt2, depth).layers(pack([[1] * 33])))
