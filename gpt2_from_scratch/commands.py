@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -171,6 +172,34 @@ def run_features(args: argparse.Namespace) -> None:
         np.save(file, states)
     say(f"{len(states):,} texts, {states.shape[1]} numbers each, float32; np.load reads it")
     print(args.out)
+
+
+def run_probe(args: argparse.Namespace) -> None:
+    """Print the test accuracy of a linear probe at every layer; write its picture."""
+    from gpt2_from_scratch.data import load_messages
+    from gpt2_from_scratch.paths import model_folder
+    from gpt2_from_scratch.plots import plot_probes, save_picture
+    from gpt2_from_scratch.probe_report import format_probes
+    from gpt2_from_scratch.probes import probe_layers
+    from gpt2_from_scratch.split import split_messages
+    from gpt2_from_scratch.tokenizer import Tokenizer
+    from gpt2_from_scratch.weights import load_gpt2
+
+    device, dtype = _where(args)
+    messages = load_messages(args.data or "demo", **_data_options(args), say=say)
+    split = split_messages(messages, **_given(args, "balance", "seed", "on_error"), say=say)
+    model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
+    began = time.perf_counter()
+    options = _given(args, "poolings")
+    probes = probe_layers(model, tokenizer, split, **options, dtype=dtype, quiet=False, say=say)
+    say(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
+    if args.json:
+        print(json.dumps([{"accuracy": probe.accuracy} | asdict(probe) for probe in probes]))
+    else:
+        print(format_probes(probes))
+    if args.out:
+        save_picture(plot_probes(probes), args.out)
+        say(f"picture: {args.out}")
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -346,6 +375,7 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "features": run_features,
+    "probe": run_probe,
     "check": run_check,
     "verify": run_verify,
     "generate": run_generate,

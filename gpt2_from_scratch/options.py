@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import PretrainConfig, TrainConfig
+from gpt2_from_scratch.config import POOLINGS, PretrainConfig, TrainConfig
 from gpt2_from_scratch.paths import expanded
 
 MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
@@ -185,9 +185,31 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     cache.add_argument("--clear", action="store_true", help="remove all of it")
 
-    for command in (train, find_rate, evaluate, predict, features, check):
+    probe = _add(
+        commands, "probe", "see at which layers a linear classifier can tell the labels",
+        "gpt2-classifier probe",
+        "gpt2-classifier probe --data sms --balance --out probes.png",
+        "gpt2-classifier probe --data topics --pooling mean last_position --json",
+    )  # fmt: skip
+    probe.add_argument(
+        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+    )
+    probe.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
+    _add_columns(probe)
+    probe.add_argument(
+        "--pooling", choices=POOLINGS, nargs="+", dest="poolings",
+        help="where texts are read (default: all but last_position, which computes pads too)",
+    )  # fmt: skip
+    probe.add_argument(
+        "--balance", action="store_true", default=None, help="as many texts of each label"
+    )
+    probe.add_argument("--seed", type=int, help="of the split (default: 123)")
+    probe.add_argument("--out", type=_path, help="the picture to write, a .png")
+    probe.add_argument("--json", action="store_true", help="a JSON list, one object a probe")
+
+    for command in (train, find_rate, evaluate, predict, features, probe, check):
         command.add_argument("--encoding", help="of a file (default: utf-8)")
-    for command in (train, find_rate, evaluate, predict, features):
+    for command in (train, find_rate, evaluate, predict, features, probe):
         command.add_argument(
             "--on-error", choices=["stop", "skip"],
             help="at a row with a fault: stop, or leave it out and say so (default: stop)",
@@ -197,14 +219,14 @@ def build_parser() -> argparse.ArgumentParser:
             "--cache", action=argparse.BooleanOptionalAction,
             help="keep the frozen blocks' output on disk for the next run (default: yes)",
         )  # fmt: skip
-    for command in (train, find_rate, evaluate, predict, features):
+    for command in (train, find_rate, evaluate, predict, features, probe):
         command.add_argument(
             "--dtype", choices=["float32", "bfloat16"],
             help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "
             "stays float32 (default: float32)",
         )  # fmt: skip
         command.add_argument("--threads", type=int, metavar="N", help="(default: every core)")
-    for command in (train, find_rate, evaluate, predict, features, generate, pretrain):
+    for command in (train, find_rate, evaluate, predict, features, probe, generate, pretrain):
         command.add_argument(
             "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
             help="what computes (default: auto)",

@@ -22,6 +22,7 @@ from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.files import atomic_path
 from gpt2_from_scratch.metrics import Evaluation
+from gpt2_from_scratch.probe_report import Probe
 
 # Okabe and Ito's colours, told apart by people who confuse red and green too
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -180,6 +181,36 @@ def plot_seconds(
     return without_formulas(figure)
 
 
+def plot_probes(probes: Sequence[Probe]) -> Figure:
+    """Test accuracy of a probe at each layer with its 95 % interval: a panel a pooling, raw and
+    final-normed beside each other, the share of the commonest label dashed.
+
+    Raises DataError for no probes.
+    """
+    if not probes:
+        raise DataError("there is nothing to draw: no probes")
+    poolings = list(dict.fromkeys(probe.pooling for probe in probes))
+    columns = len(poolings) if len(poolings) < 4 else 2
+    rows = math.ceil(len(poolings) / columns)
+    figure = Figure(figsize=(min(9.5, 5.5 + 1.5 * columns), 1.1 + 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, pooling in zip(panels.flat, poolings, strict=True):
+        axes.axhline(100 * probes[0].majority, color=DARK, linestyle="--", linewidth=1, label="always the commonest label")  # fmt: skip
+        for final_norm, aside in ((False, -0.1), (True, 0.1)):
+            found = [p for p in probes if (p.pooling, p.final_norm) == (pooling, final_norm)]
+            _draw_probes(axes, found, final_norm, aside)
+        axes.set_title(pooling, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"A probe at each layer: {probes[0].n_train:,} texts to fit on, {probes[0].total:,} to test")  # fmt: skip
+    for axes in panels[-1]:
+        axes.set_xlabel("layer" if columns > 2 else "layer (0: behind the embeddings)")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("test accuracy (%)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)  # fmt: skip
+    return without_formulas(figure)
+
+
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a picture as .png of 120 dots an inch, atomically; raises ResourceError."""
     with atomic_path(path) as temporary:
@@ -228,6 +259,19 @@ def without_formulas(figure: Figure) -> Figure:
 @cache
 def _font() -> Any:
     return get_font(findfont(FontProperties()))
+
+
+def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: float) -> None:
+    """One curve with its intervals, moved aside so that two of them can be told apart."""
+    layers = [probe.layer + aside for probe in probes]
+    accuracies = [100 * probe.accuracy for probe in probes]
+    below = [100 * (p.accuracy - p.interval[0]) for p in probes]
+    above = [100 * (p.interval[1] - p.accuracy) for p in probes]
+    colour, mark, name = (VERMILION, "s", "final-normed") if final_norm else (BLUE, "o", "raw")
+    axes.errorbar(
+        layers, accuracies, yerr=[below, above], color=colour, marker=mark, markersize=4,
+        linewidth=1.2, elinewidth=0.8, label=name,
+    )  # fmt: skip
 
 
 def _stack(axes: Axes, rows: list[list[float]], n: int) -> Patch:

@@ -17,8 +17,22 @@ import pytest
 from gpt2_from_scratch import cli
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.data import load_messages
+from gpt2_from_scratch.probes import probe_layers
+from gpt2_from_scratch.split import split_messages
+from gpt2_from_scratch.tokenizer import Tokenizer
+from gpt2_from_scratch.weights import load_gpt2
 
-COMMANDS = ["train", "evaluate", "predict", "check", "verify", "generate", "pretrain", "download"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "check",
+    "verify",
+    "generate",
+    "pretrain",
+    "download",
+    "probe",
+]
 SETTINGS = ["--epochs", "2", "--lr", "0.005", "--device", "cpu"]
 
 
@@ -471,3 +485,29 @@ def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Pat
     line = f"ulimit -v {megabytes * 1024}; $G train --no-cache --out $1 --device cpu"
     found = shell(line, tmp_path / "run")
     assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
+
+
+def test_probe_prints_a_table_and_writes_its_picture(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("probe", "--model", tiny_checkpoint, "--data", table, "--device", "cpu", "--seed", 5)
+    common += ("--text-column", "body", "--label-column", "kind", "--pooling", "mean", "last_token")
+    code, out, err = call(capsys, *common, "--out", tmp_path / "a" / "probes.png")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[4:7]] == ["0", "1", "2"]
+    assert re.search(r"^12 probes in [\d.]+ s$", err, re.M) and "probes.png" in err
+    assert (tmp_path / "a" / "probes.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(capsys, *common, "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found) == 12 and {probe["total"] for probe in found} == {12}
+    assert all(probe["accuracy"] == probe["correct"] / probe["total"] for probe in found)
+    split = split_messages(load_messages(table, text_column="body", label_column="kind"), seed=5)
+    model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
+    probes = probe_layers(model, tokenizer, split, poolings=["mean", "last_token"])
+    assert [probe["correct"] for probe in found] == [probe.correct for probe in probes]
+
+
+def test_probe_refuses_what_train_refuses(
+    tiny_checkpoint: Path, table: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, err = call(capsys, "probe", "--model", tiny_checkpoint, "--data", table)
+    assert (code, out) == (3, "") and "column" in err
