@@ -6,7 +6,7 @@ spans, predicts values, or does several of these in one pass.
 B texts, T tokens of the longest, C = n_embd, K outputs of a head, N texts in all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,25 +141,38 @@ class Classifier:
         """Add heads that were trained elsewhere on the same base, which stayed as it was there.
 
         Raises CheckpointError for another base, and where more than heads was trained, there or
-        here: they would read states they were not trained on. UsageError for a name that is taken.
+        here: they would read states they were not trained on; also where texts are cut or padded
+        otherwise. UsageError for a name that is taken.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
-        refuse_other_base(path, description, "this one", self.description.base_sha256)
-        if others := sorted(name for name in tensors if not name.startswith("head.")):
-            raise CheckpointError(f"{path} changes {others[0]} too: only heads can be attached")
-        if others := sorted(self._changed - own_names(self.model)):
-            raise CheckpointError(
-                f"{others[0]} was trained here, so {path} would read other states"
-            )
+        self._refuse_to_attach(path, description, tensors)
         together = replace(self.description, heads=self.description.heads + description.heads)
-        layers = {head.name: head_layers(head, self.model) for head in description.heads}
+        with torch.random.fork_rng():  # what is drawn is overwritten
+            layers = {head.name: head_layers(head, self.model) for head in description.heads}
         found = nn.Module()
         put_heads(found, layers)
         own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
         put_tensors(tensors, own, set(own), path)
         put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
         self.description, self._changed = together, own_names(self.model)
+
+    def _refuse_to_attach(
+        self, path: Path, description: Description, tensors: Mapping[str, Tensor]
+    ) -> None:
+        refuse_other_base(path, description, "this one", self.description.base_sha256)
+        for name in ("max_tokens", "pad_to"):
+            there, here = getattr(description, name), getattr(self.description, name)
+            if there != here:
+                raise CheckpointError(f"{path} has {name} = {there}, this one {here}")
+        if others := sorted(name for name in tensors if not name.startswith("head.")):
+            raise CheckpointError(f"{path} changes {others[0]} too: only heads can be attached")
+        # adapters of a head too: once saved, they would be looked for in the others
+        heads = {n for n in own_names(self.model) if not n.endswith(("lora_A", "lora_B"))}
+        if others := sorted((self._changed | own_names(self.model)) - heads):
+            raise CheckpointError(
+                f"{others[0]} was trained here, so {path} would read other states"
+            )
 
     def merge(self) -> None:
         """Put LoRA's products into the weights it adapts: quicker, and the same answers to 1e-5.
@@ -238,7 +251,11 @@ class Classifier:
 
     @torch.no_grad()
     def all_logits(self, texts: Texts) -> Tensor:
-        """The first head's outputs for all texts, in their order, on the CPU: (N, K) float32."""
+        """The first head's outputs for all texts, in their order, on the CPU: (N, K) float32.
+
+        Raises UsageError for a head that answers for every token.
+        """
+        self._refuse_many_rows()
         self.model.eval()
         found = {n: out for batch in by_length(texts.encoded, 32)
                  for n, out in zip(batch, self.batch_logits(texts, batch).cpu(), strict=True)}  # fmt: skip
@@ -247,8 +264,10 @@ class Classifier:
     def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
         """The first head's outputs for texts that are read once: in order, on the CPU, (N, K).
 
-        Raises DataError for ids that the model does not have.
+        Raises DataError for ids that the model does not have, UsageError for a head that answers
+        for every token.
         """
+        self._refuse_many_rows()
         rows = [torch.empty(0)] * len(encoded)
         for numbers, outputs in self._passes(encoded):
             for n, row in zip(numbers, outputs[self.description.head.name].cpu(), strict=True):
@@ -311,8 +330,16 @@ class Classifier:
                 rows = [row for row, each in enumerate(copies) for _ in each]
                 yield [n for each in copies for n in each], {k: v[rows] for k, v in outputs.items()}
 
+    def _refuse_many_rows(self) -> None:
+        head = self.description.head
+        if not head.reads_one_state:
+            raise UsageError(
+                f"head {head.name!r} answers for every token: use batch_outputs or predict"
+            )
+
     def _stacked(self, rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows) if rows else torch.empty(0, self.description.head.n_outputs)
+        width = self.description.head.n_outputs or self.model.config.n_embd
+        return torch.stack(rows) if rows else torch.empty(0, width)
 
     @property
     def _pad_id(self) -> int:

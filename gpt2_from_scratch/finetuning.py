@@ -32,7 +32,7 @@ def set_trainable(
     UsageError for another number, a pattern that no name fits, and for a head still tied to `wte`,
     where training one would train the other, unless `heads` say that it is meant.
     """
-    if not heads and model.head.weight is model.wte.weight:
+    if not heads and any(p is model.wte.weight for p in model.head.parameters()):
         raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
     if not 0 <= n_last_blocks <= model.config.n_layer:
         raise UsageError(

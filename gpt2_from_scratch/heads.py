@@ -42,7 +42,12 @@ def replace_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
 
 
 def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """One head is `model.head`; of several `model.head` holds each under its name."""
+    """One head is `model.head`; of several `model.head` holds each under its name.
+
+    Raises UsageError for a name that torch's modules have another use for, such as `type`.
+    """
+    if taken := [name for name in layers if hasattr(nn.ModuleDict(), name)]:
+        raise UsageError(f"a head cannot be called {taken[0]!r}: torch has that name already")
     model.head = next(iter(layers.values())) if len(layers) == 1 else nn.ModuleDict(layers)
 
 
