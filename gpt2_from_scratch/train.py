@@ -8,11 +8,11 @@ from tqdm import tqdm
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.epochs import Epoch
-from gpt2_from_scratch.errors import Interrupted
+from gpt2_from_scratch.errors import DataError, Interrupted, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.finetuning import set_trainable
+from gpt2_from_scratch.finetuning import set_trainable, trainable_names
 from gpt2_from_scratch.interruption import Stop, stop_after_step
-from gpt2_from_scratch.labelled import to_labelled
+from gpt2_from_scratch.labelled import Labelled, to_labelled
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.training_run import TrainingRun
 
@@ -37,7 +37,8 @@ def finetune(
     `store` for the next run if one is given.
 
     The first Ctrl-C or SIGTERM ends the step, saves the state and raises Interrupted. Raises
-    GPT2Error when the loss is no longer a number (`nan_report.json` says where), UsageError when
+    GPT2Error when the loss is no longer a number (`nan_report.json` says where), DataError when no
+    message of a part has a target for one of the heads, UsageError when nothing trains and when
     resumed with other settings, ResourceError when not even one message at a time finds room.
     """
     classifier.unmerge()
@@ -46,6 +47,7 @@ def finetune(
         to_labelled(classifier, part, store=store, quiet=quiet, say=say)
         for part in (split.train, split.val)
     )
+    _refuse_nothing_to_learn(classifier, {"training": train, "validation": val})
     training = TrainingRun(classifier, split, train, config, run, say)
     if resume:
         training.restore()
@@ -81,6 +83,19 @@ def freeze(classifier: Classifier, config: TrainConfig) -> None:
         pattern=config.trainable,
         heads=classifier.description.heads,
     )
+
+
+def _refuse_nothing_to_learn(classifier: Classifier, parts: dict[str, Labelled]) -> None:
+    heads = [head for head in classifier.description.heads if head.task != "features"]
+    if not heads or not trainable_names(classifier.model):
+        what = "every parameter is frozen" if heads else "heads for features have nothing to learn"
+        raise UsageError(f"there is nothing to train: {what}")
+    for part, labelled in parts.items():
+        for head in heads:
+            if not labelled.targets[head.name].counts.any():
+                raise DataError(
+                    f"no message of the {part} part has a target for the head {head.name!r}"
+                )
 
 
 def _end_if_asked(training: TrainingRun, stop: Stop) -> None:

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from gpt2_from_scratch.batches import encode_texts
+from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Span
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.targets import IGNORED, Targets, make_targets
 from gpt2_from_scratch.tokenizer import Tokenizer
+from gpt2_from_scratch.train import finetune
 
 LABELS = ("ham", "other", "spam")
 CLASS = HeadConfig(labels=LABELS)
@@ -218,3 +222,32 @@ def test_an_unknown_tag_is_told_behind_a_cut_too(tokenizer: Tokenizer) -> None:
     words = [*words_of("the cat"), Span(8, 9, "eggs")]
     with pytest.raises(DataError, match="'eggs' is none"):
         targets_of(tokenizer, TAGS, ("the cat x", words), max_tokens=1)
+
+
+# --- nothing to learn ---
+
+
+def finetuned(base: Path, head: HeadConfig, split: Split, out: Path, **settings: Any) -> None:
+    classifier = Classifier.on_base(base, heads=[head])
+    finetune(classifier, split, TrainConfig(epochs=1, **settings), out, quiet=True)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_head_without_any_target_is_told_before_training(
+    tiny_checkpoint: Path, tmp_path: Path, part: str
+) -> None:
+    good = [Message("the cat", {"label": label}) for label in LABELS]
+    bad = [Message("the cat", {"lable": label}) for label in LABELS]
+    split = Split(bad, good, []) if part == "training" else Split(good, bad, [])
+    with pytest.raises(DataError, match=f"no message of the {part} part has a target .* 'label'"):
+        finetuned(tiny_checkpoint, CLASS, split, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_that_trains_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    split = Split(*[[Message("the cat", "ham")]] * 3)
+    with pytest.raises(UsageError, match="nothing to train: heads for features"):
+        finetuned(tiny_checkpoint, FEATURES, split, tmp_path)
+    frozen = HeadConfig(labels=LABELS, trainable=False)
+    with pytest.raises(UsageError, match="nothing to train: every parameter is frozen"):
+        finetuned(tiny_checkpoint, frozen, split, tmp_path, n_last_blocks=0, final_norm=False)
