@@ -10,6 +10,9 @@ from typing import Any
 _HOME = {
     "GPT2": "model",
     "GPT2Config": "config",
+    "HeadConfig": "head_config",
+    "LoRAConfig": "lora",
+    "ClassifierSettings": "classifier_settings",
     "PretrainConfig": "config",
     "TrainConfig": "config",
     "GPT2Error": "errors",
@@ -18,9 +21,11 @@ _HOME = {
     "save_gpt2": "weights",
     "generate": "generation",
     "Message": "data",
+    "Span": "data",
     "Split": "split",
     "load_messages": "data",
     "load_sms_spam": "data",
+    "load_examples": "examples",
     "split_messages": "split",
     "check_data": "check",
     "replace_head": "heads",
@@ -31,11 +36,15 @@ _HOME = {
     "format_ledger": "finetuning",
     "Classifier": "classifier",
     "finetune": "train",
+    "find_rate": "rate_finder",
+    "probe_layers": "probes",
+    "generate_with_heads": "heads_by_token",
     "train_classifier": "recipes",
     "resume_training": "recipes",
     "train_as_the_lecture": "recipes",
     "evaluate_classifier": "recipes",
     "format_evaluation": "metrics",
+    "format_scores": "score_tables",
 }
 __all__ = list(_HOME)
 
