@@ -62,6 +62,7 @@ TAGS = HeadConfig(
 )
 ANSWER = HeadConfig("answer", task="span")
 LANGUAGE = HeadConfig("lm", task="language")
+FIRST = replace(LABEL, name="first", pooling="first_token")
 STATE = HeadConfig("state", task="features", layer=1, final_norm=False, pooling="mean")
 BOTTOM = HeadConfig("bottom", task="features", layer=0)
 HEADS = (LABEL, LAYERS, SIGMOID, TOPICS, STARS, TAGS, ANSWER, LANGUAGE, STATE)
@@ -360,7 +361,7 @@ def gradients(classifier: Classifier, total: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("heads", [HEADS, (LABEL, STARS), (TOPICS, LAYERS, BOTTOM)])
+@pytest.mark.parametrize("heads", [HEADS, (LABEL, STARS), (LABEL, FIRST), (TOPICS, LAYERS, BOTTOM)])
 def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfig, ...]) -> None:
     """Outputs, and the sum of their gradients."""
     together = classifier_with(base, *(replace(head, dropout=0.0) for head in heads))
@@ -415,6 +416,7 @@ def test_a_head_without_gradient_leaves_the_model_alone(base: Path, head: HeadCo
         ((BOTTOM,), [], []),
         ((LABEL,), [0, 1], [2]),
         ((LABEL, SIGMOID), [0, 1, 2], []),
+        ((LABEL, FIRST), [0, 1, 2], []),  # two positions of each text
         ((LABEL, LAYERS, STARS), [0, 1], [2]),
     ],
 )
