@@ -200,8 +200,8 @@ def test_the_notebook_is_up_to_date(name, built):
                 assert words(new.get("text", [])) == words(old.get("text", []))
 
 
-# links, code, where else to look
-BESIDE = r"\]\([^)]*\)|`[^`]*`|[Cc]hapters? \d+|^\d\. "
+# links, code, where else to look, the chapter's own number
+BESIDE = r"\]\([^)]*\)|`[^`]*`|[Cc]hapters? \d+|^# \d+\. |^\d\. "
 NUMBER = r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\w)"
 
 
