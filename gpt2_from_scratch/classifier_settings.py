@@ -58,6 +58,8 @@ class ClassifierSettings:
             "token-classification",
         ):
             raise UsageError(f"class weights are for classes, not for {self.task}")
+        if self.lora < 0:
+            raise UsageError(f"lora = {self.lora} must be a rank, or 0 for none")
         if self.lora == 0 and (self.lora_alpha or self.lora_dropout or self.lora_blocks >= 0):
             raise UsageError("lora_alpha, lora_dropout and lora_blocks say how; lora says the rank")
 

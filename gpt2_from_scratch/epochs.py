@@ -9,8 +9,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to. Losses are in nats, the mean over decisions; of several heads, the
-    weighted sum. Scores are shares: of right answers, where a class is chosen (losses.right_sum for
+    """What one epoch came to. Losses are in nats: of training the mean of the batches', of validation
+    the mean over decisions; of several heads the weighted sum. Scores are shares: of right answers, where a class is chosen (losses.right_sum for
     the other tasks); of several heads, the mean.
     """
 

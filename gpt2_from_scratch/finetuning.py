@@ -43,15 +43,23 @@ def set_trainable(
     if pattern:
         _unfreeze_named(model, pattern)
     else:
-        layers = layers_by_name(model, heads) if heads else {"": model.head}
-        for part in (
-            (layers[head.name] for head in heads if head.trainable) if heads else [model.head]
-        ):
-            part.requires_grad_(True)
-        model.wte.requires_grad_(False)  # where a head is tied to it
+        _unfreeze_heads(model, heads)
         model.ln_f.requires_grad_(final_norm)
         for block in model.blocks[model.config.n_layer - n_last_blocks :]:
             block.requires_grad_(True)
+    _unfreeze_lora(model)
+
+
+def _unfreeze_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
+    """The one head, or of several those that are to train."""
+    layers = layers_by_name(model, heads) if heads else {"": model.head}
+    frozen = {head.name for head in heads if not head.trainable}
+    for name, part in layers.items():
+        part.requires_grad_(name not in frozen)
+    model.wte.requires_grad_(False)  # a head for language is tied to it
+
+
+def _unfreeze_lora(model: GPT2) -> None:
     for name, part in model.named_modules():
         if isinstance(part, LoRALinear):
             if name.startswith("head"):  # adapted heads are frozen themselves: see lora.LoRAConfig

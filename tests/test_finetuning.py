@@ -298,9 +298,9 @@ def test_each_block_has_the_rate_of_the_part_above_divided(tiny_checkpoint, tmp_
 def test_embeddings_learn_slowest(tiny_checkpoint, tmp_path):
     config = TrainConfig(trainable="*", lr=0.008, rate_decay=2.0)
     run = training(tiny_checkpoint, config, tmp_path)
-    [group] = [g for g in run.groups if "wte.weight" in g["names"]]
+    [group] = [g for g in run.optimizer.param_groups if "wte.weight" in g["names"]]
     assert group["names"] == ["wte.weight"] and group["lr"] == run.config.lr / 2**3
-    [group] = [g for g in run.groups if "wpe.weight" in g["names"]]
+    [group] = [g for g in run.optimizer.param_groups if "wpe.weight" in g["names"]]
     assert group["weight_decay"] == 0.0 and group["lr"] == run.config.lr / 2**3
 
 
