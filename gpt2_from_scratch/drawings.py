@@ -20,6 +20,7 @@ from gpt2_from_scratch.plots import (
     BLUE,
     DARK,
     ORANGE,
+    PALETTE,
     PURPLE,
     SHARES,
     SKY,
@@ -231,3 +232,54 @@ def draw_label_by_token(
     )
     axes.grid(axis="y", alpha=0.3)
     return without_formulas(figure)
+
+
+def draw_heads_by_token(
+    tokens: list[str],
+    curves: dict[str, Sequence[float]],
+    classes: dict[str, Sequence[str]] | None = None,
+    *,
+    n_prompt: int = 0,
+) -> Figure:
+    """What several heads say after each of T tokens: a panel a curve, a strip of colours a class.
+
+    `curves` {name: T numbers}, each with a scale of its own; `classes` {name: T labels}. The first
+    `n_prompt` tokens are shaded. Raises DataError unless there is one for each token.
+    """
+    T, classes = len(tokens), classes or {}
+    for name, values in (*curves.items(), *classes.items()):
+        if not 0 < len(values) == T:
+            raise DataError(f"{name}: {len(values)} values for {T} tokens: there must be one each")
+    if not curves and not classes:
+        raise DataError("there is nothing to draw: no head says anything")
+    heights = [2.0] * len(curves) + [0.5] * len(classes)
+    figure = Figure(figsize=(9.5, 1.2 + 0.9 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]  # fmt: skip
+    for axes, (name, values) in zip(panels, curves.items(), strict=False):
+        axes.plot(
+            range(T), [float(value) for value in values], color=BLUE, marker="o", markersize=4
+        )
+        axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
+        axes.grid(axis="y", alpha=0.3)
+    for axes, (name, labels) in zip(panels[len(curves) :], classes.items(), strict=True):
+        _draw_strip(axes, name, labels)
+    for axes in panels:
+        axes.axvspan(-0.5, n_prompt - 0.5, color=(GREY, 0.5), lw=0, zorder=0)
+    step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
+    axes.set_xticks(range(0, T, step), [shown(token, LONGEST) for token in tokens][::step], rotation=90, fontsize=8 if T <= 45 else SMALL)  # fmt: skip
+    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: what was given")
+    return without_formulas(figure)
+
+
+def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
+    """A coloured cell a label; the commonest is nearly white."""
+    names = list(dict.fromkeys(labels))
+    common = max(names, key=list(labels).count)
+    others = [label for label in names if label != common]
+    colours = {common: "#F2F2F2"} | {n: PALETTE[k % len(PALETTE)] for k, n in enumerate(others)}
+    for t, label in enumerate(labels):
+        axes.axvspan(t - 0.42, t + 0.42, 0.1, 0.9, color=colours[label], zorder=2)
+    axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
+    handles = [Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20, visible=False)) for n in names]  # fmt: skip
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), fontsize=8, frameon=False)  # fmt: skip
+    axes.set_yticks([])

@@ -21,6 +21,7 @@ from gpt2_from_scratch.drawings import (
     STATES,
     draw_attention,
     draw_batches,
+    draw_heads_by_token,
     draw_label_by_token,
     draw_ledger,
 )
@@ -339,3 +340,32 @@ def test_the_same_once_more():
     ]
     for function in draw:
         assert picture(function()) == picture(function())
+
+
+# --- what several heads say after each token ---
+
+
+def test_each_head_has_a_panel_with_its_numbers():
+    tokens = ["Hi", " you", "\n", " 5$", " $x"]
+    curves = {"P(spam)": [0.1, 0.5, 0.4, 0.2, 0.9], "size": torch.tensor([5.0, -1, 2, 3, 4])}
+    figure = draw_heads_by_token(tokens, curves, {"kind": ["a", "b", "a", "c", "a"]}, n_prompt=2)
+    first, second, strip = figure.axes
+    assert first.lines[0].get_ydata().tolist() == curves["P(spam)"]
+    assert second.lines[0].get_ydata().tolist() == [5, -1, 2, 3, 4]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["P(spam)", "size", "kind"]
+    assert [t.get_text() for t in strip.get_xticklabels()] == ["Hi", "·you", "↵", "·5$", "·$x"]
+    assert [t.get_text() for t in strip.get_legend().get_texts()] == ["a", "b", "c"]
+    cells = [patch.get_facecolor() for patch in strip.patches[:5]]
+    assert cells[0] == cells[2] == cells[4] and len(set(cells)) == 3
+    for axes in figure.axes:  # the prompt is shaded
+        shade = axes.patches[-1]
+        assert (shade.get_x(), shade.get_x() + shade.get_width()) == (-0.5, 1.5)
+    assert legible(figure)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "curves"), [(["a", "b"], {"p": [0.1]}), ([], {"p": []}), (["a"], {})]
+)
+def test_heads_that_do_not_speak_of_every_token_are_refused(tokens, curves):
+    with pytest.raises(DataError, match="one each|nothing to draw"):
+        draw_heads_by_token(tokens, curves)

@@ -1,0 +1,193 @@
+"""Four heads trained jointly against the same four alone: time, numbers that train, test scores.
+
+Same messages, seeds and epochs, in one process. Of each message one label is its own (spam or
+ham), three are made by rule: how many words it has, what is in it, a tag for every word.
+
+    python benchmarks/several_heads.py                    # the SMS Spam Collection, balanced
+    python benchmarks/several_heads.py --data demo
+"""
+
+import argparse
+import re
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench import measure_machine, note, sms_path
+
+from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
+from gpt2_from_scratch.config import read_config
+from gpt2_from_scratch.data import Span, count_labels
+from gpt2_from_scratch.devices import set_threads
+from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
+from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.scores import regression_scores
+from gpt2_from_scratch.train import finetune
+
+MARKS: dict[str, Callable[[str], bool]] = {
+    "digit": lambda text: any(c.isdigit() for c in text),
+    "question": lambda text: "?" in text,
+    "you": lambda text: bool(re.search(r"\b(you|your|u|ur)\b", text.lower())),
+    "shouting": lambda text: bool(re.search(r"\b[A-Z]{3,}\b", text)),
+}
+TAGS = ("other", "number", "capital")
+RESAMPLES = 2000  # of the test messages, for the interval of R2
+
+
+def with_rules(message: Message) -> Message:
+    """A message with a label for each of the four heads."""
+    words = [Span(*m.span(), tag_of(m[0])) for m in re.finditer(r"\S+", message.text)]
+    return Message(
+        message.text,
+        {
+            "label": message.label,
+            "length": (float(len(words)),),
+            "marks": tuple(name for name, holds in MARKS.items() if holds(message.text)),
+            "tags": words,
+        },
+    )
+
+
+def tag_of(word: str) -> str:
+    """What a word is: it has a digit, or begins with a capital letter, or neither."""
+    if any(c.isdigit() for c in word):
+        return "number"
+    return "capital" if word[:1].isupper() else "other"
+
+
+def four_heads(split: Split, labels: Sequence[str], n_layer: int) -> list[HeadConfig]:
+    """A class, a number read at a middle layer, a set of labels, a tag for every word."""
+    lengths = np.array([message.label["length"][0] for message in split.train])
+    return [
+        HeadConfig("label", labels=tuple(labels)),
+        HeadConfig(
+            "length", "regression", ("words",), layer=n_layer // 2 + 1,
+            center=(float(lengths.mean()),), scale=(float(lengths.std()),),
+        ),
+        HeadConfig("marks", "multi-label", tuple(MARKS)),
+        HeadConfig("tags", "token-classification", TAGS),
+    ]  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """What training some heads took and came to."""
+
+    seconds: float
+    busy: float  # seconds of the processor, which other programs do not lengthen
+    numbers: int  # that training changed
+    scores: dict[str, tuple[str, float, tuple[float, float]]]  # {head: (measure, score, interval)}
+
+
+def train(model: str, heads: list[HeadConfig], split: Split, config: TrainConfig) -> Trained:
+    """Finetune these heads on what they share, and score them on the test part."""
+    classifier = Classifier.on_base(model, heads=heads, seed=config.seed)
+    before = {name: p.detach().clone() for name, p in classifier.model.named_parameters()}
+    began, began_busy = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as run:
+        finetune(classifier, split, config, Path(run), quiet=True, say=lambda line: None)
+    seconds, busy = time.perf_counter() - began, time.process_time() - began_busy
+    after = classifier.model.named_parameters()
+    numbers = sum(p.numel() for name, p in after if not torch.equal(p, before[name]))
+    labelled = to_labelled(classifier, split.test, say=lambda line: None)
+    _, scores = loss_and_scores(classifier, labelled)
+    found = {name: scored(score) for name, score in scores.items() if name != "length"}
+    if "length" in scores:
+        found["length"] = scored_lengths(classifier, split.test)
+    return Trained(seconds, busy, numbers, found)
+
+
+def scored(scores: Any) -> tuple[str, float, tuple[float, float]]:
+    """The share that an interval is for: of texts with the right class or set, of words."""
+    if hasattr(scores, "exact"):
+        return "all four right", scores.exact / scores.total, scores.interval
+    measure = "accuracy" if scores.measure == "accuracy" else "words right"
+    return measure, scores.accuracy, scores.interval
+
+
+def scored_lengths(
+    classifier: Classifier, messages: Sequence[Message]
+) -> tuple[str, float, tuple[float, float]]:
+    """R2, and its interval: the middle 95 % of resamples of the messages (bootstrap)."""
+    told = classifier.predict([message.text for message in messages])
+    found = np.array([[a.answers["length"].values["words"]] for a in told if a])  # (N, 1)
+    true = np.array([message.label["length"] for message in messages])  # (N, 1)
+    random, N = np.random.RandomState(1), len(true)
+    draws = (random.randint(N, size=N) for _ in range(RESAMPLES))
+    sampled = [1 - ((true[n] - found[n]) ** 2).sum() / ((true[n] - true[n].mean()) ** 2).sum() for n in draws]  # fmt: skip
+    low, high = np.percentile(sampled, [2.5, 97.5])
+    return (
+        "R2, × 100",
+        regression_scores(true, found, ["words"]).mean_r2 or 0.0,
+        (float(low), float(high)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=None, help="demo, or labelled messages; none: SMS")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=TrainConfig().lr)
+    args = parser.parse_args()
+    set_threads()
+    messages = load_messages(args.data or sms_path())
+    split = split_messages(messages, balance=True, seed=args.seed)
+    split = Split(*([with_rules(message) for message in part] for part in vars(split).values()))
+    n_layer = read_config(model_folder(args.model)).n_layer
+    heads = four_heads(split, [*count_labels(messages)], n_layer)
+    config = TrainConfig(
+        n_last_blocks=n_layer // 2, epochs=args.epochs, patience=args.epochs, seed=args.seed,
+        lr=args.lr,
+    )  # fmt: skip
+    train(args.model, heads[:1], split, replace(config, epochs=1))  # warm up
+    alone = {}
+    for head in heads:
+        note(f"{head.name} alone")
+        alone[head.name] = train(args.model, [head], split, config)
+    note("jointly")
+    joint = train(args.model, heads, split, config)
+    report(split, config, alone, joint)
+
+
+def report(split: Split, config: TrainConfig, alone: dict[str, Trained], joint: Trained) -> None:
+    """The table, as README has it."""
+    print(f"{measure_machine().describe()}")
+    print(
+        f"{len(split.train)} messages to train on, {len(split.test)} to test, {config.epochs} epochs, "
+        f"the last {config.n_last_blocks} blocks train\n"
+    )
+    print("| head | measure | alone | jointly | seconds | numbers trained |")
+    print("|---|---|---|---|---|---|")
+    for name, one in alone.items():
+        measure, *_ = one.scores[name]
+        print(
+            f"| {name} | {measure} | {told(one.scores[name])} | {told(joint.scores[name])} "
+            f"| {one.seconds:.1f} | {one.numbers:,} |"
+        )
+    seconds, busy, numbers = (
+        sum(getattr(one, what) for one in alone.values()) for what in ("seconds", "busy", "numbers")
+    )
+    print(f"| all four alone | | | | {seconds:.1f} | {numbers:,} |")
+    print(f"| all four jointly | | | | {joint.seconds:.1f} | {joint.numbers:,} |")
+    print(
+        f"\njointly: {seconds / joint.seconds:.2f} times less time, "
+        f"{busy / joint.busy:.2f} times less of the processor's"
+    )
+
+
+def told(scored: tuple[str, float, tuple[float, float]]) -> str:
+    """A score of 100, with its 95 % interval."""
+    _, score, (low, high) = scored
+    return f"{100 * score:.2f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+if __name__ == "__main__":
+    main()
