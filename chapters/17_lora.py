@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 17. LoRA
 #
-# LoRA (Hu et al. 2021) leaves matrices as they are and trains two narrow ones beside each. Their
+# LoRA ([Hu et al.](https://arxiv.org/abs/2106.09685)) leaves matrices as they are and trains two narrow ones beside each. Their
 # product is what the wide one should change by. **At the end you will know** what they compute, what
 # trains and is saved, why it is no quicker here. **Time:** about thirty seconds, offline.
 
@@ -64,9 +64,9 @@ print(format_ledger(ledger(model)))
 
 # %% check
 C, L = model.config.n_embd, model.config.n_layer
-assert 16 * 18 * 768 * 12 + 16 * (768 + 2) == 2_666_528
+assert (count := 16 * 18 * 768 * 12 + 16 * (768 + 2)) == 2_666_528
 assert sum(line.trainable for line in ledger(model)) == 16 * 18 * C * L + 16 * (C + 2)
-print("checked: both counts")
+print(f"checked: {count:,} for 124M, and the ledger's count by the same formula")
 
 # %% [markdown]
 # ## What it costs, and what it saves
