@@ -107,8 +107,8 @@ picture(plot_seconds(bars, unit="numbers", title="What is trained and saved"), "
 # The book's head learns more slowly: its B begins at zero and works through a small A. As for blocks,
 # these few test messages cannot tell the ways apart, but the files differ. A frozen matrix is still
 # computed, and gradients pass through it: LoRA in every block leaves nothing to compute once (chapter
-# 11) and is slowest by far. In the last block it does, but the short cut for one position needs a plain
-# block, so even there the block whole is quicker. LoRA saves memory and files, not time.
+# 11) and is slowest by far. In the last block all in front is computed once, and it takes about as long
+# as the block whole. LoRA saves memory and files, not time.
 
 # %% check
 whole, head = scores["last block whole"].interval, ways["book's head"][0].model.head

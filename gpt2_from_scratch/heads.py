@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt2_from_scratch.config import POOLINGS, Pooling
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.last_block import block_at, is_plain
+from gpt2_from_scratch.last_block import block_at, serves_one_position
 from gpt2_from_scratch.model import GPT2
 
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -120,7 +120,11 @@ def outputs_from(
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
             outputs[head.name] = layers[head.name](_read(model, head, x, lengths))
-        if n == top - 1 and (position := _one_position(heads, at, top)) and is_plain(blocks[n]):
+        if (
+            n == top - 1
+            and (position := _one_position(heads, at, top))
+            and serves_one_position(blocks[n])
+        ):
             x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
         elif n < top:
             x = blocks[n](x)

@@ -22,6 +22,7 @@ B texts, T tokens of the longest, C = n_embd, H = n_head heads, D = C / H.
 import torch
 from torch import Tensor, nn
 
+from gpt2_from_scratch.lora import LoRALinear
 from gpt2_from_scratch.model import MLP, CausalSelfAttention, TransformerBlock
 
 PLAIN = (TransformerBlock, CausalSelfAttention, MLP, nn.LayerNorm, nn.Linear)
@@ -30,19 +31,31 @@ PLAIN = (TransformerBlock, CausalSelfAttention, MLP, nn.LayerNorm, nn.Linear)
 def is_plain(block: nn.Module) -> bool:
     """Whether a block is made of `model.py`'s parts alone, so that its weights say all it does.
 
-    A hook, a dropout or an adapter that somebody put in would be passed over by `block_at`.
+    A hook, a dropout or an adapter that somebody put in would be passed over by what reads weights.
     """
-    return all(
-        type(part) in PLAIN and not part._forward_hooks and not part._forward_pre_hooks
-        for part in block.modules()
-    )
+    return all(type(part) in PLAIN and not _is_hooked(part) for part in block.modules())
+
+
+def serves_one_position(block: nn.Module) -> bool:
+    """Whether `block_at` does what a block does: it is plain, or has LoRA whose dropout is off."""
+    for part in block.modules():
+        adapted = type(part) is LoRALinear and not (part.dropout and part.training)
+        if _is_hooked(part) or (type(part) not in PLAIN and not adapted):
+            return False
+    return True
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 def block_at(block: TransformerBlock, x: Tensor, positions: Tensor) -> Tensor:
     """`block(x)` at one position of each text alone: x (B, T, C), positions (B,) -> (B, C)."""
     B, T, C = x.shape
     H = block.attn.n_head
-    W_q, W_k, W_v = (W.view(H, C // H, C) for W in block.attn.c_attn.weight.split(C))  # (H, D, C)
+    c_attn: nn.Linear | LoRALinear = block.attn.c_attn
+    weight = c_attn.whole_weight() if isinstance(c_attn, LoRALinear) else c_attn.weight
+    W_q, W_k, W_v = (W.view(H, C // H, C) for W in weight.split(C))  # (H, D, C)
     b_q, _, b_v = (b.view(H, C // H) for b in block.attn.c_attn.bias.split(C))  # (H, D)
     texts = torch.arange(B, device=x.device)
 

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.last_block import is_plain
 from gpt2_from_scratch.model import GPT2
 
 FUSED = ("query", "key", "value")  # in the order of their rows in c_attn
@@ -114,6 +113,13 @@ class LoRALinear(nn.Module):
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             y[..., outputs] += self.scale * F.linear(F.linear(x, A), B)
         return y
+
+    def whole_weight(self) -> Tensor:
+        """Weight and products as one matrix, with gradients: (out, in)."""
+        weight = self.weight.clone()
+        for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
+            weight[outputs] += self.scale * (B @ A)
+        return weight
 
     @torch.no_grad()
     def add_to_weight(self, times: int) -> None:
@@ -224,7 +230,7 @@ def _linear_at(model: GPT2, name: str) -> nn.Linear:
         part = model.get_submodule(name)
     except AttributeError:
         part = None
-    if type(part) is not nn.Linear or not is_plain(part):
+    if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
         raise UsageError(f"{name} is no plain nn.Linear: adapters have no place there")
     return part
 

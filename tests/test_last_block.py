@@ -6,7 +6,8 @@ from conftest import Halved
 
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import class_logits, outputs_from, pool, replace_head
-from gpt2_from_scratch.last_block import block_at, is_plain
+from gpt2_from_scratch.last_block import block_at, is_plain, serves_one_position
+from gpt2_from_scratch.lora import MATRICES, LoRAConfig, add_lora, lora_names
 from gpt2_from_scratch.model import GPT2
 
 POSITIONS = {"last": [3, 0, 8, 5], "first": [0, 0, 0, 0], "end": [8, 8, 8, 8]}
@@ -101,3 +102,25 @@ def test_what_was_put_into_a_block_is_not_passed_over(tiny_gpt2: GPT2) -> None:
     torch.testing.assert_close(changed, hooked)
     expected = tiny_gpt2(ids)[torch.arange(2), lengths - 1]
     torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("matrices", [MATRICES, ("query", "value"), ("key",), ("mlp.c_fc",)])
+def test_adapters_are_computed_at_one_position_too(tiny_gpt2: GPT2, matrices: tuple) -> None:
+    """Outputs and gradients of every adapter are those of the whole block."""
+    add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=6.0, dropout=0.5, matrices=matrices))
+    with torch.no_grad():
+        for name in lora_names(tiny_gpt2):
+            tiny_gpt2.get_parameter(name).normal_(0, 0.2)
+    block = tiny_gpt2.double().blocks[1].eval()
+    x, at = torch.randn(3, 8, 32, dtype=torch.float64), torch.tensor([7, 2, 0])
+    found, expected = block_at(block, x, at), block(x)[torch.arange(3), at]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    adapters = [p for name, p in block.named_parameters() if "lora" in name]
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), adapters, materialize_grads=True),
+        torch.autograd.grad(expected.square().sum(), adapters, materialize_grads=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    assert serves_one_position(block) and not is_plain(block)
+    assert not serves_one_position(block.train()), "its dropout draws for every position"
