@@ -5,7 +5,7 @@
 # question of the same states. What do heads that train together do to each other?
 #
 # **At the end you will know** how one pass answers four questions, why the units of a loss matter,
-# how to keep a head from moving the network, and what sharing costs. **Time:** half a minute.
+# how to keep a head from moving the network, and what sharing costs. **Time:** under a minute.
 
 # %%
 import re
@@ -46,7 +46,7 @@ parts = vars(split_messages(load_messages(DATA), balance=True)).values()
 split, said = Split(*([by_rule(message) for message in part] for part in parts)), []
 LABEL = HeadConfig("label", labels=("ham", "spam"))
 LENGTH = HeadConfig("length", "regression", ("characters",))
-WORDS = HeadConfig("words", "token-classification", KINDS, top // 2, hidden=(C,), activation="gelu")
+WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
 NEXT = HeadConfig("next", "language", gradient=False)  # GPT-2's own head, kept
 four = Classifier.on_base(MODEL, heads=[LABEL, LENGTH, WORDS, NEXT])
 encoded, _ = four.encode([message.text for message in split.test[:8]])
