@@ -94,14 +94,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_types(self)
         _at_least_one(self, "epochs", "patience", "batch_size", "rate_decay")
-        _at_least_zero(
-            self, "n_last_blocks", "weight_decay", "unfreeze_every", "micro_batch", "clip"
-        )
+        _at_least_zero(self, "n_last_blocks", "unfreeze_every", "micro_batch")
         _check_rates(self)
-        if not 0 <= self.warmup <= 1:
+        if self.warmup > 1:
             raise UsageError(f"warmup = {self.warmup} must be from 0 to 1")
-        if not self.rate_decay < math.inf:
-            raise UsageError(f"rate_decay = {self.rate_decay} must be a number from 1 up")
         if self.trainable and self.unfreeze_every:
             raise UsageError("unfreeze_every is for n_last_blocks, not for patterns in trainable")
 
@@ -131,9 +127,9 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_types(self)
         _at_least_one(self, "steps", "tokens", "row", "long_every", "save_every")
-        _at_least_zero(self, "conversation", "phone", "warmup", "weight_decay")
+        _at_least_zero(self, "warmup")
         _check_rates(self)
-        if not 0 <= self.decay <= 1:
+        if self.decay > 1:
             raise UsageError(f"decay = {self.decay} must be from 0 to 1")
         if not self.row <= self.n_ctx <= self.tokens:
             raise UsageError(
@@ -144,12 +140,32 @@ class PretrainConfig:
         GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
 
 
-def check_types(config: Any) -> None:
-    """Raise UsageError unless every field has its default's type; whole numbers are numbers too."""
+def check_types(config: Any, what: str = "", optional: str = "") -> None:
+    """Raise UsageError, which names `what` this is, unless every field has its default's type.
+
+    A whole number is a number too; numbers are finite and from 0 up. The `optional` field is a
+    whole number from 0 up, or None.
+    """
     for known in fields(config):
         value, wanted = getattr(config, known.name), type(known.default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise UsageError(f"{known.name} = {value!r} must be of type {wanted.__name__}")
+        if known.name == optional:
+            good = value is None or (type(value) is int and value >= 0)
+        else:
+            good = type(value) is wanted or (wanted is float and type(value) is int)
+        if not good:
+            kind = f"{wanted.__name__}" if known.name != optional else "int, from 0 up, or None"
+            raise UsageError(f"{what}{known.name} = {value!r} must be of type {kind}")
+        if wanted is float and not 0 <= value < math.inf:
+            raise UsageError(f"{what}{known.name} = {value} must be a number from 0 up")
+
+
+def from_json(kind: Any, values: dict[str, Any]) -> Any:
+    """A settings dataclass from what JSON made of one. Raises UsageError for unknown keys."""
+    unknown = values.keys() - {known.name for known in fields(kind)}
+    if unknown:
+        raise UsageError(f"{kind.__name__} has unknown keys {sorted(unknown)}")
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return kind(**values | lists)
 
 
 def _at_least_one(config: Any, *names: str) -> None:
@@ -160,12 +176,12 @@ def _at_least_one(config: Any, *names: str) -> None:
 
 def _at_least_zero(config: Any, *names: str) -> None:
     for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
+        if getattr(config, name) < 0:
             raise UsageError(f"{name} = {getattr(config, name)} must be a number from 0 up")
 
 
 def _check_rates(config: Any) -> None:
-    if not 0 < config.lr < math.inf:
+    if config.lr == 0:
         raise UsageError(f"lr = {config.lr} must be a number above 0")
     if not 0 <= config.seed < 2**32:  # what numpy's RandomState takes
         raise UsageError(f"seed = {config.seed} must be from 0 to 4,294,967,295")

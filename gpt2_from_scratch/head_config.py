@@ -1,10 +1,10 @@
 """What a head is: which task it has, where it reads the model, what it is made of."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.config import POOLINGS, Pooling, check_types
 from gpt2_from_scratch.errors import UsageError
 
 # one of K classes a text; any of K labels a text; K numbers a text; one of K tags a word; a start
@@ -47,7 +47,8 @@ class HeadConfig:
     gradient: bool = True  # flows on into the model; False: the head learns, the model does not
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self, f"head {self.name!r}: ", optional="layer")
+        _check_items(self)
         _check_choices(self)
         _check_outputs(self)
 
@@ -66,28 +67,9 @@ class HeadConfig:
         return self.task in TEXT_TASKS
 
 
-def head_from(values: dict[str, Any]) -> HeadConfig:
-    """A head from what JSON made of one. Raises UsageError for unknown keys and other types."""
-    unknown = values.keys() - {field.name for field in fields(HeadConfig)}
-    if unknown:
-        raise UsageError(f"a head has unknown keys {sorted(unknown)}")
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return HeadConfig(**values | lists)
-
-
-def _check_types(head: HeadConfig) -> None:
-    for field in fields(head):
-        value, wanted = getattr(head, field.name), type(field.default)
-        if field.name == "layer":
-            good = value is None or (type(value) is int and value >= 0)
-        elif wanted is float:
-            good = type(value) in (int, float) and 0 <= value < math.inf
-        else:
-            good = type(value) is wanted
-        if not good:
-            raise UsageError(f"head {head.name!r}: {field.name} = {value!r}")
-    kinds = {"labels": (str,), "hidden": (int,), "class_weights": (int, float)}
-    kinds |= {"center": (int, float), "scale": (int, float)}
+def _check_items(head: HeadConfig) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"labels": (str,), "hidden": (int,)}
+    kinds |= {name: (int, float) for name in ("class_weights", "center", "scale")}
     for name, kind in kinds.items():
         if any(type(item) not in kind for item in getattr(head, name)):
             raise UsageError(f"head {head.name!r}: {name} = {getattr(head, name)!r}")

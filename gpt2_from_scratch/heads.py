@@ -8,7 +8,6 @@ B texts, T tokens of the longest, C = n_embd, K outputs of a head.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,15 +115,11 @@ def outputs_from(
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
     top, outputs = max(at.values()), dict[str, Tensor]()
-    blocks: list[Any] = list(model.blocks)
+    position, blocks = _one_position(heads, at, top), [*model.blocks]
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
             outputs[head.name] = layers[head.name](_read(model, head, x, lengths))
-        if (
-            n == top - 1
-            and (position := _one_position(heads, at, top))
-            and serves_one_position(blocks[n])
-        ):
+        if n == top - 1 and position and serves_one_position(blocks[n]):
             x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
         elif n < top:
             x = blocks[n](x)

@@ -14,14 +14,13 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (ar
 its loralib, https://github.com/microsoft/LoRA.
 """
 
-import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2_from_scratch.config import check_types
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.model import GPT2
 
@@ -44,7 +43,7 @@ class LoRAConfig:
     head: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self, "LoRA: ", optional="n_last_blocks")
         if self.rank < 1 or self.alpha == 0 or self.dropout >= 1:
             raise UsageError(
                 f"rank = {self.rank}, alpha = {self.alpha}, dropout = {self.dropout}: "
@@ -57,28 +56,6 @@ class LoRAConfig:
             raise UsageError(f"LoRA: a matrix stands twice in {', '.join(self.matrices)}")
         if (not self.matrices or self.n_last_blocks == 0) and not self.head:
             raise UsageError("LoRA: no matrix, no block and no head leave nothing to adapt")
-
-
-def lora_from(values: dict[str, Any]) -> LoRAConfig:
-    """A setting from what JSON made of one. Raises UsageError for unknown keys and other types."""
-    unknown = values.keys() - {field.name for field in fields(LoRAConfig)}
-    if unknown:
-        raise UsageError(f"LoRA has unknown keys {sorted(unknown)}")
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return LoRAConfig(**values | lists)
-
-
-def _check_types(config: LoRAConfig) -> None:
-    for field in fields(config):
-        value, wanted = getattr(config, field.name), type(field.default)
-        if field.name == "n_last_blocks":
-            good = value is None or (type(value) is int and value >= 0)
-        elif wanted is float:
-            good = type(value) in (int, float) and 0 <= value < math.inf
-        else:
-            good = type(value) is wanted
-        if not good:
-            raise UsageError(f"LoRA: {field.name} = {value!r}")
 
 
 class LoRALinear(nn.Module):

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt2_from_scratch.config import Pooling
+from gpt2_from_scratch.config import Pooling, from_json
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.head_config import HeadConfig, head_from
-from gpt2_from_scratch.lora import LoRAConfig, lora_from
+from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.lora import LoRAConfig
 from gpt2_from_scratch.tensor_file import read_tensors, write_tensors
 
 FORMAT = "gpt2-classifier 3"
@@ -76,8 +76,10 @@ def _read_description(metadata: dict[str, str], path: Path) -> Description:
         unknown = values.keys() - {field.name for field in fields(Description)}
         if unknown:
             raise CheckpointError(f"{path}: its description has unknown keys {sorted(unknown)}")
-        values["heads"] = tuple(head_from(head) for head in values["heads"])
-        values["lora"] = None if values.get("lora") is None else lora_from(values["lora"])
+        values["heads"] = tuple(from_json(HeadConfig, head) for head in values["heads"])
+        values["lora"] = (
+            None if values.get("lora") is None else from_json(LoRAConfig, values["lora"])
+        )
         description = Description(**values)
         numbers = (description.max_tokens, description.pad_to or 1)
         if any(type(number) is not int or number < 1 for number in numbers):

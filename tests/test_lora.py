@@ -13,7 +13,7 @@ from conftest import Halved
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gpt2_from_scratch.config import SIZES, GPT2Config
+from gpt2_from_scratch.config import SIZES, GPT2Config, from_json
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.finetuning import set_trainable, trainable_names
 from gpt2_from_scratch.heads import class_logits, replace_head
@@ -23,7 +23,6 @@ from gpt2_from_scratch.lora import (
     LoRAConfig,
     LoRALinear,
     add_lora,
-    lora_from,
     lora_names,
     merge_lora,
     unmerge_lora,
@@ -421,7 +420,7 @@ def test_adapters_of_another_model_are_refused(classifier: GPT2) -> None:
 )  # fmt: skip
 def test_impossible_settings_are_refused(values: dict) -> None:
     with pytest.raises(UsageError):
-        lora_from(values)
+        from_json(LoRAConfig, values)
 
 
 def test_a_list_is_no_tuple() -> None:
@@ -434,4 +433,4 @@ def test_a_list_is_no_tuple() -> None:
     [LoRAConfig(), LoRAConfig(1, 2, 0.5, ("value",), 3, True), LoRAConfig(matrices=(), head=True)],
 )
 def test_settings_come_back_from_json(config: LoRAConfig) -> None:
-    assert lora_from(json.loads(json.dumps(asdict(config)))) == config
+    assert from_json(LoRAConfig, json.loads(json.dumps(asdict(config)))) == config
