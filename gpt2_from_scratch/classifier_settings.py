@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it would load torch, which --help need not wait for
 FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 STATES = ("normed", "raw")
 WEIGHTS = ("equal", "balanced")
+OF_CLASSES = ("classification", "token-classification")  # tasks
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class ClassifierSettings:
                 raise UsageError(
                     f"{field.name} {getattr(self, field.name)!r} is none of {', '.join(choices)}"
                 )
-        if self.class_weights == "balanced" and self.task not in (
-            "classification",
-            "token-classification",
-        ):
+        if self.class_weights == "balanced" and self.task not in OF_CLASSES:
             raise UsageError(f"class weights are for classes, not for {self.task}")
         if self.lora < 0:
             raise UsageError(f"lora = {self.lora} must be a rank, or 0 for none")
