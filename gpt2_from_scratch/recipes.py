@@ -25,7 +25,7 @@ from gpt2_from_scratch.data import (
     write_messages,
 )
 from gpt2_from_scratch.devices import DTYPES, check_dtype, set_threads
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.examples import label_names, load_examples
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
@@ -46,7 +46,7 @@ from gpt2_from_scratch.run_folder import (
     write_test_part,
 )
 from gpt2_from_scratch.scores import scores_as_json
-from gpt2_from_scratch.split import Split, split_messages
+from gpt2_from_scratch.split import Split, split_messages, without_two_labels
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import finetune, freeze
 from gpt2_from_scratch.weights import load_gpt2
@@ -172,27 +172,31 @@ def three_parts(
     """Cut one file, or take three as they are, less what of the later ones stands in an earlier.
 
     `sources` are "data", "val_data" and "test_data", the last two empty or both named; `reading`
-    goes to `load_examples`. Raises UsageError for one of the two, or `balance` with them.
+    goes to `load_examples`. Raises UsageError for one of the two, or `balance` with them; DataError
+    for a text that has two labels in one file, and for a file of which nothing is left.
     """
     own = {name for name in ("val_data", "test_data") if sources[name]}
     if len(own) == 1 or (own and balance):
         raise UsageError("give both val_data and test_data, or neither; and then without balance")
-    parts = [
-        load_examples(source, task, **reading, say=say) for source in sources.values() if source
-    ]
+    on_error = reading.get("on_error", "stop")
+    files = [source for source in sources.values() if source]
+    parts = [load_examples(source, task, **reading, say=say) for source in files]
     if not own:
-        return split_messages(
-            parts[0], balance=balance, seed=seed, on_error=reading.get("on_error", "stop"), say=say
-        )
+        return split_messages(parts[0], balance=balance, seed=seed, on_error=on_error, say=say)
     seen: set[str] = set()
-    for part in parts:
-        new = [*{m.text: m for m in part if m.text not in seen}.values()]
-        if len(new) < len(part):
-            say(
-                f"{len(part) - len(new):,} texts were left out: they stand there twice or in a part before"
-            )
-        seen |= {m.text for m in new}
-        part[:] = new
+    for source, part in zip(files, parts, strict=True):
+        good = without_two_labels(part, on_error, say)
+        new: dict[str, Message] = {}  # of copies the first, as in split_messages
+        for message in good:
+            if message.text not in seen:
+                new.setdefault(message.text, message)
+        if len(new) < len(good):
+            left_out = f"{len(good) - len(new):,} texts of {source} were left out"
+            say(f"{left_out}: they stand there twice or in a part before")
+        if not new:
+            raise DataError(f"no text of {source} is left: all stand in a part before")
+        seen |= new.keys()
+        part[:] = new.values()
     return Split(*parts)
 
 

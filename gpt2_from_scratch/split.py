@@ -46,15 +46,9 @@ def split_messages(
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
         raise UsageError("balance = True wants one class a text; leave it out for other labels")
-    if contradictory := texts_with_two_labels(messages):
-        told = _told(contradictory)
-        if on_error == "stop":
-            raise DataError(f"{told}\nmend them, or leave them out with --on-error skip")
-        say(f"left out: {told}")
     copies: dict[str, list[Message]] = {}
-    for message in messages:
-        if message.text not in contradictory:
-            copies.setdefault(message.text, []).append(message)
+    for message in without_two_labels(messages, on_error, say):
+        copies.setdefault(message.text, []).append(message)
     labels = sorted({message.label for message in messages}) if classes else [ALL]
     by_label: dict[str, list[str]] = {label: [] for label in labels}
     for text, same in copies.items():
@@ -73,6 +67,21 @@ def split_messages(
         for part in _cut(by_label, random, balance)
     )
     return Split(train, val, test)
+
+
+def without_two_labels(
+    messages: Sequence[Message], on_error: str, say: Callable[[str], None]
+) -> list[Message]:
+    """The messages whose text has one label. Raises DataError where a text has more; with
+    `on_error="skip"` all its copies are left out, and `say` is told.
+    """
+    contradictory = texts_with_two_labels(messages)
+    if contradictory:
+        told = _told(contradictory)
+        if on_error == "stop":
+            raise DataError(f"{told}\nmend them, or leave them out with --on-error skip")
+        say(f"left out: {told}")
+    return [message for message in messages if message.text not in contradictory]
 
 
 def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
