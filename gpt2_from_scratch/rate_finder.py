@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.epochs import epoch_order
-from gpt2_from_scratch.errors import GPT2Error
+from gpt2_from_scratch.errors import GPT2Error, ResourceError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.labelled import to_labelled
 from gpt2_from_scratch.split import Split
@@ -56,8 +56,11 @@ def find_rate(
     scale; the classifier's weights are put back afterwards.
 
     The messages are shown in the order of a run's epochs; with `rate_decay` the rates are those of
-    the head. Nothing is written.
+    the head. Nothing is written. Raises UsageError for fewer than two steps, and what stopped the
+    first step, if it gave no loss.
     """
+    if steps < 2:
+        raise UsageError(f"steps = {steps}: a rate that rises takes at least 2")
     classifier.unmerge()
     freeze(classifier, config)
     before = {
@@ -88,7 +91,11 @@ def _rise(run: TrainingRun, steps: int, found: Rates, quiet: bool) -> None:
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1))
         try:
             loss = run.step(batch, rate)
+        except ResourceError:  # no room says nothing about rates
+            raise
         except GPT2Error:  # no number any more: the end of the curve
+            if not found.rates:
+                raise
             return
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
