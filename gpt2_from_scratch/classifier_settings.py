@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2_from_scratch.config import POOLINGS, check_types, setting
 from gpt2_from_scratch.data import Message
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.head_config import TASKS, HeadConfig
 
 if TYPE_CHECKING:  # it would load torch, which --help need not wait for
@@ -115,8 +115,16 @@ def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ..
 
 
 def _center_and_scale(train: Sequence[Message]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each value in training; 1 where a value is always the same."""
-    values = np.array([np.atleast_1d(m.label) for m in train], dtype=float)
-    spread = values.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    return tuple(values.mean(axis=0).tolist()), tuple(scale.tolist())
+    """Mean and standard deviation of each value in training; 1 where a value is always the same.
+
+    Raises DataError for values whose squares are too large for a number.
+    """
+    values = np.array([np.atleast_1d(m.label) for m in train], dtype=float)  # (N, K)
+    with np.errstate(over="ignore", invalid="ignore"):
+        center, spread = values.mean(axis=0), values.std(axis=0)
+    if not np.isfinite([center, spread]).all():
+        raise DataError("the values are too large to be learned: divide them by a power of ten")
+    # by comparison: the mean of equal numbers may be off by rounding, and their spread not 0
+    same = (values.min(axis=0) == values.max(axis=0)) | (spread == 0)
+    scale = np.where(same, 1.0, spread)
+    return tuple(center.tolist()), tuple(scale.tolist())

@@ -144,8 +144,10 @@ def answers(
         rows = outputs.sigmoid().cpu().numpy().astype(np.float64)
         return [Labels([n for n, p in _named(head, r).items() if p > 0.5], _named(head, r)) for r in rows]  # fmt: skip
     if head.task == "regression":
-        scale, center = (outputs.new_tensor(x) for x in (head.scale or 1.0, head.center or 0.0))
-        return [Values(_named(head, row)) for row in (outputs * scale + center).cpu().numpy()]
+        # in float64: around 1.7e9, a date in seconds, float32 has one number in 128
+        values = outputs.cpu().numpy().astype(np.float64)
+        values = values * (head.scale or 1.0) + (head.center or 0.0)
+        return [Values(_named(head, row)) for row in values]
     if head.task == "token-classification":
         words = words or [[Span(*m.span()) for m in re.finditer(r"\S+", t)] for t in texts]
         return [

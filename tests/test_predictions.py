@@ -598,3 +598,10 @@ def test_a_head_of_two_classes_takes_kilobytes(tmp_path: Path) -> None:
     set_trainable(classifier.model, 0, final_norm=False)
     classifier.save(tmp_path / "head.safetensors")
     assert 2 * 257 * 4 < (tmp_path / "head.safetensors").stat().st_size < 10_000
+
+
+def test_values_keep_the_digits_of_their_unit(base: Path) -> None:
+    """In float32 there is nothing between 1,700,000,000 and 1,700,000,128."""
+    head = HeadConfig("when", "regression", labels=("s",), center=(1.7e9,), scale=(10.0,))
+    found = answers(head, torch.tensor([[0.5], [-2.0]]), ["a", "b"], [[1], [1]], Tokenizer(base))
+    assert [answer.values["s"] for answer in found] == [1700000005.0, 1699999980.0]
