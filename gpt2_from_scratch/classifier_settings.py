@@ -57,7 +57,19 @@ class ClassifierSettings:
         if self.class_weights == "balanced" and self.task not in OF_CLASSES:
             raise UsageError(f"class weights are for classes, not for {self.task}")
         if self.lora < 0:
-            raise UsageError(f"lora = {self.lora} must be a rank, or 0 for none")
+            raise UsageError(f"lora = {self.lora}: a rank is from 1 up, and 0 is none")
+        if self.layer < -1 or self.lora_blocks < -1:
+            raise UsageError(
+                f"layer = {self.layer}, lora_blocks = {self.lora_blocks}: -1 is all, else from 0 up"
+            )
+        if self.task in ("token-classification", "span") and self.pooling != "last_token":
+            raise UsageError(
+                f"pooling says where an answer a text is read; {self.task} reads every token"
+            )
+        if self.labels and self.task == "span":
+            raise UsageError("labels are names of outputs; span has a start and an end, no others")
+        if self.labels and not all(part.strip() for part in self.labels.split(",")):
+            raise UsageError(f"labels = {self.labels!r}: one of them is empty")
         if self.lora == 0 and (self.lora_alpha or self.lora_dropout or self.lora_blocks >= 0):
             raise UsageError("lora_alpha, lora_dropout and lora_blocks say how; lora says the rank")
 
@@ -66,11 +78,13 @@ class ClassifierSettings:
     ) -> HeadConfig:
         """The head, for the labels found in the data, unless they were named, and training texts.
 
-        Raises UsageError for what does not go together.
+        Raises UsageError for what does not go together, DataError for texts without any label.
         """
         names = (
             tuple(part.strip() for part in self.labels.split(",")) if self.labels else (*labels,)
         )
+        if not names and self.task == "multi-label":
+            raise DataError("no text has any label: nothing to learn")
         center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
         return HeadConfig(
             task=self.task,  # type: ignore[arg-type]

@@ -361,6 +361,10 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _train_config(args: argparse.Namespace) -> TrainConfig:
     """The settings of training; with LoRA no block trains itself, unless that was asked for."""
+    if args.trainable and (args.n_last_blocks is not None or args.final_norm is not None):
+        raise UsageError(
+            "--trainable names all that trains: leave out --n-last-blocks and the norm"
+        )
     config = _settings(args, TrainConfig)
     return replace(config, n_last_blocks=0) if args.lora and args.n_last_blocks is None else config
 

@@ -98,6 +98,19 @@ class TrainConfig:
         _check_rates(self)
         if self.warmup > 1:
             raise UsageError(f"warmup = {self.warmup} must be from 0 to 1")
+        if self.micro_batch > self.batch_size:
+            raise UsageError(
+                f"micro_batch = {self.micro_batch} is a part of batch_size = {self.batch_size}: "
+                "it cannot be more"
+            )
+        joins = self.n_last_blocks * self.unfreeze_every + 1  # the last block to train
+        if self.unfreeze_every and not self.n_last_blocks:
+            raise UsageError("unfreeze_every is for blocks that train, and n_last_blocks is 0")
+        if self.unfreeze_every and joins > self.epochs and not self.trainable:
+            raise UsageError(
+                f"unfreeze_every = {self.unfreeze_every}: the last of {self.n_last_blocks} blocks "
+                f"would join in epoch {joins} of {self.epochs}"
+            )
         if self.trainable and self.unfreeze_every:
             raise UsageError("unfreeze_every is for n_last_blocks, not for patterns in trainable")
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from gpt2_from_scratch import cli
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 
 
 def values(*numbers: float) -> list[Message]:
@@ -28,3 +30,48 @@ def test_a_value_that_is_always_the_same_has_scale_one(value: float) -> None:
 def test_values_too_large_to_be_squared_are_refused() -> None:
     with pytest.raises(DataError, match="too large"):
         ClassifierSettings("regression").head_config(["v"], values(1e307, -1e308, 5e307), 8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer": -2},
+        {"lora": 4, "lora_blocks": -7},
+        {"task": "token-classification", "pooling": "mean"},
+        {"task": "span", "pooling": "mean"},
+        {"task": "span", "labels": "a,b"},
+        {"labels": "a,,b"},
+        {"labels": ","},
+    ],
+)
+def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
+    with pytest.raises(UsageError):
+        ClassifierSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"micro_batch": 17},
+        {"unfreeze_every": 1, "n_last_blocks": 0},
+        {"unfreeze_every": 5, "n_last_blocks": 2},  # the second would join in epoch 11 of 10
+    ],
+)
+def test_training_that_would_not_be_as_asked_is_refused(settings: dict) -> None:
+    with pytest.raises(UsageError):
+        TrainConfig(**settings)
+    TrainConfig(batch_size=17, micro_batch=17)
+    TrainConfig(unfreeze_every=3, n_last_blocks=3)
+
+
+@pytest.mark.parametrize("more", [["--n-last-blocks", "2"], ["--no-final-norm"]])
+def test_named_parameters_are_all_that_trains(
+    more: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["train", "--trainable", "head.*", *more]) == 2
+    assert "--trainable names all" in capsys.readouterr().err
+
+
+def test_texts_without_any_label_are_refused() -> None:
+    with pytest.raises(DataError, match="no text has any label"):
+        ClassifierSettings("multi-label").head_config([], [Message("one", ())], 8)
