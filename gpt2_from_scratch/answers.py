@@ -39,7 +39,7 @@ class Csv:
         """One row for one Prediction."""
         answer = prediction.answer
         if hasattr(answer, "values"):
-            cells = [f"{value:.6g}" for value in answer.values.values()]
+            cells = [f"{value:.12g}" for value in answer.values.values()]
         else:
             shares = (f"{share:.6f}" for share in answer.probabilities.values())
             labels = [answer.label] if hasattr(answer, "label") else answer.labels

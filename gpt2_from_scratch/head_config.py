@@ -16,6 +16,8 @@ Task = Literal[
 TASKS: tuple[str, ...] = get_args(Task)
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer a text
 SMOOTHED = ("classification", "multi-label", "token-classification")  # targets are classes
+# what an answer says of its text, beside each head's name
+TAKEN = ("number", "n_tokens", "truncated", "empty", "replaced")
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -81,6 +83,8 @@ def _check_choices(head: HeadConfig) -> None:
             raise UsageError(f"{name} {getattr(head, name)!r} is none of {', '.join(choices)}")
     if not head.name.isidentifier():  # it becomes part of the names of parameters
         raise UsageError(f"{head.name!r} is no name for a head: letters, digits and _ only")
+    if head.name in TAKEN:
+        raise UsageError(f"a head cannot be called {head.name!r}: answers have that key already")
     if not (head.dropout < 1 and head.label_smoothing < 1):
         raise UsageError(f"head {head.name!r}: dropout and label smoothing must be below 1")
     if any(width < 1 for width in head.hidden) or any(not 0 < s < math.inf for s in head.scale):
