@@ -143,9 +143,15 @@ def read_texts(
     a text file's lines.
 
     Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`. Raises
-    DataError at once when there is no such file, UsageError for an unknown encoding.
+    DataError at once when there is no such file or it is .json or .conll, UsageError for an unknown
+    encoding.
     """
     checked_encoding(encoding)
+    if path.suffix.lower() in (".json", ".conll"):  # its lines would be taken for texts
+        raise DataError(
+            f"{path}: texts are read from lines of a text file or a column of .csv, .tsv or .jsonl; "
+            "evaluate --data reads labelled .json and .conll"
+        )
     if is_table(path):
         rows = read_rows(path, (text_column,), encoding)
     else:

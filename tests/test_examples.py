@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpt2_from_scratch.data import Message, Span, load_messages
+from gpt2_from_scratch.data import Message, Span, load_messages, read_texts
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.examples import label_names, load_examples, write_examples
 from gpt2_from_scratch.head_config import TASKS, HeadConfig
@@ -331,3 +331,11 @@ def test_names_of_another_tasks_labels(task: str, label: Any):
 def test_a_head_takes_these_names(task: str):
     draw = random.Random(1)
     HeadConfig(task=task, labels=label_names([drawn(task, draw) for _ in range(50)], task))
+
+
+@pytest.mark.parametrize("name", ["squad.json", "train.conll", "TRAIN.CONLL"])
+def test_labelled_files_are_no_lines_of_texts(tmp_path: Path, name: str) -> None:
+    """`predict --file train.conll` would classify its lines, tags and all."""
+    (tmp_path / name).write_text("Alex B-person\n")
+    with pytest.raises(DataError, match="texts are read from"):
+        read_texts(tmp_path / name)
