@@ -66,11 +66,9 @@ def sms(data: Path, seeds: Sequence[int], names: Sequence[str]) -> None:
     print("|---|---|---|---|---|---|---|")
     for name in names:
         settings = HEADS[name]
-        # a head that reads below the last block trains the block it reads behind
-        layer = {"trainable": "head.*,ln_f.*,blocks.3.*"} if settings.layer == 4 else {}
         right, total, each, seconds = 0, 0, [], []
         for seed in seeds:
-            config = TrainConfig(seed=seed, n_last_blocks=0 if settings.lora else 1, **layer)
+            config = TrainConfig(seed=seed, n_last_blocks=0 if settings.lora else 1)
             scores, took, size, count = trained(data, settings, config, balance=True)
             right, total = right + scores.correct, total + scores.total
             each.append(f"{100 * scores.accuracy:.1f}")

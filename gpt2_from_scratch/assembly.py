@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.heads import layer_read, replace_heads
+from gpt2_from_scratch.heads import blocks_read, layer_read, replace_heads
 from gpt2_from_scratch.lora import add_lora, lora_names
 from gpt2_from_scratch.manifest import check_listed
 from gpt2_from_scratch.model import GPT2
@@ -37,7 +37,7 @@ def assemble(
             torch.manual_seed(seed)
         replace_heads(model, description.heads)
     if description.lora:
-        add_lora(model, description.lora, seed or 0)
+        add_lora(model, description.lora, seed or 0, blocks_read(description.heads, model))
 
 
 def saved_file(path: str | Path) -> Path:

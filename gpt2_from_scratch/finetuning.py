@@ -10,7 +10,7 @@ from torch import nn
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.heads import layers_by_name
+from gpt2_from_scratch.heads import blocks_read, layers_by_name
 from gpt2_from_scratch.last_block import is_plain
 from gpt2_from_scratch.lora import LoRALinear
 from gpt2_from_scratch.model import GPT2
@@ -26,7 +26,8 @@ def set_trainable(
 ) -> None:
     """Freeze everything, then let the head, the last blocks and the final norm train.
 
-    `n_last_blocks` goes from 0 (head and norm alone) to n_layer (all but the embeddings). A
+    `n_last_blocks` goes from 0 (head and norm alone) to n_layer (all but the embeddings); they are
+    the last of those that `heads` read: blocks behind a head that reads in the middle do nothing. A
     `pattern`, of names with * separated by commas, says it all instead: `head.*,blocks.11.mlp.*`.
     LoRA that was added trains either way. Of several `heads` those train that are to. Raises
     UsageError for another number, a pattern that no name fits, and for a head still tied to `wte`,
@@ -34,10 +35,10 @@ def set_trainable(
     """
     if not heads and any(p is model.wte.weight for p in model.head.parameters()):
         raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
-    if not 0 <= n_last_blocks <= model.config.n_layer:
-        raise UsageError(
-            f"n_last_blocks = {n_last_blocks}: this model has {model.config.n_layer} blocks"
-        )
+    top = blocks_read(heads, model)
+    if not 0 <= n_last_blocks <= top:
+        what = "this model has" if top == model.config.n_layer else "the heads read"
+        raise UsageError(f"n_last_blocks = {n_last_blocks}: {what} {top} blocks")
     # the method, not the attribute: a misspelt `require_grad = False` would silently freeze nothing
     model.requires_grad_(False)
     if pattern:
@@ -45,7 +46,7 @@ def set_trainable(
     else:
         _unfreeze_heads(model, heads)
         model.ln_f.requires_grad_(final_norm)
-        for block in model.blocks[model.config.n_layer - n_last_blocks :]:
+        for block in model.blocks[top - n_last_blocks : top]:
             block.requires_grad_(True)
     _unfreeze_lora(model)
 
@@ -89,18 +90,21 @@ def blocks_training(config: TrainConfig, epoch: int) -> int:
     return min(config.n_last_blocks, (epoch - 1) // config.unfreeze_every)
 
 
-def parameter_groups(model: GPT2, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: GPT2, config: TrainConfig, heads: Sequence[HeadConfig] = ()
+) -> list[dict[str, Any]]:
     """What trains, for AdamW: {"params", "names", "lr", "weight_decay"} of each rate and decay.
 
     Head and final norm learn at `lr`; each block at the rate of the part above it divided by
     `rate_decay`, the embeddings below the first (discriminative rates: ULMFiT has 2.6). Decay is
     for matrices: pulling biases, norms and positions to 0 would not make the function simpler.
     """
+    top = blocks_read(heads, model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr / config.rate_decay ** _parts_above(name, model.config.n_layer)
+        lr = config.lr / config.rate_decay ** _parts_above(name, top)
         decay = config.weight_decay if _decays(name, parameter) else 0.0
         group = groups.setdefault(
             (lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
@@ -110,10 +114,10 @@ def parameter_groups(model: GPT2, config: TrainConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def _parts_above(name: str, n_layer: int) -> int:
+def _parts_above(name: str, top: int) -> int:
     if name.startswith("blocks."):
-        return n_layer - int(name.split(".")[1])
-    return n_layer + 1 if name.startswith(("wte.", "wpe.")) else 0
+        return top - int(name.split(".")[1])
+    return top + 1 if name.startswith(("wte.", "wpe.")) else 0
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
@@ -167,12 +171,14 @@ class LedgerLine:
         return {0: "frozen", self.numbers: "trains"}.get(self.trainable, "in part")
 
 
-def ledger(model: GPT2, config: TrainConfig | None = None) -> list[LedgerLine]:
+def ledger(
+    model: GPT2, config: TrainConfig | None = None, heads: Sequence[HeadConfig] = ()
+) -> list[LedgerLine]:
     """Every parameter exactly once, by part: embeddings, each block, final norm, head.
 
     With a `config` its learning rate and weight decay too.
     """
-    groups = parameter_groups(model, config) if config else []
+    groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
     parts: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -93,6 +93,11 @@ def layer_read(head: HeadConfig, model: GPT2) -> int:
     return len(model.blocks) if head.layer is None else head.layer
 
 
+def blocks_read(heads: Sequence[HeadConfig], model: GPT2) -> int:
+    """How many blocks heads read, the highest of them; all that there are where none is named."""
+    return max((layer_read(head, model) for head in heads), default=len(model.blocks))
+
+
 def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 

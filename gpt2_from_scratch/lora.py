@@ -105,10 +105,13 @@ class LoRALinear(nn.Module):
             self.weight[outputs] += times * self.scale * (B @ A)
 
 
-def add_lora(model: GPT2, config: LoRAConfig, seed: int = 123) -> None:
+def add_lora(
+    model: GPT2, config: LoRAConfig, seed: int = 123, blocks_read: int | None = None
+) -> None:
     """Put adapters beside the matrices of a model, in place; they train.
 
-    The logits stay as they are, to the bit. Head layers that are adapted are frozen, nothing else
+    Where heads read no more than the first `blocks_read` blocks, blocks are counted from there, and
+    those behind get none. The logits stay as they are, to the bit. Head layers that are adapted are frozen, nothing else
     is: freeze the rest before, for `finetuning.set_trainable` behind this would freeze the adapters
     too. GPT-2's own head, tied to `wte`, is never adapted. A is drawn on the processor from `seed`
     alone, not from torch's global random numbers: it is the same on every device.
@@ -123,7 +126,7 @@ def add_lora(model: GPT2, config: LoRAConfig, seed: int = 123) -> None:
         raise UsageError(f"LoRA's rank {config.rank} is above n_embd = {model.config.n_embd}")
     generator = torch.Generator().manual_seed(seed)
     adapters = {}
-    for name, slices in _targets(model, config).items():
+    for name, slices in _targets(model, config, blocks_read).items():
         linear = _linear_at(model, name)
         outputs = slices or [slice(0, linear.out_features)]
         adapters[name] = LoRALinear(linear, outputs, config, generator)
@@ -171,15 +174,16 @@ def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
         _put(model, name, adapter)
 
 
-def _targets(model: GPT2, config: LoRAConfig) -> dict[str, list[slice]]:
+def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[str, list[slice]]:
     """Names of the linear layers to adapt, and which outputs of each; no slices: all of them."""
-    C, n_layer = model.config.n_embd, model.config.n_layer
-    count = n_layer if config.n_last_blocks is None else config.n_last_blocks
-    if count > n_layer:
-        raise UsageError(f"LoRA: n_last_blocks = {count}: this model has {n_layer} blocks")
+    C, top = model.config.n_embd, model.config.n_layer if blocks_read is None else blocks_read
+    count = top if config.n_last_blocks is None else config.n_last_blocks
+    if count > top:
+        what = "this model has" if top == model.config.n_layer else "the heads read"
+        raise UsageError(f"LoRA: n_last_blocks = {count}: {what} {top} blocks")
     thirds = [slice(n * C, n * C + C) for n in range(3) if FUSED[n] in config.matrices]
     targets: dict[str, list[slice]] = {}
-    for n in range(n_layer - count, n_layer):
+    for n in range(top - count, top):
         if thirds:
             targets[f"blocks.{n}.attn.c_attn"] = thirds
         targets |= {f"blocks.{n}.{name}": [] for name in WHOLE if name in config.matrices}

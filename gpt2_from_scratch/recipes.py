@@ -103,7 +103,7 @@ def train_classifier(
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
     say(_counted(split, settings.task))
-    say(format_ledger(ledger(classifier.model, config)))
+    say(format_ledger(ledger(classifier.model, config, classifier.description.heads)))
     saved = sources | reading | asdict(settings) | {
         "model": model_name(model), "balance": balance,
         "max_tokens": classifier.description.max_tokens,

@@ -74,7 +74,9 @@ class TrainingRun:
         self.steps = config.epochs * math.ceil(len(train.messages) / config.batch_size)
         self.heads = [h for h in classifier.description.heads if h.task != "features"]
         self.trainable = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(parameter_groups(classifier.model, config), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(classifier.model, config, classifier.description.heads), fused=True
+        )
         for group in self.optimizer.param_groups:
             group["highest_lr"] = group["lr"]
         description = classifier.description

@@ -15,7 +15,7 @@ from gpt2_from_scratch.finetuning import format_ledger, ledger, set_trainable, t
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import class_logits, replace_head
 from gpt2_from_scratch.labelled import to_labelled
-from gpt2_from_scratch.lora import LoRAConfig
+from gpt2_from_scratch.lora import LoRAConfig, lora_names
 from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.train import finetune, freeze
@@ -327,3 +327,19 @@ def test_the_ledger_tells_rates_and_decay(tiny_checkpoint, tmp_path):
     assert (head.lr, head.weight_decay, head.decayed) == (0.008, 0.1, 64)
     line = format_ledger([block]).splitlines()[0]
     assert "trains" in line and "rate 4.0e-03" in line and f"decay 0.1 of {matrices:,}" in line
+
+
+def test_blocks_are_counted_from_the_one_that_is_read(tiny_checkpoint: Path) -> None:
+    """Behind a head that reads in the middle no block does anything, so none trains there."""
+    low = HeadConfig(labels=("a", "b"), layer=1)
+    classifier = Classifier.on_base(tiny_checkpoint, heads=[low], lora=LoRAConfig(rank=2))
+    assert {name.split(".")[1] for name in lora_names(classifier.model)} == {"0"}
+    freeze(classifier, TrainConfig(n_last_blocks=1, rate_decay=2.0, lr=0.1))
+    trains = trainable_names(classifier.model)
+    assert {name.split(".")[1] for name in trains if name.startswith("blocks")} == {"0"}
+    lines = ledger(classifier.model, TrainConfig(rate_decay=2.0, lr=0.1), [low])
+    assert [line.lr for line in lines if line.part == "blocks.0"] == [0.05]
+    with pytest.raises(UsageError, match="the heads read 1 blocks"):
+        freeze(classifier, TrainConfig(n_last_blocks=2))
+    with pytest.raises(UsageError, match="the heads read 1 blocks"):
+        Classifier.on_base(tiny_checkpoint, heads=[low], lora=LoRAConfig(n_last_blocks=2))
