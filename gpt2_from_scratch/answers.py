@@ -53,10 +53,20 @@ class Csv:
 
 def as_json(number: int, prediction: Any) -> str:
     """One JSON object in one line for one Prediction; of several heads, each under its name."""
-    found = {name: asdict(answer) for name, answer in prediction.answers.items()}
+    found = {name: _as_dict(answer) for name, answer in prediction.answers.items()}
     about = {k: v for k, v in asdict(prediction).items() if k != "answers"}
     only = next(iter(found.values())) if len(found) == 1 else found
     return json.dumps({"number": number} | only | about)
+
+
+def _as_dict(answer: Any) -> dict[str, Any]:
+    """One answer as JSON takes it; tags with the entities that they mark."""
+    marked = (
+        {"entities": [span._asdict() for span in answer.entities]}
+        if hasattr(answer, "entities")
+        else {}
+    )
+    return asdict(answer) | marked
 
 
 def as_line(text: str, prediction: Any) -> str:

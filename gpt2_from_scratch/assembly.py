@@ -25,7 +25,7 @@ def assemble(
     for head in description.heads:
         if not 0 <= layer_read(head, model) <= n_layer:
             raise UsageError(
-                f"head {head.name!r} reads layer {head.layer}: they end with {n_layer}"
+                f"head {head.name!r} reads layer {head.layer}; this model has layers 0 to {n_layer}"
             )
     if tokenizer.n_vocab != model.config.n_vocab:
         raise CheckpointError(

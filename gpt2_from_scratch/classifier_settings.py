@@ -41,8 +41,15 @@ class ClassifierSettings:
         "equal", "balanced: rare classes weigh more in the loss, in proportion", WEIGHTS
     )
     label_smoothing: float = setting(0.0, "share of each target that goes to all classes alike")
-    lora: int = setting(0, "rank of LoRA beside every matrix; the blocks stay frozen then; 0: none")
-    lora_alpha: float = setting(0.0, "its product is scaled by this over the rank; 0: by 1")
+    name: str = setting("label", "the head's name, by which others can stand beside it")
+    lora: int = setting(
+        0,
+        "rank of LoRA beside every matrix; the blocks' own weights stay frozen then, unless "
+        "--n-last-blocks says otherwise; 0: none",
+    )
+    lora_alpha: float = setting(
+        0.0, "its product is scaled by this over the rank; 0: the rank itself"
+    )
     lora_dropout: float = setting(0.0, "of what enters it")
     lora_blocks: int = setting(-1, "last blocks that have it; -1: all")
 
@@ -87,6 +94,7 @@ class ClassifierSettings:
             raise DataError("no text has any label: nothing to learn")
         center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
         return HeadConfig(
+            name=self.name,
             task=self.task,  # type: ignore[arg-type]
             labels=names if self.task != "span" else (),
             layer=None if self.layer < 0 else self.layer,

@@ -98,6 +98,8 @@ class TrainConfig:
         _check_rates(self)
         if self.warmup > 1:
             raise UsageError(f"warmup = {self.warmup} must be from 0 to 1")
+        if not self.rate_decay <= 1000:  # its power of as many as there are blocks is a number
+            raise UsageError(f"rate_decay = {self.rate_decay} must be from 1 to 1000")
         if self.micro_batch > self.batch_size:
             raise UsageError(
                 f"micro_batch = {self.micro_batch} is a part of batch_size = {self.batch_size}: "

@@ -47,7 +47,7 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 
 def format_epoch(epoch: Epoch, measure: str = "accuracy") -> str:
     """One line for one epoch; `measure` is the name of the validation score."""
-    share = measure if measure == "accuracy" else "right"
+    share = {"accuracy": "accuracy", "mean R2": "R2"}.get(measure, "right")
     heads = ", ".join(f"{name} {100 * score:.2f}" for name, score in epoch.heads.items())
     return (
         f"epoch {epoch.epoch:>2}  train loss {epoch.train_loss:.3f}  {share} {100 * epoch.train_score:.2f} %"

@@ -194,7 +194,10 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
     )
-    probe.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
+    probe.add_argument(
+        "--data", type=_something,
+        help="demo, topics, sms, or a .csv, .tsv or .jsonl file, one label a text (default: demo)",
+    )  # fmt: skip
     _add_columns(probe)
     probe.add_argument(
         "--pooling", choices=POOLINGS, nargs="+", dest="poolings",

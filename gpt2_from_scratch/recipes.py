@@ -7,7 +7,7 @@ is there; until then `state-*.safetensors`.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ def train_classifier(
         "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
     }  # fmt: skip
     split = three_parts(sources, settings.task, reading, balance, config.seed, say)
+    if settings.task == "regression" and not settings.labels:
+        settings = replace(settings, labels=_value_names(label_column, split))
+    if settings.pooling == "last_position":
+        say(
+            "the last position is a pad for all but the longest text beside: answers depend on those"
+        )
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
     say(_counted(split, settings.task))
@@ -150,6 +156,12 @@ def new_classifier(
     )
     freeze(classifier, config)
     return classifier
+
+
+def _value_names(label_column: str, split: Split) -> str:
+    """The columns' names as the values', unless one column holds several."""
+    names = label_column.split(",")
+    return label_column if len(names) == len(split.train[0].label) else ""
 
 
 def _counted(split: Split, task: str) -> str:

@@ -39,7 +39,10 @@ class Description:
     def __post_init__(self) -> None:
         names = [head.name for head in self.heads]
         if not names or len(set(names)) != len(names):
-            raise UsageError(f"a classifier has at least one head, each of another name: {names}")
+            raise UsageError(
+                f"a classifier has at least one head, each of another name, not {names}; train "
+                "gives heads their --name"
+            )
         if self.pad_to is not None and {h.pooling for h in self.heads} != {"last_position"}:
             raise UsageError("pads are for heads that read the last position")
 

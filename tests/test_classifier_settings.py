@@ -53,6 +53,7 @@ def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
     "settings",
     [
         {"micro_batch": 17},
+        {"rate_decay": 1e200},  # to the power of 6 no number
         {"unfreeze_every": 1, "n_last_blocks": 0},
         {"unfreeze_every": 5, "n_last_blocks": 2},  # the second would join in epoch 11 of 10
     ],
