@@ -32,7 +32,7 @@ notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, execute
 course: $(INSTALLED)  ## run every chapter as a script, one after another, and say how long each took
 	$(BIN)/python chapters/run_all.py
 
-bench: $(INSTALLED)  ## every benchmark (about half an hour); needs OpenAI's vocabulary and the SMS collection
+bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary and the SMS collection
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/predict.py --rounds 1
@@ -40,6 +40,9 @@ bench: $(INSTALLED)  ## every benchmark (about half an hour); needs OpenAI's voc
 	$(BIN)/python benchmarks/scale.py --long
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/tasks.py
+	$(BIN)/python benchmarks/several_heads.py
+	$(BIN)/python benchmarks/probes.py
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
 	$(BIN)/python tests/faults.py
