@@ -92,6 +92,10 @@ class ClassifierSettings:
         )
         if not names and self.task == "multi-label":
             raise DataError("no text has any label: nothing to learn")
+        if self.task != "regression" and (unknown := sorted(set(labels) - set(names))):
+            raise DataError(
+                f"labels {unknown[:5]} of the data are not among those named: {self.labels}"
+            )
         center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
         return HeadConfig(
             name=self.name,

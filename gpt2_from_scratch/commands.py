@@ -103,12 +103,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.scores import scores_as_json
 
     classifier = _load_classifier(args)
-    folder, task = (
-        args.run if args.run.is_dir() else args.run.parent,
-        classifier.description.head.task,
-    )
+    head = classifier.description.head
+    folder, task = args.run if args.run.is_dir() else args.run.parent, head.task
     if args.data:
-        messages = load_examples(args.data, task, **_data_options(args), say=say)
+        named = task == "regression" and head.labels[0] != "value_0"  # by their columns
+        columns = {"label_column": ",".join(head.labels)} if named else {}
+        messages = load_examples(args.data, task, **columns | _data_options(args), say=say)
     else:
         messages = read_test_part(folder, task)
     store = None if args.cache is False else FeatureStore(say=say)

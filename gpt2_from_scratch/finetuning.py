@@ -45,7 +45,8 @@ def set_trainable(
         _unfreeze_named(model, pattern)
     else:
         _unfreeze_heads(model, heads)
-        model.ln_f.requires_grad_(final_norm)
+        normed = not heads or any(head.final_norm for head in heads)
+        model.ln_f.requires_grad_(final_norm and normed)
         for block in model.blocks[top - n_last_blocks : top]:
             block.requires_grad_(True)
     _unfreeze_lora(model)

@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_settings(features, ClassifierSettings, "layer", "state", "pooling")
 
     check = _add(
-        commands, "check", "read labelled messages and say what is wrong with them",
+        commands, "check", "read messages with one class each and say what is wrong with them",
         "gpt2-classifier check reviews.csv --label-column stars",
         "gpt2-classifier check reviews.csv --encoding cp1252 --json",
     )  # fmt: skip

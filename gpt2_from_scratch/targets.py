@@ -14,6 +14,7 @@ from gpt2_from_scratch.alignment import first_tokens, token_range
 from gpt2_from_scratch.data import Message, Span
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.head_config import HeadConfig
+from gpt2_from_scratch.squad import context_start
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 IGNORED = -100  # the target of a token that has none; torch's cross_entropy passes over it
@@ -69,7 +70,7 @@ def make_targets(
         return _weighed(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
     if head.task == "span":
         ends = [
-            label is not None and token_range(m.text, ids, _span_in(m.text, label), tokenizer)
+            label is not None and token_range(m.text, ids, _answer_in(m.text, label), tokenizer)
             for (m, ids), label in zip(pairs, labels, strict=True)
         ]
         spans = torch.tensor([end or (IGNORED, IGNORED) for end in ends]).reshape(-1, 2)
@@ -119,6 +120,16 @@ def _span_in(text: str, span: Any) -> Span:
     if not isinstance(span, Span) or not 0 <= span.start <= span.end <= len(text):
         raise DataError(
             f"{span!r:.80} is no Span of {text!r:.80}, which has {len(text)} characters"
+        )
+    return span
+
+
+def _answer_in(text: str, span: Any) -> Span:
+    """An answer in the context: one in the first line of several could never be given."""
+    if _span_in(text, span).start < context_start(text):
+        raise DataError(
+            f"the answer {text[span.start : span.end]!r:.80} stands in the first line of "
+            f"{text!r:.80}, which is taken for the question"
         )
     return span
 

@@ -76,3 +76,11 @@ def test_named_parameters_are_all_that_trains(
 def test_texts_without_any_label_are_refused() -> None:
     with pytest.raises(DataError, match="no text has any label"):
         ClassifierSettings("multi-label").head_config([], [Message("one", ())], 8)
+
+
+def test_labels_of_the_data_that_were_not_named_are_told() -> None:
+    texts = [Message("x", "ham"), Message("y", "eggs")]
+    with pytest.raises(DataError, match="eggs"):
+        ClassifierSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
+    named = ClassifierSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
+    assert named.labels == ("spam", "ham") and named.name == "kind"

@@ -343,3 +343,11 @@ def test_blocks_are_counted_from_the_one_that_is_read(tiny_checkpoint: Path) -> 
         freeze(classifier, TrainConfig(n_last_blocks=2))
     with pytest.raises(UsageError, match="the heads read 1 blocks"):
         Classifier.on_base(tiny_checkpoint, heads=[low], lora=LoRAConfig(n_last_blocks=2))
+
+
+def test_the_final_norm_trains_where_a_head_reads_through_it(tiny_checkpoint: Path) -> None:
+    for final_norm in (True, False):
+        head = HeadConfig(labels=("a", "b"), final_norm=final_norm)
+        classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
+        freeze(classifier, TrainConfig(n_last_blocks=0))
+        assert ("ln_f.weight" in trainable_names(classifier.model)) == final_norm

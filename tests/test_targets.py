@@ -251,3 +251,15 @@ def test_nothing_that_trains_is_refused(tiny_checkpoint: Path, tmp_path: Path) -
     frozen = HeadConfig(labels=LABELS, trainable=False)
     with pytest.raises(UsageError, match="nothing to train: every parameter is frozen"):
         finetuned(tiny_checkpoint, frozen, split, tmp_path, n_last_blocks=0, final_norm=False)
+
+
+def test_an_answer_in_the_question_is_refused(tokenizer: Tokenizer) -> None:
+    """What is extracted begins behind the first line, so such an answer could never be given."""
+    head, text = HeadConfig(task="span"), "Who came?\nTom came."
+    good, bad = (
+        Message(text, Span(text.index(word), text.index(word) + 3)) for word in ("Tom", "Who")
+    )
+    encoded = [tokenizer.encode(text)]
+    assert make_targets(head, [good], encoded, tokenizer).counts.tolist() == [1.0]
+    with pytest.raises(DataError, match="taken for the question"):
+        make_targets(head, [bad], encoded, tokenizer)
