@@ -1,8 +1,6 @@
 # %% [markdown]
 # # 15. Probes
 #
-# What would a head alone have to work with? Probes ask each layer of the frozen network, in seconds.
-#
 # **At the end you will know** what the residual stream is, how to probe every layer in one pass,
 # what a pad still knows, and what a probe cannot tell. **Time:** about half a minute, offline.
 
@@ -60,25 +58,18 @@ print("checked: the slope is zero there, and the probe knows more than chance")
 #
 # One pass over the texts goes by all layers. At each we keep the stream as it is (*raw*) and through
 # the final norm (*final-normed*, as the head sees it), read in four ways. Pads need no second pass:
-# no token sees what comes behind. The penalty on large weights is chosen on the validation part.
+# no token sees what comes behind. The validation part chooses the penalty on large weights. The last
+# position knows nothing at layer 0, where pads are alike; then attention carries the text there.
 
 # %%
 probes = probe_layers(model, base.tokenizer, split, poolings=POOLINGS)
 print(format_probes(probes))
 picture(plot_probes(probes), "15-probes")
 
-# %% [markdown]
-# Most neighbours cannot be told apart by so few messages. But the last position knows nothing at
-# layer 0, where all pads are alike, and much one block later: attention has carried the text there.
-# The mean does well from the start. The final norm changes little: a probe standardizes anyway.
-
 # %% check
 states = pooled_states(Trunk(model, L), model.ln_f, encoded, POOLINGS[:2], pad_id, longest)
 for n, ids in enumerate(encoded[:9]):
-    for name, row in (
-        ("last_token", ids),
-        ("last_position", ids + [pad_id] * (longest - len(ids))),
-    ):
+    for name, row in zip(POOLINGS[:2], (ids, ids + [pad_id] * (longest - len(ids))), strict=True):
         alone = torch.cat([layer[:, -1] for layer in stream(row)])  # (n_layer + 1, C)
         assert (states[name, False][:, n] - alone).abs().max() < 1e-3
 score = {(p.pooling, p.final_norm, p.layer): p.accuracy for p in probes}
@@ -88,39 +79,48 @@ print(f"checked: {len(probes)} probes; their states are those of each text alone
 # %% [markdown]
 # ## Why the last block
 #
-# So the last layer knows, even at a pad. Why then does the book's head alone, read there, reach so
-# much less than with the last block? Look how far apart the states of messages are, and what a new
-# head makes of them by the lecture's AdamW, batches and epochs, at its rate and a hundred times it.
+# So the last layer knows, even at a pad. Yet in Raschka's book (chapter 6, table of additional
+# experiments, rows 3 and 1) a head alone on 124M gets 72.00 % of the test messages, 95.00 % with the
+# last block. Both read the last *position*, a pad in 1,044 of 1,045 training messages (chapter 10).
+# Here a head alone trains by the lecture's AdamW, batches and epochs, at its rate and a hundred times
+# it, from three seeds, on states as they are and standardized, as a probe gets them.
+
 
 # %%
-losses, chance = {}, {}
+def learn(x, rate, seed):
+    torch.manual_seed(seed)
+    head = torch.nn.Linear(x.shape[1], 2)
+    optimizer = torch.optim.AdamW(head.parameters(), rate, weight_decay=0.1)
+    for batch in [batch for _ in range(5) for batch in torch.randperm(N).split(8)]:
+        optimizer.zero_grad()
+        F.cross_entropy(head(x[batch]), labels[batch]).backward()
+        optimizer.step()
+    right = (head(x).argmax(dim=1) == labels)[-len(split.test) :].float().mean()
+    return F.cross_entropy(head(x)[:N], labels[:N]).item(), 100 * right.item()
+
+
+loss, chance = [], {}
 for pooling in POOLINGS[:2]:
     z = states[pooling, True][-1]  # (N, C): the last layer's, final-normed
     apart = (z[:N] - z[:N].mean(dim=0)).norm(dim=1).mean() / z[:N].norm(dim=1).mean()
-    print(f"{pooling:<13} states are {apart:.2f} of their length apart")
-    for rate in (5e-5, 5e-3):
-        torch.manual_seed(123)
-        head = torch.nn.Linear(z.shape[1], 2)
-        optimizer = torch.optim.AdamW(head.parameters(), rate, weight_decay=0.1)
-        for _ in range(5):
-            for batch in torch.randperm(N).split(8):
-                optimizer.zero_grad()
-                F.cross_entropy(head(z[batch]), labels[batch]).backward()
-                optimizer.step()
-        logits = head(z)
-        loss = losses[pooling, rate] = F.cross_entropy(logits[:N], labels[:N]).item()
-        new = (logits.argmax(dim=1) == labels)[-len(split.test) :].float().mean()
-        print(f"    head, rate {rate:.0e}: training loss {loss:.3f}, test {100 * new:.1f} %")
-    print(f"    probe: test {100 * score[pooling, True, L]:.1f} %")
+    print(f"{pooling}: apart {apart:.2f} of a length, probe {100 * score[pooling, True, L]:.1f} %")
+    for kind, x in (("as is", z), ("standardized", standardize(z[None], N)[0].float())):
+        for rate in (5e-5, 5e-3):
+            losses, right = zip(*[learn(x, rate, seed) for seed in (123, 7, 1)], strict=True)
+            loss.append(sum(losses) / 3)
+            print(f"  {kind:12} {rate:.0e} loss {loss[-1]:.3f} test %", *map("{:.1f}".format, right))
 
 # %% [markdown]
-# At the pads all messages look much alike: what tells them apart is there, but small beside what
-# they share. The probe scales it up; a few small steps of a head do not get that far. A block that
-# trains can write it larger. So more than missing knowledge it is reading that unfreezing helps.
+# At the pads messages look much alike: at the low rate the loss stays next to ln 2, which is chance.
+# The same steps on standardized pads come near the probe. At the last token too the low rate hurts; a
+# hundred times it serves there, and gets less far at pads, how far hangs on the seed. So on the
+# miniature, with 120 messages, it is mostly not that a pad does not know: its states differ so little
+# that few small steps do not get at it. That a last block writes this larger is a guess, not shown.
 
 # %% check
-assert losses["last_token", 5e-3] < losses["last_position", 5e-3] < losses["last_position", 5e-5]
-print("checked: the same steps get further at the last token than at a pad")
+_, token, _, _, low, pad, scaled, _ = loss
+assert token < pad < low and scaled < low
+print("checked: the same steps get further at the last token, and on standardized pads")
 
 # %% [markdown]
 # ## What a probe does not tell

@@ -64,8 +64,8 @@ assert moved[0] < 1e-4 and moved[1] > 0.01
 # ## 3. Behind every block
 #
 # The number of words is best read low in the network and is mostly gone at the end: the position
-# that is added to the embeddings tells how long the text was, and guessing the next token does not
-# need it for long. Whether it is spam is read better higher up, though with 120 test messages the
+# that is added to the embeddings tells how long the text was. Perhaps guessing the next token does
+# not need it for long; that is a guess, not shown here. Whether it is spam is read better higher up, though with 120 test messages the
 # differences between neighbours say little. The final norm changes next to nothing here, since
 # the columns are standardised first.
 
