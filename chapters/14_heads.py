@@ -61,7 +61,7 @@ def trained(split, heads, seed=123, blocks=1):
 
 for name, seed in [(name, seed) for name in forms for seed in (123, 7)]:
     found.append(its := trained(split, [forms[name]], seed)[1]["label"])
-    print(f"{name:<11} seed {seed:<4}{its.accuracy:.1%}", "({:.1%} to {:.1%})".format(*its.interval))
+    print(f"{name:11} seed {seed:<4}{its.accuracy:.1%}", "({:.1%} to {:.1%})".format(*its.interval))
 
 # %% check
 (first, last), single = (head_layers(forms[name], model) for name in ("two linear", "one output"))

@@ -108,7 +108,7 @@ for pooling in POOLINGS[:2]:
         for rate in (5e-5, 5e-3):
             losses, right = zip(*[learn(x, rate, seed) for seed in (123, 7, 1)], strict=True)
             loss.append(sum(losses) / 3)
-            print(f"  {kind:12} {rate:.0e} loss {loss[-1]:.3f} test %", *map("{:.1f}".format, right))
+            print(f" {kind:12} {rate:.0e} loss {loss[-1]:.3f} test %", *map("{:.1f}".format, right))
 
 # %% [markdown]
 # At the pads messages look much alike: at the low rate the loss stays next to ln 2, which is chance.
