@@ -31,6 +31,7 @@ from gpt2_from_scratch.features import Embedded, Features, Texts
 from gpt2_from_scratch.finetuning import frozen_depth, plain_depth, trainable_names
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import (
+    blocks_read,
     head_layers,
     layer_read,
     layers_by_name,
@@ -309,7 +310,8 @@ class Classifier:
         """(numbers of texts, each head's outputs for them), batch by batch, equal texts together."""
         check_ids(encoded, self.model.config.n_vocab)
         self.model.eval()
-        heads, top = self.description.heads, max(self._layers_read)
+        heads = self.description.heads
+        top = blocks_read(heads, self.model)
         depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
         if self._batch_mates_count or depth <= 0:
             texts = Embedded(self.model, encoded, self._pad_id, self.description.pad_to)

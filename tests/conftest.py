@@ -74,7 +74,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny_checkpoint"), seed=124)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of large genuine files beside the checkout; without it the test is skipped."""
     if not SHARED.is_dir():
@@ -91,7 +91,7 @@ def sms_file(shared: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def openai_124M(shared: Path) -> Path:
     """OpenAI's own small files of the 124M model (all but the weights)."""
     folder = shared / "openai_124M"

@@ -31,11 +31,7 @@ PIECES = ["a", "the", " ", "  ", "\n", "'s", "é", "e\u0301", "語", "👍🏽",
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "mini":
         return Tokenizer(embedded("weights/mini"))
-    folder = Path(__file__).parents[2] / "shared" / "openai_124M"
-    for name in ("vocab.bpe", "encoder.json"):
-        if not (folder / name).exists():
-            pytest.skip(f"put OpenAI's {name} of the 124M model into {folder} to run this test")
-    return Tokenizer(folder)
+    return Tokenizer(request.getfixturevalue("openai_124M"))
 
 
 @pytest.fixture
