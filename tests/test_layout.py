@@ -19,7 +19,7 @@ MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 # a module imports only from modules to its left
 ORDER = [
     "errors", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
-    "config", "head_config", "paths", "devices", "metrics", "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
+    "config", "head_config", "paths", "devices", "metrics", "answered", "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores", "score_tables", "baselines", "split", "check", "report", "answers",
     "corpus", "epochs", "plots", "architecture",
     "model", "lora", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "classifier_settings", "finetuning", "drawings", "generation", "published",
@@ -73,7 +73,7 @@ def test_imports_point_one_way():
 def test_the_package_imports_neither_chapters_nor_tests_nor_benchmarks():
     roots = {full.split(".")[0] for tree in MODULES.values() for full in imported(tree)}
     assert not roots & {"chapters", "tests", "benchmarks", "conftest", "pytest"}
-    known = {NAME, "numpy", "torch", "tiktoken", "safetensors", "pandas", "matplotlib", "tqdm", "requests", "filelock", "tokenizers"}  # fmt: skip
+    known = {NAME, "numpy", "torch", "tiktoken", "safetensors", "pandas", "matplotlib", "tqdm", "requests", "filelock", "tokenizers", "sklearn", "scipy", "jinja2"}  # fmt: skip
     assert not {root for root in roots - known if root not in sys.stdlib_module_names}
 
 
