@@ -22,7 +22,7 @@ from gpt2_from_scratch.assembly import (
 )
 from gpt2_from_scratch.batches import by_length, check_ids, encode_texts, pad_batch
 from gpt2_from_scratch.characters import has_halves
-from gpt2_from_scratch.config import Pooling
+from gpt2_from_scratch.config import OF_PADS, Pooling
 from gpt2_from_scratch.data import check_on_error
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import CheckpointError, UsageError
@@ -50,7 +50,7 @@ from gpt2_from_scratch.paths import MODELS, model_folder, model_name
 from gpt2_from_scratch.predictions import Prediction, answers
 from gpt2_from_scratch.saved_classifier import Description, read_classifier, write_classifier
 from gpt2_from_scratch.tokenizer import Tokenizer
-from gpt2_from_scratch.trunk import Trunk, batches, pack
+from gpt2_from_scratch.trunk import Trunk, batches
 from gpt2_from_scratch.weights import load_gpt2
 
 
@@ -82,6 +82,8 @@ class Classifier:
         lora: LoRAConfig | None = None,
         pooling: Pooling = "last_token",
         max_tokens: int | None = None,
+        pad_to: int | None = None,
+        causal_mask: bool = True,
         seed: int = 123,
         dtype: torch.dtype = torch.float32,
     ) -> "Classifier":
@@ -100,7 +102,9 @@ class Classifier:
             base_sha256(model, tokenizer),
             tuple(replace(head, layer=layer_read(head, model)) for head in heads),
             model.config.n_ctx if max_tokens is None else max_tokens,
-            lora=lora,
+            pad_to,
+            lora,
+            causal_mask,
         )
         assemble(description, model, tokenizer, seed)
         return cls(model, tokenizer, description, dtype)
@@ -162,7 +166,7 @@ class Classifier:
         self, path: Path, description: Description, tensors: Mapping[str, Tensor]
     ) -> None:
         refuse_other_base(path, description, "this one", self.description.base_sha256)
-        for name in ("max_tokens", "pad_to"):
+        for name in ("max_tokens", "pad_to", "causal_mask"):
             there, here = getattr(description, name), getattr(self.description, name)
             if there != here:
                 raise CheckpointError(f"{path} has {name} = {there}, this one {here}")
@@ -220,7 +224,8 @@ class Classifier:
         check_ids(encoded, self.model.config.n_vocab)
         depth, reason = frozen_depth(self.model)
         if self._batch_mates_count:
-            depth, reason = 0, "the last position depends on the texts beside"
+            depth, reason = 0, "what is read depends on the texts beside"
+        self._refuse_mask(depth)
         if reason:
             say(f"frozen blocks behind {depth} are computed again at each use: {reason}")
         depth = min(depth, *self._layers_read)
@@ -313,6 +318,7 @@ class Classifier:
         heads = self.description.heads
         top = blocks_read(heads, self.model)
         depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
+        self._refuse_mask(depth)
         if self._batch_mates_count or depth <= 0:
             texts = Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
             for batch in by_length(encoded, 32):
@@ -324,13 +330,17 @@ class Classifier:
             same.setdefault(tuple(ids), []).append(n)
         distinct = list(same)
         for numbers in batches(distinct, trunk.tokens):
-            packed = pack([distinct[n] for n in numbers]).to(trunk.device)
+            packed = trunk.pack([distinct[n] for n in numbers])
             states = trunk(packed)
             for r in packed.rectangles:
                 outputs = outputs_from(self.model, heads, depth, states[r.rows], r.lengths)
                 copies = [same[distinct[numbers[n]]] for n in r.texts]
                 rows = [row for row, each in enumerate(copies) for _ in each]
                 yield [n for each in copies for n in each], {k: v[rows] for k, v in outputs.items()}
+
+    def _refuse_mask(self, depth: int) -> None:
+        if not self.description.causal_mask and depth < max(self._layers_read) - 1:
+            raise UsageError("without the causal mask all blocks but the last must be frozen")
 
     def _refuse_many_rows(self) -> None:
         head = self.description.head
@@ -355,7 +365,7 @@ class Classifier:
     def _batch_mates_count(self) -> bool:
         """Whether an answer depends on how far the texts beside reach."""
         read = {h.pooling for h in self.description.heads if h.reads_one_state}
-        return "last_position" in read and self.description.pad_to is None
+        return bool(read & {*OF_PADS}) and self.description.pad_to is None
 
     def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """With their pads, where one of these is what is read."""
@@ -370,5 +380,6 @@ class Classifier:
         weights = (parameter for part in parts for parameter in part.parameters())
         made_of = depth, dtype, *((p.data_ptr(), p._version) for p in weights)
         if self._made is None or self._made[0] != made_of:
-            self._made = made_of, Trunk(self.model, depth, dtype)
+            mask = self.description.causal_mask
+            self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
         return self._made[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2_from_scratch.config import POOLINGS, check_types, setting
+from gpt2_from_scratch.config import OF_PADS, POOLINGS, check_types, setting
 from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.head_config import TASKS, HeadConfig
@@ -36,6 +36,14 @@ class ClassifierSettings:
     layer: int = setting(-1, "blocks in front of the point that is read; -1: all of them")
     state: str = setting("normed", "what is read there: through the final norm, or raw", STATES)
     pooling: str = setting("last_token", "where a text is read", POOLINGS)
+    pad_to: int = setting(
+        0,
+        "tokens that every text is padded to, where pads are read; -1: those of the longest text to "
+        "train on; 0: of the longest of its batch",
+    )
+    causal_mask: bool = setting(
+        True, "off: in the frozen blocks every token sees all of its text, as in BERT"
+    )
     dropout: float = setting(0.0, "in front of the head's layers; RoBERTa has 0.1")
     class_weights: str = setting(
         "equal", "balanced: rare classes weigh more in the loss, in proportion", WEIGHTS
@@ -65,10 +73,11 @@ class ClassifierSettings:
             raise UsageError(f"class weights are for classes, not for {self.task}")
         if self.lora < 0:
             raise UsageError(f"lora = {self.lora}: a rank is from 1 up, and 0 is none")
-        if self.layer < -1 or self.lora_blocks < -1:
-            raise UsageError(
-                f"layer = {self.layer}, lora_blocks = {self.lora_blocks}: -1 is all, else from 0 up"
-            )
+        for name in ("layer", "lora_blocks", "pad_to"):
+            if getattr(self, name) < -1:
+                raise UsageError(f"{name} = {getattr(self, name)} must be -1 or from 0 up")
+        if self.pad_to and self.pooling not in OF_PADS:
+            raise UsageError(f"pad_to is for pooling {' or '.join(OF_PADS)}: no other reads pads")
         if self.task in ("token-classification", "span") and self.pooling != "last_token":
             raise UsageError(
                 f"pooling says where an answer a text is read; {self.task} reads every token"

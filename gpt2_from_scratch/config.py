@@ -51,9 +51,11 @@ SIZES = {
 
 
 # where a text is read: its last real token; the last position of the batch, pad or not, as the
-# lecture does; its first token (which has seen nothing but itself); the mean over its real tokens
-Pooling = Literal["last_token", "last_position", "first_token", "mean"]
+# lecture does; its first token (which has seen nothing but itself); the mean over its real tokens;
+# the mean over all positions of the batch, pads too, as the lecture's table of experiments has it
+Pooling = Literal["last_token", "last_position", "first_token", "mean", "mean_position"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+OF_PADS = ("last_position", "mean_position")  # depend on how far a text was padded
 
 
 def setting(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.feature_store import FeatureStore, Shard
 from gpt2_from_scratch.model import GPT2
-from gpt2_from_scratch.trunk import Trunk, batches, pack
+from gpt2_from_scratch.trunk import Trunk, batches
 
 SHARD = 64e6  # bytes of features that are written at a time
 HELD = 0.5e9  # bytes held in memory; what goes beyond is read from the store text by text
@@ -108,7 +108,7 @@ class Features:
                 return shard.states(key)
             except OSError:  # another process made room
                 del self._shard_of[key]
-        return self.trunk(pack([self.encoded[number]]).to(self.trunk.device)).to(self.dtype)
+        return self.trunk(self.trunk.pack([self.encoded[number]])).to(self.dtype)
 
     def _compute(
         self, planned: dict[bytes, Sequence[int]], missing: Collection[bytes], quiet: bool
@@ -140,13 +140,13 @@ class Features:
             for numbers in batches(texts, self.trunk.tokens):
                 if not any(keys[n] in missing for n in numbers):
                     continue
-                packed = pack([texts[n] for n in numbers])
-                states = self.trunk(packed.to(self.trunk.device)).to("cpu", self.dtype)
+                packed = self.trunk.pack([texts[n] for n in numbers])
+                states = self.trunk(packed).to("cpu", self.dtype)
                 for rectangle in packed.rectangles:
                     for row, place in enumerate(rectangle.texts):
                         n = numbers[place]
                         if keys[n] in missing:
-                            ready[keys[n]] = states[rectangle.rows[row, : len(texts[n])]]
+                            ready[keys[n]] = states[rectangle.rows[row, : len(texts[n])].cpu()]
                             bar.update(len(texts[n]))
                 if sum(rows.nbytes for rows in ready.values()) >= SHARD:
                     kept = self._put_away(ready)

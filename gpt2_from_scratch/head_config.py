@@ -44,6 +44,7 @@ class HeadConfig:
     label_smoothing: float = 0.0  # this share of each target goes to all classes alike
     center: tuple[float, ...] = ()  # of each value that is predicted; none: 0
     scale: tuple[float, ...] = ()  # its unit: the output 1.0 means center + scale; none: 1
+    temperature: float = 1.0  # class scores are divided by it before they become probabilities
     loss_weight: float = 1.0  # of this head's loss in the sum of all heads'
     trainable: bool = True
     gradient: bool = True  # flows on into the model; False: the head learns, the model does not
@@ -117,5 +118,7 @@ def _check_outputs(head: HeadConfig) -> None:
         raise UsageError("class weights are not for regression")
     if (head.dropout or head.hidden) and task in ("language", "features"):
         raise UsageError(f"a head for {task} has no layers of its own")
+    if head.temperature == 0 or (head.temperature != 1 and task != "classification"):
+        raise UsageError(f"temperature = {head.temperature}: above 0, and for classification only")
     if head.label_smoothing and task not in SMOOTHED:
         raise UsageError(f"label smoothing is not for {task}")

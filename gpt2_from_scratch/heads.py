@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.config import OF_PADS, POOLINGS, Pooling
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.last_block import block_at, serves_one_position
+from gpt2_from_scratch.last_block import block_at, serves_parts
 from gpt2_from_scratch.model import GPT2
+from gpt2_from_scratch.real_tokens import block_on, real_positions
 
+MEANS = {"mean", "mean_position"}  # poolings that read more than one position
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -102,8 +104,8 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
     """Logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 
     Attention looks back only, so no real token sees the pads behind it: the answer for a text
-    depends neither on how far it was padded nor on the texts beside it (but for `last_position`,
-    which reads the pads).
+    depends neither on how far it was padded nor on the texts beside it (but for `last_position` and
+    `mean_position`, which read the pads).
     """
     head = HeadConfig(task="features", pooling=pooling)  # whatever the model's one head then says
     return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
@@ -116,16 +118,21 @@ def outputs_from(
 
     {name: (B, K)}, or (B, T, K) of a head that answers for every token. One pass serves all heads.
     Texts are padded on the right to T, with anything. Blocks behind the last point that is read are
-    not computed, and of the block before it only one position of each text, if no more is read.
+    not computed, of the block before it only one position of each text, if no more is read, and no
+    pads but where these are read.
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
     top, outputs = max(at.values()), dict[str, Tensor]()
     position, blocks = _one_position(heads, at, top), [*model.blocks]
+    real = real_positions(lengths, x.shape[1])  # (B, T)
+    skip_pads = not (real.all() or any(h.pooling in OF_PADS for h in heads))
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
             outputs[head.name] = layers[head.name](_read(model, head, x, lengths))
-        if n == top - 1 and position and serves_one_position(blocks[n]):
+        if n == top - 1 and position and serves_parts(blocks[n]):
             x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
+        elif n < top and skip_pads and serves_parts(blocks[n]):
+            x = block_on(blocks[n], x, real)
         elif n < top:
             x = blocks[n](x)
     return {head.name: outputs[head.name] for head in heads}
@@ -135,7 +142,7 @@ def _one_position(heads: Sequence[HeadConfig], at: dict[str, int], top: int) -> 
     """The one position of each text that is all that is read at the last point, if it is."""
     reading = [head for head in heads if at[head.name] == top]
     poolings = {head.pooling for head in reading}
-    if len(poolings) > 1 or "mean" in poolings or not all(h.reads_one_state for h in reading):
+    if len(poolings) > 1 or poolings & MEANS or not all(h.reads_one_state for h in reading):
         return None
     return reading[0].pooling
 
@@ -146,8 +153,8 @@ def _read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
     if head.reads_one_state and x.dim() == 3:
-        if head.pooling == "mean":
-            state = pool(norm(x), lengths, "mean")
+        if head.pooling in MEANS:
+            state = pool(norm(x), lengths, head.pooling)
         else:
             state = norm(pool(x, lengths, head.pooling))
     else:
@@ -162,8 +169,10 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     text may hold any token. Lengths must be at least 1 (an empty text has nothing to read).
     """
     if pooling == "mean":
-        real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # (B, T)
+        real = real_positions(lengths, states.shape[1])  # (B, T)
         return (states * real[:, :, None]).sum(dim=1) / lengths[:, None]
+    if pooling == "mean_position":
+        return states.mean(dim=1)
     rows = torch.arange(len(states), device=states.device)
     return states[rows, read_positions(lengths, states.shape[1], pooling)]
 

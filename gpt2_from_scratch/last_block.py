@@ -36,8 +36,10 @@ def is_plain(block: nn.Module) -> bool:
     return all(type(part) in PLAIN and not _is_hooked(part) for part in block.modules())
 
 
-def serves_one_position(block: nn.Module) -> bool:
-    """Whether `block_at` does what a block does: it is plain, or has LoRA whose dropout is off."""
+def serves_parts(block: nn.Module) -> bool:
+    """Whether `block_at`, or a block's parts called one by one, do what it does: it is plain, or has
+    LoRA whose dropout is off.
+    """
     for part in block.modules():
         adapted = type(part) is LoRALinear and not (part.dropout and part.training)
         if _is_hooked(part) or (type(part) not in PLAIN and not adapted):

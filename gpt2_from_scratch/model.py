@@ -30,15 +30,18 @@ class CausalSelfAttention(nn.Module):
         """(B, T, C) -> (B, T, C)"""
         return self.c_proj(self.attend(self.c_attn(x)))
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """What each position gathers: queries, keys, values (B, T, 3C) -> (B, T, C)."""
+    def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
+        """What each position gathers: queries, keys, values (B, T, 3C) -> (B, T, C).
+
+        From where `seen` (B, 1, T, T) holds; without it from itself and the positions before.
+        """
         B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
         q, k, v = qkv.split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (
             part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v)
         )  # (B, H, T, D)
         # softmax(q k^T / sqrt(D), positions after the query left out) v
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)  # (B, H, T, D)
         return y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
 
 

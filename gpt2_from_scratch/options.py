@@ -201,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_columns(probe)
     probe.add_argument(
         "--pooling", choices=POOLINGS, nargs="+", dest="poolings",
-        help="where texts are read (default: all but last_position, which computes pads too)",
+        help="where texts are read (default: all that read no pads)",
     )  # fmt: skip
     probe.add_argument(
         "--balance", action="store_true", default=None, help="as many texts of each label"

@@ -138,7 +138,7 @@ def answers(
     pairs = list(zip(texts, encoded, strict=True))
     outputs = outputs.detach().float()
     if head.task == "classification":
-        rows = _shares(class_scores(head, outputs))
+        rows = _shares(class_scores(head, outputs) / head.temperature)
         return [Choice(head.labels[int(row.argmax())], _named(head, row)) for row in rows]
     if head.task == "multi-label":
         rows = outputs.sigmoid().cpu().numpy().astype(np.float64)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2_from_scratch.batches import encode_texts
-from gpt2_from_scratch.config import POOLINGS, Pooling
+from gpt2_from_scratch.config import OF_PADS, POOLINGS, Pooling
 from gpt2_from_scratch.devices import arithmetic
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.finetuning import plain_depth
@@ -31,9 +31,9 @@ from gpt2_from_scratch.model import GPT2
 from gpt2_from_scratch.probe_report import Probe
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.tokenizer import Tokenizer
-from gpt2_from_scratch.trunk import Trunk, batches, pack
+from gpt2_from_scratch.trunk import Trunk, batches
 
-# all but `last_position`, for which every text is padded: on short messages six times the work
+# all but those that read pads, for which every text is padded: on short messages six times the work
 WITHOUT_PADS: tuple[Pooling, ...] = ("last_token", "first_token", "mean")
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
 AT_ONCE = 8  # probes that are fitted together: some 20 MB of states each at 124M's width
@@ -63,7 +63,7 @@ def probe_layers(
     """A probe at every layer, raw and final-normed, for each pooling: fitted on the training part,
     its penalty chosen by the validation part's cross-entropy, scored on the test part.
 
-    For `last_position` texts are padded with <|endoftext|> to the longest of the training part, and
+    For `last_position` and `mean_position` texts are padded with <|endoftext|> to the longest of the training part, and
     longer ones cut to it, as the lecture does; no other pooling sees that. All states are held in
     memory: 8 N L C bytes a pooling. Raises UsageError for an unknown pooling, a penalty that is not
     above 0, and a model with parts that are not GPT-2's; DataError for an empty part, for labels
@@ -115,7 +115,7 @@ def pooled_states(
     what stands there without pads. So one pass over the padded texts serves every pooling.
     """
     texts = encoded
-    if "last_position" in poolings:
+    if {*OF_PADS} & {*poolings}:
         texts = [[*ids, *[pad_id] * (pad_to - len(ids))] for ids in encoded]
     lengths = torch.tensor([len(ids) for ids in encoded], device=trunk.device)
     size = (trunk.depth + 1, len(encoded), trunk.wte.shape[1])
@@ -125,7 +125,7 @@ def pooled_states(
         disable=True if quiet else None,
     ) as bar:  # fmt: skip
         for numbers in batches(texts, trunk.tokens):
-            packed = pack([texts[n] for n in numbers]).to(trunk.device)
+            packed = trunk.pack([texts[n] for n in numbers])
             which = [(r.rows, [numbers[n] for n in r.texts]) for r in packed.rectangles]
             for layer, x in enumerate(trunk.layers(packed)):
                 normed = ln_f(x)  # (U, C)
@@ -142,6 +142,8 @@ def _pooled(x: Tensor, rows: Tensor, lengths: Tensor, pooling: Pooling, pad_to: 
     """One state a text: x (U, C), the rows of each text (B, T), its real tokens (B,) -> (B, C)."""
     if pooling == "mean":
         return pool(x[rows], lengths, pooling)
+    if pooling == "mean_position":
+        return pool(x[rows[:, :pad_to]], lengths, pooling)
     at = read_positions(lengths, pad_to, pooling)
     return x[rows.gather(1, at[:, None]).flatten()]
 

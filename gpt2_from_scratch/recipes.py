@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from gpt2_from_scratch.batches import encode_texts
 from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import TrainConfig, read_config
+from gpt2_from_scratch.config import OF_PADS, TrainConfig, read_config
 from gpt2_from_scratch.data import (
     Message,
     count_labels,
@@ -102,10 +103,8 @@ def train_classifier(
     split = three_parts(sources, settings.task, reading, balance, config.seed, say)
     if settings.task == "regression" and not settings.labels:
         settings = replace(settings, labels=_value_names(label_column, split))
-    if settings.pooling == "last_position":
-        say(
-            "the last position is a pad for all but the longest text beside: answers depend on those"
-        )
+    if settings.pooling in OF_PADS and not settings.pad_to:
+        say("pads are read, as many as the longest text beside needs: answers depend on those")
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
     say(_counted(split, settings.task))
@@ -143,14 +142,20 @@ def new_classifier(
     """A base model with the head and the LoRA that settings and texts ask for, frozen as `config`
     has it, untrained.
     """
-    every = [*split.train, *split.val, *split.test]
-    width = read_config(model_folder(model)).n_embd
-    head = settings.head_config(label_names(every, settings.task), split.train, width)
+    every, folder = [*split.train, *split.val, *split.test], model_folder(model)
+    sizes = read_config(folder)
+    head = settings.head_config(label_names(every, settings.task), split.train, sizes.n_embd)
+    pad_to = settings.pad_to or None
+    if settings.pad_to == -1:
+        texts = [message.text for message in split.train]
+        pad_to = max(map(len, encode_texts(texts, Tokenizer(folder), max_tokens or sizes.n_ctx)[0]))
     classifier = Classifier.on_base(
         model,
         heads=[head],
         lora=settings.lora_config(),
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens or sizes.n_ctx, pad_to) if pad_to else max_tokens,
+        pad_to=pad_to,
+        causal_mask=settings.causal_mask,
         seed=config.seed,
         dtype=dtype,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt2_from_scratch.config import Pooling, from_json
+from gpt2_from_scratch.config import OF_PADS, Pooling, from_json
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.lora import LoRAConfig
@@ -35,6 +35,7 @@ class Description:
     max_tokens: int = 1024  # longer texts are cut to their first tokens
     pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
     lora: LoRAConfig | None = None
+    causal_mask: bool = True  # False: in the frozen blocks each token sees all of its text
 
     def __post_init__(self) -> None:
         names = [head.name for head in self.heads]
@@ -43,8 +44,14 @@ class Description:
                 f"a classifier has at least one head, each of another name, not {names}; train "
                 "gives heads their --name"
             )
-        if self.pad_to is not None and {h.pooling for h in self.heads} != {"last_position"}:
-            raise UsageError("pads are for heads that read the last position")
+        if self.pad_to is not None and not {h.pooling for h in self.heads} <= {*OF_PADS}:
+            raise UsageError(f"pads are for heads that read them: pooling {' or '.join(OF_PADS)}")
+        read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
+        if not self.causal_mask and read != {"last_token"}:
+            raise UsageError(
+                "without the causal mask in frozen blocks heads must read the last token: to it "
+                "alone the last block, which has the mask, makes no difference"
+            )
 
     @property
     def head(self) -> HeadConfig:
@@ -87,6 +94,8 @@ def _read_description(metadata: dict[str, str], path: Path) -> Description:
         numbers = (description.max_tokens, description.pad_to or 1)
         if any(type(number) is not int or number < 1 for number in numbers):
             raise ValueError(f"max_tokens, pad_to = {numbers}")
+        if type(description.causal_mask) is not bool:
+            raise ValueError(f"causal_mask = {description.causal_mask}")
         return description
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path}: its description cannot be read: {error}") from None

@@ -4,7 +4,8 @@ All but attention looks at one position at a time, so texts need not stand in a 
 batch is a list of rows, one a token. And since attention looks back only, what the blocks make of a
 text's beginning does not depend on how it goes on: texts that begin alike share the rows of their
 common beginning. Only attention needs the texts as such; for it rows are laid out in rectangles of
-texts of about one length, and what comes out is taken back to one row a token.
+texts of about one length, and what comes out is taken back to one row a token. Without the causal
+mask attention looks both ways, at a text's own tokens, and no beginning is shared.
 
 U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd.
 """
@@ -23,6 +24,7 @@ from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.identity import tensors_sha256
 from gpt2_from_scratch.model import GPT2, TransformerBlock
+from gpt2_from_scratch.real_tokens import real_positions
 
 # tokens in a batch: enough to keep matrix products busy, few enough for a processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
@@ -60,14 +62,14 @@ class Packed:
         )
 
 
-def pack(texts: Sequence[Sequence[int]]) -> Packed:
-    """Lay out token ids of texts, none of them empty, as one batch."""
-    row_of: dict[tuple[int, int], int] = {}  # (row of the token before, token) -> row
+def pack(texts: Sequence[Sequence[int]], *, share: bool = True) -> Packed:
+    """Lay out token ids of texts, none of them empty, as one batch; beginnings shared, or not."""
+    row_of: dict[tuple[int, int, int], int] = {}  # (row of the token before, token, text) -> row
     ids, positions, rows = list[int](), list[int](), list[list[int]]()
-    for text in texts:
+    for number, text in enumerate(texts):
         row, path = -1, list[int]()
         for position, token in enumerate(text):
-            row = row_of.setdefault((row, token), len(row_of))
+            row = row_of.setdefault((row, token, 0 if share else number), len(row_of))
             if row == len(ids):
                 ids.append(token)
                 positions.append(position)
@@ -99,12 +101,20 @@ class Trunk:
     """The embeddings and the first `depth` blocks of a model, for forward passes without gradients.
 
     In bfloat16 the matrix products are done in it, on copies of the weights; the residual stream
-    and the norms stay float32. The blocks must be plain (`last_block.is_plain`).
+    and the norms stay float32. The blocks must be plain (`last_block.is_plain`). Without
+    `causal_mask` each token sees all of its text.
     """
 
-    def __init__(self, model: GPT2, depth: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        model: GPT2,
+        depth: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        causal_mask: bool = True,
+    ):
         self.wte, self.wpe = model.wte.weight, model.wpe.weight
-        self.dtype = dtype
+        self.dtype, self.causal_mask = dtype, causal_mask
         self.blocks: list[Any] = list(model.blocks)[:depth]
         self._weights = {"wte": self.wte, "wpe": self.wpe}  # as they are, not as they are rounded
         self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
@@ -129,7 +139,12 @@ class Trunk:
     def sha256(self) -> str:
         """Identity of all that its outputs depend on, but for rounding: weights and arithmetic."""
         weights = tensors_sha256(self._weights)
-        return hashlib.sha256(f"{weights} {self.dtype}".encode()).hexdigest()
+        mask = "" if self.causal_mask else " without the causal mask"
+        return hashlib.sha256(f"{weights} {self.dtype}{mask}".encode()).hexdigest()
+
+    def pack(self, texts: Sequence[Sequence[int]]) -> Packed:
+        """Texts as one batch, on its device, beginnings shared where they are all a token sees."""
+        return pack(texts, share=self.causal_mask).to(self.device)
 
     def __call__(self, packed: Packed) -> Tensor:
         """The residual stream behind the last of its blocks: (U, C) float32.
@@ -157,7 +172,10 @@ class Trunk:
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """`TransformerBlock.forward`, with rows in place of texts: (U, C) -> (U, C)."""
         qkv = block.attn.c_attn(block.ln_1(x).to(self.dtype))  # (U, 3C)
-        gathered = [block.attn.attend(qkv[r.rows]).flatten(0, 1) for r in packed.rectangles]
+        gathered = [
+            block.attn.attend(qkv[r.rows], None if self.causal_mask else _is_seen(r)).flatten(0, 1)
+            for r in packed.rectangles
+        ]
         y = torch.cat(gathered)[packed.home]  # (U, C)
         x = x + block.attn.c_proj(y)
         wide = block.mlp.c_fc(block.ln_2(x).to(self.dtype))  # (U, 4C)
@@ -189,5 +207,10 @@ def _rectangle(rows: list[list[int]], texts: list[int]) -> Rectangle:
 
 
 def _is_real(rectangle: Rectangle) -> Tensor:
+    return real_positions(rectangle.lengths, rectangle.rows.shape[1])  # (B, T)
+
+
+def _is_seen(rectangle: Rectangle) -> Tensor:
+    """All tokens of a text by all of them, pads by none: (B, 1, T, T)."""
     B, T = rectangle.rows.shape
-    return torch.arange(T) < rectangle.lengths[:, None]  # (B, T)
+    return _is_real(rectangle)[:, None, None, :].expand(B, 1, T, T)

@@ -281,7 +281,7 @@ def test_enormous_and_odd_texts_get_an_answer(classifier: Classifier) -> None:
 
 
 def test_pads_are_for_a_head_that_reads_them(classifier: Classifier) -> None:
-    with pytest.raises(UsageError, match="last position"):
+    with pytest.raises(UsageError, match="last_position or mean_position"):
         replace(classifier.description, pad_to=32)
 
 

@@ -208,9 +208,7 @@ def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
 def test_equal_texts_are_computed_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier.on_base(base, ["a", "b"])
     seen: list[int] = []
-    monkeypatch.setattr(
-        "gpt2_from_scratch.features.pack", lambda texts: seen.append(len(texts)) or pack(texts)
-    )
+    monkeypatch.setattr(Trunk, "pack", lambda trunk, texts: seen.append(len(texts)) or pack(texts))
     texts = [[1, 2], [3], [1, 2], [1, 2], [3]]
     features = Features(Trunk(classifier.model, 2), texts)
     assert sum(seen) == 2

@@ -93,6 +93,7 @@ def test_pool_is_the_loop(pooling):
                 "last_position": float(states[b, T - 1, c]),
                 "first_token": float(states[b, 0, c]),
                 "mean": sum(float(states[b, t, c]) for t in range(n)) / n,
+                "mean_position": sum(float(states[b, t, c]) for t in range(T)) / T,
             }
             assert float(found[b, c]) == pytest.approx(expected[pooling], abs=1e-5)
 
@@ -111,6 +112,7 @@ def test_gradients_flow_to_the_real_tokens_alone(pooling):
     expected = {
         "last_token": [[1], [4]], "last_position": [[4], [4]],
         "first_token": [[0], [0]], "mean": [[0, 1], [0, 1, 2, 3, 4]],
+        "mean_position": [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]],
     }  # fmt: skip
     assert [row.nonzero().flatten().tolist() for row in read] == expected[pooling]
 

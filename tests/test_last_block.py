@@ -6,7 +6,7 @@ from conftest import Halved
 
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.heads import class_logits, outputs_from, pool, replace_head
-from gpt2_from_scratch.last_block import block_at, is_plain, serves_one_position
+from gpt2_from_scratch.last_block import block_at, is_plain, serves_parts
 from gpt2_from_scratch.lora import MATRICES, LoRAConfig, add_lora, lora_names
 from gpt2_from_scratch.model import GPT2
 
@@ -68,7 +68,9 @@ def test_it_adapts_to_any_number_of_heads() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("pooling", ["last_token", "last_position", "first_token", "mean"])
+@pytest.mark.parametrize(
+    "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
+)
 def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, depth: int) -> None:
     replace_head(tiny_gpt2, 3)
     ids = torch.randint(277, (4, 9), generator=torch.Generator().manual_seed(1))
@@ -122,5 +124,5 @@ def test_adapters_are_computed_at_one_position_too(tiny_gpt2: GPT2, matrices: tu
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
-    assert serves_one_position(block) and not is_plain(block)
-    assert not serves_one_position(block.train()), "its dropout draws for every position"
+    assert serves_parts(block) and not is_plain(block)
+    assert not serves_parts(block.train()), "its dropout draws for every position"

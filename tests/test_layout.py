@@ -22,7 +22,7 @@ ORDER = [
     "config", "head_config", "paths", "devices", "metrics", "answered", "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores", "score_tables", "baselines", "split", "check", "report", "answers",
     "corpus", "epochs", "plots", "architecture",
-    "model", "lora", "last_block", "tensor_file", "checkpoints", "weights", "identity", "heads", "classifier_settings", "finetuning", "drawings", "generation", "published",
+    "model", "lora", "last_block", "real_tokens", "tensor_file", "checkpoints", "weights", "identity", "heads", "classifier_settings", "finetuning", "drawings", "generation", "published",
     "saved_classifier", "verify", "pretrain", "batches", "trunk", "logistic_regression", "probes", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier", "heads_by_token", "stream", "labelled", "training_run", "run_folder", "train", "rate_finder", "lecture", "recipes", "options", "commands", "cli", "course",
 ]  # fmt: skip
 LIGHT = [

@@ -439,6 +439,7 @@ def test_blocks_above_what_is_read_do_not_run(
         return run
 
     monkeypatch.setattr(TransformerBlock, "forward", counted("whole", TransformerBlock.forward))
+    monkeypatch.setattr(heads_module, "block_on", counted("whole", heads_module.block_on))
     monkeypatch.setattr(heads_module, "block_at", counted("at one", heads_module.block_at))
     classifier.model.requires_grad_(True)  # so that nothing is computed before
     graph(classifier)

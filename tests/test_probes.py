@@ -53,7 +53,7 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 @torch.no_grad()
 def one_by_one(model: GPT2, ids: list[int], pooling: str, final_norm: bool) -> torch.Tensor:
     """(L, C) of one text, by the plain blocks, padded or cut only where the pooling wants it."""
-    if pooling == "last_position":
+    if "position" in pooling:
         ids = (ids + [PAD] * PAD_TO)[:PAD_TO]
     x = model.embed(torch.tensor([ids]))
     layers = [x]
@@ -62,7 +62,7 @@ def one_by_one(model: GPT2, ids: list[int], pooling: str, final_norm: bool) -> t
     layers = [model.ln_f(x) if final_norm else x for x in layers]
     place = {"last_token": -1, "last_position": -1, "first_token": 0}
     return torch.stack(
-        [x[0].mean(0) if pooling == "mean" else x[0, place[pooling]] for x in layers]
+        [x[0].mean(0) if "mean" in pooling else x[0, place[pooling]] for x in layers]
     )
 
 

@@ -199,7 +199,9 @@ def test_the_order_of_messages_is_pinned() -> None:
     assert epoch_order(8, 123, 2).tolist() == [5, 6, 1, 3, 7, 0, 2, 4]
 
 
-@pytest.mark.parametrize("pooling", ["last_token", "last_position", "first_token", "mean"])
+@pytest.mark.parametrize(
+    "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
+)
 def test_every_pooling_trains(
     tiny_checkpoint: Path, split: Split, tmp_path: Path, pooling: str
 ) -> None:
