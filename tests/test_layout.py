@@ -18,7 +18,7 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
+    "errors", "extras", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
     "config", "head_config", "paths", "devices", "metrics", "answered", "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch",
     "download", "characters", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores", "score_tables", "baselines", "split", "check", "report", "answers",
     "corpus", "epochs", "plots", "architecture",
