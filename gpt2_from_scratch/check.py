@@ -1,6 +1,5 @@
 """What is in labelled messages before anything is trained on them: all is read, all is told."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from gpt2_from_scratch.config import read_config
 from gpt2_from_scratch.data import Message, count_labels, labelled_rows, labels_alike, source_path
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.lines import Fault, Row
+from gpt2_from_scratch.near_twins import masked
 from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.split import FRACTIONS, Split, split_messages, texts_with_two_labels
 from gpt2_from_scratch.tokenizer import Tokenizer
@@ -149,14 +149,6 @@ def check_data(
         obstacles=obstacles,
         obstacles_with_skip=with_skip,
     )
-
-
-def masked(text: str) -> str:
-    """What near duplicates have in common: lower-cased, every digit and every run of punctuation
-    and white space alike. A text of nothing else stays as it is.
-    """
-    words = re.sub(r"[\W_]+", " ", re.sub(r"\d", "0", text.lower())).strip()
-    return words or text
 
 
 def _read(rows: Iterable[Row | Fault]) -> tuple[list[Row], list[Fault], str | None]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from gpt2_from_scratch import cli
-from gpt2_from_scratch.check import Found, check_data, masked
+from gpt2_from_scratch.check import Found, check_data
 from gpt2_from_scratch.data import Message, load_messages, write_messages
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.near_twins import masked
 from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.report import format_report
 from gpt2_from_scratch.split import split_messages
@@ -63,28 +64,6 @@ def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
     for example in report.duplicates.examples:
         assert example.lines == [n + 2 for n, text in enumerate(texts) if text == example.text][:5]
     json.dumps(asdict(report), allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Call 08001 NOW!", "call 99999 now"),
-        ("a  b", "A-b."),
-        ("it's", "It s"),
-        ("über_1", "ÜBER 2"),
-    ],
-)
-def test_near_duplicates(one: str, other: str) -> None:
-    assert masked(one) == masked(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("call 1", "call 22"), ("ab", "a b"), ("!!!", "???"), ("😀", "😢"), ("a", "b")],
-)
-def test_no_near_duplicates(one: str, other: str) -> None:
-    """Texts of punctuation alone have no words to compare."""
-    assert masked(one) != masked(other)
 
 
 def test_lengths(tmp_path: Path) -> None:
