@@ -28,7 +28,7 @@ from gpt2_from_scratch.devices import set_threads
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import read_json, write_json, write_text
-from gpt2_from_scratch.finetuning import trainable_names
+from gpt2_from_scratch.finetuning import count_trainable
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.locks import locked
 from gpt2_from_scratch.paths import data_name, model_name
@@ -157,7 +157,7 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
         # a twin's blocks are those of one seed only: not worth the room on disk
         store = None if row.random_weights else FeatureStore(say=_silent)
         history = finetune(classifier, split, config, run, store=store, quiet=True, say=_silent)
-        trained = sum(classifier.model.get_parameter(n).numel() for n in trainable_names(classifier.model))  # fmt: skip
+        trained = count_trainable(classifier.model)
         right = _right(classifier, split.test)
     return Result(
         row.name, seed, sum(right) / len(right), max(epoch.val_score for epoch in history),
@@ -228,9 +228,7 @@ def _right(classifier: Classifier, test: Sequence[Message]) -> list[bool]:
     return found
 
 
-def _side_by_side(
-    plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int
-) -> Iterator[Result]:
+def _side_by_side(plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int) -> Iterator[Result]:
     """Results as they come, from `jobs` processes, or from this one."""
     if jobs == 1:
         for row, seed in todo:

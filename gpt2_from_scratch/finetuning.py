@@ -155,6 +155,11 @@ def trainable_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def count_trainable(model: nn.Module) -> int:
+    """How many numbers train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 @dataclass(frozen=True)
 class LedgerLine:
     """One part of the model: how many numbers it has, how many of them train, and how."""

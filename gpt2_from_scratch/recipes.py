@@ -1,21 +1,21 @@
 """From a model and messages to a finished run: the two recipes, each one call.
 
 A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`,
-`curves.png`, the test messages as `test.csv` (`test.jsonl` of other tasks than classification),
-`evaluation.json`, and `MANIFEST.json` when all of it
-is there; until then `state-*.safetensors`.
+the test messages as `test.csv` (`test.jsonl` of other tasks than classification), what
+`run_results.py` writes, and `MANIFEST.json` when all of it is there; until then
+`state-*.safetensors`.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from gpt2_from_scratch.batches import encode_texts
-from gpt2_from_scratch.checkpoints import refuse_changes, remove_states
+from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import OF_PADS, TrainConfig, read_config
@@ -30,13 +30,13 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.examples import label_names, load_examples
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
-from gpt2_from_scratch.finetuning import format_ledger, ledger
+from gpt2_from_scratch.finetuning import count_trainable, format_ledger, ledger
 from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
 from gpt2_from_scratch.lecture import lecture, lecture_split
 from gpt2_from_scratch.lines import checked_encoding
-from gpt2_from_scratch.manifest import check_listed, is_complete, write_manifest
+from gpt2_from_scratch.manifest import check_listed, is_complete
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
-from gpt2_from_scratch.plots import plot_epochs, plot_training, save_picture
+from gpt2_from_scratch.plots import plot_training
 from gpt2_from_scratch.run_folder import (
     describe,
     new_run_folder,
@@ -46,7 +46,7 @@ from gpt2_from_scratch.run_folder import (
     working_in,
     write_test_part,
 )
-from gpt2_from_scratch.scores import scores_as_json
+from gpt2_from_scratch.run_results import Finished, finish_run
 from gpt2_from_scratch.split import Split, split_messages, without_two_labels
 from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.train import finetune, freeze
@@ -88,6 +88,7 @@ def train_classifier(
     interrupted, with the same settings (`resume_training` reads them there). Raises Interrupted,
     after saving, when Ctrl-C or SIGTERM comes.
     """
+    began = time.monotonic()
     settings = settings or ClassifierSettings()
     config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
     check_dtype(dtype)
@@ -108,7 +109,9 @@ def train_classifier(
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
     say(_counted(split, settings.task))
-    say(format_ledger(ledger(classifier.model, config, classifier.description.heads)))
+    told = format_ledger(ledger(classifier.model, config, classifier.description.heads))
+    say(told)
+    n_trained = count_trainable(classifier.model)
     saved = sources | reading | asdict(settings) | {
         "model": model_name(model), "balance": balance,
         "max_tokens": classifier.description.max_tokens,
@@ -126,8 +129,11 @@ def train_classifier(
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
-        scores = evaluate_classifier(classifier, split.test, store=store, say=say)
-        _finish(run, scores, plot_epochs(history, scores.measure))
+        done = Finished(
+            run, classifier, split, history, saved | asdict(config), told, n_trained,
+            time.monotonic() - began,
+        )  # fmt: skip
+        scores = finish_run(done, store=store, say=say)
     return run, classifier, scores
 
 
@@ -283,6 +289,7 @@ def train_as_the_lecture(
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Any]:
     """The lecture's recipe; see `lecture.py` for what it does and why it is not the default."""
+    began = time.monotonic()
     path = sms_collection() if data == "sms" else Path(data)
     messages = load_messages(data)  # checks the file, whichever way it is then read
     split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
@@ -308,9 +315,13 @@ def train_as_the_lecture(
         steps, *losses = zip(*trace.losses, strict=True)
         train, val = zip(*trace.accuracies, strict=True)
         curves = plot_training(steps, (losses[0], losses[1]), (train, val), step_name="step")
-        evaluation = evaluate_classifier(classifier, split.test, store=store, say=say)
-        _finish(run, evaluation, curves)
-    return run, classifier, evaluation
+        told, n_trained = format_ledger(ledger(classifier.model)), count_trainable(classifier.model)
+        done = Finished(
+            run, classifier, split, [], settings | {"recipe": "the lecture's"}, told, n_trained,
+            time.monotonic() - began, curves,
+        )  # fmt: skip
+        scores = finish_run(done, calibrated=False, store=store, say=say)
+    return run, classifier, scores
 
 
 def evaluate_classifier(
@@ -323,11 +334,3 @@ def evaluate_classifier(
     """Score a classifier's first head on labelled messages: an Evaluation, or its like in scores.py."""
     labelled = to_labelled(classifier, messages, store=store, say=say)
     return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
-
-
-def _finish(run: Path, scores: Any, curves: Figure) -> None:
-    """Keep scores and picture; from then on the run is complete."""
-    save_picture(curves, run / "curves.png")
-    write_json(run / "evaluation.json", scores_as_json(scores))
-    remove_states(run)
-    write_manifest(run)

@@ -1,0 +1,178 @@
+"""What a finished run leaves: scores and answers, curves, a page to send, a card for its model."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gpt2_from_scratch.answered import write_answered
+from gpt2_from_scratch.answering import answered_with, calibrate
+from gpt2_from_scratch.assessment import Assessment, as_json, assess
+from gpt2_from_scratch.checkpoints import remove_states
+from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.comparison import Paired, compare_paired
+from gpt2_from_scratch.devices import environment
+from gpt2_from_scratch.epochs import Epoch
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.extras import need_sklearn
+from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.files import write_json, write_text
+from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
+from gpt2_from_scratch.manifest import write_manifest
+from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
+from gpt2_from_scratch.model_card import model_card
+from gpt2_from_scratch.near_twins import has_twin
+from gpt2_from_scratch.page import write_page
+from gpt2_from_scratch.plots import plot_epochs, save_picture
+from gpt2_from_scratch.run_facts import RunFacts, against_baselines
+from gpt2_from_scratch.run_report import run_page
+from gpt2_from_scratch.scores import Scores, scores_as_json
+from gpt2_from_scratch.split import Split
+from gpt2_from_scratch.text_baselines import answered_by, fit_baselines
+
+MOST_FOR_BASELINES = 20_000  # texts to train on: beyond, `compare` has them, at its own time
+TEST_ANSWERS, VAL_ANSWERS = "test-answers.jsonl", "val-answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose training is over, and how it came about."""
+
+    run: Path
+    classifier: Classifier
+    split: Split
+    history: Sequence[Epoch]
+    settings: Mapping[str, Any]  # as config.json has them
+    ledger: str
+    n_trained: int
+    seconds: float
+    curves: Figure | None = None  # none: drawn from the history
+
+
+def finish_run(
+    finished: Finished,
+    *,
+    calibrated: bool = True,
+    store: FeatureStore | None = None,
+    say: Callable[[str], None] = print,
+) -> Scores:
+    """Score a run on its test part and write all that it leaves; from then on it is complete.
+
+    A classifier that chooses one class gets its temperature, by the validation part, unless it is
+    not to be `calibrated`, and is compared with text baselines, where scikit-learn is there.
+    """
+    run, classifier, split = finished.run, finished.classifier, finished.split
+    twins = _near_twins(split)
+    assessment, baselines = None, []
+    if classifier.description.head.task == "classification":
+        assessment, right = _assess(finished, twins, calibrated, store, say)
+        scores: Scores = assessment.evaluation
+        baselines = _baselines(split, classifier.description.labels, right, say)
+        written = as_json(assessment)
+    else:
+        labelled = to_labelled(classifier, split.test, store=store, say=say)
+        scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
+        written = scores_as_json(scores)
+    facts = _facts(finished, scores, assessment, baselines, int(twins.sum()))
+    curves = finished.curves or plot_epochs(finished.history, scores.measure)
+    save_picture(curves, run / "curves.png")
+    write_json(run / "evaluation.json", written)
+    write_page(run / "report.html", run_page(facts))
+    write_text(run / "model_card.md", model_card(facts))
+    remove_states(run)
+    write_manifest(run)
+    if told := against_baselines(facts):
+        say(told)
+    say(f"what to think of it, to open or to send: {run / 'report.html'}")
+    return scores
+
+
+def _assess(
+    finished: Finished,
+    twins: np.ndarray,
+    calibrated: bool,
+    store: FeatureStore | None,
+    say: Callable[[str], None],
+) -> tuple[Assessment, np.ndarray]:
+    """The assessment, and whether each test text was answered right (N,)."""
+    run, classifier, split = finished.run, finished.classifier, finished.split
+    plain = answered_with(classifier, split.test, temperature=1.0, store=store, say=say)
+    temperature = 1.0
+    if calibrated:
+        temperature = calibrate(classifier, split.val, store=store, say=say)
+        classifier.save(run / "best.safetensors")
+    test = answered_with(classifier, split.test, near_twins=twins, store=store, say=say)
+    val = answered_with(classifier, split.val, store=store, say=say)
+    write_answered(run / TEST_ANSWERS, test)
+    write_answered(run / VAL_ANSWERS, val)
+    before = plain if calibrated else None
+    return assess(test, val, temperature=temperature, uncalibrated=before), test.right
+
+
+def _near_twins(split: Split) -> np.ndarray:
+    """Which test texts training has nearly too: (N,) bool."""
+    train, test = ([message.text for message in part] for part in (split.train, split.test))
+    return has_twin(test, train)
+
+
+def _baselines(
+    split: Split, labels: Sequence[str], right: np.ndarray, say: Callable[[str], None]
+) -> list[tuple[str, Evaluation, Paired | None]]:
+    """Text baselines on the same split, the classifier compared with each."""
+    try:
+        need_sklearn("a text baseline")
+    except UsageError as error:
+        say(f"{error}; the report is without baselines")
+        return []
+    if len(split.train) > MOST_FOR_BASELINES:
+        say("text baselines are left out, as there are many texts: gpt2-classifier compare has them")  # fmt: skip
+        return []
+    found = []
+    for baseline in fit_baselines(split, labels, quick=True, say=say):
+        answered = answered_by(baseline, split.test, labels)
+        evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))
+        found.append((baseline.name, evaluation, compare_paired(right, answered.right)))
+    return found
+
+
+def _facts(
+    finished: Finished,
+    scores: Scores,
+    assessment: Assessment | None,
+    baselines: Sequence[tuple[str, Evaluation, Paired | None]],
+    n_near_twins: int,
+) -> RunFacts:
+    classifier, settings = finished.classifier, finished.settings
+    description = classifier.description
+    parts = vars(finished.split)
+    texts = [message.text for part in parts.values() for message in part]
+    where = environment(classifier.model.wte.weight.device)
+    return RunFacts(
+        run=str(finished.run),
+        model=settings["model"],
+        data=settings["data"],
+        seed=settings["seed"],
+        task=description.head.task,
+        settings=settings,
+        counts={
+            name: Counter(m.label if assessment else "texts" for m in part)
+            for name, part in parts.items()
+        },
+        ledger=finished.ledger,
+        n_parameters=sum(p.numel() for p in classifier.model.parameters()),
+        n_trained=finished.n_trained,
+        history=finished.history,
+        scores=scores,
+        base_sha256=description.base_sha256,
+        versions=where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+        seconds=finished.seconds,
+        assessment=assessment,
+        baselines=baselines,
+        n_near_twins=n_near_twins,
+        n_cut=sum(classifier.encode(texts)[1]),
+    )
