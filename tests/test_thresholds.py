@@ -12,6 +12,7 @@ from gpt2_from_scratch.thresholds import (
     cheapest,
     choose_threshold,
     cost_of,
+    format_threshold,
     upper_bound,
 )
 
@@ -110,6 +111,15 @@ def test_the_ends_of_the_bound():
     assert upper_bound(4, 4) == upper_bound(0, 0) == 1.0
     assert upper_bound(0, 59) < 0.05 < upper_bound(0, 58)  # tables of discovery sampling: 59
     assert upper_bound(0, 299) < 0.01 < upper_bound(0, 298)  # and 299
+
+
+@pytest.mark.parametrize(
+    ("threshold", "written"),
+    [(0.0, "0.0000"), (6e-6, "6e-06"), (0.0001, "0.0001"), (0.85, "0.8500"), (0.9998, "0.9998"),
+     (1 - 2e-6, "1 - 2e-06"), (1.0, "1.0000"), (NEVER, "never")],
+)  # fmt: skip
+def test_thresholds_near_the_ends_can_be_read(threshold, written):
+    assert format_threshold(threshold) == written
 
 
 # --- costs ---
