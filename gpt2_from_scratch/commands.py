@@ -6,13 +6,21 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from itertools import tee
 from pathlib import Path
 from typing import Any
 
+from gpt2_from_scratch.arguments import (
+    computing_on,
+    data_options,
+    options_given,
+    say,
+    settings_of,
+    train_config,
+)
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.compare_command import run_compare
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.paths import MODELS
@@ -33,19 +41,19 @@ def run_train(args: argparse.Namespace) -> None:
         run, _, scores = _resume(args)
     elif args.recipe == "lecture":
         _refuse_other_settings(args)
-        device, dtype = _where(args)
-        given = _given(args, "model", "data", "seed", "cache")
+        device, dtype = computing_on(args)
+        given = options_given(args, "model", "data", "seed", "cache")
         run, _, scores = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **given)
     else:
-        device, dtype = _where(args)
+        device, dtype = computing_on(args)
         run, _, scores = train_classifier(
             run=args.out,
-            config=_train_config(args),
-            settings=_settings(args, ClassifierSettings),
+            config=train_config(args),
+            settings=settings_of(args, ClassifierSettings),
             device=device,
             dtype=dtype,
             say=say,
-            **_given(args, *RUN_SETTINGS),
+            **options_given(args, *RUN_SETTINGS),
         )
     print("test part, texts never trained on or chosen by:")
     print(format_scores(scores))
@@ -62,11 +70,11 @@ def run_find_rate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.rate_finder import find_rate
     from gpt2_from_scratch.recipes import new_classifier, three_parts
 
-    device, dtype = _where(args)
-    settings, config = _settings(args, ClassifierSettings), _train_config(args)
+    device, dtype = computing_on(args)
+    settings, config = settings_of(args, ClassifierSettings), train_config(args)
     sources = {"data": args.data or "demo", "val_data": "", "test_data": ""}
     split = three_parts(
-        sources, settings.task, _data_options(args), bool(args.balance), config.seed, say
+        sources, settings.task, data_options(args), bool(args.balance), config.seed, say
     )
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
@@ -86,7 +94,7 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
         raise UsageError(
             "--resume RUN goes on in RUN with its recipe: leave out --out and --recipe"
         )
-    given = _given(
+    given = options_given(
         args, *RUN_SETTINGS, "dtype", "threads",
         *(field.name for kind in (TrainConfig, ClassifierSettings) for field in fields(kind)),
     )  # fmt: skip
@@ -108,7 +116,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data:
         named = task == "regression" and head.labels[0] != "value_0"  # by their columns
         columns = {"label_column": ",".join(head.labels)} if named else {}
-        messages = load_examples(args.data, task, **columns | _data_options(args), say=say)
+        messages = load_examples(args.data, task, **columns | data_options(args), say=say)
     else:
         messages = read_test_part(folder, task)
     store = None if args.cache is False else FeatureStore(say=say)
@@ -127,7 +135,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
-    options = _given(args, "encoding", "on_error")
+    options = options_given(args, "encoding", "on_error")
     if args.file:
         texts = read_texts(args.file, args.text_column, **options, say=say)
     elif args.texts:
@@ -154,8 +162,8 @@ def run_features(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.files import atomic_path
     from gpt2_from_scratch.head_config import HeadConfig
 
-    device, dtype = _where(args)
-    asked = _settings(args, ClassifierSettings)
+    device, dtype = computing_on(args)
+    asked = settings_of(args, ClassifierSettings)
     head = HeadConfig(
         "state",
         "features",
@@ -165,7 +173,7 @@ def run_features(args: argparse.Namespace) -> None:
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=dtype)
     classifier.model.to(device)
-    options = _given(args, "encoding", "on_error")
+    options = options_given(args, "encoding", "on_error")
     texts = [text for _, text in read_texts(args.file, args.text_column, **options, say=say)]
     states = classifier.logits(classifier.encode(texts)[0]).numpy()
     with atomic_path(args.out) as temporary, temporary.open("wb") as file:
@@ -185,12 +193,12 @@ def run_probe(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.tokenizer import Tokenizer
     from gpt2_from_scratch.weights import load_gpt2
 
-    device, dtype = _where(args)
-    messages = load_messages(args.data or "demo", **_data_options(args), say=say)
-    split = split_messages(messages, **_given(args, "balance", "seed", "on_error"), say=say)
+    device, dtype = computing_on(args)
+    messages = load_messages(args.data or "demo", **data_options(args), say=say)
+    split = split_messages(messages, **options_given(args, "balance", "seed", "on_error"), say=say)
     model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
     began = time.perf_counter()
-    options = _given(args, "poolings")
+    options = options_given(args, "poolings")
     probes = probe_layers(model, tokenizer, split, **options, dtype=dtype, quiet=False, say=say)
     say(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
     if args.json:
@@ -207,7 +215,7 @@ def run_check(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.check import check_data
     from gpt2_from_scratch.report import format_report
 
-    options = _given(args, "text_column", "label_column", "encoding")
+    options = options_given(args, "text_column", "label_column", "encoding")
     report = check_data(args.data, model=args.model, **options)
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:
@@ -265,7 +273,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
         pretrain(
             args.corpus,
             args.out,
-            _settings(args, PretrainConfig),
+            settings_of(args, PretrainConfig),
             device=choose_device(args.device),
             dtype=getattr(torch, args.dtype),
             resume=args.resume,
@@ -304,25 +312,12 @@ def run_cache(args: argparse.Namespace) -> None:
     print(f"{total / 1e6:10.1f} MB of at most {store.limit / GB:.1f} GB in {store.folder}")
 
 
-def say(text: str) -> None:
-    """Print to standard error, above a progress bar if one is there; if it can be told."""
-    from tqdm import tqdm
-
-    with suppress(OSError):  # a log on a full disk is no reason to stop
-        tqdm.write(text, file=sys.stderr)
-
-
 def _refuse_other_settings(args: argparse.Namespace) -> None:
     """The lecture's recipe is fixed: an option that it would pass over is an error."""
     free = set("command recipe model data out seed verbose device dtype threads cache".split())
     given = {name for name, value in vars(args).items() if value is not None}
     if passed_over := sorted(given - free):
         raise UsageError(f"the lecture's recipe is fixed; leave out {', '.join(passed_over)}")
-
-
-def _data_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said about how to read labelled messages; the rest is as the function has it."""
-    return _given(args, "text_column", "label_column", "encoding", "on_error", "keep_empty")
 
 
 def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
@@ -336,46 +331,17 @@ def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
 def _load_classifier(args: argparse.Namespace) -> Any:
     from gpt2_from_scratch.classifier import Classifier
 
-    device, dtype = _where(args)
+    device, dtype = computing_on(args)
     classifier = Classifier.load(args.run, args.model, dtype=dtype)
     classifier.merge()
     classifier.model.to(device)
     return classifier
 
 
-def _where(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The device and the dtype to compute with; sets the number of threads."""
-    from gpt2_from_scratch.devices import DTYPES, arithmetic, choose_device, set_threads
-
-    set_threads(args.threads)
-    device, dtype = choose_device(args.device), DTYPES[args.dtype or "float32"]
-    if arithmetic(dtype, device) != dtype:
-        say("this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept")
-    return device, dtype
-
-
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options of these names that were given; the others are for the library's defaults."""
-    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
-
-
-def _train_config(args: argparse.Namespace) -> TrainConfig:
-    """The settings of training; with LoRA no block trains itself, unless that was asked for."""
-    if args.trainable and (args.n_last_blocks is not None or args.final_norm is not None):
-        raise UsageError(
-            "--trainable names all that trains: leave out --n-last-blocks and the norm"
-        )
-    config = _settings(args, TrainConfig)
-    return replace(config, n_last_blocks=0) if args.lora and args.n_last_blocks is None else config
-
-
-def _settings(args: argparse.Namespace, kind: Any) -> Any:
-    return kind(**_given(args, *(field.name for field in fields(kind))))
-
-
 COMMANDS = {
     "train": run_train,
     "find-rate": run_find_rate,
+    "compare": run_compare,
     "evaluate": run_evaluate,
     "predict": run_predict,
     "features": run_features,

@@ -67,6 +67,34 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=_path, default=Path("rates.png"), help="the picture (default: rates.png)"
     )
 
+    compare = _add(
+        commands, "compare", "score a finetuned GPT-2 beside what it must beat, on the same splits",
+        "gpt2-classifier compare",
+        "gpt2-classifier compare --data sms --balance --seeds 1 2 3",
+        "gpt2-classifier compare --data reviews.csv --folds 5 --n-last-blocks 2 --quick",
+        "gpt2-classifier compare runs/mini-demo-123 runs/another-on-the-same-split",
+    )  # fmt: skip
+    compare.add_argument(
+        "runs", type=_path, nargs="*", metavar="RUN",
+        help="finished runs that kept the same test texts; others are held against the first",
+    )  # fmt: skip
+    _add_training(compare)
+    many = compare.add_mutually_exclusive_group()
+    many.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="a split and a training of each"
+    )
+    many.add_argument(
+        "--folds", type=int, metavar="N", help="cut into N parts instead, each tested on once"
+    )
+    compare.add_argument(
+        "--out", type=_path,
+        help="a folder; what is finished there is not computed again (default: runs/compare-...)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--quick", action="store_true", default=None,
+        help="without random weights and the slower baselines",
+    )  # fmt: skip
+
     evaluate = _add(
         commands, "evaluate", "score a saved classifier on labelled messages",
         "gpt2-classifier evaluate runs/mini-demo-123",
@@ -210,26 +238,36 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--out", type=_path, help="the picture to write, a .png")
     probe.add_argument("--json", action="store_true", help="a JSON list, one object a probe")
 
-    for command in (train, find_rate, evaluate, predict, features, probe, check):
+    for command in (train, find_rate, compare, evaluate, predict, features, probe, check):
         command.add_argument("--encoding", help="of a file (default: utf-8)")
-    for command in (train, find_rate, evaluate, predict, features, probe):
+    for command in (train, find_rate, compare, evaluate, predict, features, probe):
         command.add_argument(
             "--on-error", choices=["stop", "skip"],
             help="at a row with a fault: stop, or leave it out and say so (default: stop)",
         )  # fmt: skip
-    for command in (train, evaluate):
+    for command in (train, compare, evaluate):
         command.add_argument(
             "--cache", action=argparse.BooleanOptionalAction,
             help="keep the frozen blocks' output on disk for the next run (default: yes)",
         )  # fmt: skip
-    for command in (train, find_rate, evaluate, predict, features, probe):
+    for command in (train, find_rate, compare, evaluate, predict, features, probe):
         command.add_argument(
             "--dtype", choices=["float32", "bfloat16"],
             help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "
             "stays float32 (default: float32)",
         )  # fmt: skip
         command.add_argument("--threads", type=int, metavar="N", help="(default: every core)")
-    for command in (train, find_rate, evaluate, predict, features, probe, generate, pretrain):
+    for command in (
+        train,
+        find_rate,
+        compare,
+        evaluate,
+        predict,
+        features,
+        probe,
+        generate,
+        pretrain,
+    ):
         command.add_argument(
             "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
             help="what computes (default: auto)",
