@@ -36,7 +36,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns; those from column `numeric` on stand at the right."""
+    """Rows of cells under named columns; those from column `numeric` on stand at the right.
+
+    Columns without any name have no line of their own.
+    """
 
     kind: ClassVar[str] = "table"
     columns: Sequence[str]

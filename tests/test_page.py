@@ -3,9 +3,9 @@
 import base64
 import re
 import struct
-from html.parser import HTMLParser
 
 import pytest
+from html_reader import Reader
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.page import (
@@ -20,7 +20,6 @@ from gpt2_from_scratch.page import (
     write_page,
 )
 
-VOID = {"meta", "img", "br", "link", "hr", "input", "source", "base", "embed", "area", "col"}
 HOSTILE = {
     "script": "<script>alert('owned')</script>",
     "closing": '</td></table></title></style></pre><img src=x onerror="alert(1)">',
@@ -34,36 +33,6 @@ HOSTILE = {
     "long": "10,000 <i> " + "ab< " * 2500,
     "unbroken": "x" * 10_000,
 }
-
-
-class Reader(HTMLParser):
-    """The open elements, text by element, attributes; refuses what is not closed in order."""
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(html)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-            self.texts.setdefault(tag, []).append("")
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes what is not open"
-
-    def handle_data(self, data):
-        if self.open:
-            self.texts[self.open[-1]][-1] += data
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page(text: str) -> Page:
