@@ -23,6 +23,7 @@ from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.compare_command import run_compare
 from gpt2_from_scratch.config import PretrainConfig, TrainConfig
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.experiments_command import run_table
 from gpt2_from_scratch.paths import MODELS
 
 # options of `train` that are arguments of `train_classifier` under the same name
@@ -342,6 +343,7 @@ COMMANDS = {
     "train": run_train,
     "find-rate": run_find_rate,
     "compare": run_compare,
+    "experiments": run_table,
     "evaluate": run_evaluate,
     "predict": run_predict,
     "features": run_features,

@@ -63,19 +63,22 @@ def compare_paired(right_a: np.ndarray, right_b: np.ndarray, *, seed: int = 0) -
     return Paired(n, only_a, only_b, (only_a - only_b) / n, interval, _mcnemar(only_a, only_b))
 
 
-def compare_repeated(a: Sequence[float], b: Sequence[float], n_train: int, n_test: int) -> Repeated:
+def compare_repeated(
+    a: Sequence[float], b: Sequence[float], n_train: int, n_test: int, *, least: float = 0.0
+) -> Repeated:
     """Compare the scores (S,), (S,) of two classifiers on the same S random splits.
 
     The corrected resampled t-test: random splits share texts, so that their scores differ less than
     those of fresh data would. The variance of the mean is taken as (1/S + n_test/n_train) times
-    that of the scores, not 1/S times. If all S differences are equal there is no variance to go by;
-    p is then the limit: 0.0, or 1.0 where they are all 0. Raises DataError for fewer than two
+    that of the scores, not 1/S times. A few differences may be equal, or nearly, by chance: `least`
+    is the smallest standard deviation that is believed, for accuracies one text, 1 / n_test. With 0
+    and equal differences p is the limit: 0.0, or 1.0 where they are all 0. Raises DataError for fewer than two
     splits, UsageError without scikit-learn. Source: Nadeau & Bengio 2003, Machine Learning 52:239.
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} and {len(b)} scores are not of the same splits")
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    mean, error, quantile = _mean_and_error(differences, n_train, n_test)
+    mean, error, quantile = _mean_and_error(differences, n_train, n_test, least)
     interval = mean - quantile * error, mean + quantile * error
     if not error:
         return Repeated(len(a), mean, interval, 1.0 if abs(mean) <= ROUNDING else 0.0)
@@ -84,14 +87,24 @@ def compare_repeated(a: Sequence[float], b: Sequence[float], n_train: int, n_tes
     return Repeated(len(a), mean, interval, float(2 * t.sf(abs(mean) / error, len(a) - 1)))
 
 
-def mean_interval(values: Sequence[float], n_train: int, n_test: int) -> tuple[float, float]:
+def mean_interval(
+    values: Sequence[float], n_train: int, n_test: int, *, least: float = 0.0
+) -> tuple[float, float]:
     """The 95 % interval of a classifier's mean share over S random splits, values (S,).
 
     With the correction of `compare_repeated`, and within 0 and 1. Few splits make it wide: of two
     it is 12.7 standard errors to each side. Raises as that does.
     """
-    mean, error, quantile = _mean_and_error(np.asarray(values, dtype=float), n_train, n_test)
+    shares = np.asarray(values, dtype=float)
+    mean, error, quantile = _mean_and_error(shares, n_train, n_test, least)
     return max(0.0, mean - quantile * error), min(1.0, mean + quantile * error)
+
+
+def spread_by_chance(share: float, n_test: int) -> float:
+    """The standard deviation that chance gives to a share of right answers among so many texts, and
+    at least one text: what `mean_interval` may believe of accuracies.
+    """
+    return max(1 / n_test, math.sqrt(share * (1 - share) / n_test))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -130,8 +143,12 @@ def _bootstrap(only_a: int, only_b: int, n: int, seed: int) -> tuple[float, floa
     return float(low), float(high)
 
 
-def _mean_and_error(values: np.ndarray, n_train: int, n_test: int) -> tuple[float, float, float]:
-    """The mean (S,) -> number, its corrected standard error, how many of these 95 % reach."""
+def _mean_and_error(
+    values: np.ndarray, n_train: int, n_test: int, least: float
+) -> tuple[float, float, float]:
+    """The mean (S,) -> number, its corrected standard error, how many of these 95 % reach; `least`
+    is the smallest standard deviation of values that is believed.
+    """
     if len(values) < 2:
         raise DataError(f"{len(values)} split: two or more are needed to see how scores vary")
     if not np.isfinite(values).all():
@@ -141,6 +158,7 @@ def _mean_and_error(values: np.ndarray, n_train: int, n_test: int) -> tuple[floa
     need_sklearn("an interval over several splits")
     from scipy.stats import t
 
-    variance = 0.0 if np.ptp(values) <= ROUNDING else float(values.var(ddof=1))
+    spread = 0.0 if np.ptp(values) <= ROUNDING else float(values.std(ddof=1))
+    variance = max(least, spread) ** 2
     error = math.sqrt((1 / len(values) + n_test / n_train) * variance)
     return float(values.mean()), error, float(t.ppf(0.975, len(values) - 1))

@@ -14,6 +14,7 @@ from gpt2_from_scratch.comparison import (
     format_p,
     holm,
     mean_interval,
+    spread_by_chance,
 )
 from gpt2_from_scratch.experiments import Result
 from gpt2_from_scratch.extras import need_sklearn
@@ -75,8 +76,11 @@ def _against(
         paired = compare_paired(a, b)
         return wilson_interval(int(a.sum()), n_test), paired.difference, paired.p
     accuracies = [r.accuracy for r in results]
-    repeated = compare_repeated(accuracies, [r.accuracy for r in default], n_train, n_test)
-    return mean_interval(accuracies, n_train, n_test), repeated.difference, repeated.p
+    theirs = [r.accuracy for r in default]
+    repeated = compare_repeated(accuracies, theirs, n_train, n_test, least=1 / n_test)
+    least = spread_by_chance(statistics.fmean(accuracies), n_test)
+    interval = mean_interval(accuracies, n_train, n_test, least=least)
+    return interval, repeated.difference, repeated.p
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Span, load_messages
-from gpt2_from_scratch.devices import set_threads
+from gpt2_from_scratch.devices import DTYPES, set_threads
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import read_json, write_json, write_text
@@ -51,6 +51,7 @@ class Plan:
     settings: ClassifierSettings  # of the default row
     balance: bool = True
     max_tokens: int | None = None
+    dtype: str = "float32"  # of the frozen blocks
     reading: tuple[tuple[str, Any], ...] = ()  # how the data is read
 
 
@@ -76,11 +77,12 @@ def run_experiments(
     out: Path,
     *,
     jobs: int = 2,
+    threads: int = 1,
     say: Callable[[str], None] = print,
 ) -> list[Result]:
     """Run every row with every seed that is not in `out` yet; the results in order of rows.
 
-    `jobs` processes work side by side, each with one thread. Ctrl-C ends those under way; what was
+    `jobs` processes work side by side, each with so many `threads`. Ctrl-C ends those under way; what was
     done stays. Raises UsageError where `out` holds experiments with other settings.
     """
     refuse_unfit(plan, rows)
@@ -100,7 +102,7 @@ def run_experiments(
             say(f"{len(done)} experiments are in {out} already, {len(todo)} are to be done")
         with (out / "results.jsonl").open("a", encoding="utf-8") as file:
             for result in tqdm(
-                _side_by_side(plan, todo, jobs), total=len(todo), desc="experiments", disable=None
+                _side_by_side(plan, todo, jobs, threads), total=len(todo), desc="experiments", disable=None
             ):
                 file.write(_line(result))
                 file.flush()
@@ -150,7 +152,7 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
         model = plan.model
         if row.random_weights:
             model = str(random_twin(plan.model, Path(folder) / "model", seed))
-        classifier, split = _prepared(model, split, config, settings, row, plan.max_tokens)
+        classifier, split = _prepared(model, split, config, settings, row, plan)
         n_train = len(split.train)
         run = Path(folder) / "run"
         run.mkdir()
@@ -185,24 +187,26 @@ def _prepared(
     config: TrainConfig,
     settings: ClassifierSettings,
     row: Row,
-    max_tokens: int | None,
+    plan: Plan,
 ) -> tuple[Classifier, Split]:
     """The classifier of a row, and the messages as it learns from them."""
+    dtype = DTYPES[plan.dtype]
+    plain = new_classifier(model, split, config, settings, plan.max_tokens, dtype)
     if not row.extra:
-        return new_classifier(model, split, config, settings, max_tokens), split
-    plain = new_classifier(model, split, config, settings, max_tokens).description
+        return plain, split
+    head, max_tokens = plain.description.head, plain.description.max_tokens
     if row.extra == "words":
-        heads = [HeadConfig("label", "token-classification", plain.head.labels)]
+        heads = [HeadConfig("label", "token-classification", head.labels)]
         label: Callable[[Message], Any] = _every_word
     else:
-        heads = [plain.head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
+        heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
         label = lambda message: {"label": message.label}  # noqa: E731
     parts = (
         [Message(message.text, label(message)) for message in part]
         for part in (split.train, split.val, split.test)
     )
     classifier = Classifier.on_base(
-        model, heads=heads, max_tokens=plain.max_tokens, seed=config.seed
+        model, heads=heads, max_tokens=max_tokens, seed=config.seed, dtype=dtype
     )
     freeze(classifier, config)
     return classifier, Split(*parts)
@@ -228,14 +232,16 @@ def _right(classifier: Classifier, test: Sequence[Message]) -> list[bool]:
     return found
 
 
-def _side_by_side(plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int) -> Iterator[Result]:
+def _side_by_side(
+    plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int, threads: int
+) -> Iterator[Result]:
     """Results as they come, from `jobs` processes, or from this one."""
     if jobs == 1:
         for row, seed in todo:
             yield run_one(plan, row, seed)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=set_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, initializer=set_threads, initargs=(threads,)) as pool:
         futures = {pool.submit(run_one, plan, row, seed) for row, seed in todo}
         try:
             while futures:

@@ -95,6 +95,29 @@ def build_parser() -> argparse.ArgumentParser:
         help="without random weights and the slower baselines",
     )  # fmt: skip
 
+    experiments = _add(
+        commands, "experiments", "run a whole table of experiments, each one change from the default",
+        "gpt2-classifier experiments --list",
+        "gpt2-classifier experiments --data sms --balance --epochs 5",
+        "gpt2-classifier experiments --rows 'token position' LoRA --seeds 1 2 3",
+    )  # fmt: skip
+    _add_training(experiments)
+    experiments.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="N",
+        help="each a split, first weights and an order of messages (default: 1 2 3 4 5)",
+    )  # fmt: skip
+    experiments.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="rows, or kinds of rows, beside the default"
+    )
+    experiments.add_argument("--list", action="store_true", help="only say which rows there are")
+    experiments.add_argument(
+        "--jobs", type=int, metavar="N", help="processes side by side (default: one a processor)"
+    )
+    experiments.add_argument(
+        "--out", type=_path,
+        help="a folder; what is finished there is not done again (default: runs/experiments-...)",
+    )  # fmt: skip
+
     evaluate = _add(
         commands, "evaluate", "score a saved classifier on labelled messages",
         "gpt2-classifier evaluate runs/mini-demo-123",
@@ -238,9 +261,19 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--out", type=_path, help="the picture to write, a .png")
     probe.add_argument("--json", action="store_true", help="a JSON list, one object a probe")
 
-    for command in (train, find_rate, compare, evaluate, predict, features, probe, check):
+    for command in (
+        train,
+        find_rate,
+        compare,
+        experiments,
+        evaluate,
+        predict,
+        features,
+        probe,
+        check,
+    ):
         command.add_argument("--encoding", help="of a file (default: utf-8)")
-    for command in (train, find_rate, compare, evaluate, predict, features, probe):
+    for command in (train, find_rate, compare, experiments, evaluate, predict, features, probe):
         command.add_argument(
             "--on-error", choices=["stop", "skip"],
             help="at a row with a fault: stop, or leave it out and say so (default: stop)",
@@ -250,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--cache", action=argparse.BooleanOptionalAction,
             help="keep the frozen blocks' output on disk for the next run (default: yes)",
         )  # fmt: skip
-    for command in (train, find_rate, compare, evaluate, predict, features, probe):
+    for command in (train, find_rate, compare, experiments, evaluate, predict, features, probe):
         command.add_argument(
             "--dtype", choices=["float32", "bfloat16"],
             help="of the frozen blocks: bfloat16 is quicker and takes half the room; what trains "

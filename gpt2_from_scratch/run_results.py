@@ -30,7 +30,7 @@ from gpt2_from_scratch.near_twins import has_twin
 from gpt2_from_scratch.page import write_page
 from gpt2_from_scratch.plots import plot_epochs, save_picture
 from gpt2_from_scratch.run_facts import RunFacts, against_baselines
-from gpt2_from_scratch.run_report import run_page
+#from gpt2_from_scratch.run_report import run_page
 from gpt2_from_scratch.scores import Scores, scores_as_json
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.text_baselines import answered_by, fit_baselines
@@ -132,7 +132,7 @@ def _baselines(
     if len(split.train) > MOST_FOR_BASELINES:
         say("text baselines are left out, as there are many texts: gpt2-classifier compare has them")  # fmt: skip
         return []
-    found = []
+    found: list[tuple[str, Evaluation, Paired | None]] = []
     for baseline in fit_baselines(split, labels, quick=True, say=say):
         answered = answered_by(baseline, split.test, labels)
         evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))

@@ -16,6 +16,7 @@ from gpt2_from_scratch.comparison import (
     format_p,
     holm,
     mean_interval,
+    spread_by_chance,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 
@@ -158,6 +159,22 @@ def test_the_interval_of_a_mean():
     assert mean_interval([0.99, 1.0], 70, 20)[1] == 1.0
     assert mean_interval([0.01, 0.0], 70, 20)[0] == 0.0
     assert mean_interval([0.7, 0.7, 0.7], 70, 20) == pytest.approx((0.7, 0.7))
+
+
+def test_equal_scores_of_few_splits_are_not_believed():
+    """Three times the same score: each was of 20 texts, and could have come out otherwise."""
+    half = 0.1 * math.sqrt(1 / 3 + 20 / 70) * 4.302653
+    assert mean_interval([0.5] * 3, 70, 20, least=0.1) == pytest.approx((0.5 - half, 0.5 + half))
+    one_text = compare_repeated([0.8, 0.9], [0.75, 0.85], 70, 20, least=0.05)
+    t = 0.05 / math.sqrt((1 / 2 + 20 / 70) * 0.05**2)
+    assert one_text.p == pytest.approx(1 - 2 * math.atan(t) / math.pi)  # one degree: Cauchy's law
+    wider = compare_repeated([0.9, 0.5], [0.1, 0.3], 70, 20, least=0.05)
+    assert wider == compare_repeated([0.9, 0.5], [0.1, 0.3], 70, 20)
+
+
+def test_what_chance_gives_a_share():
+    assert spread_by_chance(0.5, 100) == pytest.approx(np.random.default_rng(1).binomial(100, 0.5, 200_000).std() / 100, rel=0.01)  # fmt: skip
+    assert spread_by_chance(1.0, 50) == 0.02
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""`gpt2-classifier experiments`: the whole table, its picture, and what to make of it."""
+
+import argparse
+from pathlib import Path
+
+from gpt2_from_scratch.arguments import (
+    data_options,
+    say,
+    settings_of,
+    train_config,
+)
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.config import read_config
+from gpt2_from_scratch.paths import data_name, model_folder
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """Run the rows that are not done yet; print the table in Markdown and write it to a folder."""
+    from gpt2_from_scratch.ablations import ablations, chosen
+    from gpt2_from_scratch.devices import usable_processors
+    from gpt2_from_scratch.experiment_table import (
+        agreement,
+        as_json,
+        format_notes,
+        format_table,
+        summarize,
+    )
+    from gpt2_from_scratch.experiments import Plan, run_experiments
+    from gpt2_from_scratch.extras import need_sklearn
+    from gpt2_from_scratch.files import write_json, write_text
+    from gpt2_from_scratch.plots import save_picture
+    from gpt2_from_scratch.score_plots import plot_scores
+
+    need_sklearn("the table of experiments")
+    model, data = args.model or "mini", args.data or "demo"
+    config = train_config(args)
+    sizes = read_config(model_folder(model))
+    rows = ablations(sizes, config)
+    if args.list:
+        print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
+        return
+    rows = chosen(rows, args.rows or [])
+    plan = Plan(
+        str(model), str(data), tuple(args.seeds), config, settings_of(args, ClassifierSettings),
+        bool(args.balance), args.max_tokens, args.dtype or "float32",
+        tuple(sorted(data_options(args).items())),
+    )  # fmt: skip
+    out = args.out or Path("runs") / f"experiments-{model_folder(model).name}-{Path(data_name(data)).stem}"  # fmt: skip
+    jobs = args.jobs or max(1, usable_processors() // (args.threads or 1))
+    results = run_experiments(plan, rows, out, jobs=jobs, threads=args.threads or 1, say=say)
+    summaries = summarize(rows, results)
+    agrees = agreement(summaries, results)
+    notes = format_notes(summaries, agrees, len(results[0].right))
+    table = format_table(summaries)
+    write_text(out / "experiments.md", f"{table}\n\n{notes}\n")
+    write_json(out / "table.json", as_json(summaries, agrees))
+    picture = plot_scores(
+        [s.row for s in summaries],
+        [s.mean for s in summaries],
+        [s.interval for s in summaries],
+        reference=0,
+        others=[s.book.accuracy / 100 if s.book else None for s in summaries],
+        others_name="the book, 124M, one seed",
+    )
+    save_picture(picture, out / "experiments.png")
+    print(f"{table}\n\n{notes}")
+    say(f"in {out}: experiments.md, table.json, experiments.png, results.jsonl")
