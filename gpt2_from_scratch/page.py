@@ -22,7 +22,7 @@ from gpt2_from_scratch.files import write_text
 TEMPLATE = Path(__file__).with_name("page.html")
 DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
 SHARPNESS = 2  # pixels of a picture a pixel of the page, for screens that have them
-NARROWEST = 540  # pixels: on a phone a wide picture scrolls rather than shrinks below this
+NARROWEST = 460  # pixels: on a phone a wide picture scrolls rather than shrinks below this
 AT_ONCE = 300  # characters of a text that are shown before one asks for the rest
 
 

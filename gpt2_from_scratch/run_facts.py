@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_from_scratch.answered import Answered
 from gpt2_from_scratch.assessment import Assessment
 from gpt2_from_scratch.characters import on_one_line
 from gpt2_from_scratch.comparison import Paired, format_p
@@ -55,6 +56,7 @@ class RunFacts:
     versions: Mapping[str, str | int]  # of Python and packages; the processor
     seconds: float
     assessment: Assessment | None = None  # of classification
+    answered: Answered | None = None  # what that was made from: the answers to the test part
     # (name, scores on the same test texts, this run against it)
     baselines: Sequence[tuple[str, Evaluation, Paired | None]] = ()
     n_near_twins: int | None = None  # test texts nearly in training; None where that is not known
@@ -233,7 +235,7 @@ def _uneven(facts: RunFacts) -> str:
     share = counts[most] / sum(counts.values())
     return (
         f"Labels are uneven in training: {counts[most]:,} texts are {most}, {counts[fewest]:,} are "
-        f"{fewest}. Always answering {most} would be right of {percent(share)} of them: read the recall "
+        f"{fewest}. Always answering {most} would be right {percent(share)} of the time: read the recall "
         f"of {fewest} rather than the accuracy; --balance or --class-weights balanced may raise it."
     )
 

@@ -26,8 +26,8 @@ ORDER = [
     "weights", "random_twin", "identity", "heads", "classifier_settings", "ablations", "finetuning", "drawings", "generation", "published", "saved_classifier", "verify",
     "pretrain", "batches", "trunk", "logistic_regression", "probes", "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier",
     "heads_by_token", "stream", "labelled", "answering", "training_run", "run_folder", "train", "run_results", "rate_finder", "lecture", "run_facts", "model_card",
-    "recipes", "contenders", "contest", "compare", "compare_runs", "experiments", "experiment_table", "options", "arguments", "compare_command", "experiments_command", "commands",
-    "cli", "course",
+    "run_report", "recipes", "contenders", "contest", "compare", "compare_runs", "experiments", "experiment_table", "options", "arguments", "compare_command", "experiments_command",
+    "commands", "cli", "course",
 ]  # fmt: skip
 LIGHT = [
     "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "near_twins", "split", "text_baselines", "check",

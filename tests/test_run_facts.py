@@ -99,6 +99,7 @@ LOPSIDED = scored(answers(300, 15))
 LOPSIDED = replace(LOPSIDED, classes=[
     ClassScores("ham", 0.95, 0.95, 0.95, 150), ClassScores("spam", 0.95, 0.8, 0.87, 150),
 ])  # fmt: skip
+OTHER_SIDE = replace(LOPSIDED, classes=[ClassScores("ham", 0.8, 0.95, 0.87, 150), ClassScores("spam", 0.95, 0.9, 0.92, 150)])  # fmt: skip
 SILENT = replace(LOPSIDED, classes=[ClassScores("ham", 0.5, 1.0, 0.67, 150), ClassScores("spam", None, 0.0, 0.0, 150)])  # fmt: skip
 EVEN = replace(LOPSIDED, classes=[ClassScores("ham", 0.95, 0.86, 0.9, 150), ClassScores("spam", 0.86, 0.95, 0.9, 150)])  # fmt: skip
 CASES = {
@@ -119,7 +120,7 @@ CASES = {
     "uneven": (
         {"counts": run_facts().counts | {"train": {"ham": 301, "spam": 100}}},
         "Labels are uneven in training: 301 texts are ham, 100 are spam. Always answering ham would be "
-        "right of 75.1 %",
+        "right 75.1 % of the time",
     ),
     "cut": ({"n_cut": 17}, "17 texts of all parts were cut to their first 384 tokens"),
     "epoch": (
@@ -132,6 +133,10 @@ CASES = {
     "one side": (
         {"scores": LOPSIDED, "baselines": []},
         "Errors fall to one side: of texts that are spam 80.0 % are found, of those called spam 95.0 % are.",
+    ),
+    "other side": (
+        {"scores": OTHER_SIDE, "baselines": []},
+        "texts that are ham 95.0 % are found, of those called ham 80.0 % are.",
     ),
     "never": ({"scores": SILENT, "baselines": []}, "spam was never answered, though 150 texts of the test are"),
     "few to choose by": (
