@@ -28,8 +28,8 @@ from gpt2_from_scratch.paths import MODELS
 
 # options of `train` that are arguments of `train_classifier` under the same name
 RUN_SETTINGS = (
-    "model", "data", "val_data", "test_data", "balance", "max_tokens", "text_column",
-    "label_column", "encoding", "on_error", "keep_empty", "cache",
+    "model", "data", "val_data", "test_data", "balance", "together", "max_tokens",
+    "text_column", "label_column", "encoding", "on_error", "keep_empty", "cache",
 )  # fmt: skip
 
 
@@ -75,8 +75,9 @@ def run_find_rate(args: argparse.Namespace) -> None:
     settings, config = settings_of(args, ClassifierSettings), train_config(args)
     sources = {"data": args.data or "demo", "val_data": "", "test_data": ""}
     split = three_parts(
-        sources, settings.task, data_options(args), bool(args.balance), config.seed, say
-    )
+        sources, settings.task, data_options(args), bool(args.balance), config.seed, say,
+        **options_given(args, "together"),
+    )  # fmt: skip
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
     classifier.model.to(device)
@@ -216,7 +217,7 @@ def run_check(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.check import check_data
     from gpt2_from_scratch.report import format_report
 
-    options = options_given(args, "text_column", "label_column", "encoding")
+    options = options_given(args, "text_column", "label_column", "encoding", "max_tokens")
     report = check_data(args.data, model=args.model, **options)
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:

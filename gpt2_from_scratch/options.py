@@ -183,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--model", type=_something, default="mini", help=MODEL_HELP + ", to count its tokens"
     )
+    check.add_argument("--max-tokens", type=int, help="tell what this would cut too")
     check.add_argument("--json", action="store_true", help="one JSON object")
 
     verify = _add(
@@ -340,6 +341,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--balance", action="store_true", default=None, help="as many texts of each label"
     )
+    parser.add_argument(
+        "--together", choices=["copies", "near-twins"],
+        help="what stays in one part: copies of a text, or texts that are nearly the same too "
+        "(default: copies)",
+    )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
     parser.add_argument(
         "--keep-empty", action="store_true", default=None, help="train on empty texts too"

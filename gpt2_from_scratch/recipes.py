@@ -68,6 +68,7 @@ def train_classifier(
     on_error: str = "stop",
     keep_empty: bool = False,
     balance: bool = False,
+    together: str = "copies",
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -79,7 +80,8 @@ def train_classifier(
     """The default recipe: split without duplicates, finetune, keep the best, score the test part.
 
     `data` is "demo", "topics", "sms" or a file, in a format of the settings' task (examples.py);
-    where parts to choose by and to test come in files of their own, all of `data` is trained on.
+    where parts to choose by and to test come in files of their own, all of `data` is trained on;
+    else `together` says what stays in one part (see `split_messages`).
     `run` is the folder to write (none: a new one in `runs`), which is returned with the classifier
     and its scores on the test part (an Evaluation, or its like in scores.py). With LoRA the blocks
     stay frozen unless `config` says how many train. With `on_error` "skip" rows that cannot be used
@@ -101,7 +103,9 @@ def train_classifier(
         "text_column": text_column, "label_column": label_column,
         "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
     }  # fmt: skip
-    split = three_parts(sources, settings.task, reading, balance, config.seed, say)
+    split = three_parts(
+        sources, settings.task, reading, balance, config.seed, say, together=together
+    )
     if settings.task == "regression" and not settings.labels:
         settings = replace(settings, labels=_value_names(label_column, split))
     if settings.pooling in OF_PADS and not settings.pad_to:
@@ -113,7 +117,7 @@ def train_classifier(
     say(told)
     n_trained = count_trainable(classifier.model)
     saved = sources | reading | asdict(settings) | {
-        "model": model_name(model), "balance": balance,
+        "model": model_name(model), "balance": balance, "together": together,
         "max_tokens": classifier.description.max_tokens,
         "dtype": str(dtype).removeprefix("torch."), "cache": cache,
     }  # fmt: skip
@@ -191,21 +195,30 @@ def three_parts(
     balance: bool,
     seed: int,
     say: Callable[[str], None],
+    *,
+    together: str = "copies",
 ) -> Split:
     """Cut one file, or take three as they are, less what of the later ones stands in an earlier.
 
     `sources` are "data", "val_data" and "test_data", the last two empty or both named; `reading`
-    goes to `load_examples`. Raises UsageError for one of the two, or `balance` with them; DataError
-    for a text that has two labels in one file, and for a file of which nothing is left.
+    goes to `load_examples`. Raises UsageError for one of the two, or `balance` or near twins kept
+    together with them; DataError for a text that has two labels in one file, and for a file of
+    which nothing is left.
     """
     own = {name for name in ("val_data", "test_data") if sources[name]}
     if len(own) == 1 or (own and balance):
         raise UsageError("give both val_data and test_data, or neither; and then without balance")
+    if own and together != "copies":
+        raise UsageError(
+            f"together = {together!r} says how one file is cut; leave it out with val_data and test_data"
+        )
     on_error = reading.get("on_error", "stop")
     files = [source for source in sources.values() if source]
     parts = [load_examples(source, task, **reading, say=say) for source in files]
     if not own:
-        return split_messages(parts[0], balance=balance, seed=seed, on_error=on_error, say=say)
+        return split_messages(
+            parts[0], balance=balance, together=together, seed=seed, on_error=on_error, say=say
+        )
     seen: set[str] = set()
     for source, part in zip(files, parts, strict=True):
         good = without_two_labels(part, on_error, say)

@@ -30,7 +30,7 @@ from gpt2_from_scratch.near_twins import has_twin
 from gpt2_from_scratch.page import write_page
 from gpt2_from_scratch.plots import plot_epochs, save_picture
 from gpt2_from_scratch.run_facts import RunFacts, against_baselines
-#from gpt2_from_scratch.run_report import run_page
+from gpt2_from_scratch.run_report import run_page
 from gpt2_from_scratch.scores import Scores, scores_as_json
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.text_baselines import answered_by, fit_baselines

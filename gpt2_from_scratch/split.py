@@ -1,6 +1,7 @@
-"""Messages split into three parts so that no text stands in two of them."""
+"""Messages split into three parts so that no text stands in two of them, nor a near twin of one."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 
 from gpt2_from_scratch.data import SHOWN, Message, Span, check_on_error
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.near_twins import twin_groups
 
 FRACTIONS = (0.7, 0.1)  # train and validation; the rest is the test part
 FEWEST = 10  # texts of a class: a tenth of fewer would be none
 ALL = ""  # stands for the label where there are no classes
+TOGETHER = ("copies", "near-twins")  # what stays in one part
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ def split_messages(
     *,
     balance: bool = False,
     keep_duplicates: bool = False,
+    together: str = "copies",
     seed: int = 123,
     on_error: str = "stop",
     say: Callable[[str], None] = print,
@@ -36,13 +40,36 @@ def split_messages(
 
     Where labels are no classes (see Message) all texts are cut as one class. Equal texts count
     once, so that no test message was seen in training; with `keep_duplicates` the copies stay, all
-    in one part. `balance` first draws as many texts of each class as the rarest has. The same
-    messages and seed give the same split everywhere (numpy's RandomState is frozen). Raises
-    DataError for one class only, too few texts, or a text that has two labels; with
-    `on_error="skip"` all copies of such a text are left out, and `say` is told. Raises UsageError
-    for `balance` without classes.
+    in one part. With `together="near-twins"` groups of near twins (see near_twins.py) stay in one
+    part too, and count as of the label that most of their texts have; the parts are then as near
+    to 70 / 10 / 20 % as groups allow. `balance` first draws as many texts of each class as the
+    rarest has. The same messages and seed give the same split everywhere (numpy's RandomState is
+    frozen). Raises DataError for one class only, too few texts or groups, or a text that has two
+    labels; with `on_error="skip"` all copies of such a text are left out, and `say` is told. Raises
+    UsageError for `balance` without classes.
     """
     check_on_error(on_error)
+    check_together(together)
+    copies, by_label = copies_and_texts(messages, balance, on_error, say)
+    random = np.random.RandomState(seed)
+    drawn = draw(by_label, balance, random)
+    parts = _cut(drawn) if together == "copies" else _cut_groups(drawn, random)
+    train, val, test = (in_random_order(part, copies, random, keep_duplicates) for part in parts)
+    return Split(train, val, test)
+
+
+def check_together(together: str) -> None:
+    """Raises UsageError for anything but "copies" and "near-twins"."""
+    if together not in TOGETHER:
+        raise UsageError(f"together = {together!r} must be {' or '.join(TOGETHER)}")
+
+
+def copies_and_texts(
+    messages: Sequence[Message], balance: bool, on_error: str, say: Callable[[str], None]
+) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
+    """{text: its messages} and {label: its distinct texts}; for the arguments and errors see
+    `split_messages`.
+    """
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
         raise UsageError("balance = True wants one class a text; leave it out for other labels")
@@ -53,20 +80,78 @@ def split_messages(
     by_label: dict[str, list[str]] = {label: [] for label in labels}
     for text, same in copies.items():
         by_label[same[0].label if classes else ALL].append(text)
-    if classes:
-        _refuse_too_few(by_label)
-    elif len(copies) < FEWEST:
-        raise DataError(f"{len(copies)} texts are too few; {FEWEST} are needed")
-    random = np.random.RandomState(seed)
-    train, val, test = (
-        [
-            message
-            for n in random.permutation(len(part))
-            for message in copies[part[n]][: None if keep_duplicates else 1]
-        ]
-        for part in _cut(by_label, random, balance)
-    )
-    return Split(train, val, test)
+    if classes and len(by_label) < 2:
+        raise DataError(f"the messages have one label only, {labels}: nothing to tell apart")
+    _refuse_too_few(by_label, "texts")
+    return copies, by_label
+
+
+def draw(
+    by_label: dict[str, list[str]], balance: bool, random: np.random.RandomState
+) -> dict[str, list[str]]:
+    """The texts of each label in random order, with `balance` as many as the rarest label has."""
+    count = min(map(len, by_label.values())) if balance else None
+    return {
+        label: [texts[n] for n in random.permutation(len(texts))[:count]]
+        for label, texts in by_label.items()
+    }
+
+
+def groups_by_label(by_label: dict[str, list[str]], together: str) -> dict[str, list[list[str]]]:
+    """{label: groups of texts that stay together}: single texts, or near twins, each group under
+    the label that most of its texts have. Raises DataError for too few groups of a label.
+    """
+    if together == "copies":
+        return {label: [[text] for text in texts] for label, texts in by_label.items()}
+    labelled = [(text, label) for label, texts in by_label.items() for text in texts]
+    groups: dict[int, list[tuple[str, str]]] = {}
+    for one, group in zip(labelled, twin_groups(text for text, _ in labelled), strict=True):
+        groups.setdefault(group, []).append(one)
+    found: dict[str, list[list[str]]] = {label: [] for label in by_label}
+    for members in groups.values():
+        label = Counter(label for _, label in members).most_common(1)[0][0]
+        found[label].append([text for text, _ in members])
+    _refuse_too_few(found, "groups of near twins")
+    return found
+
+
+def deal(
+    groups: Sequence[list[str]], sizes: Sequence[int], random: np.random.RandomState
+) -> list[list[list[str]]]:
+    """Deal groups into parts that are to have so many texts: the groups of each part.
+
+    From the largest group to the smallest, each goes to a part drawn from those where it fits, with
+    chances as the room that is left; if it fits nowhere, to the one with the most room. So a large
+    group may come into any part, and the many single texts of most data fill all parts exactly.
+    Every part gets one of the smallest groups first; none is empty. Raises DataError for fewer
+    groups than parts.
+    """
+    if len(groups) < len(sizes):
+        raise DataError(f"{len(groups)} groups of texts are too few for {len(sizes)} parts")
+    order = sorted((groups[n] for n in random.permutation(len(groups))), key=len)
+    parts = [[group] for group in order[: len(sizes)]]
+    room = np.array(sizes) - [len(group) for group in order[: len(sizes)]]
+    for group in reversed(order[len(sizes) :]):
+        chances = np.cumsum(np.where(room >= len(group), room, 0))
+        drawn = (1 - random.random_sample()) * chances[-1]  # above 0: no part without a chance
+        part = int(np.searchsorted(chances, drawn)) if chances[-1] else int(room.argmax())
+        parts[part].append(group)
+        room[part] -= len(group)
+    return parts
+
+
+def in_random_order(
+    texts: Sequence[str],
+    copies: dict[str, list[Message]],
+    random: np.random.RandomState,
+    keep_duplicates: bool = False,
+) -> list[Message]:
+    """The messages of some texts: of each the first, or all with `keep_duplicates`."""
+    return [
+        message
+        for n in random.permutation(len(texts))
+        for message in copies[texts[n]][: None if keep_duplicates else 1]
+    ]
 
 
 def without_two_labels(
@@ -116,30 +201,41 @@ def _told(contradictory: dict[str, list[Any]]) -> str:
     return "\n  ".join(lines)
 
 
-def _refuse_too_few(by_label: dict[str, list[str]]) -> None:
-    if len(by_label) < 2:
-        raise DataError(
-            f"the messages have one label only, {list(by_label)}: nothing to tell apart"
-        )
-    few = [label for label, texts in by_label.items() if len(texts) < FEWEST]
+def _refuse_too_few(by_label: Mapping[str, Sequence[Any]], what: str) -> None:
+    few = [label for label, found in by_label.items() if len(found) < FEWEST]
     if few:
+        label = "" if few[0] == ALL else f" of label {few[0]!r}"
         others = f", and {len(few) - 1} more of the {len(by_label)} labels have too few"
         raise DataError(
-            f"{len(by_label[few[0]])} texts of label {few[0]!r} are too few; {FEWEST} are needed"
+            f"{len(by_label[few[0]])} {what}{label} are too few; {FEWEST} are needed"
             + (others if len(few) > 1 else "")
         )
 
 
-def _cut(
-    by_label: dict[str, list[str]], random: np.random.RandomState, balance: bool
-) -> tuple[list[str], ...]:
+def _cut(by_label: dict[str, list[str]]) -> tuple[list[str], ...]:
     """The texts of the three parts, label by label."""
-    rarest = min(len(texts) for texts in by_label.values())
     parts: tuple[list[str], ...] = ([], [], [])
     for texts in by_label.values():
-        order = random.permutation(len(texts))[: rarest if balance else None]
-        first, second = (int(fraction * len(order)) for fraction in FRACTIONS)
-        cuts = (order[:first], order[first : first + second], order[first + second :])
+        first, second, _ = _sizes(len(texts))
+        cuts = (texts[:first], texts[first : first + second], texts[first + second :])
         for part, cut in zip(parts, cuts, strict=True):
-            part.extend(texts[n] for n in cut)
+            part.extend(cut)
     return parts
+
+
+def _cut_groups(
+    by_label: dict[str, list[str]], random: np.random.RandomState
+) -> tuple[list[str], ...]:
+    """The same where near twins stay together."""
+    parts: tuple[list[str], ...] = ([], [], [])
+    for groups in groups_by_label(by_label, "near-twins").values():
+        dealt = deal(groups, _sizes(sum(map(len, groups))), random)
+        for part, found in zip(parts, dealt, strict=True):
+            part.extend(text for group in found for text in group)
+    return parts
+
+
+def _sizes(count: int) -> list[int]:
+    """How many of `count` texts each of the three parts has."""
+    first, second = (int(fraction * count) for fraction in FRACTIONS)
+    return [first, second, count - first - second]

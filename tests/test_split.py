@@ -5,11 +5,13 @@ import json
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from gpt2_from_scratch.data import Message, Span, count_labels, load_messages, load_sms_spam
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.split import Split, split_messages, texts_with_two_labels
+from gpt2_from_scratch.near_twins import has_twin, masked, twin_groups
+from gpt2_from_scratch.split import Split, deal, split_messages, texts_with_two_labels
 
 
 def made_up(ham: int = 60, spam: int = 30) -> list[Message]:
@@ -263,3 +265,131 @@ def test_the_split_is_the_one_it_always_was(options, expected):
     messages = load_messages("demo")
     assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
     assert fingerprint(split_messages(messages + messages[:50], on_error="skip", **options)) == expected  # fmt: skip
+
+
+# --- near twins stay together ---
+
+PLACES = ["park", "pub", "gym", "lake", "shop", "bank", "zoo", "pier"]
+
+
+def with_twins(ham: int = 300, spam: int = 120) -> list[Message]:
+    """Texts of each label, a third of them from a few templates."""
+    draw = random.Random(5)
+    words = ["".join(draw.choices("bdfklmnrst", k=4)) for _ in range(400)]
+    messages = []
+    for label, count in (("ham", ham), ("spam", spam)):
+        templates = [draw.choices(words, k=12) for _ in range(25)]
+        found: set[str] = set()
+        while len(found) < count:
+            text = draw.choices(words, k=12)
+            if len(found) < count // 3:
+                text = [*draw.choice(templates)[:-1], draw.choice(PLACES)]
+            found.add(" ".join(text))
+        messages += [Message(text, label) for text in sorted(found)]
+    draw.shuffle(messages)
+    return messages
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_near_twin_stands_in_two_parts(seed):
+    messages = with_twins()
+    plain = [[m.text for m in part] for part in parts(split_messages(messages, seed=seed))]
+    assert has_twin(plain[2], plain[0]).sum() > 10  # what is to be mended
+    split = split_messages(messages, together="near-twins", seed=seed)
+    train, val, test = ([m.text for m in part] for part in parts(split))
+    assert not has_twin(test, train + val).any() and not has_twin(val, train).any()
+    assert Counter(m for part in parts(split) for m in part) == Counter(messages)
+    for label, n in (("ham", 300), ("spam", 120)):
+        found = [count_labels(part)[label] for part in parts(split)]
+        assert found == [n * 7 // 10, n // 10, n * 2 // 10]  # single texts fill up what is left
+
+
+def test_no_near_twin_in_the_collection(sms_file):
+    messages = load_sms_spam(sms_file)
+    for options in ({}, {"balance": True}, {"keep_duplicates": True}):
+        split = split_messages(messages, together="near-twins", **options)
+        train, val, test = ([m.text for m in part] for part in parts(split))
+        assert not has_twin(test, train + val).any() and not has_twin(val, train).any()
+    plain = split_messages(messages)
+    assert has_twin([m.text for m in plain.test], [m.text for m in plain.train]).sum() > 50
+
+
+def test_balance_draws_equal_numbers_where_twins_stay_together():
+    split = split_messages(with_twins(), together="near-twins", balance=True)
+    assert [count_labels(part) for part in parts(split)] == [
+        {"ham": n, "spam": n} for n in (84, 12, 24)
+    ]
+    assert not has_twin([m.text for m in split.test], [m.text for m in split.train]).any()
+
+
+def test_a_group_goes_with_the_label_of_most_of_its_texts():
+    """Ten of it are ham, but they stand where the eleven go: all in one part of spam's."""
+    alike = [
+        Message("see you at the pub" + "." * n, "spam" if n < 11 else "ham") for n in range(21)
+    ]
+    others = [m for m in with_twins(60, 60) if not masked(m.text).endswith(tuple(PLACES))]
+    split = split_messages(others + alike, together="near-twins")
+    held = [[m for m in part if m in alike] for part in parts(split)]
+    assert sorted(map(len, held)) == [0, 0, 21]
+    of_spam = sum(m.label == "spam" for m in others) + 21
+    train = [m for m in split.train if m.label == "spam" or m in alike]
+    assert len(train) == int(0.7 * of_spam)
+
+
+def test_the_split_of_twins_is_pinned():
+    messages = [Message(f"{label} {n} " + "x" * (n // 2 + 1), label) for label in ("ham", "spam") for n in range(24)]  # fmt: skip
+    split = split_messages(messages, seed=1, together="near-twins")
+    assert len(set(twin_groups([m.text for m in messages]))) == 24
+    assert split == split_messages(messages, seed=1, together="near-twins")
+    assert split != split_messages(messages, seed=2, together="near-twins")
+    assert fingerprint(split) == "3ebf87d1daf6d75a"
+
+
+def test_copies_stay_with_their_twins():
+    messages = with_twins()
+    split = split_messages(messages * 2, together="near-twins", keep_duplicates=True)
+    assert sum((Counter(part) for part in parts(split)), Counter()) == Counter(messages * 2)
+
+
+def test_too_few_groups_are_refused():
+    messages = made_up() + [Message(f"you get {n}", "eggs") for n in range(50)]  # one group
+    assert split_messages(messages)
+    with pytest.raises(DataError, match="groups of near twins of label 'eggs' are too few; 10"):
+        split_messages(messages, together="near-twins")
+    with pytest.raises(UsageError, match="together = 'twins' must be copies or near-twins"):
+        split_messages(messages, together="twins")
+
+
+@pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
+def test_near_twins_of_other_labels(labels):
+    messages = [Message(m.text, labels[n % len(labels)]) for n, m in enumerate(with_twins())]
+    split = split_messages(messages, together="near-twins")
+    assert [len(part) for part in parts(split)] == [294, 42, 84]
+    assert not has_twin([m.text for m in split.test], [m.text for m in split.train]).any()
+    few = [Message(f"you get {n}", labels[0]) for n in range(50)]
+    with pytest.raises(DataError, match="^2 groups of near twins are too few; 10 are needed"):
+        split_messages(few, together="near-twins")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_deal_loses_nothing_and_leaves_no_part_empty(seed):
+    draw = random.Random(seed)
+    groups = [[f"{g} {n}" for n in range(draw.choice([1, 1, 2, 9]))] for g in range(draw.randrange(3, 30))]  # fmt: skip
+    count = sum(map(len, groups))
+    sizes = [count - count // 3 - 1, count // 3, 1]
+    dealt = deal(groups, sizes, np.random.RandomState(seed))
+    assert sorted(group for part in dealt for group in part) == sorted(groups)
+    assert all(dealt) and len(dealt) == 3
+    with pytest.raises(DataError, match="2 groups of texts are too few for 3 parts"):
+        deal(groups[:2], sizes, np.random.RandomState(0))
+
+
+def test_a_large_group_comes_into_any_part_where_it_fits():
+    """As often as the part is large: 30 texts into parts of 140 and 60, never into that of 20."""
+    groups = [[f"a {n}" for n in range(30)]] + [[f"b {n}"] for n in range(190)]
+    found = Counter()
+    for seed in range(300):
+        dealt = deal(groups, [140, 20, 60], np.random.RandomState(seed))
+        assert [sum(map(len, part)) for part in dealt] == [140, 20, 60]
+        found.update(k for k, part in enumerate(dealt) if groups[0] in part)
+    assert found[1] == 0 and 170 < found[0] < 250  # 300 * 139 / 198 = 211, sd 7.9

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.data import load_messages
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.recipes import three_parts
-from gpt2_from_scratch.split import Split
+from gpt2_from_scratch.split import Split, split_messages
 
 
 def table(folder: Path, name: str, rows: list[str]) -> str:
@@ -44,3 +45,15 @@ def test_a_part_without_texts_of_its_own_is_refused_before_training(
     own = {"val_data": ["six,b"], "test_data": ["ten,a"]} | {emptied: ["one,a"]}
     with pytest.raises(DataError, match=f"no text of .*{emptied}.csv is left"):
         cut(tmp_path, ["one,a", "two,b"], own["val_data"], own["test_data"])
+
+
+def test_near_twins_stay_together_in_one_file_only(tmp_path: Path) -> None:
+    rows = [f"{a}{b} won {b}{a} at the {place},{'ab'[n % 2]}" for n, a in enumerate("bdfgklmnprst") for b in "ae" for place in ("pub", "bar")]  # fmt: skip
+    sources = {"data": table(tmp_path, "data.csv", rows), "val_data": "", "test_data": ""}
+    arguments = (sources, "classification", {}, False, 123, print)
+    found = three_parts(*arguments, together="near-twins")
+    assert found == split_messages(load_messages(sources["data"]), together="near-twins")
+    assert found != three_parts(*arguments) == split_messages(load_messages(sources["data"]))
+    own = dict.fromkeys(sources, sources["data"])
+    with pytest.raises(UsageError, match="together = 'near-twins' says how one file is cut"):
+        three_parts(own, *arguments[1:], together="near-twins")
