@@ -1,19 +1,20 @@
 """What is in labelled messages before anything is trained on them: all is read, all is told."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from gpt2_from_scratch.characters import CONTROL, FORMULA, REPLACEMENT
 from gpt2_from_scratch.config import read_config
 from gpt2_from_scratch.data import Message, count_labels, labelled_rows, labels_alike, source_path
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.leaks import Leak, count_leaks
+from gpt2_from_scratch.lengths import Cut, LabelLengths, Lengths, cut, lengths_by_label, spread
 from gpt2_from_scratch.lines import Fault, Row
-from gpt2_from_scratch.near_twins import masked
+from gpt2_from_scratch.near_twins import masked, twin_groups
 from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.split import FRACTIONS, Split, split_messages, texts_with_two_labels
+from gpt2_from_scratch.remarks import remarks
+from gpt2_from_scratch.split import Split, split_messages, texts_with_two_labels
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 FIRST = 5  # lines and examples told of each finding
@@ -55,28 +56,6 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """How long texts are."""
-
-    shortest: int
-    median: float
-    longest: int
-
-
-@dataclass(frozen=True)
-class Leak:
-    """Test texts that training has seen, if the rows were split 70 / 10 / 20 % just as they are;
-    and those our split leaves in the test part although training has one almost like it.
-    """
-
-    plain_test: int
-    plain_seen: int
-    our_test: int
-    our_seen: int
-    our_near: int
-
-
-@dataclass(frozen=True)
 class Report:
     """All that `check_data` found. Counts are of rows, lines are counted from 1."""
 
@@ -87,17 +66,21 @@ class Report:
     labels: dict[str, Share]
     labels_alike: list[list[str]]
     duplicates: Groups  # texts that stand there more than once
-    near_duplicates: Groups  # different texts, equal but for case, digits, punctuation and space
+    near_duplicates: Groups  # different texts that are near twins, or twins of twins
     contradictions: Groups  # texts with two labels
+    near_contradictions: Groups  # different texts whose masked forms are equal, with two labels
     characters: Lengths | None
     tokens: Lengths | None
     model: str  # whose tokens
     n_ctx: int  # the most tokens it reads
     over_n_ctx: Found
+    cuts: list[Cut]  # what is lost behind n_ctx, and behind --max-tokens
+    lengths_by_label: dict[str, LabelLengths]  # in tokens
     formulas: Found  # texts that a spreadsheet would execute
     controls: Found
     replacements: Found  # texts with U+FFFD: something was lost before
     leak: Leak | None
+    remarks: list[str]  # no obstacles, but to be known
     obstacles: list[str]  # to training; none: ready
     obstacles_with_skip: list[str]  # those that --on-error skip does not remove
 
@@ -109,20 +92,30 @@ def check_data(
     label_column: str = "label",
     encoding: str = "utf-8",
     model: str | Path = "mini",
+    max_tokens: int | None = None,
 ) -> Report:
     """Read all rows of labelled messages without stopping at faults, and count what is in them.
 
-    See `load_messages` for the arguments; `model` is whose tokens are counted. Raises DataError
-    only when there is no such file, CheckpointError when there is no such model.
+    See `load_messages` for the arguments; `model` is whose tokens are counted, `max_tokens` a limit
+    of whose cuts is told. Raises DataError only when there is no such file, CheckpointError when
+    there is no such model, UsageError for `max_tokens` outside 1 to n_ctx.
     """
     path, folder = source_path(source), model_folder(model)
     tokenizer, n_ctx = Tokenizer(folder), read_config(folder).n_ctx
+    limits = [n_ctx] if max_tokens is None else [n_ctx, max_tokens]
+    if not 1 <= limits[-1] <= n_ctx:
+        raise UsageError(f"max_tokens = {max_tokens} must be from 1 to n_ctx = {n_ctx}")
     rows, faults, stopped = _read(labelled_rows(source, text_column, label_column, encoding))
     messages = [Message(*row.values) for row in rows]
     texts = [message.text for message in messages]
     count_of = {text: len(tokenizer.encode(text)) for text in set(texts)}
+    lengths = [count_of[text] for text in texts]
+    by_label = lengths_by_label(lengths, [message.label for message in messages])
+    counts = count_labels(messages)
+    group_of = dict(zip(count_of, twin_groups(count_of), strict=True))
     both = texts_with_two_labels(messages)
     split, obstacles, with_skip = _obstacles(messages, faults, stopped)
+    leak = count_leaks(messages, split, SEED) if split else None
 
     def found(what: Callable[[str], object]) -> Found:
         return _found(row.line for row in rows if what(row.values[0]))
@@ -132,20 +125,24 @@ def check_data(
         rows=len(rows) + len(faults),
         faults=_by_kind(faults),
         stopped=stopped,
-        labels={k: Share(n, n / len(rows)) for k, n in count_labels(messages).items()},
+        labels={k: Share(n, n / len(rows)) for k, n in counts.items()},
         labels_alike=labels_alike(message.label for message in messages),
         duplicates=_groups(rows, lambda text: text, lambda group: len(group) > 1),
-        near_duplicates=_groups(rows, masked, _has_two_texts),
+        near_duplicates=_groups(rows, group_of.__getitem__, _has_two_texts),
         contradictions=_groups(rows, lambda text: text, lambda group: group[0].values[0] in both),
-        characters=_lengths([len(text) for text in texts]),
-        tokens=_lengths([count_of[text] for text in texts]),
+        near_contradictions=_groups(rows, masked, _has_two_texts_and_labels),
+        characters=spread([len(text) for text in texts]),
+        tokens=spread(lengths),
         model=str(model),
         n_ctx=n_ctx,
         over_n_ctx=found(lambda text: count_of[text] > n_ctx),
+        cuts=[cut(lengths, limit) for limit in limits],
+        lengths_by_label=by_label,
         formulas=found(lambda text: text.startswith(FORMULA)),
         controls=found(CONTROL.search),
         replacements=found(lambda text: REPLACEMENT in text),
-        leak=_leak(messages, split) if split else None,
+        leak=leak,
+        remarks=remarks(counts, by_label, leak.our_test if leak else None) if counts else [],
         obstacles=obstacles,
         obstacles_with_skip=with_skip,
     )
@@ -194,9 +191,9 @@ def _by_kind(faults: Sequence[Fault]) -> dict[str, Found]:
 
 
 def _groups(
-    rows: Sequence[Row], key: Callable[[str], str], wanted: Callable[[list[Row]], bool]
+    rows: Sequence[Row], key: Callable[[str], Hashable], wanted: Callable[[list[Row]], bool]
 ) -> Groups:
-    by_key: dict[str, list[Row]] = {}
+    by_key: dict[Hashable, list[Row]] = {}
     for row in rows:
         by_key.setdefault(key(row.values[0]), []).append(row)
     groups = [group for group in by_key.values() if wanted(group)]
@@ -215,23 +212,5 @@ def _has_two_texts(group: list[Row]) -> bool:
     return any(row.values[0] != group[0].values[0] for row in group)
 
 
-def _lengths(lengths: list[int]) -> Lengths | None:
-    if not lengths:
-        return None
-    return Lengths(min(lengths), float(np.median(lengths)), max(lengths))
-
-
-def _leak(messages: list[Message], split: Split) -> Leak:
-    order = np.random.RandomState(SEED).permutation(len(messages))
-    first, second = (int(fraction * len(messages)) for fraction in FRACTIONS)
-    train, test = order[:first], order[first + second :]
-    seen = {messages[n].text for n in train}
-    our_seen = {message.text for message in split.train}
-    near = {masked(text) for text in our_seen}
-    return Leak(
-        plain_test=len(test),
-        plain_seen=sum(messages[n].text in seen for n in test),
-        our_test=len(split.test),
-        our_seen=sum(message.text in our_seen for message in split.test),
-        our_near=sum(masked(message.text) in near for message in split.test),
-    )
+def _has_two_texts_and_labels(group: list[Row]) -> bool:
+    return _has_two_texts(group) and len({row.values[1] for row in group}) > 1
