@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_near_twins import components, twins
+from test_split import with_twins
 
 from gpt2_from_scratch import cli
 from gpt2_from_scratch.check import Found, check_data
 from gpt2_from_scratch.data import Message, load_messages, write_messages
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.lengths import Cut
 from gpt2_from_scratch.near_twins import masked
 from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.report import format_report
@@ -47,12 +50,20 @@ def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
     assert sum(v.share for v in report.labels.values()) == pytest.approx(1)
     assert report.duplicates.rows == sum(count[text] > 1 for text in texts)
     assert report.duplicates.groups == sum(n > 1 for n in count.values())
-    like = [sum(masked(a) == masked(b) and a != b for b in count) for a in texts]
-    alone = [n for n, text in enumerate(texts) if not like[n]]
-    assert report.near_duplicates.rows == 300 - len(alone)
+    distinct = list(count)
+    groups = [{distinct[n] for n in group} for group in components(distinct) if len(group) > 1]
+    assert report.near_duplicates.groups == len(groups) > 0
+    assert report.near_duplicates.rows == sum(count[t] for group in groups for t in group) < 300
     both = {a.text for a in messages for b in messages if a.text == b.text and a.label != b.label}
     assert report.contradictions.groups == len(both)
     assert report.contradictions.rows == sum(text in both for text in texts)
+
+    labels_of = {a: {m.label for m in messages if masked(m.text) == a} for a in map(masked, texts)}
+    mixed = [
+        a for a in labels_of if len(labels_of[a]) > 1 and sum(masked(t) == a for t in count) > 1
+    ]
+    assert report.near_contradictions.groups == len(mixed) > 0
+    assert report.near_contradictions.rows == sum(masked(text) in mixed for text in texts)
 
     def lines(wanted) -> Found:
         found = [n + 2 for n, text in enumerate(texts) if wanted(text)]
@@ -94,9 +105,61 @@ def test_what_a_plain_split_would_leak(tmp_path: Path) -> None:
     expected = sum(any(messages[n].text == messages[k].text for k in train) for n in test)
     assert (leak.plain_test, leak.plain_seen) == (50, expected) and expected > 20
     split = split_messages(messages)
-    near = [any(masked(a.text) == masked(b.text) for b in split.train) for a in split.test]
+    near = [any(twins(a.text, b.text) for b in split.train) for a in split.test]
     assert (leak.our_test, leak.our_seen, leak.our_near) == (len(split.test), 0, sum(near))
-    assert sum(near) > 5
+    plain_near = sum(any(twins(messages[n].text, messages[k].text) for k in train) for n in test)
+    assert leak.plain_near == plain_near > expected and sum(near) > 5
+    assert leak.together_test is None and leak.together_near is None  # all texts are two groups
+    shown = format_report(check_data(tmp_path / "m.csv"))
+    assert "with --together near-twins: the groups of texts are too few" in shown
+
+
+def test_near_duplicates(tmp_path: Path) -> None:
+    messages = with_twins()
+    report = check_data(written(tmp_path / "m.csv", messages))
+    texts = [m.text for m in messages]
+    groups = [group for group in components(texts) if len(group) > 1]
+    assert report.near_duplicates.groups == len(groups)
+    assert report.near_duplicates.rows == sum(map(len, groups)) > 100
+    first = min(groups, key=min)
+    assert report.near_duplicates.examples[0].lines == sorted(n + 2 for n in first)[:5]
+    assert report.leak.our_near > 10 and report.leak.together_near == 0
+    assert report.leak.together_test == report.leak.our_test == 84
+    shown = format_report(report)
+    assert "with --together near-twins: 0 of 84 have a near twin there" in shown
+    assert f"ours: 0 of 84; {report.leak.our_near} have a near twin there" in shown
+
+
+def test_what_a_limit_cuts(tmp_path: Path, capsys) -> None:
+    texts = ["the cat " * 400, "the cat sat on the mat"] + [f"text {n}" for n in range(38)]
+    path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
+    lengths = [len(Tokenizer(embedded("weights/mini")).encode(text)) for text in texts]
+    (whole,) = check_data(path).cuts
+    assert whole == Cut(384, 1, lengths[0] - 384, sum(lengths))
+    cuts = check_data(path, max_tokens=4).cuts
+    longer = [n for n in lengths if n > 4]
+    assert cuts == [whole, Cut(4, len(longer), sum(longer) - 4 * len(longer), sum(lengths))]
+    assert cli.main(["check", str(path), "--max-tokens", "4"]) == 0
+    out = capsys.readouterr().out
+    assert f"cut behind 4 tokens, {len(longer)} texts lose {cuts[1].tokens:,} tokens" in out
+    assert f"cut behind 384 tokens, 1 texts lose {whole.tokens:,} tokens" in out
+    for wrong in (0, 385):
+        with pytest.raises(UsageError, match=f"max_tokens = {wrong} must be from 1 to n_ctx = 384"):
+            check_data(path, max_tokens=wrong)
+
+
+def test_remarks_stand_before_the_verdict(tmp_path: Path) -> None:
+    messages = [Message(f"see {n}", "ham") for n in range(80)]
+    messages += [Message(f"win {n} " + "now " * 9, "spam") for n in range(20)]
+    shown = format_report(check_data(written(tmp_path / "m.csv", messages))).splitlines()
+    assert "  always answering ham is right for 80.0 %" in shown
+    assert shown[-5] == "remarks" and shown[-1] == "ready to train"
+    assert [line.split(":")[0] for line in shown[-4:-1]] == [
+        "  labels are uneven", "  length alone tells much", "  20 test texts",
+    ]  # fmt: skip
+    even = [Message(f"{n} of them", "ab"[n % 2]) for n in range(1200)]
+    report = check_data(written(tmp_path / "even.csv", even))
+    assert report.remarks == [] and "remarks" not in format_report(report).splitlines()
 
 
 # --- whether it can be trained on ---
@@ -183,6 +246,11 @@ def test_the_collection(sms_file: Path) -> None:
     assert (report.rows, report.faults, report.obstacles) == (5574, {}, [])
     assert report.duplicates.rows - report.duplicates.groups == 5574 - 5171
     assert report.leak.our_seen == 0 < report.leak.plain_seen
+    assert report.leak.together_near == 0 < report.leak.our_near < report.leak.plain_near
+    assert report.near_duplicates.groups == 153 and report.near_contradictions.groups == 0
+    assert [remark.split(":")[0] for remark in report.remarks] == [
+        "labels are uneven", "length alone tells much",
+    ]  # fmt: skip
 
 
 # --- the command ---
