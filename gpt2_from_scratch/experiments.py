@@ -102,7 +102,10 @@ def run_experiments(
             say(f"{len(done)} experiments are in {out} already, {len(todo)} are to be done")
         with (out / "results.jsonl").open("a", encoding="utf-8") as file:
             for result in tqdm(
-                _side_by_side(plan, todo, jobs, threads), total=len(todo), desc="experiments", disable=None
+                _side_by_side(plan, todo, jobs, threads),
+                total=len(todo),
+                desc="experiments",
+                disable=None,
             ):
                 file.write(_line(result))
                 file.flush()
