@@ -15,6 +15,7 @@ from gpt2_from_scratch.contest import (
     contest,
     ensembles,
     play,
+    slug,
     text_fits,
     working_in,
     write_scoreboard,
@@ -27,7 +28,7 @@ from gpt2_from_scratch.run_folder import read_settings, read_test_part
 from gpt2_from_scratch.saved_classifier import read_classifier
 from gpt2_from_scratch.scoreboard import Scoreboard, make_scoreboard, rarer_label
 from gpt2_from_scratch.split import Split
-from gpt2_from_scratch.text_baselines import Baseline
+from gpt2_from_scratch.text_baselines import Baseline, baseline_fits
 from gpt2_from_scratch.training_run import messages_sha256
 
 READING = ("text_column", "label_column", "encoding", "on_error", "keep_empty")
@@ -117,8 +118,12 @@ def _silent(line: str) -> None:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     names = [folder.resolve().name.replace(": ", ":") for folder in folders]
-    if len(set(names)) < len(names):
-        raise UsageError(f"runs are told apart by their folders' names, and two are alike: {names}")
+    taken = [slug(name) for name in (*names, *baseline_fits())]
+    if len(set(taken)) < len(taken):
+        raise UsageError(
+            f"runs are told apart by their folders' names, and of {names} two are alike or one is a "
+            "baseline's"
+        )
     return names
 
 

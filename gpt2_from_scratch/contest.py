@@ -52,7 +52,7 @@ class Contest:
     def file(self, folder: Path, kind: str) -> Path:
         """Where a classifier's answers lie."""
         split = re.sub(r"\W+", "-", self.name.removeprefix("seed "))
-        return folder / f"answers-{_slug(kind)}-{split}.jsonl"
+        return folder / f"answers-{slug(kind)}-{split}.jsonl"
 
 
 def contest(name: str, split: Split, fits: Fits) -> Contest:
@@ -151,6 +151,11 @@ def working_in(
             ) from None
 
 
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
 # --- its parts ---
 
 
@@ -178,7 +183,3 @@ def _line(c: Contest, kind: str, done: dict[str, Any] | None) -> str:
         return f"{c.name}, {kind}: left out"
     share = 100 * done["right"] / done["of"]
     return f"{c.name}, {done['name']}: {share:.2f} %  ({done['right']} of {done['of']}; {done['seconds']:.1f} s)"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

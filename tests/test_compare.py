@@ -1,6 +1,7 @@
 """Comparisons: what is in the table, what is kept and not computed again, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,17 @@ def quietly(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred texts, a third of them spam."""
+    """A hundred texts, some 40 of them spam, with six pairs that differ by a digit."""
     draw, found = np.random.RandomState(5), {}
-    while len(found) < 100:
+    while len(found) < 88:
         words = ["".join(draw.choice(list("abcde"), 3)) for _ in range(draw.randint(4, 8))]
         label = "spam" if len(found) % 3 == 0 else "ham"
         if draw.rand() < 0.7:
             words[draw.randint(len(words))] = {"ham": "see", "spam": "win"}[label]
         found.setdefault(" ".join(words), Message(" ".join(words), label))
+    for n in range(12):
+        text = f"call {'uvwxyz'[n // 2] * 3} {n} now"
+        found[text] = Message(text, "spam")
     path = tmp_path_factory.mktemp("data") / "table.csv"
     write_messages(path, list(found.values()))
     return path
@@ -104,6 +108,7 @@ def test_answers_are_to_the_split_that_train_makes(
     assert ours.accuracies[1] == scores.accuracy
     split = split_messages(load_messages(table), seed=2)
     twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
+    assert 0 < twins.sum() < len(twins)
     for path in out.glob("answers-*-2.jsonl"):
         answered = read_answered(path)
         assert answered.texts == [m.text for m in split.test]
@@ -118,7 +123,7 @@ def test_the_mean_takes_the_baseline_that_validation_prefers(compared) -> None:
         shares = {kind: finished[split][kind]["val_accuracy"] for kind in TEXTS_ONLY}
         best = max(shares, key=lambda kind: shares[kind])
         assert board.rows[-1].learned[n] == best
-        slug = {kind: contest._slug(kind) for kind in (best, board.ours)}
+        slug = {kind: contest.slug(kind) for kind in (best, board.ours)}
         a, b = (
             read_answered(out / f"answers-{slug[kind]}-{n + 1}.jsonl")
             for kind in (best, board.ours)
@@ -253,9 +258,12 @@ def test_without_the_runs_data_there_are_no_baselines(
     assert any("no text baselines" in line and "others by now" in line for line in said)
 
 
-def test_two_runs_of_one_name_are_refused(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="two are alike"):
-        compare_runs.compare_runs([runs / "one", runs / "one"], out=tmp_path / "out")
+def test_two_of_one_name_are_refused(runs: Path, tmp_path: Path) -> None:
+    baseline = tmp_path / "Bag of words"
+    shutil.copytree(runs / "two", baseline)
+    for pair in ([runs / "one", runs / "one"], [runs / "one", baseline]):
+        with pytest.raises(UsageError, match="two are alike or one is a baseline's"):
+            compare_runs.compare_runs(pair, out=tmp_path / "out")
 
 
 # --- as it is typed ---
