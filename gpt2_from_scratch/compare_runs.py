@@ -99,10 +99,9 @@ def split_of(run: Path, say: Callable[[str], None] = print) -> Split | None:
         settings, _ = read_settings(run)
         sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
         reading = {name: settings[name] for name in READING}
-        cutting = {name: settings[name] for name in ("together",) if name in settings}
         split = three_parts(
             sources, settings["task"], reading, settings["balance"], settings["seed"], _silent,
-            **cutting,
+            together=settings["together"],
         )  # fmt: skip
         if messages_sha256(split) == read_json(run / "config.json").get("messages_sha256"):
             return split
