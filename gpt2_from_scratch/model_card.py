@@ -130,9 +130,10 @@ def _calibration(facts: RunFacts) -> list[str]:
     if not facts.assessment:
         return []
     now, before = facts.assessment.calibration, facts.assessment.uncalibrated
-    told = f"Probabilities are those at temperature {facts.assessment.temperature:.2f}. On the test part "
-    told += f"their expected calibration error is {now.ece:.4f}"
-    told += f" ({before.ece:.4f} as trained)" if before else ""
+    temperature = facts.assessment.temperature
+    how = "as trained" if temperature == 1 else f"those at temperature {temperature:.2f}"
+    told = f"Probabilities are {how}. On the test part their expected calibration error is {now.ece:.4f}"
+    told += f" ({before.ece:.4f} as trained)" if before and temperature != 1 else ""
     return [escape(f"{told}, their Brier score {now.brier:.4f}.")]
 
 

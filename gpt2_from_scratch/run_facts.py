@@ -54,7 +54,8 @@ class RunFacts:
     scores: Scores  # on the test part
     base_sha256: str
     versions: Mapping[str, str | int]  # of Python and packages; the processor
-    seconds: float
+    seconds: float | None = None  # told if given; no two runs have the same
+    split: str = ""  # how the parts were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
     answered: Answered | None = None  # what that was made from: the answers to the test part
     # (name, scores on the same test texts, this run against it)
@@ -85,8 +86,7 @@ def trained_on(facts: RunFacts) -> str:
     return (
         f"GPT-2 {file_name(facts.model)} was finetuned on {counted(facts.n_texts('train'))} of "
         f"{file_name(facts.data)} {_purpose(facts)}. {facts.n_trained:,} of its "
-        f"{facts.n_parameters:,} numbers were trained, in {_time(facts.seconds)}, with seed "
-        f"{facts.seed}."
+        f"{facts.n_parameters:,} numbers were trained{_time(facts.seconds)}, with seed {facts.seed}."
     )
 
 
@@ -129,6 +129,8 @@ def against_baselines(facts: RunFacts) -> str:
 def split_rule(facts: RunFacts) -> str:
     """How the three parts were made."""
     settings = facts.settings
+    if facts.split:
+        return on_one_line(facts.split)
     if settings.get("val_data"):
         return "The three parts came in files of their own; texts in an earlier part were left out."
     drawn = " of as many texts of each label as the rarest has" if settings.get("balance") else ""
@@ -205,7 +207,7 @@ def _few_to_choose_by(facts: RunFacts) -> str:
         return ""
     return (
         f"The part to choose by has {counted(n)} only: one text more or less right moves its score "
-        f"by {100 / n:.1f} points. Which epoch was best, temperature and thresholds are rough."
+        f"by {100 / n:.1f} points. Which epoch was best is a rough guess, and so is all else chosen by it."
     )
 
 
@@ -347,5 +349,7 @@ def _purpose(facts: RunFacts) -> str:
     return f"to tell {len(labels)} labels apart: {listed(more)}"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f", in {seconds:.1f} seconds" if seconds < 120 else f", in {seconds / 60:.1f} minutes"

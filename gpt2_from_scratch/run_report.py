@@ -61,8 +61,8 @@ def run_page(facts: RunFacts) -> Page:
 
 def _what_was_trained(facts: RunFacts) -> Section:
     settings = facts.settings
-    last = settings.get("n_last_blocks", 0)
-    blocks = {0: "none", 1: "the last"}.get(last, f"the last {last}")
+    last = settings.get("n_last_blocks", DASH)
+    blocks = {0: "none", 1: "the last", DASH: DASH}.get(last, f"the last {last}")
     lora = settings.get("lora")
     rows = [
         ("base model", f"GPT-2 {file_name(facts.model)}"),
@@ -92,7 +92,8 @@ def _data(facts: RunFacts) -> Section:
     told: list[Part] = [Table(["label", "to train on", "to choose by", "to test", "all"], rows), Text(split_rule(facts))]  # fmt: skip
     if facts.n_near_twins is not None:
         told.append(Text(f"Test texts that have a near twin in training: {facts.n_near_twins:,}."))
-    told.append(Text(f"Texts longer than {facts.settings.get('max_tokens', DASH)} tokens, cut there: {facts.n_cut:,}."))  # fmt: skip
+    if "max_tokens" in facts.settings:
+        told.append(Text(f"Texts longer than {facts.settings['max_tokens']} tokens, cut there: {facts.n_cut:,}."))  # fmt: skip
     return Section("Data", told)
 
 
@@ -209,18 +210,23 @@ def _paired(paired: Paired | None) -> list[str]:
 def _calibration(assessment: Assessment | None) -> Section:
     if not assessment:
         return Section("Calibration", [])
-    found = {f"temperature {assessment.temperature:.2f}": assessment.calibration}
-    if assessment.uncalibrated:
-        found = {"as trained": assessment.uncalibrated} | found
+    found = {"as trained": assessment.calibration}
+    about = (
+        "Whether probabilities mean what they say: of texts called something with 90 %, 90 % should "
+        "be it. 0 is best in all three columns."
+    )
+    if assessment.temperature != 1:
+        before = assessment.uncalibrated
+        found = {"as trained": before} if before else {}
+        found[f"temperature {assessment.temperature:.2f}"] = assessment.calibration
+        about += (
+            " The temperature divides all logits; it was fitted on the texts to choose by and changes "
+            "no answer."
+        )
     rows = [
         [name, f"{one.brier:.4f}", f"{one.log_loss:.4f}", f"{one.ece:.4f}"]
         for name, one in found.items()
     ]
-    about = (
-        "Whether probabilities mean what they say: of texts called something with 90 %, 90 % should "
-        "be it. The temperature divides all logits; it was fitted on the texts to choose by and "
-        "changes no answer. 0 is best in all three columns."
-    )
     columns = ["probabilities", "Brier score", "log loss", "expected calibration error"]
     alt = "Reliability diagram: the share of right answers for each range of probabilities."
     return Section(

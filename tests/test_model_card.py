@@ -45,6 +45,10 @@ def test_all_its_sections_are_there():
     assert read.texts["td"][:8] == ["ham", "525", "100", "150", "spam", "525", "100", "150"]
 
 
+def test_without_a_temperature_probabilities_are_as_trained():
+    assert "Probabilities are as trained. On the test part" in model_card(run_facts())
+
+
 def test_limits_are_the_warnings():
     facts = run_facts(n_cut=3, baselines=[baseline("bag_of_*words*", 12)])
     warnings = run_warnings(facts)

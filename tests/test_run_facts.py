@@ -37,6 +37,14 @@ def test_the_first_lines():
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, "were trained, with seed"), (119, "trained, in 119.0 seconds, with"), (150, "in 2.5 minutes,")],
+)  # fmt: skip
+def test_the_time_is_told_if_known(seconds, told):
+    assert told in trained_on(run_facts(seconds=seconds))
+
+
 def test_the_score_without_near_twins_stands_beside_it():
     facts = run_facts(assessment=assessed(twins=100))
     assert "On those that have no near twin in training it is 92.5 % (185 of 200" in how_good(facts)
@@ -205,6 +213,10 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
 )
 def test_how_the_parts_were_made(settings, told):
     assert told in split_rule(run_facts(settings=settings))
+
+
+def test_another_split_is_told_as_it_was_made():
+    assert split_rule(run_facts(split="As the lecture does it.")) == "As the lecture does it."
 
 
 def test_folders_are_left_out():

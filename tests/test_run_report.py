@@ -1,5 +1,7 @@
 """The page of a run has what belongs on it, and leaves out what does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from html_reader import Reader
@@ -57,7 +59,7 @@ def test_nobodys_folders_are_on_it():
 @pytest.mark.parametrize(
     ("settings", "blocks"),
     [({"n_last_blocks": 0}, "none"), ({"n_last_blocks": 1}, "the last"), ({"n_last_blocks": 3}, "the last 3"),
-     ({"n_last_blocks": 1, "trainable": "head.*"}, "head.*")],
+     ({"n_last_blocks": 1, "trainable": "head.*"}, "head.*"), ({}, "–")],
 )  # fmt: skip
 def test_what_trained(settings, blocks):
     [table] = tables(run_page(run_facts(settings=settings)), "What was trained")
@@ -106,6 +108,25 @@ def test_baselines_stand_beside_the_run_the_best_first():
     assert [row[1] for row in table.rows] == ["96.0 %", "95.0 %", "80.0 %", "66.7 %"]
     assert [row[3] for row in table.rows] == ["-1.0", "–", "–", "+28.3"]
     assert [row[5] for row in table.rows] == ["0.250", "–", "–", "< 0.001"]  # 2 / 2 ** 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"temperature": 1.0}, ["as trained"]),
+        ({"temperature": 1.0, "uncalibrated": None}, ["as trained"]),
+        ({}, ["as trained", "temperature 1.50"]),
+        ({"uncalibrated": None}, ["temperature 1.50"]),
+    ],
+)
+def test_probabilities_are_told_as_they_are(changed, names):
+    found = replace(assessed(), **changed)
+    page = run_page(run_facts(assessment=found))
+    [table] = tables(page, "Calibration")
+    assert [row[0] for row in table.rows] == names
+    assert table.rows[-1][1] == f"{found.calibration.brier:.4f}"
+    [section] = [section for section in page.sections if section.title == "Calibration"]
+    assert ("fitted" in section.parts[0].text) == (names[-1] != "as trained")
 
 
 def test_thresholds_are_told_as_asked():
