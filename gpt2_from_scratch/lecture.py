@@ -38,6 +38,9 @@ BATCH_SIZE = 8
 EPOCHS = 5
 LR, WEIGHT_DECAY = 5e-5, 0.1
 EVAL_EVERY, EVAL_BATCHES = 50, 5
+SPLIT_RULE = (
+    "The lecture's: as many messages of each label, copies among them, 70, 10 and 20 % at random."
+)
 CHECK_TEXT = "Do you have time"
 
 Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test

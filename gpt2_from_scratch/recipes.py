@@ -6,7 +6,6 @@ the test messages as `test.csv` (`test.jsonl` of other tasks than classification
 `state-*.safetensors`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -30,9 +29,9 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.examples import label_names, load_examples
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json
-from gpt2_from_scratch.finetuning import count_trainable, format_ledger, ledger
+from gpt2_from_scratch.finetuning import format_ledger, ledger
 from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
-from gpt2_from_scratch.lecture import lecture, lecture_split
+from gpt2_from_scratch.lecture import SPLIT_RULE, lecture, lecture_split
 from gpt2_from_scratch.lines import checked_encoding
 from gpt2_from_scratch.manifest import check_listed, is_complete
 from gpt2_from_scratch.paths import data_name, model_folder, model_name, sms_collection
@@ -90,7 +89,6 @@ def train_classifier(
     interrupted, with the same settings (`resume_training` reads them there). Raises Interrupted,
     after saving, when Ctrl-C or SIGTERM comes.
     """
-    began = time.monotonic()
     settings = settings or ClassifierSettings()
     config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
     check_dtype(dtype)
@@ -113,9 +111,8 @@ def train_classifier(
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
     classifier.model.to(device)
     say(_counted(split, settings.task))
-    told = format_ledger(ledger(classifier.model, config, classifier.description.heads))
-    say(told)
-    n_trained = count_trainable(classifier.model)
+    lines = ledger(classifier.model, config, classifier.description.heads)
+    say(format_ledger(lines))
     saved = sources | reading | asdict(settings) | {
         "model": model_name(model), "balance": balance, "together": together,
         "max_tokens": classifier.description.max_tokens,
@@ -133,10 +130,7 @@ def train_classifier(
         history = finetune(
             classifier, split, config, run, resume=resume, store=store, quiet=quiet, say=say
         )
-        done = Finished(
-            run, classifier, split, history, saved | asdict(config), told, n_trained,
-            time.monotonic() - began,
-        )  # fmt: skip
+        done = Finished(run, classifier, split, history, saved | asdict(config), lines)
         scores = finish_run(done, store=store, say=say)
     return run, classifier, scores
 
@@ -302,7 +296,6 @@ def train_as_the_lecture(
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Classifier, Any]:
     """The lecture's recipe; see `lecture.py` for what it does and why it is not the default."""
-    began = time.monotonic()
     path = sms_collection() if data == "sms" else Path(data)
     messages = load_messages(data)  # checks the file, whichever way it is then read
     split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
@@ -328,11 +321,9 @@ def train_as_the_lecture(
         steps, *losses = zip(*trace.losses, strict=True)
         train, val = zip(*trace.accuracies, strict=True)
         curves = plot_training(steps, (losses[0], losses[1]), (train, val), step_name="step")
-        told, n_trained = format_ledger(ledger(classifier.model)), count_trainable(classifier.model)
         done = Finished(
-            run, classifier, split, [], settings | {"recipe": "the lecture's"}, told, n_trained,
-            time.monotonic() - began, curves,
-        )  # fmt: skip
+            run, classifier, split, [], settings, ledger(classifier.model), SPLIT_RULE, curves
+        )
         scores = finish_run(done, calibrated=False, store=store, say=say)
     return run, classifier, scores
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gpt2_from_scratch.answered import write_answered
+from gpt2_from_scratch.answered import Answered, write_answered
 from gpt2_from_scratch.answering import answered_with, calibrate
 from gpt2_from_scratch.assessment import Assessment, as_json, assess
 from gpt2_from_scratch.checkpoints import remove_states
@@ -22,6 +22,7 @@ from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.extras import need_sklearn
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json, write_text
+from gpt2_from_scratch.finetuning import LedgerLine, format_ledger
 from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
 from gpt2_from_scratch.manifest import write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
@@ -48,9 +49,8 @@ class Finished:
     split: Split
     history: Sequence[Epoch]
     settings: Mapping[str, Any]  # as config.json has them
-    ledger: str
-    n_trained: int
-    seconds: float
+    ledger: list[LedgerLine]
+    split_rule: str = ""  # how the parts were made, if not as the default recipe makes them
     curves: Figure | None = None  # none: drawn from the history
 
 
@@ -68,26 +68,27 @@ def finish_run(
     """
     run, classifier, split = finished.run, finished.classifier, finished.split
     twins = _near_twins(split)
-    assessment, baselines = None, []
+    facts: dict[str, Any] = {}
     if classifier.description.head.task == "classification":
-        assessment, right = _assess(finished, twins, calibrated, store, say)
+        assessment, answered = _assess(finished, twins, calibrated, store, say)
         scores: Scores = assessment.evaluation
-        baselines = _baselines(split, classifier.description.labels, right, say)
+        baselines = _baselines(split, classifier.description.labels, answered.right, say)
+        facts = {"assessment": assessment, "answered": answered, "baselines": baselines}
         written = as_json(assessment)
     else:
         labelled = to_labelled(classifier, split.test, store=store, say=say)
         scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
         written = scores_as_json(scores)
-    facts = _facts(finished, scores, assessment, baselines, int(twins.sum()))
+    told = _facts(finished, scores=scores, n_near_twins=int(twins.sum()), **facts)
     curves = finished.curves or plot_epochs(finished.history, scores.measure)
     save_picture(curves, run / "curves.png")
     write_json(run / "evaluation.json", written)
-    write_page(run / "report.html", run_page(facts))
-    write_text(run / "model_card.md", model_card(facts))
+    write_page(run / "report.html", run_page(told))
+    write_text(run / "model_card.md", model_card(told))
     remove_states(run)
     write_manifest(run)
-    if told := against_baselines(facts):
-        say(told)
+    if sentence := against_baselines(told):
+        say(sentence)
     say(f"what to think of it, to open or to send: {run / 'report.html'}")
     return scores
 
@@ -98,8 +99,8 @@ def _assess(
     calibrated: bool,
     store: FeatureStore | None,
     say: Callable[[str], None],
-) -> tuple[Assessment, np.ndarray]:
-    """The assessment, and whether each test text was answered right (N,)."""
+) -> tuple[Assessment, Answered]:
+    """The assessment, and the answers to the test part that it was made from."""
     run, classifier, split = finished.run, finished.classifier, finished.split
     plain = answered_with(classifier, split.test, temperature=1.0, store=store, say=say)
     temperature = 1.0
@@ -111,7 +112,7 @@ def _assess(
     write_answered(run / TEST_ANSWERS, test)
     write_answered(run / VAL_ANSWERS, val)
     before = plain if calibrated else None
-    return assess(test, val, temperature=temperature, uncalibrated=before), test.right
+    return assess(test, val, temperature=temperature, uncalibrated=before), test
 
 
 def _near_twins(split: Split) -> np.ndarray:
@@ -140,18 +141,14 @@ def _baselines(
     return found
 
 
-def _facts(
-    finished: Finished,
-    scores: Scores,
-    assessment: Assessment | None,
-    baselines: Sequence[tuple[str, Evaluation, Paired | None]],
-    n_near_twins: int,
-) -> RunFacts:
+def _facts(finished: Finished, **found: Any) -> RunFacts:
+    """All that page and card tell; `found` is what the test part showed."""
     classifier, settings = finished.classifier, finished.settings
     description = classifier.description
     parts = vars(finished.split)
     texts = [message.text for part in parts.values() for message in part]
     where = environment(classifier.model.wte.weight.device)
+    classes = description.head.task == "classification"
     return RunFacts(
         run=str(finished.run),
         model=settings["model"],
@@ -160,19 +157,16 @@ def _facts(
         task=description.head.task,
         settings=settings,
         counts={
-            name: Counter(m.label if assessment else "texts" for m in part)
+            name: Counter(m.label if classes else "texts" for m in part)
             for name, part in parts.items()
         },
-        ledger=finished.ledger,
-        n_parameters=sum(p.numel() for p in classifier.model.parameters()),
-        n_trained=finished.n_trained,
+        ledger=format_ledger(finished.ledger),
+        n_parameters=sum(line.numbers for line in finished.ledger),
+        n_trained=sum(line.trainable for line in finished.ledger),
         history=finished.history,
-        scores=scores,
         base_sha256=description.base_sha256,
         versions=where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
-        seconds=finished.seconds,
-        assessment=assessment,
-        baselines=baselines,
-        n_near_twins=n_near_twins,
+        split=finished.split_rule,
         n_cut=sum(classifier.encode(texts)[1]),
+        **found,
     )
