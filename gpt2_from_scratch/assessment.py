@@ -24,7 +24,9 @@ from gpt2_from_scratch.ranking import Ranking, rankings
 from gpt2_from_scratch.thresholds import (
     AtThreshold,
     at_threshold,
+    cheapest,
     choose_threshold,
+    cost_of,
     format_threshold,
 )
 
@@ -42,6 +44,18 @@ class Told:
 
 
 @dataclass(frozen=True)
+class AtLeastCost:
+    """What comes of choosing the answer with the least expected cost, in place of the likeliest."""
+
+    losing: float  # a text of another label called by the one watched; the opposite costs 1
+    threshold: float  # of the probability: what this cost comes to
+    cost: float  # a test text, in the mean
+    cost_of_likeliest: float  # the same when the likeliest class is answered
+    lost: int
+    caught: int
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What one classifier does on the test part."""
 
@@ -55,6 +69,7 @@ class Assessment:
     mistakes: list[Told]  # the most confident first
     least_certain: list[Told]  # the smallest margin between the two likeliest classes first
     watched: str | None = None  # the label that is looked for, spam
+    at_least_cost: AtLeastCost | None = None  # where a cost was given
 
 
 def assess(
@@ -65,6 +80,7 @@ def assess(
     uncalibrated: Answered | None = None,
     watch: str | None = None,
     lose_at_most: Sequence[float] = (0, 5, 10, 20),
+    cost_of_losing: float | None = None,
     n_shown: int = 10,
 ) -> Assessment:
     """Assess a classifier by its answers to the test part; on the validation part choose thresholds.
@@ -72,7 +88,8 @@ def assess(
     Both have `temperature` applied already; `uncalibrated` are the answers to the test part before
     that. `watch` is the label whose thresholds are asked for, each losing at most so many of 1,000
     texts of other labels; of two labels by default the rarer, of more none. Without `val`, or where
-    that has texts of one side only, there are no thresholds. Raises DataError for no texts and for
+    that has texts of one side only, there are no thresholds. `cost_of_losing` is what it costs to call
+    a text of another label by the one watched, in units of the opposite mistake. Raises DataError for no texts and for
     other labels in `val`, UsageError for a `watch` that is no label.
     """
     if val is not None and val.labels != test.labels:
@@ -96,6 +113,7 @@ def assess(
         mistakes=_mistakes(test, n_shown),
         least_certain=_least_certain(test, n_shown),
         watched=watched,
+        at_least_cost=_at_least_cost(test, watched, cost_of_losing),
     )
 
 
@@ -120,6 +138,7 @@ def format_assessment(assessment: Assessment) -> str:
             *_format_rankings(assessment.rankings, assessment.watched),
             _format_calibration(assessment),
             *_format_thresholds(assessment.thresholds),
+            *_format_cost(assessment.at_least_cost, assessment.watched),
             *_format_told(f"the most confident mistakes ({len(shown)} of {mistakes})", shown),
             *_format_told("the least certain answers", assessment.least_certain),
         ]
@@ -161,6 +180,25 @@ def _thresholds(
         at = at_threshold(test.probabilities[:, k], test.true == k, watched, threshold)
         found.append(replace(at, asked=float(asked)))
     return found
+
+
+def _at_least_cost(test: Answered, watched: str | None, losing: float | None) -> AtLeastCost | None:
+    """Of the label watched against all others together."""
+    if losing is None:
+        return None
+    if watched is None or not 0 < losing < float("inf"):
+        raise UsageError(
+            f"a cost of losing, {losing}, is a number above 0, and for a label watched"
+        )
+    k = test.labels.index(watched)
+    true, share = (test.true == k).astype(int), test.probabilities[:, k]  # 1 is the label watched
+    costs = np.array([[0.0, losing], [1.0, 0.0]])  # [true][called]
+    called = cheapest(np.stack([1 - share, share], axis=1), costs)
+    likeliest = (test.predicted == k).astype(int)
+    return AtLeastCost(
+        losing, losing / (1 + losing), cost_of(true, called, costs),
+        cost_of(true, likeliest, costs), int((called > true).sum()), int((called & true).sum()),
+    )  # fmt: skip
 
 
 def _mistakes(test: Answered, n_shown: int) -> list[Told]:
@@ -222,6 +260,18 @@ def _format_thresholds(thresholds: list[AtThreshold]) -> list[str]:
     ]  # fmt: skip
     title = f"how much {label} is caught when hardly anything else may be lost; p is chosen on the validation part"  # fmt: skip
     return ["", title, *_columns(rows)]
+
+
+def _format_cost(found: AtLeastCost | None, watched: str | None) -> list[str]:
+    if found is None:
+        return []
+    label = on_one_line(watched or "")
+    return [
+        "",
+        f"where losing a text costs {found.losing:g} times letting one of {label} through: {label} if "
+        f"p >= {format_threshold(found.threshold)}; {found.lost} lost, {found.caught} caught; "
+        f"{found.cost:.4f} a text instead of {found.cost_of_likeliest:.4f}",
+    ]
 
 
 def _format_told(title: str, told: list[Told]) -> list[str]:

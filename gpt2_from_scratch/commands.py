@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from itertools import tee
 from pathlib import Path
@@ -105,10 +106,12 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
+    from gpt2_from_scratch.assessment import as_json, format_assessment
     from gpt2_from_scratch.examples import load_examples
     from gpt2_from_scratch.feature_store import FeatureStore
     from gpt2_from_scratch.recipes import evaluate_classifier
     from gpt2_from_scratch.run_folder import read_test_part
+    from gpt2_from_scratch.run_results import assess_again
     from gpt2_from_scratch.score_tables import format_scores
     from gpt2_from_scratch.scores import scores_as_json
 
@@ -122,6 +125,15 @@ def run_evaluate(args: argparse.Namespace) -> None:
     else:
         messages = read_test_part(folder, task)
     store = None if args.cache is False else FeatureStore(say=say)
+    if task == "classification":
+        found = assess_again(
+            classifier, messages, folder, store=store, say=say,
+            **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
+        )  # fmt: skip
+        print(json.dumps(as_json(found)) if args.json else format_assessment(found))
+        return
+    if others := options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"):
+        raise UsageError(f"{', '.join(others)}: for classifiers that choose a class, not {task}")
     scores = evaluate_classifier(classifier, messages, store=store, say=say)
     print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
 
@@ -130,6 +142,7 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.answers import Csv, as_json, as_line
     from gpt2_from_scratch.data import lines_of, read_texts
+    from gpt2_from_scratch.predictions import at_least
     from gpt2_from_scratch.stream import predict_stream
 
     if args.file and args.texts:
@@ -147,6 +160,9 @@ def run_predict(args: argparse.Namespace) -> None:
     table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
     numbered, texts = tee(texts)  # answers come in windows, each text's number with them
     answers = _shown(predict_stream(classifier, (text for _, text in texts)))
+    if args.threshold:
+        label, threshold = _threshold(args.threshold, classifier.description.head)
+        answers = ((text, at_least(answer, label, threshold)) for text, answer in answers)
     for (text, answer), (number, _) in zip(answers, numbered, strict=False):
         if table:
             table.write(number, text, answer)
@@ -328,6 +344,17 @@ def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
 
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()
     return tqdm(predictions, desc="classified", unit=" texts", disable=hidden)
+
+
+def _threshold(typed: str, head: Any) -> tuple[str, float]:
+    """The label and the least probability that LABEL=P names."""
+    label, _, number = typed.rpartition("=")
+    if head.task != "classification" or label not in head.labels:
+        raise UsageError(f"--threshold {typed}: LABEL=P, the label one of {', '.join(head.labels)}")
+    with suppress(ValueError):
+        if 0 <= float(number) <= 1:
+            return label, float(number)
+    raise UsageError(f"--threshold {typed}: LABEL=P, with P from 0 to 1")
 
 
 def _load_classifier(args: argparse.Namespace) -> Any:

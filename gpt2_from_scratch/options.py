@@ -1,19 +1,21 @@
 """What can be typed after `gpt2-classifier`: commands, options, and examples of their use."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import POOLINGS, PretrainConfig, TrainConfig
-from gpt2_from_scratch.paths import expanded
-
-MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
-DATA_HELP = (
-    "demo or topics (both ship with the package), sms (the SMS Spam Collection), or a .csv, .tsv "
-    "or .jsonl file; .conll for token-classification, SQuAD's .json for span"
+from gpt2_from_scratch.config import POOLINGS, PretrainConfig
+from gpt2_from_scratch.option_groups import (
+    DATA_HELP,
+    MODEL_HELP,
+    add_columns,
+    add_command,
+    add_settings,
+    add_training,
+    path,
+    something,
 )
+
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
     "130 interrupted, 143 terminated"
@@ -30,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = _add(
+    train = add_command(
         commands, "train", "finetune a pretrained GPT-2 into a classifier",
         "gpt2-classifier train",
         "gpt2-classifier train --data sms --balance --seed 1",
@@ -41,14 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
     )  # fmt: skip
-    _add_training(train)
-    train.add_argument("--val-data", type=_something, help="a file of its own to choose by")
+    add_training(train)
+    train.add_argument("--val-data", type=something, help="a file of its own to choose by")
     train.add_argument(
-        "--test-data", type=_something, help="and one to test on; else parts of --data"
+        "--test-data", type=something, help="and one to test on; else parts of --data"
     )
-    train.add_argument("--out", type=_path, help="the run's folder (default: a new one in runs/)")
+    train.add_argument("--out", type=path, help="the run's folder (default: a new one in runs/)")
     train.add_argument(
-        "--resume", type=_path, metavar="RUN",
+        "--resume", type=path, metavar="RUN",
         help="go on with a run that was interrupted; settings are its own",
     )  # fmt: skip
     train.add_argument(
@@ -56,18 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="lecture: step by step as the lecture does it; only --seed applies (default: default)",
     )  # fmt: skip
 
-    find_rate = _add(
+    find_rate = add_command(
         commands, "find-rate", "let the learning rate rise, draw the loss, suggest a rate",
         "gpt2-classifier find-rate --data sms --balance",
         "gpt2-classifier find-rate --model 124M --data reviews.csv --lora 8 --out rates.png",
     )  # fmt: skip
-    _add_training(find_rate)
+    add_training(find_rate)
     find_rate.add_argument("--steps", type=int, default=100, help="at most (default: 100)")
     find_rate.add_argument(
-        "--out", type=_path, default=Path("rates.png"), help="the picture (default: rates.png)"
+        "--out", type=path, default=Path("rates.png"), help="the picture (default: rates.png)"
     )
 
-    compare = _add(
+    compare = add_command(
         commands, "compare", "score a finetuned GPT-2 beside what it must beat, on the same splits",
         "gpt2-classifier compare",
         "gpt2-classifier compare --data sms --balance --seeds 1 2 3",
@@ -75,10 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
         "gpt2-classifier compare runs/mini-demo-123 runs/another-on-the-same-split",
     )  # fmt: skip
     compare.add_argument(
-        "runs", type=_path, nargs="*", metavar="RUN",
+        "runs", type=path, nargs="*", metavar="RUN",
         help="finished runs that kept the same test texts; others are held against the first",
     )  # fmt: skip
-    _add_training(compare)
+    add_training(compare)
     many = compare.add_mutually_exclusive_group()
     many.add_argument(
         "--seeds", type=int, nargs="+", metavar="SEED", help="a split and a training of each"
@@ -87,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--folds", type=int, metavar="N", help="cut into N parts instead, each tested on once"
     )
     compare.add_argument(
-        "--out", type=_path,
+        "--out", type=path,
         help="a folder; what is finished there is not computed again (default: runs/compare-...)",
     )  # fmt: skip
     compare.add_argument(
@@ -95,13 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="without random weights and the slower baselines",
     )  # fmt: skip
 
-    experiments = _add(
+    experiments = add_command(
         commands, "experiments", "run a whole table of experiments, each one change from the default",
         "gpt2-classifier experiments --list",
         "gpt2-classifier experiments --data sms --balance --epochs 5",
         "gpt2-classifier experiments --rows 'token position' LoRA --seeds 1 2 3",
     )  # fmt: skip
-    _add_training(experiments)
+    add_training(experiments)
     experiments.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="N",
         help="each a split, first weights and an order of messages (default: 1 2 3 4 5)",
@@ -114,41 +116,63 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs", type=int, metavar="N", help="processes side by side (default: one a processor)"
     )
     experiments.add_argument(
-        "--out", type=_path,
+        "--out", type=path,
         help="a folder; what is finished there is not done again (default: runs/experiments-...)",
     )  # fmt: skip
 
-    evaluate = _add(
+    evaluate = add_command(
         commands, "evaluate", "score a saved classifier on labelled messages",
         "gpt2-classifier evaluate runs/mini-demo-123",
         "gpt2-classifier evaluate runs/mini-demo-123 --data more.csv --json",
+        "gpt2-classifier evaluate runs/mini-demo-123 --watch spam --lose-at-most 1 --show 30",
     )  # fmt: skip
-    evaluate.add_argument("run", type=_path, help="a run's folder, or its best.safetensors")
+    evaluate.add_argument("run", type=path, help="a run's folder, or its best.safetensors")
     evaluate.add_argument(
-        "--model", type=_something, help="where the base model lies, if it has no known name"
+        "--model", type=something, help="where the base model lies, if it has no known name"
     )
     evaluate.add_argument(
-        "--data", type=_something, help=DATA_HELP + " (default: the run's own test messages)"
+        "--data", type=something, help=DATA_HELP + " (default: the run's own test messages)"
     )
-    _add_columns(evaluate)
+    add_columns(evaluate)
+    evaluate.add_argument(
+        "--watch", type=something, metavar="LABEL",
+        help="the label looked for, spam: thresholds are for it (default: of two the rarer)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--lose-at-most", type=float, nargs="+", metavar="N",
+        help="of 1,000 texts that are of other labels (default: 0 5 10 20)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--cost-of-losing", type=float, metavar="N",
+        help="what losing such a text costs, if letting one through that is watched for costs 1",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--show", type=int, dest="n_shown", metavar="N",
+        help="mistakes and least certain answers that are shown (default: 10)",
+    )  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="one JSON object")
 
-    predict = _add(
+    predict = add_command(
         commands, "predict", "classify texts",
         "gpt2-classifier predict runs/mini-demo-123 'You won! Call now' 'see you at six'",
         "gpt2-classifier predict runs/mini-demo-123 --file inbox.txt --csv > labels.csv",
+        "gpt2-classifier predict runs/mini-demo-123 --threshold spam=0.95 --file inbox.txt",
         "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
     )  # fmt: skip
-    predict.add_argument("run", type=_path, help="a run's folder, or its best.safetensors")
+    predict.add_argument("run", type=path, help="a run's folder, or its best.safetensors")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
     predict.add_argument(
+        "--threshold", type=something, metavar="LABEL=P",
+        help="answer LABEL only where its probability is at least P; evaluate shows what it costs",
+    )  # fmt: skip
+    predict.add_argument(
         "--file",
-        type=_path,
+        type=path,
         help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
     )
     predict.add_argument("--text-column", default="text", help="its name (default: text)")
     predict.add_argument(
-        "--model", type=_something, help="where the base model lies, if it has no known name"
+        "--model", type=something, help="where the base model lies, if it has no known name"
     )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON object a line")
@@ -158,35 +182,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --csv: the text too, with ' before what a spreadsheet would execute",
     )  # fmt: skip
 
-    features = _add(
+    features = add_command(
         commands, "features", "write hidden states of texts as an array, for tools of your own",
         "gpt2-classifier features --file inbox.txt --out states.npy",
         "gpt2-classifier features --file mail.csv --layer 4 --state raw --pooling mean --out x.npy",
     )  # fmt: skip
     features.add_argument(
-        "--file", type=_path, required=True, help="lines of a text file, or a column of a table"
+        "--file", type=path, required=True, help="lines of a text file, or a column of a table"
     )
     features.add_argument("--text-column", default="text", help="its name (default: text)")
     features.add_argument(
-        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+        "--model", type=something, default="mini", help=MODEL_HELP + " (default: mini)"
     )
-    features.add_argument("--out", type=_path, required=True, help="the .npy file, (texts, n_embd)")
-    _add_settings(features, ClassifierSettings, "layer", "state", "pooling")
+    features.add_argument("--out", type=path, required=True, help="the .npy file, (texts, n_embd)")
+    add_settings(features, ClassifierSettings, "layer", "state", "pooling")
 
-    check = _add(
+    check = add_command(
         commands, "check", "read messages with one class each and say what is wrong with them",
         "gpt2-classifier check reviews.csv --label-column stars",
         "gpt2-classifier check reviews.csv --encoding cp1252 --json",
     )  # fmt: skip
     check.add_argument("data", help=DATA_HELP)
-    _add_columns(check)
+    add_columns(check)
     check.add_argument(
-        "--model", type=_something, default="mini", help=MODEL_HELP + ", to count its tokens"
+        "--model", type=something, default="mini", help=MODEL_HELP + ", to count its tokens"
     )
     check.add_argument("--max-tokens", type=int, help="tell what this would cut too")
     check.add_argument("--json", action="store_true", help="one JSON object")
 
-    verify = _add(
+    verify = add_command(
         commands, "verify", "check the files of a model or a finished run, one by one",
         "gpt2-classifier verify mini",
         "gpt2-classifier verify weights/124M",
@@ -194,13 +218,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verify.add_argument("model", help=MODEL_HELP + "; or a run's folder")
 
-    generate = _add(
+    generate = add_command(
         commands, "generate", "continue a text: see that the weights are right",
         "gpt2-classifier generate --prompt 'Every effort moves you'",
         "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
     )  # fmt: skip
     generate.add_argument(
-        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+        "--model", type=something, default="mini", help=MODEL_HELP + " (default: mini)"
     )
     generate.add_argument("--prompt", required=True, help="the text to continue")
     generate.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
@@ -210,47 +234,47 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, help="draw from the k likeliest only")
     generate.add_argument("--seed", type=int, default=123, help="of the drawing (default: 123)")
 
-    pretrain = _add(
+    pretrain = add_command(
         commands, "pretrain", "train a small GPT-2 from nothing on plain text",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
     )  # fmt: skip
-    pretrain.add_argument("--corpus", type=_path, required=True, help="a folder of .txt files")
-    pretrain.add_argument("--out", type=_path, required=True, help="the model's folder")
+    pretrain.add_argument("--corpus", type=path, required=True, help="a folder of .txt files")
+    pretrain.add_argument("--out", type=path, required=True, help="the model's folder")
     pretrain.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     pretrain.add_argument(
         "--dtype", choices=["float32", "float16"], default="float32", help="of the weights on disk"
     )
-    _add_settings(pretrain, PretrainConfig)
+    add_settings(pretrain, PretrainConfig)
 
-    download = _add(
+    download = add_command(
         commands, "download", "fetch OpenAI's weights or the SMS Spam Collection",
         "gpt2-classifier download 124M",
         "gpt2-classifier download sms",
     )  # fmt: skip
     download.add_argument("what", choices=["124M", "355M", "774M", "1558M", "sms"])
 
-    cache = _add(
+    cache = add_command(
         commands, "cache", "show or clear what is kept of frozen blocks' output",
         "gpt2-classifier cache",
         "gpt2-classifier cache --clear",
     )  # fmt: skip
     cache.add_argument("--clear", action="store_true", help="remove all of it")
 
-    probe = _add(
+    probe = add_command(
         commands, "probe", "see at which layers a linear classifier can tell the labels",
         "gpt2-classifier probe",
         "gpt2-classifier probe --data sms --balance --out probes.png",
         "gpt2-classifier probe --data topics --pooling mean last_position --json",
     )  # fmt: skip
     probe.add_argument(
-        "--model", type=_something, default="mini", help=MODEL_HELP + " (default: mini)"
+        "--model", type=something, default="mini", help=MODEL_HELP + " (default: mini)"
     )
     probe.add_argument(
-        "--data", type=_something,
+        "--data", type=something,
         help="demo, topics, sms, or a .csv, .tsv or .jsonl file, one label a text (default: demo)",
     )  # fmt: skip
-    _add_columns(probe)
+    add_columns(probe)
     probe.add_argument(
         "--pooling", choices=POOLINGS, nargs="+", dest="poolings",
         help="where texts are read (default: all that read no pads)",
@@ -259,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--balance", action="store_true", default=None, help="as many texts of each label"
     )
     probe.add_argument("--seed", type=int, help="of the split (default: 123)")
-    probe.add_argument("--out", type=_path, help="the picture to write, a .png")
+    probe.add_argument("--out", type=path, help="the picture to write, a .png")
     probe.add_argument("--json", action="store_true", help="a JSON list, one object a probe")
 
     for command in (
@@ -307,76 +331,6 @@ def build_parser() -> argparse.ArgumentParser:
             help="what computes (default: auto)",
         )  # fmt: skip
     return parser
-
-
-def _path(text: str) -> Path:
-    """A path with `~` written out; the empty one would be the folder at hand."""
-    return expanded(_something(text))
-
-
-def _something(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("it must not be empty")
-    return text
-
-
-def _add(commands: Any, name: str, what: str, *examples: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
-        epilog="examples:\n  " + "\n  ".join(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
-    parser.set_defaults(command=name)
-    return parser
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    """What is trained on what, and how."""
-    parser.add_argument("--model", type=_something, help=MODEL_HELP + " (default: mini)")
-    parser.add_argument("--data", type=_something, help=DATA_HELP + " (default: demo)")
-    _add_columns(parser)
-    parser.add_argument(
-        "--balance", action="store_true", default=None, help="as many texts of each label"
-    )
-    parser.add_argument(
-        "--together", choices=["copies", "near-twins"],
-        help="what stays in one part: copies of a text, or texts that are nearly the same too "
-        "(default: copies)",
-    )  # fmt: skip
-    parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
-    parser.add_argument(
-        "--keep-empty", action="store_true", default=None, help="train on empty texts too"
-    )
-    _add_settings(parser.add_argument_group("the head, and LoRA"), ClassifierSettings)
-    _add_settings(parser.add_argument_group("training"), TrainConfig)
-
-
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-column", help="of a file (default: text)")
-    parser.add_argument("--label-column", help="of a file (default: label)")
-
-
-def _add_settings(parser: Any, kind: type, *names: str) -> None:
-    """An option for every field of a settings dataclass, or these; None where it is not given."""
-    for field in (field for field in fields(kind) if not names or field.name in names):
-        option = "--" + field.name.replace("_", "-")
-        default = "none" if field.default == "" else field.default
-        meaning = f"{field.metadata['help']} (default: {default})"
-        choices = field.metadata["choices"]
-        if isinstance(field.default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
-        elif choices:
-            parser.add_argument(option, choices=choices, help=meaning)
-        else:
-            parser.add_argument(
-                option,
-                type=type(field.default),
-                metavar="N" if field.default != "" else "TEXT",
-                help=meaning,
-            )
 
 
 def _version() -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,19 @@ class Prediction:
     def probabilities(self) -> dict[str, float]:
         """The probability of every label, where the first head has labels."""
         return self.answer.probabilities
+
+
+def at_least(prediction: Prediction, label: str, threshold: float) -> Prediction:
+    """The first head's answer is `label` where its probability is at least `threshold`, elsewhere
+    the likeliest of the others.
+    """
+    name, choice = next(iter(prediction.answers.items()))
+    others = {k: p for k, p in choice.probabilities.items() if k != label}
+    best = (
+        label if choice.probabilities[label] >= threshold else max(others, key=others.__getitem__)
+    )
+    chosen = {**prediction.answers, name: replace(choice, label=best)}
+    return replace(prediction, answers=chosen)
 
 
 def answers(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gpt2_from_scratch.answered import Answered, write_answered
+from gpt2_from_scratch.answered import Answered, read_answered, write_answered
 from gpt2_from_scratch.answering import answered_with, calibrate
 from gpt2_from_scratch.assessment import Assessment, as_json, assess
 from gpt2_from_scratch.checkpoints import remove_states
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.comparison import Paired, compare_paired
+from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.devices import environment
 from gpt2_from_scratch.epochs import Epoch
 from gpt2_from_scratch.errors import UsageError
@@ -24,7 +25,7 @@ from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import write_json, write_text
 from gpt2_from_scratch.finetuning import LedgerLine, format_ledger
 from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
-from gpt2_from_scratch.manifest import write_manifest
+from gpt2_from_scratch.manifest import check_listed, write_manifest
 from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.model_card import model_card
 from gpt2_from_scratch.near_twins import has_twin
@@ -91,6 +92,43 @@ def finish_run(
         say(sentence)
     say(f"what to think of it, to open or to send: {run / 'report.html'}")
     return scores
+
+
+def assess_again(
+    classifier: Classifier,
+    messages: Sequence[Message],
+    run: Path,
+    *,
+    store: FeatureStore | None = None,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> Assessment:
+    """Assess a saved classifier on labelled messages, with what its run's folder still knows: the
+    answers to the validation part, and which test texts have near twins. `options` are `assess`'s.
+    """
+    known = {path.name: _kept(path) for path in (run / TEST_ANSWERS, run / VAL_ANSWERS)}
+    before, val = known[TEST_ANSWERS], known[VAL_ANSWERS]
+    texts = [message.text for message in messages]
+    twins = before.near_twins if before is not None and before.texts == texts else None
+    test = answered_with(classifier, messages, near_twins=twins, store=store, say=say)
+    temperature = classifier.description.head.temperature
+    plain = None
+    if temperature != 1:
+        plain = answered_with(classifier, messages, temperature=1.0, store=store, say=_silent)
+    if val is not None and val.labels != test.labels:
+        val = None
+    return assess(test, val, temperature=temperature, uncalibrated=plain, **options)
+
+
+def _kept(path: Path) -> Answered | None:
+    if not path.exists():
+        return None
+    check_listed(path)
+    return read_answered(path)
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 def _assess(

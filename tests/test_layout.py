@@ -33,7 +33,8 @@ ORDER = [
     "heads_by_token", "stream", "labelled", "answering", "training_run", "run_folder", "train",
     "rate_finder", "lecture", "run_facts", "model_card", "run_report", "run_results", "recipes",
     "contenders", "contest", "compare", "compare_runs", "experiments", "experiment_table",
-    "options", "arguments", "compare_command", "experiments_command", "commands", "cli", "course",
+    "arguments", "compare_command", "experiments_command", "commands", "course", "option_groups",
+    "options", "cli",
 ]  # fmt: skip
 LIGHT = [
     "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "near_twins", "split", "cross_validation", "text_baselines",

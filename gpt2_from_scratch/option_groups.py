@@ -1,0 +1,89 @@
+"""What several commands have in common: kinds of values, groups of options, their help."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.config import TrainConfig
+from gpt2_from_scratch.paths import expanded
+
+MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
+DATA_HELP = (
+    "demo or topics (both ship with the package), sms (the SMS Spam Collection), or a .csv, .tsv "
+    "or .jsonl file; .conll for token-classification, SQuAD's .json for span"
+)
+
+
+def path(text: str) -> Path:
+    """A path with `~` written out; the empty one would be the folder at hand."""
+    return expanded(something(text))
+
+
+def something(text: str) -> str:
+    """Any text but the empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
+
+
+def add_command(commands: Any, name: str, what: str, *examples: str) -> argparse.ArgumentParser:
+    """A command with its help and its examples."""
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog="examples:\n  " + "\n  ".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    parser.set_defaults(command=name)
+    return parser
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What is trained on what, and how."""
+    parser.add_argument("--model", type=something, help=MODEL_HELP + " (default: mini)")
+    parser.add_argument("--data", type=something, help=DATA_HELP + " (default: demo)")
+    add_columns(parser)
+    parser.add_argument(
+        "--balance", action="store_true", default=None, help="as many texts of each label"
+    )
+    parser.add_argument(
+        "--together", choices=["copies", "near-twins"],
+        help="what stays in one part: copies of a text, or texts that are nearly the same too "
+        "(default: copies)",
+    )  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
+    parser.add_argument(
+        "--keep-empty", action="store_true", default=None, help="train on empty texts too"
+    )
+    add_settings(parser.add_argument_group("the head, and LoRA"), ClassifierSettings)
+    add_settings(parser.add_argument_group("training"), TrainConfig)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Which columns of a table are meant."""
+    parser.add_argument("--text-column", help="of a file (default: text)")
+    parser.add_argument("--label-column", help="of a file (default: label)")
+
+
+def add_settings(parser: Any, kind: type, *names: str) -> None:
+    """An option for every field of a settings dataclass, or these; None where it is not given."""
+    for field in (field for field in fields(kind) if not names or field.name in names):
+        option = "--" + field.name.replace("_", "-")
+        default = "none" if field.default == "" else field.default
+        meaning = f"{field.metadata['help']} (default: {default})"
+        choices = field.metadata["choices"]
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
+        elif choices:
+            parser.add_argument(option, choices=choices, help=meaning)
+        else:
+            parser.add_argument(
+                option,
+                type=type(field.default),
+                metavar="N" if field.default != "" else "TEXT",
+                help=meaning,
+            )
