@@ -39,7 +39,6 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/scale.py --long
 	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/several_heads.py
 	$(BIN)/python benchmarks/probes.py

@@ -3,9 +3,7 @@
 N texts, C = n_embd, K classes.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,23 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2_from_scratch.answering import calibrate
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import TrainConfig, read_config
+from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.head_config import HeadConfig
 from gpt2_from_scratch.logistic_regression import fit_logistic, standardize, with_ones
-from gpt2_from_scratch.model import GPT2, init_weights
-from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.probes import PENALTIES
+from gpt2_from_scratch.random_twin import random_twin
 from gpt2_from_scratch.recipes import new_classifier
 from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.text_baselines import Baseline, class_numbers
 from gpt2_from_scratch.train import finetune
-from gpt2_from_scratch.weights import save_gpt2
 
 FROZEN = "frozen GPT-2 features, logistic regression"
-TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 AT_ONCE = 1024  # texts whose states are numbers of Python's for a moment
 
 
@@ -72,12 +68,13 @@ def fit_finetuned(
     store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
 ) -> Baseline:
-    """The classifier that `train` makes: the best epoch by the validation part."""
+    """The classifier that `train` makes: the best epoch by the validation part, and its temperature."""
     f = finetuning
     classifier = new_classifier(f.model, split, f.config, f.settings, f.max_tokens, f.dtype)
     classifier.model.to(f.device)
     with TemporaryDirectory() as run:
         finetune(classifier, split, f.config, Path(run), store=store, quiet=True, say=say)
+    calibrate(classifier, split.val, say=say)
     classifier.merge()
     return saved_as_baseline(f.name, classifier, labels)
 
@@ -90,25 +87,10 @@ def fit_random(
     say: Callable[[str], None] = print,
 ) -> Baseline:
     """The same architecture and tokenizer from random weights, trained in the same way."""
-    with random_twin(finetuning.model, finetuning.config.seed) as folder:
-        twin = replace(finetuning, model=folder)
-        return replace(fit_finetuned(twin, split, labels, say=say), name=finetuning.random_name)
-
-
-@contextmanager
-def random_twin(model: str | Path, seed: int) -> Iterator[Path]:
-    """A folder, for as long as the block runs, with a model's architecture and tokenizer and
-    weights as before pretraining, drawn with `seed`.
-    """
-    source = model_folder(model)
-    twin = GPT2(read_config(source))
-    init_weights(twin, torch.Generator().manual_seed(seed))
     with TemporaryDirectory() as folder:
-        save_gpt2(twin, Path(folder))
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, folder)
-        yield Path(folder)
+        seed = finetuning.config.seed
+        twin = replace(finetuning, model=random_twin(finetuning.model, Path(folder) / "twin", seed))
+        return replace(fit_finetuned(twin, split, labels, say=say), name=finetuning.random_name)
 
 
 def saved_as_baseline(name: str, classifier: Classifier, labels: Sequence[str]) -> Baseline:

@@ -10,6 +10,8 @@ from gpt2_from_scratch.model import GPT2, init_weights
 from gpt2_from_scratch.paths import model_folder
 from gpt2_from_scratch.weights import save_gpt2
 
+TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
+
 
 def random_twin(model: str | Path, folder: Path, seed: int) -> Path:
     """Write a model of the same sizes and tokenizer, its weights drawn with `seed`, to `folder`."""
@@ -17,6 +19,7 @@ def random_twin(model: str | Path, folder: Path, seed: int) -> Path:
     twin = GPT2(read_config(source))
     init_weights(twin, torch.Generator().manual_seed(seed))
     save_gpt2(twin, folder)
-    for name in ("vocab.bpe", "encoder.json"):
-        shutil.copyfile(source / name, folder / name)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
     return folder

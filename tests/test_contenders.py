@@ -19,10 +19,10 @@ from gpt2_from_scratch.contenders import (
     fit_finetuned,
     fit_frozen,
     fit_random,
-    random_twin,
 )
 from gpt2_from_scratch.data import Message, write_messages
 from gpt2_from_scratch.model import GPT2, init_weights
+from gpt2_from_scratch.random_twin import random_twin
 from gpt2_from_scratch.recipes import train_classifier
 from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.tokenizer import Tokenizer
@@ -91,15 +91,15 @@ def test_frozen_features_are_fitted_as_scikit_learn_does(
     assert found.probabilities([]).shape == (0, 2)
 
 
-def test_a_random_twin_has_sizes_and_tokenizer_and_other_weights(tiny_checkpoint: Path) -> None:
+def test_a_random_twin_has_sizes_and_tokenizer_and_other_weights(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     expected = GPT2(read_config(tiny_checkpoint))
     init_weights(expected, torch.Generator().manual_seed(7))
-    with random_twin(tiny_checkpoint, 7) as folder:
-        twin, tokenizer = load_gpt2(folder), Tokenizer(folder)
-        for name, parameter in twin.named_parameters():
-            assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
-    assert tokenizer.encode("the thing") == Tokenizer(tiny_checkpoint).encode("the thing")
-    assert not folder.exists()
+    folder = random_twin(tiny_checkpoint, tmp_path / "twin", 7)
+    for name, parameter in load_gpt2(folder).named_parameters():
+        assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
+    assert Tokenizer(folder).encode("the thing") == Tokenizer(tiny_checkpoint).encode("the thing")
 
 
 def test_ours_is_what_train_makes(
@@ -124,13 +124,13 @@ def test_ours_is_what_train_makes(
 
 
 def test_random_weights_are_trained_as_ours_is(
-    finetuning: Finetuning, split: Split, tiny_checkpoint: Path
+    finetuning: Finetuning, split: Split, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     texts = [m.text for m in split.test]
     found = fit_random(finetuning, split, LABELS, say=quietly)
-    with random_twin(tiny_checkpoint, CONFIG.seed) as folder:
-        twin = fit_finetuned(replace(finetuning, model=folder), split, LABELS, say=quietly)
-        np.testing.assert_allclose(found.probabilities(texts), twin.probabilities(texts))
+    folder = random_twin(tiny_checkpoint, tmp_path / "twin", CONFIG.seed)
+    twin = fit_finetuned(replace(finetuning, model=folder), split, LABELS, say=quietly)
+    np.testing.assert_allclose(found.probabilities(texts), twin.probabilities(texts))
     other = replace(finetuning, config=replace(CONFIG, seed=4))
     other_shares = fit_random(other, split, LABELS, say=quietly).probabilities(texts)
     assert np.abs(found.probabilities(texts) - other_shares).max() > 1e-4
