@@ -62,7 +62,7 @@ print("checked: the slope is zero there, and the probe knows more than chance")
 # position knows nothing at layer 0, where pads are alike; then attention carries the text there.
 
 # %%
-probes = probe_layers(model, base.tokenizer, split, poolings=POOLINGS)
+probes = probe_layers(model, base.tokenizer, split, poolings=POOLINGS[:4])
 print(format_probes(probes))
 picture(plot_probes(probes), "15-probes")
 

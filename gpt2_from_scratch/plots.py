@@ -194,7 +194,9 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
     rows = math.ceil(len(poolings) / columns)
     figure = Figure(figsize=(min(9.5, 5.5 + 1.5 * columns), 1.1 + 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, pooling in zip(panels.flat, poolings, strict=True):
+    for axes in panels.flat[len(poolings) :]:
+        axes.set_visible(False)
+    for axes, pooling in zip(panels.flat, poolings, strict=False):
         axes.axhline(100 * probes[0].majority, color=DARK, linestyle="--", linewidth=1, label="always the commonest label")  # fmt: skip
         for final_norm, aside in ((False, -0.1), (True, 0.1)):
             found = [p for p in probes if (p.pooling, p.final_norm) == (pooling, final_norm)]

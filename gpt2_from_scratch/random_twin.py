@@ -19,7 +19,12 @@ def random_twin(model: str | Path, folder: Path, seed: int) -> Path:
     twin = GPT2(read_config(source))
     init_weights(twin, torch.Generator().manual_seed(seed))
     save_gpt2(twin, folder)
+    copy_tokenizer(source, folder)
+    return folder
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of a model's tokenizer, whichever of them it has."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    return folder

@@ -17,6 +17,7 @@ from gpt2_from_scratch.comparison import (
     format_p,
     holm,
     mean_interval,
+    spread_by_chance,
 )
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.metrics import evaluate_predictions, wilson_interval
@@ -163,7 +164,8 @@ def _score(
     if len(results) == 1:
         interval = wilson_interval(int(answers[0].right.sum()), len(answers[0].texts))
     else:
-        interval = mean_interval(accuracies, n_train, n_test)
+        least = spread_by_chance(float(np.mean(accuracies)), n_test)
+        interval = mean_interval(accuracies, n_train, n_test, least=least)
     learned = tuple(r.name.removeprefix(kind).removeprefix(": ") for r in results)
     return Score(
         name=kind,
@@ -188,7 +190,7 @@ def _difference(
         paired = compare_paired(results[0].answered.right, ours[0].answered.right)
         return Difference(paired.difference, paired.interval, paired.p)
     a, b = ([result.accuracy for result in some] for some in (results, ours))
-    repeated = compare_repeated(a, b, n_train, n_test)
+    repeated = compare_repeated(a, b, n_train, n_test, least=1 / n_test)
     return Difference(repeated.difference, repeated.interval, repeated.p)
 
 
