@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
+from gpt2_from_scratch.compare_report import compare_page, versions_on
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.contenders import (
     FROZEN,
@@ -33,6 +34,7 @@ from gpt2_from_scratch.data import Message, count_labels, load_messages
 from gpt2_from_scratch.devices import check_dtype
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
+from gpt2_from_scratch.page import write_page
 from gpt2_from_scratch.paths import data_name, model_name
 from gpt2_from_scratch.scoreboard import Scoreboard, make_scoreboard, rarer_label
 from gpt2_from_scratch.split import Split, split_messages
@@ -115,6 +117,8 @@ def compare(
             results, ours.name, round(np.mean(sizes)), watched=watched, combined=[ENSEMBLE]
         )
         write_scoreboard(out, board)
+        told = saved | {"dtype": str(dtype).removeprefix("torch.")}
+        write_page(out / "scoreboard.html", compare_page(board, results, told, versions_on(device)))
     return board
 
 

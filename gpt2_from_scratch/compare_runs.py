@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gpt2_from_scratch.classifier import Classifier
+from gpt2_from_scratch.compare_report import compare_page, versions_on
 from gpt2_from_scratch.contenders import saved_as_baseline
 from gpt2_from_scratch.contest import (
     ENSEMBLE,
@@ -23,7 +24,9 @@ from gpt2_from_scratch.contest import (
 from gpt2_from_scratch.data import Message, count_labels
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.files import read_json, sha256_of
+from gpt2_from_scratch.page import write_page
 from gpt2_from_scratch.recipes import three_parts
+from gpt2_from_scratch.run_facts import file_name
 from gpt2_from_scratch.run_folder import read_settings, read_test_part
 from gpt2_from_scratch.saved_classifier import read_classifier
 from gpt2_from_scratch.scoreboard import Scoreboard, make_scoreboard, rarer_label
@@ -55,7 +58,8 @@ def compare_runs(
     """
     folders = [Path(run) for run in runs]
     names = _names(folders)
-    heads = [read_classifier(folder / "best.safetensors")[0].head for folder in folders]
+    described = [read_classifier(folder / "best.safetensors")[0] for folder in folders]
+    heads = [description.head for description in described]
     for name, head in zip(names, heads, strict=True):
         if head.task != "classification":
             raise UsageError(f"compare is for classification, and {name} is for {head.task}")
@@ -65,7 +69,8 @@ def compare_runs(
     labels = heads[0].labels
     out = Path(out) if out else runs_folder(runs)
     found = {str(f.resolve()): sha256_of(f / "best.safetensors") for f in folders}
-    with working_in(out, {"runs": found, "dtype": str(dtype).removeprefix("torch.")}, say):
+    settings = {"runs": found, "dtype": str(dtype).removeprefix("torch.")}
+    with working_in(out, settings, say):
         fits: Fits = {
             name: partial(_load, name, folder, model, labels, device, dtype)
             for name, folder in zip(names, folders, strict=True)
@@ -77,11 +82,16 @@ def compare_runs(
             match = Contest("test part", test, [], None, fits)
         results = play([match], labels, out, quiet=quiet, say=say)
         results += ensembles(results, names[0])
-        n_train = read_json(folders[0] / "config.json").get("messages", {}).get("train", 0)
+        first = read_json(folders[0] / "config.json")
+        n_train = first.get("messages", {}).get("train", 0)
         counts = count_labels([*split.train, *split.val, *split.test] if split else test)
         watched = rarer_label(labels, [counts.get(label, 0) for label in labels])
         board = make_scoreboard(results, names[0], n_train, watched=watched, combined=[ENSEMBLE])
         write_scoreboard(out, board)
+        bases = dict.fromkeys(file_name(description.base) for description in described)
+        data = first.get("settings", {}).get("data", "")
+        told = {"model": ", ".join(bases), "data": data} | settings
+        write_page(out / "scoreboard.html", compare_page(board, results, told, versions_on(device)))
     return board
 
 

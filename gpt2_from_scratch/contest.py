@@ -2,7 +2,7 @@
 
 In the folder: `settings.json`; `answers-CLASSIFIER-SPLIT.jsonl`, what each classifier said of each
 test text; `finished.json`, what else is known of those that are done; and at the end
-`scoreboard.json`, `scoreboard.md` and `scoreboard.png`.
+`scoreboard.json`, `scoreboard.md`, `scoreboard.png` and the page of all that, `scoreboard.html`.
 """
 
 import re
