@@ -18,6 +18,7 @@ def run_table(args: argparse.Namespace) -> None:
     """Run the rows that are not done yet; print the table in Markdown and write it to a folder."""
     from gpt2_from_scratch.ablations import ablations, chosen
     from gpt2_from_scratch.devices import usable_processors
+    from gpt2_from_scratch.experiment_report import experiment_page
     from gpt2_from_scratch.experiment_table import (
         agreement,
         as_json,
@@ -28,6 +29,7 @@ def run_table(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.experiments import Plan, run_experiments
     from gpt2_from_scratch.extras import need_sklearn
     from gpt2_from_scratch.files import write_json, write_text
+    from gpt2_from_scratch.page import write_page
     from gpt2_from_scratch.plots import save_picture
     from gpt2_from_scratch.score_plots import plot_scores
 
@@ -63,5 +65,8 @@ def run_table(args: argparse.Namespace) -> None:
         others_name="the book, 124M, one seed",
     )
     save_picture(picture, out / "experiments.png")
+    told = format_notes(summaries, None, len(results[0].right))  # the order has a section there
+    page = experiment_page(summaries, agrees, results, told, picture, model=str(model), data=str(data))  # fmt: skip
+    write_page(out / "experiments.html", page)
     print(f"{table}\n\n{notes}")
-    say(f"in {out}: experiments.md, table.json, experiments.png, results.jsonl")
+    say(f"in {out}: experiments.html, experiments.md, table.json, experiments.png, results.jsonl")
