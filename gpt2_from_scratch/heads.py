@@ -116,7 +116,8 @@ def outputs_from(
 ) -> dict[str, Tensor]:
     """What each head says, from where the first `depth` blocks left off: x (B, T, C), lengths (B,).
 
-    {name: (B, K)}, or (B, T, K) of a head that answers for every token. One pass serves all heads.
+    {name: (B, K)}, or (B, T, K) of a head that answers for every token, where pads have no answer.
+    One pass serves all heads.
     Texts are padded on the right to T, with anything. Blocks behind the last point that is read are
     not computed, of the block before it only one position of each text, if no more is read, and no
     pads but where these are read.

@@ -71,7 +71,8 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
 def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
         "MANIFEST.json", "best.safetensors", "config.json", "curves.png", "evaluation.json",
-        "last.safetensors", "metrics.jsonl", "test.csv",
+        "last.safetensors", "metrics.jsonl", "model_card.md", "report.html", "test-answers.jsonl",
+        "test.csv", "val-answers.jsonl",
     ]  # fmt: skip
     config = json.loads((run / "config.json").read_text())
     settings = config["settings"]

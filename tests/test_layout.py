@@ -18,16 +18,23 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "extras", "kinds", "files", "interruption", "manifest", "sums", "locks", "part", "crc32c", "protobuf", "pinned",
-    "config", "head_config", "paths", "devices", "metrics", "answered", "comparison", "calibration", "ranking", "thresholds", "scoreboard", "probe_report",
-    "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch", "download", "characters", "assessment", "lines", "tables", "data", "alignment",
-    "conll", "squad", "examples", "scores", "score_tables", "baselines", "near_twins", "split", "cross_validation", "leaks", "lengths", "remarks",
-    "text_baselines", "check", "report", "answers", "corpus", "epochs", "plots", "score_plots", "page", "architecture", "model", "lora",
-    "last_block", "real_tokens", "tensor_file", "checkpoints", "weights", "random_twin", "identity", "heads", "classifier_settings", "ablations", "finetuning", "drawings",
-    "generation", "published", "saved_classifier", "verify", "pretrain", "batches", "trunk", "logistic_regression", "probes", "feature_store", "features", "targets",
-    "losses", "predictions", "assembly", "classifier", "heads_by_token", "stream", "labelled", "answering", "training_run", "run_folder", "train", "rate_finder",
-    "lecture", "run_facts", "model_card", "run_report", "run_results", "recipes", "contenders", "contest", "compare_report", "compare", "compare_runs", "experiments",
-    "experiment_table", "experiment_report", "arguments", "compare_command", "experiments_command", "commands", "course", "option_groups", "options", "cli",
+    "errors", "extras", "kinds", "files", "interruption", "manifest", "sums", "locks", "part",
+    "crc32c", "protobuf", "pinned", "config", "head_config", "paths", "devices", "metrics",
+    "answered", "comparison", "calibration", "ranking", "thresholds", "scoreboard", "probe_report",
+    "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch", "download", "characters",
+    "assessment", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores",
+    "score_tables", "baselines", "near_twins", "split", "cross_validation", "leaks", "lengths",
+    "remarks", "text_baselines", "check", "report", "answers", "corpus", "epochs", "plots",
+    "score_plots", "page", "architecture", "model", "lora", "last_block", "real_tokens",
+    "tensor_file", "checkpoints", "weights", "random_twin", "identity", "heads",
+    "classifier_settings", "ablations", "finetuning", "drawings", "generation", "published",
+    "saved_classifier", "verify", "pretrain", "batches", "trunk", "logistic_regression", "probes",
+    "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier",
+    "heads_by_token", "stream", "labelled", "answering", "training_run", "run_folder", "train",
+    "rate_finder", "lecture", "run_facts", "model_card", "run_report", "run_results", "recipes",
+    "contenders", "contest", "compare_report", "compare", "compare_runs", "experiments",
+    "experiment_table", "experiment_report", "arguments", "compare_command", "experiments_command",
+    "commands", "course", "option_groups", "options", "cli",
 ]  # fmt: skip
 LIGHT = [
     "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "near_twins", "split", "cross_validation", "text_baselines",

@@ -64,8 +64,11 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no 1/sqrt(D)": ("model.py", [("is_causal=True)", "is_causal=True, scale=1.0)")]),
-    "no causal mask": ("model.py", [("is_causal=True", "is_causal=False")]),
+    "no 1/sqrt(D)": (
+        "model.py",
+        [("is_causal=seen is None)", "is_causal=seen is None, scale=1.0)")],
+    ),
+    "no causal mask": ("model.py", [("is_causal=seen is None", "is_causal=False")]),
     "q and k swapped": ("model.py", [("q, k, v = qkv.split", "k, q, v = qkv.split")]),
     "heads viewed (D, H)": (
         "model.py",
