@@ -183,8 +183,8 @@ def _by_chance(board: Scoreboard) -> str:
     if not rows:
         return ""
     return (
-        f"Chance alone may have made the difference of {on_one_line(board.ours)} from {_few(rows)}: who "
-        "of them stands higher tells nothing."
+        f"Chance alone may have made the difference of {on_one_line(board.ours)} from {_few(rows)}: "
+        "nothing here shows which is better."
     )
 
 

@@ -32,7 +32,7 @@ def experiment_page(
     first = (
         f"{len(summaries) - 1} changes of the default were tried on {file_name(data)} with GPT-2 "
         f"{file_name(model)}: {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
-        f"({', '.join(map(str, seeds))}), {counted(n_test)} to test."
+        f"({', '.join(map(str, seeds))}), {counted(n_test)} to test{'' if len(seeds) == 1 else ' each'}."
     )
     second = f"The default is right for {percent(default.mean)} of them (95 % interval {between(default.interval)})"  # fmt: skip
     if best is not default:
@@ -72,7 +72,9 @@ def _warnings(summaries: Sequence[Summary], n_seeds: int) -> list[str]:
     if n_seeds == 1:
         found.append("This is one seed and one split: others give other scores, by chance alone. --seeds 1 2 3 runs more.")  # fmt: skip
     if len(summaries) > 1 and all(s.p_adjusted >= SURE for s in summaries[1:]):
-        found.append("No row differs from the default beyond chance: their order tells nothing.")
+        found.append(
+            "No row differs from the default beyond chance: nothing here shows that a change helps or harms."
+        )
     if len(summaries) > 1:
         found.append("Who takes the best row for its score here has chosen by the test part, so that the score is too good: try it on texts that no row has seen.")  # fmt: skip
     return found
@@ -80,17 +82,17 @@ def _warnings(summaries: Sequence[Summary], n_seeds: int) -> list[str]:
 
 def _table(summaries: Sequence[Summary]) -> Table:
     several = len(summaries[0].accuracies) > 1
-    columns = ["change", "about", "accuracy", *(["spread"] if several else []), "95 % interval", "from the default", "p", "p, of so many", "the book"]  # fmt: skip
+    columns = ["change", "accuracy", *(["spread"] if several else []), "95 % interval", "from the default", "p", "p, of so many", "the book"]  # fmt: skip
     rows = []
     for s in summaries:
         against = [f"{100 * s.difference:+.2f}", _p(s.p), _p(s.p_adjusted)]
         spread = [f"{100 * s.spread:.2f}"] if several else []
         book = f"{s.book.accuracy:.2f} % (row {s.book.row})" if s.book else ""
         rows.append([
-            s.row, s.about, percent(s.mean), *spread, between(s.interval),
+            s.row, percent(s.mean), *spread, between(s.interval),
             *(["", "", ""] if s is summaries[0] else against), book,
         ])  # fmt: skip
-    return Table(columns, rows, numeric=2)
+    return Table(columns, rows)
 
 
 def _order(agrees: Agreement | None) -> list[Part]:

@@ -58,7 +58,7 @@ def test_the_first_lines() -> None:
     page = page_of(ROWS)
     assert page.title == "Experiments with GPT-2 mini on in.csv"
     assert page.summary == [
-        "4 changes of the default were tried on in.csv with GPT-2 mini: 3 seeds (0, 1, 2), 30 texts to test.",
+        "4 changes of the default were tried on in.csv with GPT-2 mini: 3 seeds (0, 1, 2), 30 texts to test each.",
         "The default is right for 90.0 % of them (95 % interval 88.0 to 92.0); most often right is "
         "everything, 94.0 % (+4.00 points, p = 0.049, adjusted by Holm).",
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_first_lines() -> None:
 def test_the_table_has_all_rows() -> None:
     [table] = tables(page_of(ROWS), "All rows")
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert table.rows[0] == ["default", "", "90.0 %", "1.00", "88.0 to 92.0", "", "", "", "98.33 % (row 16)"]  # fmt: skip
+    assert table.rows[0] == ["default", "90.0 %", "1.00", "88.0 to 92.0", "", "", "", "98.33 % (row 16)"]  # fmt: skip
     assert table.rows[1][-4:] == ["-30.00", "< 0.001", "< 0.001", "75.00 % (row 2)"]
 
 
