@@ -46,7 +46,7 @@ def run_compare(args: argparse.Namespace) -> None:
             **data_options(args),
         )
     print(format_scoreboard(board))
-    say(f"\nscores, answers and a picture: {out}")
+    say(f"\nscores, answers, a picture and a page: {out}")
 
 
 def _refuse_settings_of_training(args: argparse.Namespace) -> None:
