@@ -25,10 +25,10 @@ from gpt2_from_scratch.run_facts import (
     SURE,
     WIDE,
     between,
-    counted,
     file_name,
     listed,
     percent,
+    texts_told,
 )
 from gpt2_from_scratch.score_plots import plot_reliability, plot_scores
 from gpt2_from_scratch.scoreboard import Difference, Result, Score, Scoreboard
@@ -99,11 +99,11 @@ def _compared(board: Scoreboard, settings: Mapping[str, Any]) -> str:
     task = f"tell {labels[0]} from {labels[1]}" if len(labels) == 2 else f"tell {len(labels)} labels apart"  # fmt: skip
     data = f" in {file_name(settings['data'])}" if settings.get("data") else ""
     base = f" Base model: {file_name(settings['model'])}." if settings.get("model") else ""
-    train = f"{counted(board.n_train)} to train on and " if board.n_train else ""
+    train = f"{texts_told(board.n_train)} to train on and " if board.n_train else ""
     return (
         f"{len(board.rows)} classifiers were compared at how well they {task}{data}.{base} "
         f"{S} split{'' if S == 1 else 's'} ({_few(board.splits)}), {'with' if S == 1 else 'each with'} "
-        f"{train}{counted(board.n_test)} to test."
+        f"{train}{texts_told(board.n_test)} to test."
     )
 
 
@@ -157,7 +157,7 @@ def _small_test(board: Scoreboard, mine: Sequence[Answered]) -> str:
     if max(halves) <= WIDE:
         return ""
     return (
-        f"The test part is small: {counted(board.n_test)} leave {100 * max(halves):.0f} points of doubt "
+        f"The test part is small: {texts_told(board.n_test)} leave {100 * max(halves):.0f} points of doubt "
         "to either side of the score of ours on one split. More labelled texts would help most."
     )
 
@@ -168,7 +168,7 @@ def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
         return ""
     twins = total - board.n_without_twins
     return (
-        f"{twins:,} of {counted(total)} to test {'has' if twins == 1 else 'have'} a near twin in "
+        f"{twins:,} of {texts_told(total)} to test {'has' if twins == 1 else 'have'} a near twin in "
         'training, so that scores tell in part what was remembered. The column "without near twins" '
         'leaves them out; "--together near-twins" splits so that none has one.'
     )
@@ -314,7 +314,7 @@ def _only_right(
     once: dict[str, tuple[str, str, str, float]] = {}
     for row in sorted(found, key=lambda row: -row[3]):  # of equals as they came
         once.setdefault(row[0], row)
-    about = f"{counted(len(once))}, what {wrong_name} said of {'it' if len(once) == 1 else 'them'}, the surest first"  # fmt: skip
+    about = f"{texts_told(len(once))}, what {wrong_name} said of {'it' if len(once) == 1 else 'them'}, the surest first"  # fmt: skip
     if len(wrong) > 1:
         about += "; what is in several test parts stands here once"
     if len(once) > SHOWN:

@@ -8,7 +8,7 @@ from gpt2_from_scratch.comparison import format_p
 from gpt2_from_scratch.experiment_table import Agreement, Summary
 from gpt2_from_scratch.experiments import Result
 from gpt2_from_scratch.page import Page, Part, Picture, Section, Table, Text
-from gpt2_from_scratch.run_facts import SURE, between, counted, file_name, listed, percent
+from gpt2_from_scratch.run_facts import SURE, between, file_name, listed, percent, texts_told
 
 
 def experiment_page(
@@ -32,7 +32,7 @@ def experiment_page(
     first = (
         f"{len(summaries) - 1} changes of the default were tried on {file_name(data)} with GPT-2 "
         f"{file_name(model)}: {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
-        f"({', '.join(map(str, seeds))}), {counted(n_test)} to test{'' if len(seeds) == 1 else ' each'}."
+        f"({', '.join(map(str, seeds))}), {texts_told(n_test)} to test{'' if len(seeds) == 1 else ' each'}."
     )
     second = f"The default is right for {percent(default.mean)} of them (95 % interval {between(default.interval)})"  # fmt: skip
     if best is not default:

@@ -84,7 +84,7 @@ class RunFacts:
 def trained_on(facts: RunFacts) -> str:
     """What was trained on what."""
     return (
-        f"GPT-2 {file_name(facts.model)} was finetuned on {counted(facts.n_texts('train'))} of "
+        f"GPT-2 {file_name(facts.model)} was finetuned on {texts_told(facts.n_texts('train'))} of "
         f"{file_name(facts.data)} {_purpose(facts)}. {facts.n_trained:,} of its "
         f"{facts.n_parameters:,} numbers were trained{_time(facts.seconds)}, with seed {facts.seed}."
     )
@@ -93,7 +93,7 @@ def trained_on(facts: RunFacts) -> str:
 def how_good(facts: RunFacts) -> str:
     """The score on the test part with its interval; of classes, without near twins too."""
     if not isinstance(facts.scores, Evaluation):
-        return f"On {counted(facts.n_texts('test'))} kept for the test: " + (
+        return f"On {texts_told(facts.n_texts('test'))} kept for the test: " + (
             format_scores(facts.scores).splitlines()[0] + "."
         )
     told = f"On texts kept for the test its accuracy is {_accuracy(facts.scores)}."
@@ -172,7 +172,7 @@ def _small_test(facts: RunFacts) -> str:
     if interval is None or (half := (interval[1] - interval[0]) / 2) <= WIDE:
         return ""
     return (
-        f"The test part is small: {counted(facts.n_texts('test'))} leave {100 * half:.0f} points of "
+        f"The test part is small: {texts_told(facts.n_texts('test'))} leave {100 * half:.0f} points of "
         "doubt to either side of the score. Classifiers that differ by less cannot be told apart "
         "by it; more labelled texts would help most."
     )
@@ -182,7 +182,7 @@ def _near_twins(facts: RunFacts) -> str:
     if not facts.n_near_twins:
         return ""
     told = (
-        f"{facts.n_near_twins:,} of {counted(facts.n_texts('test'))} to test "
+        f"{facts.n_near_twins:,} of {texts_told(facts.n_texts('test'))} to test "
         f"{'has' if facts.n_near_twins == 1 else 'have'} a near twin in training, so that the score "
         "tells in part what was remembered. "
     )
@@ -206,7 +206,7 @@ def _few_to_choose_by(facts: RunFacts) -> str:
     if not 0 < n < TINY:
         return ""
     return (
-        f"The part to choose by has {counted(n)} only: one text more or less right moves its score "
+        f"The part to choose by has {texts_told(n)} only: one text more or less right moves its score "
         f"by {100 / n:.1f} points. Which epoch was best is a rough guess, and so is all else chosen by it."
     )
 
@@ -250,7 +250,7 @@ def _one_sided(facts: RunFacts) -> str:
     for scores in there:
         if scores.precision is None:
             return (
-                f"{on_one_line(scores.label)} was never answered, though {counted(scores.support)} of "
+                f"{on_one_line(scores.label)} was never answered, though {texts_told(scores.support)} of "
                 "the test are: it was not learned. It wants more texts, or --class-weights balanced."
             )
     precision, recall, label = max(
@@ -270,7 +270,7 @@ def _cut(facts: RunFacts) -> str:
     if not facts.n_cut:
         return ""
     return (
-        f"{counted(facts.n_cut)} of all parts were cut to their first "
+        f"{texts_told(facts.n_cut)} of all parts were cut to their first "
         f"{facts.settings.get('max_tokens', 0):,} tokens: what stands behind was neither learned nor "
         "read. If labels are decided there, raise --max-tokens or cut texts into pieces."
     )
@@ -312,7 +312,7 @@ def file_name(name: str) -> str:
     return on_one_line(Path(name).name or name)
 
 
-def counted(n: int) -> str:
+def texts_told(n: int) -> str:
     """So many texts."""
     return f"{n:,} text{'' if n == 1 else 's'}"
 
