@@ -43,21 +43,28 @@ def answered_with(
     classifier: Classifier,
     messages: Sequence[Message],
     *,
-    near_twins: np.ndarray | None = None,
-    temperature: float | None = None,
     store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
 ) -> Answered:
-    """What a classifier says of labelled messages, at its own `temperature` or another one.
-
-    `near_twins` (N,) are the texts to which training had one that is nearly the same. Raises as
-    `class_logits_of` does.
-    """
-    head = classifier.description.head
+    """What a classifier says of labelled messages. Raises as `class_logits_of` does."""
     logits, true = class_logits_of(classifier, messages, store=store, say=say)
-    cooled = torch.from_numpy(logits / (temperature or head.temperature))
+    return answers_at(classifier.description.head.temperature, classifier, messages, logits, true)
+
+
+def answers_at(
+    temperature: float,
+    classifier: Classifier,
+    messages: Sequence[Message],
+    logits: np.ndarray,
+    true: np.ndarray,
+    near_twins: np.ndarray | None = None,
+) -> Answered:
+    """The answers that logits (N, K) of messages give at a temperature; `near_twins` (N,) are the
+    texts to which training had one that is nearly the same.
+    """
+    shares = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
     texts = [message.text for message in messages]
-    return Answered(head.labels, texts, true, cooled.softmax(dim=1).numpy(), near_twins)
+    return Answered(classifier.description.head.labels, texts, true, shares, near_twins)
 
 
 def calibrate(
@@ -66,14 +73,15 @@ def calibrate(
     *,
     store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
-) -> float:
-    """Set the first head's temperature by messages it was not trained on, and return it.
+) -> Answered:
+    """Set the first head's temperature by messages it was not trained on; its answers to them, then.
 
     No answer changes, only how sure it claims to be. Source: Guo et al. 2017, "On Calibration of
     Modern Neural Networks". Raises as `class_logits_of` does.
     """
-    temperature = fit_temperature(*class_logits_of(classifier, messages, store=store, say=say))
+    logits, true = class_logits_of(classifier, messages, store=store, say=say)
+    temperature = fit_temperature(logits, true)
     first, *others = classifier.description.heads
     heads = (replace(first, temperature=temperature), *others)
     classifier.description = replace(classifier.description, heads=heads)
-    return temperature
+    return answers_at(temperature, classifier, messages, logits, true)

@@ -11,7 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.answered import Answered, read_answered, write_answered
-from gpt2_from_scratch.answering import answered_with, calibrate
+from gpt2_from_scratch.answering import (
+    answered_with,
+    answers_at,
+    calibrate,
+    class_logits_of,
+)
 from gpt2_from_scratch.assessment import Assessment, as_json, assess
 from gpt2_from_scratch.checkpoints import remove_states
 from gpt2_from_scratch.classifier import Classifier
@@ -110,14 +115,9 @@ def assess_again(
     before, val = known[TEST_ANSWERS], known[VAL_ANSWERS]
     texts = [message.text for message in messages]
     twins = before.near_twins if before is not None and before.texts == texts else None
-    test = answered_with(classifier, messages, near_twins=twins, store=store, say=say)
-    temperature = classifier.description.head.temperature
-    plain = None
-    if temperature != 1:
-        plain = answered_with(classifier, messages, temperature=1.0, store=store, say=_silent)
-    if val is not None and val.labels != test.labels:
+    if val is not None and val.labels != classifier.description.head.labels:
         val = None
-    return assess(test, val, temperature=temperature, uncalibrated=plain, **options)
+    return _assessed(classifier, messages, twins, val, store, say, **options)[0]
 
 
 def _kept(path: Path) -> Answered | None:
@@ -125,10 +125,6 @@ def _kept(path: Path) -> Answered | None:
         return None
     check_listed(path)
     return read_answered(path)
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _assess(
@@ -140,17 +136,34 @@ def _assess(
 ) -> tuple[Assessment, Answered]:
     """The assessment, and the answers to the test part that it was made from."""
     run, classifier, split = finished.run, finished.classifier, finished.split
-    plain = answered_with(classifier, split.test, temperature=1.0, store=store, say=say)
-    temperature = 1.0
+    answer = calibrate if calibrated else answered_with
+    val = answer(classifier, split.val, store=store, say=say)
     if calibrated:
-        temperature = calibrate(classifier, split.val, store=store, say=say)
         classifier.save(run / "best.safetensors")
-    test = answered_with(classifier, split.test, near_twins=twins, store=store, say=say)
-    val = answered_with(classifier, split.val, store=store, say=say)
+    assessment, test = _assessed(classifier, split.test, twins, val, store, say)
     write_answered(run / TEST_ANSWERS, test)
     write_answered(run / VAL_ANSWERS, val)
-    before = plain if calibrated else None
-    return assess(test, val, temperature=temperature, uncalibrated=before), test
+    return assessment, test
+
+
+def _assessed(
+    classifier: Classifier,
+    messages: Sequence[Message],
+    twins: np.ndarray | None,
+    val: Answered | None,
+    store: FeatureStore | None,
+    say: Callable[[str], None],
+    **options: Any,
+) -> tuple[Assessment, Answered]:
+    """The assessment on labelled messages, before and after the temperature, and the answers."""
+    temperature = classifier.description.head.temperature
+    logits, true = class_logits_of(classifier, messages, store=store, say=say)
+    test, before = (
+        answers_at(t, classifier, messages, logits, true, twins) for t in (temperature, 1.0)
+    )
+    uncalibrated = before if temperature != 1 else None
+    found = assess(test, val, temperature=temperature, uncalibrated=uncalibrated, **options)
+    return found, test
 
 
 def _near_twins(split: Split) -> np.ndarray:

@@ -11,7 +11,12 @@ from scipy.optimize import minimize_scalar
 
 from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
 from gpt2_from_scratch.answered import read_answered
-from gpt2_from_scratch.answering import answered_with, calibrate, class_logits_of
+from gpt2_from_scratch.answering import (
+    answered_with,
+    answers_at,
+    calibrate,
+    class_logits_of,
+)
 from gpt2_from_scratch.cli import main
 from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import CheckpointError, UsageError
@@ -53,7 +58,7 @@ def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -
     np.testing.assert_allclose(answered.probabilities, [[t["a"], t["b"]] for t in told], atol=1e-6)
     assert answered.true.tolist() == [0, 1, 0, 1, 0, 1] and answered.texts == TEXTS
     logits, _ = class_logits_of(classifier, MESSAGES, say=quietly)
-    plain = answered_with(classifier, MESSAGES, temperature=1.0, say=quietly)
+    plain = answers_at(1.0, classifier, MESSAGES, logits, answered.true)
     expected = F.softmax(torch.from_numpy(logits), dim=1)
     np.testing.assert_allclose(plain.probabilities, expected)
 
@@ -75,15 +80,20 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
         scores = torch.from_numpy(logits / np.exp(log_t)).log_softmax(dim=1).numpy()
         return float(-(smoothed * scores).sum())
 
-    found = calibrate(classifier, MESSAGES, say=quietly)
+    told = calibrate(classifier, MESSAGES, say=quietly)
+    found = classifier.description.head.temperature
     best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9})  # fmt: skip
     assert loss(np.log(found)) == pytest.approx(best.fun, abs=1e-7)
-    assert classifier.description.head.temperature == found != 1
+    assert found != 1
+    np.testing.assert_array_equal(
+        told.probabilities, answered_with(classifier, MESSAGES, say=quietly).probabilities
+    )
 
 
 def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_path: Path) -> None:
     before = classifier.predict(TEXTS)
-    temperature = calibrate(classifier, MESSAGES, say=quietly)
+    calibrate(classifier, MESSAGES, say=quietly)
+    temperature = classifier.description.head.temperature
     after = classifier.predict(TEXTS)
     assert [a.label for a in after if a] == [b.label for b in before if b]
     for a, b in zip(after, before, strict=True):
