@@ -99,7 +99,7 @@ def main() -> None:
             "closer text, last three blocks": partial(on_closer, "closer text, last three blocks", three),
         }  # fmt: skip
         contests.append(contest(f"seed {seed}", split, fits))
-    with working_in(args.out, {"model": args.model, "seeds": args.seeds}, note):
+    with working_in(args.out, {"model": args.model}, note):
         results = play(contests, LABELS, args.out, say=note)
     for seed in args.seeds:
         of = {r.kind: r for r in results if r.split == f"seed {seed}"}

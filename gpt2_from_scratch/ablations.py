@@ -14,8 +14,8 @@ from gpt2_from_scratch.config import GPT2Config, TrainConfig
 from gpt2_from_scratch.errors import UsageError
 
 # what trains beside the one head: nothing; GPT-2's own, guessing the next token; or instead of it a
-# head whose loss is taken at every word
-Extra = Literal["", "language", "words"]
+# head whose loss is taken at every token
+Extra = Literal["", "language", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def ablations(sizes: GPT2Config, config: TrainConfig) -> list[Row]:
             book=Book(17, 95.33, "read at the last position, pads attended to"),
         ),
         Row(
-            "loss at every word, pads ignored", "loss", extra="words",
+            "loss at every token, pads ignored", "loss", extra="tokens",
             book=Book(18, 95.00, "the option was never passed on: its row 1 again"),
         ),
-        Row("and guesses the next token", "loss", extra="language"),
+        Row("and guesses the next token, pads ignored", "loss", extra="language"),
         Row("label smoothing 0.1", "loss", settings={"label_smoothing": 0.1}),
         Row("two stacked linear layers", "head", settings={"head": "two-layer"}),
         Row("tanh head, dropout 0.1", "head", settings={"head": "tanh", "dropout": 0.1}),

@@ -126,8 +126,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
         messages = read_test_part(folder, task)
     store = None if args.cache is False else FeatureStore(say=say)
     if task == "classification":
+        is_best = args.run.is_dir() or args.run.name == "best.safetensors"
         found = assess_again(
-            classifier, messages, folder, store=store, say=say,
+            classifier, messages, folder if is_best else None, store=store, say=say,
             **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
         )  # fmt: skip
         print(json.dumps(as_json(found)) if args.json else format_assessment(found))

@@ -7,25 +7,27 @@ is done; what stands there is not done again. Rows share what frozen blocks make
 
 import json
 import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from gpt2_from_scratch.ablations import Row
+from gpt2_from_scratch.batches import by_length
 from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.classifier import Classifier
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.data import Message, Span, load_messages
 from gpt2_from_scratch.devices import DTYPES, set_threads
-from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, UsageError
 from gpt2_from_scratch.feature_store import FeatureStore
 from gpt2_from_scratch.files import read_json, write_json, write_text
 from gpt2_from_scratch.finetuning import count_trainable
@@ -36,7 +38,15 @@ from gpt2_from_scratch.random_twin import random_twin
 from gpt2_from_scratch.recipes import new_classifier
 from gpt2_from_scratch.split import Split, split_messages
 from gpt2_from_scratch.train import finetune, freeze
+from gpt2_from_scratch.training_run import messages_sha256
 
+# settings that rows vary: the default has them as they are by default, so that rows are what they
+# are called
+VARIED = (
+    "n_last_blocks", "final_norm", "trainable", "unfreeze_every", "rate_decay", "micro_batch",
+    "head", "layer", "state", "pooling", "pad_to", "causal_mask", "dropout", "class_weights",
+    "label_smoothing", "lora", "lora_alpha", "lora_dropout", "lora_blocks",
+)  # fmt: skip
 AUXILIARY = 0.5  # weight of the loss of the next token: Radford et al. 2018 (GPT-1), section 3.2
 
 
@@ -50,6 +60,7 @@ class Plan:
     config: TrainConfig  # of the default row; its seed is replaced
     settings: ClassifierSettings  # of the default row
     balance: bool = True
+    together: str = "copies"
     max_tokens: int | None = None
     dtype: str = "float32"  # of the frozen blocks
     reading: tuple[tuple[str, Any], ...] = ()  # how the data is read
@@ -62,7 +73,7 @@ class Result:
     row: str
     seed: int
     accuracy: float  # on the test part
-    val_accuracy: float  # of the epoch that was kept
+    val_accuracy: float  # on the validation part, which the epoch was chosen by
     right: str  # of each test message in its order: 1 if right, else 0
     n_train: int
     epochs: int
@@ -80,15 +91,23 @@ def run_experiments(
     threads: int = 1,
     say: Callable[[str], None] = print,
 ) -> list[Result]:
-    """Run every row with every seed that is not in `out` yet; the results in order of rows.
+    """Run every row with every seed that is not in `out` yet; the results in order of rows, of those
+    rows that have one for every seed.
 
-    `jobs` processes work side by side, each with so many `threads`. Ctrl-C ends those under way; what was
-    done stays. Raises UsageError where `out` holds experiments with other settings.
+    `jobs` processes work side by side, each with so many `threads`. Ctrl-C loses those under way;
+    what was done stays. An experiment that fails, whose loss is no number any more or which finds no
+    memory, is told, and tried again the next time. Raises UsageError where `out` holds experiments
+    with other settings or messages, and for settings that rows vary; GPT2Error where the default row
+    fails.
     """
     refuse_unfit(plan, rows)
+    if jobs < 1:
+        raise UsageError(f"jobs = {jobs} must be at least 1")
+    messages = load_messages(plan.data, **dict(plan.reading), say=say)
+    split_for(plan, rows[0], plan.seeds[0], say)  # tells what is left out, and fails now if at all
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False, say=say):
-        _refuse_other_plan(plan, out)
+        _refuse_other_plan(plan, messages, out)
         done = read_results(out)
         # whole lines again, where the last was cut short
         write_text(out / "results.jsonl", "".join(map(_line, done.values())))
@@ -102,7 +121,7 @@ def run_experiments(
             say(f"{len(done)} experiments are in {out} already, {len(todo)} are to be done")
         with (out / "results.jsonl").open("a", encoding="utf-8") as file:
             for result in tqdm(
-                _side_by_side(plan, todo, jobs, threads),
+                _side_by_side(plan, todo, jobs, threads, say),
                 total=len(todo),
                 desc="experiments",
                 disable=None,
@@ -111,11 +130,19 @@ def run_experiments(
                 file.flush()
                 say(f"{result.row}, seed {result.seed}: {100 * result.accuracy:.2f} %, {result.seconds:.0f} s")  # fmt: skip
                 done[result.row, result.seed] = result
-    return [done[row.name, seed] for row in rows for seed in plan.seeds]
+    whole = [row.name for row in rows if all((row.name, seed) in done for seed in plan.seeds)]
+    if rows[0].name not in whole:
+        raise GPT2Error("the default row failed, which all others are held against; see above")
+    return [done[name, seed] for name in whole for seed in plan.seeds]
 
 
 def refuse_unfit(plan: Plan, rows: Sequence[Row]) -> None:
-    """Raise UsageError for settings that a row's change does not fit, before anything runs."""
+    """Raise UsageError for settings that rows vary, or a row's change does not fit, before any runs."""
+    default = TrainConfig(), ClassifierSettings()
+    for name in VARIED:
+        given, usual = (getattr(s[hasattr(s[1], name)], name) for s in ((plan.config, plan.settings), default))  # fmt: skip
+        if given != usual:
+            raise UsageError(f"{name} = {given!r}: rows vary it; leave it at {usual!r} for the default")  # fmt: skip
     if plan.settings.task != "classification":
         raise UsageError("experiments are for classification: one label a text")
     if len(set(plan.seeds)) != len(plan.seeds) or not plan.seeds:
@@ -163,25 +190,35 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
         store = None if row.random_weights else FeatureStore(say=_silent)
         history = finetune(classifier, split, config, run, store=store, quiet=True, say=_silent)
         trained = count_trainable(classifier.model)
-        right = _right(classifier, split.test)
+        right, val = _right(classifier, split.test), _right(classifier, split.val)
     return Result(
-        row.name, seed, sum(right) / len(right), max(epoch.val_score for epoch in history),
+        row.name, seed, sum(right) / len(right), sum(val) / len(val),
         "".join(str(int(is_right)) for is_right in right), n_train, len(history), trained,
         time.perf_counter() - began, time.process_time() - busy,
     )  # fmt: skip
 
 
-def split_for(plan: Plan, row: Row, seed: int) -> Split:
-    """The split of a seed; where the row wants all messages, those left over are trained on too."""
+def split_for(
+    plan: Plan, row: Row, seed: int, say: Callable[[str], None] = lambda line: None
+) -> Split:
+    """The split of a seed; where the row wants all messages, those left over are trained on too.
+
+    Raises DataError where there are no others.
+    """
     messages = load_messages(plan.data, **dict(plan.reading), say=_silent)
-    on_error = dict(plan.reading).get("on_error", "stop")
-    split = split_messages(messages, balance=plan.balance, seed=seed, on_error=on_error, say=_silent)  # fmt: skip
+    options: dict[str, Any] = {
+        "seed": seed, "on_error": dict(plan.reading).get("on_error", "stop"), "say": say,
+        "together": plan.together,
+    }  # fmt: skip
+    split = split_messages(messages, balance=plan.balance, **options)
     if not row.all_messages:
         return split
-    whole = split_messages(messages, seed=seed, on_error=on_error, say=_silent)
+    whole = split_messages(messages, **options)
     kept = {message.text for message in (*split.val, *split.test)}
-    every = (*whole.train, *whole.val, *whole.test)
-    return replace(split, train=[message for message in every if message.text not in kept])
+    every = [m for m in (*whole.train, *whole.val, *whole.test) if m.text not in kept]
+    if len(every) == len(split.train):
+        raise DataError("there are no other messages than those of the default; try --balance")
+    return replace(split, train=every)
 
 
 def _prepared(
@@ -198,9 +235,9 @@ def _prepared(
     if not row.extra:
         return plain, split
     head, max_tokens = plain.description.head, plain.description.max_tokens
-    if row.extra == "words":
-        heads = [HeadConfig("label", "token-classification", head.labels)]
-        label: Callable[[Message], Any] = _every_word
+    if row.extra == "tokens":
+        heads = [replace(head, task="token-classification", one_output=False)]
+        label: Callable[[Message], Any] = _every_token
     else:
         heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
         label = lambda message: {"label": message.label}  # noqa: E731
@@ -215,48 +252,68 @@ def _prepared(
     return classifier, Split(*parts)
 
 
-def _every_word(message: Message) -> list[Span]:
-    """The label of a text as that of each of its words."""
-    return [Span(*word.span(), message.label) for word in re.finditer(r"\S+", message.text)]
+def _every_token(message: Message) -> list[Span]:
+    """The label of a text as that of each of its characters, and so of the tokens they stand in."""
+    return [Span(n, n + 1, message.label) for n, c in enumerate(message.text) if not c.isspace()]
 
 
-def _right(classifier: Classifier, test: Sequence[Message]) -> list[bool]:
-    """Whether each message's answer is right; where every word has one, the last word's."""
-    answers = classifier.predict([message.text for message in test])
-    found = []
-    for answer, message in zip(answers, test, strict=True):
-        assert answer is not None
-        if isinstance(message.label, list):
-            tags = answer.answer.words
-            found.append(bool(tags) and tags[-1].label == message.label[-1].label)
-        else:
-            wanted = message.label["label"] if isinstance(message.label, dict) else message.label
-            found.append(answer.label == wanted)
-    return found
+@torch.no_grad()
+def _right(classifier: Classifier, messages: Sequence[Message]) -> list[bool]:
+    """Whether each message's answer is right; where every token has one, the last token's."""
+    head, wanted = classifier.description.head, [_label_of(message) for message in messages]
+    if head.reads_one_state:
+        told = classifier.predict([message.text for message in messages])
+        return [answer is not None and answer.label == w for answer, w in zip(told, wanted, strict=True)]  # fmt: skip
+    encoded, _ = classifier.encode([message.text for message in messages])
+    texts, found = classifier.texts(encoded, say=_silent), dict[int, bool]()
+    classifier.model.eval()
+    for batch in by_length(encoded, 32):
+        outputs, lengths = classifier.batch_outputs(texts, batch)
+        last = outputs[head.name][torch.arange(len(batch)), lengths - 1]  # (B, K)
+        found |= {n: head.labels[k] == wanted[n] for n, k in zip(batch, last.argmax(1).tolist(), strict=True)}  # fmt: skip
+    return [found[n] for n in range(len(found))]
+
+
+def _label_of(message: Message) -> str:
+    if isinstance(message.label, dict):
+        return message.label["label"]
+    return message.label[0].label if isinstance(message.label, list) else message.label
 
 
 def _side_by_side(
-    plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int, threads: int
+    plan: Plan,
+    todo: Sequence[tuple[Row, int]],
+    jobs: int,
+    threads: int,
+    say: Callable[[str], None],
 ) -> Iterator[Result]:
-    """Results as they come, from `jobs` processes, or from this one."""
+    """Results as they come, from `jobs` processes, or from this one; `say` is told of failures."""
     if jobs == 1:
+        set_threads(threads)
         for row, seed in todo:
-            yield run_one(plan, row, seed)
+            yield from _result(row.name, seed, partial(run_one, plan, row, seed), say)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, initializer=set_threads, initargs=(threads,)) as pool:
-        futures = {pool.submit(run_one, plan, row, seed) for row, seed in todo}
+        futures = {pool.submit(run_one, plan, row, seed): (row.name, seed) for row, seed in todo}
         try:
-            while futures:
-                ready, futures = wait(futures, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ready)
-        finally:
-            _cancel(futures)
+            for future in as_completed(futures):
+                yield from _result(*futures[future], future.result, say)
+        except BaseException:  # Ctrl-C, SIGTERM, a full disk: nobody wants what is under way
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
-def _cancel(futures: set[Future[Result]]) -> None:
-    for future in futures:
-        future.cancel()
+def _result(
+    name: str, seed: int, run: Callable[[], Result], say: Callable[[str], None]
+) -> Iterator[Result]:
+    """The result, if it does not fail."""
+    try:
+        yield run()
+    except GPT2Error as error:
+        say(f"{name}, seed {seed}: left out: {error}")
 
 
 def _work(row: Row) -> float:
@@ -273,10 +330,14 @@ def _work(row: Row) -> float:
     return work * (8.0 if row.settings.get("pad_to", 0) > 0 else 1.0)
 
 
-def _refuse_other_plan(plan: Plan, out: Path) -> None:
+def _refuse_other_plan(plan: Plan, messages: list[Message], out: Path) -> None:
     """Keep what the experiments have in common; raise UsageError where it was something else."""
     path = out / "experiments.json"
-    now = json.loads(json.dumps(asdict(plan) | {"model": model_name(plan.model), "data": data_name(plan.data)}))  # fmt: skip
+    found = {
+        "model": model_name(plan.model), "data": data_name(plan.data),
+        "messages_sha256": messages_sha256(Split(messages, [], [])),
+    }  # fmt: skip
+    now = json.loads(json.dumps(asdict(plan) | found))
     del now["seeds"], now["config"]["seed"]  # more seeds may come
     if path.exists():
         refuse_changes(read_json(path), now, out)

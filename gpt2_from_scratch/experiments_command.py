@@ -1,6 +1,7 @@
 """`gpt2-classifier experiments`: the whole table, its picture, and what to make of it."""
 
 import argparse
+import time
 from pathlib import Path
 
 from gpt2_from_scratch.arguments import (
@@ -11,6 +12,7 @@ from gpt2_from_scratch.arguments import (
 )
 from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.config import read_config
+from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.paths import data_name, model_folder
 
 
@@ -26,7 +28,7 @@ def run_table(args: argparse.Namespace) -> None:
         format_table,
         summarize,
     )
-    from gpt2_from_scratch.experiments import Plan, run_experiments
+    from gpt2_from_scratch.experiments import Plan, read_results, run_experiments
     from gpt2_from_scratch.extras import need_sklearn
     from gpt2_from_scratch.files import write_json, write_text
     from gpt2_from_scratch.page import write_page
@@ -34,22 +36,30 @@ def run_table(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.score_plots import plot_scores
 
     need_sklearn("the table of experiments")
+    if args.seed is not None:
+        raise UsageError("--seeds are the seeds of all splits: leave out --seed")
     model, data = args.model or "mini", args.data or "demo"
     config = train_config(args)
     sizes = read_config(model_folder(model))
-    rows = ablations(sizes, config)
+    every = ablations(sizes, config)
     if args.list:
-        print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
+        print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in every))
         return
-    rows = chosen(rows, args.rows or [])
+    wanted = chosen(every, args.rows or [])
     plan = Plan(
         str(model), str(data), tuple(args.seeds), config, settings_of(args, ClassifierSettings),
-        bool(args.balance), args.max_tokens, args.dtype or "float32",
+        bool(args.balance), args.together or "copies", args.max_tokens, args.dtype or "float32",
         tuple(sorted(data_options(args).items())),
     )  # fmt: skip
     out = args.out or Path("runs") / f"experiments-{model_folder(model).name}-{Path(data_name(data)).stem}"  # fmt: skip
     jobs = args.jobs or max(1, usable_processors() // (args.threads or 1))
-    results = run_experiments(plan, rows, out, jobs=jobs, threads=args.threads or 1, say=say)
+    began = time.monotonic()
+    run_experiments(plan, wanted, out, jobs=jobs, threads=args.threads or 1, say=say)
+    say(f"{time.monotonic() - began:.0f} s, {jobs} side by side")
+    # all rows that the folder has: p is adjusted for their number, whichever were asked for now
+    done = read_results(out)
+    rows = [row for row in every if all((row.name, seed) in done for seed in args.seeds)]
+    results = [done[row.name, seed] for row in rows for seed in args.seeds]
     summaries = summarize(rows, results)
     agrees = agreement(summaries, results)
     notes = format_notes(summaries, agrees, len(results[0].right))

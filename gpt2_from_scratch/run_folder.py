@@ -105,6 +105,8 @@ def read_settings(run: Path) -> tuple[dict[str, Any], int]:
             "frozen blocks gave is kept"
         )
     settings, where = saved.get("settings"), saved.get("environment")
+    if isinstance(settings, dict):  # of a run before there was such a setting
+        settings = {"together": "copies", "pad_to": 0, "causal_mask": True} | settings
     if not isinstance(settings, dict) or not isinstance(where, dict):
         raise CheckpointError(f"{path} holds no settings of a run")
     types = SETTINGS | {f.name: type(f.default) for kind in KINDS for f in fields(kind)}

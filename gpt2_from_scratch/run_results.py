@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gpt2_from_scratch.answering import (
 from gpt2_from_scratch.assessment import Assessment, as_json, assess
 from gpt2_from_scratch.checkpoints import remove_states
 from gpt2_from_scratch.classifier import Classifier
-from gpt2_from_scratch.comparison import Paired, compare_paired
+from gpt2_from_scratch.comparison import Paired, compare_paired, holm
 from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.devices import environment
 from gpt2_from_scratch.epochs import Epoch
@@ -43,6 +43,7 @@ from gpt2_from_scratch.split import Split
 from gpt2_from_scratch.text_baselines import answered_by, fit_baselines
 
 MOST_FOR_BASELINES = 20_000  # texts to train on: beyond, `compare` has them, at its own time
+MOST_FOR_TWINS = 100_000
 TEST_ANSWERS, VAL_ANSWERS = "test-answers.jsonl", "val-answers.jsonl"
 
 
@@ -73,7 +74,7 @@ def finish_run(
     not to be `calibrated`, and is compared with text baselines, where scikit-learn is there.
     """
     run, classifier, split = finished.run, finished.classifier, finished.split
-    twins = _near_twins(split)
+    twins = _near_twins(split, classifier.description.head.task)
     facts: dict[str, Any] = {}
     if classifier.description.head.task == "classification":
         assessment, answered = _assess(finished, twins, calibrated, store, say)
@@ -85,7 +86,9 @@ def finish_run(
         labelled = to_labelled(classifier, split.test, store=store, say=say)
         scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
         written = scores_as_json(scores)
-    told = _facts(finished, scores=scores, n_near_twins=int(twins.sum()), **facts)
+    told = _facts(
+        finished, scores=scores, n_near_twins=None if twins is None else int(twins.sum()), **facts
+    )
     curves = finished.curves or plot_epochs(finished.history, scores.measure)
     save_picture(curves, run / "curves.png")
     write_json(run / "evaluation.json", written)
@@ -102,17 +105,17 @@ def finish_run(
 def assess_again(
     classifier: Classifier,
     messages: Sequence[Message],
-    run: Path,
+    run: Path | None,
     *,
     store: FeatureStore | None = None,
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> Assessment:
-    """Assess a saved classifier on labelled messages, with what its run's folder still knows: the
-    answers to the validation part, and which test texts have near twins. `options` are `assess`'s.
+    """Assess a saved classifier on labelled messages, with what the run's folder still knows whose
+    best it is: the answers to the validation part, and which test texts have near twins. `options`
+    are `assess`'s.
     """
-    known = {path.name: _kept(path) for path in (run / TEST_ANSWERS, run / VAL_ANSWERS)}
-    before, val = known[TEST_ANSWERS], known[VAL_ANSWERS]
+    before, val = (_kept(run / name) if run else None for name in (TEST_ANSWERS, VAL_ANSWERS))
     texts = [message.text for message in messages]
     twins = before.near_twins if before is not None and before.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
@@ -129,7 +132,7 @@ def _kept(path: Path) -> Answered | None:
 
 def _assess(
     finished: Finished,
-    twins: np.ndarray,
+    twins: np.ndarray | None,
     calibrated: bool,
     store: FeatureStore | None,
     say: Callable[[str], None],
@@ -166,16 +169,20 @@ def _assessed(
     return found, test
 
 
-def _near_twins(split: Split) -> np.ndarray:
-    """Which test texts training has nearly too: (N,) bool."""
+def _near_twins(split: Split, task: str) -> np.ndarray | None:
+    """Which test texts training has nearly too: (N,) bool; None where it is not looked for: among
+    very many texts, and of spans, whose contexts are shared.
+    """
+    if task == "span" or len(split.train) > MOST_FOR_TWINS:
+        return None
     train, test = ([message.text for message in part] for part in (split.train, split.test))
     return has_twin(test, train)
 
 
 def _baselines(
     split: Split, labels: Sequence[str], right: np.ndarray, say: Callable[[str], None]
-) -> list[tuple[str, Evaluation, Paired | None]]:
-    """Text baselines on the same split, the classifier compared with each."""
+) -> Sequence[tuple[str, Evaluation, Paired | None]]:
+    """Text baselines on the same split, the classifier compared with each; p is adjusted (Holm)."""
     try:
         need_sklearn("a text baseline")
     except UsageError as error:
@@ -184,12 +191,13 @@ def _baselines(
     if len(split.train) > MOST_FOR_BASELINES:
         say("text baselines are left out, as there are many texts: gpt2-classifier compare has them")  # fmt: skip
         return []
-    found: list[tuple[str, Evaluation, Paired | None]] = []
+    found: list[tuple[str, Evaluation, Paired]] = []
     for baseline in fit_baselines(split, labels, quick=True, say=say):
         answered = answered_by(baseline, split.test, labels)
         evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))
         found.append((baseline.name, evaluation, compare_paired(right, answered.right)))
-    return found
+    adjusted = holm([paired.p for _, _, paired in found])
+    return [(name, e, replace(paired, p=p)) for (name, e, paired), p in zip(found, adjusted, strict=True)]  # fmt: skip
 
 
 def _facts(finished: Finished, **found: Any) -> RunFacts:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
@@ -15,7 +16,7 @@ from gpt2_from_scratch.classifier_settings import ClassifierSettings
 from gpt2_from_scratch.cli import main
 from gpt2_from_scratch.config import GPT2Config
 from gpt2_from_scratch.data import write_messages
-from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, UsageError
 from gpt2_from_scratch.experiment_table import (
     Agreement,
     agreement,
@@ -26,11 +27,14 @@ from gpt2_from_scratch.experiment_table import (
 from gpt2_from_scratch.experiments import (
     Plan,
     Result,
+    _prepared,
+    _right,
     read_results,
     run_experiments,
     run_one,
     split_for,
 )
+from gpt2_from_scratch.labelled import to_labelled
 
 SIZES = GPT2Config(4096, 384, 256, 4, 6)
 CONFIG = TrainConfig(epochs=2, batch_size=8)
@@ -134,6 +138,56 @@ def test_other_settings_are_refused_and_more_seeds_are_not(plan: Plan, done):
     assert [r.seed for r in found] == [1]
 
 
+def test_other_messages_are_refused(plan: Plan, done, tmp_path: Path):
+    out, _ = done
+    other = tmp_path / Path(plan.data).name
+    other.write_text(Path(plan.data).read_text().replace("ham", "SPAM").replace("spam", "ham"))
+    (tmp_path / "out").mkdir()
+    saved = json.loads((out / "experiments.json").read_text())
+    (tmp_path / "out" / "experiments.json").write_text(json.dumps(saved | {"data": str(other)}))
+    with pytest.raises(UsageError, match="messages_sha256"):
+        run_experiments(replace(plan, data=str(other)), [ROW["default"]], tmp_path / "out", jobs=1)
+
+
+def test_an_experiment_that_fails_leaves_its_row_out(plan: Plan, tmp_path: Path):
+    """There are no other messages where nothing is left out to balance."""
+    plan, said = replace(plan, balance=False, seeds=(1,)), list[str]()
+    rows = [ROW["default"], ROW["all other messages"]]
+    found = run_experiments(plan, rows, tmp_path, jobs=1, say=said.append)
+    assert [r.row for r in found] == ["default"] and len(read_results(tmp_path)) == 1
+    assert "all other messages, seed 1: left out: there are no other messages" in "\n".join(said)
+    diverging = Row("default", "", {"lr": 1e30})
+    with pytest.raises(GPT2Error, match="the default row failed"):
+        run_experiments(plan, [diverging], tmp_path / "other", jobs=1, say=said.append)
+
+
+def test_near_twins_stay_together(plan: Plan):
+    together = replace(plan, together="near-twins")
+    expected = split_messages(load_messages(plan.data), balance=True, seed=1, together="near-twins")
+    assert split_for(together, ROW["default"], 1) == expected
+
+
+def test_every_token_of_a_text_has_its_label(plan: Plan):
+    """Read at the last token, as the default is; pads and nothing else are left out of the loss."""
+    classifier, split = _prepared(
+        "mini", split_for(plan, ROW["default"], 1), CONFIG, ClassifierSettings(),
+        ROW["loss at every token, pads ignored"], plan,
+    )  # fmt: skip
+    labelled = to_labelled(classifier, split.val, say=lambda line: None)
+    for n, message in enumerate(split_for(plan, ROW["default"], 1).val):
+        target = labelled.targets["label"].batch([n])[0]
+        k = classifier.description.labels.index(message.label)
+        assert set(target.tolist()) <= {k, -100} and target[-1] == k
+        assert (target == k).float().mean() > 0.9  # but for tokens of white space
+    right = _right(classifier, split.val)
+    for n, (message, is_right) in enumerate(zip(split.val, right, strict=True)):
+        ids = torch.tensor([labelled.texts.encoded[n]])
+        with torch.no_grad():
+            states = classifier.model.hidden(ids)[0, -1]
+            best = int(classifier.model.head(states).argmax())
+        assert is_right == (classifier.description.labels[best] == message.label[0].label)
+
+
 def test_results_that_are_none_are_refused(tmp_path: Path):
     (tmp_path / "results.jsonl").write_text('{"row": 1}\n{}\n')
     with pytest.raises(CheckpointError, match="line 1 is no result"):
@@ -149,7 +203,7 @@ def test_processes_side_by_side_give_the_same(plan: Plan, done, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    ["batch of 8, one at a time", "loss at every word, pads ignored", "and guesses the next token",
+    ["batch of 8, one at a time", "loss at every token, pads ignored", "and guesses the next token, pads ignored",
      "random weights, last block", "all other messages, class weights", "no causal mask",
      "mean over positions, padded to the longest", "last position, padded to 384 tokens",
      "LoRA 4, last block", "three blocks, one more every epoch"],
@@ -181,7 +235,9 @@ def test_all_other_messages(plan: Plan):
     ("changes", "said"),
     [({"seeds": (1, 1)}, "different numbers"), ({"seeds": ()}, "different numbers"),
      ({"settings": ClassifierSettings(task="regression")}, "for classification"),
-     ({"settings": ClassifierSettings(pooling="last_position", pad_to=9)}, "'first token' does not fit")],
+     ({"settings": ClassifierSettings(pooling="mean")}, "pooling = 'mean': rows vary it"),
+     ({"config": replace(CONFIG, n_last_blocks=2)}, "n_last_blocks = 2: rows vary it"),
+     ({"config": replace(CONFIG, epochs=1)}, "'three blocks, one more every epoch' does not fit")],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_runs(plan, tmp_path, changes, said):
     with pytest.raises(UsageError, match=said):
@@ -232,6 +288,9 @@ def test_the_order_of_rows_against_the_books():
     expected = stats.kendalltau([s.mean for s in summaries], [98.33, 75.00, 98.33])
     assert found == Agreement(3, pytest.approx(expected.statistic), pytest.approx(expected.pvalue), [])  # fmt: skip
     assert agreement(summaries[:2], RESULTS) is None
+    same = [ROW["default"], ROW["last two blocks"], ROW["batch of 8, one at a time"]]
+    others = [*RESULTS[:3], *RESULTS[6:], *made_up("batch of 8, one at a time", ["1" * 10] * 3)]
+    assert agreement(summarize(same, others), others) is None  # the book has 98.33 for all three
     contrary = [
         *made_up("default", ["1" * 10] * 5), *made_up("first token", ["1" * 10] * 5),
         *made_up("everything", ["0" * 9 + "1"] * 5),
