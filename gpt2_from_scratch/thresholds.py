@@ -4,6 +4,7 @@ N texts, K classes. "Spam" stands for the class that is looked for, "good" for a
 """
 
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from gpt2_from_scratch.errors import DataError, UsageError
 
 NEVER = 2.0  # a threshold that no probability reaches
 HALVINGS = 60  # of the range from 0 to 1
+STEP = Decimal("0.000001")  # of thresholds that are chosen: as a person types them
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,15 @@ class AtThreshold:
 
 
 def choose_threshold(shares: np.ndarray, is_it: np.ndarray, lose_at_most: float) -> float:
-    """The lowest threshold that loses at most so many of 1,000 good texts of the validation part.
+    """A threshold that loses at most so many of 1,000 good texts of the validation part.
 
     shares (N,): each text's probability of being spam; is_it (N,), bool: whether it is. A text is
     called spam where its share is the threshold or above. The threshold lies midway between two
-    neighbouring shares, or between the highest and 1; NEVER, above 1, where a good text has 1 and
-    may not be lost. With fewer than 1,000 good texts the number is rounded down: 5 of 1,000 are 0
-    of 150. Raises DataError where there is no good text, UsageError for a number not from 0 to
-    1,000.
+    neighbouring shares, the likeliest good one that must stay below and the next above it (1 where
+    there is none), rounded up to six decimals: of shares that are closer than that, above both. 0
+    where all may be lost; NEVER, above 1, where a good text has 1 and may not be lost. With fewer
+    than 1,000 good texts the number is rounded down: 5 of 1,000 are 0 of 150. Raises DataError
+    where there is no good text, UsageError for a number not from 0 to 1,000.
     """
     _check(shares, is_it)
     if not 0 <= lose_at_most <= 1000:
@@ -50,8 +53,8 @@ def choose_threshold(shares: np.ndarray, is_it: np.ndarray, lose_at_most: float)
     if kept >= 1:
         return NEVER
     above = float(shares[shares > kept].min(initial=1.0))
-    middle = (kept + above) / 2
-    return middle if middle > kept else above  # next to each other, there is nothing between
+    middle = (Decimal(repr(kept)) + Decimal(repr(above))) / 2  # 0.85 of 0.8 and 0.9, exactly
+    return float(middle.quantize(STEP, ROUND_CEILING))  # up: what must stay below does
 
 
 def at_threshold(
@@ -88,14 +91,11 @@ def upper_bound(count: int, total: int, level: float = 0.95) -> float:
 
 
 def format_threshold(threshold: float) -> str:
-    """Four digits behind the point, or as many as tell it from 0 and 1."""
+    """The very number, as `predict --threshold` takes it: four digits behind the point, or more."""
     if threshold >= NEVER:
         return "never"
-    if 0 < threshold < 0.0001:
-        return f"{threshold:.0e}"
-    if 0.9999 <= threshold < 1:
-        return f"1 - {1 - threshold:.0e}"
-    return f"{threshold:.4f}"
+    whole, _, digits = f"{Decimal(repr(threshold)):f}".partition(".")
+    return f"{whole}.{digits:0<4}"
 
 
 def cheapest(probabilities: np.ndarray, costs: np.ndarray) -> np.ndarray:

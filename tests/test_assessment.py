@@ -198,7 +198,7 @@ def test_nothing_wrong_and_one_class_missing():
 
 @pytest.mark.parametrize(
     ("val", "written"),
-    [([1.0, 0.5], "never"), ([1 - 4e-6, 0.5], "1 - 2e-06"), ([4e-6, 8e-6], "6e-06"),
+    [([1.0, 0.5], "never"), ([1 - 4e-6, 0.5], "0.999998"), ([4e-6, 8e-6], "0.000006"),
      ([0.98, 0.5], "0.9900")],
 )  # fmt: skip
 def test_thresholds_near_the_ends_can_be_read(val, written):

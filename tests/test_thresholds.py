@@ -28,7 +28,7 @@ IS_IT = np.array([1, 1, 0, 1, 1, 0, 0, 1, 0, 0]).astype(bool)  # good: 0.9 0.5 0
     [(0, (0.9 + 0.95) / 2), (199, (0.9 + 0.95) / 2), (200, (0.5 + 0.6) / 2),
      (400, (0.2 + 0.5) / 2), (600, (0.05 + 0.1) / 2), (999, (0.01 + 0.05) / 2), (1000, 0.0)],
 )  # fmt: skip
-def test_the_lowest_that_loses_no_more(lose_at_most, threshold):
+def test_between_two_neighbours(lose_at_most, threshold):
     assert choose_threshold(SHARES, IS_IT, lose_at_most) == pytest.approx(threshold)
 
 
@@ -61,6 +61,24 @@ def test_shares_with_no_number_between():
         is_it = np.array([False, True])
         t = choose_threshold(np.array(shares), is_it, 0)
         assert shares[0] < t <= 1
+
+
+@pytest.mark.parametrize("wide", [1e-3, 1e-6, 1e-9, 1e-16])
+def test_what_is_chosen_is_what_is_shown_and_typed(wide):
+    """Shares that lie close together, anywhere: read back it is the number, and loses none."""
+    rng = np.random.default_rng(5)
+    is_it = np.array([False, True])
+    for _ in range(200):
+        good = rng.choice([rng.random(), 1 - wide * rng.random(), wide * rng.random()])
+        shares = np.array([good, min(1.0, good + wide * rng.random())])
+        t = choose_threshold(shares, is_it, 0)
+        shown = format_threshold(t)
+        assert shown == "never" and good == 1 or float(shown) == t > good
+        above = shares[1] if shares[1] > good else 1.0
+        assert t == NEVER or t <= 1 and len(shown) <= 8 and t < (good + above) / 2 + 1.0000001e-6
+    third = np.array([0.3333332, 0.3333333])
+    assert choose_threshold(third, is_it, 0) == 0.333334  # 0.33333325, and up
+    assert choose_threshold(np.array([0.1, 0.2]), is_it, 0) == 0.15  # floats: 0.15000000000000002
 
 
 @pytest.mark.parametrize(
@@ -115,8 +133,9 @@ def test_the_ends_of_the_bound():
 
 @pytest.mark.parametrize(
     ("threshold", "written"),
-    [(0.0, "0.0000"), (6e-6, "6e-06"), (0.0001, "0.0001"), (0.85, "0.8500"), (0.9998, "0.9998"),
-     (1 - 2e-6, "1 - 2e-06"), (1.0, "1.0000"), (NEVER, "never")],
+    [(0.0, "0.0000"), (6e-6, "0.000006"), (0.0001, "0.0001"), (0.85, "0.8500"), (0.9998, "0.9998"),
+     (0.999998, "0.999998"), (0.92504, "0.92504"), (1.0, "1.0000"), (1 / 3, "0.3333333333333333"),
+     (NEVER, "never")],
 )  # fmt: skip
 def test_thresholds_near_the_ends_can_be_read(threshold, written):
     assert format_threshold(threshold) == written
