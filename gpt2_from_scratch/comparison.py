@@ -45,10 +45,12 @@ def compare_paired(right_a: np.ndarray, right_b: np.ndarray, *, seed: int = 0) -
     """Compare two classifiers by which texts each had right: (N,) bool, (N,) bool.
 
     p is the exact two-sided McNemar test: texts that both or neither had right say nothing. The
-    interval is the percentile bootstrap over texts. A text counts 1, -1 or 0, so drawing N texts
-    with replacement is one multinomial draw of how many of each there are, and that is what is
-    drawn. Where no text tells the two apart, the interval is (0, 0), whatever N. Raises DataError
-    for different lengths and for no text. Sources: McNemar 1947; Efron 1979.
+    interval is the percentile bootstrap over texts, smoothed: half a text more is in each of the
+    four cells (only a right, only b, both, neither), and N + 2 texts are drawn. So the interval has
+    a width where no text tells the two apart, the smaller the more texts there are. A text counts
+    1, -1 or 0, so drawing texts with replacement is one multinomial draw of how many of each there
+    are, and that is what is drawn. Raises DataError for different lengths and for no text. Sources:
+    McNemar 1947; Efron 1979; Agresti & Min 2005 add the same half texts to another interval.
     """
     if right_a.shape != right_b.shape or right_a.ndim != 1:
         raise DataError(
@@ -137,9 +139,11 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _bootstrap(only_a: int, only_b: int, n: int, seed: int) -> tuple[float, float]:
-    shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
-    drawn = np.random.RandomState(seed).multinomial(n, shares, size=DRAWS)  # (DRAWS, 3)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
+    """Of the difference of shares; "both" and "neither" count 0 and are drawn as one."""
+    drawn_n = n + 2
+    cells = np.array([only_a + 0.5, only_b + 0.5, n - only_a - only_b + 1.0])
+    drawn = np.random.RandomState(seed).multinomial(drawn_n, cells / drawn_n, size=DRAWS)
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / drawn_n, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -63,11 +63,12 @@ def test_thousands_of_texts_that_only_one_had_right():
 
 @pytest.mark.parametrize("counts", [(80, 12, 5, 3), (10, 3, 0, 2), (500, 30, 60, 10)])
 def test_the_interval_is_that_of_drawing_texts(counts):
+    """Of half texts: each of the texts twice, and one more of each kind."""
     a, b = answers(*counts)
     found = compare_paired(a, b).interval
-    drawn = np.random.default_rng(1).integers(len(a), size=(10_000, len(a)))
-    means = (a.astype(int) - b.astype(int))[drawn].mean(axis=1)
-    expected = np.percentile(means, [2.5, 97.5])
+    halves = np.concatenate([np.repeat(a.astype(int) - b.astype(int), 2), [1, -1, 0, 0]])
+    drawn = np.random.default_rng(1).integers(len(halves), size=(10_000, len(a) + 2))
+    expected = np.percentile(halves[drawn].mean(axis=1), [2.5, 97.5])
     steps = 1.5 / len(a) if len(a) < 100 else 0.004  # the differences drawn are whole numbers / N
     assert found == pytest.approx(tuple(expected), abs=steps)
     assert found[0] < found[1]
@@ -91,9 +92,30 @@ def test_the_other_way_round_and_once_more():
     assert compare_paired(a, b, seed=1).interval == pytest.approx(one.interval, abs=0.03)
 
 
-def test_the_same_answers():
-    a, _ = answers(5, 0, 0, 3)
-    assert compare_paired(a, a) == Paired(8, 0, 0, 0.0, (0.0, 0.0), 1.0)
+@pytest.mark.parametrize("n", [8, 262, 5000])
+def test_the_same_answers_are_not_known_to_be_equal(n):
+    """Each of n + 2 texts is 1 or -1 with half a text's share: quantiles of that, worked out."""
+    a, _ = answers(n - 3, 0, 0, 3)
+    found = compare_paired(a, a)
+    assert found == Paired(n, 0, 0, 0.0, found.interval, 1.0)
+    share, k = 0.5 / (n + 2), np.arange(40)
+    below = sum(  # of few texts that count at all, each side by chance
+        stats.binom.pmf(some, n + 2, 2 * share) * stats.binom.cdf((some + k) // 2, some, 0.5)
+        for some in range(11)
+    )  # (40,): the chance of a difference of at most k texts
+    bound = int(np.argmax(below >= 0.975)) / (n + 2)
+    assert found.interval == pytest.approx((-bound, bound)) and bound > 0
+
+
+def test_few_that_tell_apart_are_covered():
+    """Of 400 made-up tests on 100 texts, in most of which 0, 1 or 2 texts tell the two apart."""
+    inside = 0
+    for only_a, only_b, rest in np.random.default_rng(6).multinomial(
+        100, [0.012, 0.008, 0.98], 400
+    ):
+        low, high = compare_paired(*answers(rest, only_a, only_b, 0)).interval
+        inside += low <= 0.004 <= high
+    assert inside / 400 >= 0.94  # without the half texts 0.69
 
 
 @pytest.mark.parametrize(
