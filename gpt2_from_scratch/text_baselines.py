@@ -172,8 +172,8 @@ def fit_linear(
     say: Callable[[str], None] = print,
 ) -> Baseline | None:
     """Logistic regression on the features that `vectorizer()` makes of a text; None if it makes
-    none. C is the one of `PENALTIES` that is right most often on the validation part, of equals the
-    smallest.
+    none, and where all training texts are of one label. C is the one of `PENALTIES` that is right
+    most often on the validation part, of equals the smallest.
     """
     need_sklearn("this baseline")
     from sklearn.linear_model import LogisticRegression
@@ -183,6 +183,9 @@ def fit_linear(
     analyze = vectorizer().build_analyzer()
     if not any(analyze(text) for text in texts):
         say(f"{name} is left out: the training texts have none of its features")
+        return None
+    if len(set(true.tolist())) < 2:
+        say(f"{name} is left out: all training texts are of one label")
         return None
     val, val_true = [m.text for m in split.val], class_numbers(split.val, labels)
     best, most = None, -1

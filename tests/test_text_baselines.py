@@ -142,6 +142,17 @@ def test_texts_without_features_leave_a_baseline_out() -> None:
     assert [line for line in said if line.startswith("bag of words is left out")]
 
 
+def test_training_texts_of_one_label_leave_logistic_regression_out() -> None:
+    one, both = messages([("good dog", "x")] * 5), messages([("good dog", "x"), ("bad cat", "y")])
+    said: list[str] = []
+    found = list(fit_baselines(Split(one, both, both), ["x", "y"], say=said.append))
+    assert [baseline.kind for baseline in found] == ["commonest label", "length alone"]
+    for kind in VECTORIZERS:
+        assert f"{kind} is left out: all training texts are of one label" in said
+    for baseline in found:
+        assert answered_by(baseline, both, ["x", "y"]).right.tolist() == [True, False]
+
+
 def test_a_class_that_training_lacks_gets_nothing() -> None:
     some = messages([("good dog", "x"), ("bad cat", "y")] * 5)
     for found in fit_baselines(Split(some, some, some), ["w", "x", "y"], say=quietly):
