@@ -21,6 +21,7 @@ from gpt2_from_scratch.metrics import (
     format_share,
 )
 from gpt2_from_scratch.ranking import Ranking, rankings
+from gpt2_from_scratch.scoreboard import rarer_label
 from gpt2_from_scratch.thresholds import (
     AtThreshold,
     at_threshold,
@@ -150,11 +151,8 @@ def _evaluate(answered: Answered) -> Evaluation:
 
 
 def _rarer(answered: Answered) -> str | None:
-    """Of two labels the rarer, of equals the second, as "spam" stands behind "ham"."""
-    if len(answered.labels) != 2:
-        return None
-    first, second = np.bincount(answered.true, minlength=2)
-    return answered.labels[0 if first < second else 1]
+    counts = np.bincount(answered.true, minlength=len(answered.labels))  # (K,)
+    return rarer_label(answered.labels, counts.tolist()) or None
 
 
 def _rankings(test: Answered) -> list[Ranking]:

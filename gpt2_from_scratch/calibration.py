@@ -63,10 +63,11 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
 
     On a validation part; which class is likeliest stays the same. The targets are not 1 and 0 but
     (N + 1) / (N + K) and 1 / (N + K), so that a validation part on which all is right does not ask
-    for T = 0. The loss is convex in 1 / T, and where its slope is 0 is found by bisection, for T
-    from 0.05 to 20. Logits that tell no class from another give 1. Raises DataError for no texts,
-    for shapes that do not fit, and for logits that are not finite. Sources: Guo et al. 2017; the
-    targets: Platt 1999.
+    for T = 0: Laplace's rule, one text more of each class. The loss is convex in 1 / T, and where
+    its slope is 0 is found by bisection, for T from 0.05 to 20. Logits that tell no class from
+    another give 1. Raises DataError for no texts, for shapes that do not fit, and for logits that
+    are not finite. Sources: Guo et al. 2017; the targets are in the spirit of Platt 1999, whose own
+    use the number of texts of each class in place of N.
     """
     _check(logits, true)
     if not np.isfinite(logits).all():
