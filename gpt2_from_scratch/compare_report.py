@@ -31,7 +31,7 @@ from gpt2_from_scratch.run_facts import (
     texts_told,
 )
 from gpt2_from_scratch.score_plots import plot_reliability, plot_scores
-from gpt2_from_scratch.scoreboard import Difference, Result, Score, Scoreboard
+from gpt2_from_scratch.scoreboard import CALIBRATED, Difference, Result, Score, Scoreboard
 from gpt2_from_scratch.text_baselines import baseline_fits
 
 DASH = "–"
@@ -253,7 +253,7 @@ def _reliability(
         )
         for name, some in found.items()
     }
-    about = "Of texts called something with 90 %, 90 % should be it."
+    about = f"Of texts called something with 90 %, 90 % should be it. Here {CALIBRATED}."
     if len(board.splits) > 1:
         about += " Drawn are the answers on all splits together."
     told = [f"expected calibration error of {name} {one.ece:.3f}" for name, one in scores.items()]
@@ -269,7 +269,10 @@ def _chance(board: Scoreboard) -> Section:
     if not others:
         return Section("What chance does", [])
     if len(board.splits) == 1:
-        how = "Intervals are drawn again from the same texts (bootstrap); p is McNemar's, exact"
+        how = (
+            "Intervals are of texts drawn again from these, smoothed by half a text of each kind "
+            "(bootstrap); p is McNemar's, exact"
+        )
     else:
         how = (
             "Intervals and p are of the corrected resampled t-test over splits (Nadeau and Bengio 2003), "

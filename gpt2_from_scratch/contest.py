@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2_from_scratch.answered import read_answered, write_answered
+from gpt2_from_scratch.characters import on_one_line
 from gpt2_from_scratch.checkpoints import refuse_changes
 from gpt2_from_scratch.data import Message
 from gpt2_from_scratch.errors import Interrupted, UsageError
@@ -87,7 +88,7 @@ def play(
         for c in contests:
             done = finished.setdefault(c.name, {})
             for kind, fit in c.fits.items():
-                bar.set_postfix_str(f"{c.name}: {kind}")
+                bar.set_postfix_str(on_one_line(f"{c.name}: {kind}"))
                 file = c.file(folder, kind)
                 if kind not in done or (done[kind] and not file.exists()):
                     done[kind] = _answer(c, fit, labels, file)
@@ -180,6 +181,7 @@ def _answer(
 
 def _line(c: Contest, kind: str, done: dict[str, Any] | None) -> str:
     if done is None:
-        return f"{c.name}, {kind}: left out"
+        return on_one_line(f"{c.name}, {kind}: left out")
     share = 100 * done["right"] / done["of"]
-    return f"{c.name}, {done['name']}: {share:.2f} %  ({done['right']} of {done['of']}; {done['seconds']:.1f} s)"
+    name = on_one_line(f"{c.name}, {done['name']}")
+    return f"{name}: {share:.2f} %  ({done['right']} of {done['of']}; {done['seconds']:.1f} s)"

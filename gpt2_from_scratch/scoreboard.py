@@ -3,6 +3,7 @@
 N texts, K classes, S splits.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ import numpy as np
 
 from gpt2_from_scratch.answered import Answered
 from gpt2_from_scratch.calibration import calibration
+from gpt2_from_scratch.characters import on_one_line
 from gpt2_from_scratch.comparison import (
     compare_paired,
     compare_repeated,
@@ -22,6 +24,14 @@ from gpt2_from_scratch.comparison import (
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.metrics import evaluate_predictions, wilson_interval
 from gpt2_from_scratch.ranking import rankings
+
+MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
+BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
+CALIBRATED = (
+    "probabilities of a finetuned GPT-2, and of its twin with random weights, have a temperature "
+    "fitted on the validation part, unless a training left that out; those of text baselines and of "
+    "frozen features are as they were fitted, most by logistic regression"
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def mean_result(name: str, results: Sequence[Result]) -> Result:
 
 
 def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
-    """Of two labels the rarer, of equals the second; "" for more than two."""
+    """Of two labels the rarer, of equals the second, as "spam" stands behind "ham"; "" for more."""
     if len(labels) != 2:
         return ""
     return labels[0] if counts[0] < counts[1] else labels[1]
@@ -236,16 +246,21 @@ def _refuse_other_texts(results: Sequence[Result]) -> None:
 # --- as a person reads it ---
 
 
+def escape(text: str) -> str:
+    """The text on one line, of which Markdown and HTML take nothing for theirs."""
+    return BEGINNING.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", on_one_line(text)))
+
+
 def format_scoreboard(board: Scoreboard) -> str:
     """A table in Markdown, and what its numbers are."""
     several = len(board.splits) > 1
-    f1 = f"F1 of {board.watched}, %" if board.watched else "mean F1, %"
+    f1 = f"F1 of {escape(board.watched)}, %" if board.watched else "mean F1, %"
     columns = [
         "classifier", "test accuracy, %", "95 % interval", *(["each split"] if several else []),
-        f1, "ROC-AUC", "Brier", "without near twins, %", f"against {board.ours}", "s",
+        f1, "ROC-AUC", "Brier", "without near twins, %", f"against {escape(board.ours)}", "s",
     ]  # fmt: skip
     table = [columns, ["---"] * len(columns), *(_cells(row, several) for row in board.rows)]
-    lines = ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in table]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([*lines, "", *(f"- {line}" for line in _told(board))])
 
 
@@ -255,7 +270,7 @@ def _cells(row: Score, several: bool) -> list[str]:
     each = [", ".join(f"{100 * accuracy:.1f}" for accuracy in row.accuracies)] if several else []
     against = "" if d is None else f"{100 * d.difference:+.2f}, {format_p(d.p)}"
     return [
-        row.name, f"{100 * row.accuracy:.2f}", f"{low:.1f} to {high:.1f}", *each,
+        escape(row.name), f"{100 * row.accuracy:.2f}", f"{low:.1f} to {high:.1f}", *each,
         _number(row.f1, 100, 1), _number(row.roc_auc, 1, 4), f"{row.brier:.4f}",
         _number(row.without_twins, 100, 2), against, f"{row.seconds:.1f}",
     ]  # fmt: skip
@@ -278,6 +293,7 @@ def _told(board: Scoreboard) -> list[str]:
         f"{others} {'comparison' if others == 1 else 'comparisons'}",
         "differences are in points of test accuracy, above 0 where the row is better; Brier is the "
         "sum over classes of the squared error, lower is better",
+        CALIBRATED,
     ]
     if board.n_without_twins is not None:
         lines.append(
@@ -287,14 +303,18 @@ def _told(board: Scoreboard) -> list[str]:
     for row in board.rows:
         if row.learned:  # as code: a pattern's backslashes would be Markdown's
             pairs = zip(board.splits, row.learned, strict=True)
-            each = [f"`{what}`" + (f" ({split})" if S > 1 else "") for split, what in pairs]
-            lines.append(f"{row.name}: {'; '.join(each)}")
-    return [*lines, *board.notes]
+            each = [_code(what) + (f" ({split})" if S > 1 else "") for split, what in pairs]
+            lines.append(f"{escape(row.name)}: {'; '.join(each)}")
+    return [*lines, *map(escape, board.notes)]
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:
     return "" if value is None else f"{factor * value:.{digits}f}"
 
 
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
+def _code(text: str) -> str:
+    """The text on one line as code, between more backticks than stand together in it."""
+    shown = on_one_line(text)
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{ticks}{space}{shown}{space}{ticks}"

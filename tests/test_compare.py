@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpt2_from_scratch.near_twins import has_twin
 from gpt2_from_scratch.recipes import train_classifier
 from gpt2_from_scratch.scoreboard import Scoreboard
 from gpt2_from_scratch.split import split_messages
+from gpt2_from_scratch.text_baselines import Baseline
 
 CONFIG = TrainConfig(epochs=2, lr=0.005)
 TEXTS_ONLY = [
@@ -130,6 +132,18 @@ def test_the_mean_takes_the_baseline_that_validation_prefers(compared) -> None:
         )
         mean = (a.probabilities + b.probabilities) / 2
         assert board.rows[-1].accuracies[n] == (mean.argmax(axis=1) == a.true).mean()
+
+
+def test_what_is_said_is_on_one_line(tmp_path: Path) -> None:
+    def even(texts: Sequence[str]) -> np.ndarray:
+        return np.full((len(texts), 2), 0.5)
+
+    some, said = [Message("a", "ham"), Message("b", "spam")], []
+    fits = {"evil": lambda: Baseline("evil: h\na\x1b[2Jm", even), "x\ny": lambda: None}
+    match = contest.Contest("seed 1", some, some, None, fits)
+    contest.play([match], ["ham", "spam"], tmp_path, quiet=True, say=said.append)
+    assert said[0].startswith("seed 1, evil: h a\ufffd[2Jm: 50.00 %  (1 of 2; ")
+    assert said[1] == "seed 1, x y: left out"
 
 
 def test_what_is_finished_is_not_fitted_again(

@@ -14,7 +14,7 @@ from gpt2_from_scratch.comparison import compare_paired, format_p, holm
 from gpt2_from_scratch.config import TrainConfig
 from gpt2_from_scratch.contest import ENSEMBLE
 from gpt2_from_scratch.data import Message, write_messages
-from gpt2_from_scratch.page import Page, Picture, Table, Texts, render, write_page
+from gpt2_from_scratch.page import Page, Picture, Table, Text, Texts, render, write_page
 from gpt2_from_scratch.scoreboard import Result, make_scoreboard, mean_result
 
 OURS, BAG, LENGTH = "GPT-2 mini, last block", "bag of words", "length alone"
@@ -186,6 +186,8 @@ def test_reliability_is_of_all_splits_together() -> None:
         for name, wrong in ((OURS, 10), (BAG, 20))
     ]
     [picture] = section(page_of(results), "Do probabilities mean what they say?", Picture)
+    [about] = section(page_of(results), "Do probabilities mean what they say?", Text)
+    assert "have a temperature fitted on the validation part, unless" in about.text
     counts = [bar.get_height() for bar in picture.figure.axes[1].patches]
     assert sum(counts) == 2 * 2 * 200
     assert OURS in picture.alt and BAG in picture.alt

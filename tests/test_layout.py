@@ -20,8 +20,8 @@ MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 ORDER = [
     "errors", "extras", "kinds", "files", "interruption", "manifest", "sums", "locks", "part",
     "crc32c", "protobuf", "pinned", "config", "head_config", "paths", "devices", "metrics",
-    "answered", "comparison", "calibration", "ranking", "thresholds", "scoreboard", "probe_report",
-    "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch", "download", "characters",
+    "answered", "comparison", "calibration", "ranking", "thresholds", "characters", "scoreboard",
+    "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch", "download",
     "assessment", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores",
     "score_tables", "baselines", "near_twins", "split", "cross_validation", "leaks", "lengths",
     "remarks", "text_baselines", "check", "report", "answers", "corpus", "epochs", "plots",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from html_reader import Reader
 from sklearn.metrics import f1_score, roc_auc_score
 
 from gpt2_from_scratch.answered import Answered
@@ -12,6 +13,7 @@ from gpt2_from_scratch.comparison import (
     compare_repeated,
     holm,
     mean_interval,
+    spread_by_chance,
 )
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.metrics import wilson_interval
@@ -87,8 +89,9 @@ def test_several_splits_are_compared_split_by_split() -> None:
     expected = [r.answered.right.mean() for r in results]
     assert ours.accuracies == pytest.approx(expected[:3])
     assert ours.accuracy == pytest.approx(np.mean(expected[:3]))
-    assert ours.interval == mean_interval(expected[:3], 140, 60)
-    repeated = compare_repeated(expected[3:], expected[:3], 140, 60)
+    least = spread_by_chance(float(np.mean(expected[:3])), 60)
+    assert ours.interval == mean_interval(expected[:3], 140, 60, least=least)
+    repeated = compare_repeated(expected[3:], expected[:3], 140, 60, least=1 / 60)
     assert bag.against_ours and bag.against_ours.p == repeated.p  # of one comparison, as it is
     assert bag.against_ours.difference == repeated.difference < 0
     assert bag.against_ours.interval == repeated.interval
@@ -178,9 +181,38 @@ def test_as_a_person_reads_it() -> None:
     assert "p is adjusted by Holm for 1 comparison\n" in text
     assert "the 2 test texts of 4 that have no near twin" in text
     assert r"- one regex: `x|\? is spam`" in text
+    assert (
+        "\n- probabilities of a finetuned GPT-2, and of its twin with random weights, have a "
+        in text
+    )
 
 
 def test_a_pipe_in_a_name_ends_no_cell(three: list[Result]) -> None:
     named = replace(three[1], name="a|b")
     text = format_scoreboard(make_scoreboard([three[0], named], "ours", 100))
     assert r"| a\|b | " in text
+
+
+EVIL = "<img src=x>\n# `a` | \x1b[2J*b*"
+
+
+def test_hostile_labels_and_names_stay_text(three: list[Result]) -> None:
+    labels = ("ham", EVIL)
+    named = [
+        replace(one, name=name, answered=replace(one.answered, labels=labels))
+        for one, name in zip(three, (EVIL, f"{EVIL}2: {EVIL}`", "# bag: `ham`"), strict=True)
+    ]
+    notes = (f"# {EVIL}: left out",)
+    text = format_scoreboard(make_scoreboard(named, EVIL, 100, watched=EVIL, notes=notes))
+    assert "\x1b" not in text and len(text.split("\n\n")) == 2
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
+    read = Reader(parser.enable("table").render(text))
+    assert {tag for tag, _ in read.tags} == {
+        "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code",
+    }  # fmt: skip
+    shown = "<img src=x> # `a` | \ufffd[2J*b*"
+    assert len(read.texts["th"]) == 9 and len(read.texts["td"]) == 27
+    assert read.texts["th"][3] == f"F1 of {shown}, %" and read.texts["th"][7] == f"against {shown}"
+    assert {shown, f"{shown}2", "# bag"} == {*read.texts["td"][::9]}
+    assert sorted(read.texts["code"]) == sorted([f"{shown}`", "`ham`"])
+    assert read.texts["li"][-1].strip() == f"# {shown}: left out"
