@@ -7,10 +7,10 @@ it: neither is known here. Source: Mitchell et al. 2019, Model Cards for Model R
 import re
 from collections.abc import Sequence
 
-from gpt2_from_scratch.characters import on_one_line
 from gpt2_from_scratch.comparison import format_p
 from gpt2_from_scratch.metrics import Evaluation
 from gpt2_from_scratch.run_facts import (
+    P_TOLD,
     RunFacts,
     against_baselines,
     between,
@@ -24,9 +24,8 @@ from gpt2_from_scratch.run_facts import (
     trained_on,
 )
 from gpt2_from_scratch.score_tables import format_scores
+from gpt2_from_scratch.scoreboard import escape
 
-MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
-BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
 HUB = {  # names of the base models there
     "124M": "openai-community/gpt2",
     "355M": "openai-community/gpt2-medium",
@@ -60,11 +59,6 @@ def model_card(facts: RunFacts) -> str:
         _section("Versions", [_versions(facts)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escape(text: str) -> str:
-    """The text on one line, of which Markdown and HTML take nothing for theirs."""
-    return BEGINNING.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", on_one_line(text)))
 
 
 def fenced(language: str, text: str) -> str:
@@ -123,7 +117,7 @@ def _how_good(facts: RunFacts) -> list[str]:
         for name, scores, paired in sorted(facts.baselines, key=lambda found: -found[1].accuracy)
     ]  # fmt: skip
     columns = ["text baseline, same texts", "accuracy", "95 % interval", "against this"]
-    return [*told, _table(columns, rows)]
+    return [*told, _table(columns, rows), escape(f"{P_TOLD}.")]
 
 
 def _calibration(facts: RunFacts) -> list[str]:

@@ -33,6 +33,7 @@ UNEVEN = 3  # times as many texts of the commonest label as of the rarest
 APART = 0.1  # precision from recall
 SURE = 0.05  # a difference of a greater p may be chance
 NAMED = 8  # labels that a sentence lists
+P_TOLD = "p is McNemar's, adjusted for the number of baselines (Holm)"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class RunFacts:
     split: str = ""  # how the parts were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
     answered: Answered | None = None  # what that was made from: the answers to the test part
-    # (name, scores on the same test texts, this run against it)
+    # (name, scores on the same test texts, this run against it: p adjusted for their number by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired | None]] = ()
     n_near_twins: int | None = None  # test texts nearly in training; None where that is not known
     n_cut: int = 0  # texts longer than max_tokens
@@ -188,14 +189,24 @@ def _near_twins(facts: RunFacts) -> str:
     )
     fewer = facts.assessment.without_twins if facts.assessment else None
     if fewer:
-        told += f"Expect of new texts what the others get: {percent(fewer.accuracy)}. "
+        told += f"On those that have none its accuracy is {_accuracy(fewer)}. "
+    own_files = facts.settings.get("val_data") or facts.settings.get("test_data")
+    if own_files or facts.split:  # not cut by `train`, which could cut otherwise
+        return told.rstrip()
     return told + '"train --together near-twins" splits so that none has one.'
 
 
 def _one_seed(facts: RunFacts) -> str:
-    return (
+    told = (
         "This is one run, with one seed and one split: another seed gives another score, by chance "
-        'alone. "gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, beside the '
+        "alone. "
+    )
+    if facts.task != "classification":
+        return (
+            told + '"gpt2-classifier train --seed" with other seeds shows how far apart they are.'
+        )
+    return told + (
+        '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, beside the '
         'baselines, and tells the mean with its interval; "gpt2-classifier experiments" does so for '
         "other settings."
     )
@@ -205,9 +216,12 @@ def _few_to_choose_by(facts: RunFacts) -> str:
     n = facts.n_texts("val")
     if not 0 < n < TINY:
         return ""
+    guess = "All that is chosen by it is a rough guess."
+    if facts.history:
+        guess = "Which epoch was best is a rough guess, and so is all else chosen by it."
     return (
         f"The part to choose by has {texts_told(n)} only: one text more or less right moves its score "
-        f"by {100 / n:.1f} points. Which epoch was best is a rough guess, and so is all else chosen by it."
+        f"by {100 / n:.1f} points. {guess}"
     )
 
 

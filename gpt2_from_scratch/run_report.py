@@ -22,6 +22,7 @@ from gpt2_from_scratch.page import (
 from gpt2_from_scratch.plots import plot_confusion, plot_epochs
 from gpt2_from_scratch.run_facts import (
     FILES,
+    P_TOLD,
     RunFacts,
     against_baselines,
     between,
@@ -72,9 +73,12 @@ def _what_was_trained(facts: RunFacts) -> Section:
         ("LoRA", f"rank {lora}" if lora else "none"),
         ("learning rate, at its highest", f"{settings['lr']:g}" if "lr" in settings else DASH),
         ("texts a step", str(settings.get("batch_size", DASH))),
-        ("epochs run, at most", f"{len(facts.history)} of {settings.get('epochs', DASH)}"),
-        ("numbers that train", f"{facts.n_trained:,} of {facts.n_parameters:,} ({percent(facts.n_trained / facts.n_parameters)})"),
     ]  # fmt: skip
+    if facts.history:  # the lecture counts steps
+        epochs = f"{len(facts.history)} of {settings.get('epochs', DASH)}"
+        rows.append(("epochs run, at most", epochs))
+    share = percent(facts.n_trained / facts.n_parameters)
+    rows.append(("numbers that train", f"{facts.n_trained:,} of {facts.n_parameters:,} ({share})"))
     return Section("What was trained", [Table(["", ""], rows, numeric=2)])
 
 
@@ -191,7 +195,7 @@ def _baselines(facts: RunFacts) -> Section:
     )
     about = (
         "Trained on the same texts and scored on the same test texts. Differences are of paired "
-        "answers, in points; p is McNemar's, exact, not adjusted for the number of rows."
+        f"answers, in points; {P_TOLD}."
     )
     alt = "The accuracies of the table above with their intervals."
     return Section(

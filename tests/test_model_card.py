@@ -5,8 +5,9 @@ from html_reader import Reader
 from huggingface_hub import ModelCard
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 
-from gpt2_from_scratch.model_card import escape, fenced, model_card
+from gpt2_from_scratch.model_card import fenced, model_card
 from gpt2_from_scratch.run_facts import run_warnings
+from gpt2_from_scratch.scoreboard import escape
 from gpt2_from_scratch.scores import SpanScores
 
 
@@ -40,6 +41,7 @@ def test_all_its_sections_are_there():
     assert "95.0 % (285 of 300 right" in told and "92.5 % (185 of 200 right" in told
     assert "temperature 1.50" in told and "equal texts count once" in told
     assert "b9" * 32 in read.texts["td"] and "bag of words" in read.texts["td"]
+    assert "p is McNemar's, adjusted for the number of baselines (Holm)." in read.texts["p"]
     assert "gpt2-classifier predict runs/mini-demo-5" in read.texts["code"][1]
     assert "Classifier.load('runs/mini-demo-5')" in read.texts["code"][2]
     assert read.texts["td"][:8] == ["ham", "525", "100", "150", "spam", "525", "100", "150"]

@@ -108,6 +108,9 @@ def test_baselines_stand_beside_the_run_the_best_first():
     assert [row[1] for row in table.rows] == ["96.0 %", "95.0 %", "80.0 %", "66.7 %"]
     assert [row[3] for row in table.rows] == ["-1.0", "–", "–", "+28.3"]
     assert [row[5] for row in table.rows] == ["0.250", "–", "–", "< 0.001"]  # 2 / 2 ** 3
+    [section] = [found for found in run_page(facts).sections if found.title.startswith("Baselines")]
+    about = "p is McNemar's, adjusted for the number of baselines (Holm)."
+    assert section.parts[0].text.endswith(about)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +140,11 @@ def test_thresholds_are_told_as_asked():
         assert row[2].endswith(" of 150") and row[4].endswith(" of 150")
 
 
-@pytest.mark.parametrize(("share", "told"), [(1.0, "never"), (1 - 1e-7, "1 - 5e-08"), (0.5, "0.7")])
+@pytest.mark.parametrize(
+    ("share", "told"), [(1.0, "never"), (1 - 1e-7, "1.0000"), (1 - 1e-5, "0.999995"), (0.5, "0.7")]
+)
 def test_a_threshold_never_looks_like_one_that_it_is_not(share, told):
-    """A good text that gets `share` of spam: the threshold lies midway from there to 1."""
+    """A good text that gets `share` of spam: the threshold lies midway from there to 1, or above."""
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
     val = Answered(LABELS, ["good", "spam"], np.array([0, 1]), shares)
@@ -195,5 +200,8 @@ def test_hostile_labels_and_texts_come_out_as_text():
 
 
 def test_no_history_no_curves():
-    titles = [section.title for section in run_page(run_facts(history=[])).sections]
+    page = run_page(run_facts(history=[]))
+    titles = [section.title for section in page.sections]
     assert "Curves" not in titles and "Calibration" in titles
+    [table] = tables(page, "What was trained")
+    assert "epochs run, at most" not in dict(table.rows) and "task" in dict(table.rows)
