@@ -217,3 +217,14 @@ def test_evaluate_says_which_options_are_for_classes(
     given = ["evaluate", str(path), "--model", str(tiny_checkpoint), "--data", str(tmp_path / "m.jsonl")]  # fmt: skip
     assert main([*given, "--watch", "a"]) == 2
     assert "watch: for classifiers that choose a class" in capsys.readouterr().err
+
+
+def test_the_last_epoch_has_no_thresholds_of_the_best(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The answers that are kept are the best epoch's, at its temperature."""
+    assert main(["evaluate", str(run / "last.safetensors"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["thresholds"] == [] and told["temperature"] == 1.0
+    assert main(["evaluate", str(run / "best.safetensors"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["thresholds"]) == 4
