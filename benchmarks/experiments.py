@@ -41,6 +41,7 @@ STEPS = 4  # that are measured, after one that is not
 def read_plan(folder: Path) -> Plan:
     """What the experiments of a folder have in common."""
     saved = read_json(folder / "experiments.json")
+    del saved["messages_sha256"]
     saved["config"] = TrainConfig(**saved["config"])
     saved["settings"] = ClassifierSettings(**saved["settings"])
     saved["reading"] = tuple(tuple(pair) for pair in saved["reading"])
