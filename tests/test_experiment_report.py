@@ -1,5 +1,8 @@
 """The page of a table of experiments: what differs beyond chance, and what one should beware of."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 from html_reader import Reader
 from matplotlib.figure import Figure
@@ -115,11 +118,14 @@ def test_hostile_names_stay_text() -> None:
 
 def test_the_command_writes_it(tmp_path, monkeypatch, capsys) -> None:
     def made_up(plan, rows, out, **options) -> list[Result]:
-        return [
+        found = [
             Result(row.name, seed, 0.8, 0.9, "11110" * 6, 70, 5, 10, 1.5, 1.0)
             for row in rows
             for seed in plan.seeds
         ]
+        lines = "".join(json.dumps(asdict(result)) + "\n" for result in found)
+        (out / "results.jsonl").write_text(lines)  # all that the folder has is shown
+        return found
 
     monkeypatch.setattr("gpt2_from_scratch.experiments.run_experiments", made_up)
     given = ["experiments", "--rows", "head alone", "first token", "--seeds", "1", "2"]
