@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.extras import need_sklearn
+from gpt2_from_scratch.metrics import wilson_interval
 
 DRAWS = 10_000  # of the bootstrap
 ROUNDING = 1e-12  # scores that differ by less are equal
@@ -100,6 +101,34 @@ def mean_interval(
     shares = np.asarray(values, dtype=float)
     mean, error, quantile = _mean_and_error(shares, n_train, n_test, least)
     return max(0.0, mean - quantile * error), min(1.0, mean + quantile * error)
+
+
+def accuracy_interval(right: Sequence[np.ndarray], n_train: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy by which texts were right, (N,) bool of each of S splits:
+    Wilson's for one, `mean_interval` for several.
+    """
+    if len(right) == 1:
+        return wilson_interval(int(right[0].sum()), len(right[0]))
+    accuracies, n_test = _accuracies(right)
+    least = spread_by_chance(float(np.mean(accuracies)), n_test)
+    return mean_interval(accuracies, n_train, n_test, least=least)
+
+
+def compare_accuracies(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], n_train: int
+) -> Paired | Repeated:
+    """Compare two classifiers by which texts each had right, (N,) bool of each of S splits: text by
+    text for one, split by split for several.
+    """
+    if len(a) == 1:
+        return compare_paired(a[0], b[0])
+    accuracies, n_test = _accuracies(a)
+    return compare_repeated(accuracies, _accuracies(b)[0], n_train, n_test, least=1 / n_test)
+
+
+def _accuracies(right: Sequence[np.ndarray]) -> tuple[list[float], int]:
+    """Of each split, and how many texts one has, in the mean."""
+    return [float(r.mean()) for r in right], round(np.mean([len(r) for r in right]))
 
 
 def spread_by_chance(share: float, n_test: int) -> float:

@@ -9,16 +9,13 @@ import numpy as np
 
 from gpt2_from_scratch.ablations import NOT_RUN, Book, Row
 from gpt2_from_scratch.comparison import (
-    compare_paired,
-    compare_repeated,
+    accuracy_interval,
+    compare_accuracies,
     format_p,
     holm,
-    mean_interval,
-    spread_by_chance,
 )
 from gpt2_from_scratch.experiments import Result
 from gpt2_from_scratch.extras import need_sklearn
-from gpt2_from_scratch.metrics import wilson_interval
 
 TOLD = 2.0  # points: two rows of 300 messages and one seed that are nearer have no order
 
@@ -72,17 +69,10 @@ def _against(
     results: Sequence[Result], default: Sequence[Result]
 ) -> tuple[tuple[float, float], float, float]:
     """(the interval of a row's mean, its difference from the default, p)."""
-    n_train, n_test = default[0].n_train, len(default[0].right)
-    if len(results) == 1:
-        a, b = (np.array([c == "1" for c in r.right]) for r in (results[0], default[0]))
-        paired = compare_paired(a, b)
-        return wilson_interval(int(a.sum()), n_test), paired.difference, paired.p
-    accuracies = [r.accuracy for r in results]
-    theirs = [r.accuracy for r in default]
-    repeated = compare_repeated(accuracies, theirs, n_train, n_test, least=1 / n_test)
-    least = spread_by_chance(statistics.fmean(accuracies), n_test)
-    interval = mean_interval(accuracies, n_train, n_test, least=least)
-    return interval, repeated.difference, repeated.p
+    a, b = ([np.array([c == "1" for c in r.right]) for r in some] for some in (results, default))
+    n_train = default[0].n_train
+    found = compare_accuracies(a, b, n_train)
+    return accuracy_interval(a, n_train), found.difference, found.p
 
 
 @dataclass(frozen=True)

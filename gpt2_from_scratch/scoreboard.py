@@ -13,16 +13,9 @@ import numpy as np
 from gpt2_from_scratch.answered import Answered
 from gpt2_from_scratch.calibration import calibration
 from gpt2_from_scratch.characters import on_one_line
-from gpt2_from_scratch.comparison import (
-    compare_paired,
-    compare_repeated,
-    format_p,
-    holm,
-    mean_interval,
-    spread_by_chance,
-)
+from gpt2_from_scratch.comparison import accuracy_interval, compare_accuracies, format_p, holm
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.metrics import evaluate_predictions, wilson_interval
+from gpt2_from_scratch.metrics import evaluate_predictions
 from gpt2_from_scratch.ranking import rankings
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
@@ -124,15 +117,14 @@ def make_scoreboard(
         _refuse_other_texts(split)
     n_test = round(np.mean([len(result.answered.texts) for result in whole[ours]]))
     others = [kind for kind in whole if kind != ours]
-    found = [_difference(whole[kind], whole[ours], n_train, n_test) for kind in others]
+    found = [_difference(whole[kind], whole[ours], n_train) for kind in others]
     adjusted = holm([difference.p for difference in found])
     differences = {
         kind: Difference(d.difference, d.interval, p)
         for kind, d, p in zip(others, found, adjusted, strict=True)
     }
     rows = [
-        _score(kind, some, watched, differences.get(kind), n_train, n_test)
-        for kind, some in whole.items()
+        _score(kind, some, watched, differences.get(kind), n_train) for kind, some in whole.items()
     ]
     rows.sort(key=lambda row: (row.name in combined, -row.accuracy))  # of equals as they came
     told = [f"{kind}: left out, as it has answers on some splits only" for kind in partly]
@@ -167,20 +159,14 @@ def _score(
     watched: str,
     against: Difference | None,
     n_train: int,
-    n_test: int,
 ) -> Score:
     accuracies = tuple(result.accuracy for result in results)
     answers = [result.answered for result in results]
-    if len(results) == 1:
-        interval = wilson_interval(int(answers[0].right.sum()), len(answers[0].texts))
-    else:
-        least = spread_by_chance(float(np.mean(accuracies)), n_test)
-        interval = mean_interval(accuracies, n_train, n_test, least=least)
     learned = tuple(r.name.removeprefix(kind).removeprefix(": ") for r in results)
     return Score(
         name=kind,
         accuracy=float(np.mean(accuracies)),
-        interval=interval,
+        interval=accuracy_interval([a.right for a in answers], n_train),
         accuracies=accuracies,
         f1=_mean([_f1(a, watched) for a in answers]),
         roc_auc=_mean([_roc_auc(a, watched) for a in answers]),
@@ -192,16 +178,11 @@ def _score(
     )
 
 
-def _difference(
-    results: Sequence[Result], ours: Sequence[Result], n_train: int, n_test: int
-) -> Difference:
+def _difference(results: Sequence[Result], ours: Sequence[Result], n_train: int) -> Difference:
     """With p as it is, not adjusted yet."""
-    if len(results) == 1:
-        paired = compare_paired(results[0].answered.right, ours[0].answered.right)
-        return Difference(paired.difference, paired.interval, paired.p)
-    a, b = ([result.accuracy for result in some] for some in (results, ours))
-    repeated = compare_repeated(a, b, n_train, n_test, least=1 / n_test)
-    return Difference(repeated.difference, repeated.interval, repeated.p)
+    a, b = ([result.answered.right for result in some] for some in (results, ours))
+    found = compare_accuracies(a, b, n_train)
+    return Difference(found.difference, found.interval, found.p)
 
 
 def _f1(answered: Answered, watched: str) -> float | None:
