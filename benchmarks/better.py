@@ -44,7 +44,14 @@ def adapted(model: str, messages: Sequence[Message], split: Split, seed: int, fo
     classifier = Classifier.on_base(model, heads=[HeadConfig("next", "language")], seed=seed)
     parts = ([Message(text, {}) for text in some] for some in (texts, [m.text for m in split.val]))
     with TemporaryDirectory() as run:
-        finetune(classifier, Split(*parts, []), replace(CLOSER, seed=seed), Path(run), quiet=True, say=quietly)  # fmt: skip
+        finetune(
+            classifier,
+            Split(*parts, []),
+            replace(CLOSER, seed=seed),
+            Path(run),
+            quiet=True,
+            say=quietly,
+        )
     save_gpt2(classifier.model, folder)
     copy_tokenizer(model_folder(model), folder)
     return folder
@@ -96,8 +103,10 @@ def main() -> None:
                 lambda f, os: named("mean of five last blocks", mean_of(map(f, os))), fit, others
             ),
             "closer text, last block": partial(on_closer, "closer text, last block", one),
-            "closer text, last three blocks": partial(on_closer, "closer text, last three blocks", three),
-        }  # fmt: skip
+            "closer text, last three blocks": partial(
+                on_closer, "closer text, last three blocks", three
+            ),
+        }
         contests.append(contest(f"seed {seed}", split, fits))
     with working_in(args.out, {"model": args.model}, note):
         results = play(contests, LABELS, args.out, say=note)

@@ -75,7 +75,9 @@ def plain_seconds(plan: Plan, row: Row, split: Split, result: Result) -> float:
     labels = torch.tensor([classifier.description.labels.index(m.label) for m in split.train])
     B = 1 if config.micro_batch == 1 else config.batch_size
     longest = classifier.description.pad_to or max(map(len, encoded))
-    optimizer = torch.optim.AdamW(parameter_groups(classifier.model, config, classifier.description.heads))  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        parameter_groups(classifier.model, config, classifier.description.heads)
+    )
 
     def forward(batch: list[int]) -> Tensor:
         pad_to = longest if B > 1 else None  # one text at a time needs no pads
@@ -102,7 +104,9 @@ def main() -> None:
     set_threads()
     plan, results = read_plan(args.folder), read_results(args.folder)
     rows = ablations(read_config(model_folder(plan.model)), plan.config)
-    splits = {every: split_for(plan, replace(rows[0], all_messages=every), 1) for every in (False, True)}  # fmt: skip
+    splits = {
+        every: split_for(plan, replace(rows[0], all_messages=every), 1) for every in (False, True)
+    }
     print(f"{measure_machine().describe()}\n")
     print("| row | seeds | ours, s of one processor | plain training, s | times |")
     print("|---|---|---|---|---|")

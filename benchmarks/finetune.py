@@ -93,9 +93,15 @@ class HuggingFace(Textbook):
 
         self.encoded = encoded
         config = Config(
-            n_embd=CONFIG.n_embd, n_head=CONFIG.n_head, n_layer=CONFIG.n_layer, num_labels=2,
-            pad_token_id=50256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        )  # fmt: skip
+            n_embd=CONFIG.n_embd,
+            n_head=CONFIG.n_head,
+            n_layer=CONFIG.n_layer,
+            num_labels=2,
+            pad_token_id=50256,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
         self.model = GPT2ForSequenceClassification(config)
         self.model.transformer.load_state_dict(load_file(folder / "model.safetensors"))
         torch.manual_seed(123)
@@ -200,9 +206,15 @@ def run_ours(side: Side, folder: Path, dtype: torch.dtype, store: Path) -> None:
 
     def run() -> None:
         _, side.trace = lecture.lecture(
-            load_gpt2(folder), Tokenizer(folder), SPLIT, base="random", pooling="last_token",
-            dtype=dtype, store=FeatureStore(store, say=note), say=lambda line: None,
-        )  # fmt: skip
+            load_gpt2(folder),
+            Tokenizer(folder),
+            SPLIT,
+            base="random",
+            pooling="last_token",
+            dtype=dtype,
+            store=FeatureStore(store, say=note),
+            say=lambda line: None,
+        )
 
     with PeakMemory() as peak:
         side.seconds.append(timed(run))

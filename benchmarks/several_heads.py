@@ -67,12 +67,16 @@ def four_heads(split: Split, labels: Sequence[str], n_layer: int) -> list[HeadCo
     return [
         HeadConfig("label", labels=tuple(labels)),
         HeadConfig(
-            "length", "regression", ("words",), layer=n_layer // 2 + 1,
-            center=(float(lengths.mean()),), scale=(float(lengths.std()),),
+            "length",
+            "regression",
+            ("words",),
+            layer=n_layer // 2 + 1,
+            center=(float(lengths.mean()),),
+            scale=(float(lengths.std()),),
         ),
         HeadConfig("marks", "multi-label", tuple(MARKS)),
         HeadConfig("tags", "token-classification", TAGS),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
@@ -120,7 +124,10 @@ def scored_lengths(
     true = np.array([message.label["length"] for message in messages])  # (N, 1)
     random, N = np.random.RandomState(1), len(true)
     draws = (random.randint(N, size=N) for _ in range(RESAMPLES))
-    sampled = [1 - ((true[n] - found[n]) ** 2).sum() / ((true[n] - true[n].mean()) ** 2).sum() for n in draws]  # fmt: skip
+    sampled = [
+        1 - ((true[n] - found[n]) ** 2).sum() / ((true[n] - true[n].mean()) ** 2).sum()
+        for n in draws
+    ]
     low, high = np.percentile(sampled, [2.5, 97.5])
     return (
         "R2, × 100",
@@ -144,9 +151,12 @@ def main() -> None:
     n_layer = read_config(model_folder(args.model)).n_layer
     heads = four_heads(split, [*count_labels(messages)], n_layer)
     config = TrainConfig(
-        n_last_blocks=n_layer // 2, epochs=args.epochs, patience=args.epochs, seed=args.seed,
+        n_last_blocks=n_layer // 2,
+        epochs=args.epochs,
+        patience=args.epochs,
+        seed=args.seed,
         lr=args.lr,
-    )  # fmt: skip
+    )
     train(args.model, heads[:1], split, replace(config, epochs=1))  # warm up
     alone = {}
     for head in heads:

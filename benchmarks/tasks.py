@@ -43,8 +43,10 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     tag_of = most_frequent_tag(*tagged(train))
     words, tags = tagged(test)
     names = sorted({tag for some in tagged(train)[1] for tag in some})
-    print(f"\nWNUT17: {len(train):,} / {len(dev):,} / {len(test):,} texts; the test part's sha256 "
-          f"begins {sha256_of(folder / PARTS[2])[:12]}\n")  # fmt: skip
+    print(
+        f"\nWNUT17: {len(train):,} / {len(dev):,} / {len(test):,} texts; the test part's sha256 "
+        f"begins {sha256_of(folder / PARTS[2])[:12]}\n"
+    )
     print("the most frequent tag of each word:\n")
     print(
         format_scores(tag_scores(tags, [[tag_of(word) for word in text] for text in words], names))
@@ -53,10 +55,17 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     config = TrainConfig(epochs=epochs, patience=epochs, n_last_blocks=n_last_blocks)
     with tempfile.TemporaryDirectory() as run:
         _, classifier, scores = train_classifier(
-            "mini", folder / PARTS[0], Path(run) / "run", config,
-            ClassifierSettings("token-classification"), val_data=folder / PARTS[1],
-            test_data=folder / PARTS[2], dtype=torch.bfloat16, quiet=True, say=said.append,
-        )  # fmt: skip
+            "mini",
+            folder / PARTS[0],
+            Path(run) / "run",
+            config,
+            ClassifierSettings("token-classification"),
+            val_data=folder / PARTS[1],
+            test_data=folder / PARTS[2],
+            dtype=torch.bfloat16,
+            quiet=True,
+            say=said.append,
+        )
         kept = read_test_part(Path(run) / "run", "token-classification")
     words, tags = tagged(kept)
     answers = [a.answer.words for a in classifier.predict([m.text for m in kept]) if a]
@@ -74,10 +83,14 @@ def chance(true: Tags, a: Tags, b: Tags, draws: int = 10_000, seed: int = 0) -> 
     """How often entity F1 differs at least so much when each text's two answers are swapped or not
     at random. Source: approximate randomization, Noreen 1989; Yeh 2000.
     """
-    counts = np.array([[_counted(t, x) for t, x in zip(true, tags, strict=True)] for tags in (a, b)])  # fmt: skip
+    counts = np.array(
+        [[_counted(t, x) for t, x in zip(true, tags, strict=True)] for tags in (a, b)]
+    )
 
     def difference(swapped: np.ndarray) -> float:
-        one, other = (np.where(swapped[:, None], y, x).sum(axis=0) for x, y in (counts, counts[::-1]))  # fmt: skip
+        one, other = (
+            np.where(swapped[:, None], y, x).sum(axis=0) for x, y in (counts, counts[::-1])
+        )
         return abs(2 * one[0] / (one[1] + one[2]) - 2 * other[0] / (other[1] + other[2]))
 
     seen = difference(np.zeros(len(counts[0]), dtype=bool))
@@ -98,7 +111,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--n-last-blocks", type=int, default=3)
     args = parser.parse_args()
-    wnut(first_that_exists("WNUT17's files", args.wnut / PARTS[0]).parent, args.epochs, args.n_last_blocks)  # fmt: skip
+    wnut(
+        first_that_exists("WNUT17's files", args.wnut / PARTS[0]).parent,
+        args.epochs,
+        args.n_last_blocks,
+    )
 
 
 if __name__ == "__main__":

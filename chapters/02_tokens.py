@@ -106,7 +106,9 @@ cells = [sum(len(batch) * max(counts[n] for n in batch) for batch in way) for wa
 assert cells[0] > cells[1] > cells[2] >= sum(counts), "sorting saves pads"
 same = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, few)], True, tokenizer.end_of_text_id)
 assert torch.equal(ids, same), "torch's own function pads the same"
-print(f"checked; pads: to the longest of all {1 - sum(counts) / cells[0]:.1%}, sorted {1 - sum(counts) / cells[2]:.1%}")  # fmt: skip
+print(
+    f"checked; pads: to the longest of all {1 - sum(counts) / cells[0]:.1%}, sorted {1 - sum(counts) / cells[2]:.1%}"
+)
 
 # %% [markdown]
 # ## Why the pad matters
@@ -120,7 +122,9 @@ real = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
 with torch.no_grad():
     logits, on_others = model(ids), model(torch.where(real, ids, ids[-1, 0]))  # (B, T, V)
 change = (on_others - logits).abs().amax(dim=2)  # (B, T)
-print(f"logits change by {change[real].max():.0e} at real tokens, at the last pad by {change[0, -1]:.1f}")  # fmt: skip
+print(
+    f"logits change by {change[real].max():.0e} at real tokens, at the last pad by {change[0, -1]:.1f}"
+)
 
 # %% [markdown]
 # Read at its last real token, a message's answer depends on the message alone; read at the last
@@ -128,7 +132,9 @@ print(f"logits change by {change[real].max():.0e} at real tokens, at the last pa
 # tokens see them and stand at other positions, so everything changes. `pad_right` mends it.
 
 # %%
-on_the_left = torch.stack([row.roll(len(row) - len(text)) for row, text in zip(ids, few, strict=True)])  # fmt: skip
+on_the_left = torch.stack(
+    [row.roll(len(row) - len(text)) for row, text in zip(ids, few, strict=True)]
+)
 shifted = (model(on_the_left)[0, -1] - logits[0, lengths[0] - 1]).abs().max()
 print(f"{on_the_left[0].tolist()}\nlogits of its last token change by {shifted:.1f}")
 

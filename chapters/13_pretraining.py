@@ -41,8 +41,18 @@ room = Path(ROOM.name)
 # frequent pair of neighbours becomes one (chapter 2).
 
 # %%
-config = PretrainConfig(n_vocab=512, n_ctx=64, n_embd=96, n_head=4, n_layer=3, row=64, tokens=1024,
-                        steps=120, warmup=20, decay=0.5)  # fmt: skip
+config = PretrainConfig(
+    n_vocab=512,
+    n_ctx=64,
+    n_embd=96,
+    n_head=4,
+    n_layer=3,
+    row=64,
+    tokens=1024,
+    steps=120,
+    warmup=20,
+    decay=0.5,
+)
 write_bpe(room, corpus.train_bpe(texts, config.n_vocab))
 tokenizer = Tokenizer(room)
 source, aside = (corpus.encode_source("ours", part, tokenizer, 1.0) for part in (texts, unseen))

@@ -59,20 +59,29 @@ def ablations(sizes: GPT2Config, config: TrainConfig) -> list[Row]:
         *_lora(),
         Row("random weights, last block", "weights", random_weights=True),
         Row(
-            "random weights, everything trains", "weights", {"trainable": "*"},
-            random_weights=True, book=Book(10, 93.67),
+            "random weights, everything trains",
+            "weights",
+            {"trainable": "*"},
+            random_weights=True,
+            book=Book(10, 93.67),
         ),
         Row("batch of 1", "batch", {"batch_size": 1}, book=Book(14, 98.00)),
         Row(
-            "batch of 8, one at a time", "batch", {"batch_size": 8, "micro_batch": 1},
+            "batch of 8, one at a time",
+            "batch",
+            {"batch_size": 8, "micro_batch": 1},
             book=Book(15, 98.33),
         ),
         Row(
-            "no causal mask", "attention", settings={"causal_mask": False},
+            "no causal mask",
+            "attention",
+            settings={"causal_mask": False},
             book=Book(17, 95.33, "read at the last position, pads attended to"),
         ),
         Row(
-            "loss at every token, pads ignored", "loss", extra="tokens",
+            "loss at every token, pads ignored",
+            "loss",
+            extra="tokens",
             book=Book(18, 95.00, "the option was never passed on: its row 1 again"),
         ),
         Row("and guesses the next token, pads ignored", "loss", extra="language"),
@@ -81,21 +90,24 @@ def ablations(sizes: GPT2Config, config: TrainConfig) -> list[Row]:
         Row("tanh head, dropout 0.1", "head", settings={"head": "tanh", "dropout": 0.1}),
         Row("all other messages", "messages", all_messages=True),
         Row(
-            "all other messages, class weights", "messages", all_messages=True,
+            "all other messages, class weights",
+            "messages",
+            all_messages=True,
             settings={"class_weights": "balanced"},
         ),
         *(
             Row(f"learning rate × {factor:g}", "learning rate", {"lr": config.lr * factor})
             for factor in (0.1, 0.3, 3)
         ),
-    ]  # fmt: skip
+    ]
     if sizes.n_layer >= 3 and config.epochs >= 4:
         rows.append(
             Row(
-                "three blocks, one more every epoch", "trained part",
+                "three blocks, one more every epoch",
+                "trained part",
                 {"n_last_blocks": 3, "unfreeze_every": 1, "rate_decay": 2.6},
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -103,18 +115,27 @@ def _positions(n_ctx: int) -> list[Row]:
     """Where a text is read, and how far it is padded where pads are read."""
     about = "token position"
     return [
-        Row("last position, padded to the longest", about, settings=LAST_POSITION, book=Book(1, 95.00)),
+        Row(
+            "last position, padded to the longest",
+            about,
+            settings=LAST_POSITION,
+            book=Book(1, 95.00),
+        ),
         Row("first token", about, settings={"pooling": "first_token"}, book=Book(2, 75.00)),
         Row("mean over tokens", about, settings={"pooling": "mean"}),
         Row(
-            "mean over positions, padded to the longest", about,
-            settings={"pooling": "mean_position", "pad_to": -1}, book=Book(19, 96.33),
+            "mean over positions, padded to the longest",
+            about,
+            settings={"pooling": "mean_position", "pad_to": -1},
+            book=Book(19, 96.33),
         ),
         Row(
-            f"last position, padded to {n_ctx} tokens", "context",
-            settings=LAST_POSITION | {"pad_to": n_ctx}, book=Book(13, 78.33, "1,024 tokens"),
+            f"last position, padded to {n_ctx} tokens",
+            "context",
+            settings=LAST_POSITION | {"pad_to": n_ctx},
+            book=Book(13, 78.33, "1,024 tokens"),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _trained(n_layer: int, n_last_blocks: int) -> list[Row]:
@@ -123,10 +144,13 @@ def _trained(n_layer: int, n_last_blocks: int) -> list[Row]:
     rows = [
         Row("head alone", about, {"n_last_blocks": 0, "final_norm": False}),
         Row(
-            "head alone, last position", about, {"n_last_blocks": 0, "final_norm": False},
-            LAST_POSITION, book=Book(3, 72.00),
+            "head alone, last position",
+            about,
+            {"n_last_blocks": 0, "final_norm": False},
+            LAST_POSITION,
+            book=Book(3, 72.00),
         ),
-    ]  # fmt: skip
+    ]
     for n, word, book in ((2, "two", Book(4, 98.33, read)), (4, "four", None)):
         if n_last_blocks != n <= n_layer:
             rows.append(Row(f"last {word} blocks", about, {"n_last_blocks": n}, book=book))

@@ -125,10 +125,25 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
     _box(
         axes, ((LEFT + RIGHT) / 2, (LOWER + UPPER) / 2), (RIGHT - LEFT, UPPER - LOWER), "", SKY, 0.1
     )
-    axes.text(RIGHT - 0.15, UPPER - 0.25, f"one block: {numbers['block']:,} numbers", ha="right", va="center", weight="bold")  # fmt: skip
+    axes.text(
+        RIGHT - 0.15,
+        UPPER - 0.25,
+        f"one block: {numbers['block']:,} numbers",
+        ha="right",
+        va="center",
+        weight="bold",
+    )
     state = f"(B, T, C = {C:,})"
     _up(axes, STREAM, LOWER - 0.2, UPPER + 0.2, width=3)
-    axes.text(STREAM - 0.14, 4.1, f"residual stream {state}", rotation=90, ha="right", va="center", fontsize=9)  # fmt: skip
+    axes.text(
+        STREAM - 0.14,
+        4.1,
+        f"residual stream {state}",
+        rotation=90,
+        ha="right",
+        va="center",
+        fontsize=9,
+    )
     attention = [
         (f"ln_1   {numbers['ln_1']:,}", YELLOW, state),
         (f"c_attn   {numbers['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),

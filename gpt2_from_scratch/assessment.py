@@ -194,9 +194,13 @@ def _at_least_cost(test: Answered, watched: str | None, losing: float | None) ->
     called = cheapest(np.stack([1 - share, share], axis=1), costs)
     likeliest = (test.predicted == k).astype(int)
     return AtLeastCost(
-        losing, losing / (1 + losing), cost_of(true, called, costs),
-        cost_of(true, likeliest, costs), int((called > true).sum()), int((called & true).sum()),
-    )  # fmt: skip
+        losing,
+        losing / (1 + losing),
+        cost_of(true, called, costs),
+        cost_of(true, likeliest, costs),
+        int((called > true).sum()),
+        int((called & true).sum()),
+    )
 
 
 def _mistakes(test: Answered, n_shown: int) -> list[Told]:
@@ -248,15 +252,25 @@ def _format_thresholds(thresholds: list[AtThreshold]) -> list[str]:
         return []
     label = on_one_line(thresholds[0].label)
     rows = [
-        ["at most lost of 1,000", f"{label} if p >=", "lost of good (test)",
-         "surely at most (95 %)", "caught"],
+        [
+            "at most lost of 1,000",
+            f"{label} if p >=",
+            "lost of good (test)",
+            "surely at most (95 %)",
+            "caught",
+        ],
         *(
-            ["-" if at.asked is None else f"{at.asked:g}", format_threshold(at.threshold),
-             _of(at.lost, at.good), f"{100 * at.lost_at_most:.2f} %", _of(at.caught, at.wanted)]
+            [
+                "-" if at.asked is None else f"{at.asked:g}",
+                format_threshold(at.threshold),
+                _of(at.lost, at.good),
+                f"{100 * at.lost_at_most:.2f} %",
+                _of(at.caught, at.wanted),
+            ]
             for at in thresholds
         ),
-    ]  # fmt: skip
-    title = f"how much {label} is caught when hardly anything else may be lost; p is chosen on the validation part"  # fmt: skip
+    ]
+    title = f"how much {label} is caught when hardly anything else may be lost; p is chosen on the validation part"
     return ["", title, *_columns(rows)]
 
 

@@ -263,8 +263,11 @@ class Classifier:
         """
         self._refuse_many_rows()
         self.model.eval()
-        found = {n: out for batch in by_length(texts.encoded, 32)
-                 for n, out in zip(batch, self.batch_logits(texts, batch).cpu(), strict=True)}  # fmt: skip
+        found = {
+            n: out
+            for batch in by_length(texts.encoded, 32)
+            for n, out in zip(batch, self.batch_logits(texts, batch).cpu(), strict=True)
+        }
         return self._stacked([found[n] for n in range(len(found))])
 
     def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:

@@ -29,9 +29,20 @@ from gpt2_from_scratch.paths import MODELS
 
 # options of `train` that are arguments of `train_classifier` under the same name
 RUN_SETTINGS = (
-    "model", "data", "val_data", "test_data", "balance", "together", "max_tokens",
-    "text_column", "label_column", "encoding", "on_error", "keep_empty", "cache",
-)  # fmt: skip
+    "model",
+    "data",
+    "val_data",
+    "test_data",
+    "balance",
+    "together",
+    "max_tokens",
+    "text_column",
+    "label_column",
+    "encoding",
+    "on_error",
+    "keep_empty",
+    "cache",
+)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -76,9 +87,14 @@ def run_find_rate(args: argparse.Namespace) -> None:
     settings, config = settings_of(args, ClassifierSettings), train_config(args)
     sources = {"data": args.data or "demo", "val_data": "", "test_data": ""}
     split = three_parts(
-        sources, settings.task, data_options(args), bool(args.balance), config.seed, say,
+        sources,
+        settings.task,
+        data_options(args),
+        bool(args.balance),
+        config.seed,
+        say,
         **options_given(args, "together"),
-    )  # fmt: skip
+    )
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
     classifier.model.to(device)
@@ -98,9 +114,12 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             "--resume RUN goes on in RUN with its recipe: leave out --out and --recipe"
         )
     given = options_given(
-        args, *RUN_SETTINGS, "dtype", "threads",
+        args,
+        *RUN_SETTINGS,
+        "dtype",
+        "threads",
         *(field.name for kind in (TrainConfig, ClassifierSettings) for field in fields(kind)),
-    )  # fmt: skip
+    )
     return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
 
 
@@ -128,9 +147,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if task == "classification":
         is_best = args.run.is_dir() or args.run.name == "best.safetensors"
         found = assess_again(
-            classifier, messages, folder if is_best else None, store=store, say=say,
+            classifier,
+            messages,
+            folder if is_best else None,
+            store=store,
+            say=say,
             **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
-        )  # fmt: skip
+        )
         print(json.dumps(as_json(found)) if args.json else format_assessment(found))
         return
     if others := options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"):

@@ -84,31 +84,62 @@ def compare(
     _refuse(settings, seeds, n_folds)
     together = together or ("near-twins" if n_folds else "copies")
     reading: dict[str, Any] = {
-        "text_column": text_column, "label_column": label_column, "encoding": encoding,
-        "on_error": on_error, "keep_empty": keep_empty,
-    }  # fmt: skip
+        "text_column": text_column,
+        "label_column": label_column,
+        "encoding": encoding,
+        "on_error": on_error,
+        "keep_empty": keep_empty,
+    }
     messages = load_messages(data, **reading, say=say)
     counts = count_labels(messages)
     labels = [part.strip() for part in settings.labels.split(",")] if settings.labels else [*counts]
     class_numbers(messages, labels)  # each label is known
     out = Path(out) if out else compare_folder(model, data)
     ours = Finetuning(model, config, settings, max_tokens, device, dtype)
-    saved = reading | asdict(settings) | asdict(config) | {
-        "model": model_name(model), "data": data_name(data), "balance": balance,
-        "together": together, "folds": n_folds, "max_tokens": max_tokens, "dtype": str(dtype),
-        "messages_sha256": messages_sha256(Split(messages, [], [])),
-    }  # fmt: skip
+    saved = (
+        reading
+        | asdict(settings)
+        | asdict(config)
+        | {
+            "model": model_name(model),
+            "data": data_name(data),
+            "balance": balance,
+            "together": together,
+            "folds": n_folds,
+            "max_tokens": max_tokens,
+            "dtype": str(dtype),
+            "messages_sha256": messages_sha256(Split(messages, [], [])),
+        }
+    )
     if not n_folds:
         saved.pop("seed")  # each split has its own
     with working_in(out, saved, say):
-        splits = _splits(messages, seeds or (config.seed,), n_folds, together, balance, on_error,
-                         config.seed, say)  # fmt: skip
+        splits = _splits(
+            messages,
+            seeds or (config.seed,),
+            n_folds,
+            together,
+            balance,
+            on_error,
+            config.seed,
+            say,
+        )
         store = FeatureStore(say=say) if cache else None
         contests = [
-            contest(name, split, _fits(replace(ours, config=replace(config, seed=seed)), split,
-                                       labels, store, quick, say))
+            contest(
+                name,
+                split,
+                _fits(
+                    replace(ours, config=replace(config, seed=seed)),
+                    split,
+                    labels,
+                    store,
+                    quick,
+                    say,
+                ),
+            )
             for name, (seed, split) in splits.items()
-        ]  # fmt: skip
+        ]
         results = play(contests, labels, out, quiet=quiet, say=say)
         results += ensembles(results, ours.name)
         sizes = [len(split.train) for _, split in splits.values()]
@@ -151,8 +182,11 @@ def _splits(
 ) -> dict[str, tuple[int, Split]]:
     """{name: (the seed of what is drawn on it, the split)}."""
     options: dict[str, Any] = {
-        "together": together, "balance": balance, "on_error": on_error, "say": say
-    }  # fmt: skip
+        "together": together,
+        "balance": balance,
+        "on_error": on_error,
+        "say": say,
+    }
     if n_folds:
         cut = folds(messages, n_folds, seed=seed, **options)
         return {f"fold {n}": (seed, split) for n, split in enumerate(cut, start=1)}

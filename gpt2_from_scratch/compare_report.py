@@ -55,9 +55,14 @@ def compare_page(
     mine = _answers(board, results, board.ours)
     theirs = _answers(board, results, best.name) if best else []
     sections = [
-        _scores(board), _picture(board), _reliability(board, best, mine, theirs), _chance(board),
-        *_mistakes(board, best, mine, theirs), _settings(settings), _versions(board, versions),
-    ]  # fmt: skip
+        _scores(board),
+        _picture(board),
+        _reliability(board, best, mine, theirs),
+        _chance(board),
+        *_mistakes(board, best, mine, theirs),
+        _settings(settings),
+        _versions(board, versions),
+    ]
     return Page(
         f"{on_one_line(board.ours)} and what it must beat",
         [_compared(board, settings), _which_is_best(board, best), beats_text(board)],
@@ -96,7 +101,11 @@ def beats_text(board: Scoreboard) -> str:
 
 def _compared(board: Scoreboard, settings: Mapping[str, Any]) -> str:
     S, labels = len(board.splits), [on_one_line(label) for label in board.labels]
-    task = f"tell {labels[0]} from {labels[1]}" if len(labels) == 2 else f"tell {len(labels)} labels apart"  # fmt: skip
+    task = (
+        f"tell {labels[0]} from {labels[1]}"
+        if len(labels) == 2
+        else f"tell {len(labels)} labels apart"
+    )
     data = f" in {file_name(settings['data'])}" if settings.get("data") else ""
     base = f" Base model: {file_name(settings['model'])}." if settings.get("model") else ""
     train = f"{texts_told(board.n_train)} to train on and " if board.n_train else ""
@@ -114,7 +123,7 @@ def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
     best = [row for row in single if row.accuracy > most - ROUNDING]
     names = listed([on_one_line(row.name) for row in best])
     over = f" in the mean over {len(board.splits)} splits" if len(board.splits) > 1 else ""
-    told = f"Most often right {'is' if len(best) == 1 else 'are'} {names}: {percent(most)} of the test texts{over}"  # fmt: skip
+    told = f"Most often right {'is' if len(best) == 1 else 'are'} {names}: {percent(most)} of the test texts{over}"
     if len(best) == 1:
         told += f" (95 % interval {between(best[0].interval)})"
         if best[0].against_ours and best[0] is not best_text:
@@ -133,9 +142,13 @@ def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
 
 def _warnings(board: Scoreboard, mine: Sequence[Answered]) -> list[str]:
     found = [
-        _one_split(board), _small_test(board, mine), _near_twins(board, mine), _by_chance(board),
-        _ensemble(board), *map(on_one_line, board.notes),
-    ]  # fmt: skip
+        _one_split(board),
+        _small_test(board, mine),
+        _near_twins(board, mine),
+        _by_chance(board),
+        _ensemble(board),
+        *map(on_one_line, board.notes),
+    ]
     return [warning for warning in found if warning]
 
 
@@ -203,28 +216,46 @@ def _ensemble(board: Scoreboard) -> str:
 def _scores(board: Scoreboard) -> Section:
     several = len(board.splits) > 1
     columns = [
-        "classifier", "accuracy", "95 % interval", *(["each split"] if several else []),
-        f"F1 of {on_one_line(board.watched)}" if board.watched else "mean F1", "ROC-AUC", "Brier",
-        "without near twins", "seconds",
-    ]  # fmt: skip
+        "classifier",
+        "accuracy",
+        "95 % interval",
+        *(["each split"] if several else []),
+        f"F1 of {on_one_line(board.watched)}" if board.watched else "mean F1",
+        "ROC-AUC",
+        "Brier",
+        "without near twins",
+        "seconds",
+    ]
     rows = [
         [
-            on_one_line(row.name), percent(row.accuracy), between(row.interval),
+            on_one_line(row.name),
+            percent(row.accuracy),
+            between(row.interval),
             *([", ".join(f"{100 * share:.1f}" for share in row.accuracies)] if several else []),
-            _share(row.f1), DASH if row.roc_auc is None else f"{row.roc_auc:.4f}", f"{row.brier:.4f}",
-            _share(row.without_twins), f"{row.seconds:.1f}",
+            _share(row.f1),
+            DASH if row.roc_auc is None else f"{row.roc_auc:.4f}",
+            f"{row.brier:.4f}",
+            _share(row.without_twins),
+            f"{row.seconds:.1f}",
         ]
         for row in board.rows
-    ]  # fmt: skip
+    ]
     learned = [
         [on_one_line(row.name), split, on_one_line(what)]
         for row in board.rows
         for split, what in zip(board.splits, row.learned, strict=False)  # most have learned none
     ]
-    about = "On the test part; means over splits where there are several. Of Brier scores the lower is better."  # fmt: skip
+    about = "On the test part; means over splits where there are several. Of Brier scores the lower is better."
     parts: list[Part] = [Text(about), Table(columns, rows)]
     if learned:
-        parts.append(Table(["classifier", "split", "what it is"], learned, "What was found on the training part", 3))  # fmt: skip
+        parts.append(
+            Table(
+                ["classifier", "split", "what it is"],
+                learned,
+                "What was found on the training part",
+                3,
+            )
+        )
     return Section("Scoreboard", parts)
 
 
@@ -284,11 +315,14 @@ def _chance(board: Scoreboard) -> Section:
     )
     rows = [
         [
-            on_one_line(name), f"{_points(d):+.2f}", _range(d),
-            format_p(d.p).removeprefix("p ").removeprefix("= "), "yes" if d.p > SURE else "no",
+            on_one_line(name),
+            f"{_points(d):+.2f}",
+            _range(d),
+            format_p(d.p).removeprefix("p ").removeprefix("= "),
+            "yes" if d.p > SURE else "no",
         ]
         for name, d in others
-    ]  # fmt: skip
+    ]
     columns = ["against", "ours better by, points", "95 % interval", "p", "may be chance"]
     return Section("What chance does", [Text(about), Table(columns, rows)])
 
@@ -317,7 +351,7 @@ def _only_right(
     once: dict[str, tuple[str, str, str, float]] = {}
     for row in sorted(found, key=lambda row: -row[3]):  # of equals as they came
         once.setdefault(row[0], row)
-    about = f"{texts_told(len(once))}, what {wrong_name} said of {'it' if len(once) == 1 else 'them'}, the surest first"  # fmt: skip
+    about = f"{texts_told(len(once))}, what {wrong_name} said of {'it' if len(once) == 1 else 'them'}, the surest first"
     if len(wrong) > 1:
         about += "; what is in several test parts stands here once"
     if len(once) > SHOWN:

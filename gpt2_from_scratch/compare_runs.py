@@ -110,9 +110,14 @@ def split_of(run: Path, say: Callable[[str], None] = print) -> Split | None:
         sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
         reading = {name: settings[name] for name in READING}
         split = three_parts(
-            sources, settings["task"], reading, settings["balance"], settings["seed"], _silent,
+            sources,
+            settings["task"],
+            reading,
+            settings["balance"],
+            settings["seed"],
+            _silent,
             together=settings["together"],
-        )  # fmt: skip
+        )
         if messages_sha256(split) == read_json(run / "config.json").get("messages_sha256"):
             return split
     except GPT2Error as error:

@@ -174,9 +174,12 @@ def _answer(
     write_answered(file, answered)
     right = int(answered.right.sum())
     return {
-        "name": found.name, "seconds": seconds, "val_accuracy": val, "right": right,
+        "name": found.name,
+        "seconds": seconds,
+        "val_accuracy": val,
+        "right": right,
         "of": len(c.test),
-    }  # fmt: skip
+    }
 
 
 def _line(c: Contest, kind: str, done: dict[str, Any] | None) -> str:

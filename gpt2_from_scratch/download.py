@@ -111,13 +111,19 @@ def openai_arrays(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every array in OpenAI's checkpoint of this size."""
     C = config.n_embd
     block = {
-        "ln_1/g": (C,), "ln_1/b": (C,),
-        "attn/c_attn/w": (1, C, 3 * C), "attn/c_attn/b": (3 * C,),
-        "attn/c_proj/w": (1, C, C), "attn/c_proj/b": (C,),
-        "ln_2/g": (C,), "ln_2/b": (C,),
-        "mlp/c_fc/w": (1, C, 4 * C), "mlp/c_fc/b": (4 * C,),
-        "mlp/c_proj/w": (1, 4 * C, C), "mlp/c_proj/b": (C,),
-    }  # fmt: skip
+        "ln_1/g": (C,),
+        "ln_1/b": (C,),
+        "attn/c_attn/w": (1, C, 3 * C),
+        "attn/c_attn/b": (3 * C,),
+        "attn/c_proj/w": (1, C, C),
+        "attn/c_proj/b": (C,),
+        "ln_2/g": (C,),
+        "ln_2/b": (C,),
+        "mlp/c_fc/w": (1, C, 4 * C),
+        "mlp/c_fc/b": (4 * C,),
+        "mlp/c_proj/w": (1, 4 * C, C),
+        "mlp/c_proj/b": (C,),
+    }
     whole = {"wte": (config.n_vocab, C), "wpe": (config.n_ctx, C), "ln_f/g": (C,), "ln_f/b": (C,)}
     blocks = {
         f"model/h{n}/{name}": shape for n in range(config.n_layer) for name, shape in block.items()

@@ -72,7 +72,14 @@ def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -
     trains, end = line.trainable / 1e6, line.numbers / 1e6
     draw_bar(bars, y, 0.0, trains, STATES["trains"])
     draw_bar(bars, y, trains, end - trains, STATES["frozen"])
-    bars.annotate(f"{line.numbers:,}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=size)  # fmt: skip
+    bars.annotate(
+        f"{line.numbers:,}",
+        (end, y),
+        (5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=size,
+    )
 
 
 def draw_attention(
@@ -106,7 +113,15 @@ def draw_attention(
     figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
     figure.supylabel("query: the token that looks", fontsize=10)
     figure.supxlabel("key: the token looked at", fontsize=10)
-    bar = figure.colorbar(image, ax=panels, location="top", fraction=0.03, pad=0.01, aspect=50, ticks=[0, 0.05, 0.2, 0.5, 1])  # fmt: skip
+    bar = figure.colorbar(
+        image,
+        ax=panels,
+        location="top",
+        fraction=0.03,
+        pad=0.01,
+        aspect=50,
+        ticks=[0, 0.05, 0.2, 0.5, 1],
+    )
     bar.set_label("attention weight (a row adds up to 1)", fontsize=9)
     return without_formulas(figure)
 
@@ -163,7 +178,9 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
         axes.set_xlabel("tokens in a row")
     handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="pad")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    figure.suptitle(f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}")  # fmt: skip
+    figure.suptitle(
+        f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}"
+    )
     return without_formulas(figure)
 
 
@@ -189,11 +206,15 @@ def _draw_cells(axes: Axes, cells: np.ndarray) -> None:
     """(rows, T): 0 nothing, 1 a real token, 2 a pad. As one image, however many texts there are."""
     extent = (0, cells.shape[1], len(cells) - 0.5, -0.5)
     colours = ListedColormap(["white", REAL, PAD])
-    axes.imshow(cells, colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=extent)  # fmt: skip
+    axes.imshow(
+        cells, colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=extent
+    )
 
 
 def _say_pads(axes: Axes, name: str, pads: int, cells: int) -> None:
-    axes.set_title(f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9)  # fmt: skip
+    axes.set_title(
+        f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9
+    )
 
 
 def draw_label_by_token(
@@ -204,7 +225,9 @@ def draw_label_by_token(
     Raises DataError unless there is one for each token, and a token before the pads.
     """
     if not tokens or len(tokens) != len(probabilities):
-        raise DataError(f"{len(tokens)} tokens and {len(probabilities)} probabilities: there must be one each")  # fmt: skip
+        raise DataError(
+            f"{len(tokens)} tokens and {len(probabilities)} probabilities: there must be one each"
+        )
     if not all(0 <= p <= 1 for p in probabilities):
         raise DataError("probabilities must be from 0 to 1")
     if not 0 <= pads < len(tokens):
@@ -214,11 +237,24 @@ def draw_label_by_token(
     figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
     axes = figure.subplots()
     axes.axhspan(50, 104, color=(VERMILION, 0.08))
-    axes.text(1.01, 0.75, "more likely than not", transform=axes.transAxes, rotation=270, va="center", fontsize=8)  # fmt: skip
+    axes.text(
+        1.01,
+        0.75,
+        "more likely than not",
+        transform=axes.transAxes,
+        rotation=270,
+        va="center",
+        fontsize=8,
+    )
     axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
     axes.plot(range(T), percents, color=BLUE, marker="o", markersize=4)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
-    axes.set_xticks(range(0, T, step), [shown(token, LONGEST) for token in tokens][::step], rotation=90, fontsize=8 if T <= 45 else SMALL)  # fmt: skip
+    axes.set_xticks(
+        range(0, T, step),
+        [shown(token, LONGEST) for token in tokens][::step],
+        rotation=90,
+        fontsize=8 if T <= 45 else SMALL,
+    )
     title = f"P({name}) after each token of the message: {percents[-1 - pads]:.1f} % at the end"
     if pads:
         axes.axvspan(T - pads - 0.5, T - 0.5, color=(PAD, 0.25), lw=0)
@@ -254,7 +290,9 @@ def draw_heads_by_token(
         raise DataError("there is nothing to draw: no head says anything")
     heights = [2.0] * len(curves) + [0.5] * len(classes)
     figure = Figure(figsize=(9.5, 1.2 + 0.9 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]  # fmt: skip
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[
+        :, 0
+    ]
     for axes, (name, values) in zip(panels, curves.items(), strict=False):
         axes.plot(
             range(T), [float(value) for value in values], color=BLUE, marker="o", markersize=4
@@ -266,7 +304,12 @@ def draw_heads_by_token(
     for axes in panels:
         axes.axvspan(-0.5, n_prompt - 0.5, color=(GREY, 0.5), lw=0, zorder=0)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
-    axes.set_xticks(range(0, T, step), [shown(token, LONGEST) for token in tokens][::step], rotation=90, fontsize=8 if T <= 45 else SMALL)  # fmt: skip
+    axes.set_xticks(
+        range(0, T, step),
+        [shown(token, LONGEST) for token in tokens][::step],
+        rotation=90,
+        fontsize=8 if T <= 45 else SMALL,
+    )
     axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: what was given")
     return without_formulas(figure)
 
@@ -280,6 +323,16 @@ def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
     for t, label in enumerate(labels):
         axes.axvspan(t - 0.42, t + 0.42, 0.1, 0.9, color=colours[label], zorder=2)
     axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
-    handles = [Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20, visible=False)) for n in names]  # fmt: skip
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), fontsize=8, frameon=False)  # fmt: skip
+    handles = [
+        Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20, visible=False))
+        for n in names
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(names),
+        fontsize=8,
+        frameon=False,
+    )
     axes.set_yticks([])

@@ -52,9 +52,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the processor or on a GPU."""
     name, words = type(error).__name__, str(error)  # OutOfMemoryError is torch's, not loaded here
     told = (
-        "DefaultCPUAllocator", "bad_alloc", "out of memory", "Cannot allocate memory",
-        "can't start new thread", "failed to map segment",  # for want of room in memory
-    )  # fmt: skip
+        "DefaultCPUAllocator",
+        "bad_alloc",
+        "out of memory",
+        "Cannot allocate memory",
+        "can't start new thread",
+        "failed to map segment",  # for want of room in memory
+    )
     return name in ("MemoryError", "OutOfMemoryError") or (
         isinstance(error, (RuntimeError, ImportError)) and any(part in words for part in told)
     )

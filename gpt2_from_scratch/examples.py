@@ -66,9 +66,14 @@ def load_examples(
         raise UsageError(f"task {task!r} is none of {', '.join(TASKS)}")
     if task == "classification":
         return load_messages(
-            source, text_column=text_column, label_column=label_column, encoding=encoding,
-            on_error=on_error, keep_empty=keep_empty, say=say,
-        )  # fmt: skip
+            source,
+            text_column=text_column,
+            label_column=label_column,
+            encoding=encoding,
+            on_error=on_error,
+            keep_empty=keep_empty,
+            say=say,
+        )
     checked_encoding(encoding)
     if source in EMBEDDED_DATA:  # their format is known; options are for a user's own files
         text_column, label_column, encoding = "text", "label", "utf-8"

@@ -151,20 +151,26 @@ def format_notes(summaries: Sequence[Summary], agrees: Agreement | None, n_test:
         "- "
         + (
             f"{len(real)} of {len(summaries) - 1} rows differ from the default beyond chance: "
-            + ", ".join(f"{s.row} ({100 * s.difference:+.1f}, {format_p(s.p_adjusted)})" for s in real)
+            + ", ".join(
+                f"{s.row} ({100 * s.difference:+.1f}, {format_p(s.p_adjusted)})" for s in real
+            )
             if real
             else "no row differs from the default beyond chance"
         )
         + ".",
-    ]  # fmt: skip
+    ]
     if any(s.book for s in summaries):
         lines += [
             "- The book's numbers are of 124M, one seed a row, on one split of 300 test messages of "
             "which 36 stand in training too: an interval of 95.00 % reaches from 91.9 to 96.9. Its "
             "rows read the last position, a pad, unless they say otherwise.",
-            *(f"- {s.row}: the book's row {s.book.row}, {s.book.note}." for s in summaries if s.book and s.book.note),
+            *(
+                f"- {s.row}: the book's row {s.book.row}, {s.book.note}."
+                for s in summaries
+                if s.book and s.book.note
+            ),
             *(f"- The book's row {row} is not run here: {why}." for row, why in NOT_RUN.items()),
-        ]  # fmt: skip
+        ]
     if agrees:
         lines.append(
             f"- Order of the {agrees.rows} rows that both have: Kendall's tau {agrees.tau:.2f}, "

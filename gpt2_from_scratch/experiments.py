@@ -43,10 +43,26 @@ from gpt2_from_scratch.training_run import messages_sha256
 # settings that rows vary: the default has them as they are by default, so that rows are what they
 # are called
 VARIED = (
-    "n_last_blocks", "final_norm", "trainable", "unfreeze_every", "rate_decay", "micro_batch",
-    "head", "layer", "state", "pooling", "pad_to", "causal_mask", "dropout", "class_weights",
-    "label_smoothing", "lora", "lora_alpha", "lora_dropout", "lora_blocks",
-)  # fmt: skip
+    "n_last_blocks",
+    "final_norm",
+    "trainable",
+    "unfreeze_every",
+    "rate_decay",
+    "micro_batch",
+    "head",
+    "layer",
+    "state",
+    "pooling",
+    "pad_to",
+    "causal_mask",
+    "dropout",
+    "class_weights",
+    "label_smoothing",
+    "lora",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_blocks",
+)
 AUXILIARY = 0.5  # weight of the loss of the next token: Radford et al. 2018 (GPT-1), section 3.2
 
 
@@ -128,7 +144,9 @@ def run_experiments(
             ):
                 file.write(_line(result))
                 file.flush()
-                say(f"{result.row}, seed {result.seed}: {100 * result.accuracy:.2f} %, {result.seconds:.0f} s")  # fmt: skip
+                say(
+                    f"{result.row}, seed {result.seed}: {100 * result.accuracy:.2f} %, {result.seconds:.0f} s"
+                )
                 done[result.row, result.seed] = result
     whole = [row.name for row in rows if all((row.name, seed) in done for seed in plan.seeds)]
     if rows[0].name not in whole:
@@ -140,9 +158,13 @@ def refuse_unfit(plan: Plan, rows: Sequence[Row]) -> None:
     """Raise UsageError for settings that rows vary, or a row's change does not fit, before any runs."""
     default = TrainConfig(), ClassifierSettings()
     for name in VARIED:
-        given, usual = (getattr(s[hasattr(s[1], name)], name) for s in ((plan.config, plan.settings), default))  # fmt: skip
+        given, usual = (
+            getattr(s[hasattr(s[1], name)], name) for s in ((plan.config, plan.settings), default)
+        )
         if given != usual:
-            raise UsageError(f"{name} = {given!r}: rows vary it; leave it at {usual!r} for the default")  # fmt: skip
+            raise UsageError(
+                f"{name} = {given!r}: rows vary it; leave it at {usual!r} for the default"
+            )
     if plan.settings.task != "classification":
         raise UsageError("experiments are for classification: one label a text")
     if len(set(plan.seeds)) != len(plan.seeds) or not plan.seeds:
@@ -192,10 +214,17 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
         trained = count_trainable(classifier.model)
         right, val = _right(classifier, split.test), _right(classifier, split.val)
     return Result(
-        row.name, seed, sum(right) / len(right), sum(val) / len(val),
-        "".join(str(int(is_right)) for is_right in right), n_train, len(history), trained,
-        time.perf_counter() - began, time.process_time() - busy,
-    )  # fmt: skip
+        row.name,
+        seed,
+        sum(right) / len(right),
+        sum(val) / len(val),
+        "".join(str(int(is_right)) for is_right in right),
+        n_train,
+        len(history),
+        trained,
+        time.perf_counter() - began,
+        time.process_time() - busy,
+    )
 
 
 def split_for(
@@ -207,9 +236,11 @@ def split_for(
     """
     messages = load_messages(plan.data, **dict(plan.reading), say=_silent)
     options: dict[str, Any] = {
-        "seed": seed, "on_error": dict(plan.reading).get("on_error", "stop"), "say": say,
+        "seed": seed,
+        "on_error": dict(plan.reading).get("on_error", "stop"),
+        "say": say,
         "together": plan.together,
-    }  # fmt: skip
+    }
     split = split_messages(messages, balance=plan.balance, **options)
     if not row.all_messages:
         return split
@@ -263,14 +294,19 @@ def _right(classifier: Classifier, messages: Sequence[Message]) -> list[bool]:
     head, wanted = classifier.description.head, [_label_of(message) for message in messages]
     if head.reads_one_state:
         told = classifier.predict([message.text for message in messages])
-        return [answer is not None and answer.label == w for answer, w in zip(told, wanted, strict=True)]  # fmt: skip
+        return [
+            answer is not None and answer.label == w for answer, w in zip(told, wanted, strict=True)
+        ]
     encoded, _ = classifier.encode([message.text for message in messages])
     texts, found = classifier.texts(encoded, say=_silent), dict[int, bool]()
     classifier.model.eval()
     for batch in by_length(encoded, 32):
         outputs, lengths = classifier.batch_outputs(texts, batch)
         last = outputs[head.name][torch.arange(len(batch)), lengths - 1]  # (B, K)
-        found |= {n: head.labels[k] == wanted[n] for n, k in zip(batch, last.argmax(1).tolist(), strict=True)}  # fmt: skip
+        found |= {
+            n: head.labels[k] == wanted[n]
+            for n, k in zip(batch, last.argmax(1).tolist(), strict=True)
+        }
     return [found[n] for n in range(len(found))]
 
 
@@ -334,9 +370,10 @@ def _refuse_other_plan(plan: Plan, messages: list[Message], out: Path) -> None:
     """Keep what the experiments have in common; raise UsageError where it was something else."""
     path = out / "experiments.json"
     found = {
-        "model": model_name(plan.model), "data": data_name(plan.data),
+        "model": model_name(plan.model),
+        "data": data_name(plan.data),
         "messages_sha256": messages_sha256(Split(messages, [], [])),
-    }  # fmt: skip
+    }
     now = json.loads(json.dumps(asdict(plan) | found))
     del now["seeds"], now["config"]["seed"]  # more seeds may come
     if path.exists():

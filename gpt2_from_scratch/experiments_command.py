@@ -47,11 +47,21 @@ def run_table(args: argparse.Namespace) -> None:
         return
     wanted = chosen(every, args.rows or [])
     plan = Plan(
-        str(model), str(data), tuple(args.seeds), config, settings_of(args, ClassifierSettings),
-        bool(args.balance), args.together or "copies", args.max_tokens, args.dtype or "float32",
+        str(model),
+        str(data),
+        tuple(args.seeds),
+        config,
+        settings_of(args, ClassifierSettings),
+        bool(args.balance),
+        args.together or "copies",
+        args.max_tokens,
+        args.dtype or "float32",
         tuple(sorted(data_options(args).items())),
-    )  # fmt: skip
-    out = args.out or Path("runs") / f"experiments-{model_folder(model).name}-{Path(data_name(data)).stem}"  # fmt: skip
+    )
+    out = (
+        args.out
+        or Path("runs") / f"experiments-{model_folder(model).name}-{Path(data_name(data)).stem}"
+    )
     jobs = args.jobs or max(1, usable_processors() // (args.threads or 1))
     began = time.monotonic()
     run_experiments(plan, wanted, out, jobs=jobs, threads=args.threads or 1, say=say)
@@ -76,7 +86,9 @@ def run_table(args: argparse.Namespace) -> None:
     )
     save_picture(picture, out / "experiments.png")
     told = format_notes(summaries, None, len(results[0].right))  # the order has a section there
-    page = experiment_page(summaries, agrees, results, told, picture, model=str(model), data=str(data))  # fmt: skip
+    page = experiment_page(
+        summaries, agrees, results, told, picture, model=str(model), data=str(data)
+    )
     write_page(out / "experiments.html", page)
     print(f"{table}\n\n{notes}")
     say(f"in {out}: experiments.html, experiments.md, table.json, experiments.png, results.jsonl")

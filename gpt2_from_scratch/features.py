@@ -134,9 +134,12 @@ class Features:
     ) -> None:
         total = sum(len(ids) for key, ids in zip(keys, texts, strict=True) if key in missing)
         with tqdm(
-            total=total, desc="frozen blocks", unit=" tokens", unit_scale=True,
+            total=total,
+            desc="frozen blocks",
+            unit=" tokens",
+            unit_scale=True,
             disable=True if quiet or not total else None,
-        ) as bar:  # fmt: skip
+        ) as bar:
             for numbers in batches(texts, self.trunk.tokens):
                 if not any(keys[n] in missing for n in numbers):
                     continue

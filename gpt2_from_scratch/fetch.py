@@ -132,9 +132,11 @@ def _fault(file: PinnedFile, path: Path, check: Check) -> str:
 
 def _failure(file: PinnedFile, target: Path, reasons: list[str]) -> DownloadError:
     lines = [
-        f"{target.name} could not be fetched:", *reasons,
-        f"To get it by other means: put it at {target} ({file.facts()}). It is at", *file.urls,
-    ]  # fmt: skip
+        f"{target.name} could not be fetched:",
+        *reasons,
+        f"To get it by other means: put it at {target} ({file.facts()}). It is at",
+        *file.urls,
+    ]
     return DownloadError("\n  ".join(lines))
 
 

@@ -10,9 +10,14 @@ from gpt2_from_scratch.errors import UsageError
 # one of K classes a text; any of K labels a text; K numbers a text; one of K tags a word; a start
 # and an end inside the text; the next token (GPT-2's own head); the hidden state itself
 Task = Literal[
-    "classification", "multi-label", "regression", "token-classification", "span", "language",
+    "classification",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "span",
+    "language",
     "features",
-]  # fmt: skip
+]
 TASKS: tuple[str, ...] = get_args(Task)
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer a text
 SMOOTHED = ("classification", "multi-label", "token-classification")  # targets are classes

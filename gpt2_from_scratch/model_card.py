@@ -113,9 +113,14 @@ def _how_good(facts: RunFacts) -> list[str]:
     if not facts.baselines:
         return told
     rows = [
-        [name, percent(scores.accuracy), between(scores.interval), format_p(paired.p) if paired else "–"]
+        [
+            name,
+            percent(scores.accuracy),
+            between(scores.interval),
+            format_p(paired.p) if paired else "–",
+        ]
         for name, scores, paired in sorted(facts.baselines, key=lambda found: -found[1].accuracy)
-    ]  # fmt: skip
+    ]
     columns = ["text baseline, same texts", "accuracy", "95 % interval", "against this"]
     return [*told, _table(columns, rows), escape(f"{P_TOLD}.")]
 

@@ -51,10 +51,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--balance", action="store_true", default=None, help="as many texts of each label"
     )
     parser.add_argument(
-        "--together", choices=["copies", "near-twins"],
+        "--together",
+        choices=["copies", "near-twins"],
         help="what stays in one part: copies of a text, or texts that are nearly the same too "
         "(default: copies)",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
     parser.add_argument(
         "--keep-empty", action="store_true", default=None, help="train on empty texts too"

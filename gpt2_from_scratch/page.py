@@ -122,8 +122,11 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "address": _address, "pixels": _pixels, "parted": _parted, "percent": _percent
-    }  # fmt: skip
+        "address": _address,
+        "pixels": _pixels,
+        "parted": _parted,
+        "percent": _percent,
+    }
     environment.globals["NARROWEST"] = NARROWEST
     return environment.from_string(TEMPLATE.read_text("utf-8"))
 
@@ -139,7 +142,9 @@ def _address(figure: Figure) -> str:
     """The figure as a data: address of a PNG on white."""
     file = BytesIO()
     # by default matplotlib writes its version into the file
-    figure.savefig(file, format="png", dpi=SHARPNESS * DPI, facecolor="white", metadata={"Software": None})  # fmt: skip
+    figure.savefig(
+        file, format="png", dpi=SHARPNESS * DPI, facecolor="white", metadata={"Software": None}
+    )
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -125,10 +125,14 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
         n, share = rows[true][predicted], shares[true][predicted]
         percent = f"{100 * share:.1f} %" if sum(rows[true]) else "–"
         axes.text(
-            predicted, true, f"{n:,}" if K > MANY else f"{n:,}\n{percent}", ha="center",
-            va="center", color="white" if share > 0.55 else "black",
+            predicted,
+            true,
+            f"{n:,}" if K > MANY else f"{n:,}\n{percent}",
+            ha="center",
+            va="center",
+            color="white" if share > 0.55 else "black",
             fontsize=SMALL if K > MANY else 8 if K > 6 else 11,
-        )  # fmt: skip
+        )
     turned: dict[str, Any] = (
         {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if K > 3 else {}
     )
@@ -169,9 +173,13 @@ def plot_seconds(
     patches = [_stack(axes, rows, n) for n in range(len(parts))]
     for row, total in enumerate(totals):
         axes.annotate(
-            _told(total, max(totals), unit), (total / scale, row), (5, 0),
-            textcoords="offset points", va="center", fontsize=9,
-        )  # fmt: skip
+            _told(total, max(totals), unit),
+            (total / scale, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     axes.set_yticks(range(len(totals)), [shown(method, 40, visible=False) for method in seconds])
     axes.set(title=title, xlabel=f"{many} {unit}".strip())
     axes.xaxis.set_major_formatter("{x:,g}")
@@ -197,19 +205,29 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
     for axes in panels.flat[len(poolings) :]:
         axes.set_visible(False)
     for axes, pooling in zip(panels.flat, poolings, strict=False):
-        axes.axhline(100 * probes[0].majority, color=DARK, linestyle="--", linewidth=1, label="always the commonest label")  # fmt: skip
+        axes.axhline(
+            100 * probes[0].majority,
+            color=DARK,
+            linestyle="--",
+            linewidth=1,
+            label="always the commonest label",
+        )
         for final_norm, aside in ((False, -0.1), (True, 0.1)):
             found = [p for p in probes if (p.pooling, p.final_norm) == (pooling, final_norm)]
             _draw_probes(axes, found, final_norm, aside)
         axes.set_title(pooling, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    figure.suptitle(f"A probe at each layer: {probes[0].n_train:,} texts to fit on, {probes[0].total:,} to test")  # fmt: skip
+    figure.suptitle(
+        f"A probe at each layer: {probes[0].n_train:,} texts to fit on, {probes[0].total:,} to test"
+    )
     for axes in panels[-1]:
         axes.set_xlabel("layer" if columns > 2 else "layer (0: behind the embeddings)")
     for axes in panels[:, 0]:
         axes.set_ylabel("test accuracy (%)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)  # fmt: skip
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
+    )
     return without_formulas(figure)
 
 
@@ -224,7 +242,9 @@ def draw_bar(axes: Axes, y: float, left: float, width: float, colour: str) -> Se
     """A horizontal bar, if it has a width; its edge keeps in sight what is narrower than a pixel."""
     if not width:
         return []
-    return axes.barh(y, width, left=left, height=0.62, color=colour, edgecolor=colour, linewidth=1.5).patches  # fmt: skip
+    return axes.barh(
+        y, width, left=left, height=0.62, color=colour, edgecolor=colour, linewidth=1.5
+    ).patches
 
 
 def make_room(axes: Axes, most: float, times: float) -> None:
@@ -271,9 +291,16 @@ def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: f
     above = [100 * (p.interval[1] - p.accuracy) for p in probes]
     colour, mark, name = (VERMILION, "s", "final-normed") if final_norm else (BLUE, "o", "raw")
     axes.errorbar(
-        layers, accuracies, yerr=[below, above], color=colour, marker=mark, markersize=4,
-        linewidth=1.2, elinewidth=0.8, label=name,
-    )  # fmt: skip
+        layers,
+        accuracies,
+        yerr=[below, above],
+        color=colour,
+        marker=mark,
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+        label=name,
+    )
 
 
 def _stack(axes: Axes, rows: list[list[float]], n: int) -> Patch:

@@ -155,7 +155,10 @@ def answers(
         return [Choice(head.labels[int(row.argmax())], _named(head, row)) for row in rows]
     if head.task == "multi-label":
         rows = outputs.sigmoid().cpu().numpy().astype(np.float64)
-        return [Labels([n for n, p in _named(head, r).items() if p > 0.5], _named(head, r)) for r in rows]  # fmt: skip
+        return [
+            Labels([n for n, p in _named(head, r).items() if p > 0.5], _named(head, r))
+            for r in rows
+        ]
     if head.task == "regression":
         # in float64: around 1.7e9, a date in seconds, float32 has one number in 128
         values = outputs.cpu().numpy().astype(np.float64)

@@ -121,9 +121,12 @@ def pooled_states(
     size = (trunk.depth + 1, len(encoded), trunk.wte.shape[1])
     states = {(p, final_norm): torch.empty(size) for p in poolings for final_norm in (False, True)}
     with tqdm(
-        total=sum(map(len, texts)), desc="states", unit=" tokens", unit_scale=True,
+        total=sum(map(len, texts)),
+        desc="states",
+        unit=" tokens",
+        unit_scale=True,
         disable=True if quiet else None,
-    ) as bar:  # fmt: skip
+    ) as bar:
         for numbers in batches(texts, trunk.tokens):
             packed = trunk.pack([texts[n] for n in numbers])
             which = [(r.rows, [numbers[n] for n in r.texts]) for r in packed.rectangles]

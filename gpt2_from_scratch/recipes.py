@@ -98,9 +98,12 @@ def train_classifier(
         "test_data": data_name(test_data) if test_data else "",
     }
     reading: dict[str, Any] = {
-        "text_column": text_column, "label_column": label_column,
-        "encoding": checked_encoding(encoding), "on_error": on_error, "keep_empty": keep_empty,
-    }  # fmt: skip
+        "text_column": text_column,
+        "label_column": label_column,
+        "encoding": checked_encoding(encoding),
+        "on_error": on_error,
+        "keep_empty": keep_empty,
+    }
     split = three_parts(
         sources, settings.task, reading, balance, config.seed, say, together=together
     )
@@ -113,11 +116,19 @@ def train_classifier(
     say(_counted(split, settings.task))
     lines = ledger(classifier.model, config, classifier.description.heads)
     say(format_ledger(lines))
-    saved = sources | reading | asdict(settings) | {
-        "model": model_name(model), "balance": balance, "together": together,
-        "max_tokens": classifier.description.max_tokens,
-        "dtype": str(dtype).removeprefix("torch."), "cache": cache,
-    }  # fmt: skip
+    saved = (
+        sources
+        | reading
+        | asdict(settings)
+        | {
+            "model": model_name(model),
+            "balance": balance,
+            "together": together,
+            "max_tokens": classifier.description.max_tokens,
+            "dtype": str(dtype).removeprefix("torch."),
+            "cache": cache,
+        }
+    )
     run = Path(run) if run and resume else new_run_folder(run, model, data, config.seed)
     with working_in(run, resumable=True):
         described = describe(saved | asdict(config), split, classifier)

@@ -17,7 +17,10 @@ def format_report(report: Report) -> str:
     if not report.labels:
         return "\n".join([*lines, _verdict(report)])
     lines.append("labels")
-    lines += [f"  {share.rows:8,}  {100 * share.share:5.1f} %  {on_one_line(label)}" for label, share in report.labels.items()]  # fmt: skip
+    lines += [
+        f"  {share.rows:8,}  {100 * share.share:5.1f} %  {on_one_line(label)}"
+        for label, share in report.labels.items()
+    ]
     lines += [f"  differ in case or white space only: {alike}" for alike in report.labels_alike]
     common = max(report.labels, key=lambda label: report.labels[label].rows)
     lines.append(
@@ -76,7 +79,9 @@ def _lengths(report: Report) -> list[str]:
 def _length(what: str, lengths: Lengths | None) -> list[str]:
     if lengths is None:
         return []
-    return [f"  {lengths.shortest:,} to {lengths.longest:,} {what}, half of them up to {lengths.median:,.0f}"]  # fmt: skip
+    return [
+        f"  {lengths.shortest:,} to {lengths.longest:,} {what}, half of them up to {lengths.median:,.0f}"
+    ]
 
 
 def _where(found: Found) -> str:

@@ -147,10 +147,16 @@ def split_rule(facts: RunFacts) -> str:
 def run_warnings(facts: RunFacts) -> list[str]:
     """What one should know before relying on the run, each with what follows from it."""
     found = [
-        _no_better(facts), _small_test(facts), _near_twins(facts), _one_seed(facts),
-        _few_to_choose_by(facts), _chosen_on_validation(facts), _uneven(facts),
-        _one_sided(facts), _cut(facts),
-    ]  # fmt: skip
+        _no_better(facts),
+        _small_test(facts),
+        _near_twins(facts),
+        _one_seed(facts),
+        _few_to_choose_by(facts),
+        _chosen_on_validation(facts),
+        _uneven(facts),
+        _one_sided(facts),
+        _cut(facts),
+    ]
     return [warning for warning in found if warning]
 
 

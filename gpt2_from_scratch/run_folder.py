@@ -25,10 +25,21 @@ from gpt2_from_scratch.tensor_file import refuse_odd_name
 from gpt2_from_scratch.training_run import messages_sha256
 
 SETTINGS = {  # in `config.json`, beside those of TrainConfig and ClassifierSettings
-    "model": str, "data": str, "val_data": str, "test_data": str, "balance": bool,
-    "together": str, "max_tokens": int, "text_column": str, "label_column": str, "encoding": str, "on_error": str,
-    "keep_empty": bool, "dtype": str, "cache": bool,
-}  # fmt: skip
+    "model": str,
+    "data": str,
+    "val_data": str,
+    "test_data": str,
+    "balance": bool,
+    "together": str,
+    "max_tokens": int,
+    "text_column": str,
+    "label_column": str,
+    "encoding": str,
+    "on_error": str,
+    "keep_empty": bool,
+    "dtype": str,
+    "cache": bool,
+}
 KINDS = (TrainConfig, ClassifierSettings)
 
 

@@ -48,10 +48,19 @@ def run_page(facts: RunFacts) -> Page:
     """The page of a finished run; `page.write_page` writes it."""
     summary = [trained_on(facts), how_good(facts), against_baselines(facts)]
     sections = [
-        _what_was_trained(facts), _data(facts), _ledger(facts), _curves(facts), _scores(facts),
-        _confusion(facts), _baselines(facts), _calibration(facts.assessment),
-        _thresholds(facts), *_texts(facts), _how_to_use(facts), _versions(facts),
-    ]  # fmt: skip
+        _what_was_trained(facts),
+        _data(facts),
+        _ledger(facts),
+        _curves(facts),
+        _scores(facts),
+        _confusion(facts),
+        _baselines(facts),
+        _calibration(facts.assessment),
+        _thresholds(facts),
+        *_texts(facts),
+        _how_to_use(facts),
+        _versions(facts),
+    ]
     return Page(
         f"GPT-2 {file_name(facts.model)} on {file_name(facts.data)}",
         [line for line in summary if line],
@@ -73,7 +82,7 @@ def _what_was_trained(facts: RunFacts) -> Section:
         ("LoRA", f"rank {lora}" if lora else "none"),
         ("learning rate, at its highest", f"{settings['lr']:g}" if "lr" in settings else DASH),
         ("texts a step", str(settings.get("batch_size", DASH))),
-    ]  # fmt: skip
+    ]
     if facts.history:  # the lecture counts steps
         epochs = f"{len(facts.history)} of {settings.get('epochs', DASH)}"
         rows.append(("epochs run, at most", epochs))
@@ -93,11 +102,18 @@ def _data(facts: RunFacts) -> Section:
     totals = [facts.n_texts(part) for part in parts]
     if len(rows) > 1:
         rows.append(["all", *(f"{n:,}" for n in [*totals, sum(totals)])])
-    told: list[Part] = [Table(["label", "to train on", "to choose by", "to test", "all"], rows), Text(split_rule(facts))]  # fmt: skip
+    told: list[Part] = [
+        Table(["label", "to train on", "to choose by", "to test", "all"], rows),
+        Text(split_rule(facts)),
+    ]
     if facts.n_near_twins is not None:
         told.append(Text(f"Test texts that have a near twin in training: {facts.n_near_twins:,}."))
     if "max_tokens" in facts.settings:
-        told.append(Text(f"Texts longer than {facts.settings['max_tokens']} tokens, cut there: {facts.n_cut:,}."))  # fmt: skip
+        told.append(
+            Text(
+                f"Texts longer than {facts.settings['max_tokens']} tokens, cut there: {facts.n_cut:,}."
+            )
+        )
     return Section("Data", told)
 
 
@@ -185,7 +201,14 @@ def _baselines(facts: RunFacts) -> Section:
         [on_one_line(name), percent(scores.accuracy), between(scores.interval), *_paired(paired)]
         for name, scores, paired in every
     ]
-    columns = ["classifier", "accuracy", "95 % interval", "this run better by", "95 % interval", "p"]  # fmt: skip
+    columns = [
+        "classifier",
+        "accuracy",
+        "95 % interval",
+        "this run better by",
+        "95 % interval",
+        "p",
+    ]
     names = [on_one_line(name) for name, _, _ in every]
     picture = plot_scores(
         names,
@@ -245,18 +268,27 @@ def _thresholds(facts: RunFacts) -> Section:
     label = on_one_line(thresholds[0].label)
     rows = [
         [
-            DASH if at.asked is None else f"{at.asked:g} of 1,000", format_threshold(at.threshold),
-            f"{at.lost:,} of {at.good:,}", percent(at.lost_at_most), f"{at.caught:,} of {at.wanted:,}",
+            DASH if at.asked is None else f"{at.asked:g} of 1,000",
+            format_threshold(at.threshold),
+            f"{at.lost:,} of {at.good:,}",
+            percent(at.lost_at_most),
+            f"{at.caught:,} of {at.wanted:,}",
         ]
         for at in thresholds
-    ]  # fmt: skip
+    ]
     about = (
         f"Calling a text {label} only where its probability reaches a threshold loses fewer of the "
         f"others, and finds fewer that are {label}. Each threshold was chosen on the texts to choose "
         "by; what it loses and finds was counted on the test part. Never: no threshold kept to what "
         "was asked."
     )
-    columns = ["asked: lost at most", f"{label} from", "others lost", "surely at most (95 %)", f"{label} found"]  # fmt: skip
+    columns = [
+        "asked: lost at most",
+        f"{label} from",
+        "others lost",
+        "surely at most (95 %)",
+        f"{label} found",
+    ]
     table = Table(columns, rows, numeric=0)
     return Section("Thresholds", [Text(about), table, *_trade(facts, thresholds)])
 
@@ -278,8 +310,12 @@ def _texts(facts: RunFacts) -> list[Section]:
     sections = []
     for title, about, told in (
         ("Mistakes", "On the test part, the surest first.", facts.assessment.mistakes),
-        ("Least certain", "The smallest gap between the two likeliest labels first, right or wrong.", facts.assessment.least_certain),
-    ):  # fmt: skip
+        (
+            "Least certain",
+            "The smallest gap between the two likeliest labels first, right or wrong.",
+            facts.assessment.least_certain,
+        ),
+    ):
         sections.append(Section(title, [Text(about), Texts(list(map(_row, told)))] if told else []))
     return sections
 

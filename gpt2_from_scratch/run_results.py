@@ -189,7 +189,9 @@ def _baselines(
         say(f"{error}; the report is without baselines")
         return []
     if len(split.train) > MOST_FOR_BASELINES:
-        say("text baselines are left out, as there are many texts: gpt2-classifier compare has them")  # fmt: skip
+        say(
+            "text baselines are left out, as there are many texts: gpt2-classifier compare has them"
+        )
         return []
     found: list[tuple[str, Evaluation, Paired]] = []
     for baseline in fit_baselines(split, labels, quick=True, say=say):
@@ -197,7 +199,10 @@ def _baselines(
         evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))
         found.append((baseline.name, evaluation, compare_paired(right, answered.right)))
     adjusted = holm([paired.p for _, _, paired in found])
-    return [(name, e, replace(paired, p=p)) for (name, e, paired), p in zip(found, adjusted, strict=True)]  # fmt: skip
+    return [
+        (name, e, replace(paired, p=p))
+        for (name, e, paired), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def _facts(finished: Finished, **found: Any) -> RunFacts:

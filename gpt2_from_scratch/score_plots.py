@@ -39,7 +39,7 @@ def plot_scores(
     rows = range(len(names))
     others = others or [None] * len(names)
     if not names or not len(names) == len(values) == len(intervals) == len(others):
-        counts = f"{len(names)} names, {len(values)} values, {len(intervals)} intervals, {len(others)} others"  # fmt: skip
+        counts = f"{len(names)} names, {len(values)} values, {len(intervals)} intervals, {len(others)} others"
         raise DataError(f"there must be as many of each, and one at least: {counts}")
     figure = Figure(figsize=(9, 1.3 + 0.33 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -49,7 +49,13 @@ def plot_scores(
         _draw_score(axes, row, values[row], intervals[row], row == reference)
     there = [(100 * other, row + 0.25) for row, other in enumerate(others) if other is not None]
     if there:
-        axes.plot(*zip(*there, strict=True), "D", color=ORANGE, markersize=4.5, label=shown(others_name, LONGEST, visible=False))  # fmt: skip
+        axes.plot(
+            *zip(*there, strict=True),
+            "D",
+            color=ORANGE,
+            markersize=4.5,
+            label=shown(others_name, LONGEST, visible=False),
+        )
         figure.legend(loc="outside lower right", fontsize=9)
     axes.set_yticks(rows, [shown(name, LONGEST, visible=False) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -57,7 +63,7 @@ def plot_scores(
     axes.grid(alpha=0.3)
     numbers = axes.twinx()
     numbers.set_ylim(axes.get_ylim())
-    numbers.set_yticks(rows, [_told(v, i) for v, i in zip(values, intervals, strict=True)])
+    numbers.set_yticks(rows, [_told_scores(v, i) for v, i in zip(values, intervals, strict=True)])
     for side in (axes, numbers):
         side.spines[["left", "top", "right"]].set_visible(False)
         side.tick_params(axis="y", length=0)
@@ -79,14 +85,20 @@ def plot_reliability(calibrations: dict[str, Calibration]) -> Figure:
     for n, (name, one) in enumerate(calibrations.items()):
         _draw_reliability(upper, name, one, n)
         _draw_counts(lower, one, n, len(calibrations))
-    upper.set(title="Do probabilities mean what they say?", ylabel="of these right (%)", ylim=(-3, 103))  # fmt: skip
+    upper.set(
+        title="Do probabilities mean what they say?", ylabel="of these right (%)", ylim=(-3, 103)
+    )
     lower.set(xlabel="probability of the likeliest class (%)", ylabel="texts", yscale="log")
     lower.set_xlim(100 * min(bin.low for bin in found) - 2, 102)
     lower.set_ylim(0.5, 2 * max(bin.count for bin in found))
-    lower.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else ""))  # fmt: skip
+    lower.yaxis.set_major_formatter(
+        FuncFormatter(lambda count, _: f"{count:,.0f}" if count >= 1 else "")
+    )
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)  # fmt: skip
+    figure.legend(
+        *upper.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9
+    )
     return without_formulas(figure)
 
 
@@ -127,11 +139,17 @@ def _draw_score(
 ) -> None:
     colour = VERMILION if is_reference else BLUE
     if interval is not None:
-        axes.plot([100 * bound for bound in interval], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")  # fmt: skip
+        axes.plot(
+            [100 * bound for bound in interval],
+            [row, row],
+            color=colour,
+            linewidth=1.6,
+            solid_capstyle="butt",
+        )
     axes.plot([100 * value], [row], "o", color=colour, markersize=6)
 
 
-def _told(value: float, interval: tuple[float, float] | None) -> str:
+def _told_scores(value: float, interval: tuple[float, float] | None) -> str:
     if interval is None:
         return f"{100 * value:.1f}"
     return f"{100 * value:.1f}  ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
@@ -147,10 +165,16 @@ def _draw_reliability(axes: Axes, name: str, one: Calibration, n: int) -> None:
         return
     x, y, low, high = 100 * np.array(points).T  # (bins that are not empty,) each
     axes.errorbar(
-        x, y, yerr=[y - low, high - y], color=PALETTE[n % len(PALETTE)], marker=MARKS[n % len(MARKS)],
-        markersize=5, linewidth=1.2, elinewidth=0.8,
+        x,
+        y,
+        yerr=[y - low, high - y],
+        color=PALETTE[n % len(PALETTE)],
+        marker=MARKS[n % len(MARKS)],
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=0.8,
         label=f"{shown(name, LONGEST, visible=False)} (ECE {one.ece:.3f})",
-    )  # fmt: skip
+    )
 
 
 def _draw_counts(axes: Axes, one: Calibration, n: int, of: int) -> None:
@@ -170,8 +194,14 @@ def _draw_chosen(axes: Axes, same: Sequence[AtThreshold], n: int) -> None:
     asked = ", ".join(f"{one.asked:g}" for one in same if one.asked is not None)
     p = "never" if at.threshold >= NEVER else f"p ≥ {format_threshold(at.threshold)}"
     axes.errorbar(
-        [lost], [caught], xerr=[[0.0], [1000 * at.lost_at_most - lost]],
-        color=PALETTE[1:][n % (len(PALETTE) - 1)], marker=MARKS[n % len(MARKS)], markersize=7,
-        linewidth=0, elinewidth=1.2, capsize=3,
+        [lost],
+        [caught],
+        xerr=[[0.0], [1000 * at.lost_at_most - lost]],
+        color=PALETTE[1:][n % (len(PALETTE) - 1)],
+        marker=MARKS[n % len(MARKS)],
+        markersize=7,
+        linewidth=0,
+        elinewidth=1.2,
+        capsize=3,
         label=f"to lose at most {asked} of 1,000: {p}" if asked else p,
-    )  # fmt: skip
+    )

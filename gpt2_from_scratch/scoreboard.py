@@ -129,9 +129,16 @@ def make_scoreboard(
     rows.sort(key=lambda row: (row.name in combined, -row.accuracy))  # of equals as they came
     told = [f"{kind}: left out, as it has answers on some splits only" for kind in partly]
     return Scoreboard(
-        ours, splits, whole[ours][0].answered.labels, watched, n_train, n_test,
-        _without_twins(whole[ours]), tuple(rows), (*notes, *told),
-    )  # fmt: skip
+        ours,
+        splits,
+        whole[ours][0].answered.labels,
+        watched,
+        n_train,
+        n_test,
+        _without_twins(whole[ours]),
+        tuple(rows),
+        (*notes, *told),
+    )
 
 
 def mean_result(name: str, results: Sequence[Result]) -> Result:
@@ -237,9 +244,17 @@ def format_scoreboard(board: Scoreboard) -> str:
     several = len(board.splits) > 1
     f1 = f"F1 of {escape(board.watched)}, %" if board.watched else "mean F1, %"
     columns = [
-        "classifier", "test accuracy, %", "95 % interval", *(["each split"] if several else []),
-        f1, "ROC-AUC", "Brier", "without near twins, %", f"against {escape(board.ours)}", "s",
-    ]  # fmt: skip
+        "classifier",
+        "test accuracy, %",
+        "95 % interval",
+        *(["each split"] if several else []),
+        f1,
+        "ROC-AUC",
+        "Brier",
+        "without near twins, %",
+        f"against {escape(board.ours)}",
+        "s",
+    ]
     table = [columns, ["---"] * len(columns), *(_cells(row, several) for row in board.rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([*lines, "", *(f"- {line}" for line in _told(board))])
@@ -251,10 +266,17 @@ def _cells(row: Score, several: bool) -> list[str]:
     each = [", ".join(f"{100 * accuracy:.1f}" for accuracy in row.accuracies)] if several else []
     against = "" if d is None else f"{100 * d.difference:+.2f}, {format_p(d.p)}"
     return [
-        escape(row.name), f"{100 * row.accuracy:.2f}", f"{low:.1f} to {high:.1f}", *each,
-        _number(row.f1, 100, 1), _number(row.roc_auc, 1, 4), f"{row.brier:.4f}",
-        _number(row.without_twins, 100, 2), against, f"{row.seconds:.1f}",
-    ]  # fmt: skip
+        escape(row.name),
+        f"{100 * row.accuracy:.2f}",
+        f"{low:.1f} to {high:.1f}",
+        *each,
+        _number(row.f1, 100, 1),
+        _number(row.roc_auc, 1, 4),
+        f"{row.brier:.4f}",
+        _number(row.without_twins, 100, 2),
+        against,
+        f"{row.seconds:.1f}",
+    ]
 
 
 def _told(board: Scoreboard) -> list[str]:

@@ -296,9 +296,7 @@ def language_scores(nats: float, right: int, tokens: int, n_bytes: int) -> Langu
 
 # --- as a person reads them ---
 
-Scores = (
-    Evaluation | MultiLabelScores | RegressionScores | TagScores | SpanScores | LanguageScores
-)  # fmt: skip
+Scores = Evaluation | MultiLabelScores | RegressionScores | TagScores | SpanScores | LanguageScores
 
 
 def scores_as_json(scores: Any) -> dict[str, Any]:

@@ -24,8 +24,14 @@ from gpt2_from_scratch.split import Split
 
 PENALTIES = (0.1, 1, 10, 100)  # C of scikit-learn: how little weights are held down
 PATTERNS = (
-    r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?",
-)  # fmt: skip
+    r"\d",
+    r"\d{4,}",
+    r"[£$€]",
+    r"https?|www",
+    r"\b[A-Z]{4,}\b",
+    r"!",
+    r"\?",
+)
 MOST_WORDS, MOST_PARTS = 500, 5  # of a regular expression: words to choose from, parts chosen
 QUICK = ("commonest label", "length alone", "bag of words")
 
@@ -92,8 +98,12 @@ def answered_by(
     """What a baseline says of labelled messages; `near_twins` (N,), bool, where known."""
     texts = [message.text for message in messages]
     return Answered(
-        tuple(labels), texts, class_numbers(messages, labels), baseline.probabilities(texts), near_twins
-    )  # fmt: skip
+        tuple(labels),
+        texts,
+        class_numbers(messages, labels),
+        baseline.probabilities(texts),
+        near_twins,
+    )
 
 
 def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndarray:

@@ -115,7 +115,9 @@ def cost_of(true: np.ndarray, called: np.ndarray, costs: np.ndarray) -> float:
     Raises DataError for no texts, UsageError for costs that do not fit.
     """
     if not len(true) or true.shape != called.shape:
-        raise DataError(f"true {true.shape} and called {called.shape} must be the same texts, one or more")  # fmt: skip
+        raise DataError(
+            f"true {true.shape} and called {called.shape} must be the same texts, one or more"
+        )
     _check_costs(costs, int(max(true.max(), called.max())) + 1, or_more=True)
     return float(costs[true, called].mean())
 
@@ -132,6 +134,8 @@ def _check(shares: np.ndarray, is_it: np.ndarray) -> None:
 def _check_costs(costs: np.ndarray, K: int, *, or_more: bool = False) -> None:
     square = costs.ndim == 2 and costs.shape[0] == costs.shape[1]
     if not square or not (costs.shape[0] == K or or_more and costs.shape[0] > K):
-        raise UsageError(f"costs {costs.shape} must be ({K}, {K}): a row a true class, a column a called one")  # fmt: skip
+        raise UsageError(
+            f"costs {costs.shape} must be ({K}, {K}): a row a true class, a column a called one"
+        )
     if not np.isfinite(costs).all():
         raise UsageError("costs must be numbers")

@@ -51,11 +51,16 @@ NAME_MAP = {
 STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 # how other networks call their tensors: a better word than "shapes differ"
 FOREIGN = {
-    "model.layers.": "Llama or one of its kin", "gpt_neox.": "GPT-NeoX", "bert.": "BERT",
-    "roberta.": "RoBERTa", "distilbert.": "DistilBERT", "encoder.block.": "T5",
-    "model.decoder.layers.": "OPT", "transformer.layer.": "DistilBERT", "blocks.": "a saved classifier "
-    "or a network of another program",
-}  # fmt: skip
+    "model.layers.": "Llama or one of its kin",
+    "gpt_neox.": "GPT-NeoX",
+    "bert.": "BERT",
+    "roberta.": "RoBERTa",
+    "distilbert.": "DistilBERT",
+    "encoder.block.": "T5",
+    "model.decoder.layers.": "OPT",
+    "transformer.layer.": "DistilBERT",
+    "blocks.": "a saved classifier or a network of another program",
+}
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 

@@ -20,10 +20,27 @@ OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
 TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
 # 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" stands for the space
 TINY_MERGES = [
-    ("Ġ", "t"), ("h", "e"), ("i", "n"), ("r", "e"), ("o", "n"), ("Ġt", "he"), ("e", "r"),
-    ("Ġ", "a"), ("a", "t"), ("e", "n"), ("Ġ", "w"), ("i", "s"), ("o", "u"), ("Ġ", "s"),
-    ("in", "g"), ("l", "l"), ("a", "n"), ("n", "d"), ("Ġa", "nd"), ("y", "ou"),
-]  # fmt: skip
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("i", "n"),
+    ("r", "e"),
+    ("o", "n"),
+    ("Ġt", "he"),
+    ("e", "r"),
+    ("Ġ", "a"),
+    ("a", "t"),
+    ("e", "n"),
+    ("Ġ", "w"),
+    ("i", "s"),
+    ("o", "u"),
+    ("Ġ", "s"),
+    ("in", "g"),
+    ("l", "l"),
+    ("a", "n"),
+    ("n", "d"),
+    ("Ġa", "nd"),
+    ("y", "ou"),
+]
 
 
 def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:

@@ -108,7 +108,12 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         return [name for name, _ in stored_parameters(hugging_face, read_config(hugging_face))]
 
     return {
-        "index": (30, openai / "model.ckpt.index", lambda: read_index(openai / "model.ckpt.index"), True),
+        "index": (
+            30,
+            openai / "model.ckpt.index",
+            lambda: read_index(openai / "model.ckpt.index"),
+            True,
+        ),
         "data": (5, openai / "model.ckpt.data-00000-of-00001", data, True),
         "classifier": (25, run / "best.safetensors", classifier, True),
         "classifier in a manifest": (5, run / "best.safetensors", listed, True),
@@ -119,7 +124,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         "hparams.json": (1, openai / "hparams.json", lambda: read_config(openai), False),
         "vocab.bpe": (1, openai / "vocab.bpe", lambda: read_bpe(openai), False),
         "encoder.json": (1, openai / "encoder.json", lambda: read_bpe(openai), True),
-    }  # fmt: skip
+    }
 
 
 def try_one(path: Path, raw: bytes, read: Reader) -> tuple[str, object]:

@@ -48,11 +48,18 @@ def run_facts(**changed: Any) -> RunFacts:
         "seed": 5,
         "task": "classification",
         "settings": {
-            "data": "/home/somebody/secret folder/inbox.csv", "model": "mini", "balance": False,
-            "n_last_blocks": 1, "epochs": 10, "lr": 5e-4, "batch_size": 16, "max_tokens": 384,
+            "data": "/home/somebody/secret folder/inbox.csv",
+            "model": "mini",
+            "balance": False,
+            "n_last_blocks": 1,
+            "epochs": 10,
+            "lr": 5e-4,
+            "batch_size": 16,
+            "max_tokens": 384,
         },
         "counts": {
-            "train": {"ham": 525, "spam": 525}, "val": {"ham": 100, "spam": 100},
+            "train": {"ham": 525, "spam": 525},
+            "val": {"ham": 100, "spam": 100},
             "test": {"ham": 150, "spam": 150},
         },
         "ledger": "  wte   1,048,576  frozen\n  head        514  trains",
@@ -66,5 +73,5 @@ def run_facts(**changed: Any) -> RunFacts:
         "assessment": replace(assessment, temperature=1.0, thresholds=[]),
         "baselines": [baseline("length alone", 100), baseline("bag of words", 45)],
         "n_near_twins": 0,
-    }  # fmt: skip
+    }
     return RunFacts(**facts | changed)

@@ -13,10 +13,22 @@ from gpt2_from_scratch.paths import embedded
 from gpt2_from_scratch.tokenizer import Tokenizer
 
 TEXTS = [
-    "can't stop, won't stop", "New York is  big", " two  spaces ", "a", " ", "\t\ttabs\t here\n\n",
-    "Grüße, naïve café e\u0301", "日本語のテキスト、한국어", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪!", "a\xa0b\u3000c \u200b d\ufeff",
-    "नमस्ते ไทย مرحبا", "\x00\x1f\x7f\ufffd\U0010ffff", "http://t.co/x#tag@you", "<|endoftext|>", "\ufeffBOM",
-]  # fmt: skip
+    "can't stop, won't stop",
+    "New York is  big",
+    " two  spaces ",
+    "a",
+    " ",
+    "\t\ttabs\t here\n\n",
+    "Grüße, naïve café e\u0301",
+    "日本語のテキスト、한국어",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪!",
+    "a\xa0b\u3000c \u200b d\ufeff",
+    "नमस्ते ไทย مرحبا",
+    "\x00\x1f\x7f\ufffd\U0010ffff",
+    "http://t.co/x#tag@you",
+    "<|endoftext|>",
+    "\ufeffBOM",
+]
 HALVES = [
     "\ud83d",
     "a\udc00b \ud83d c",
@@ -24,7 +36,26 @@ HALVES = [
     "\ude00\ud83d",
     "é\udfff\ud800\udc00",
 ]
-PIECES = ["a", "the", " ", "  ", "\n", "'s", "é", "e\u0301", "語", "👍🏽", "🏳️‍🌈", "\xa0", "\t", "7", "Ω", "#", "\ud83d", "\ude00"]  # fmt: skip
+PIECES = [
+    "a",
+    "the",
+    " ",
+    "  ",
+    "\n",
+    "'s",
+    "é",
+    "e\u0301",
+    "語",
+    "👍🏽",
+    "🏳️‍🌈",
+    "\xa0",
+    "\t",
+    "7",
+    "Ω",
+    "#",
+    "\ud83d",
+    "\ude00",
+]
 
 
 @pytest.fixture(scope="module", params=["mini", "openai"])
@@ -114,7 +145,9 @@ def test_spans_to_tokens(tokenizer: Tokenizer):
                 ]
                 first.append(inside[0] if inside else None)
                 read = sum(span.start <= owner < span.end for owner in sum(by_token, []))
-                whole = span.start < span.end and read == sum(span.start <= o < span.end for o in owners(text))  # fmt: skip
+                whole = span.start < span.end and read == sum(
+                    span.start <= o < span.end for o in owners(text)
+                )
                 expected = (inside[0], inside[-1]) if whole else None
                 assert token_range(text, ids[:kept], span, tokenizer) == expected
             # a span whose first byte was cut off has no later one either
@@ -165,7 +198,14 @@ def test_as_tiktoken_counts(tokenizer: Tokenizer):
 def test_a_word_of_several_tokens(tiny: Tokenizer):
     text = "the and é"  # tokens t|he| and| |Ã|©
     ids = tiny.encode(text)
-    assert [tiny.token_bytes(token) for token in ids] == [b"t", b"he", b" and", b" ", b"\xc3", b"\xa9"]  # fmt: skip
+    assert [tiny.token_bytes(token) for token in ids] == [
+        b"t",
+        b"he",
+        b" and",
+        b" ",
+        b"\xc3",
+        b"\xa9",
+    ]
     assert token_ends(ids, tiny) == [1, 3, 7, 8, 9, 10]
     words = [Span(0, 3), Span(4, 7), Span(8, 9)]
     assert first_tokens(text, ids, words, tiny) == [0, 2, 4]

@@ -55,9 +55,15 @@ def test_other_files_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     "true, probabilities",
-    [([0, 2, 0], [[1, 0]] * 3), ([0, 1], [[1, 0]] * 3), ([0, 1, 0], [[1, 0.1]] * 3),
-     ([0, 1, 0], [[1.5, -0.5]] * 3), ([0, -1, 0], [[1, 0]] * 3), ([0, 1, 0], [[np.nan, 1]] * 3)],
-)  # fmt: skip
+    [
+        ([0, 2, 0], [[1, 0]] * 3),
+        ([0, 1], [[1, 0]] * 3),
+        ([0, 1, 0], [[1, 0.1]] * 3),
+        ([0, 1, 0], [[1.5, -0.5]] * 3),
+        ([0, -1, 0], [[1, 0]] * 3),
+        ([0, 1, 0], [[np.nan, 1]] * 3),
+    ],
+)
 def test_what_does_not_fit_is_refused(true, probabilities):
     with pytest.raises(DataError):
         Answered(("a", "b"), ["x", "y", "z"], np.array(true), np.array(probabilities, dtype=float))

@@ -82,7 +82,9 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
 
     told = calibrate(classifier, MESSAGES, say=quietly)
     found = classifier.description.head.temperature
-    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9})  # fmt: skip
+    best = minimize_scalar(
+        loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
+    )
     assert loss(np.log(found)) == pytest.approx(best.fun, abs=1e-7)
     assert found != 1
     np.testing.assert_array_equal(
@@ -104,7 +106,9 @@ def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_pat
     assert again.description.head.temperature == temperature and again.predict(TEXTS) == after
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"task": "multi-label", "temperature": 2.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 0.0}, {"task": "multi-label", "temperature": 2.0}]
+)
 def test_a_temperature_that_cannot_be(changes: dict) -> None:
     with pytest.raises(UsageError, match="temperature = "):
         HeadConfig(labels=("a", "b"), **changes)
@@ -154,8 +158,16 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
 
 def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     """Texts that differ in digits alone stand in several parts, and are counted apart."""
-    rows = [f"{label} offer number {n} of {word},{label}" for label, word in (("a", "tea"), ("b", "oil")) for n in range(30)]  # fmt: skip
-    rows += [f"{m.text.split()[0]} {m.text.split()[-1]} {n},{'ab'[n % 2]}" for n, m in enumerate(load_messages("demo")[:40]) if "," not in m.text and '"' not in m.text]  # fmt: skip
+    rows = [
+        f"{label} offer number {n} of {word},{label}"
+        for label, word in (("a", "tea"), ("b", "oil"))
+        for n in range(30)
+    ]
+    rows += [
+        f"{m.text.split()[0]} {m.text.split()[-1]} {n},{'ab'[n % 2]}"
+        for n, m in enumerate(load_messages("demo")[:40])
+        if "," not in m.text and '"' not in m.text
+    ]
     (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     config = TrainConfig(epochs=1)
     train_classifier("mini", tmp_path / "m.csv", tmp_path / "run", config, quiet=True, say=quietly)
@@ -168,7 +180,22 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
 
 
 def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["evaluate", str(run), "--json", "--lose-at-most", "50", "--cost-of-losing", "9", "--show", "2"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--json",
+                "--lose-at-most",
+                "50",
+                "--cost-of-losing",
+                "9",
+                "--show",
+                "2",
+            ]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     written = json.loads((run / "evaluation.json").read_text())
     for name in ("accuracy", "confusion", "calibration", "uncalibrated", "without_twins"):
@@ -180,7 +207,9 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
     assert cost["threshold"] == pytest.approx(0.9) and cost["cost"] >= 0
     classifier = Classifier.load(run)
     messages = read_test_part(run, "classification")
-    spam = np.array([a.probabilities["spam"] for a in classifier.predict([m.text for m in messages]) if a])  # fmt: skip
+    spam = np.array(
+        [a.probabilities["spam"] for a in classifier.predict([m.text for m in messages]) if a]
+    )
     is_spam = np.array([m.label == "spam" for m in messages])
     lost, caught = int((~is_spam & (spam > 0.9)).sum()), int((is_spam & (spam > 0.9)).sum())
     assert (cost["lost"], cost["caught"]) == (lost, caught)
@@ -214,7 +243,14 @@ def test_evaluate_says_which_options_are_for_classes(
     path = tmp_path / "c.safetensors"
     classifier.save(path)
     (tmp_path / "m.jsonl").write_text('{"text": "one", "label": ["a"]}\n')
-    given = ["evaluate", str(path), "--model", str(tiny_checkpoint), "--data", str(tmp_path / "m.jsonl")]  # fmt: skip
+    given = [
+        "evaluate",
+        str(path),
+        "--model",
+        str(tiny_checkpoint),
+        "--data",
+        str(tmp_path / "m.jsonl"),
+    ]
     assert main([*given, "--watch", "a"]) == 2
     assert "watch: for classifiers that choose a class" in capsys.readouterr().err
 

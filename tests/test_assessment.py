@@ -50,10 +50,14 @@ def test_texts_by_hand():
     """Wrong are 2 (ham, 0.95), 7 (spam, 0.28), 3 (spam, 0.44) and 4 (ham, 0.55)."""
     found = assess(TEST)
     assert found.mistakes == [
-        Told("text 2", "ham", "spam", 0.95), Told("text 7", "spam", "ham", 0.72),
-        Told("text 3", "spam", "ham", pytest.approx(0.56)), Told("text 4", "ham", "spam", 0.55),
-    ]  # fmt: skip
-    assert [told.text for told in found.least_certain] == [f"text {n}" for n in (4, 3, 5, 7, 1, 0, 6, 2)]  # fmt: skip
+        Told("text 2", "ham", "spam", 0.95),
+        Told("text 7", "spam", "ham", 0.72),
+        Told("text 3", "spam", "ham", pytest.approx(0.56)),
+        Told("text 4", "ham", "spam", 0.55),
+    ]
+    assert [told.text for told in found.least_certain] == [
+        f"text {n}" for n in (4, 3, 5, 7, 1, 0, 6, 2)
+    ]
     short = assess(TEST, n_shown=2)
     assert short.mistakes == found.mistakes[:2] and short.least_certain == found.least_certain[:2]
     assert assess(TEST, n_shown=0).mistakes == []
@@ -82,8 +86,10 @@ def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
     assert [at.threshold for at in found] == pytest.approx([0.85, 0.5, 0.0])
     # good in TEST have 0.2, 0.95, 0.55 and 0.08, spam there 0.9, 0.44, 0.7 and 0.28
     assert [(at.lost, at.good, at.caught, at.wanted) for at in found] == [
-        (1, 4, 1, 4), (2, 4, 2, 4), (4, 4, 4, 4),
-    ]  # fmt: skip
+        (1, 4, 1, 4),
+        (2, 4, 2, 4),
+        (4, 4, 4, 4),
+    ]
     assert [at.asked for at in found] == [0, 300, 1000] and {at.label for at in found} == {"spam"}
 
 
@@ -176,7 +182,7 @@ def test_the_report():
         "true  called       p  text",
         "ham   spam    0.5500  text 4",
         "spam  ham     0.5600  text 3",
-    ]  # fmt: skip
+    ]
 
 
 def test_more_labels_and_a_temperature():
@@ -187,7 +193,11 @@ def test_more_labels_and_a_temperature():
     ece = f"{calibration(test.probabilities, test.true).ece:.4f}"
     assert line.endswith(f"ECE {ece} -> {ece} (temperature 1.5)")
     assert not any("hardly anything" in line for line in lines)
-    (line,) = (x for x in format_assessment(assess(test, temperature=0.75)).splitlines() if x.startswith("cal"))  # fmt: skip
+    (line,) = (
+        x
+        for x in format_assessment(assess(test, temperature=0.75)).splitlines()
+        if x.startswith("cal")
+    )
     assert line.endswith(f"ECE {ece} (temperature 0.75)")
 
 
@@ -198,9 +208,13 @@ def test_nothing_wrong_and_one_class_missing():
 
 @pytest.mark.parametrize(
     ("val", "written"),
-    [([1.0, 0.5], "never"), ([1 - 4e-6, 0.5], "0.999998"), ([4e-6, 8e-6], "0.000006"),
-     ([0.98, 0.5], "0.9900")],
-)  # fmt: skip
+    [
+        ([1.0, 0.5], "never"),
+        ([1 - 4e-6, 0.5], "0.999998"),
+        ([4e-6, 8e-6], "0.000006"),
+        ([0.98, 0.5], "0.9900"),
+    ],
+)
 def test_thresholds_near_the_ends_can_be_read(val, written):
     report = format_assessment(assess(TEST, two(val, "hs"), watch="spam", lose_at_most=[0]))
     (row,) = (line for line in report.splitlines() if line.startswith(" " * 20 + "0"))
@@ -209,10 +223,17 @@ def test_thresholds_near_the_ends_can_be_read(val, written):
 
 def test_long_and_hostile_texts():
     """Nothing that a terminal would obey, and one line a text."""
-    long = Answered(LABELS, ["a\n\x1b[2J" + "b" * 200, "c" * 100], np.array([0, 0]), np.array([[0.1, 0.9], [0.2, 0.8]]))  # fmt: skip
+    long = Answered(
+        LABELS,
+        ["a\n\x1b[2J" + "b" * 200, "c" * 100],
+        np.array([0, 0]),
+        np.array([[0.1, 0.9], [0.2, 0.8]]),
+    )
     report = format_assessment(assess(long))
     assert "\x1b" not in report
-    shown = {line.split("  ")[-1] for line in report.splitlines() if line.startswith("ham   spam  ")}  # fmt: skip
+    shown = {
+        line.split("  ")[-1] for line in report.splitlines() if line.startswith("ham   spam  ")
+    }
     assert shown == {"a \ufffd[2J" + "b" * 93 + "…", "c" * 100}
 
 

@@ -79,9 +79,26 @@ def test_texts_of_one_length_keep_their_order():
 # --- enormous texts ---
 
 ALPHABETS = [
-    "a", " ", "ab", "a ", "the and", " \t\n", "01", "!?.", "é", "日本語", "😀", "👩\u200d👩\u200d👧\u200d👦", "\u200d",
-    "a\x00\x1b", "<|endoftext|>", "Aa é😀 1!\n", "\ud83d\ude00", "\u0301a", "' s't've",
-]  # fmt: skip
+    "a",
+    " ",
+    "ab",
+    "a ",
+    "the and",
+    " \t\n",
+    "01",
+    "!?.",
+    "é",
+    "日本語",
+    "😀",
+    "👩\u200d👩\u200d👧\u200d👦",
+    "\u200d",
+    "a\x00\x1b",
+    "<|endoftext|>",
+    "Aa é😀 1!\n",
+    "\ud83d\ude00",
+    "\u0301a",
+    "' s't've",
+]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +124,9 @@ def test_the_longest_token(mini: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(mini: Tokenizer, seed: int) -> None:  # fmt: skip
+def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(
+    mini: Tokenizer, seed: int
+) -> None:
     draw = random.Random(seed)
     for _ in range(400):
         max_tokens = draw.choice([1, 2, 3, 8, 20])
@@ -149,9 +168,12 @@ def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("encoded", "message"),
-    [([[1, 277]], "text 0, .* has the id 277; ids are from 0 to 276"), ([[1], [0, -1]], "text 1, .* -1"),
-     ([[3], []], "text 1, counted from 0, has no ids")],
-)  # fmt: skip
+    [
+        ([[1, 277]], "text 0, .* has the id 277; ids are from 0 to 276"),
+        ([[1], [0, -1]], "text 1, .* -1"),
+        ([[3], []], "text 1, counted from 0, has no ids"),
+    ],
+)
 def test_ids_that_the_model_does_not_have_are_told(tiny_checkpoint, encoded, message):
     """Before they reach a GPU, which they would leave unusable."""
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])

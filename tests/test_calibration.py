@@ -56,13 +56,19 @@ def test_bins_on_paper():
     true = np.array([0, 1, 1, 0, 0, 0])
     found = calibration(p, true, n_bins=5)
     assert [(b.low, b.high, b.count) for b in found.bins] == [
-        (0.0, 0.2, 0), (0.2, 0.4, 0), (0.4, pytest.approx(0.6), 1),
-        (pytest.approx(0.6), 0.8, 2), (0.8, 1.0, 3),
-    ]  # fmt: skip
+        (0.0, 0.2, 0),
+        (0.2, 0.4, 0),
+        (0.4, pytest.approx(0.6), 1),
+        (pytest.approx(0.6), 0.8, 2),
+        (0.8, 1.0, 3),
+    ]
     assert [(b.confidence, b.accuracy) for b in found.bins] == [
-        (None, None), (None, None), (0.5, 1.0), (pytest.approx(0.725), 0.5),
+        (None, None),
+        (None, None),
+        (0.5, 1.0),
+        (pytest.approx(0.725), 0.5),
         (pytest.approx(2.8 / 3), pytest.approx(2 / 3)),
-    ]  # fmt: skip
+    ]
     assert found.ece == pytest.approx((1 * 0.5 + 2 * 0.225 + 3 * (0.8 / 3)) / 6)
 
 
@@ -115,9 +121,11 @@ def smoothed_loss(z: np.ndarray, true: np.ndarray, T: float) -> float:
 def test_the_minimum_is_scipys(seed, K, sharpness):
     z, true = made_up(seed, N=200, K=K, sharpness=sharpness)
     expected = minimize_scalar(
-        lambda T: smoothed_loss(z, true, T), bounds=(0.05, 20), method="bounded",
+        lambda T: smoothed_loss(z, true, T),
+        bounds=(0.05, 20),
+        method="bounded",
         options={"xatol": 1e-9},
-    )  # fmt: skip
+    )
     assert fit_temperature(z, true) == pytest.approx(expected.x, rel=1e-6)
 
 
@@ -166,10 +174,14 @@ def test_the_ends():
 @pytest.mark.parametrize("score", [calibration, fit_temperature])
 @pytest.mark.parametrize(
     ("scores", "true", "said"),
-    [(np.zeros((0, 2)), [], "no labelled texts"), (np.eye(2), [0], "must be"),
-     (np.ones(2), [0, 0], "must be"), (np.eye(2), [0, 2], "from 0 to 1"),
-     (np.eye(2), [-1, 0], "from 0 to 1")],
-)  # fmt: skip
+    [
+        (np.zeros((0, 2)), [], "no labelled texts"),
+        (np.eye(2), [0], "must be"),
+        (np.ones(2), [0, 0], "must be"),
+        (np.eye(2), [0, 2], "from 0 to 1"),
+        (np.eye(2), [-1, 0], "from 0 to 1"),
+    ],
+)
 def test_what_does_not_fit(score, scores, true, said):
     with pytest.raises(DataError, match=said):
         score(scores, np.array(true, dtype=int))

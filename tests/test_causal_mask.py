@@ -73,6 +73,8 @@ def test_what_would_not_be_exact_is_refused(tiny_checkpoint: Path) -> None:
     freeze(classifier, TrainConfig(n_last_blocks=2))
     with pytest.raises(UsageError, match="all blocks but the last must be frozen"):
         classifier.texts(TEXTS)
-    adapted = Classifier.on_base(tiny_checkpoint, ["a", "b"], lora=LoRAConfig(rank=2), causal_mask=False)  # fmt: skip
+    adapted = Classifier.on_base(
+        tiny_checkpoint, ["a", "b"], lora=LoRAConfig(rank=2), causal_mask=False
+    )
     with pytest.raises(UsageError, match="all blocks but the last must be frozen"):
         adapted.predict(["x"])

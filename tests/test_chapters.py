@@ -35,7 +35,10 @@ NAMES = [path.stem for path in SCRIPTS]
 # phrases with numbers that a chapter quotes from elsewhere, and what holds them (of test_data.py and
 # test_lecture.py where the SMS Spam Collection and OpenAI's vocabulary are there)
 QUOTED = {
-    ("01", "of the 5,574 messages of the SMS\nSpam Collection two vanish and 53 are altered"): "test_data.py, test_lecture.py",
+    (
+        "01",
+        "of the 5,574 messages of the SMS\nSpam Collection two vanish and 53 are altered",
+    ): "test_data.py, test_lecture.py",
     ("01", "it is 37 of 300 test messages"): "test_lecture.py",
     ("01", "87 of 100 messages are ham"): "data.SMS_SPAM_COUNTS, test_data.py: 4,827 of 5,574",
     ("01", "is right 87 times of\n100"): "the same",
@@ -48,14 +51,20 @@ QUOTED = {
     ("09", "the same 95.67 %"): "published of the lecture; of a bag of words: test_lecture.py",
     ("09", "37 of 300 are such"): "test_lecture.py",
     ("10", "1,044 of 1,045"): "test_lecture.py",
-    ("10", "gives 95.00 % for the last position and 98.33 % for the last token"): "the book's table",
+    (
+        "10",
+        "gives 95.00 % for the last position and 98.33 % for the last token",
+    ): "the book's table",
     ("11", "20 to 35 times less"): "README, from benchmarks/finetune.py",
     ("13", "forty gigabytes"): "GPT-2's paper",
     ("13", "from 119.5 MB of it: 49 million tokens"): "weights/mini/README.md",
     ("13", "took 1.488 bits a byte"): "weights/mini/README.md",
-    ("15", "gets 72.00 % of the test messages, 95.00 % with the\nlast block"): "the book's table, rows 3 and 1",
+    (
+        "15",
+        "gets 72.00 % of the test messages, 95.00 % with the\nlast block",
+    ): "the book's table, rows 3 and 1",
     ("15", "1,044 of 1,045"): "test_lecture.py",
-}  # fmt: skip
+}
 
 
 def cells_of(path: Path) -> list[tuple[str, str]]:
@@ -271,12 +280,19 @@ def test_what_colab_needs(built, tmp_path):
     assert run_builder("01", "--out", str(tmp_path), "--repository", address).returncode == 0
     for folder, link, known in (
         (built, "https://colab.research.google.com/github/)", ""),
-        (tmp_path, "https://colab.research.google.com/github/somebody/project/blob/main/chapters/notebooks/01_messages.ipynb)", address),
-    ):  # fmt: skip
+        (
+            tmp_path,
+            "https://colab.research.google.com/github/somebody/project/blob/main/chapters/notebooks/01_messages.ipynb)",
+            address,
+        ),
+    ):
         _, how, install, *_ = read(folder, "01_messages")["cells"]
         assert link in "".join(how["source"])
         assert install["source"][0].startswith(f'REPOSITORY = "{known}"') and not install["outputs"]
-        assert install["source"][-1] == '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'  # fmt: skip
+        assert (
+            install["source"][-1]
+            == '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'
+        )
 
 
 def test_no_such_chapter(tmp_path):
@@ -291,8 +307,22 @@ def test_the_companion_points_at_the_lines_it_names():
     assert len(links) >= 20 and page.count("#L") == len(links)
     for file, line, code in links:
         assert code in (CHAPTERS / file).read_text("utf-8").splitlines()[int(line) - 1]
-    for stamp in ("5:00", "10:00", "20:29", "22:01", "23:43", "25:04", "26:24", "27:22", "28:28",
-                  "29:15", "30:36", "31:21", "31:46", "33:10"):  # fmt: skip
+    for stamp in (
+        "5:00",
+        "10:00",
+        "20:29",
+        "22:01",
+        "23:43",
+        "25:04",
+        "26:24",
+        "27:22",
+        "28:28",
+        "29:15",
+        "30:36",
+        "31:21",
+        "31:46",
+        "33:10",
+    ):
         assert stamp in page
 
 

@@ -155,8 +155,10 @@ def test_remarks_stand_before_the_verdict(tmp_path: Path) -> None:
     assert "  always answering ham is right for 80.0 %" in shown
     assert shown[-5] == "remarks" and shown[-1] == "ready to train"
     assert [line.split(":")[0] for line in shown[-4:-1]] == [
-        "  labels are uneven", "  length alone tells much", "  20 test texts",
-    ]  # fmt: skip
+        "  labels are uneven",
+        "  length alone tells much",
+        "  20 test texts",
+    ]
     even = [Message(f"{n} of them", "ab"[n % 2]) for n in range(1200)]
     report = check_data(written(tmp_path / "even.csv", even))
     assert report.remarks == [] and "remarks" not in format_report(report).splitlines()
@@ -249,8 +251,9 @@ def test_the_collection(sms_file: Path) -> None:
     assert report.leak.together_near == 0 < report.leak.our_near < report.leak.plain_near
     assert report.near_duplicates.groups == 153 and report.near_contradictions.groups == 0
     assert [remark.split(":")[0] for remark in report.remarks] == [
-        "labels are uneven", "length alone tells much",
-    ]  # fmt: skip
+        "labels are uneven",
+        "length alone tells much",
+    ]
 
 
 # --- the command ---

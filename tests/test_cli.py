@@ -70,10 +70,19 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
 
 def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
-        "MANIFEST.json", "best.safetensors", "config.json", "curves.png", "evaluation.json",
-        "last.safetensors", "metrics.jsonl", "model_card.md", "report.html", "test-answers.jsonl",
-        "test.csv", "val-answers.jsonl",
-    ]  # fmt: skip
+        "MANIFEST.json",
+        "best.safetensors",
+        "config.json",
+        "curves.png",
+        "evaluation.json",
+        "last.safetensors",
+        "metrics.jsonl",
+        "model_card.md",
+        "report.html",
+        "test-answers.jsonl",
+        "test.csv",
+        "val-answers.jsonl",
+    ]
     config = json.loads((run / "config.json").read_text())
     settings = config["settings"]
     assert settings["epochs"] == 2 and settings["lr"] == 0.005 and config["recipe"] == "default"
@@ -205,9 +214,17 @@ def test_evaluate_reads_the_runs_own_messages_as_they_were_written(
     with (tmp_path / "test.csv").open("a", encoding="utf-8") as file:
         file.write('"tech",""\n"tech","café"\n')  # as --keep-empty lets through
     code, out, _ = call(
-        capsys, "evaluate", tmp_path, "--model", tiny_checkpoint, "--json",
-        "--encoding", "cp1252", "--text-column", "body",
-    )  # fmt: skip
+        capsys,
+        "evaluate",
+        tmp_path,
+        "--model",
+        tiny_checkpoint,
+        "--json",
+        "--encoding",
+        "cp1252",
+        "--text-column",
+        "body",
+    )
     assert code == 0 and json.loads(out)["total"] == 14
 
 
@@ -222,8 +239,11 @@ def test_texts_that_were_read_otherwise_are_marked(
     _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts, "--json")
     records = [json.loads(line) for line in out.splitlines()]
     assert [[r["truncated"], r["empty"], r["replaced"]] for r in records] == [
-        [False] * 3, [False, True, False], [True, False, False], [False, False, True],
-    ]  # fmt: skip
+        [False] * 3,
+        [False, True, False],
+        [True, False, False],
+        [False, False, True],
+    ]
 
 
 def test_no_spreadsheet_executes_what_predict_prints(
@@ -263,8 +283,12 @@ def test_texts_may_stand_anywhere_and_begin_with_anything(
         "\x1b[",
     )
     assert [line.split(")  ")[1] for line in out.splitlines()] == [
-        "one", "two", "-5", "--json", "\ufffd[",
-    ]  # fmt: skip
+        "one",
+        "two",
+        "-5",
+        "--json",
+        "\ufffd[",
+    ]
     with pytest.raises(SystemExit) as stopped:
         cli.main(["predict", str(run), "-x"])
     assert stopped.value.code == 2 and "put -- before" in capsys.readouterr().err
@@ -286,9 +310,11 @@ def test_an_interrupted_run_can_be_scored(
     command += ["--model", str(tiny_checkpoint), "--data", str(table), "--out", str(tmp_path / "r")]
     command += ["--text-column", "body", "--label-column", "kind", "--epochs", "100000"]
     process = subprocess.Popen(
-        [*command, "--patience", "100000"], stderr=subprocess.PIPE, text=True,
+        [*command, "--patience", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 100
     while not (tmp_path / "r" / "best.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -328,9 +354,19 @@ def test_the_lecture_runs_and_prints_its_lines(
     rows = [f"{'ham' if n % 2 else 'spam'},you and {n % 7} the {n}" for n in range(100)]
     (tmp_path / "two.csv").write_text("label,text\n" + "\n".join(rows) + "\n")
     code, out, _ = call(
-        capsys, "train", "--recipe", "lecture", "--model", tiny_checkpoint,
-        "--data", tmp_path / "two.csv", "--out", tmp_path / "run", "--device", "cpu",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--recipe",
+        "lecture",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        tmp_path / "two.csv",
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
     assert code == 0
     assert "8 / 2 / 3 batches of" in out
     assert "'Do you have time' -> [" in out
@@ -378,9 +414,20 @@ def test_a_mistake_gets_a_message_and_an_exit_code(
 def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:
     before = (run / "best.safetensors").read_bytes()
     code, _, err = call(
-        capsys, "train", "--model", tiny_checkpoint, "--data", table, "--out", run,
-        "--text-column", "body", "--label-column", "kind", *SETTINGS,
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        table,
+        "--out",
+        run,
+        "--text-column",
+        "body",
+        "--label-column",
+        "kind",
+        *SETTINGS,
+    )
     assert code == 2 and "nothing is overwritten" in err
     assert (run / "best.safetensors").read_bytes() == before
 
@@ -408,8 +455,10 @@ def test_a_closed_pipe_is_quiet(run: Path, tiny_checkpoint: Path) -> None:
     )
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; seq 2000 | {command} | head -1"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 1
 
 
@@ -429,8 +478,9 @@ def test_help_answers_at_once() -> None:
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "gpt2_from_scratch.cli", "train", "--help"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+        )
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.6
 
@@ -449,11 +499,17 @@ def shell(line: str, *words: object, **more) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
 @pytest.mark.parametrize(
     ("line", "code"),
-    [("$G check demo >&-", 0), ("$G cache >&-", 0), ("$G predict $1 hi --model $2 --csv >&-", 0),
-     ("$G predict $1 hi --model $2 --json 2>&-", 0), ("$G predict $1 hi --model $2 2>/dev/full", 0),
-     ("$G check demo >/dev/full", 6), ("$G predict $1 hi --model $2 >/dev/full", 6),
-     ("$G predict $1 --model $2 < /dev/null >&- 2>&-", 0)],
-)  # fmt: skip
+    [
+        ("$G check demo >&-", 0),
+        ("$G cache >&-", 0),
+        ("$G predict $1 hi --model $2 --csv >&-", 0),
+        ("$G predict $1 hi --model $2 --json 2>&-", 0),
+        ("$G predict $1 hi --model $2 2>/dev/full", 0),
+        ("$G check demo >/dev/full", 6),
+        ("$G predict $1 hi --model $2 >/dev/full", 6),
+        ("$G predict $1 --model $2 < /dev/null >&- 2>&-", 0),
+    ],
+)
 def test_streams_that_are_closed_or_full(run: Path, tiny_checkpoint: Path, line, code) -> None:
     found = shell(line, run, tiny_checkpoint)
     assert found.returncode == code and "Traceback" not in found.stderr
@@ -463,11 +519,16 @@ def test_streams_that_are_closed_or_full(run: Path, tiny_checkpoint: Path, line,
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(["train", "--threads", "99999999999999999999"], 2), (["train", "--threads", "100000"], 2),
-     (["generate", "--prompt", "x", "--seed", "9" * 30], 2), (["train", "--data", "~nobody-here/x"], 2),
-     (["generate", "--prompt", "x", "--tokens", "2", "--temperature", "1e-300"], 0),
-     (["train", "--encoding", "xx"], 2), (["train", "--out", "/dev/null/x"], 6)],
-)  # fmt: skip
+    [
+        (["train", "--threads", "99999999999999999999"], 2),
+        (["train", "--threads", "100000"], 2),
+        (["generate", "--prompt", "x", "--seed", "9" * 30], 2),
+        (["train", "--data", "~nobody-here/x"], 2),
+        (["generate", "--prompt", "x", "--tokens", "2", "--temperature", "1e-300"], 0),
+        (["train", "--encoding", "xx"], 2),
+        (["train", "--out", "/dev/null/x"], 6),
+    ],
+)
 def test_odd_values(words: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(words) == code
     assert "Traceback" not in capsys.readouterr().err

@@ -24,9 +24,13 @@ from gpt2_from_scratch.text_baselines import Baseline
 
 CONFIG = TrainConfig(epochs=2, lr=0.005)
 TEXTS_ONLY = [
-    "commonest label", "one regex", "length alone", "bag of words", "TF-IDF of words",
+    "commonest label",
+    "one regex",
+    "length alone",
+    "bag of words",
+    "TF-IDF of words",
     "TF-IDF of characters, 2 to 5",
-]  # fmt: skip
+]
 
 
 def quietly(line: str) -> None:
@@ -190,13 +194,21 @@ def test_an_interrupted_comparison_goes_on(
 def test_folds_test_every_text_once(tiny_checkpoint: Path, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     board = compare(
-        tiny_checkpoint, table, config=CONFIG, n_folds=3, quick=True, out=out, quiet=True,
+        tiny_checkpoint,
+        table,
+        config=CONFIG,
+        n_folds=3,
+        quick=True,
+        out=out,
+        quiet=True,
         say=quietly,
-    )  # fmt: skip
+    )
     assert board.splits == ("fold 1", "fold 2", "fold 3")
     tested = [
-        t for n in (1, 2, 3) for t in read_answered(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
-    ]  # fmt: skip
+        t
+        for n in (1, 2, 3)
+        for t in read_answered(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
+    ]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
     assert json.loads((out / "settings.json").read_text())["together"] == "near-twins"
 
@@ -294,9 +306,24 @@ def test_the_command_prints_the_table(
 ) -> None:
     out, _, _ = compared
     code, told, err = call(
-        capsys, "compare", "--model", tiny_checkpoint, "--data", table, "--seeds", 1, 2, "--out",
-        out, "--epochs", 2, "--lr", 0.005, "--device", "cpu",
-    )  # fmt: skip
+        capsys,
+        "compare",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        table,
+        "--seeds",
+        1,
+        2,
+        "--out",
+        out,
+        "--epochs",
+        2,
+        "--lr",
+        0.005,
+        "--device",
+        "cpu",
+    )
     assert code == 0 and told == (out / "scoreboard.md").read_text("utf-8")
     assert str(out) in err
 

@@ -51,17 +51,39 @@ def section(page: Page, title: str, kind: type) -> list:
 @pytest.mark.parametrize(
     ("ours", "bag", "expected"),
     [
-        (10, 40, f"{OURS} beats {BAG} (the best of 2 text baselines): it is right 15.00 points more often; "),
-        (40, 10, f"{OURS} loses to {BAG} (the best of 2 text baselines): it is right 15.00 points less often; "),
-        (10, 12, f"{OURS} does not beat {BAG} (the best of 2 text baselines): it is right 1.00 points more often, which may be chance; "),
-        (12, 10, f"{OURS} does not beat {BAG} (the best of 2 text baselines): it is right 1.00 points less often, which may be chance; "),
-        (10, 10, f"{OURS} does not beat {BAG} (the best of 2 text baselines): both are right as often; "),
+        (
+            10,
+            40,
+            f"{OURS} beats {BAG} (the best of 2 text baselines): it is right 15.00 points more often; ",
+        ),
+        (
+            40,
+            10,
+            f"{OURS} loses to {BAG} (the best of 2 text baselines): it is right 15.00 points less often; ",
+        ),
+        (
+            10,
+            12,
+            f"{OURS} does not beat {BAG} (the best of 2 text baselines): it is right 1.00 points more often, which may be chance; ",
+        ),
+        (
+            12,
+            10,
+            f"{OURS} does not beat {BAG} (the best of 2 text baselines): it is right 1.00 points less often, which may be chance; ",
+        ),
+        (
+            10,
+            10,
+            f"{OURS} does not beat {BAG} (the best of 2 text baselines): both are right as often; ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_win_a_loss_and_a_tie(ours: int, bag: int, expected: str) -> None:
     results = [
-        result(OURS, range(ours)), result(LENGTH, range(80)), result(BAG, range(200 - bag, 200)),
-    ]  # fmt: skip
+        result(OURS, range(ours)),
+        result(LENGTH, range(80)),
+        result(BAG, range(200 - bag, 200)),
+    ]
     told = beats_text(make_scoreboard(results, OURS, 700))
     right = [r.answered.right for r in results]
     found = compare_paired(right[0], right[2])  # ours less the bag: signs as a reader expects them
@@ -205,7 +227,9 @@ def test_runs_are_named_without_their_folders() -> None:
 def test_compare_writes_it_and_writes_the_same_again(tiny_checkpoint, tmp_path) -> None:
     data, out = tmp_path / "inbox.csv", tmp_path / "out"
     words = [("ham", "see you"), ("spam", "win now")]
-    write_messages(data, [Message(f"{w} {n} {'abc'[n % 3] * n}", k) for k, w in words for n in range(20)])  # fmt: skip
+    write_messages(
+        data, [Message(f"{w} {n} {'abc'[n % 3] * n}", k) for k, w in words for n in range(20)]
+    )
     config, quietly = TrainConfig(epochs=1), {"quiet": True, "say": lambda line: None}
     found = []
     for _ in range(2):  # the second time all answers are there
@@ -225,8 +249,12 @@ def test_hostile_texts_stay_texts(tmp_path) -> None:
     labels = ("ham", "<b>spam</b>")
     results = [
         replace(one, answered=replace(one.answered, texts=texts, labels=labels)),
-        replace(other, name=f"{BAG}: {HOSTILE}", answered=replace(other.answered, texts=texts, labels=labels)),
-    ]  # fmt: skip
+        replace(
+            other,
+            name=f"{BAG}: {HOSTILE}",
+            answered=replace(other.answered, texts=texts, labels=labels),
+        ),
+    ]
     board = make_scoreboard(results, OURS, 700, watched="<b>spam</b>")
     for name in ("a.html", "b.html"):
         write_page(

@@ -120,9 +120,12 @@ def test_few_that_tell_apart_are_covered():
 
 @pytest.mark.parametrize(
     ("a", "b", "said"),
-    [([True], [True, False], "not of one test part"), ([], [], "nothing to compare"),
-     ([[True]], [[True]], "not of one test part")],
-)  # fmt: skip
+    [
+        ([True], [True, False], "not of one test part"),
+        ([], [], "nothing to compare"),
+        ([[True]], [[True]], "not of one test part"),
+    ],
+)
 def test_what_cannot_be_compared(a, b, said):
     with pytest.raises(DataError, match=said):
         compare_paired(np.array(a, dtype=bool), np.array(b, dtype=bool))
@@ -195,16 +198,22 @@ def test_equal_scores_of_few_splits_are_not_believed():
 
 
 def test_what_chance_gives_a_share():
-    assert spread_by_chance(0.5, 100) == pytest.approx(np.random.default_rng(1).binomial(100, 0.5, 200_000).std() / 100, rel=0.01)  # fmt: skip
+    assert spread_by_chance(0.5, 100) == pytest.approx(
+        np.random.default_rng(1).binomial(100, 0.5, 200_000).std() / 100, rel=0.01
+    )
     assert spread_by_chance(1.0, 50) == 0.02
 
 
 @pytest.mark.parametrize(
     ("values", "sizes", "said"),
-    [([0.9], (70, 20), "two or more are needed"), ([], (70, 20), "two or more are needed"),
-     ([0.9, math.nan], (70, 20), "must be numbers"), ([0.9, 0.8], (0, 20), "must be at least 1"),
-     ([0.9, 0.8], (70, 0), "must be at least 1")],
-)  # fmt: skip
+    [
+        ([0.9], (70, 20), "two or more are needed"),
+        ([], (70, 20), "two or more are needed"),
+        ([0.9, math.nan], (70, 20), "must be numbers"),
+        ([0.9, 0.8], (0, 20), "must be at least 1"),
+        ([0.9, 0.8], (70, 0), "must be at least 1"),
+    ],
+)
 def test_splits_that_say_nothing(values, sizes, said):
     with pytest.raises(DataError, match=said):
         mean_interval(values, *sizes)
@@ -229,11 +238,15 @@ def test_scipy_is_asked_for(monkeypatch):
 
 @pytest.mark.parametrize(
     ("p", "adjusted"),
-    [([], []), ([0.03], [0.03]), ([1.0, 0.6], [1.0, 1.0]),
-     # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
-     ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
-     ([0.04, 0.01, 0.03], [0.06, 0.03, 0.06])],
-)  # fmt: skip
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([1.0, 0.6], [1.0, 1.0]),
+        # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+        ([0.04, 0.01, 0.03], [0.06, 0.03, 0.06]),
+    ],
+)
 def test_holm_on_paper(p, adjusted):
     assert holm(p) == pytest.approx(adjusted)
 
@@ -260,8 +273,13 @@ def test_what_is_no_probability():
 
 @pytest.mark.parametrize(
     ("p", "written"),
-    [(0.0, "p < 0.001"), (0.00099, "p < 0.001"), (0.001, "p = 0.001"), (0.0312, "p = 0.031"),
-     (1.0, "p = 1.000")],
-)  # fmt: skip
+    [
+        (0.0, "p < 0.001"),
+        (0.00099, "p < 0.001"),
+        (0.001, "p = 0.001"),
+        (0.0312, "p = 0.031"),
+        (1.0, "p = 1.000"),
+    ],
+)
 def test_p_as_it_is_written(p, written):
     assert format_p(p) == written

@@ -28,8 +28,16 @@ def words_and_tags(message: Message | Fault) -> list[tuple[str, str]]:
 
 
 def test_a_sentence_by_hand(tmp_path: Path):
-    found = read(tmp_path / "a.conll", "Alex\tB-person\nis\tO\nin\tO\nNew\tB-location\nYork\tI-location\n")  # fmt: skip
-    label = ((0, 4, "B-person"), (5, 7, "O"), (8, 10, "O"), (11, 14, "B-location"), (15, 19, "I-location"))  # fmt: skip
+    found = read(
+        tmp_path / "a.conll", "Alex\tB-person\nis\tO\nin\tO\nNew\tB-location\nYork\tI-location\n"
+    )
+    label = (
+        (0, 4, "B-person"),
+        (5, 7, "O"),
+        (8, 10, "O"),
+        (11, 14, "B-location"),
+        (15, 19, "I-location"),
+    )
     assert found == [Message("Alex is in New York", label)]
     assert isinstance(found[0], Message) and all(type(s) is Span for s in found[0].label)
 
@@ -38,12 +46,30 @@ def test_a_sentence_by_hand(tmp_path: Path):
 def test_what_was_written_is_read(tmp_path: Path, seed: int):
     """Any words but such with white space; every way to end a line and a sentence."""
     draw = random.Random(seed)
-    words = ["#hashtag", "#", "##", "-DOC", "can't", "👍🏽", "語", "a\u200bb", "\ufeff", "O", "...", "\x01", '"', "e\u0301"]  # fmt: skip
+    words = [
+        "#hashtag",
+        "#",
+        "##",
+        "-DOC",
+        "can't",
+        "👍🏽",
+        "語",
+        "a\u200bb",
+        "\ufeff",
+        "O",
+        "...",
+        "\x01",
+        '"',
+        "e\u0301",
+    ]
     end, between = draw.choice(["\n", "\r\n"]), draw.choice(["\t", " ", "  "])
     middle = [[], ["NN"], ["NN", "I-NP"]][draw.randrange(3)]
     raw, expected = "", []
     for _ in range(10):
-        sentence = [(draw.choice(words), draw.choice(["O", "B-x", "I-y-z"])) for _ in range(draw.randrange(1, 6))]  # fmt: skip
+        sentence = [
+            (draw.choice(words), draw.choice(["O", "B-x", "I-y-z"]))
+            for _ in range(draw.randrange(1, 6))
+        ]
         raw += "".join(between.join([word, *middle, tag]) + end for word, tag in sentence)
         raw += draw.choice(["", "\t", "  "]) + end + draw.choice(["", end])
         expected.append(sentence)
@@ -136,7 +162,14 @@ PUBLISHED = {  # sentences and tokens, as published; entities, as `grep -cP '\\t
     "emerging.dev.conll": (1009, 15733, 836),
     "emerging.test.annotated": (1287, 23394, 1079),
 }
-TYPES = {"corporation": 66, "creative-work": 142, "group": 165, "location": 150, "person": 429, "product": 127}  # fmt: skip
+TYPES = {
+    "corporation": 66,
+    "creative-work": 142,
+    "group": 165,
+    "location": 150,
+    "person": 429,
+    "product": 127,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -184,7 +217,13 @@ def test_entities_as_conlleval_finds_them():
 
 def test_entities_by_hand():
     tags = ["I-ORG", "O", "I-PER", "O", "B-LOC", "I-LOC", "B-LOC", "I-creative-work"]
-    assert entities(tags) == [(0, 1, "ORG"), (2, 3, "PER"), (4, 6, "LOC"), (6, 7, "LOC"), (7, 8, "creative-work")]  # fmt: skip
+    assert entities(tags) == [
+        (0, 1, "ORG"),
+        (2, 3, "PER"),
+        (4, 6, "LOC"),
+        (6, 7, "LOC"),
+        (7, 8, "creative-work"),
+    ]
 
 
 @pytest.mark.parametrize("tag", ["", "B", "B-", "E-x", "NN", "o", "B x", "BO", "O-x", "B-x y"])

@@ -107,9 +107,14 @@ def test_ours_is_what_train_makes(
 ) -> None:
     write_messages(tmp_path / "m.csv", messages)
     _, classifier, scores = train_classifier(
-        finetuning.model, tmp_path / "m.csv", tmp_path / "run", CONFIG, cache=False, quiet=True,
+        finetuning.model,
+        tmp_path / "m.csv",
+        tmp_path / "run",
+        CONFIG,
+        cache=False,
+        quiet=True,
         say=quietly,
-    )  # fmt: skip
+    )
     found = fit_finetuned(finetuning, split, LABELS, say=quietly)
     texts = [m.text for m in split.test]
     shares = found.probabilities(texts)

@@ -27,9 +27,19 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.tokenizer import Tokenizer, write_bpe
 
 LINES = [
-    "See you tomorrow, don't be late!", "What's the number?", "OK.", "I", "'tis you're", "Grüße 😀",
-    "call 08001234567 before 10.30", "  spaces  ", "\ttab", "you", "...", "Are you for or to?",
-]  # fmt: skip
+    "See you tomorrow, don't be late!",
+    "What's the number?",
+    "OK.",
+    "I",
+    "'tis you're",
+    "Grüße 😀",
+    "call 08001234567 before 10.30",
+    "  spaces  ",
+    "\ttab",
+    "you",
+    "...",
+    "Are you for or to?",
+]
 
 
 @pytest.fixture
@@ -92,8 +102,10 @@ def test_registers_come_from_the_manifest(tmp_path):
     write_corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "new.txt").write_text("not listed")
     assert registers(tmp_path / "corpus") == {
-        "book.txt": "books", "chat.txt": "conversation", "new.txt": "general",
-    }  # fmt: skip
+        "book.txt": "books",
+        "chat.txt": "conversation",
+        "new.txt": "general",
+    }
 
 
 def test_without_a_manifest_all_is_general(tmp_path):
@@ -159,7 +171,9 @@ def test_short_forms_are_real_words_made_short():
 def test_the_tokens_are_the_text(tokenizer):
     documents = ["one\ntwo", "  three  ", "Grüße 😀\n<|endoftext|>\nthe end"]
     source = encode_source("a.txt", documents, tokenizer, 2.5)
-    assert tokenizer.decode(source.tokens.tolist()) == "".join(d + "<|endoftext|>" for d in documents)  # fmt: skip
+    assert tokenizer.decode(source.tokens.tolist()) == "".join(
+        d + "<|endoftext|>" for d in documents
+    )
     assert (source.tokens == tokenizer.end_of_text_id).sum() == 3
     assert source.tokens[-1] == tokenizer.end_of_text_id
     assert (source.name, source.weight, source.tokens.dtype) == ("a.txt", 2.5, np.uint16)
@@ -289,8 +303,17 @@ def test_the_vocabulary_never_sees_held_out_text(tmp_path):
     sample = list(bpe_sample(tmp_path / "corpus", 0.0, 1))
     assert sample == list(bpe_sample(tmp_path / "corpus", 0.0, 1))
     assert sample != list(bpe_sample(tmp_path / "corpus", 0.0, 2))
-    kept = {name: [line for d in texts if not is_held_out(d) for line in d.split("\n")] for name, texts in documents.items()}  # fmt: skip
-    aside = {line for texts in documents.values() for d in texts if is_held_out(d) for line in d.split("\n")}  # fmt: skip
+    kept = {
+        name: [line for d in texts if not is_held_out(d) for line in d.split("\n")]
+        for name, texts in documents.items()
+    }
+    aside = {
+        line
+        for texts in documents.values()
+        for d in texts
+        if is_held_out(d)
+        for line in d.split("\n")
+    }
     assert aside and not aside & set(sample)
     assert [line for line in sample if " turn " in line] == kept["chat.txt"]
     pages = [line for line in sample if " page " in line]
@@ -360,8 +383,10 @@ def test_places_are_found(tmp_path):
     (tmp_path / "b.txt").write_text("nothing here, nothing at all", encoding="utf-8")
     (tmp_path / "c.txt").write_text(f"{messages[2]} twenty bytes exactly", encoding="utf-8")
     assert places(messages, tmp_path) == {
-        messages[0]: ["a.txt"], messages[1]: ["a.txt", "c.txt"], messages[2]: ["c.txt"],
-    }  # fmt: skip
+        messages[0]: ["a.txt"],
+        messages[1]: ["a.txt", "c.txt"],
+        messages[2]: ["c.txt"],
+    }
 
 
 def test_the_collection_is_not_in_the_corpus(shared):

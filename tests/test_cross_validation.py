@@ -104,5 +104,7 @@ def test_what_cannot_be_cut():
 def test_repeated_splits():
     messages = with_twins()
     found = repeated_splits(messages, [1, 2], together="near-twins", balance=True)
-    expected = [split_messages(messages, seed=s, together="near-twins", balance=True) for s in (1, 2)]  # fmt: skip
+    expected = [
+        split_messages(messages, seed=s, together="near-twins", balance=True) for s in (1, 2)
+    ]
     assert found == expected and found[0] != found[1]

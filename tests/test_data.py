@@ -26,10 +26,32 @@ from gpt2_from_scratch.paths import DATA_SETS, EMBEDDED_DATA, embedded
 
 # what pandas would turn into numbers, truth values or NaN, and what csv must quote
 AWKWARD = [
-    "NA", "null", "NaN", "None", "123", "007", "1e5", "TRUE", "-", "=1+1", 'say "hi"', '"', '""',
-    "a, b", "it's 5 o'clock", "two\nlines", "\n\nthree\n\n\nlines", "old\r\nlines", "  spaces  ",
-    "back\\slash", "👩‍👩‍👧‍👦 ok 🇩🇪", "Grüße, £5", "日本語", "\x00\x01\x1b\x7f", "\ufeffmark inside",
-]  # fmt: skip
+    "NA",
+    "null",
+    "NaN",
+    "None",
+    "123",
+    "007",
+    "1e5",
+    "TRUE",
+    "-",
+    "=1+1",
+    'say "hi"',
+    '"',
+    '""',
+    "a, b",
+    "it's 5 o'clock",
+    "two\nlines",
+    "\n\nthree\n\n\nlines",
+    "old\r\nlines",
+    "  spaces  ",
+    "back\\slash",
+    "👩‍👩‍👧‍👦 ok 🇩🇪",
+    "Grüße, £5",
+    "日本語",
+    "\x00\x01\x1b\x7f",
+    "\ufeffmark inside",
+]
 
 
 def normalised(text: str) -> str:
@@ -74,7 +96,11 @@ def test_quotes_are_ordinary_characters_in_the_collection(sms_file):
 def test_another_count_is_another_file(sms_file, tmp_path):
     path = tmp_path / "SMSSpamCollection"
     raw = sms_file.read_bytes()
-    for changed in (raw[raw.index(b"\n") + 1 :], raw + b"spam\tonce more\n", raw.replace(b"ham\t", b"Ham\t", 1)):  # fmt: skip
+    for changed in (
+        raw[raw.index(b"\n") + 1 :],
+        raw + b"spam\tonce more\n",
+        raw.replace(b"ham\t", b"Ham\t", 1),
+    ):
         path.write_bytes(changed)
         with pytest.raises(DataError, match=r"SMSSpamCollection holds .* 4827, 'spam': 747"):
             load_messages(path)
@@ -147,7 +173,9 @@ def test_no_two_topics_share_much():
 def as_csv(rows: list[tuple[str, str]]) -> str:
     """RFC 4180 by hand: every field in quotes, quotes doubled."""
     lines = [("label", "text"), *rows]
-    return "".join(",".join(f'"{f.replace(chr(34), 2 * chr(34))}"' for f in row) + "\n" for row in lines)  # fmt: skip
+    return "".join(
+        ",".join(f'"{f.replace(chr(34), 2 * chr(34))}"' for f in row) + "\n" for row in lines
+    )
 
 
 def as_tsv(rows: list[tuple[str, str]]) -> str:
@@ -172,7 +200,12 @@ def test_the_three_forms_give_the_same_messages(tmp_path):
     found = []
     for form in (as_csv, as_tsv, as_jsonl):
         path = tmp_path / f"messages.{form.__name__[3:]}"
-        for raw in (form(rows), "\ufeff" + form(rows), form(rows).replace("\n", "\r\n"), form(rows)[:-1]):  # fmt: skip
+        for raw in (
+            form(rows),
+            "\ufeff" + form(rows),
+            form(rows).replace("\n", "\r\n"),
+            form(rows)[:-1],
+        ):
             path.write_bytes(raw.encode())
             found.append(load_messages(path))
     assert found == [[Message(text, label) for label, text in rows]] * 12
@@ -333,7 +366,9 @@ def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
     message = refusal(tmp_path / "m.csv", FAULTY)
     assert "m.csv, line 3: 1 fields where the header has 2" in message.splitlines()[0]
     assert "9 rows have faults in all" in message and "and 4 more" in message
-    assert [line.split(":")[0] for line in message.splitlines()[2:6]] == [f"  line {n}" for n in (4, 6, 7, 8)]  # fmt: skip
+    assert [line.split(":")[0] for line in message.splitlines()[2:6]] == [
+        f"  line {n}" for n in (4, 6, 7, 8)
+    ]
     assert message.endswith("leave such rows out with --on-error skip")
 
 
@@ -346,7 +381,9 @@ def test_faulty_rows_are_left_out_and_told(tmp_path):
     assert told.startswith(
         f"9 of 12 rows of {tmp_path / 'm.csv'} were left out:\n  line 3: 1 fields"
     )
-    assert [line.split(":")[0] for line in told.splitlines()[1:]] == [f"  line {n}" for n in (3, 4, 6, 7, 8)] + ["  and 4 more"]  # fmt: skip
+    assert [line.split(":")[0] for line in told.splitlines()[1:]] == [
+        f"  line {n}" for n in (3, 4, 6, 7, 8)
+    ] + ["  and 4 more"]
     with pytest.raises(UsageError, match="on_error = 'ignore' must be stop or skip"):
         load_messages(tmp_path / "m.csv", on_error="ignore")
 
@@ -423,7 +460,10 @@ def test_numbers_stay_the_rows_own(tmp_path, suffix):
 
 def test_an_unknown_encoding_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "t.txt").write_text("one\n")
-    for refused in (lambda: read_texts(tmp_path / "t.txt", encoding="zlib"), lambda: lines_of([], "it", "zlib")):  # fmt: skip
+    for refused in (
+        lambda: read_texts(tmp_path / "t.txt", encoding="zlib"),
+        lambda: lines_of([], "it", "zlib"),
+    ):
         with pytest.raises(UsageError, match="'zlib' is no encoding of text"):
             refused()
 

@@ -170,9 +170,12 @@ def test_offline_says_how_to_get_the_file(server, file, get, tmp_path, monkeypat
     with pytest.raises(DownloadError) as error:
         get(file)
     for words in (
-        "GPT2_FROM_SCRATCH_OFFLINE", file.urls[0], "300,000 bytes", file.sha256,
+        "GPT2_FROM_SCRATCH_OFFLINE",
+        file.urls[0],
+        "300,000 bytes",
+        file.sha256,
         str(tmp_path / "new" / "a.bin"),
-    ):  # fmt: skip
+    ):
         assert words in str(error.value)
     assert server.asked == []
 
@@ -233,9 +236,11 @@ def test_two_at_once_make_one_request(server, file, tmp_path):
     server.answers = [Answer(cut=FIRST, stall=0.3)]
     target, said = tmp_path / "a.bin", []
     threads = [
-        threading.Thread(target=fetch.fetch, args=(file, target, lambda path: None, near(server), said.append))
+        threading.Thread(
+            target=fetch.fetch, args=(file, target, lambda path: None, near(server), said.append)
+        )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -249,7 +254,9 @@ def test_two_at_once_make_one_request(server, file, tmp_path):
 # --- interrupted transfers ---
 
 
-@pytest.mark.parametrize("cuts", [[1], [30_000], [150_000], [297_000], [299_999], [100, 5_000, 70_000]])  # fmt: skip
+@pytest.mark.parametrize(
+    "cuts", [[1], [30_000], [150_000], [297_000], [299_999], [100, 5_000, 70_000]]
+)
 @pytest.mark.parametrize("length", [True, False])
 def test_a_transfer_that_breaks_off_goes_on(server, file, get, cuts, length):
     server.answers = [Answer(cut=cut, length=length) for cut in cuts]
@@ -305,8 +312,9 @@ def test_what_came_is_kept_until_the_mirrors_answer_begins(server, file, get, tm
     server.asked.clear()
     assert get(file).read_bytes() == CONTENT
     assert server.asked == [("/a.bin", "bytes=98304-")] * 4 + [
-        ("/mirror", None), ("/mirror", "bytes=49152-"),
-    ]  # fmt: skip
+        ("/mirror", None),
+        ("/mirror", "bytes=49152-"),
+    ]
 
 
 @pytest.mark.parametrize("cut", [None, FIRST])
@@ -550,7 +558,9 @@ def test_a_file_where_the_folder_should_be(server, file, tmp_path):
 
 def test_a_folder_that_cannot_be_written(server, file):
     with read_only_folder() as folder:
-        with pytest.raises(ResourceError, match="Permission denied.*GPT2_FROM_SCRATCH_HOME") as error:  # fmt: skip
+        with pytest.raises(
+            ResourceError, match="Permission denied.*GPT2_FROM_SCRATCH_HOME"
+        ) as error:
             fetch.fetch(file, folder / "a.bin", manners=near(server))
     assert error.value.exit_code == 6 and str(error.value).count("GPT2_FROM_SCRATCH_HOME") == 1
     assert server.asked == []
@@ -694,8 +704,9 @@ def test_the_table_of_files():
         assert download.BYTES[name][1] == sum(4 * int(np.prod(shape)) for shape in shapes.values())
         for file in download.model_files(name):
             assert [f"{url.split('/', 3)[2]}" for url in file.urls] == [
-                "openaipublic.blob.core.windows.net", "f001.backblazeb2.com",
-            ]  # fmt: skip
+                "openaipublic.blob.core.windows.net",
+                "f001.backblazeb2.com",
+            ]
             assert all(url.endswith(f"/{name}/{file.name}") for url in file.urls)
     small = {name: GPT2Config(**(asdict(config) | TINY)) for name, config in SIZES.items()}
     assert {n: a.shape for n, a in random_gpt2(TINY).items()} == download.openai_arrays(

@@ -65,10 +65,21 @@ def test_the_network_bottom_to_top():
     figure = draw_architecture(MINI, 2)
     left = [(round(b.y0), t.get_text()) for t, b in words(figure) if b.x1 < 340]
     assert [text for _, text in sorted(left) if text != "+"] == [
-        "token ids", "(B, T)", "wpe (position)\n98,304", "wte (token)\n1,048,576",
-        "(B, T, C = 256)", "blocks.0\n789,760", "⋮   6 blocks in all", "blocks.5\n789,760",
-        "(B, T, C = 256)", "ln_f   512", "(B, T, C = 256)", "head   514", "(B, T, K = 2)", "logits",
-    ]  # fmt: skip
+        "token ids",
+        "(B, T)",
+        "wpe (position)\n98,304",
+        "wte (token)\n1,048,576",
+        "(B, T, C = 256)",
+        "blocks.0\n789,760",
+        "⋮   6 blocks in all",
+        "blocks.5\n789,760",
+        "(B, T, C = 256)",
+        "ln_f   512",
+        "(B, T, C = 256)",
+        "head   514",
+        "(B, T, K = 2)",
+        "logits",
+    ]
     assert "GPT-2 as a classifier of 2 classes: 5,886,466 numbers" in said(figure)
 
 
@@ -77,9 +88,16 @@ def test_one_block_opened_up():
     right = [(b.y0, t.get_text()) for t, b in words(figure) if b.x0 > 440 and b.y1 < 830]
     boxes = [text for _, text in sorted(right) if "(B" not in text and ":" not in text[:5]]
     assert boxes == [
-        "ln_1   1,536", "c_attn   1,771,776", "12 heads: softmax(q kᵀ / √D) v", "c_proj   590,592",
-        "ln_2   1,536", "c_fc   2,362,368", "GELU", "c_proj   2,360,064", "one block: 7,087,872 numbers",
-    ]  # fmt: skip
+        "ln_1   1,536",
+        "c_attn   1,771,776",
+        "12 heads: softmax(q kᵀ / √D) v",
+        "c_proj   590,592",
+        "ln_2   1,536",
+        "c_fc   2,362,368",
+        "GELU",
+        "c_proj   2,360,064",
+        "one block: 7,087,872 numbers",
+    ]
     everything = said(figure)
     for shape in ("q, k, v: (B, T, 3C = 2,304)", "(B, H = 12, T, D = 64)", "(B, T, V = 50,257)"):
         assert shape in everything
@@ -132,13 +150,19 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
     figure = draw_ledger(lines)
     stack, bars = figure.axes
     assert [text.get_text() for text in stack.texts] == [
-        "wte", "wpe", *(f"blocks.{n}" for n in range(6)), "ln_f", "head"
-    ]  # fmt: skip
+        "wte",
+        "wpe",
+        *(f"blocks.{n}" for n in range(6)),
+        "ln_f",
+        "head",
+    ]
     assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first at the bottom
     states = ["frozen"] * 7 + ["in part"] + ["trains"] * 2
     assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(STATES[s]) for s in states]
     assert [text.get_text() for text in bars.texts] == [f"{x.numbers:,}" for x in lines]
-    trains = 1e6 * sum(b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(STATES["trains"]))  # fmt: skip
+    trains = 1e6 * sum(
+        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(STATES["trains"])
+    )
     assert round(trains) == sum(x.trainable for x in lines)
     assert len(bars.patches) == 11  # one each, and two where a part trains in part
     assert f"{round(trains):,} of 5,886,466 numbers train (4.51 %)" in said(figure)
@@ -224,10 +248,15 @@ def test_a_tensor_is_an_array():
 
 @pytest.mark.parametrize(
     ("weights", "tokens", "words"),
-    [(attention(2, 4), ["a"] * 5, "5 tokens want"), (attention(2, 4)[0], ["a"] * 4, "4 tokens want"),
-     (np.zeros((0, 1, 1)), ["a"], "1 tokens want"), (np.zeros((1, 0, 0)), [], "0 tokens want"),
-     (np.full((1, 1, 1), np.nan), ["a"], "from 0 to 1"), (np.full((1, 1, 1), -2), ["a"], "from 0 to 1")],
-)  # fmt: skip
+    [
+        (attention(2, 4), ["a"] * 5, "5 tokens want"),
+        (attention(2, 4)[0], ["a"] * 4, "4 tokens want"),
+        (np.zeros((0, 1, 1)), ["a"], "1 tokens want"),
+        (np.zeros((1, 0, 0)), [], "0 tokens want"),
+        (np.full((1, 1, 1), np.nan), ["a"], "from 0 to 1"),
+        (np.full((1, 1, 1), -2), ["a"], "from 0 to 1"),
+    ],
+)
 def test_attention_that_is_none(weights, tokens, words):
     with pytest.raises(DataError, match=words):
         draw_attention(weights, tokens)
@@ -302,7 +331,9 @@ def test_a_label_token_by_token():
 
 def test_pads_behind_a_message_are_shaded():
     """And the title tells the answer where the message ends, not where its pads do."""
-    (axes,) = draw_label_by_token(["a", "b", "(pad)", "(pad)"], [0.1, 0.8, 0.5, 0.4], "spam", pads=2).axes  # fmt: skip
+    (axes,) = draw_label_by_token(
+        ["a", "b", "(pad)", "(pad)"], [0.1, 0.8, 0.5, 0.4], "spam", pads=2
+    ).axes
     assert axes.get_title().endswith("message: 80.0 % at the end, 40.0 % at the last pad")
     (shade,) = [p for p in axes.patches if np.allclose(p.get_facecolor()[:3], to_rgb(PAD))]
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == (1.5, 3.5)

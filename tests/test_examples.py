@@ -78,7 +78,11 @@ def test_multi_label(tmp_path: Path):
 def test_regression(tmp_path: Path):
     raw = "text,score,price\none,1.5,-2\ntwo, 3e2 ,.5\nthree,+4.,0\n"
     both = load(tmp_path / "a.csv", raw, "regression", label_column="price,score")
-    assert both == [Message("one", (-2.0, 1.5)), Message("two", (0.5, 300.0)), Message("three", (0.0, 4.0))]  # fmt: skip
+    assert both == [
+        Message("one", (-2.0, 1.5)),
+        Message("two", (0.5, 300.0)),
+        Message("three", (0.0, 4.0)),
+    ]
     one = load(tmp_path / "a.csv", raw, "regression", label_column="score")
     assert [m.label for m in one] == [(1.5,), (300.0,), (4.0,)]
     assert all(type(n) is float for m in [*both, *one] for n in m.label)
@@ -229,7 +233,9 @@ def test_faults_of_words_and_questions_are_faults_here(tmp_path: Path):
 
 
 def test_files_that_do_not_fit_the_task(tmp_path: Path):
-    assert "is read from .jsonl, or from .json" in refused(tmp_path / "a.csv", "text,label\n", "span")  # fmt: skip
+    assert "is read from .jsonl, or from .json" in refused(
+        tmp_path / "a.csv", "text,label\n", "span"
+    )
     assert "one word a line" in refused(tmp_path / "a.tsv", "a\tO\n", "token-classification")
     assert "must end in .csv, .tsv or .jsonl" in refused(tmp_path / "a.txt", "a", "multi-label")
     assert "expected one column 'b'" in refused(
@@ -285,9 +291,15 @@ def test_what_was_written_is_read_back(tmp_path: Path, task: str):
 
 @pytest.mark.parametrize(
     "example",
-    [Message("\ud83d", "a"), Message("\ud83d\ude00", "a"), Message("a", (float("nan"),)),
-     Message("a", {"label": "a"}), Message("a", object()), Message("a", ("\udc00",))],
-)  # fmt: skip
+    [
+        Message("\ud83d", "a"),
+        Message("\ud83d\ude00", "a"),
+        Message("a", (float("nan"),)),
+        Message("a", {"label": "a"}),
+        Message("a", object()),
+        Message("a", ("\udc00",)),
+    ],
+)
 def test_what_cannot_be_written(tmp_path: Path, example: Message):
     path = tmp_path / "a.jsonl"
     write_examples(path, [Message("before", "a")])
@@ -319,9 +331,14 @@ def test_label_names():
 
 @pytest.mark.parametrize(
     ("task", "label"),
-    [("classification", ("a",)), ("multi-label", "ab"), ("regression", 1.0), ("multi-label", None),
-     ("token-classification", Span(0, 1, "x"))],
-)  # fmt: skip
+    [
+        ("classification", ("a",)),
+        ("multi-label", "ab"),
+        ("regression", 1.0),
+        ("multi-label", None),
+        ("token-classification", Span(0, 1, "x")),
+    ],
+)
 def test_names_of_another_tasks_labels(task: str, label: Any):
     with pytest.raises(DataError, match=f"is no label of {task}"):
         label_names([Message("a", label)], task)

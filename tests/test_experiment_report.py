@@ -18,7 +18,19 @@ HOSTILE = "</td></table><script>alert('owned')</script> {{ page }} &lt;"
 
 
 def summary(row: str, about: str, mean: float, p: float, n: int = 3, book: Book | None = None):
-    return Summary(row, about, [mean] * n, mean, 0.01, (mean - 0.02, mean + 0.02), mean - 0.9, p / 2, p, book, 3.0)  # fmt: skip
+    return Summary(
+        row,
+        about,
+        [mean] * n,
+        mean,
+        0.01,
+        (mean - 0.02, mean + 0.02),
+        mean - 0.9,
+        p / 2,
+        p,
+        book,
+        3.0,
+    )
 
 
 DEFAULT = summary("default", "", 0.9, 1.0, book=Book(16, 98.33))
@@ -64,14 +76,23 @@ def test_the_first_lines() -> None:
         "4 changes of the default were tried on in.csv with GPT-2 mini: 3 seeds (0, 1, 2), 30 texts to test each.",
         "The default is right for 90.0 % of them (95 % interval 88.0 to 92.0); most often right is "
         "everything, 94.0 % (+4.00 points, p = 0.049, adjusted by Holm).",
-    ]  # fmt: skip
+    ]
     assert page_of(ROWS[:2]).summary[1].endswith("(95 % interval 88.0 to 92.0).")
 
 
 def test_the_table_has_all_rows() -> None:
     [table] = tables(page_of(ROWS), "All rows")
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert table.rows[0] == ["default", "90.0 %", "1.00", "88.0 to 92.0", "", "", "", "98.33 % (row 16)"]  # fmt: skip
+    assert table.rows[0] == [
+        "default",
+        "90.0 %",
+        "1.00",
+        "88.0 to 92.0",
+        "",
+        "",
+        "",
+        "98.33 % (row 16)",
+    ]
     assert table.rows[1][-4:] == ["-30.00", "< 0.001", "< 0.001", "75.00 % (row 2)"]
 
 
@@ -80,10 +101,13 @@ def test_the_table_has_all_rows() -> None:
     [
         (ROWS, ["Who takes"]),
         ([DEFAULT, ROWS[2]], ["No row", "Who takes"]),
-        ([summary("default", "", 0.9, 1.0, 1), summary("a", "b", 0.6, 0.01, 1)], ["This is one", "Who takes"]),
+        (
+            [summary("default", "", 0.9, 1.0, 1), summary("a", "b", 0.6, 0.01, 1)],
+            ["This is one", "Who takes"],
+        ),
         ([DEFAULT], []),
     ],
-)  # fmt: skip
+)
 def test_warnings(rows: list[Summary], begins: list[str]) -> None:
     told = page_of(rows).warnings
     assert len(told) == len(begins)

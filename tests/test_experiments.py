@@ -46,7 +46,9 @@ ROW = {row.name: row for row in EVERY}
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A hundred of the demo messages, 60 ham and 40 spam, on the miniature."""
     messages = load_messages("demo")
-    some = [[m for m in messages if m.label == label][:n] for label, n in (("ham", 60), ("spam", 40))]  # fmt: skip
+    some = [
+        [m for m in messages if m.label == label][:n] for label, n in (("ham", 60), ("spam", 40))
+    ]
     path = tmp_path_factory.mktemp("data") / "some.csv"
     write_messages(path, [*some[0], *some[1]])
     return Plan("mini", str(path), (1, 2), CONFIG, ClassifierSettings())
@@ -100,9 +102,14 @@ def test_rows_are_chosen_by_name_or_kind():
 def test_the_default_row_is_what_train_does(plan: Plan, done, tmp_path: Path):
     _, results = done
     _, _, scores = train_classifier(
-        plan.model, plan.data, tmp_path / "run", replace(CONFIG, seed=1), balance=True, quiet=True,
+        plan.model,
+        plan.data,
+        tmp_path / "run",
+        replace(CONFIG, seed=1),
+        balance=True,
+        quiet=True,
         say=lambda line: None,
-    )  # fmt: skip
+    )
     assert (results[0].row, results[0].seed) == ("default", 1)
     assert results[0].right.count("1") == scores.correct and len(results[0].right) == scores.total
     assert results[0].trained == 790_786 and results[2].trained == 514  # README's ledger; 2 x 257
@@ -170,9 +177,13 @@ def test_near_twins_stay_together(plan: Plan):
 def test_every_token_of_a_text_has_its_label(plan: Plan):
     """Read at the last token, as the default is; pads and nothing else are left out of the loss."""
     classifier, split = _prepared(
-        "mini", split_for(plan, ROW["default"], 1), CONFIG, ClassifierSettings(),
-        ROW["loss at every token, pads ignored"], plan,
-    )  # fmt: skip
+        "mini",
+        split_for(plan, ROW["default"], 1),
+        CONFIG,
+        ClassifierSettings(),
+        ROW["loss at every token, pads ignored"],
+        plan,
+    )
     labelled = to_labelled(classifier, split.val, say=lambda line: None)
     for n, message in enumerate(split_for(plan, ROW["default"], 1).val):
         target = labelled.targets["label"].batch([n])[0]
@@ -203,11 +214,19 @@ def test_processes_side_by_side_give_the_same(plan: Plan, done, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    ["batch of 8, one at a time", "loss at every token, pads ignored", "and guesses the next token, pads ignored",
-     "random weights, last block", "all other messages, class weights", "no causal mask",
-     "mean over positions, padded to the longest", "last position, padded to 384 tokens",
-     "LoRA 4, last block", "three blocks, one more every epoch"],
-)  # fmt: skip
+    [
+        "batch of 8, one at a time",
+        "loss at every token, pads ignored",
+        "and guesses the next token, pads ignored",
+        "random weights, last block",
+        "all other messages, class weights",
+        "no causal mask",
+        "mean over positions, padded to the longest",
+        "last position, padded to 384 tokens",
+        "LoRA 4, last block",
+        "three blocks, one more every epoch",
+    ],
+)
 def test_every_kind_of_row_runs(plan: Plan, done, name: str):
     _, results = done
     epochs = 4 if "every epoch" in name else 1
@@ -233,12 +252,18 @@ def test_all_other_messages(plan: Plan):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"seeds": (1, 1)}, "different numbers"), ({"seeds": ()}, "different numbers"),
-     ({"settings": ClassifierSettings(task="regression")}, "for classification"),
-     ({"settings": ClassifierSettings(pooling="mean")}, "pooling = 'mean': rows vary it"),
-     ({"config": replace(CONFIG, n_last_blocks=2)}, "n_last_blocks = 2: rows vary it"),
-     ({"config": replace(CONFIG, epochs=1)}, "'three blocks, one more every epoch' does not fit")],
-)  # fmt: skip
+    [
+        ({"seeds": (1, 1)}, "different numbers"),
+        ({"seeds": ()}, "different numbers"),
+        ({"settings": ClassifierSettings(task="regression")}, "for classification"),
+        ({"settings": ClassifierSettings(pooling="mean")}, "pooling = 'mean': rows vary it"),
+        ({"config": replace(CONFIG, n_last_blocks=2)}, "n_last_blocks = 2: rows vary it"),
+        (
+            {"config": replace(CONFIG, epochs=1)},
+            "'three blocks, one more every epoch' does not fit",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_anything_runs(plan, tmp_path, changes, said):
     with pytest.raises(UsageError, match=said):
         run_experiments(replace(plan, **changes), EVERY, tmp_path / "out")
@@ -286,15 +311,18 @@ def test_the_order_of_rows_against_the_books():
     summaries = summarize(ROWS, RESULTS)
     found = agreement(summaries, RESULTS)
     expected = stats.kendalltau([s.mean for s in summaries], [98.33, 75.00, 98.33])
-    assert found == Agreement(3, pytest.approx(expected.statistic), pytest.approx(expected.pvalue), [])  # fmt: skip
+    assert found == Agreement(
+        3, pytest.approx(expected.statistic), pytest.approx(expected.pvalue), []
+    )
     assert agreement(summaries[:2], RESULTS) is None
     same = [ROW["default"], ROW["last two blocks"], ROW["batch of 8, one at a time"]]
     others = [*RESULTS[:3], *RESULTS[6:], *made_up("batch of 8, one at a time", ["1" * 10] * 3)]
     assert agreement(summarize(same, others), others) is None  # the book has 98.33 for all three
     contrary = [
-        *made_up("default", ["1" * 10] * 5), *made_up("first token", ["1" * 10] * 5),
+        *made_up("default", ["1" * 10] * 5),
+        *made_up("first token", ["1" * 10] * 5),
         *made_up("everything", ["0" * 9 + "1"] * 5),
-    ]  # fmt: skip
+    ]
     rows = [ROW["default"], ROW["first token"], ROW["everything"]]
     told = agreement(summarize(rows, contrary), contrary)
     assert told is not None and told.contrary == [("everything", "first token")]
@@ -305,7 +333,9 @@ def test_the_table_and_its_notes():
     lines = format_table(summaries).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| default | 86.67 | 5.77 |") and "98.33 (row 16)" in lines[2]
-    assert lines[3].startswith("| first token | 20.00 | 10.00 | 0.0 to ") and "| -66.67 |" in lines[3]  # fmt: skip
+    assert (
+        lines[3].startswith("| first token | 20.00 | 10.00 | 0.0 to ") and "| -66.67 |" in lines[3]
+    )
     notes = format_notes(summaries, agreement(summaries, RESULTS), 10)
     assert "3 seeds" in notes and "row 8 is not run here: 1558M" in notes
     assert "1 of 2 rows differ from the default beyond chance: first token (-66.7" in notes

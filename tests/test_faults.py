@@ -81,9 +81,12 @@ def test_a_pickle_is_refused_unread(tiny_checkpoint, tmp_path, new_zipfile, caps
 
 @pytest.mark.parametrize(
     ("raw", "kind"),
-    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git-LFS pointer"),
-     (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page"), (b"", "is empty")],
-)  # fmt: skip
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git-LFS pointer"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
 @pytest.mark.parametrize(
     "name", ["hparams.json", "vocab.bpe", "encoder.json", "model.ckpt.index", "model.safetensors"]
 )
@@ -103,9 +106,13 @@ def test_a_file_of_another_kind_is_named_wherever_it_lies(
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("bert.encoder.layer.0.attention.self.query.weight", "BERT"), ("model.layers.0.mlp.up_proj.weight", "Llama"),
-     ("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "GPT-NeoX"), ("blocks.1.ln_1.weight", "saved classifier")],
-)  # fmt: skip
+    [
+        ("bert.encoder.layer.0.attention.self.query.weight", "BERT"),
+        ("model.layers.0.mlp.up_proj.weight", "Llama"),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "GPT-NeoX"),
+        ("blocks.1.ln_1.weight", "saved classifier"),
+    ],
+)
 def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architecture):
     folder = model_folder(tiny_checkpoint, tmp_path / "model")
     save_file({name: torch.zeros(3)}, folder / "model.safetensors")
@@ -115,11 +122,17 @@ def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architec
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' stands there twice"), ('{"n_ctx": NaN}', "NaN"),
-     ('{"n_ctx": 1e999}', "expected exactly the keys"), ("[277]", "expected an object"),
-     ("{" * 100_000, "not JSON"), ('{"n_ctx": ' + "9" * 5000 + "}", "not JSON"),
-     ("\ufeff{}", "not JSON"), ("{}" + " " * (1 << 25), "more than")],
-)  # fmt: skip
+    [
+        ('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' stands there twice"),
+        ('{"n_ctx": NaN}', "NaN"),
+        ('{"n_ctx": 1e999}', "expected exactly the keys"),
+        ("[277]", "expected an object"),
+        ("{" * 100_000, "not JSON"),
+        ('{"n_ctx": ' + "9" * 5000 + "}", "not JSON"),
+        ("\ufeff{}", "not JSON"),
+        ("{}" + " " * (1 << 25), "more than"),
+    ],
+)
 def test_sizes_that_are_none(tiny_checkpoint, tmp_path, text, message):
     folder = model_folder(tiny_checkpoint, tmp_path / "model")
     (folder / "hparams.json").write_text(text, encoding="utf-8")

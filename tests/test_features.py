@@ -96,9 +96,14 @@ def test_training_equals_the_plain_loop(
     )
     (tmp_path / "run").mkdir()
     history = finetune(
-        ours, split, config, tmp_path / "run", quiet=True, say=lambda line: None,
+        ours,
+        split,
+        config,
+        tmp_path / "run",
+        quiet=True,
+        say=lambda line: None,
         store=FeatureStore(tmp_path / "store"),
-    )  # fmt: skip
+    )
     losses, _ = plain_training(plain, split, config)
     for number, epoch in enumerate(history):
         theirs = losses[number * 20 : (number + 1) * 20]

@@ -23,13 +23,19 @@ from gpt2_from_scratch.training_run import TrainingRun
 
 HEAD, NORM = ["head.weight", "head.bias"], ["ln_f.weight", "ln_f.bias"]
 BLOCK_1 = [
-    "blocks.1.ln_1.weight", "blocks.1.ln_1.bias",
-    "blocks.1.attn.c_attn.weight", "blocks.1.attn.c_attn.bias",
-    "blocks.1.attn.c_proj.weight", "blocks.1.attn.c_proj.bias",
-    "blocks.1.ln_2.weight", "blocks.1.ln_2.bias",
-    "blocks.1.mlp.c_fc.weight", "blocks.1.mlp.c_fc.bias",
-    "blocks.1.mlp.c_proj.weight", "blocks.1.mlp.c_proj.bias",
-]  # fmt: skip
+    "blocks.1.ln_1.weight",
+    "blocks.1.ln_1.bias",
+    "blocks.1.attn.c_attn.weight",
+    "blocks.1.attn.c_attn.bias",
+    "blocks.1.attn.c_proj.weight",
+    "blocks.1.attn.c_proj.bias",
+    "blocks.1.ln_2.weight",
+    "blocks.1.ln_2.bias",
+    "blocks.1.mlp.c_fc.weight",
+    "blocks.1.mlp.c_fc.bias",
+    "blocks.1.mlp.c_proj.weight",
+    "blocks.1.mlp.c_proj.bias",
+]
 BLOCK_0 = [name.replace("blocks.1", "blocks.0") for name in BLOCK_1]
 
 
@@ -246,9 +252,13 @@ def test_blocks_join_one_after_the_other(tiny_checkpoint, tmp_path, n_last_block
     """Which parameters changed in each epoch: ULMFiT's gradual unfreezing, from the last block down."""
     epochs = len(blocks)
     config = TrainConfig(
-        n_last_blocks=n_last_blocks, unfreeze_every=every, epochs=epochs, lr=0.01, batch_size=4,
+        n_last_blocks=n_last_blocks,
+        unfreeze_every=every,
+        epochs=epochs,
+        lr=0.01,
+        batch_size=4,
         patience=epochs,
-    )  # fmt: skip
+    )
     classifier, changed = Classifier.on_base(tiny_checkpoint, ["a", "b"]), []
     model = classifier.model
     seen = [{name: p.detach().clone() for name, p in model.named_parameters()}]
@@ -284,7 +294,11 @@ def test_each_block_has_the_rate_of_the_part_above_divided(tiny_checkpoint, tmp_
     def rates() -> dict[str, float]:
         return {names[id(p)]: g["lr"] for g in run.optimizer.param_groups for p in g["params"]}
 
-    expected = {n: 0.008 for n in NORM + HEAD} | dict.fromkeys(BLOCK_1, 0.004) | dict.fromkeys(BLOCK_0, 0.002)  # fmt: skip
+    expected = (
+        {n: 0.008 for n in NORM + HEAD}
+        | dict.fromkeys(BLOCK_1, 0.004)
+        | dict.fromkeys(BLOCK_0, 0.002)
+    )
     assert rates() == expected
     shares = []
     for _ in range(4):
@@ -322,7 +336,12 @@ def test_the_ledger_tells_rates_and_decay(tiny_checkpoint, tmp_path):
     run = training(tiny_checkpoint, config, tmp_path)
     *_, block, norm, head = ledger(run.classifier.model, config)
     matrices = 32 * (96 + 32 + 128 + 128)
-    assert (block.part, block.lr, block.weight_decay, block.decayed) == ("blocks.1", 0.004, 0.1, matrices)  # fmt: skip
+    assert (block.part, block.lr, block.weight_decay, block.decayed) == (
+        "blocks.1",
+        0.004,
+        0.1,
+        matrices,
+    )
     assert (norm.lr, norm.weight_decay, norm.decayed) == (0.008, 0.0, 0)
     assert (head.lr, head.weight_decay, head.decayed) == (0.008, 0.1, 64)
     line = format_ledger([block]).splitlines()[0]

@@ -110,10 +110,12 @@ def test_gradients_flow_to_the_real_tokens_alone(pooling):
     pool(states, lengths, pooling).sum().backward()
     read = states.grad.abs().sum(dim=2) > 0  # (B, T)
     expected = {
-        "last_token": [[1], [4]], "last_position": [[4], [4]],
-        "first_token": [[0], [0]], "mean": [[0, 1], [0, 1, 2, 3, 4]],
+        "last_token": [[1], [4]],
+        "last_position": [[4], [4]],
+        "first_token": [[0], [0]],
+        "mean": [[0, 1], [0, 1, 2, 3, 4]],
         "mean_position": [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]],
-    }  # fmt: skip
+    }
     assert [row.nonzero().flatten().tolist() for row in read] == expected[pooling]
 
 

@@ -59,7 +59,9 @@ def their_parameter(theirs: nn.Module, name: str) -> nn.Parameter:
 
 def as_theirs(name: str, tensor: Tensor) -> Tensor:
     """Their Conv1D keeps (in, out), our nn.Linear (out, in)."""
-    turned = name.endswith("weight") and any(part in name for part in (".c_attn", ".c_proj", ".c_fc"))  # fmt: skip
+    turned = name.endswith("weight") and any(
+        part in name for part in (".c_attn", ".c_proj", ".c_fc")
+    )
     return tensor.T if turned else tensor
 
 
@@ -70,10 +72,19 @@ def backbone(ours: Classifier) -> dict[str, nn.Parameter]:
 def their_model(kind: str, ours: Classifier, **settings: Any) -> nn.Module:
     """Hugging Face's model with our backbone's weights, and without dropout."""
     config = transformers.GPT2Config(
-        vocab_size=TINY["n_vocab"], n_positions=TINY["n_ctx"], n_embd=C, n_head=TINY["n_head"],
-        n_layer=TINY["n_layer"], resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=PAD,
-        eos_token_id=PAD, pad_token_id=PAD, **settings,
-    )  # fmt: skip
+        vocab_size=TINY["n_vocab"],
+        n_positions=TINY["n_ctx"],
+        n_embd=C,
+        n_head=TINY["n_head"],
+        n_layer=TINY["n_layer"],
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=PAD,
+        eos_token_id=PAD,
+        pad_token_id=PAD,
+        **settings,
+    )
     theirs = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for name, parameter in backbone(ours).items():
@@ -117,20 +128,25 @@ def same_gradients(ours: Classifier, loss: Tensor, theirs: nn.Module, their_loss
 VALUES = (0.5, -1.0, 2.0, 0.1)
 SEQUENCE: list[tuple[HeadConfig, str, list[Any], Callable[[list[Any]], Tensor]]] = [
     (
-        HeadConfig(labels=LABELS), "single_label_classification", ["ham", "spam", "other", "ham"],
+        HeadConfig(labels=LABELS),
+        "single_label_classification",
+        ["ham", "spam", "other", "ham"],
         lambda labels: torch.tensor([LABELS.index(label) for label in labels]),
     ),
     (
-        HeadConfig(task="multi-label", labels=LABELS), "multi_label_classification",
+        HeadConfig(task="multi-label", labels=LABELS),
+        "multi_label_classification",
         [("ham", "spam"), (), ("other",), LABELS],
         lambda labels: torch.tensor([[float(name in some) for name in LABELS] for some in labels]),
     ),
     (HeadConfig(task="regression", labels=("stars",)), "regression", [*VALUES], torch.tensor),
     (
-        HeadConfig(task="regression", labels=("a", "b")), "regression",
-        [(value, 1 - value) for value in VALUES], torch.tensor,
+        HeadConfig(task="regression", labels=("a", "b")),
+        "regression",
+        [(value, 1 - value) for value in VALUES],
+        torch.tensor,
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("head, problem, labels, numbers", SEQUENCE)

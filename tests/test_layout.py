@@ -18,28 +18,143 @@ PACKAGE = Path(gpt2_from_scratch.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
 # a module imports only from modules to its left
 ORDER = [
-    "errors", "extras", "kinds", "files", "interruption", "manifest", "sums", "locks", "part",
-    "crc32c", "protobuf", "pinned", "config", "head_config", "paths", "devices", "metrics",
-    "answered", "comparison", "calibration", "ranking", "thresholds", "characters", "scoreboard",
-    "probe_report", "tokenizer", "leveldb_table", "tensor_bundle", "https", "fetch", "download",
-    "assessment", "lines", "tables", "data", "alignment", "conll", "squad", "examples", "scores",
-    "score_tables", "baselines", "near_twins", "split", "cross_validation", "leaks", "lengths",
-    "remarks", "text_baselines", "check", "report", "answers", "corpus", "epochs", "plots",
-    "score_plots", "page", "architecture", "model", "lora", "last_block", "real_tokens",
-    "tensor_file", "checkpoints", "weights", "random_twin", "identity", "heads",
-    "classifier_settings", "ablations", "finetuning", "drawings", "generation", "published",
-    "saved_classifier", "verify", "pretrain", "batches", "trunk", "logistic_regression", "probes",
-    "feature_store", "features", "targets", "losses", "predictions", "assembly", "classifier",
-    "heads_by_token", "stream", "labelled", "answering", "training_run", "run_folder", "train",
-    "rate_finder", "lecture", "run_facts", "model_card", "run_report", "run_results", "recipes",
-    "contenders", "contest", "compare_report", "compare", "compare_runs", "experiments",
-    "experiment_table", "experiment_report", "arguments", "compare_command", "experiments_command",
-    "commands", "course", "option_groups", "options", "cli",
-]  # fmt: skip
+    "errors",
+    "extras",
+    "kinds",
+    "files",
+    "interruption",
+    "manifest",
+    "sums",
+    "locks",
+    "part",
+    "crc32c",
+    "protobuf",
+    "pinned",
+    "config",
+    "head_config",
+    "paths",
+    "devices",
+    "metrics",
+    "answered",
+    "comparison",
+    "calibration",
+    "ranking",
+    "thresholds",
+    "characters",
+    "scoreboard",
+    "probe_report",
+    "tokenizer",
+    "leveldb_table",
+    "tensor_bundle",
+    "https",
+    "fetch",
+    "download",
+    "assessment",
+    "lines",
+    "tables",
+    "data",
+    "alignment",
+    "conll",
+    "squad",
+    "examples",
+    "scores",
+    "score_tables",
+    "baselines",
+    "near_twins",
+    "split",
+    "cross_validation",
+    "leaks",
+    "lengths",
+    "remarks",
+    "text_baselines",
+    "check",
+    "report",
+    "answers",
+    "corpus",
+    "epochs",
+    "plots",
+    "score_plots",
+    "page",
+    "architecture",
+    "model",
+    "lora",
+    "last_block",
+    "real_tokens",
+    "tensor_file",
+    "checkpoints",
+    "weights",
+    "random_twin",
+    "identity",
+    "heads",
+    "classifier_settings",
+    "ablations",
+    "finetuning",
+    "drawings",
+    "generation",
+    "published",
+    "saved_classifier",
+    "verify",
+    "pretrain",
+    "batches",
+    "trunk",
+    "logistic_regression",
+    "probes",
+    "feature_store",
+    "features",
+    "targets",
+    "losses",
+    "predictions",
+    "assembly",
+    "classifier",
+    "heads_by_token",
+    "stream",
+    "labelled",
+    "answering",
+    "training_run",
+    "run_folder",
+    "train",
+    "rate_finder",
+    "lecture",
+    "run_facts",
+    "model_card",
+    "run_report",
+    "run_results",
+    "recipes",
+    "contenders",
+    "contest",
+    "compare_report",
+    "compare",
+    "compare_runs",
+    "experiments",
+    "experiment_table",
+    "experiment_report",
+    "arguments",
+    "compare_command",
+    "experiments_command",
+    "commands",
+    "course",
+    "option_groups",
+    "options",
+    "cli",
+]
 LIGHT = [
-    "config", "head_config", "tensor_bundle", "tokenizer", "download", "cli", "tables", "data", "near_twins", "split", "cross_validation", "text_baselines",
-    "check", "report", "answers", "metrics",
-]  # fmt: skip
+    "config",
+    "head_config",
+    "tensor_bundle",
+    "tokenizer",
+    "download",
+    "cli",
+    "tables",
+    "data",
+    "near_twins",
+    "split",
+    "cross_validation",
+    "text_baselines",
+    "check",
+    "report",
+    "answers",
+    "metrics",
+]
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers"}
 
 
@@ -57,7 +172,11 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def siblings(name: str) -> set[str]:
     """The modules of the package that one of them imports."""
     parts = [full.split(".") for full in imported(MODULES[name])]
-    return {second for first, second, *_ in (p for p in parts if len(p) > 1) if first == NAME and second in MODULES}  # fmt: skip
+    return {
+        second
+        for first, second, *_ in (p for p in parts if len(p) > 1)
+        if first == NAME and second in MODULES
+    }
 
 
 # --- who knows whom ---
@@ -84,7 +203,22 @@ def test_imports_point_one_way():
 def test_the_package_imports_neither_chapters_nor_tests_nor_benchmarks():
     roots = {full.split(".")[0] for tree in MODULES.values() for full in imported(tree)}
     assert not roots & {"chapters", "tests", "benchmarks", "conftest", "pytest"}
-    known = {NAME, "numpy", "torch", "tiktoken", "safetensors", "pandas", "matplotlib", "tqdm", "requests", "filelock", "tokenizers", "sklearn", "scipy", "jinja2"}  # fmt: skip
+    known = {
+        NAME,
+        "numpy",
+        "torch",
+        "tiktoken",
+        "safetensors",
+        "pandas",
+        "matplotlib",
+        "tqdm",
+        "requests",
+        "filelock",
+        "tokenizers",
+        "sklearn",
+        "scipy",
+        "jinja2",
+    }
     assert not {root for root in roots - known if root not in sys.stdlib_module_names}
 
 
@@ -121,11 +255,32 @@ def test_nothing_is_printed_by_help():
 
 # --- what is never called ---
 
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "runpy"}  # fmt: skip
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "joblib",
+    "yaml",
+    "runpy",
+}
 FORBIDDEN_CALLS = {
-    "torch.load", "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load",
-    "np.load", "numpy.load", "pandas.read_pickle", "tempfile.mktemp",
-}  # fmt: skip
+    "torch.load",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "np.load",
+    "numpy.load",
+    "pandas.read_pickle",
+    "tempfile.mktemp",
+}
 FORBIDDEN_METHODS = {"extractall", "read_pickle"}
 FORBIDDEN_ARGUMENTS = {"shell", "allow_pickle", "trust_remote_code"}
 
@@ -148,7 +303,10 @@ def forbidden(tree: ast.AST) -> Iterator[str]:
             if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
                 yield f"line {node.lineno}: {node.func.attr}"
             for keyword in node.keywords:
-                if keyword.arg in FORBIDDEN_ARGUMENTS and getattr(keyword.value, "value", 1) is not False:  # fmt: skip
+                if (
+                    keyword.arg in FORBIDDEN_ARGUMENTS
+                    and getattr(keyword.value, "value", 1) is not False
+                ):
                     yield f"line {node.lineno}: {keyword.arg}="
 
 
@@ -159,11 +317,21 @@ def test_nothing_that_runs_strangers_code(name):
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "def f():\n    from pickle import loads", "torch.load(p)", "eval('1')",
-     "np.load(p, allow_pickle=True)", "numpy.lib.format.read_array(f, allow_pickle=flag)",
-     "subprocess.run(c, shell=True)", "os.system('ls')", "from os import system",
-     "zipfile.ZipFile(p).extractall()", "from torch import load", "import joblib.externals"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "torch.load(p)",
+        "eval('1')",
+        "np.load(p, allow_pickle=True)",
+        "numpy.lib.format.read_array(f, allow_pickle=flag)",
+        "subprocess.run(c, shell=True)",
+        "os.system('ls')",
+        "from os import system",
+        "zipfile.ZipFile(p).extractall()",
+        "from torch import load",
+        "import joblib.externals",
+    ],
+)
 def test_the_rule_fires(line):
     assert list(forbidden(ast.parse(line)))
 
@@ -192,7 +360,13 @@ def test_what_is_public_says_what_it_is(name):
         for node in ast.walk(MODULES[name])
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
-    inner = {id(n) for node in ast.walk(MODULES[name]) if isinstance(node, ast.FunctionDef) for n in ast.walk(node) if n is not node}  # fmt: skip
+    inner = {
+        id(n)
+        for node in ast.walk(MODULES[name])
+        if isinstance(node, ast.FunctionDef)
+        for n in ast.walk(node)
+        if n is not node
+    }
     mute = [node.name for node in public if id(node) not in inner and not ast.get_docstring(node)]
     assert not mute, "say in a sentence what these are"
 

@@ -165,11 +165,15 @@ def test_the_order_of_passes_matters(larger_checkpoint: Path, messages: list[Mes
     split = lecture_split(messages)
     traces = [
         lecture(
-            load_gpt2(larger_checkpoint), Tokenizer(larger_checkpoint), split,
-            base="random", seed=seed, say=lambda line: None,
+            load_gpt2(larger_checkpoint),
+            Tokenizer(larger_checkpoint),
+            split,
+            base="random",
+            seed=seed,
+            say=lambda line: None,
         )[1]
         for seed in (123, 124)
-    ]  # fmt: skip
+    ]
     assert traces[0].losses != traces[1].losses
 
 
@@ -177,9 +181,12 @@ def test_the_classifier_reads_the_last_position(
     larger_checkpoint: Path, messages: list[Message]
 ) -> None:
     classifier, trace = lecture(
-        load_gpt2(larger_checkpoint), Tokenizer(larger_checkpoint), lecture_split(messages),
-        base="random", say=lambda line: None,
-    )  # fmt: skip
+        load_gpt2(larger_checkpoint),
+        Tokenizer(larger_checkpoint),
+        lecture_split(messages),
+        base="random",
+        say=lambda line: None,
+    )
     description = classifier.description
     assert description.pooling == "last_position" and description.pad_to == description.max_tokens
     split = lecture_split(messages)
@@ -244,9 +251,12 @@ def test_before_training_only_the_head_is_random(
     monkeypatch.setattr("gpt2_from_scratch.lecture._train", stop)
     with pytest.raises(KeyboardInterrupt):
         lecture(
-            load_gpt2(larger_checkpoint), Tokenizer(larger_checkpoint), lecture_split(messages),
-            base="random", say=lambda line: None,
-        )  # fmt: skip
+            load_gpt2(larger_checkpoint),
+            Tokenizer(larger_checkpoint),
+            lecture_split(messages),
+            base="random",
+            say=lambda line: None,
+        )
     pretrained = load_gpt2(larger_checkpoint).state_dict()
     assert seen.keys() - pretrained.keys() == {"head.bias"}
     for name, value in pretrained.items():

@@ -18,8 +18,29 @@ from gpt2_from_scratch.lines import (
     read_lines,
 )
 
-TEXTS = ["plain", "", "  a\tb ", "Grüße, £5", "a\x0bb\x0cc\x1cd\x85e\u2028f", "日本語", "a\rb", "ਊ ഊ \u0a0a", "😀\u0d0a"]  # fmt: skip
-UNICODE = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "utf-7", "gb18030"]  # fmt: skip
+TEXTS = [
+    "plain",
+    "",
+    "  a\tb ",
+    "Grüße, £5",
+    "a\x0bb\x0cc\x1cd\x85e\u2028f",
+    "日本語",
+    "a\rb",
+    "ਊ ഊ \u0a0a",
+    "😀\u0d0a",
+]
+UNICODE = [
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "utf-32-le",
+    "utf-32-be",
+    "utf-7",
+    "gb18030",
+]
 
 
 def values(rows) -> list[str]:
@@ -52,12 +73,17 @@ def test_every_encoding_of_python(tmp_path: Path, encoding: str) -> None:
         assert encoding in f"{names} unicode_escape raw_unicode_escape undefined".split()
         return
     raw = "one, 2\nTHREE\n".encode(encoding)
-    assert values(lines_in(iter(raw.splitlines(keepends=True)), "it", encoding)) == ["one, 2", "THREE"]  # fmt: skip
+    assert values(lines_in(iter(raw.splitlines(keepends=True)), "it", encoding)) == [
+        "one, 2",
+        "THREE",
+    ]
     random_bytes = b"a" + random.Random(encoding).randbytes(2000)
     assert all(isinstance(text, str) for text, _ in decoded_lines([random_bytes], "it", encoding))
 
 
-@pytest.mark.parametrize("encoding", ["zlib", "rot13", "base64", "nonsense", "", "a\0b", "undefined", "idna"])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding", ["zlib", "rot13", "base64", "nonsense", "", "a\0b", "undefined", "idna"]
+)
 def test_what_is_no_encoding_of_text(encoding: str) -> None:
     with pytest.raises(UsageError, match="is no encoding of text; such are utf-8"):
         list(lines_in([b"a\n"], "it", encoding))
@@ -97,7 +123,12 @@ def pieces_of(raw: bytes) -> list[bytes]:
 
 
 def test_half_a_character_in_utf_16_is_a_fault_of_its_line() -> None:
-    raw = codecs.BOM_UTF16_LE + "one\n".encode("utf-16-le") + b"\x3d\xd8" + "\ntwo".encode("utf-16-le")  # fmt: skip
+    raw = (
+        codecs.BOM_UTF16_LE
+        + "one\n".encode("utf-16-le")
+        + b"\x3d\xd8"
+        + "\ntwo".encode("utf-16-le")
+    )
     rows = list(lines_in([raw], "it", "utf-16"))
     assert [type(row) for row in rows] == [Row, Fault, Row] and rows[2].values == ("two",)
     assert f"byte {raw.index(bytes([0x3D, 0xD8]))} (0x3d) is not UTF-16-LE" in rows[1].what
@@ -111,7 +142,10 @@ def test_a_byte_order_mark_names_the_encoding(encoding: str) -> None:
         DataError, match=f"it looks like {encoding.upper()}; give --encoding {encoding}"
     ):
         list(lines_in(["label,text\n".encode(encoding)], "it"))
-    for marked in (codecs.BOM_UTF16_BE + "ab\nc".encode("utf-16-be"), codecs.BOM_UTF16_LE + "ab\nc".encode("utf-16-le")):  # fmt: skip
+    for marked in (
+        codecs.BOM_UTF16_BE + "ab\nc".encode("utf-16-be"),
+        codecs.BOM_UTF16_LE + "ab\nc".encode("utf-16-le"),
+    ):
         assert values(lines_in([marked], "it", "utf-16")) == ["ab", "c"]
 
 

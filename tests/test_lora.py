@@ -372,9 +372,11 @@ def test_adapters_upon_adapters_are_refused(tiny_gpt2: GPT2) -> None:
 
 @pytest.mark.parametrize(
     "config, what",
-    [(LoRAConfig(n_last_blocks=3), "n_last_blocks = 3: this model has 2 blocks"),
-     (LoRAConfig(rank=33), "rank 33 is above n_embd = 32")],
-)  # fmt: skip
+    [
+        (LoRAConfig(n_last_blocks=3), "n_last_blocks = 3: this model has 2 blocks"),
+        (LoRAConfig(rank=33), "rank 33 is above n_embd = 32"),
+    ],
+)
 def test_what_does_not_fit_the_model_is_refused(
     tiny_gpt2: GPT2, config: LoRAConfig, what: str
 ) -> None:
@@ -411,13 +413,34 @@ def test_adapters_of_another_model_are_refused(classifier: GPT2) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"rank": 0}, {"rank": -1}, {"rank": 2.0}, {"rank": True}, {"rank": "8"}, {"alpha": 0},
-     {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}, {"alpha": True},
-     {"dropout": 1.0}, {"dropout": -0.1}, {"dropout": None}, {"matrices": "query"},
-     {"matrices": ["c_attn"]}, {"matrices": [["query"]]}, {"matrices": ["key", "key"]},
-     {"matrices": []}, {"n_last_blocks": 0}, {"n_last_blocks": -1}, {"n_last_blocks": 1.0},
-     {"n_last_blocks": True}, {"head": 1}, {"head": None}, {"r": 8}],
-)  # fmt: skip
+    [
+        {"rank": 0},
+        {"rank": -1},
+        {"rank": 2.0},
+        {"rank": True},
+        {"rank": "8"},
+        {"alpha": 0},
+        {"alpha": -1.0},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"alpha": True},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"dropout": None},
+        {"matrices": "query"},
+        {"matrices": ["c_attn"]},
+        {"matrices": [["query"]]},
+        {"matrices": ["key", "key"]},
+        {"matrices": []},
+        {"n_last_blocks": 0},
+        {"n_last_blocks": -1},
+        {"n_last_blocks": 1.0},
+        {"n_last_blocks": True},
+        {"head": 1},
+        {"head": None},
+        {"r": 8},
+    ],
+)
 def test_impossible_settings_are_refused(values: dict) -> None:
     with pytest.raises(UsageError):
         from_json(LoRAConfig, values)

@@ -200,9 +200,11 @@ def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Pa
         HeadConfig(labels=("ham", "spam")),
     ]
     both = Split(
-        *([replace(m, label={"early": m.label, "label": m.label}) for m in part]
-          for part in vars(split).values())
-    )  # fmt: skip
+        *(
+            [replace(m, label={"early": m.label, "label": m.label}) for m in part]
+            for part in vars(split).values()
+        )
+    )
     classifier = Classifier.on_base(tiny_checkpoint, heads=heads, lora=LORA, seed=3)
     history = go_on(classifier, both, tmp_path / "run")
     assert history[-1].train_loss < history[0].train_loss and set(history[-1].heads) == {
@@ -456,9 +458,13 @@ def train(base: Path, table: Path, out: Path, settings: ClassifierSettings, epoc
 def test_the_recipe_freezes_the_blocks(tiny_checkpoint: Path, table: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run, classifier, _ = train_classifier(
-        tiny_checkpoint, table, tmp_path / "run", settings=ClassifierSettings(lora=4),
-        quiet=True, say=said.append,
-    )  # fmt: skip
+        tiny_checkpoint,
+        table,
+        tmp_path / "run",
+        settings=ClassifierSettings(lora=4),
+        quiet=True,
+        say=said.append,
+    )
     assert classifier.description.lora == LoRAConfig(rank=4, alpha=4)
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["n_last_blocks"] == 0 and settings["lora"] == 4
@@ -518,9 +524,25 @@ def test_from_the_shell(
 ) -> None:
     run = tmp_path / "run"
     code, _, err = call(
-        capsys, "train", "--model", tiny_checkpoint, "--data", table, "--out", run, "--lora", "4",
-        "--lora-blocks", "1", "--epochs", "2", "--lr", "0.01", "--device", "cpu",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        table,
+        "--out",
+        run,
+        "--lora",
+        "4",
+        "--lora-blocks",
+        "1",
+        "--epochs",
+        "2",
+        "--lr",
+        "0.01",
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
     # one block's adapters 4 * 576, final norm 64, head 66
     assert "2,434 train" in err
@@ -546,10 +568,13 @@ def test_from_the_shell(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--lora", "33"], "rank 33 is above n_embd = 32"), (["--lora", "-1"], "lora = -1"),
-     (["--lora", "4", "--lora-blocks", "3"], "this model has 2 blocks"),
-     (["--lora-alpha", "4"], "lora says the rank")],
-)  # fmt: skip
+    [
+        (["--lora", "33"], "rank 33 is above n_embd = 32"),
+        (["--lora", "-1"], "lora = -1"),
+        (["--lora", "4", "--lora-blocks", "3"], "this model has 2 blocks"),
+        (["--lora-alpha", "4"], "lora says the rank"),
+    ],
+)
 def test_mistakes_are_told_and_leave_nothing(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys, options: list[str], message: str
 ) -> None:

@@ -48,9 +48,11 @@ def test_classes(task: str, weights: tuple[float, ...], smoothing: float) -> Non
     targets[1] = IGNORED
     targets.view(-1)[-1] = IGNORED
     expected = F.cross_entropy(
-        outputs.flatten(0, -2), targets.flatten(), label_smoothing=smoothing,
+        outputs.flatten(0, -2),
+        targets.flatten(),
+        label_smoothing=smoothing,
         weight=torch.tensor(weights) if weights else None,
-    )  # fmt: skip
+    )
     total = loss_sum(head, outputs, targets, torch.full((6,), 4))
     close(total / weight_of(head, targets), expected)
 
@@ -72,7 +74,9 @@ def test_one_output_is_binary_cross_entropy(weights: tuple[float, ...], smoothin
         no = ((1 - targets[known]) * (1 - smoothing) + smoothing / 2) * weights[0]
         expected = -(yes * z[known, 0].sigmoid().log() + no * (-z[known, 0]).sigmoid().log())
         close(loss_sum(head, z, targets, torch.ones(5)), expected.sum())
-    assert right_sum(head, z, targets, torch.ones(5)) == int(((z[known, 0] > 0) == targets[known]).sum())  # fmt: skip
+    assert right_sum(head, z, targets, torch.ones(5)) == int(
+        ((z[known, 0] > 0) == targets[known]).sum()
+    )
 
 
 @pytest.mark.parametrize("weights", [(), WEIGHTS])
@@ -164,15 +168,20 @@ def random_batch(head: HeadConfig, lengths: Tensor, missing: Tensor) -> tuple[Te
 @settings(max_examples=40, deadline=None)
 @given(
     head=st.sampled_from(HEADS),
-    texts=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), min_size=1, max_size=7),
-)  # fmt: skip
+    texts=st.lists(
+        st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), min_size=1, max_size=7
+    ),
+)
 def test_parts_of_a_batch_add_up(head: HeadConfig, texts: list[tuple[int, bool, bool]]) -> None:
     """However it is cut, each part padded to its own longest; also with all targets of a part missing."""
     lengths = torch.tensor([length for length, _, _ in texts])
     missing = torch.tensor([absent for _, absent, _ in texts])
     outputs, targets = random_batch(head, lengths, missing)
     outputs.requires_grad_(True)
-    whole, right = loss_sum(head, outputs, targets, lengths), right_sum(head, outputs.detach(), targets, lengths)  # fmt: skip
+    whole, right = (
+        loss_sum(head, outputs, targets, lengths),
+        right_sum(head, outputs.detach(), targets, lengths),
+    )
     (gradient,) = torch.autograd.grad(whole, outputs)
     cuts = [0, *(n for n, (_, _, cut) in enumerate(texts) if cut and n), len(texts)]
     parts = 0.0

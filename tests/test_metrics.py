@@ -52,7 +52,12 @@ def test_none_where_there_is_nothing_to_divide_by():
     """Class 1 is there and never called, class 2 called and never there, class 3 neither."""
     found = evaluate_predictions(np.array([0, 0, 1]), np.array([0, 2, 0]), ["a", "b", "c", "d"])
     scores = [(s.precision, s.recall, s.f1, s.support) for s in found.classes]
-    assert scores == [(0.5, 0.5, 0.5, 2), (None, 0.0, 0.0, 1), (0.0, None, 0.0, 0), (None, None, None, 0)]  # fmt: skip
+    assert scores == [
+        (0.5, 0.5, 0.5, 2),
+        (None, 0.0, 0.0, 1),
+        (0.0, None, 0.0, 0),
+        (None, None, None, 0),
+    ]
 
 
 def test_plain_python_numbers():
@@ -150,8 +155,9 @@ def test_the_report():
 def test_a_dash_where_there_is_no_number():
     lines = format_evaluation(evaluate_predictions(np.array([0]), np.array([0]), ["a", "b"]))
     assert [line.split() for line in lines.splitlines() if line.startswith("b")] == [
-        ["b", "-", "-", "-", "0"], ["b", "0", "0"],
-    ]  # fmt: skip
+        ["b", "-", "-", "-", "0"],
+        ["b", "0", "0"],
+    ]
 
 
 @pytest.mark.parametrize("labels", [["a", "b"], ["x" * 30, "b"], ["ham", "a rather long label"]])

@@ -77,7 +77,11 @@ def test_the_tied_head_is_one_parameter(tiny_gpt2):
 def test_parameter_counts(size, published):
     config = SIZES[size]
     C = config.n_embd
-    norm, attention, mlp = 2 * C, (3 * C * C + 3 * C) + (C * C + C), (4 * C * C + 4 * C) + (4 * C * C + C)  # fmt: skip
+    norm, attention, mlp = (
+        2 * C,
+        (3 * C * C + 3 * C) + (C * C + C),
+        (4 * C * C + 4 * C) + (4 * C * C + C),
+    )
     block = norm + attention + norm + mlp
     assert 50257 * C + 1024 * C + config.n_layer * block + norm == published
     with torch.device("meta"):
@@ -307,9 +311,17 @@ def test_generate_refuses_nonsense(tiny_gpt2, bad):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_vocab", 0), ("n_ctx", -1), ("n_embd", 768.0), ("n_head", "12"), ("n_layer", None),
-     ("n_layer", True), ("n_vocab", 10**8), ("n_ctx", float("nan"))],
-)  # fmt: skip
+    [
+        ("n_vocab", 0),
+        ("n_ctx", -1),
+        ("n_embd", 768.0),
+        ("n_head", "12"),
+        ("n_layer", None),
+        ("n_layer", True),
+        ("n_vocab", 10**8),
+        ("n_ctx", float("nan")),
+    ],
+)
 def test_a_bad_size_is_named(name, value):
     with pytest.raises(CheckpointError, match=f"{name} = {value!r}: it must be a whole number"):
         GPT2Config(**{name: value})
@@ -369,11 +381,23 @@ def test_missing_hparams(tmp_path):
 
 
 HUGGING_FACE = {  # from the config.json of huggingface.co/openai-community/gpt2, made smaller
-    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
-    "bos_token_id": 276, "embd_pdrop": 0.1, "eos_token_id": 276, "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 16, "n_embd": 8, "n_head": 2,
-    "n_layer": 2, "n_positions": 16, "resid_pdrop": 0.1, "vocab_size": 277,
-}  # fmt: skip
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 276,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 276,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 16,
+    "n_embd": 8,
+    "n_head": 2,
+    "n_layer": 2,
+    "n_positions": 16,
+    "resid_pdrop": 0.1,
+    "vocab_size": 277,
+}
 
 
 def test_hugging_faces_config_is_understood(tmp_path):
@@ -383,10 +407,16 @@ def test_hugging_faces_config_is_understood(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("model_type", "llama"), ("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6),
-     ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True),
-     ("add_cross_attention", True), ("n_inner", 16)],
-)  # fmt: skip
+    [
+        ("model_type", "llama"),
+        ("activation_function", "gelu"),
+        ("layer_norm_epsilon", 1e-6),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
+        ("n_inner", 16),
+    ],
+)
 def test_another_architecture_is_refused(tmp_path, name, value):
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE | {name: value}))
     with pytest.raises(CheckpointError, match=rf"config.json: {name} is {value!r}; GPT-2 has"):

@@ -22,11 +22,20 @@ def body(card: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("model", "base"), [("124M", "openai-community/gpt2"), ("1558M", "openai-community/gpt2-xl"), ("mini", None), ("/x/y", None)]
-)  # fmt: skip
+    ("model", "base"),
+    [
+        ("124M", "openai-community/gpt2"),
+        ("1558M", "openai-community/gpt2-xl"),
+        ("mini", None),
+        ("/x/y", None),
+    ],
+)
 def test_the_head_is_read_by_the_hub(model, base):
     data = ModelCard(model_card(run_facts(model=model))).data.to_dict()
-    expected = {"tags": ["gpt2", "gpt2-from-scratch", "text-classification"], "metrics": ["accuracy"]}  # fmt: skip
+    expected = {
+        "tags": ["gpt2", "gpt2-from-scratch", "text-classification"],
+        "metrics": ["accuracy"],
+    }
     assert data == expected | ({"base_model": base} if base else {})  # no licence, no language
 
 
@@ -34,9 +43,14 @@ def test_all_its_sections_are_there():
     read = rendered(body(model_card(run_facts(assessment=assessed(twins=100), n_near_twins=100))))
     assert read.texts["h1"] == ["GPT-2 mini on inbox.csv"]
     assert read.texts["h2"] == [
-        "What it was trained on", "How good it is", "Calibration", "What it is for", "Limits",
-        "How to load it", "Versions",
-    ]  # fmt: skip
+        "What it was trained on",
+        "How good it is",
+        "Calibration",
+        "What it is for",
+        "Limits",
+        "How to load it",
+        "Versions",
+    ]
     told = " ".join(read.texts["p"])
     assert "95.0 % (285 of 300 right" in told and "92.5 % (185 of 200 right" in told
     assert "temperature 1.50" in told and "equal texts count once" in told
@@ -58,10 +72,28 @@ def test_limits_are_the_warnings():
 
 
 HOSTILE = [
-    "<script>alert(1)</script>", "*a* _b_ `c` ~~d~~", "[x](http://evil.example)", "![x](y)", "| a | b |",
-    "# heading", "1. item", "- item", "+ item", "---", "&lt; &amp;", "a\\", "\\*", "$x$", "<http://evil.example>",
-    "line\nbreak", "===", "> quote", "2) item", "``` sh", "[ref]: http://x",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "*a* _b_ `c` ~~d~~",
+    "[x](http://evil.example)",
+    "![x](y)",
+    "| a | b |",
+    "# heading",
+    "1. item",
+    "- item",
+    "+ item",
+    "---",
+    "&lt; &amp;",
+    "a\\",
+    "\\*",
+    "$x$",
+    "<http://evil.example>",
+    "line\nbreak",
+    "===",
+    "> quote",
+    "2) item",
+    "``` sh",
+    "[ref]: http://x",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -70,7 +102,17 @@ def test_what_is_escaped_is_shown_as_it_is(text):
     shown = " ".join(text.split())
     assert read.texts["p"] == [shown] and read.texts["li"][0].strip() == shown
     assert read.texts["td"] == [shown]
-    assert {tag for tag, _ in read.tags} == {"p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}  # fmt: skip
+    assert {tag for tag, _ in read.tags} == {
+        "p",
+        "ul",
+        "li",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,7 +137,9 @@ def test_code_does_not_end_early():
 def test_hostile_labels_stay_in_their_cells():
     evil = ("ham | <b>\n---", "](x) `")
     counts = {p: dict.fromkeys(evil, 150) for p in ("train", "val", "test")}
-    facts = run_facts(counts=counts, scores=scored(answers(300, 15, evil)), data="a_b*.csv", run="```")  # fmt: skip
+    facts = run_facts(
+        counts=counts, scores=scored(answers(300, 15, evil)), data="a_b*.csv", run="```"
+    )
     read = rendered(body(model_card(facts)))
     assert read.texts["td"][0] == "ham | <b> ---" and read.texts["td"][4] == "](x) `"
     assert not {"b", "a", "hr", "em"} & {tag for tag, _ in read.tags}
@@ -105,7 +149,9 @@ def test_hostile_labels_stay_in_their_cells():
 def test_another_task():
     scores = SpanScores(290, 300, (0.94, 0.98), 0.97)
     counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
-    card = model_card(run_facts(task="span", scores=scores, counts=counts, assessment=None, baselines=[]))  # fmt: skip
+    card = model_card(
+        run_facts(task="span", scores=scores, counts=counts, assessment=None, baselines=[])
+    )
     data = ModelCard(card).data.to_dict()
     assert data["metrics"] == ["f1"] and "question-answering" in data["tags"]
     read = rendered(body(card))

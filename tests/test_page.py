@@ -37,9 +37,11 @@ HOSTILE = {
 
 def page(text: str) -> Page:
     parts = [
-        Text(text), Preformatted(text), Table([text, "n"], [[text, "1"]], caption=text),
+        Text(text),
+        Preformatted(text),
+        Table([text, "n"], [[text, "1"]], caption=text),
         Texts([(text, text, text, 0.987)]),
-    ]  # fmt: skip
+    ]
     return Page(text, [text, "second"], [text], [Section(text, parts)] * 3)
 
 
@@ -57,7 +59,37 @@ def test_hostile_texts_come_out_as_text(name):
     assert {tag: read.texts[tag].count(text) for tag in expected} == expected
     assert read.texts["th"].count(text) == 6
     tags = {tag for tag, _ in read.tags}
-    assert tags <= {"html", "head", "meta", "title", "style", "body", "header", "h1", "div", "p", "aside", "h2", "ul", "li", "nav", "a", "main", "section", "pre", "table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "span"}  # fmt: skip
+    assert tags <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "h1",
+        "div",
+        "p",
+        "aside",
+        "h2",
+        "ul",
+        "li",
+        "nav",
+        "a",
+        "main",
+        "section",
+        "pre",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "details",
+        "summary",
+        "span",
+    }
     if len(text) < 300:
         assert read.texts["td"].count(text) == 9  # text, true and predicted of three tables
     else:  # shown in two pieces
@@ -78,7 +110,9 @@ def test_the_page_asks_nobody_for_anything():
     html = render(Page("t", [], [], [Section("s", [Picture(figure(), 'a "line"')])]))
     read = Reader(html)
     assert html.startswith("<!doctype html>\n<html lang=")
-    policy = [m["content"] for m in read.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]  # fmt: skip
+    policy = [
+        m["content"] for m in read.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert {"charset": "utf-8"} in read.all("meta")
     assert any(m.get("name") == "viewport" for m in read.all("meta"))

@@ -42,9 +42,14 @@ def installed(site_packages: Path, **variables: str) -> dict[str, str]:
     )
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES} | variables
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
-        cwd=site_packages, env=environment | {"PYTHONPATH": str(site_packages)},
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=site_packages,
+        env=environment | {"PYTHONPATH": str(site_packages)},
+    )
     return dict(zip(("home", "embedded", "mini"), json.loads(found.stdout), strict=True))
 
 

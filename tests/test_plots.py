@@ -128,10 +128,16 @@ def test_confusion_cells_hold_the_counts_and_the_shares_of_their_row():
     axes = plot_confusion(scored(counts, ["ham", "$x_1$", "no_one"])).axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {
-        (0, 0): "50\n83.3 %", (1, 0): "10\n16.7 %", (2, 0): "0\n0.0 %",
-        (0, 1): "3\n6.8 %", (1, 1): "40\n90.9 %", (2, 1): "1\n2.3 %",
-        (0, 2): "0\n–", (1, 2): "0\n–", (2, 2): "0\n–",
-    }  # fmt: skip
+        (0, 0): "50\n83.3 %",
+        (1, 0): "10\n16.7 %",
+        (2, 0): "0\n0.0 %",
+        (0, 1): "3\n6.8 %",
+        (1, 1): "40\n90.9 %",
+        (2, 1): "1\n2.3 %",
+        (0, 2): "0\n–",
+        (1, 2): "0\n–",
+        (2, 2): "0\n–",
+    }
     assert np.allclose(axes.images[0].get_array()[1], [3 / 44, 40 / 44, 1 / 44])
     for axis in (axes.xaxis, axes.yaxis):
         assert [label.get_text() for label in axis.get_ticklabels()] == ["ham", "$x_1$", "no_one"]
@@ -169,9 +175,17 @@ def test_seconds_are_stacked_in_the_order_given():
     }
     steps, looks, once = map(to_rgb, PALETTE[:3])
     found = {key: (bar.get_x(), bar.get_width()) for key, bar in bars.items()}
-    assert found == {(0, steps): (0, 90), (0, looks): (90, 10), (1, steps): (0, 1), (1, once): (1, 3)}  # fmt: skip
+    assert found == {
+        (0, steps): (0, 90),
+        (0, looks): (90, 10),
+        (1, steps): (0, 1),
+        (1, once): (1, 3),
+    }
     assert [bar.get_linewidth() for bar in axes.patches] == [1.5] * 4  # seen even if thin
-    assert [text.get_text() for text in axes.texts] == ["100 seconds", "4.00 seconds  (25 times less)"]  # fmt: skip
+    assert [text.get_text() for text in axes.texts] == [
+        "100 seconds",
+        "4.00 seconds  (25 times less)",
+    ]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "ours_$x$_1"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     assert (axes.get_title(), axes.get_xlabel()) == ("Where the time goes", "seconds")
@@ -188,10 +202,16 @@ def test_a_bar_of_next_to_nothing_is_seen(tmp_path):
 
 @pytest.mark.parametrize(
     ("amount", "total", "axis"),
-    [(0.0, "0 adds", "adds"), (0.0123, "0.0123 adds", "adds"), (12.34, "12.3 adds", "adds"),
-     (98765, "98,765 adds", "adds"), (4.731e6, "4.73 million", "million adds"),
-     (2e10, "20.0 billion", "billion adds"), (7e14, "700 trillion", "trillion adds")],
-)  # fmt: skip
+    [
+        (0.0, "0 adds", "adds"),
+        (0.0123, "0.0123 adds", "adds"),
+        (12.34, "12.3 adds", "adds"),
+        (98765, "98,765 adds", "adds"),
+        (4.731e6, "4.73 million", "million adds"),
+        (2e10, "20.0 billion", "billion adds"),
+        (7e14, "700 trillion", "trillion adds"),
+    ],
+)
 def test_amounts_of_every_size(amount, total, axis):
     axes = plot_seconds({"a": {"x": amount}}, unit="adds", title="Work").axes[0]
     assert axes.texts[0].get_text() == total
@@ -217,11 +237,13 @@ def test_seconds_that_are_none(seconds):
 def probed(layers: int, *poolings: Pooling) -> list[Probe]:
     """Right more often the deeper they read, and once more behind the final norm."""
     return [
-        Probe(n, norm, p, 0.1, 99, 1.0, 0.8, n + norm + 7, 60, wilson_interval(n + norm + 7, 60), 0.4)
+        Probe(
+            n, norm, p, 0.1, 99, 1.0, 0.8, n + norm + 7, 60, wilson_interval(n + norm + 7, 60), 0.4
+        )
         for p in poolings
         for norm in (False, True)
         for n in range(layers)
-    ]  # fmt: skip
+    ]
 
 
 def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
@@ -260,9 +282,18 @@ def test_no_probes():
 
 @pytest.mark.parametrize(
     ("token", "seen"),
-    [(" free", "·free"), ("\n", "↵"), ("\t\r", "⇥\\r"), ("$x_1$", "$x_1$"), ("\x1b[0m", "\\x1b[0m"),
-     ("\ud83d", "\\ud83d"), ("\ufffd", "\ufffd"), ("é中", "é□"), ("abcdefghij", "abcdefgh…")],
-)  # fmt: skip
+    [
+        (" free", "·free"),
+        ("\n", "↵"),
+        ("\t\r", "⇥\\r"),
+        ("$x_1$", "$x_1$"),
+        ("\x1b[0m", "\\x1b[0m"),
+        ("\ud83d", "\\ud83d"),
+        ("\ufffd", "\ufffd"),
+        ("é中", "é□"),
+        ("abcdefghij", "abcdefgh…"),
+    ],
+)
 def test_tokens_are_visible(token, seen):
     assert shown(token, 9) == seen
 

@@ -43,15 +43,32 @@ from gpt2_from_scratch.weights import load_gpt2, save_gpt2
 
 N_LAYER = 3
 TEXTS = [
-    "the cat is in the house", "the cat", "", "the cat is in the house", "win", "the",
-    "where is it\nthe cat is in the house", " \n ", "héllo 🎉  there", "you and the other one " * 20,
-    "héllo 🎉  there", "what is it\n", "where is the cat and where is the hat and you\nhere", "the ",
-]  # fmt: skip
+    "the cat is in the house",
+    "the cat",
+    "",
+    "the cat is in the house",
+    "win",
+    "the",
+    "where is it\nthe cat is in the house",
+    " \n ",
+    "héllo 🎉  there",
+    "you and the other one " * 20,
+    "héllo 🎉  there",
+    "what is it\n",
+    "where is the cat and where is the hat and you\nhere",
+    "the ",
+]
 LABEL = HeadConfig("label", labels=("ham", "other", "spam"))
 LAYERS = HeadConfig(
-    "layers", labels=("a", "b"), layer=1, final_norm=False, pooling="first_token", hidden=(8, 5),
-    activation="gelu", dropout=0.3,
-)  # fmt: skip
+    "layers",
+    labels=("a", "b"),
+    layer=1,
+    final_norm=False,
+    pooling="first_token",
+    hidden=(8, 5),
+    activation="gelu",
+    dropout=0.3,
+)
 SIGMOID = HeadConfig("sigmoid", labels=("no", "yes"), one_output=True, pooling="mean")
 TOPICS = HeadConfig("topics", task="multi-label", labels=("x", "y", "z"), layer=2)
 STARS = HeadConfig(
@@ -131,13 +148,20 @@ def plain_answer(
     names = head.labels
     if head.task == "classification":
         z = float(outputs[0])
-        shares = [1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))] if head.one_output else softmax(outputs)  # fmt: skip
+        shares = (
+            [1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))] if head.one_output else softmax(outputs)
+        )
         return Choice(names[int(np.argmax(shares))], dict(zip(names, shares, strict=True)))
     if head.task == "multi-label":
         shares = dict(zip(names, 1 / (1 + np.exp(-outputs.astype(float))), strict=True))
         return Labels([name for name in names if shares[name] > 0.5], shares)
     if head.task == "regression":
-        return Values({n: float(x) * s + c for n, x, s, c in zip(names, outputs, head.scale, head.center, strict=True)})  # fmt: skip
+        return Values(
+            {
+                n: float(x) * s + c
+                for n, x, s, c in zip(names, outputs, head.scale, head.center, strict=True)
+            }
+        )
     if head.task == "token-classification":
         return plain_tags(head, outputs, text, ids, tokenizer)
     if head.task == "span":
@@ -320,8 +344,11 @@ def test_words_that_are_given_are_tagged(base: Path) -> None:
     outputs[0, owner[4]] = torch.tensor([5.0, 0, 0])
     (found,) = answers(TAGS, outputs, [text], [ids], tokenizer, [words])
     assert [(w.word, w.label) for w in found.words] == [
-        ("the", "O"), ("cat", "B-x"), ("c", "B-x"), ("here", "O")
-    ]  # fmt: skip
+        ("the", "O"),
+        ("cat", "B-x"),
+        ("c", "B-x"),
+        ("here", "O"),
+    ]
     assert found.words[3].probability == 0 < found.words[0].probability
     assert found.entities == [Span(4, 7, "x"), Span(4, 5, "x")]
     plain = replace(TAGS, labels=("noun", "verb"))
@@ -379,7 +406,9 @@ def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfi
     assert together_gradients.keys() == expected.keys()
     for name, gradient in expected.items():
         size = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(together_gradients[name], gradient, atol=1e-5 * size, rtol=0, msg=name)  # fmt: skip
+        torch.testing.assert_close(
+            together_gradients[name], gradient, atol=1e-5 * size, rtol=0, msg=name
+        )
 
 
 @pytest.mark.parametrize("head", [LABEL, LAYERS, SIGMOID, TAGS], ids=lambda head: head.name)

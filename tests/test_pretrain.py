@@ -37,9 +37,20 @@ from gpt2_from_scratch.tokenizer import Tokenizer
 from gpt2_from_scratch.weights import load_gpt2
 
 CONFIG = PretrainConfig(
-    n_vocab=300, n_ctx=32, n_embd=16, n_head=2, n_layer=1, steps=8, tokens=64, row=16, long_every=3,
-    warmup=2, decay=0.5, lr=0.02, save_every=4,
-)  # fmt: skip
+    n_vocab=300,
+    n_ctx=32,
+    n_embd=16,
+    n_head=2,
+    n_layer=1,
+    steps=8,
+    tokens=64,
+    row=16,
+    long_every=3,
+    warmup=2,
+    decay=0.5,
+    lr=0.02,
+    save_every=4,
+)
 CPU = torch.device("cpu")
 
 
@@ -55,7 +66,9 @@ def write_documents(path: Path, seed: int, n: int = 60, held_out: int = 1) -> No
     draw, documents = random.Random(seed), []
     while n or held_out:
         names = [draw.choice(["the cat", "the dog", "you", "a man"]) for _ in range(4)]
-        document = f"{names[0]} saw {names[1]} on day {draw.randrange(99)}\nand {names[2]} saw {names[3]}"  # fmt: skip
+        document = (
+            f"{names[0]} saw {names[1]} on day {draw.randrange(99)}\nand {names[2]} saw {names[3]}"
+        )
         if is_held_out(document):
             held_out -= held_out > 0
         elif n:
@@ -127,10 +140,16 @@ def test_the_files_load(finished_once):
     settings = json.loads((out / "pretraining.json").read_text())
     assert settings == asdict(CONFIG) | {"torch": torch.__version__}
     assert sorted(path.name for path in out.iterdir()) == [
-        "encoder.json", "hparams.json", "model.safetensors", "pretraining.json",
-        "pretraining.jsonl", "pretraining.png", "state-00000004.safetensors",
-        "state-00000008.safetensors", "vocab.bpe",
-    ]  # fmt: skip
+        "encoder.json",
+        "hparams.json",
+        "model.safetensors",
+        "pretraining.json",
+        "pretraining.jsonl",
+        "pretraining.png",
+        "state-00000004.safetensors",
+        "state-00000008.safetensors",
+        "vocab.bpe",
+    ]
 
 
 def test_a_run_equals_a_plain_loop(corpus, finished_once):

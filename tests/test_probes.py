@@ -163,8 +163,10 @@ def test_probes_are_scored_as_scikit_learn_would(
     found = probe_layers(tiny_gpt2, tokenizer, split, poolings=("mean", "last_token"))
     assert [(p.pooling, p.final_norm, p.layer) for p in found] == [
         (pooling, norm, n)
-        for pooling in ("mean", "last_token") for norm in (False, True) for n in range(3)
-    ]  # fmt: skip
+        for pooling in ("mean", "last_token")
+        for norm in (False, True)
+        for n in range(3)
+    ]
     parts = (split.train, split.val, split.test)
     encoded = [tokenizer.encode(m.text) for part in parts for m in part]
     y = [m.label for part in parts for m in part]
@@ -217,13 +219,16 @@ def test_long_texts_are_cut_and_told(tiny_gpt2: GPT2, tokenizer: Tokenizer, spli
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"train": []}, "training part has no texts"), ({"val": []}, "validation part has no texts"),
-     ({"test": []}, "test part has no texts"),
-     ({"train": messages(1, 9, kinds=1)}, "one label only"),
-     ({"val": [Message("a", "kind 3")]}, r"\['kind 3'\] are not in the training part"),
-     ({"test": [Message("a", "other")]}, r"\['other'\] are not in the training part"),
-     ({"test": [Message("a", (0.5,))]}, "a label must be a string")],
-)  # fmt: skip
+    [
+        ({"train": []}, "training part has no texts"),
+        ({"val": []}, "validation part has no texts"),
+        ({"test": []}, "test part has no texts"),
+        ({"train": messages(1, 9, kinds=1)}, "one label only"),
+        ({"val": [Message("a", "kind 3")]}, r"\['kind 3'\] are not in the training part"),
+        ({"test": [Message("a", "other")]}, r"\['other'\] are not in the training part"),
+        ({"test": [Message("a", (0.5,))]}, "a label must be a string"),
+    ],
+)
 def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, told) -> None:
     with pytest.raises(DataError, match=told):
         probe_layers(tiny_gpt2, tokenizer, Split(**(vars(split) | changed)))
@@ -231,10 +236,15 @@ def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, told
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"poolings": []}, "some different ones"), ({"poolings": "mean"}, "some different ones"),
-     ({"poolings": ["mean", "mean"]}, "some different ones"), ({"poolings": ["max"]}, "'max' is none"),
-     ({"penalties": []}, "at least one"), ({"penalties": [1.0, 0.0]}, "l2 = 0.0")],
-)  # fmt: skip
+    [
+        ({"poolings": []}, "some different ones"),
+        ({"poolings": "mean"}, "some different ones"),
+        ({"poolings": ["mean", "mean"]}, "some different ones"),
+        ({"poolings": ["max"]}, "'max' is none"),
+        ({"penalties": []}, "at least one"),
+        ({"penalties": [1.0, 0.0]}, "l2 = 0.0"),
+    ],
+)
 def test_settings_that_make_no_sense(tiny_gpt2, tokenizer, split, settings, told) -> None:
     with pytest.raises(UsageError, match=told):
         probe_layers(tiny_gpt2, tokenizer, split, **settings)

@@ -30,8 +30,9 @@ def test_longer_is_the_area_under_the_curve(seed):
 
 def test_lengths_by_hand():
     assert lengths_by_label([3, 3, 5], ["a", "b", "b"]) == {
-        "a": LabelLengths(3.0, 0.25), "b": LabelLengths(4.0, 0.75),
-    }  # fmt: skip
+        "a": LabelLengths(3.0, 0.25),
+        "b": LabelLengths(4.0, 0.75),
+    }
     assert lengths_by_label([3, 4], ["a", "a"]) == {"a": LabelLengths(3.5, None)}
     assert lengths_by_label([], []) == {} and spread([]) is None
     assert spread([5, 1, 2]) == Lengths(1, 2.0, 5)
@@ -49,8 +50,12 @@ def test_uneven_labels(ham, told):
 
 @pytest.mark.parametrize(
     ("ham", "spam", "expected"),
-    [(0.21, 0.79, ""), (0.15, 0.85, "spam is the longer in 85 %"), (0.05, None, "ham is the shorter in 95 %")],
-)  # fmt: skip
+    [
+        (0.21, 0.79, ""),
+        (0.15, 0.85, "spam is the longer in 85 %"),
+        (0.05, None, "ham is the shorter in 95 %"),
+    ],
+)
 def test_telling_lengths(ham, spam, expected):
     lengths = {"ham": LabelLengths(3.0, ham), "spam": LabelLengths(4.0, spam)}
     (found,) = remarks({"ham": 1, "spam": 1}, lengths, None) or [""]

@@ -304,8 +304,19 @@ def test_no_memory_at_all_is_exit_6(tiny_checkpoint, table, tmp_path, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Classifier, "batch_outputs", none)
-    code = cli.main(["train", "--model", str(tiny_checkpoint), "--data", str(table),
-                     "--out", str(tmp_path / "run"), "--device", "cpu"])  # fmt: skip
+    code = cli.main(
+        [
+            "train",
+            "--model",
+            str(tiny_checkpoint),
+            "--data",
+            str(table),
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert code == 6 and "--max-tokens" in capsys.readouterr().err
 
 
@@ -324,10 +335,16 @@ def test_a_file_changed_since_is_refused(tiny_checkpoint, table, tmp_path, name,
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "not JSON"), ("[]", "object"), ('{"sha256": 3}', "no files"),
-     ('{"sha256": {"../x": "0"}}', "no file of its folder"), ('{"sha256": {}}', "not in MANIFEST"),
-     ('{"sha256": {}, "sha256": {}}', "twice"), ('{"sha256": {"best.safetensors": NaN}}', "NaN")],
-)  # fmt: skip
+    [
+        ("", "not JSON"),
+        ("[]", "object"),
+        ('{"sha256": 3}', "no files"),
+        ('{"sha256": {"../x": "0"}}', "no file of its folder"),
+        ('{"sha256": {}}', "not in MANIFEST"),
+        ('{"sha256": {}, "sha256": {}}', "twice"),
+        ('{"sha256": {"best.safetensors": NaN}}', "NaN"),
+    ],
+)
 def test_a_manifest_that_is_none_is_told(unbroken, tiny_checkpoint, tmp_path, content, message):
     (tmp_path / "best.safetensors").write_bytes((unbroken / "best.safetensors").read_bytes())
     (tmp_path / "MANIFEST.json").write_text(content)
@@ -475,10 +492,24 @@ def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monk
 
 @pytest.mark.parametrize(
     "damage",
-    [{"data": 5}, {"data": None}, {"model": []}, {"seed": 1.5}, {"max_tokens": "5"}, {"zzz": 1},
-     {"resume": True}, {"say": 1}, {"final_norm": None}, {"text_column": None}, {"keep_empty": "no"},
-     {"cache": 1}, {"dtype": "float64"}, {"encoding": 5}, {"n_last_blocks": True}],
-)  # fmt: skip
+    [
+        {"data": 5},
+        {"data": None},
+        {"model": []},
+        {"seed": 1.5},
+        {"max_tokens": "5"},
+        {"zzz": 1},
+        {"resume": True},
+        {"say": 1},
+        {"final_norm": None},
+        {"text_column": None},
+        {"keep_empty": "no"},
+        {"cache": 1},
+        {"dtype": "float64"},
+        {"encoding": 5},
+        {"n_last_blocks": True},
+    ],
+)
 def test_settings_of_other_types_are_told(
     tiny_checkpoint, table, tmp_path, unbroken, damage, capsys
 ):

@@ -39,8 +39,12 @@ def test_the_first_lines():
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(None, "were trained, with seed"), (119, "trained, in 119.0 seconds, with"), (150, "in 2.5 minutes,")],
-)  # fmt: skip
+    [
+        (None, "were trained, with seed"),
+        (119, "trained, in 119.0 seconds, with"),
+        (150, "in 2.5 minutes,"),
+    ],
+)
 def test_the_time_is_told_if_known(seconds, told):
     assert told in trained_on(run_facts(seconds=seconds))
 
@@ -104,28 +108,49 @@ SMALL = {
     "baselines": [],
 }
 LOPSIDED = scored(answers(300, 15))
-LOPSIDED = replace(LOPSIDED, classes=[
-    ClassScores("ham", 0.95, 0.95, 0.95, 150), ClassScores("spam", 0.95, 0.8, 0.87, 150),
-])  # fmt: skip
-OTHER_SIDE = replace(LOPSIDED, classes=[ClassScores("ham", 0.8, 0.95, 0.87, 150), ClassScores("spam", 0.95, 0.9, 0.92, 150)])  # fmt: skip
-SILENT = replace(LOPSIDED, classes=[ClassScores("ham", 0.5, 1.0, 0.67, 150), ClassScores("spam", None, 0.0, 0.0, 150)])  # fmt: skip
-EVEN = replace(LOPSIDED, classes=[ClassScores("ham", 0.95, 0.86, 0.9, 150), ClassScores("spam", 0.86, 0.95, 0.9, 150)])  # fmt: skip
+LOPSIDED = replace(
+    LOPSIDED,
+    classes=[
+        ClassScores("ham", 0.95, 0.95, 0.95, 150),
+        ClassScores("spam", 0.95, 0.8, 0.87, 150),
+    ],
+)
+OTHER_SIDE = replace(
+    LOPSIDED,
+    classes=[ClassScores("ham", 0.8, 0.95, 0.87, 150), ClassScores("spam", 0.95, 0.9, 0.92, 150)],
+)
+SILENT = replace(
+    LOPSIDED,
+    classes=[ClassScores("ham", 0.5, 1.0, 0.67, 150), ClassScores("spam", None, 0.0, 0.0, 150)],
+)
+EVEN = replace(
+    LOPSIDED,
+    classes=[ClassScores("ham", 0.95, 0.86, 0.9, 150), ClassScores("spam", 0.86, 0.95, 0.9, 150)],
+)
 TWINLESS = binomtest(185, 200).proportion_ci(method="wilson")
 CASES = {
     "small test": (SMALL, "The test part is small: 120 texts leave 4 points of doubt"),
     "near twins": (
-        {"n_near_twins": 100, "assessment": replace(assessed(twins=100), temperature=1.0, thresholds=[])},
+        {
+            "n_near_twins": 100,
+            "assessment": replace(assessed(twins=100), temperature=1.0, thresholds=[]),
+        },
         "100 of 300 texts to test have a near twin in training, so that the score tells in part what "
         "was remembered. On those that have none its accuracy is 92.5 % (185 of 200 right; 95 % interval "
-        f"{100 * TWINLESS.low:.1f} to {100 * TWINLESS.high:.1f}). \"train --together near-twins\" splits",
+        f'{100 * TWINLESS.low:.1f} to {100 * TWINLESS.high:.1f}). "train --together near-twins" splits',
     ),
     "one near twin": ({"n_near_twins": 1}, "1 of 300 texts to test has a near twin"),
     "baseline as good": (
-        {"baselines": [baseline("bag", 18)]}, "A text baseline, bag, is about as good (94.0 % of the same"
+        {"baselines": [baseline("bag", 18)]},
+        "A text baseline, bag, is about as good (94.0 % of the same",
     ),
-    "baseline better": ({"baselines": [baseline("bag", 12)]}, "A text baseline, bag, is as good or better (96.0 %"),
+    "baseline better": (
+        {"baselines": [baseline("bag", 12)]},
+        "A text baseline, bag, is as good or better (96.0 %",
+    ),
     "baseline untested": (
-        {"baselines": [(*baseline("bag", 15)[:2], None)]}, "A text baseline, bag, is as good or better"
+        {"baselines": [(*baseline("bag", 15)[:2], None)]},
+        "A text baseline, bag, is as good or better",
     ),
     "uneven": (
         {"counts": run_facts().counts | {"train": {"ham": 301, "spam": 100}}},
@@ -134,11 +159,18 @@ CASES = {
     ),
     "cut": ({"n_cut": 17}, "17 texts of all parts were cut to their first 384 tokens"),
     "epoch": (
-        {"history": [Epoch(1, 0.7, 0.5, 0.69, 0.6), Epoch(2, 0.6, 0.6, 0.5, 0.8), Epoch(3, 0.5, 0.7, 0.6, 0.7)]},
+        {
+            "history": [
+                Epoch(1, 0.7, 0.5, 0.69, 0.6),
+                Epoch(2, 0.6, 0.6, 0.5, 0.8),
+                Epoch(3, 0.5, 0.7, 0.6, 0.7),
+            ]
+        },
         "The part to choose by has chosen the epoch (2 of 3), so that",
     ),
     "temperature": (
-        {"assessment": assessed()}, "has chosen the temperature (1.50) and the thresholds, so that"
+        {"assessment": assessed()},
+        "has chosen the temperature (1.50) and the thresholds, so that",
     ),
     "one side": (
         {"scores": LOPSIDED, "baselines": []},
@@ -148,12 +180,15 @@ CASES = {
         {"scores": OTHER_SIDE, "baselines": []},
         "texts that are ham 95.0 % are found, of those called ham 80.0 % are.",
     ),
-    "never": ({"scores": SILENT, "baselines": []}, "spam was never answered, though 150 texts of the test are"),
+    "never": (
+        {"scores": SILENT, "baselines": []},
+        "spam was never answered, though 150 texts of the test are",
+    ),
     "few to choose by": (
         {"counts": run_facts().counts | {"val": {"ham": 49, "spam": 50}}},
         "The part to choose by has 99 texts only: one text more or less right moves its score by 1.0 points.",
     ),
-}  # fmt: skip
+}
 SPARED = {
     "test large enough": {},
     "half an interval": {"scores": scored(answers(210, 10)), "baselines": []},  # 3.0 points
@@ -210,8 +245,12 @@ def test_the_doubt_is_half_of_wilsons_interval():
 
 @pytest.mark.parametrize(
     "scores",
-    [LanguageScores(1, 5, 2.0, 7.4, 1.0), RegressionScores(300, 0.5, []), SpanScores(290, 300, (0.94, 0.98), 0.97)],
-)  # fmt: skip
+    [
+        LanguageScores(1, 5, 2.0, 7.4, 1.0),
+        RegressionScores(300, 0.5, []),
+        SpanScores(290, 300, (0.94, 0.98), 0.97),
+    ],
+)
 def test_other_tasks_are_told_by_their_own_scores(scores):
     counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
     facts = run_facts(scores=scores, task="span", counts=counts, assessment=None, baselines=[])
@@ -251,7 +290,10 @@ def test_labels_do_not_break_lines():
     assert "to tell a b from c\ufffd[31m." in trained_on(run_facts(counts=counts))
 
 
-@pytest.mark.parametrize(("names", "told"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (list("abc"), "a, b and c")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (list("abc"), "a, b and c")],
+)
 def test_names_in_a_row(names, told):
     assert listed(names) == told
 
@@ -261,7 +303,11 @@ def test_commands_name_the_folder_whatever_it_is_called(run):
     for line in shell_commands(run_facts(run=run)).splitlines():
         words = shlex.split(line)
         assert words[0] == "gpt2-classifier" and words[2] == run
-    strings = [n.value for n in ast.walk(ast.parse(python_lines(run_facts(run=run)))) if isinstance(n, ast.Constant)]  # fmt: skip
+    strings = [
+        n.value
+        for n in ast.walk(ast.parse(python_lines(run_facts(run=run))))
+        if isinstance(n, ast.Constant)
+    ]
     assert run in strings
 
 

@@ -17,9 +17,20 @@ from gpt2_from_scratch.score_tables import format_scores
 from gpt2_from_scratch.scores import SpanScores
 
 ALL = [
-    "What was trained", "Data", "Ledger", "Curves", "Scores", "Confusion", "Baselines on the same split",
-    "Calibration", "Thresholds", "Mistakes", "Least certain", "How to use it", "Versions and seeds",
-]  # fmt: skip
+    "What was trained",
+    "Data",
+    "Ledger",
+    "Curves",
+    "Scores",
+    "Confusion",
+    "Baselines on the same split",
+    "Calibration",
+    "Thresholds",
+    "Mistakes",
+    "Least certain",
+    "How to use it",
+    "Versions and seeds",
+]
 
 
 def whole() -> RunFacts:
@@ -37,7 +48,9 @@ def test_all_of_it_in_order():
     assert page.title == "GPT-2 mini on inbox.csv"
     assert page.summary == [trained_on(facts), how_good(facts), against_baselines(facts)]
     assert [section.title for section in page.sections] == ALL
-    pictures = [part for section in page.sections for part in section.parts if isinstance(part, Picture)]  # fmt: skip
+    pictures = [
+        part for section in page.sections for part in section.parts if isinstance(part, Picture)
+    ]
     assert len(pictures) == 4 and all(len(picture.alt) > 40 for picture in pictures)
 
 
@@ -58,9 +71,14 @@ def test_nobodys_folders_are_on_it():
 
 @pytest.mark.parametrize(
     ("settings", "blocks"),
-    [({"n_last_blocks": 0}, "none"), ({"n_last_blocks": 1}, "the last"), ({"n_last_blocks": 3}, "the last 3"),
-     ({"n_last_blocks": 1, "trainable": "head.*"}, "head.*"), ({}, "–")],
-)  # fmt: skip
+    [
+        ({"n_last_blocks": 0}, "none"),
+        ({"n_last_blocks": 1}, "the last"),
+        ({"n_last_blocks": 3}, "the last 3"),
+        ({"n_last_blocks": 1, "trainable": "head.*"}, "head.*"),
+        ({}, "–"),
+    ],
+)
 def test_what_trained(settings, blocks):
     [table] = tables(run_page(run_facts(settings=settings)), "What was trained")
     told = dict(table.rows)
@@ -80,9 +98,10 @@ def test_the_counts_and_the_scores():
     page = run_page(whole())
     [data] = tables(page, "Data")
     assert data.rows == [
-        ["ham", "525", "100", "150", "775"], ["spam", "525", "100", "150", "775"],
+        ["ham", "525", "100", "150", "775"],
+        ["spam", "525", "100", "150", "775"],
         ["all", "1,050", "200", "300", "1,550"],
-    ]  # fmt: skip
+    ]
     accuracies, classes = tables(page, "Scores")
     assert [row[1] for row in accuracies.rows] == ["95.0 %", "92.5 %"]
     assert [row[3:] for row in accuracies.rows] == [["285", "300"], ["185", "200"]]
@@ -101,7 +120,13 @@ def test_areas_are_scikit_learns():
 
 
 def test_baselines_stand_beside_the_run_the_best_first():
-    facts = run_facts(baselines=[baseline("length | alone", 100), baseline("bag", 12), (*baseline("regex", 60)[:2], None)])  # fmt: skip
+    facts = run_facts(
+        baselines=[
+            baseline("length | alone", 100),
+            baseline("bag", 12),
+            (*baseline("regex", 60)[:2], None),
+        ]
+    )
     [table] = tables(run_page(facts), "Baselines on the same split")
     names = ["bag", "GPT-2 mini, this run", "regex", "length | alone"]
     assert [row[0] for row in table.rows] == names
@@ -178,8 +203,18 @@ def test_most_often_confused_of_many_labels():
 def test_another_task_has_its_own_scores_and_no_classes():
     scores = SpanScores(290, 300, (0.94, 0.98), 0.97)
     counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
-    page = run_page(run_facts(task="span", scores=scores, counts=counts, assessment=None, baselines=[]))  # fmt: skip
-    left = ["What was trained", "Data", "Ledger", "Curves", "Scores", "How to use it", "Versions and seeds"]  # fmt: skip
+    page = run_page(
+        run_facts(task="span", scores=scores, counts=counts, assessment=None, baselines=[])
+    )
+    left = [
+        "What was trained",
+        "Data",
+        "Ledger",
+        "Curves",
+        "Scores",
+        "How to use it",
+        "Versions and seeds",
+    ]
     assert [section.title for section in page.sections] == left
     [scores_section] = [section for section in page.sections if section.title == "Scores"]
     assert scores_section.parts == [Preformatted(format_scores(scores))]

@@ -53,7 +53,15 @@ def test_a_dot_and_a_line_a_row():
 
 
 def test_scores_from_elsewhere():
-    figure = plot_scores(NAMES, VALUES, INTERVALS, reference=None, others=[0.95, None, 0.8], others_name="the book", unit="F1 (%)")  # fmt: skip
+    figure = plot_scores(
+        NAMES,
+        VALUES,
+        INTERVALS,
+        reference=None,
+        others=[0.95, None, 0.8],
+        others_name="the book",
+        unit="F1 (%)",
+    )
     axes = figure.axes[0]
     (diamonds,) = (line for line in axes.lines if line.get_marker() == "D")
     assert list(diamonds.get_xdata()) == pytest.approx([95, 80])
@@ -76,9 +84,13 @@ def test_few_and_many_rows(count):
 
 @pytest.mark.parametrize(
     ("names", "values", "intervals", "others"),
-    [([], [], [], []), (NAMES, VALUES[:2], INTERVALS, []), (NAMES, VALUES, INTERVALS[:1], []),
-     (NAMES, VALUES, INTERVALS, [0.5])],
-)  # fmt: skip
+    [
+        ([], [], [], []),
+        (NAMES, VALUES[:2], INTERVALS, []),
+        (NAMES, VALUES, INTERVALS[:1], []),
+        (NAMES, VALUES, INTERVALS, [0.5]),
+    ],
+)
 def test_rows_that_do_not_fit(names, values, intervals, others):
     with pytest.raises(DataError, match="as many of each, and one at least"):
         plot_scores(names, values, intervals, reference=None, others=others)
@@ -110,16 +122,24 @@ def test_reliability_is_the_bins():
         assert np.allclose([bar[:, 1] for bar in bars.get_segments()], 100 * np.array(ends))
     heights = [bar.get_height() for bar in lower.patches]
     assert heights == [b.count for one in found.values() for b in one.bins if b.count]
-    for bar, b in zip(lower.patches, [b for o in found.values() for b in o.bins if b.count], strict=True):  # fmt: skip
+    for bar, b in zip(
+        lower.patches, [b for o in found.values() for b in o.bins if b.count], strict=True
+    ):
         assert 100 * b.low < bar.get_x() < bar.get_x() + bar.get_width() < 100 * b.high
     eces = [f"{one.ece:.3f}" for one in found.values()]
-    assert in_legend(figure) == ["as it says", f"as trained (ECE {eces[0]})", f"$T$ = 2 (ECE {eces[1]})"]  # fmt: skip
+    assert in_legend(figure) == [
+        "as it says",
+        f"as trained (ECE {eces[0]})",
+        f"$T$ = 2 (ECE {eces[1]})",
+    ]
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 2.0, 40.0])
 @pytest.mark.parametrize("K", [2, 10])
 def test_reliability_can_be_read(sharpness, K):
-    figure = plot_reliability({"as trained": calibrated(1, sharpness, K), "other": calibrated(2, 1, K)})  # fmt: skip
+    figure = plot_reliability(
+        {"as trained": calibrated(1, sharpness, K), "other": calibrated(2, 1, K)}
+    )
     assert can_be_read(figure)
     tallest = max(bar.get_height() for bar in figure.axes[1].patches)
     assert figure.axes[1].get_ylim()[1] > tallest
@@ -157,7 +177,11 @@ def test_chosen_ones_are_marked_once():
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((250, 100 / 3))
     assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.lost_at_most])
     assert (second[0].get_xdata()[0], second[0].get_ydata()[0]) == (0, 0)
-    assert in_legend(axes) == ["every threshold", "to lose at most 0, 5 of 1,000: p ≥ 0.7500", "never"]  # fmt: skip
+    assert in_legend(axes) == [
+        "every threshold",
+        "to lose at most 0, 5 of 1,000: p ≥ 0.7500",
+        "never",
+    ]
 
 
 @pytest.mark.parametrize("N", [20, 300, 5000])

@@ -208,8 +208,16 @@ def test_hostile_labels_and_names_stay_text(three: list[Result]) -> None:
     parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
     read = Reader(parser.enable("table").render(text))
     assert {tag for tag, _ in read.tags} == {
-        "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code",
-    }  # fmt: skip
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+        "code",
+    }
     shown = "<img src=x> # `a` | \ufffd[2J*b*"
     assert len(read.texts["th"]) == 9 and len(read.texts["td"]) == 27
     assert read.texts["th"][3] == f"F1 of {shown}, %" and read.texts["th"][7] == f"against {shown}"

@@ -216,9 +216,17 @@ def test_entities_are_seqevals(tags):
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
-    [(["O", "B-PER", "I-PER"], True), (["B-PER"], True), (["I-x", "O"], True), (["O"], False),
-     ([], False), (["O", "B-PER", "NOUN"], False), (["NOUN", "VERB"], False), (["O", "B", "I"], False)],
-)  # fmt: skip
+    [
+        (["O", "B-PER", "I-PER"], True),
+        (["B-PER"], True),
+        (["I-x", "O"], True),
+        (["O"], False),
+        ([], False),
+        (["O", "B-PER", "NOUN"], False),
+        (["NOUN", "VERB"], False),
+        (["O", "B", "I"], False),
+    ],
+)
 def test_which_tags_name_entities(labels, expected):
     assert is_bio(labels) is is_bio(labels[::-1]) is expected
 
@@ -244,8 +252,9 @@ def test_tags_are_scored_as_by_seqeval(seed, accuracy, everything, loc, per):
     assert found.accuracy == pytest.approx(accuracy, abs=1e-6)
     assert row(found.entities) == pytest.approx(everything, abs=1e-6)
     assert {s.label: row(s) for s in found.classes} == {
-        "LOC": pytest.approx(loc, abs=1e-6), "PER": pytest.approx(per, abs=1e-6)
-    }  # fmt: skip
+        "LOC": pytest.approx(loc, abs=1e-6),
+        "PER": pytest.approx(per, abs=1e-6),
+    }
     assert (found.main, found.measure) == (found.entities.f1, "entity F1")
     assert found.interval == wilson_interval(found.correct, found.total)
 
@@ -474,12 +483,17 @@ def test_main_of_classes_is_the_accuracy():
 
 @pytest.mark.parametrize(
     "score",
-    [lambda: multi_label_scores(np.zeros((0, 2), bool), np.zeros((0, 2), bool), "ab"),
-     lambda: regression_scores(np.zeros((0, 2)), np.zeros((0, 2)), "ab"),
-     lambda: tag_scores([], []), lambda: tag_scores([[]], [[]]), lambda: tag_scores([], [], TAGS),
-     lambda: span_scores([], []), lambda: language_scores(0.0, 0, 0, 0),
-     lambda: most_frequent_tag([[]], [[]])],
-)  # fmt: skip
+    [
+        lambda: multi_label_scores(np.zeros((0, 2), bool), np.zeros((0, 2), bool), "ab"),
+        lambda: regression_scores(np.zeros((0, 2)), np.zeros((0, 2)), "ab"),
+        lambda: tag_scores([], []),
+        lambda: tag_scores([[]], [[]]),
+        lambda: tag_scores([], [], TAGS),
+        lambda: span_scores([], []),
+        lambda: language_scores(0.0, 0, 0, 0),
+        lambda: most_frequent_tag([[]], [[]]),
+    ],
+)
 def test_nothing_to_score(score):
     with pytest.raises(DataError, match="there is nothing to"):
         score()

@@ -31,9 +31,16 @@ from gpt2_from_scratch.training_run import TrainingRun
 CONFIG = TrainConfig(epochs=3, batch_size=4, lr=0.01, patience=3, seed=3, n_last_blocks=2)
 KIND = HeadConfig("kind", labels=("see", "win"), class_weights=(1.0, 3.0), label_smoothing=0.1)
 SIZE = HeadConfig(
-    "size", "regression", ("letters", "words"), layer=1, final_norm=False, pooling="mean",
-    center=(20.0, 4.0), scale=(5.0, 2.0), loss_weight=0.5,
-)  # fmt: skip
+    "size",
+    "regression",
+    ("letters", "words"),
+    layer=1,
+    final_norm=False,
+    pooling="mean",
+    center=(20.0, 4.0),
+    scale=(5.0, 2.0),
+    loss_weight=0.5,
+)
 MARKS = HeadConfig(
     "marks", "multi-label", ("h", "t", "r"), class_weights=(1.0, 2.0, 0.5), gradient=False
 )
@@ -125,8 +132,10 @@ def plain_loop(base: Path, split: Split, config: TrainConfig) -> tuple[Classifie
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trains))
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() == 2]},
-              {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]  # fmt: skip
+    groups = [
+        {"params": [p for p in trained if p.dim() == 2]},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     steps = config.epochs * math.ceil(N / config.batch_size)
     for epoch in range(1, config.epochs + 1):
@@ -158,7 +167,10 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) ->
         other = expected[name].detach()
         if name.endswith("c_attn.bias"):
             C = len(other) // 3
-            value, other = value[[*range(C), *range(2 * C, 3 * C)]], other[[*range(C), *range(2 * C, 3 * C)]]  # fmt: skip
+            value, other = (
+                value[[*range(C), *range(2 * C, 3 * C)]],
+                other[[*range(C), *range(2 * C, 3 * C)]],
+            )
         torch.testing.assert_close(value, other, atol=atol, rtol=0, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
@@ -245,8 +257,14 @@ def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, split, tmp
 
 @pytest.mark.parametrize(
     ("layers", "n_last_blocks", "depth"),
-    [((None, None), 1, 1), ((None, 1), 1, 1), ((1, 1), 0, 1), ((None, None), 0, 2), ((None, 0), 1, 0)],
-)  # fmt: skip
+    [
+        ((None, None), 1, 1),
+        ((None, 1), 1, 1),
+        ((1, 1), 0, 1),
+        ((None, None), 0, 2),
+        ((None, 0), 1, 0),
+    ],
+)
 def test_frozen_blocks_are_computed_once_up_to_the_lowest_layer_read(
     tiny_checkpoint, split, tmp_path, monkeypatch, layers, n_last_blocks, depth
 ):

@@ -41,7 +41,9 @@ def test_the_lecture_numbers_without_its_leak(sms_file):
 def test_no_text_stands_in_two_parts(sms_file):
     messages = load_sms_spam(sms_file)
     for keep in (False, True):
-        train, val, test = ({m.text for m in p} for p in parts(split_messages(messages, keep_duplicates=keep)))  # fmt: skip
+        train, val, test = (
+            {m.text for m in p} for p in parts(split_messages(messages, keep_duplicates=keep))
+        )
         assert not train & val and not train & test and not val & test
         assert train | val | test == {m.text for m in messages}
 
@@ -60,7 +62,9 @@ def test_copies_stay_together_and_none_is_lost(sms_file):
 
 def test_a_seed_gives_one_split():
     messages = made_up()
-    assert split_messages(messages) == split_messages(messages) == split_messages(messages, seed=123)  # fmt: skip
+    assert (
+        split_messages(messages) == split_messages(messages) == split_messages(messages, seed=123)
+    )
     others = [split_messages(messages, seed=seed) for seed in range(5)]
     assert len({tuple(other.train) for other in others}) == 5
     assert len({frozenset(other.test) for other in others}) == 5
@@ -168,7 +172,9 @@ def test_texts_with_two_labels_by_brute_force():
 
 def test_as_many_labels_as_texts():
     messages = [Message(str(n), str(n)) for n in range(30)]
-    with pytest.raises(DataError, match="1 texts of label '0' are too few; 10 are needed, and 29 more of the 30"):  # fmt: skip
+    with pytest.raises(
+        DataError, match="1 texts of label '0' are too few; 10 are needed, and 29 more of the 30"
+    ):
         split_messages(messages)
 
 
@@ -264,7 +270,10 @@ def test_the_split_is_the_one_it_always_was(options, expected):
     """So that a run can be repeated, and its test messages were never trained on."""
     messages = load_messages("demo")
     assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
-    assert fingerprint(split_messages(messages + messages[:50], on_error="skip", **options)) == expected  # fmt: skip
+    assert (
+        fingerprint(split_messages(messages + messages[:50], on_error="skip", **options))
+        == expected
+    )
 
 
 # --- near twins stay together ---
@@ -337,7 +346,11 @@ def test_a_group_goes_with_the_label_of_most_of_its_texts():
 
 
 def test_the_split_of_twins_is_pinned():
-    messages = [Message(f"{label} {n} " + "x" * (n // 2 + 1), label) for label in ("ham", "spam") for n in range(24)]  # fmt: skip
+    messages = [
+        Message(f"{label} {n} " + "x" * (n // 2 + 1), label)
+        for label in ("ham", "spam")
+        for n in range(24)
+    ]
     split = split_messages(messages, seed=1, together="near-twins")
     assert len(set(twin_groups([m.text for m in messages]))) == 24
     assert split == split_messages(messages, seed=1, together="near-twins")
@@ -374,7 +387,9 @@ def test_near_twins_of_other_labels(labels):
 @pytest.mark.parametrize("seed", range(20))
 def test_deal_loses_nothing_and_leaves_no_part_empty(seed):
     draw = random.Random(seed)
-    groups = [[f"{g} {n}" for n in range(draw.choice([1, 1, 2, 9]))] for g in range(draw.randrange(3, 30))]  # fmt: skip
+    groups = [
+        [f"{g} {n}" for n in range(draw.choice([1, 1, 2, 9]))] for g in range(draw.randrange(3, 30))
+    ]
     count = sum(map(len, groups))
     sizes = [count - count // 3 - 1, count // 3, 1]
     dealt = deal(groups, sizes, np.random.RandomState(seed))

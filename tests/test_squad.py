@@ -69,10 +69,16 @@ def test_every_answer_stands_where_it_did(tmp_path: Path, seed: int):
     [
         ({"answers": []}, "has no answer"),
         ({"is_impossible": True}, "has no answer"),
-        ({"answers": [{"text": "Denmark", "answer_start": 3}]}, "'Denmark' is not at 3, where ' Norman' stands"),
+        (
+            {"answers": [{"text": "Denmark", "answer_start": 3}]},
+            "'Denmark' is not at 3, where ' Norman' stands",
+        ),
         ({"answers": [{"text": "Denmark", "answer_start": 10**9}]}, "is not at 1000000000"),
         ({"answers": [{"text": "Norway.", "answer_start": -7}]}, "is not at -7"),
-        ({"answers": [{"text": "denmark", "answer_start": 56}]}, "is not at 56, where 'Denmark' stands"),
+        (
+            {"answers": [{"text": "denmark", "answer_start": 56}]},
+            "is not at 56, where 'Denmark' stands",
+        ),
         ({"answers": [{"text": "", "answer_start": 0}]}, "answer's text"),
         ({"answers": [{"text": " ", "answer_start": 3}]}, "answer's text"),
         ({"answers": [{"text": "The", "answer_start": False}]}, "answer's text and answer_start"),
@@ -84,7 +90,7 @@ def test_every_answer_stands_where_it_did(tmp_path: Path, seed: int):
         ({"question": " \n"}, "words to ask with"),
         ({"question": None}, "words to ask with"),
     ],
-)  # fmt: skip
+)
 def test_faults_say_which_question(tmp_path: Path, changes: dict[str, Any], what: str):
     path = write(tmp_path / "a.json", asked("one"), asked("two", **changes), asked("three"))
     first, fault, last = read_squad(path)
@@ -122,15 +128,15 @@ def test_faults_have_the_line_of_their_id(tmp_path: Path):
         (b"", "is not JSON and is empty"),
         (b"<html>", "is not JSON and is a web page"),
         (b"\xff", "is not JSON"),
-        (b"[]", "expected {\"data\": [...]}"),
-        (b'{"data": {}}', "expected {\"data\": [...]}"),
+        (b"[]", 'expected {"data": [...]}'),
+        (b'{"data": {}}', 'expected {"data": [...]}'),
         (b'{"data": [], "data": []}', "stands there twice"),
         (b'{"data": [NaN]}', "NaN"),
         (b'{"data": [5]}', "a list 'paragraphs'"),
         (b'{"data": [{"paragraphs": [{"context": "a"}]}]}', "a list 'qas'"),
         (b"[" * 100_000, "is not JSON"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_squad(tmp_path: Path, raw: bytes, what: str):
     (tmp_path / "a.json").write_bytes(raw)
     with pytest.raises(DataError) as error:

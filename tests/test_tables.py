@@ -86,7 +86,9 @@ def test_nul_bytes_are_characters(tmp_path: Path) -> None:
         assert read(tmp_path / name, raw) == [Row(2, ("a\0b", "ham"))]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp1252", "shift_jis"])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp1252", "shift_jis"]
+)
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_tables_in_other_encodings(tmp_path: Path, encoding: str, suffix: str) -> None:
     """Written by pandas; read as UTF-8 such a file is refused, or its rows are faults."""
@@ -148,7 +150,10 @@ def test_no_column_is_near(tmp_path: Path) -> None:
 
 def test_the_key_that_was_meant(tmp_path: Path) -> None:
     (fault,) = read(tmp_path / "m.jsonl", '{"label": "ham", "Text": "a"}')
-    assert "expected the key 'text', found the keys ['label', 'Text']; did you mean 'Text'?" in fault.what  # fmt: skip
+    assert (
+        "expected the key 'text', found the keys ['label', 'Text']; did you mean 'Text'?"
+        in fault.what
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_utf_16_without_a_mark(tmp_path: Path) -> None:
 
 
 def test_a_header_that_cannot_be_decoded(tmp_path: Path) -> None:
-    assert "line 1: byte 2 (0xf6)" in refusal(tmp_path / "m.csv", b"gr\xf6sse,text,label\n1,a,b\n")  # fmt: skip
+    assert "line 1: byte 2 (0xf6)" in refusal(tmp_path / "m.csv", b"gr\xf6sse,text,label\n1,a,b\n")
 
 
 # --- JSON ---

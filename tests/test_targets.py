@@ -111,9 +111,7 @@ def test_a_words_first_token_has_its_tag_and_no_other(
     tokenizer: Tokenizer, max_tokens: int
 ) -> None:
     """Wherever the text is cut, within a word and within a character."""
-    words = [
-        span._replace(label=LABELS[n % 3]) for n, span in enumerate(words_of(TEXT))
-    ]  # fmt: skip
+    words = [span._replace(label=LABELS[n % 3]) for n, span in enumerate(words_of(TEXT))]
     found, [ids] = targets_of(tokenizer, TAGS, (TEXT, words), max_tokens=max_tokens)
     assert len(ids) == min(max_tokens, len(tokenizer.encode(TEXT)))
     owner = owners(tokenizer, ids)
@@ -122,7 +120,9 @@ def test_a_words_first_token_has_its_tag_and_no_other(
         if (place := len(TEXT[: word.start].encode())) < len(owner):
             expected[owner[place]] = LABELS.index(word.label)
     assert found.batch([0]).tolist() == [expected]
-    assert found.counts.tolist() == found.weights.tolist() == [len(expected) - expected.count(IGNORED)]  # fmt: skip
+    assert (
+        found.counts.tolist() == found.weights.tolist() == [len(expected) - expected.count(IGNORED)]
+    )
 
 
 def test_tags_are_padded_and_weighed_one_by_one(tokenizer: Tokenizer) -> None:
@@ -166,7 +166,9 @@ def test_the_ends_of_a_span_are_the_tokens_of_its_bytes(
 
 
 def test_a_text_without_an_answer_has_no_ends(tokenizer: Tokenizer) -> None:
-    found, _ = targets_of(tokenizer, SPAN, ("the cat", Span(0, 3)), ("the", None), ("x", Span(1, 1)))  # fmt: skip
+    found, _ = targets_of(
+        tokenizer, SPAN, ("the cat", Span(0, 3)), ("the", None), ("x", Span(1, 1))
+    )
     assert found.batch([0, 1, 2])[1:].tolist() == [[IGNORED] * 2] * 2
     assert found.weights.tolist() == [1, 0, 0]
 

@@ -41,9 +41,25 @@ def test_a_number_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
                 ]
             )
     out, _ = run(
-        capsys, "train", "--data", data, "--task", "regression", "--label-column", "things,cost",
-        "--layer", 3, "--pooling", "mean", "--epochs", 6, "--lr", "2e-3", "--out", tmp_path / "run",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--data",
+        data,
+        "--task",
+        "regression",
+        "--label-column",
+        "things,cost",
+        "--layer",
+        3,
+        "--pooling",
+        "mean",
+        "--epochs",
+        6,
+        "--lr",
+        "2e-3",
+        "--out",
+        tmp_path / "run",
+    )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["mean_r2"] > 0.8 and "cost" in out
     again, _ = run(capsys, "evaluate", tmp_path / "run", "--json")
@@ -84,9 +100,21 @@ def test_an_answer_is_found_in_a_text(tmp_path: Path, capsys: pytest.CaptureFixt
     data = tmp_path / "squad.json"
     data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     run(
-        capsys, "train", "--data", data, "--task", "span", "--n-last-blocks", 3, "--epochs", 5,
-        "--lr", "1e-3", "--out", tmp_path / "run",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--data",
+        data,
+        "--task",
+        "span",
+        "--n-last-blocks",
+        3,
+        "--epochs",
+        5,
+        "--lr",
+        "1e-3",
+        "--out",
+        tmp_path / "run",
+    )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["f1"] > 0.6 and scores["total"] == 60
     told, _ = run(

@@ -406,8 +406,10 @@ def test_blocks_must_fill_the_file(tmp_path):
     index = block_bytes(one, restart_every=1)
     body = two + two + metaindex + trailer(metaindex) + index + trailer(index)
     handles = (
-        varint(2 * len(two)) + varint(len(metaindex))
-        + varint(2 * len(two) + len(metaindex) + 5) + varint(len(index))
-    )  # fmt: skip
+        varint(2 * len(two))
+        + varint(len(metaindex))
+        + varint(2 * len(two) + len(metaindex) + 5)
+        + varint(len(index))
+    )
     raw = body + handles.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
     assert f"begins at byte {2 * len(two)}" in outcome(tmp_path / INDEX, raw)

@@ -102,7 +102,7 @@ def test_equal_contents_are_equal_bytes(path):
         (spelled('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)), "whole"),
         (spelled('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', bytes(4)), "whole"),
     ],
-)  # fmt: skip
+)
 def test_what_is_none_is_named(path, raw, message):
     path.write_bytes(raw)
     assert message in outcome(path)

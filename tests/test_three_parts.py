@@ -27,8 +27,10 @@ def cut(folder: Path, train: list[str], val: list[str], test: list[str], **readi
 def test_copies_stay_in_the_first_part(tmp_path: Path) -> None:
     split = cut(tmp_path, ["one,a", "two,b", "one,a"], ["two,b", "six,b"], ["one,b", "ten,a"])
     assert [[m.text for m in part] for part in vars(split).values()] == [
-        ["one", "two"], ["six"], ["ten"],
-    ]  # fmt: skip
+        ["one", "two"],
+        ["six"],
+        ["ten"],
+    ]
 
 
 def test_a_text_with_two_labels_in_one_file_is_refused_or_left_out(tmp_path: Path) -> None:
@@ -48,7 +50,12 @@ def test_a_part_without_texts_of_its_own_is_refused_before_training(
 
 
 def test_near_twins_stay_together_in_one_file_only(tmp_path: Path) -> None:
-    rows = [f"{a}{b} won {b}{a} at the {place},{'ab'[n % 2]}" for n, a in enumerate("bdfgklmnprst") for b in "ae" for place in ("pub", "bar")]  # fmt: skip
+    rows = [
+        f"{a}{b} won {b}{a} at the {place},{'ab'[n % 2]}"
+        for n, a in enumerate("bdfgklmnprst")
+        for b in "ae"
+        for place in ("pub", "bar")
+    ]
     sources = {"data": table(tmp_path, "data.csv", rows), "val_data": "", "test_data": ""}
     arguments = (sources, "classification", {}, False, 123, print)
     found = three_parts(*arguments, together="near-twins")

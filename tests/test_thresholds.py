@@ -25,9 +25,16 @@ IS_IT = np.array([1, 1, 0, 1, 1, 0, 0, 1, 0, 0]).astype(bool)  # good: 0.9 0.5 0
 
 @pytest.mark.parametrize(
     ("lose_at_most", "threshold"),
-    [(0, (0.9 + 0.95) / 2), (199, (0.9 + 0.95) / 2), (200, (0.5 + 0.6) / 2),
-     (400, (0.2 + 0.5) / 2), (600, (0.05 + 0.1) / 2), (999, (0.01 + 0.05) / 2), (1000, 0.0)],
-)  # fmt: skip
+    [
+        (0, (0.9 + 0.95) / 2),
+        (199, (0.9 + 0.95) / 2),
+        (200, (0.5 + 0.6) / 2),
+        (400, (0.2 + 0.5) / 2),
+        (600, (0.05 + 0.1) / 2),
+        (999, (0.01 + 0.05) / 2),
+        (1000, 0.0),
+    ],
+)
 def test_between_two_neighbours(lose_at_most, threshold):
     assert choose_threshold(SHARES, IS_IT, lose_at_most) == pytest.approx(threshold)
 
@@ -83,9 +90,14 @@ def test_what_is_chosen_is_what_is_shown_and_typed(wide):
 
 @pytest.mark.parametrize(
     ("shares", "is_it", "said"),
-    [([0.5], [True], "there is none"), ([], [], "there is none"), ([0.5], [True, False], "must both"),
-     ([1.5], [False], "from 0 to 1"), ([np.nan], [False], "from 0 to 1")],
-)  # fmt: skip
+    [
+        ([0.5], [True], "there is none"),
+        ([], [], "there is none"),
+        ([0.5], [True, False], "must both"),
+        ([1.5], [False], "from 0 to 1"),
+        ([np.nan], [False], "from 0 to 1"),
+    ],
+)
 def test_shares_that_choose_nothing(shares, is_it, said):
     with pytest.raises(DataError, match=said):
         choose_threshold(np.array(shares, dtype=float), np.array(is_it, dtype=bool), 5)
@@ -114,8 +126,18 @@ def test_counts():
 
 @pytest.mark.parametrize(
     ("count", "total"),
-    [(0, 1), (0, 300), (1, 2), (1, 1000), (3, 10), (29, 30), (40, 1000), (500, 1000), (3000, 100_000)],
-)  # fmt: skip
+    [
+        (0, 1),
+        (0, 300),
+        (1, 2),
+        (1, 1000),
+        (3, 10),
+        (29, 30),
+        (40, 1000),
+        (500, 1000),
+        (3000, 100_000),
+    ],
+)
 def test_the_bound_is_scipys(count, total):
     expected = stats.binomtest(count, total, alternative="less").proportion_ci(0.95, "exact").high
     assert upper_bound(count, total) == pytest.approx(expected, rel=1e-8)
@@ -133,10 +155,19 @@ def test_the_ends_of_the_bound():
 
 @pytest.mark.parametrize(
     ("threshold", "written"),
-    [(0.0, "0.0000"), (6e-6, "0.000006"), (0.0001, "0.0001"), (0.85, "0.8500"), (0.9998, "0.9998"),
-     (0.999998, "0.999998"), (0.92504, "0.92504"), (1.0, "1.0000"), (1 / 3, "0.3333333333333333"),
-     (NEVER, "never")],
-)  # fmt: skip
+    [
+        (0.0, "0.0000"),
+        (6e-6, "0.000006"),
+        (0.0001, "0.0001"),
+        (0.85, "0.8500"),
+        (0.9998, "0.9998"),
+        (0.999998, "0.999998"),
+        (0.92504, "0.92504"),
+        (1.0, "1.0000"),
+        (1 / 3, "0.3333333333333333"),
+        (NEVER, "never"),
+    ],
+)
 def test_thresholds_near_the_ends_can_be_read(threshold, written):
     assert format_threshold(threshold) == written
 
@@ -174,7 +205,9 @@ def test_the_mean_cost():
     assert cost_of(true[:2], called[:2], COSTS) == 5.0  # not every class need be there
 
 
-@pytest.mark.parametrize("costs", [np.ones((3, 2)), np.ones((2, 2)), np.ones(3), np.full((3, 3), np.nan)])  # fmt: skip
+@pytest.mark.parametrize(
+    "costs", [np.ones((3, 2)), np.ones((2, 2)), np.ones(3), np.full((3, 3), np.nan)]
+)
 def test_costs_that_do_not_fit(costs):
     with pytest.raises(UsageError, match="costs"):
         cheapest(np.full((2, 3), 1 / 3), costs)

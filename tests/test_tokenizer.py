@@ -68,12 +68,26 @@ def test_known_ids(openai_tokenizer):
 TEXTS = [
     "You are a winner! You have been specially selected to receive £1000 cash or a $2000 award.",
     "I've, you're, he'll, she'd, it's, I'm, don't; I'VE YOU'RE HE'LL 's 't're",
-    "  leading, trailing  ", " ", "  ", "\n", " \n \n", "a\r\nb\tc\x0b\x0cd", "a   b    c\n\n\nd \n e",
-    "x = {'a': [1, 2.5e-10]}\n    return x[0]  # 1,234,567", "3.14159 2019-02-14 ½ ² ٣ Ⅷ 10km",
-    "Grüße, čaj, naïve café, İstanbul, ﬁ, ẞ", "e\u0301 vs \u00e9", "日本語のテキスト、한국어 텍스트，中文",
-    "مرحبا بالعالم שלום עולם", "नमस्ते दुनिया ไทย", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪", "a\u200bb\u00adc\ufeffd\u2028e\u3000f\xa0g\x85h",
-    "\x00\x01\x1c\x1d\x1e\x1f\x7f", "<|endoftext|> <|endoftext|><|fim_prefix|>", "\U0010ffff\ue000\ufffd",
-]  # fmt: skip
+    "  leading, trailing  ",
+    " ",
+    "  ",
+    "\n",
+    " \n \n",
+    "a\r\nb\tc\x0b\x0cd",
+    "a   b    c\n\n\nd \n e",
+    "x = {'a': [1, 2.5e-10]}\n    return x[0]  # 1,234,567",
+    "3.14159 2019-02-14 ½ ² ٣ Ⅷ 10km",
+    "Grüße, čaj, naïve café, İstanbul, ﬁ, ẞ",
+    "e\u0301 vs \u00e9",
+    "日本語のテキスト、한국어 텍스트，中文",
+    "مرحبا بالعالم שלום עולם",
+    "नमस्ते दुनिया ไทย",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪",
+    "a\u200bb\u00adc\ufeffd\u2028e\u3000f\xa0g\x85h",
+    "\x00\x01\x1c\x1d\x1e\x1f\x7f",
+    "<|endoftext|> <|endoftext|><|fim_prefix|>",
+    "\U0010ffff\ue000\ufffd",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -85,9 +99,19 @@ def test_texts(openai_tokenizer, witness, text):
 
 def random_text(rng: random.Random) -> str:
     """Scripts, controls and spaces mixed, and runs of the same, in pieces of up to 8."""
-    ranges = [(0, 0x80), (0x80, 0x250), (0x370, 0x530), (0x600, 0x700), (0x900, 0xA00),
-              (0x2000, 0x2070), (0x3000, 0x3100), (0x4E00, 0x4F00), (0xAC00, 0xAD00),
-              (0x1F300, 0x1F700), (0xE000, 0x110000)]  # fmt: skip
+    ranges = [
+        (0, 0x80),
+        (0x80, 0x250),
+        (0x370, 0x530),
+        (0x600, 0x700),
+        (0x900, 0xA00),
+        (0x2000, 0x2070),
+        (0x3000, 0x3100),
+        (0x4E00, 0x4F00),
+        (0xAC00, 0xAD00),
+        (0x1F300, 0x1F700),
+        (0xE000, 0x110000),
+    ]
     pieces = []
     for _ in range(rng.randrange(40)):
         kind, length = rng.randrange(5), rng.randrange(1, 9)
@@ -327,9 +351,14 @@ def test_files_that_are_not_utf_8(folder, name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is not JSON"), ("[]", "expected an object"), ("7", "expected an object"),
-     ('{"!": 0, "!": 0}', "'!' stands there twice"), ("{}", "'!' has id None instead of 0")],
-)  # fmt: skip
+    [
+        ("", "is not JSON"),
+        ("[]", "expected an object"),
+        ("7", "expected an object"),
+        ('{"!": 0, "!": 0}', "'!' stands there twice"),
+        ("{}", "'!' has id None instead of 0"),
+    ],
+)
 def test_a_damaged_encoder_json(folder, text, message):
     (folder / "encoder.json").write_text(text)
     assert message in outcome(folder, "encoder.json")

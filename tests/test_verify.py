@@ -155,7 +155,9 @@ def test_a_file_that_is_gone_or_foreign_is_reported(request, kind, harm):
         elif harm != "missing":
             noise = np.random.default_rng(1).bytes(len(raw))
             deep = b"[" * 200_000  # as JSON, deeper than Python's recursion goes
-            path.write_bytes({"empty": b"", "half": raw[: len(raw) // 2], "noise": noise, "deep": deep}[harm])  # fmt: skip
+            path.write_bytes(
+                {"empty": b"", "half": raw[: len(raw) // 2], "noise": noise, "deep": deep}[harm]
+            )
         assert failed(folder), path.name
         assert "FAILED" in format_checks(verify_model(folder))
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)

@@ -123,7 +123,10 @@ def with_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_bool_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: mask.bool() if ".attn.bias" in name else mask for name, mask in with_masks(tensors).items()}  # fmt: skip
+    return {
+        name: mask.bool() if ".attn.bias" in name else mask
+        for name, mask in with_masks(tensors).items()
+    }
 
 
 def with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -247,7 +250,9 @@ def test_each_array_reaches_its_own_parameter(openai, arrays):
         changed = [parameter for parameter, p in after if not torch.equal(p, before[parameter])]
         assert len(changed) == 1, name
         changed_by[changed[0]] = name
-    assert {parameter: openai for parameter, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()} == changed_by  # fmt: skip
+    assert {
+        parameter: openai for parameter, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()
+    } == changed_by
 
 
 def test_the_genuine_index_maps_one_to_one(openai_124M):
@@ -354,9 +359,13 @@ def test_a_wrong_shape_is_told_with_both(rewrite, arrays, name, shape, found, ex
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("model/h0/attn/c_attn/w", (2, 8, 24)), ("model/h0/attn/c_proj/w", (3, 8, 8)),
-     ("model/wte", (2, 277, 8)), ("model/h0/ln_1/g", (8, 1, 8))],
-)  # fmt: skip
+    [
+        ("model/h0/attn/c_attn/w", (2, 8, 24)),
+        ("model/h0/attn/c_proj/w", (3, 8, 8)),
+        ("model/wte", (2, 277, 8)),
+        ("model/h0/ln_1/g", (8, 1, 8)),
+    ],
+)
 def test_a_wrong_leading_axis_is_told(openai, arrays, name, shape):
     write_bundle(openai, arrays | {name: np.ones(shape, "f4")})
     assert name in outcome(openai)
@@ -408,7 +417,10 @@ def test_folders_that_are_none(tmp_path):
         assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:100], lambda raw: b"", lambda raw: raw + b"\0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[:-1], lambda raw: raw[:100], lambda raw: b"", lambda raw: raw + b"\0"],
+)
 def test_a_damaged_safetensors_file_is_told(tmp_path, arrays, damage):
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     path = folder / "model.safetensors"
@@ -440,10 +452,18 @@ def hugging_face():
     """GPT2LMHeadModel with random weights of std 0.2."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        vocab_size=277, n_positions=32, n_embd=32, n_head=4, n_layer=2, bos_token_id=276,
-        eos_token_id=276, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=277,
+        n_positions=32,
+        n_embd=32,
+        n_head=4,
+        n_layer=2,
+        bos_token_id=276,
+        eos_token_id=276,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         attn_implementation="eager",
-    )  # fmt: skip
+    )
     model, generator = transformers.GPT2LMHeadModel(config), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -48,13 +48,19 @@ def random_gpt2(hparams: dict[str, int], seed: int = 0, std: float = 0.2) -> dic
     """
     C = hparams["n_embd"]
     block = {
-        "ln_1/g": (C,), "ln_1/b": (C,),
-        "attn/c_attn/w": (1, C, 3 * C), "attn/c_attn/b": (3 * C,),
-        "attn/c_proj/w": (1, C, C), "attn/c_proj/b": (C,),
-        "ln_2/g": (C,), "ln_2/b": (C,),
-        "mlp/c_fc/w": (1, C, 4 * C), "mlp/c_fc/b": (4 * C,),
-        "mlp/c_proj/w": (1, 4 * C, C), "mlp/c_proj/b": (C,),
-    }  # fmt: skip
+        "ln_1/g": (C,),
+        "ln_1/b": (C,),
+        "attn/c_attn/w": (1, C, 3 * C),
+        "attn/c_attn/b": (3 * C,),
+        "attn/c_proj/w": (1, C, C),
+        "attn/c_proj/b": (C,),
+        "ln_2/g": (C,),
+        "ln_2/b": (C,),
+        "mlp/c_fc/w": (1, C, 4 * C),
+        "mlp/c_fc/b": (4 * C,),
+        "mlp/c_proj/w": (1, 4 * C, C),
+        "mlp/c_proj/b": (C,),
+    }
     shapes = {"model/wte": (hparams["n_vocab"], C), "model/wpe": (hparams["n_ctx"], C)}
     for i in range(hparams["n_layer"]):
         shapes |= {f"model/h{i}/{name}": shape for name, shape in block.items()}

@@ -22,9 +22,15 @@ split = split_messages(load_messages("demo"), balance=True)
 # %%
 with TemporaryDirectory() as folder:
     _, classifier, _ = train_classifier(
-        "mini", "demo", f"{folder}/run", TrainConfig(epochs=4), balance=True, cache=False,
-        quiet=True, say=lambda line: None,
-    )  # fmt: skip
+        "mini",
+        "demo",
+        f"{folder}/run",
+        TrainConfig(epochs=4),
+        balance=True,
+        cache=False,
+        quiet=True,
+        say=lambda line: None,
+    )
 answers = classifier.predict([message.text for message in split.test])
 p_spam = np.array([answer.probabilities["spam"] for answer in answers])
 truth = np.array([message.label == "spam" for message in split.test]).astype(int)

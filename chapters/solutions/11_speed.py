@@ -83,6 +83,8 @@ for classifier, (name, found) in zip((plain, ours), losses.items(), strict=True)
         found.append(loss.item())
     change = (classifier.model.blocks[-1].attn.c_attn.bias.detach() - start).abs()
     moved[name] = [part.max().item() for part in change.split(C)]
-    print(f"{name:<9} query bias {moved[name][0]:.0e}, key {moved[name][1]:.0e}, value {moved[name][2]:.0e}")  # fmt: skip
+    print(
+        f"{name:<9} query bias {moved[name][0]:.0e}, key {moved[name][1]:.0e}, value {moved[name][2]:.0e}"
+    )
 assert moved["ours"][1] == 0 < moved["textbook"][1] < moved["textbook"][0]
 torch.testing.assert_close(losses["ours"], losses["textbook"], atol=1e-4, rtol=0)

@@ -80,13 +80,19 @@ cost = {}
 for name, part in (("val", split.val), ("test", split.test)):
     answers = classifier.predict([message.text for message in part])
     rows = [(a.probabilities["spam"], m.label) for a, m in zip(answers, part, strict=True)]
-    for threshold in sorted({0.5, *(p.probabilities["spam"] for p in classifier.predict([m.text for m in split.val]))}):  # fmt: skip
+    for threshold in sorted(
+        {0.5, *(p.probabilities["spam"] for p in classifier.predict([m.text for m in split.val]))}
+    ):
         read = sum(label == "spam" and share <= threshold for share, label in rows)
         lost = sum(label == "ham" and share > threshold for share, label in rows)
         cost[name, threshold] = read + 20 * lost
-cheapest = {name: min((c, t) for (n, t), c in cost.items() if n == name) for name in ("val", "test")}  # fmt: skip
+cheapest = {
+    name: min((c, t) for (n, t), c in cost.items() if n == name) for name in ("val", "test")
+}
 chosen = cheapest["val"][1]
-print(f"one half: {cost['val', 0.5]} minutes on the validation part, {cost['test', 0.5]} on the test part")  # fmt: skip
+print(
+    f"one half: {cost['val', 0.5]} minutes on the validation part, {cost['test', 0.5]} on the test part"
+)
 print(f"{chosen:.3f}:    {cost['val', chosen]} and {cost['test', chosen]}")
 print(f"test part at best {cheapest['test'][0]}, above {cheapest['test'][1]:.3f}")
 assert cost["val", chosen] <= cost["val", 0.5] and chosen > 0.5
