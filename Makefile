@@ -44,7 +44,7 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/probes.py
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
-	$(BIN)/python tests/faults.py
+	$(BIN)/python tests/campaigns/faults.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

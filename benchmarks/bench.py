@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from gpt2_from_scratch import GPT2
-from gpt2_from_scratch.config import SIZES, GPT2Config
-from gpt2_from_scratch.model import init_weights
-from gpt2_from_scratch.paths import CHECKOUT, home, sms_collection
-from gpt2_from_scratch.weights import save_gpt2
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
+from gpt2_from_scratch.gpt2.model import init_weights
+from gpt2_from_scratch.gpt2.weights import save_gpt2
+from gpt2_from_scratch.storage.paths import CHECKOUT, home, sms_collection
 
 SHARED = CHECKOUT.parent / "shared"
 

@@ -21,16 +21,15 @@ import torch
 from bench import measure_machine, note, sms_path
 
 from gpt2_from_scratch import Classifier, HeadConfig, Message, Split, TrainConfig, finetune
-from gpt2_from_scratch.contenders import Finetuning, fit_finetuned
-from gpt2_from_scratch.contest import contest, play, working_in
-from gpt2_from_scratch.data import load_messages
-from gpt2_from_scratch.devices import set_threads
-from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.random_twin import copy_tokenizer
-from gpt2_from_scratch.scoreboard import format_scoreboard, make_scoreboard, mean_result
-from gpt2_from_scratch.split import split_messages
-from gpt2_from_scratch.text_baselines import Baseline, baseline_fits
-from gpt2_from_scratch.weights import save_gpt2
+from gpt2_from_scratch.data.messages import load_messages
+from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits
+from gpt2_from_scratch.gpt2.weights import copy_tokenizer, save_gpt2
+from gpt2_from_scratch.speed.devices import set_threads
+from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.studies.contenders import Finetuning, fit_finetuned
+from gpt2_from_scratch.studies.contest import contest, play, working_in
+from gpt2_from_scratch.studies.scoreboard import format_scoreboard, make_scoreboard, mean_result
 
 LABELS = ("ham", "spam")
 CHARACTERS = "TF-IDF of characters, 2 to 5"

@@ -18,9 +18,15 @@ from pathlib import Path
 import torch
 
 from gpt2_from_scratch import Tokenizer, load_gpt2
-from gpt2_from_scratch.corpus import encode_source, is_held_out, n_bytes, read_documents, registers
-from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.pretrain import bits_per_byte
+from gpt2_from_scratch.gpt2.corpus import (
+    encode_source,
+    is_held_out,
+    n_bytes,
+    read_documents,
+    registers,
+)
+from gpt2_from_scratch.gpt2.pretrain import bits_per_byte
+from gpt2_from_scratch.storage.paths import model_folder
 
 ORDER = 6  # bytes of context the n-gram looks back
 TRAINED_BYTES = 12_000_000  # of training text the n-gram and xz see: what fits in memory

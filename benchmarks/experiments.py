@@ -23,17 +23,17 @@ from bench import measure_machine, note
 from torch import Tensor
 
 from gpt2_from_scratch import Classifier, Split, TrainConfig
-from gpt2_from_scratch.ablations import Row, ablations
-from gpt2_from_scratch.batches import pad_batch
-from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.config import read_config
-from gpt2_from_scratch.devices import set_threads
-from gpt2_from_scratch.experiments import Plan, Result, read_results, split_for
-from gpt2_from_scratch.files import read_json
-from gpt2_from_scratch.finetuning import parameter_groups
-from gpt2_from_scratch.heads import pool
-from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.recipes import new_classifier
+from gpt2_from_scratch.classifier.freezing import parameter_groups
+from gpt2_from_scratch.classifier.heads import pool
+from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.runs.recipes import new_classifier
+from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.speed.devices import set_threads
+from gpt2_from_scratch.storage.files import read_json
+from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.studies.ablations import Row, ablations
+from gpt2_from_scratch.studies.experiments import Plan, Result, read_results, split_for
 
 STEPS = 4  # that are measured, after one that is not
 

@@ -32,13 +32,14 @@ from bench import (
 )
 from torch import Tensor, nn
 
-from gpt2_from_scratch import Tokenizer, lecture, load_gpt2
-from gpt2_from_scratch.config import SIZES, GPT2Config
-from gpt2_from_scratch.devices import arithmetic
-from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.lecture import Loaders, Trace, lecture_split, make_loaders
-from gpt2_from_scratch.plots import plot_seconds, save_picture
-from gpt2_from_scratch.trunk import TOKENS, batches, pack
+from gpt2_from_scratch import Tokenizer, load_gpt2
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
+from gpt2_from_scratch.reports.plots import plot_seconds, save_picture
+from gpt2_from_scratch.runs import lecture
+from gpt2_from_scratch.runs.lecture import Loaders, Trace, lecture_split, make_loaders
+from gpt2_from_scratch.speed.devices import arithmetic
+from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.speed.frozen_trunk import TOKENS, batches, pack
 
 SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
 CONFIG = SMALL if "--small" in sys.argv else SIZES["124M"]

@@ -51,7 +51,7 @@ def programs(safetensors: Path, openai: Path) -> dict[str, str]:
         return MEASURE.format(benchmarks=benchmarks, imports=imports, work=work)
 
     python = sys.executable
-    load = "from gpt2_from_scratch.weights import load_gpt2"
+    load = "from gpt2_from_scratch.gpt2.weights import load_gpt2"
     return {
         "Hugging Face, from_pretrained": measured(
             "from transformers import GPT2LMHeadModel",
@@ -60,11 +60,11 @@ def programs(safetensors: Path, openai: Path) -> dict[str, str]:
         "load_gpt2, the same file": measured(load, f"model = load_gpt2({str(safetensors)!r})"),
         "load_gpt2, OpenAI's files": measured(load, f"model = load_gpt2({str(openai)!r})"),
         "a new classifier and its first answer": measured(
-            "from gpt2_from_scratch.classifier import Classifier",
+            "from gpt2_from_scratch.classifier.classifier import Classifier",
             f"Classifier.on_base({str(safetensors)!r}, ['ham', 'spam']).predict(['hello'])",
         ),
         "gpt2-classifier --help": WHOLE.format(
-            command=[python, "-m", "gpt2_from_scratch.cli", "train", "--help"]
+            command=[python, "-m", "gpt2_from_scratch", "train", "--help"]
         ),
         "import gpt2_from_scratch": WHOLE.format(
             command=[python, "-c", "import gpt2_from_scratch"]
@@ -78,7 +78,7 @@ def write_openai_folder(folder: Path) -> None:
     sys.path.insert(0, str(CHECKOUT / "tests"))
     from write_bundle import write_random_gpt2
 
-    from gpt2_from_scratch.config import SIZES
+    from gpt2_from_scratch.gpt2.config import SIZES
 
     write_random_gpt2(folder, vars(SIZES["124M"]), seed=124)
     copy_vocabulary(vocabulary_folder(), folder)

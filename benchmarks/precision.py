@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from bench import measure_machine, note, sms_path
 
-from gpt2_from_scratch import Classifier, TrainConfig, classifier, load_sms_spam, split_messages
-from gpt2_from_scratch.labelled import to_labelled
-from gpt2_from_scratch.train import finetune
+from gpt2_from_scratch import Classifier, TrainConfig, load_sms_spam, split_messages
+from gpt2_from_scratch.classifier import classifier
+from gpt2_from_scratch.classifier.train import finetune, to_labelled
 
 
 def trained(split: object, seed: int, model: str, dtype: torch.dtype) -> Classifier:

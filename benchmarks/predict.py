@@ -18,7 +18,7 @@ from bench import measure_machine, note, random_gpt2, sms_path, timed
 from finetune import HuggingFace
 
 from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
-from gpt2_from_scratch.stream import predict_stream
+from gpt2_from_scratch.classifier.classifier import predict_stream
 
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 

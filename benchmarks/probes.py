@@ -31,15 +31,20 @@ from gpt2_from_scratch import (
     set_trainable,
     split_messages,
 )
-from gpt2_from_scratch.batches import pad_batch
-from gpt2_from_scratch.config import POOLINGS
-from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.metrics import wilson_interval
-from gpt2_from_scratch.plots import plot_probes, save_picture
-from gpt2_from_scratch.probe_report import Probe, format_probes
-from gpt2_from_scratch.probes import pooled_states, probe_layers
-from gpt2_from_scratch.recipes import evaluate_classifier
-from gpt2_from_scratch.trunk import Trunk
+from gpt2_from_scratch.classifier.settings import POOLINGS
+from gpt2_from_scratch.evaluation.metrics import wilson_interval
+from gpt2_from_scratch.reports.plots import save_picture
+from gpt2_from_scratch.runs.recipes import evaluate_classifier
+from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
+from gpt2_from_scratch.studies.probes import (
+    Probe,
+    format_probes,
+    plot_probes,
+    pooled_states,
+    probe_layers,
+)
 
 LABELS, EPOCHS = ["ham", "spam"], 5
 BOOK = TrainConfig(

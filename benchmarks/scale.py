@@ -19,9 +19,9 @@ from bench import PeakMemory, measure_machine, megabytes, note, random_gpt2, tim
 from predict import messages
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, finetune
-from gpt2_from_scratch.config import SIZES
-from gpt2_from_scratch.feature_store import FeatureStore
-from gpt2_from_scratch.stream import predict_stream
+from gpt2_from_scratch.classifier.classifier import predict_stream
+from gpt2_from_scratch.gpt2.config import SIZES
+from gpt2_from_scratch.speed.feature_store import FeatureStore
 
 CONFIG = TrainConfig(epochs=1)
 

@@ -21,14 +21,13 @@ import torch
 from bench import measure_machine, note, sms_path
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.config import read_config
-from gpt2_from_scratch.data import Span, count_labels
-from gpt2_from_scratch.devices import set_threads
-from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
-from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.scores import regression_scores
-from gpt2_from_scratch.train import finetune
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.scores import regression_scores
+from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
+from gpt2_from_scratch.data.messages import Span, count_labels
+from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.speed.devices import set_threads
+from gpt2_from_scratch.storage.paths import model_folder
 
 MARKS: dict[str, Callable[[str], bool]] = {
     "digit": lambda text: any(c.isdigit() for c in text),

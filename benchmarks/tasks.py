@@ -16,16 +16,16 @@ import torch
 from bench import SHARED, first_that_exists
 
 from gpt2_from_scratch import Message, TrainConfig
-from gpt2_from_scratch.baselines import most_frequent_tag
-from gpt2_from_scratch.classifier_settings import ClassifierSettings
-from gpt2_from_scratch.comparison import format_p
-from gpt2_from_scratch.conll import entities
-from gpt2_from_scratch.examples import load_examples
-from gpt2_from_scratch.files import sha256_of
-from gpt2_from_scratch.recipes import train_classifier
-from gpt2_from_scratch.run_folder import read_test_part
-from gpt2_from_scratch.score_tables import format_scores
-from gpt2_from_scratch.scores import tag_scores
+from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.classifier.tasks.baselines import most_frequent_tag
+from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
+from gpt2_from_scratch.classifier.tasks.scores import tag_scores
+from gpt2_from_scratch.data.conll import entities
+from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.evaluation.significance import format_p
+from gpt2_from_scratch.runs.folder import read_test_part
+from gpt2_from_scratch.runs.recipes import train_classifier
+from gpt2_from_scratch.storage.files import sha256_of
 
 Tags = Sequence[Sequence[str]]
 PARTS = ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")

@@ -17,8 +17,8 @@ import pandas
 
 from gpt2_from_scratch import check_data, load_messages, split_messages
 from gpt2_from_scratch.course import setting, show
-from gpt2_from_scratch.data import count_labels
-from gpt2_from_scratch.tables import tab_separated
+from gpt2_from_scratch.data.messages import count_labels
+from gpt2_from_scratch.data.tables import tab_separated
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

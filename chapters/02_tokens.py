@@ -14,11 +14,11 @@ import regex
 import torch
 
 from gpt2_from_scratch import Tokenizer, load_gpt2, load_messages, pad_right
-from gpt2_from_scratch.batches import by_length, encode_texts, pad_batch
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.drawings import draw_batches
-from gpt2_from_scratch.paths import model_folder
-from gpt2_from_scratch.tokenizer import END_OF_TEXT, SPLIT_PATTERN, bytes_to_characters
+from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, SPLIT_PATTERN, bytes_to_characters
+from gpt2_from_scratch.reports.drawings import draw_batches
+from gpt2_from_scratch.speed.batching import by_length, encode_texts, pad_batch
+from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import Classifier, load_messages, split_messages
+from gpt2_from_scratch.classifier.freezing import set_trainable
+from gpt2_from_scratch.classifier.heads import pool, replace_head
 from gpt2_from_scratch.course import setting
-from gpt2_from_scratch.finetuning import set_trainable
-from gpt2_from_scratch.heads import pool, replace_head
-from gpt2_from_scratch.metrics import wilson_interval
+from gpt2_from_scratch.evaluation.metrics import wilson_interval
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

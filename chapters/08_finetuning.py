@@ -16,17 +16,15 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import Classifier, class_logits, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.batches import pad_batch
-from gpt2_from_scratch.config import TrainConfig
+from gpt2_from_scratch.classifier.settings import TrainConfig
+from gpt2_from_scratch.classifier.train import TrainingRun, best_epoch, to_labelled
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.epochs import best_epoch
-from gpt2_from_scratch.labelled import to_labelled
-from gpt2_from_scratch.lecture import LABELS, lecture, lecture_split, make_loaders
-from gpt2_from_scratch.metrics import format_evaluation
-from gpt2_from_scratch.paths import sms_collection
-from gpt2_from_scratch.plots import plot_epochs
-from gpt2_from_scratch.recipes import evaluate_classifier, finetune, load_gpt2
-from gpt2_from_scratch.training_run import TrainingRun
+from gpt2_from_scratch.evaluation.metrics import format_evaluation
+from gpt2_from_scratch.reports.plots import plot_epochs
+from gpt2_from_scratch.runs.lecture import LABELS, lecture, lecture_split, make_loaders
+from gpt2_from_scratch.runs.recipes import evaluate_classifier, finetune, load_gpt2
+from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.storage.paths import sms_collection
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.metrics import format_evaluation, wilson_interval
-from gpt2_from_scratch.plots import plot_confusion
+from gpt2_from_scratch.evaluation.metrics import format_evaluation, wilson_interval
+from gpt2_from_scratch.reports.plots import plot_confusion
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_from_scratch import Classifier, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.batches import pad_batch
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.last_block import block_at
-from gpt2_from_scratch.plots import plot_seconds
+from gpt2_from_scratch.reports.plots import plot_seconds
+from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.speed.partial_blocks import block_at
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 B, EPOCHS = 8, 5  # the lecture's

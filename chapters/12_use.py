@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gpt2_from_scratch import Classifier, GPT2Error, Message, TrainConfig, train_classifier
-from gpt2_from_scratch.cli import main
+from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.course import setting
-from gpt2_from_scratch.data import load_messages, write_messages
-from gpt2_from_scratch.split import split_messages
+from gpt2_from_scratch.data.messages import load_messages, write_messages
+from gpt2_from_scratch.data.split import split_messages
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 ROOM = TemporaryDirectory()  # gone when Python ends
@@ -110,7 +110,7 @@ print("checked: above one half is the label; above the threshold one good messag
 
 # %%
 def shell(command):
-    words = [sys.executable, "-m", "gpt2_from_scratch.cli", *command.split()]
+    words = [sys.executable, "-m", "gpt2_from_scratch.cli.main", *command.split()]
     done = subprocess.run(words, cwd=room, capture_output=True, encoding="utf-8")
     print(f"$ gpt2-classifier {command}\n{done.stdout}")
     return done.stdout

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
+from gpt2_from_scratch.classifier.heads import head_layers
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.losses import class_scores
+from gpt2_from_scratch.classifier.train import loss_and_scores, make_targets, to_labelled
 from gpt2_from_scratch.course import setting, show
-from gpt2_from_scratch.data import Span
-from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.heads import head_layers
-from gpt2_from_scratch.labelled import loss_and_scores, make_targets, to_labelled
-from gpt2_from_scratch.losses import class_scores
-from gpt2_from_scratch.recipes import FeatureStore, finetune, load_gpt2
+from gpt2_from_scratch.data.messages import Span
+from gpt2_from_scratch.runs.recipes import FeatureStore, finetune, load_gpt2
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

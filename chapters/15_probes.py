@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.config import POOLINGS
+from gpt2_from_scratch.classifier.settings import POOLINGS
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.logistic_regression import fit_logistic, standardize, with_ones
-from gpt2_from_scratch.plots import plot_probes
-from gpt2_from_scratch.probe_report import format_probes
-from gpt2_from_scratch.probes import pooled_states, probe_layers
-from gpt2_from_scratch.trunk import Trunk
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
+from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
+from gpt2_from_scratch.studies.probes import format_probes, plot_probes, pooled_states, probe_layers
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 split = split_messages(load_messages(DATA), balance=True)

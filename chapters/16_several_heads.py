@@ -16,14 +16,13 @@ from tempfile import TemporaryDirectory
 import torch
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
+from gpt2_from_scratch.classifier.generate import generate_with_heads
+from gpt2_from_scratch.classifier.heads import outputs_from
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.data import Span
-from gpt2_from_scratch.drawings import draw_heads_by_token
-from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.heads import outputs_from
-from gpt2_from_scratch.heads_by_token import generate_with_heads
-from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
-from gpt2_from_scratch.train import finetune
+from gpt2_from_scratch.data.messages import Span
+from gpt2_from_scratch.reports.drawings import draw_heads_by_token
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -27,7 +27,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from gpt2_from_scratch.files import write_text
+from gpt2_from_scratch.storage.files import write_text
 
 CHAPTERS = Path(__file__).parent
 NOTEBOOKS = CHAPTERS / "notebooks"

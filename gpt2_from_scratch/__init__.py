@@ -1,59 +1,61 @@
 """GPT-2 written by hand in PyTorch, and finetuned into a text classifier you can trust.
 
-The public names are imported when they are first used, so that `import gpt2_from_scratch` costs
-nothing.
+Reading order: gpt2/config, model, tokenizer, weights, generate; data/messages, split;
+classifier/heads, freezing, tasks/classification, train, classifier; runs/lecture.
+Public names are imported on first use, so `import gpt2_from_scratch` costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOME = {
-    "GPT2": "model",
-    "GPT2Config": "config",
-    "HeadConfig": "head_config",
-    "LoRAConfig": "lora",
-    "ClassifierSettings": "classifier_settings",
-    "PretrainConfig": "config",
-    "TrainConfig": "config",
-    "GPT2Error": "errors",
-    "Tokenizer": "tokenizer",
-    "load_gpt2": "weights",
-    "save_gpt2": "weights",
-    "generate": "generation",
-    "Message": "data",
-    "Span": "data",
-    "Split": "split",
-    "load_messages": "data",
-    "load_sms_spam": "data",
-    "load_examples": "examples",
-    "split_messages": "split",
-    "check_data": "check",
-    "replace_head": "heads",
-    "class_logits": "heads",
-    "pad_right": "heads",
-    "set_trainable": "finetuning",
-    "ledger": "finetuning",
-    "format_ledger": "finetuning",
-    "Classifier": "classifier",
-    "finetune": "train",
-    "find_rate": "rate_finder",
-    "probe_layers": "probes",
-    "generate_with_heads": "heads_by_token",
-    "train_classifier": "recipes",
-    "resume_training": "recipes",
-    "train_as_the_lecture": "recipes",
-    "evaluate_classifier": "recipes",
-    "format_evaluation": "metrics",
-    "format_scores": "score_tables",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "gpt2": [
+            "GPT2",
+            "GPT2Config",
+            "LoRAConfig",
+            "PretrainConfig",
+            "Tokenizer",
+            "add_lora",
+            "load_gpt2",
+            "merge_lora",
+            "save_gpt2",
+        ],
+        "data": [
+            "Message",
+            "Span",
+            "Split",
+            "check_data",
+            "load_examples",
+            "load_messages",
+            "load_sms_spam",
+            "split_messages",
+        ],
+        "classifier": [
+            "Classifier",
+            "ClassifierSettings",
+            "HeadConfig",
+            "TrainConfig",
+            "class_logits",
+            "finetune",
+            "format_ledger",
+            "format_scores",
+            "generate_with_heads",
+            "ledger",
+            "pad_right",
+            "replace_head",
+            "set_trainable",
+        ],
+        "runs": [
+            "evaluate_classifier",
+            "resume_training",
+            "train_as_the_lecture",
+            "train_classifier",
+        ],
+        "gpt2.generate": ["generate"],
+        "studies": ["find_rate", "probe_layers"],
+        "studies.compare": ["compare"],
+        "errors": ["GPT2Error"],
+        "evaluation": ["format_evaluation"],
+    },
+)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2_from_scratch.config import SIZES
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.config import SIZES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def show(*things: type | Callable) -> "Source":
 def picture(figure: "Figure", name: str) -> "Picture":
     """A figure on the page, or, in a script, as the file `runs/course/NAME.png`."""
     if not in_notebook():
-        from gpt2_from_scratch.plots import save_picture
+        from gpt2_from_scratch.reports.plots import save_picture
 
         path = PICTURES / f"{name}.png"
         save_picture(figure, path)

@@ -5,60 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from write_bundle import write_random_gpt2
+from tiny import TINY, write_checkpoint
 
-from gpt2_from_scratch.config import GPT2Config
-from gpt2_from_scratch.model import GPT2
-from gpt2_from_scratch.tokenizer import write_bpe
+from gpt2_from_scratch.gpt2.config import GPT2Config
+from gpt2_from_scratch.gpt2.model import GPT2
 
 # on models this small threads only wait for each other: on a busy machine 100 s instead of 2 s
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
-TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
-# 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" stands for the space
-TINY_MERGES = [
-    ("Ġ", "t"),
-    ("h", "e"),
-    ("i", "n"),
-    ("r", "e"),
-    ("o", "n"),
-    ("Ġt", "he"),
-    ("e", "r"),
-    ("Ġ", "a"),
-    ("a", "t"),
-    ("e", "n"),
-    ("Ġ", "w"),
-    ("i", "s"),
-    ("o", "u"),
-    ("Ġ", "s"),
-    ("in", "g"),
-    ("l", "l"),
-    ("a", "n"),
-    ("n", "d"),
-    ("Ġa", "nd"),
-    ("y", "ou"),
-]
-
-
-def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:
-    """Random weights of the tiny sizes, but for `sizes`, in OpenAI's format, and both BPE files."""
-    write_random_gpt2(folder, TINY | sizes, seed=seed)
-    write_bpe(folder, TINY_MERGES)
-    return folder
-
-
-class Halved(nn.Module):
-    """A part that is not GPT-2's: half of what another gives."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) / 2
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from gpt2_from_scratch.plots import SMALL
+from gpt2_from_scratch.reports.plots import SMALL
 
 
 @lru_cache(maxsize=2)  # to lay out a picture takes a while

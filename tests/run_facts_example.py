@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.answered import Answered
-from gpt2_from_scratch.assessment import Assessment, assess
-from gpt2_from_scratch.comparison import compare_paired
-from gpt2_from_scratch.epochs import Epoch
-from gpt2_from_scratch.metrics import Evaluation, evaluate_predictions
-from gpt2_from_scratch.run_facts import RunFacts
+from gpt2_from_scratch.classifier.train import Epoch
+from gpt2_from_scratch.evaluation.assessment import Assessment, assess
+from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation, evaluate_predictions
+from gpt2_from_scratch.evaluation.significance import compare_paired
+from gpt2_from_scratch.reports.findings import RunFacts
 
 LABELS = ("ham", "spam")
 

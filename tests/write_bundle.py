@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_from_scratch.crc32c import crc32c, masked
-from gpt2_from_scratch.leveldb_table import FOOTER, MAGIC
-from gpt2_from_scratch.tensor_bundle import DTYPES, TensorEntry
+from gpt2_from_scratch.gpt2.crc32c import crc32c, masked
+from gpt2_from_scratch.gpt2.leveldb_table import FOOTER, MAGIC
+from gpt2_from_scratch.gpt2.openai_checkpoint import DTYPES, TensorEntry
 
 BLOCK_SIZE = 262_144  # bytes after which TensorFlow begins a new block
 RESTART_EVERY = 16  # records after which a key is stored whole again

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import GPT2, Tokenizer, load_gpt2
-from gpt2_from_scratch.model import init_weights
-from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.gpt2.model import init_weights
+from gpt2_from_scratch.storage.paths import model_folder
 
 torch.set_grad_enabled(False)
 real = load_gpt2("mini").double()

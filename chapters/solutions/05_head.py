@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from gpt2_from_scratch import Classifier, TrainConfig, load_messages, train_classifier
-from gpt2_from_scratch.data import count_labels
+from gpt2_from_scratch.data.messages import count_labels
 
 # %% [markdown]
 # ## 1. One output for two classes

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import Classifier, TrainConfig, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.lecture import LABELS
+from gpt2_from_scratch.runs.lecture import LABELS
 
 split = split_messages(load_messages("demo"))
 LR = TrainConfig().lr

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
-from gpt2_from_scratch.metrics import evaluate_predictions, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
 
 split = split_messages(load_messages("demo"), balance=True)
 

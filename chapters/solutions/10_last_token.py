@@ -5,7 +5,7 @@
 import torch
 
 from gpt2_from_scratch import Classifier, class_logits, pad_right
-from gpt2_from_scratch.batches import pad_batch
+from gpt2_from_scratch.speed.batching import pad_batch
 
 base = Classifier.on_base(
     "mini", ["ham", "spam"]

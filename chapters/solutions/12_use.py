@@ -19,7 +19,7 @@ from gpt2_from_scratch import (
     split_messages,
     train_classifier,
 )
-from gpt2_from_scratch.paths import model_folder
+from gpt2_from_scratch.storage.paths import model_folder
 
 ROOM = TemporaryDirectory()
 room, how = Path(ROOM.name), {"quiet": True, "cache": False, "say": lambda _: None}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from gpt2_from_scratch import Classifier, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.heads import outputs_from
-from gpt2_from_scratch.recipes import evaluate_classifier, finetune
+from gpt2_from_scratch.classifier.heads import outputs_from
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.runs.recipes import evaluate_classifier, finetune
 
 split = split_messages(load_messages("demo"))
 

@@ -5,9 +5,9 @@
 import torch
 
 from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.logistic_regression import fit_logistic, standardize, with_ones
-from gpt2_from_scratch.probes import pooled_states
-from gpt2_from_scratch.trunk import Trunk
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
+from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
+from gpt2_from_scratch.studies.probes import pooled_states
 
 split = split_messages(load_messages("demo"), balance=True)
 texts = split.train + split.test

@@ -10,10 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.head_config import HeadConfig
-from gpt2_from_scratch.heads import outputs_from
-from gpt2_from_scratch.labelled import loss_and_scores, to_labelled
-from gpt2_from_scratch.train import finetune
+from gpt2_from_scratch.classifier.heads import outputs_from
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
 
 said = []
 parts = vars(split_messages(load_messages("demo"))).values()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_from_scratch import Classifier, TrainConfig, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.lora import LoRAConfig
-from gpt2_from_scratch.recipes import finetune
+from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.runs.recipes import finetune
 
 LABELS = ["ham", "spam"]
 short = [message for message in load_messages("demo") if len(message.text) <= 120]

@@ -1,0 +1,1 @@
+"""What a head can be trained to answer: one file per task."""

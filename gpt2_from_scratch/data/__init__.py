@@ -1,0 +1,18 @@
+"""Labelled texts: reading, checking, and splitting them.
+
+For learners: `messages` and `split`. Faulty rows are reported with their file and line.
+No torch here: a data set can be inspected before anything is trained.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "messages": ["Message", "Span", "count_labels", "load_messages", "load_sms_spam"],
+        "formats": ["TASKS", "label_names", "load_examples", "write_examples"],
+        "split": ["Split", "folds", "split_messages"],
+        "check": ["check_data", "format_report"],
+        "near_duplicates": ["has_twin", "twin_groups"],
+    },
+)

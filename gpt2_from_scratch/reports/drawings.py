@@ -1,0 +1,535 @@
+"""A picture of the network: every part with its shapes and counts, and one block opened up.
+
+Returns a matplotlib Figure, as the functions of `plots.py` do. B texts, T tokens of the longest,
+C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import ListedColormap, PowerNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+
+from gpt2_from_scratch.classifier.freezing import LedgerLine
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2.config import GPT2Config
+from gpt2_from_scratch.reports.plots import (
+    BLUE,
+    DARK,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    SHARES,
+    SKY,
+    SMALL,
+    VERMILION,
+    YELLOW,
+    draw_bar,
+    make_room,
+    shown,
+    without_formulas,
+)
+
+# --- Pictures of what the model does: what of it trains, where it looks, what it reads, what it says. ---
+
+
+GREY = "#D0D0D0"
+STATES = {"trains": VERMILION, "in part": PURPLE, "frozen": SKY}
+REAL, PAD = BLUE, ORANGE
+LONGEST = 14  # characters of a token that are shown
+
+
+def draw_ledger(lines: list[LedgerLine]) -> Figure:
+    """The ledger as a stack of boxes, the embeddings at the bottom, coloured by what trains.
+
+    Boxes are of one height; how many numbers a part has is told in figures and by a bar. Raises
+    UsageError for a ledger without lines.
+    """
+    if not lines:
+        raise UsageError("there is nothing to draw: the ledger has no lines")
+    height = min(0.32, max(0.15, 7.0 / len(lines)))
+    figure = Figure(figsize=(8.5, 1.3 + height * len(lines)), layout="constrained")
+    stack, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
+    for y, line in enumerate(lines):
+        _draw_part(stack, bars, y, line, 9 if height > 0.2 else SMALL)
+    stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
+    stack.set_axis_off()
+    most = max(line.numbers for line in lines) / 1e6
+    bars.set(title="How many numbers each has", xlabel="numbers (millions)")
+    bars.tick_params(left=False, labelleft=False)
+    make_room(bars, most, 1.2)
+    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
+    figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
+    found = [state for state in STATES if state in {line.state for line in lines}]
+    handles = [Patch(color=STATES[state], label=state) for state in found]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return without_formulas(figure)
+
+
+def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -> None:
+    """Its box, and its bar: what trains first."""
+    stack.barh(y, 1, height=0.86, color=STATES[line.state])
+    stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
+    trains, end = line.trainable / 1e6, line.numbers / 1e6
+    draw_bar(bars, y, 0.0, trains, STATES["trains"])
+    draw_bar(bars, y, trains, end - trains, STATES["frozen"])
+    bars.annotate(
+        f"{line.numbers:,}",
+        (end, y),
+        (5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=size,
+    )
+
+
+def draw_attention(
+    weights: Any, tokens: list[str], *, title: str = "Where each head looks"
+) -> Figure:
+    """Where each head of a block looks: weights (H, T, T), a tensor or an array, one panel a head.
+
+    A row is the token that looks (query), a column the one that is looked at (key); a row's weights
+    add up to 1. What lies behind the query is grey when no weight is there. Raises DataError for
+    another shape than `tokens` asks for, and for weights outside 0 to 1.
+    """
+    T, weights = len(tokens), _checked(weights, len(tokens))
+    later = np.triu(np.ones((T, T), dtype=bool), 1)
+    masked = later if not weights[:, later].any() else np.zeros_like(later)
+    H = len(weights)
+    columns = 2 if 2 <= H <= 4 else min(H, 3 if H <= 9 else 4)
+    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # a panel's, in inches
+    size = (1.3 + side * columns, 1.9 + (side + 0.15) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    _label_tokens(panels, tokens, 72 * (side - 0.05) / T)
+    for head, axes in enumerate(panels.flat):
+        if head >= H:
+            axes.set_axis_off()
+            continue
+        axes.set_facecolor(GREY)
+        cells = np.ma.array(weights[head], mask=masked)
+        image = axes.imshow(cells, cmap=SHARES, norm=PowerNorm(0.5, 0, 1))
+        axes.set_title(f"Head {head}", fontsize=9)
+        axes.tick_params(labelbottom=head + columns >= H)  # the lowest in its column
+    figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
+    figure.supylabel("query: the token that looks", fontsize=10)
+    figure.supxlabel("key: the token looked at", fontsize=10)
+    bar = figure.colorbar(
+        image,
+        ax=panels,
+        location="top",
+        fraction=0.03,
+        pad=0.01,
+        aspect=50,
+        ticks=[0, 0.05, 0.2, 0.5, 1],
+    )
+    bar.set_label("attention weight (a row adds up to 1)", fontsize=9)
+    return without_formulas(figure)
+
+
+def _checked(weights: Any, T: int) -> np.ndarray:
+    """As an array (H, T, T); raises DataError for what cannot be attention over T tokens."""
+    if hasattr(weights, "detach"):  # a tensor, on whatever device, in whatever precision
+        weights = weights.detach().cpu().float()
+    found = np.asarray(weights, dtype=float)
+    if found.ndim != 3 or found.shape[1:] != (T, T) or not found.size:
+        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {found.shape}")
+    if not ((found >= 0) & (found <= 1.001)).all():
+        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
+    return found
+
+
+def _label_tokens(panels: np.ndarray, tokens: list[str], points: float) -> None:
+    """Tokens along the left and the bottom of a grid, every n-th where a cell has few points."""
+    step = math.ceil(SMALL / points)
+    size = min(9.0, max(SMALL, points - 1))
+    labels = [shown(token, LONGEST) for token in tokens][::step]
+    for axes in panels.flat:
+        axes.set_xticks(range(0, len(tokens), step), labels, rotation=90, fontsize=size)
+        axes.set_yticks(range(0, len(tokens), step), labels, fontsize=size)
+
+
+def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
+    """The same texts as three ways of batching lay them out, with the share of pads in each.
+
+    Padded to the longest of all; padded to the longest of each batch of `batch_size`; packed end to
+    end without padding, as `trunk.py` computes them. Cells are tokens, and as large in each panel.
+    Raises DataError for no texts and for one without tokens, UsageError for batches of none.
+    """
+    lengths = [int(length) for length in lengths]  # of an array or a tensor too
+    if not lengths or min(lengths) < 1:
+        raise DataError("there is nothing to draw: every text needs a token, and there must be one")
+    if batch_size < 1:
+        raise UsageError(f"batch_size = {batch_size} must be at least 1")
+    longest, N = max(lengths), len(lengths)
+    widths = [max(lengths[n - n % batch_size :][:batch_size]) for n in range(N)]
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    _draw_padded(panels[0], lengths, [longest] * N, "Padded to the longest of all")
+    _draw_padded(panels[1], lengths, widths, "Padded to the longest of its batch")
+    _draw_packed(panels[2], lengths, longest)
+    frames = [
+        Rectangle((0, first - 0.5), widths[first], min(batch_size, N - first))
+        for first in range(0, N, batch_size)
+    ]
+    panels[1].add_collection(PatchCollection(frames, facecolor="none", edgecolor=DARK, lw=0.7))
+    panels[0].set(xlim=(0, longest), ylim=(N - 0.5, -0.5), ylabel="rows")
+    panels[0].yaxis.get_major_locator().set_params(integer=True)
+    for axes in panels:
+        axes.set_xlabel("tokens in a row")
+    handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="pad")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.suptitle(
+        f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}"
+    )
+    return without_formulas(figure)
+
+
+def _draw_padded(axes: Axes, lengths: Sequence[int], widths: list[int], name: str) -> None:
+    column = np.arange(max(widths))
+    real, filled = (column < np.array(ends)[:, None] for ends in (lengths, widths))
+    _draw_cells(axes, np.where(real, 1, np.where(filled, 2, 0)))
+    _say_pads(axes, name, sum(widths) - sum(lengths), sum(widths))
+
+
+def _draw_packed(axes: Axes, lengths: Sequence[int], width: int) -> None:
+    """Texts end to end, a new row where the panel ends; a white line between two of them."""
+    ends = np.cumsum(lengths)
+    cells = np.zeros(-(-ends[-1] // width) * width)
+    cells[: ends[-1]] = 1
+    _draw_cells(axes, cells.reshape(-1, width))
+    rows, columns = np.divmod(ends[:-1], width)
+    axes.vlines(columns, rows - 0.5, rows + 0.5, color="white", linewidth=1)
+    _say_pads(axes, "Packed, no padding", 0, ends[-1])
+
+
+def _draw_cells(axes: Axes, cells: np.ndarray) -> None:
+    """(rows, T): 0 nothing, 1 a real token, 2 a pad. As one image, however many texts there are."""
+    extent = (0, cells.shape[1], len(cells) - 0.5, -0.5)
+    colours = ListedColormap(["white", REAL, PAD])
+    axes.imshow(
+        cells, colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=extent
+    )
+
+
+def _say_pads(axes: Axes, name: str, pads: int, cells: int) -> None:
+    axes.set_title(
+        f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9
+    )
+
+
+def draw_label_by_token(
+    tokens: list[str], probabilities: Sequence[float], label: str, *, pads: int = 0
+) -> Figure:
+    """P(label) after each token of a message, of which the last `pads` are pads.
+
+    Raises DataError unless there is one for each token, and a token before the pads.
+    """
+    if not tokens or len(tokens) != len(probabilities):
+        raise DataError(
+            f"{len(tokens)} tokens and {len(probabilities)} probabilities: there must be one each"
+        )
+    if not all(0 <= p <= 1 for p in probabilities):
+        raise DataError("probabilities must be from 0 to 1")
+    if not 0 <= pads < len(tokens):
+        raise DataError(f"{pads} pads of {len(tokens)} tokens leave no message")
+    T, name = len(tokens), shown(label, 24, visible=False)
+    percents = [100 * float(p) for p in probabilities]
+    figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhspan(50, 104, color=(VERMILION, 0.08))
+    axes.text(
+        1.01,
+        0.75,
+        "more likely than not",
+        transform=axes.transAxes,
+        rotation=270,
+        va="center",
+        fontsize=8,
+    )
+    axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
+    axes.plot(range(T), percents, color=BLUE, marker="o", markersize=4)
+    step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
+    axes.set_xticks(
+        range(0, T, step),
+        [shown(token, LONGEST) for token in tokens][::step],
+        rotation=90,
+        fontsize=8 if T <= 45 else SMALL,
+    )
+    title = f"P({name}) after each token of the message: {percents[-1 - pads]:.1f} % at the end"
+    if pads:
+        axes.axvspan(T - pads - 0.5, T - 0.5, color=(PAD, 0.25), lw=0)
+        title += f", {percents[-1]:.1f} % at the last pad"
+    axes.set(
+        title=title,
+        xlabel="the message so far, token by token (· is a space)",
+        ylabel=f"P({name}) (%)",
+        ylim=(-4, 104),
+        xlim=(-0.6, T - 0.4),
+    )
+    axes.grid(axis="y", alpha=0.3)
+    return without_formulas(figure)
+
+
+def draw_heads_by_token(
+    tokens: list[str],
+    curves: dict[str, Sequence[float]],
+    classes: dict[str, Sequence[str]] | None = None,
+    *,
+    n_prompt: int = 0,
+) -> Figure:
+    """What several heads say after each of T tokens: a panel a curve, a strip of colours a class.
+
+    `curves` {name: T numbers}, each with a scale of its own; `classes` {name: T labels}. The first
+    `n_prompt` tokens are shaded. Raises DataError unless there is one for each token.
+    """
+    T, classes = len(tokens), classes or {}
+    for name, values in (*curves.items(), *classes.items()):
+        if not 0 < len(values) == T:
+            raise DataError(f"{name}: {len(values)} values for {T} tokens: there must be one each")
+    if not curves and not classes:
+        raise DataError("there is nothing to draw: no head says anything")
+    heights = [2.0] * len(curves) + [0.5] * len(classes)
+    figure = Figure(figsize=(9.5, 1.2 + 0.9 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[
+        :, 0
+    ]
+    for axes, (name, values) in zip(panels, curves.items(), strict=False):
+        axes.plot(
+            range(T), [float(value) for value in values], color=BLUE, marker="o", markersize=4
+        )
+        axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
+        axes.grid(axis="y", alpha=0.3)
+    for axes, (name, labels) in zip(panels[len(curves) :], classes.items(), strict=True):
+        _draw_strip(axes, name, labels)
+    for axes in panels:
+        axes.axvspan(-0.5, n_prompt - 0.5, color=(GREY, 0.5), lw=0, zorder=0)
+    step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
+    axes.set_xticks(
+        range(0, T, step),
+        [shown(token, LONGEST) for token in tokens][::step],
+        rotation=90,
+        fontsize=8 if T <= 45 else SMALL,
+    )
+    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: what was given")
+    return without_formulas(figure)
+
+
+def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
+    """A coloured cell a label; the commonest is nearly white."""
+    names = list(dict.fromkeys(labels))
+    common = max(names, key=list(labels).count)
+    others = [label for label in names if label != common]
+    colours = {common: "#F2F2F2"} | {n: PALETTE[k % len(PALETTE)] for k, n in enumerate(others)}
+    for t, label in enumerate(labels):
+        axes.axvspan(t - 0.42, t + 0.42, 0.1, 0.9, color=colours[label], zorder=2)
+    axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
+    handles = [
+        Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20, visible=False))
+        for n in names
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(names),
+        fontsize=8,
+        frameon=False,
+    )
+    axes.set_yticks([])
+
+
+# where the opened block stands, in inches
+LEFT, RIGHT, LOWER, UPPER, STREAM = 3.7, 9.4, 0.3, 8.1, 4.35
+ARROW = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
+
+
+def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Figure:
+    """The network from the bottom up, with shapes and counts of numbers; one block opened beside it.
+
+    With `num_classes` it ends in a classifier's head, without in GPT-2's own, tied to `wte`. Raises
+    UsageError for fewer than two classes.
+    """
+    if num_classes is not None and num_classes < 2:
+        raise UsageError(f"num_classes = {num_classes}: a choice needs at least 2")
+    numbers = part_numbers(config, num_classes)
+    total = sum(numbers[name] for name in ("wte", "wpe", "ln_f", "head"))
+    total += config.n_layer * numbers["block"]
+    figure = Figure(figsize=(9.5, 8.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 9.5), ylim=(0, 8.4))
+    axes.set_axis_off()
+    kind = "GPT-2" if num_classes is None else f"GPT-2 as a classifier of {num_classes} classes"
+    axes.set_title(f"{kind}: {total:,} numbers")
+    _draw_network(axes, config, num_classes, numbers)
+    _draw_block(axes, config, numbers)
+    return without_formulas(figure)
+
+
+def part_numbers(config: GPT2Config, num_classes: int | None = None) -> dict[str, int]:
+    """How many numbers each part has: weights and biases; of a block, of each part in it.
+
+    GPT-2's own head has none, for it is `wte` again.
+    """
+    C, wide = config.n_embd, 4 * config.n_embd
+    block = {
+        "ln_1": 2 * C,
+        "attn.c_attn": C * 3 * C + 3 * C,
+        "attn.c_proj": C * C + C,
+        "ln_2": 2 * C,
+        "mlp.c_fc": C * wide + wide,
+        "mlp.c_proj": wide * C + C,
+    }
+    return {
+        "wte": config.n_vocab * C,
+        "wpe": config.n_ctx * C,
+        "block": sum(block.values()),
+        **block,
+        "ln_f": 2 * C,
+        "head": 0 if num_classes is None else C * num_classes + num_classes,
+    }
+
+
+def _draw_network(
+    axes: Axes, config: GPT2Config, num_classes: int | None, numbers: dict[str, int]
+) -> None:
+    """On the left: ids, embeddings, blocks, final norm, head."""
+    x, y = 1.65, 2.55
+    state = f"(B, T, C = {config.n_embd:,})"
+    axes.text(x, 0.2, "token ids", ha="center", va="center", weight="bold")
+    _up(axes, x, 0.4, 1.05, "(B, T)")
+    for side, name, what in ((-0.7, "wte", "token"), (0.7, "wpe", "position")):
+        _box(axes, (x + side, 1.45), (1.22, 0.8), f"{name} ({what})\n{numbers[name]:,}", GREEN)
+    axes.text(x, 1.45, "+", ha="center", va="center", fontsize=14, weight="bold")
+    _up(axes, x, 1.85, y, state)
+    y = _draw_blocks(axes, x, y, config.n_layer, numbers["block"])
+    _up(axes, x, y, y + 0.6, state)
+    _box(axes, (x, y + 0.85), (2.6, 0.5), f"ln_f   {numbers['ln_f']:,}", YELLOW)
+    _up(axes, x, y + 1.1, y + 1.7, state)
+    count = "wte again" if num_classes is None else f"{numbers['head']:,}"
+    _box(axes, (x, y + 1.95), (2.6, 0.5), f"head   {count}", VERMILION)
+    out = f"V = {config.n_vocab:,}" if num_classes is None else f"K = {num_classes}"
+    _up(axes, x, y + 2.2, y + 2.8, f"(B, T, {out})")
+    axes.text(x, y + 3.0, "logits", ha="center", va="center", weight="bold")
+
+
+def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, numbers: int) -> float:
+    """Up to three blocks, or the first and the last with dots between; returns where they end.
+
+    Dashed lines lead from the last one to where a block is drawn opened up.
+    """
+    names = [f"blocks.{n}" for n in range(n_layer)]
+    if n_layer > 3:
+        names[1:-1] = [f"⋮   {n_layer} blocks in all"]
+    for name in names:
+        if name.startswith("⋮"):
+            axes.text(x - 0.03, y + 0.12, name, ha="left", va="center", fontsize=9)
+            y += 0.27
+        else:
+            _box(axes, (x, y + 0.3), (2.6, 0.6), f"{name}\n{numbers:,}", SKY)
+            y += 0.6
+        if name != names[-1]:
+            _up(axes, x, y, y + 0.3)
+            y += 0.3
+    for low, high in ((y - 0.6, LOWER), (y, UPPER)):
+        axes.plot([x + 1.3, LEFT], [low, high], color=SKY, linestyle="--", linewidth=1)
+    return y
+
+
+def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None:
+    """On the right: one block opened up, the residual stream and its two branches."""
+    C, H = config.n_embd, config.n_head
+    _box(
+        axes, ((LEFT + RIGHT) / 2, (LOWER + UPPER) / 2), (RIGHT - LEFT, UPPER - LOWER), "", SKY, 0.1
+    )
+    axes.text(
+        RIGHT - 0.15,
+        UPPER - 0.25,
+        f"one block: {numbers['block']:,} numbers",
+        ha="right",
+        va="center",
+        weight="bold",
+    )
+    state = f"(B, T, C = {C:,})"
+    _up(axes, STREAM, LOWER - 0.2, UPPER + 0.2, width=3)
+    axes.text(
+        STREAM - 0.14,
+        4.1,
+        f"residual stream {state}",
+        rotation=90,
+        ha="right",
+        va="center",
+        fontsize=9,
+    )
+    attention = [
+        (f"ln_1   {numbers['ln_1']:,}", YELLOW, state),
+        (f"c_attn   {numbers['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),
+        (
+            f"{H} heads: softmax(q kᵀ / √D) v",
+            ORANGE,
+            f"(B, H = {H}, T, D = {C // H:,})",
+        ),
+        (f"c_proj   {numbers['attn.c_proj']:,}", ORANGE, state),
+    ]
+    mlp = [
+        (f"ln_2   {numbers['ln_2']:,}", YELLOW, state),
+        (f"c_fc   {numbers['mlp.c_fc']:,}", PURPLE, f"(B, T, 4C = {4 * C:,})"),
+        ("GELU", PURPLE, f"(B, T, 4C = {4 * C:,})"),
+        (f"c_proj   {numbers['mlp.c_proj']:,}", PURPLE, state),
+    ]
+    _draw_branch(axes, 0.55, attention, "attn: looks back, never ahead", ORANGE)
+    _draw_branch(axes, 4.25, mlp, "mlp: each position alone", PURPLE)
+
+
+def _draw_branch(
+    axes: Axes, y: float, parts: list[tuple[str, str, str]], name: str, colour: str
+) -> None:
+    """From the stream through a norm and the parts of attn or mlp, each (text, colour, what comes
+    out), and back to be added.
+    """
+    x = 6.75
+    middles = [y + 0.5 + 0.72 * n + (0.14 if n else 0) for n in range(len(parts))]
+    end = middles[-1] + 0.5
+    _box(axes, (x + 0.37, (middles[1] + middles[-1]) / 2), (3.8, 2.02), "", colour, 0.15)
+    axes.text(x + 2.05, middles[2], name, rotation=90, ha="center", va="center", fontsize=9)
+    axes.plot([STREAM, x], [y, y], color=DARK)
+    _up(axes, x, y, middles[0] - 0.22)
+    for n, (text, tint, shape) in enumerate(parts):
+        _box(axes, (x, middles[n]), (2.9, 0.44), text, tint)
+        if n < len(parts) - 1:
+            _up(axes, x, middles[n] + 0.22, middles[n + 1] - 0.22, shape)
+    axes.plot([x, x], [middles[-1] + 0.22, end], color=DARK)
+    axes.annotate("", (STREAM + 0.13, end), (x, end), arrowprops=ARROW)
+    axes.text(x - 1.2, end + 0.1, parts[-1][2], ha="center", va="bottom", fontsize=8, color=DARK)
+    circle = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": DARK}
+    axes.text(STREAM, end, "+", ha="center", va="center", fontsize=12, weight="bold", bbox=circle)
+
+
+def _box(
+    axes: Axes,
+    middle: tuple[float, float],
+    size: tuple[float, float],
+    text: str,
+    colour: str,
+    tint: float = 0.4,
+) -> None:
+    """A rounded box with text in it, filled with a tint that lets nothing through."""
+    fill = tuple(1 - tint * (1 - part) for part in to_rgb(colour))
+    (x, y), (width, height) = middle, size
+    corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.06"
+    box = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=fill, edgecolor=colour)
+    axes.add_patch(box)
+    axes.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def _up(axes: Axes, x: float, low: float, high: float, text: str = "", width: float = 1.5) -> None:
+    """An arrow upwards, what goes along it written to its right."""
+    axes.annotate("", (x, high), (x, low), arrowprops=ARROW | {"linewidth": width})
+    if text:
+        axes.text(x + 0.1, (low + high) / 2, text, ha="left", va="center", fontsize=8, color=DARK)

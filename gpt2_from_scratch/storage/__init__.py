@@ -1,0 +1,26 @@
+"""Files that are written completely or not at all: JSON, tensors, resumable states, locks.
+
+For maintainers. A kill at any moment leaves the old file or the new one, never half of one.
+Nothing here knows what the files are about, except where models and data sets are kept.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "files": [
+            "check_sums",
+            "is_complete",
+            "locked",
+            "read_json",
+            "sha256_of",
+            "write_json",
+            "write_manifest",
+            "write_text",
+        ],
+        "tensors": ["read_tensors", "write_tensors"],
+        "states": ["newest_state", "save_state"],
+        "paths": ["features_folder", "home", "model_folder"],
+    },
+)

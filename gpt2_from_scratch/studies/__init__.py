@@ -1,0 +1,16 @@
+"""Many trainings compared: baselines, settings, seeds, layers, learning rates.
+
+A study is a table of rows and splits whose answers are kept on disk and scored together.
+`probes` asks each layer what a linear classifier can read there.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "probes": ["format_probes", "plot_probes", "probe_layers"],
+        "learning_rate": ["find_rate"],
+        "experiments": ["run_experiments"],
+    },
+)

@@ -1,0 +1,141 @@
+"""The table of faults is complete and true to the tests; and those few that belong nowhere else."""
+
+import ast
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.cli.main import main
+from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.gpt2.weights import load_gpt2
+
+HERE = Path(__file__).parent
+ROWS = [
+    re.split(r"(?<!\\)\|", line)[1:-1]
+    for line in (HERE / "FAULTS.md").read_text("utf-8").splitlines()
+    if re.match(r"\| \d", line)
+]
+
+
+def test_thirty_faults_each_with_tests_that_are_there():
+    assert [int(number) for number, *_ in ROWS] == list(range(1, 31))
+    for number, _, _, tests in ROWS:
+        named = [name.strip() for name in tests.split(",")]
+        assert named[0], f"fault {number} has no test"
+        for name in named:
+            module, function = name.split("::")
+            (path,) = HERE.parent.rglob(f"{module}.py")
+            tree = ast.parse(path.read_text("utf-8"))
+            functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            assert function in functions, f"fault {number}: there is no {name}"
+
+
+class Bomb:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def model_folder(tiny_checkpoint: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("hparams.json", "vocab.bpe", "encoder.json"):
+        (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("new_zipfile", [True, False])
+def test_a_pickle_is_refused_unread(tiny_checkpoint, tmp_path, new_zipfile, capsys):
+    """A real torch.save file that would run code, in each place where one might be given."""
+    exploded, bomb = tmp_path / "exploded", tmp_path / "bomb.pt"
+    torch.save(Bomb(exploded), bomb, _use_new_zipfile_serialization=new_zipfile)
+    torch.load(bomb, weights_only=False)
+    assert exploded.exists(), "the bomb is none"
+    exploded.unlink()
+    assert zipfile.is_zipfile(bomb) == new_zipfile
+    kind = "zip archive" if new_zipfile else "pickle"
+    folder = model_folder(tiny_checkpoint, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(bomb.read_bytes())
+    table = tmp_path / "table.csv"
+    table.write_bytes(bomb.read_bytes())
+    for words, code in [
+        (["train", "--model", folder, "--out", tmp_path / "run"], 4),
+        (["generate", "--model", folder, "--prompt", "a"], 4),
+        (["predict", bomb, "a"], 4),
+        (["train", "--data", table, "--out", tmp_path / "run"], 3),
+        (["check", table], 3),
+    ]:
+        assert main([str(word) for word in words]) == code
+        out, err = capsys.readouterr()
+        assert kind in out + err and "Traceback" not in err
+    assert main(["verify", str(folder)]) == 4 and kind in capsys.readouterr().out
+    assert not exploded.exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git-LFS pointer"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["hparams.json", "vocab.bpe", "encoder.json", "model.ckpt.index", "model.safetensors"]
+)
+def test_a_file_of_another_kind_is_named_wherever_it_lies(
+    tiny_checkpoint, tmp_path, name, raw, kind
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        if name != "model.safetensors" or path.suffix in (".json", ".bpe"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).write_bytes(raw)
+    with pytest.raises(CheckpointError) as error:
+        Classifier.on_base(folder, ["ham", "spam"])
+    assert kind in str(error.value) and str(folder / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("bert.encoder.layer.0.attention.self.query.weight", "BERT"),
+        ("model.layers.0.mlp.up_proj.weight", "Llama"),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "GPT-NeoX"),
+        ("blocks.1.ln_1.weight", "saved classifier"),
+    ],
+)
+def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architecture):
+    folder = model_folder(tiny_checkpoint, tmp_path / "model")
+    save_file({name: torch.zeros(3)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"looks like .*{architecture}"):
+        load_gpt2(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' stands there twice"),
+        ('{"n_ctx": NaN}', "NaN"),
+        ('{"n_ctx": 1e999}', "expected exactly the keys"),
+        ("[277]", "expected an object"),
+        ("{" * 100_000, "not JSON"),
+        ('{"n_ctx": ' + "9" * 5000 + "}", "not JSON"),
+        ("\ufeff{}", "not JSON"),
+        ("{}" + " " * (1 << 25), "more than"),
+    ],
+)
+def test_sizes_that_are_none(tiny_checkpoint, tmp_path, text, message):
+    folder = model_folder(tiny_checkpoint, tmp_path / "model")
+    (folder / "hparams.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load_gpt2(folder)

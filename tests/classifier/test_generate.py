@@ -1,0 +1,162 @@
+"""A text generated with what the heads say: its tokens are generate()'s, the rest is predict()'s."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.generate import generate_with_heads
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.gpt2.generate import generate
+from gpt2_from_scratch.gpt2.weights import load_gpt2
+
+HEADS = [
+    HeadConfig("kind", labels=("a", "b", "c")),
+    HeadConfig("mean", labels=("a", "b"), pooling="mean", layer=1),
+    HeadConfig("first", "regression", ("x", "y"), pooling="first_token", scale=(3.0, 1.0)),
+    HeadConfig("any", "multi-label", ("a", "b"), layer=0, final_norm=False),
+    HeadConfig("tag", "token-classification", ("O", "X", "Y"), layer=1, hidden=(7,), dropout=0.5),
+    HeadConfig("state", "features", layer=2),
+    HeadConfig("next", "language"),
+    HeadConfig("ends", "span"),
+]
+PROMPT = "the ring and"
+
+
+@pytest.fixture
+def classifier(tiny_checkpoint: Path) -> Classifier:
+    """Heads of every task, with weights of std 0.2."""
+    made = Classifier.on_base(tiny_checkpoint, heads=HEADS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.model.head.parameters():
+            if parameter is not made.model.wte.weight:
+                parameter.normal_(0, 0.2, generator=generator)
+    return made
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.3, "top_k": 9, "seed": 4}])
+def test_the_tokens_are_those_of_generate(tiny_checkpoint, classifier, drawn):
+    told = generate_with_heads(classifier, PROMPT, 12, **drawn)
+    ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
+    plain = generate(load_gpt2(tiny_checkpoint), ids, 12, stop_id=276, **drawn).tolist()
+    assert told.text == classifier.tokenizer.decode(plain) and told.text.startswith(PROMPT)
+    assert told.tokens == [classifier.tokenizer.decode([token]) for token in plain]
+    assert told.n_prompt == len(ids) < len(told.tokens)
+    assert all(len(rows) == len(plain) for rows in told.outputs.values())
+
+
+@torch.no_grad()
+def test_heads_say_what_they_say_of_the_text_so_far(tiny_checkpoint, classifier):
+    told = generate_with_heads(classifier, PROMPT, 8, temperature=1.0)
+    ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
+    plain = generate(load_gpt2(tiny_checkpoint), ids, 8, stop_id=276, temperature=1.0).tolist()
+    model, x, states = classifier.model.eval(), None, []
+    x = model.wte.weight[plain] + model.wpe.weight[: len(plain)]  # (T, C)
+    for block in (*model.blocks, None):
+        states.append(x)
+        x = block(x[None])[0] if block else x
+    normal, (T, C) = [model.ln_f(state) for state in states], states[0].shape
+    so_far = torch.stack([normal[1][: t + 1].mean(dim=0) for t in range(T)])
+    hidden = torch.nn.functional.linear(normal[1], *model.head["tag"].dense_0.parameters())
+    expected = {
+        "kind": model.head["kind"](normal[2]),
+        "mean": model.head["mean"](so_far),
+        "first": model.head["first"](normal[2][0]).expand(T, 2),
+        "any": model.head["any"](states[0]),
+        "tag": model.head["tag"].out(hidden),
+        "state": normal[2],
+        "ends": model.head["ends"](normal[2]),
+    }
+    assert told.outputs.keys() == expected.keys() and told.outputs["state"].shape == (T, C)
+    for name, outputs in expected.items():
+        torch.testing.assert_close(told.outputs[name], outputs, atol=1e-4, rtol=0)
+
+
+def test_answers_are_those_of_predict(classifier):
+    """On each beginning that the tokenizer reads as these very tokens."""
+    told = generate_with_heads(classifier, PROMPT, 10, temperature=0.7)
+    assert list(told.answers) == ["kind", "mean", "first", "any", "tag", "state"]
+    compared = 0
+    for t in range(1, len(told.tokens) + 1):
+        text = "".join(told.tokens[:t])
+        if "\ufffd" in text or classifier.encode([text])[0][0] != ids_of(classifier, told)[:t]:
+            continue
+        compared += 1
+        [found] = classifier.predict([text])
+        for name in ("kind", "mean"):
+            ours, theirs = told.answers[name][t - 1], found.answers[name]
+            assert ours.label == theirs.label
+            assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-4)
+        assert told.answers["first"][t - 1].values == pytest.approx(
+            found.answers["first"].values, abs=1e-4
+        )
+        assert told.answers["any"][t - 1].probabilities == pytest.approx(
+            found.answers["any"].probabilities, abs=1e-4
+        )
+    assert compared >= told.n_prompt
+    [found] = classifier.predict([PROMPT])
+    first_word = told.answers["tag"][0]  # of one token
+    assert found.answers["tag"].words[0].label == first_word.label
+    assert found.answers["tag"].words[0].probability == pytest.approx(
+        first_word.probabilities[first_word.label], abs=1e-4
+    )
+
+
+def ids_of(classifier: Classifier, told) -> list[int]:
+    plain = load_gpt2(classifier.description.base)
+    ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
+    return generate(plain, ids, 10, stop_id=276, temperature=0.7).tolist()
+
+
+def test_with_lora_it_generates_as_the_merged_model(tiny_checkpoint):
+    heads = [HeadConfig("kind", labels=("a", "b")), HeadConfig("next", "language")]
+    adapted = Classifier.on_base(tiny_checkpoint, heads=heads, lora=LoRAConfig(rank=2))
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora" in name:
+                parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    told = generate_with_heads(adapted, PROMPT, 9)
+    plain = load_gpt2(tiny_checkpoint)
+    adapted.merge()
+    values = {n: p for n, p in adapted.model.state_dict().items() if not n.startswith("head.")}
+    plain.load_state_dict(values | {"head.weight": values["wte.weight"]})
+    ids = torch.tensor(adapted.tokenizer.encode(PROMPT))
+    assert told.text == adapted.tokenizer.decode(generate(plain, ids, 9, stop_id=276).tolist())
+
+
+def test_one_head_alone_and_nothing_new(tiny_checkpoint):
+    alone = Classifier.on_base(tiny_checkpoint, heads=[HeadConfig("next", "language")])
+    told = generate_with_heads(alone, PROMPT, 0)
+    assert told.text == PROMPT and told.outputs == told.answers == {}
+
+
+def test_it_stops_at_the_end_of_text(classifier, monkeypatch):
+    """The token that the plain model gives third is called the end."""
+    tokenizer, model = classifier.tokenizer, load_gpt2(classifier.description.base)
+    ids = generate(model, torch.tensor(tokenizer.encode(PROMPT)), 6).tolist()
+    stop = ids[len(tokenizer.encode(PROMPT)) + 2]
+    monkeypatch.setattr(tokenizer, "end_of_text_id", stop)
+    told = generate_with_heads(classifier, PROMPT, 6)
+    n = ids.index(stop, told.n_prompt) + 1
+    assert told.tokens == [tokenizer.decode([token]) for token in ids[:n]]
+    assert len(told.outputs["kind"]) == n <= told.n_prompt + 3
+
+
+def test_what_cannot_be_done_is_refused(tiny_checkpoint, classifier):
+    mute = Classifier.on_base(tiny_checkpoint, ["a", "b"])
+    with pytest.raises(UsageError, match="task='language'"):
+        generate_with_heads(mute, PROMPT, 3)
+    n = len(classifier.tokenizer.encode(PROMPT))
+    assert len(generate_with_heads(classifier, PROMPT, TINY["n_ctx"] - n).tokens) <= TINY["n_ctx"]
+    with pytest.raises(UsageError, match=f"{n} tokens and {33 - n} new ones: .* reads 32"):
+        generate_with_heads(classifier, PROMPT, 33 - n)
+    with pytest.raises(UsageError, match="nothing to continue"):
+        generate_with_heads(classifier, "", 3)
+    for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"seed": -1}):
+        with pytest.raises(UsageError, match=r"-1|0"):
+            generate_with_heads(classifier, PROMPT, 3, **wrong)

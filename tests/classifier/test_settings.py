@@ -1,0 +1,85 @@
+"""Settings from the shell: what they make of the data, and what is refused."""
+
+import numpy as np
+import pytest
+
+from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.cli import main as cli
+from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.errors import DataError, UsageError
+
+
+def values(*numbers: float) -> list[Message]:
+    return [Message(f"text {n}", (number,)) for n, number in enumerate(numbers)]
+
+
+def test_values_are_standardised_by_their_mean_and_spread() -> None:
+    head = ClassifierSettings("regression").head_config(["v"], values(1.0, 2.0, 6.0), 8)
+    assert head.center == (3.0,)
+    assert head.scale == pytest.approx((np.std([1, 2, 6]),))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.0, 1e-320, 1.7e9 + 0.3])
+def test_a_value_that_is_always_the_same_has_scale_one(value: float) -> None:
+    """The standard deviation of forty times 0.1 is not 0 but 1e-17."""
+    head = ClassifierSettings("regression").head_config(["v"], values(*[value] * 40), 8)
+    assert head.scale == (1.0,)
+
+
+def test_values_too_large_to_be_squared_are_refused() -> None:
+    with pytest.raises(DataError, match="too large"):
+        ClassifierSettings("regression").head_config(["v"], values(1e307, -1e308, 5e307), 8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer": -2},
+        {"lora": 4, "lora_blocks": -7},
+        {"task": "token-classification", "pooling": "mean"},
+        {"task": "span", "pooling": "mean"},
+        {"task": "span", "labels": "a,b"},
+        {"labels": "a,,b"},
+        {"labels": ","},
+    ],
+)
+def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
+    with pytest.raises(UsageError):
+        ClassifierSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"micro_batch": 17},
+        {"rate_decay": 1e200},  # to the power of 6 no number
+        {"unfreeze_every": 1, "n_last_blocks": 0},
+        {"unfreeze_every": 5, "n_last_blocks": 2},  # the second would join in epoch 11 of 10
+    ],
+)
+def test_training_that_would_not_be_as_asked_is_refused(settings: dict) -> None:
+    with pytest.raises(UsageError):
+        TrainConfig(**settings)
+    TrainConfig(batch_size=17, micro_batch=17)
+    TrainConfig(unfreeze_every=3, n_last_blocks=3)
+
+
+@pytest.mark.parametrize("more", [["--n-last-blocks", "2"], ["--no-final-norm"]])
+def test_named_parameters_are_all_that_trains(
+    more: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["train", "--trainable", "head.*", *more]) == 2
+    assert "--trainable names all" in capsys.readouterr().err
+
+
+def test_texts_without_any_label_are_refused() -> None:
+    with pytest.raises(DataError, match="no text has any label"):
+        ClassifierSettings("multi-label").head_config([], [Message("one", ())], 8)
+
+
+def test_labels_of_the_data_that_were_not_named_are_told() -> None:
+    texts = [Message("x", "ham"), Message("y", "eggs")]
+    with pytest.raises(DataError, match="eggs"):
+        ClassifierSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
+    named = ClassifierSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
+    assert named.labels == ("spam", "ham") and named.name == "kind"

@@ -1,0 +1,573 @@
+"""The command line as a person types it: real processes' worth of work, called in this process for
+speed.
+"""
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.cli import main as cli
+from gpt2_from_scratch.data.messages import load_messages
+from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.studies.probes import probe_layers
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "check",
+    "verify",
+    "generate",
+    "pretrain",
+    "download",
+    "probe",
+]
+SETTINGS = ["--epochs", "2", "--lr", "0.005", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty labelled messages of three kinds, written as a spreadsheet would."""
+    path = tmp_path_factory.mktemp("data") / "kinds.csv"
+    words = {"sport": "the goal in", "health": "a pill, twice", "tech": 'the "chip" on'}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "body"])
+        for n in range(42):
+            kind = sorted(words)[n % 3]
+            writer.writerow([kind, f"{words[kind]} {n}"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with three classes, trained by the command."""
+    out = tmp_path_factory.mktemp("runs") / "kinds"
+    code = cli.main(
+        ["train", "--model", str(tiny_checkpoint), "--data", str(table), "--out", str(out)]
+        + ["--text-column", "body", "--label-column", "kind", *SETTINGS]
+    )
+    assert code == 0
+    return out
+
+
+def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == [
+        "MANIFEST.json",
+        "best.safetensors",
+        "config.json",
+        "curves.png",
+        "evaluation.json",
+        "last.safetensors",
+        "metrics.jsonl",
+        "model_card.md",
+        "report.html",
+        "test-answers.jsonl",
+        "test.csv",
+        "val-answers.jsonl",
+    ]
+    config = json.loads((run / "config.json").read_text())
+    settings = config["settings"]
+    assert settings["epochs"] == 2 and settings["lr"] == 0.005 and config["recipe"] == "default"
+    assert settings["label_column"] == "kind" and settings["balance"] is False
+    assert config["classifier"]["heads"][0]["labels"] == ["health", "sport", "tech"]
+    assert config["messages"] == {"train": 27, "val": 3, "test": 12}
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["total"] == len(load_messages(run / "test.csv"))
+    assert sum(map(sum, evaluation["confusion"])) == evaluation["total"]
+
+
+def test_evaluate_repeats_the_scores_of_the_run(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((run / "evaluation.json").read_text())
+    code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint)
+    assert re.search(r"accuracy [\d.]+ %  \(\d+ of 12; 95 % interval", out)
+
+
+def test_predict_answers_in_three_forms(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts = ["the goal in May", "", "=1+1, twice"]
+    (tmp_path / "inbox.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    common = ("predict", run, "--model", tiny_checkpoint)
+    code, out, err = call(capsys, *common, "--file", tmp_path / "inbox.txt", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and err == ""
+    assert [record["number"] for record in records] == [1, 2, 3]
+    for record in records:
+        assert max(record["probabilities"], key=record["probabilities"].get) == record["label"]
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+    _, out, _ = call(capsys, *common, "--file", tmp_path / "inbox.txt", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["number", "label", "health", "sport", "tech"]
+    assert [row["label"] for row in rows] == [record["label"] for record in records]
+    _, out, _ = call(capsys, *common, *texts)
+    assert [line.split()[0] for line in out.splitlines()] == [row["label"] for row in rows]
+
+
+def test_predict_reads_standard_input(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\n")))
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, "--json")
+    assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == [2, 3]
+
+
+def test_standard_input_is_read_as_files_are(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    common = ("predict", run, "--model", tiny_checkpoint, "--json")
+    for data, tokens in ((b"\xef\xbb\xbfone\n", [2]), (b"a\0b\n\n", [3, 1]), (b"", [])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code, out, _ = call(capsys, *common)
+        assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == tokens and code == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine\ncaf\xe9\n")))
+    code, _, err = call(capsys, *common)
+    assert code == 3 and "line 2" in err and "UTF-8" in err
+
+
+def test_faulty_rows_are_left_out_of_predict_and_counted(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    raw = b"the goal\ncaf\xe9\na pill\n"
+    (tmp_path / "t.txt").write_bytes(raw)
+    (tmp_path / "t.csv").write_bytes(b"id,text\n1,the goal\n2,caf\xe9\n3,a pill\n")
+    common = ("predict", run, "--model", tiny_checkpoint, "--json")
+    for name in ("t.txt", "t.csv", "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        given = [] if name == "-" else ["--file", tmp_path / name]
+        code, out, err = call(capsys, *common, *given)
+        assert code == 3 and "0xe9) is not UTF-8" in err and "--on-error skip" in err
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code, out, err = call(capsys, *common, *given, "--on-error", "skip")
+        assert code == 0 and "1 of 3 rows" in err and "were left out" in err
+        skipped = [json.loads(line) for line in out.splitlines()]
+        assert [record["number"] for record in skipped] == [1, 3]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code, out, err = call(capsys, *common, *given, "--encoding", "latin-1")
+        whole = [json.loads(line) for line in out.splitlines()]
+        assert (
+            code == 0
+            and err == ""
+            and [whole[0], whole[2]]
+            == [
+                {**record, "probabilities": pytest.approx(record["probabilities"], abs=1e-5)}
+                for record in skipped
+            ]
+        )
+
+
+def test_numbers_stay_beside_their_texts_over_many_windows(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [b"\xff" if n % 7 == 3 else f"{n} {n % 11}".encode() for n in range(1, 1000)]
+    (tmp_path / "t.txt").write_bytes(b"\n".join(rows))
+    common = ("predict", run, "--model", tiny_checkpoint, "--file", tmp_path / "t.txt")
+    code, out, _ = call(capsys, *common, "--on-error", "skip", "--csv", "--with-text")
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and len(found) == 999 - 143
+    assert all(row["text"].encode() == rows[int(row["number"]) - 1] for row in found)
+
+
+def test_evaluate_leaves_faulty_rows_out(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "more.csv"
+    path.write_bytes("kind,body\ntech,the chip\ntech\nsport,\nhealth,café\n".encode("cp1252"))
+    common = ("evaluate", run, "--model", tiny_checkpoint, "--data", path, "--json")
+    common += ("--text-column", "body", "--label-column", "kind")
+    code, out, err = call(capsys, *common)
+    assert (code, out) == (3, "") and "more.csv, line 3" in err and "3 rows have faults" in err
+    code, out, err = call(capsys, *common, "--on-error", "skip")
+    assert code == 0 and json.loads(out)["total"] == 1 and "3 of 4 rows" in err
+    code, out, err = call(capsys, *common, "--on-error", "skip", "--encoding", "cp1252")
+    assert code == 0 and json.loads(out)["total"] == 2 and "2 of 4 rows" in err
+    code, out, err = call(capsys, *common, "--encoding", "rot13")
+    assert (code, out) == (2, "") and "'rot13' is no encoding of text" in err
+
+
+def test_evaluate_reads_the_runs_own_messages_as_they_were_written(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("best.safetensors", "test.csv"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    with (tmp_path / "test.csv").open("a", encoding="utf-8") as file:
+        file.write('"tech",""\n"tech","café"\n')  # as --keep-empty lets through
+    code, out, _ = call(
+        capsys,
+        "evaluate",
+        tmp_path,
+        "--model",
+        tiny_checkpoint,
+        "--json",
+        "--encoding",
+        "cp1252",
+        "--text-column",
+        "body",
+    )
+    assert code == 0 and json.loads(out)["total"] == 14
+
+
+def test_texts_that_were_read_otherwise_are_marked(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts = ["fine", "", "you and " * 99, "a \ud800 b"]
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts)
+    shown = [line.split(")  ", 1)[1] for line in out.splitlines()]
+    assert shown[:2] == ["fine", "(empty) "] and shown[3] == "(replaced) a \ufffd b"
+    assert shown[2].startswith("(cut) you and you") and len(shown[2]) == len("(cut) ") + 80
+    _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [[r["truncated"], r["empty"], r["replaced"]] for r in records] == [
+        [False] * 3,
+        [False, True, False],
+        [True, False, False],
+        [False, False, True],
+    ]
+
+
+def test_no_spreadsheet_executes_what_predict_prints(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither texts nor labels, in the header and in every row."""
+    Classifier.on_base(tiny_checkpoint, ["=ham", "@spam"]).save(tmp_path / "best.safetensors")
+    texts = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", 'fine, "q"', "two\nlines", "\ud800=1"]
+    common = ("predict", tmp_path, "--model", tiny_checkpoint, "--csv")
+    code, out, _ = call(capsys, *common, "--with-text", "--", *texts)
+    header, *rows = csv.reader(io.StringIO(out, newline=""))
+    assert code == 0 and header == ["number", "label", "'=ham", "'@spam", "text"]
+    assert [row[-1] for row in rows] == [f"'{t}" for t in texts[:6]] + [*texts[6:8], "\ufffd=1"]
+    assert {row[1] for row in rows} <= {"'=ham", "'@spam"}
+    assert [row[0] for row in rows] == [str(n) for n in range(1, 10)]
+    _, out, _ = call(capsys, *common, "--", *texts)
+    plain = list(csv.reader(io.StringIO(out, newline="")))
+    assert plain == [row[:-1] for row in (header, *rows)]
+    code, out, err = call(capsys, "predict", tmp_path, "--with-text", "a")
+    assert (code, out) == (2, "") and "--with-text adds a column to --csv" in err
+
+
+def test_texts_may_stand_anywhere_and_begin_with_anything(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, out, _ = call(
+        capsys,
+        "predict",
+        run,
+        "one",
+        "--model",
+        tiny_checkpoint,
+        "two",
+        "--",
+        "-5",
+        "--json",
+        "\x1b[",
+    )
+    assert [line.split(")  ")[1] for line in out.splitlines()] == [
+        "one",
+        "two",
+        "-5",
+        "--json",
+        "\ufffd[",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", str(run), "-x"])
+    assert stopped.value.code == 2 and "put -- before" in capsys.readouterr().err
+
+
+def test_an_unpaired_surrogate_is_no_traceback(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"text": "a \\ud800 b"}\n')
+    common = ("predict", run, "--model", tiny_checkpoint)
+    assert call(capsys, *common, "--file", tmp_path / "odd.jsonl")[0] == 0
+    assert call(capsys, *common, "a \ud800 b")[0] == 0
+
+
+def test_an_interrupted_run_can_be_scored(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = [sys.executable, "-m", "gpt2_from_scratch", "train", "--device", "cpu"]
+    command += ["--model", str(tiny_checkpoint), "--data", str(table), "--out", str(tmp_path / "r")]
+    command += ["--text-column", "body", "--label-column", "kind", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [*command, "--patience", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "r" / "best.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    code, out, _ = call(capsys, "evaluate", tmp_path / "r", "--model", tiny_checkpoint)
+    assert code == 0 and "of 12;" in out
+
+
+def test_generate_prints_the_prompt_and_more(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, err = call(
+        capsys, "generate", "--model", tiny_checkpoint, "--prompt", "you and", "--tokens", "5"
+    )
+    assert code == 0 and out.startswith("you and") and len(out) > len("you and\n") and err == ""
+
+
+def test_verify_passes_a_whole_model_and_names_a_damaged_tensor(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = call(capsys, "verify", tiny_checkpoint)
+    assert code == 0, out
+    for path in tiny_checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / "model.ckpt.data-00000-of-00001").read_bytes())
+    data[-1] ^= 1  # the last tensor in the file is wte
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(data)
+    code, out, err = call(capsys, "verify", tmp_path)
+    assert code == 4 and "model/wte" in out and "failed" in err
+
+
+def test_the_lecture_runs_and_prints_its_lines(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [f"{'ham' if n % 2 else 'spam'},you and {n % 7} the {n}" for n in range(100)]
+    (tmp_path / "two.csv").write_text("label,text\n" + "\n".join(rows) + "\n")
+    code, out, _ = call(
+        capsys,
+        "train",
+        "--recipe",
+        "lecture",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        tmp_path / "two.csv",
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
+    assert code == 0
+    assert "8 / 2 / 3 batches of" in out
+    assert "'Do you have time' -> [" in out
+    assert "Ep 1 (Step 000000): Train loss" in out
+    assert out.count("Training accuracy:") == 5
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert (
+        json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"]
+        == (trace["final_accuracy"][2])
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (3, ["train", "--data", "nowhere.csv"], "nowhere.csv is not a file"),
+        (3, ["check", "nowhere.csv"], "nowhere.csv is not a file"),
+        (4, ["check", "demo", "--model", "nowhere"], "nowhere is not a folder"),
+        (4, ["train", "--model", "nowhere"], "nowhere is not a folder"),
+        (4, ["generate", "--model", "1558M", "--prompt", "x"], "gpt2-classifier download 1558M"),
+        (4, ["predict", "nowhere", "text"], "nowhere"),
+        (2, ["generate", "--prompt", ""], "nothing to continue"),
+        (2, ["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (3, ["pretrain", "--corpus", "nowhere", "--out", "out"], "no .txt files"),
+        (2, ["train", "--epochs", "0"], "epochs = 0"),
+        (2, ["train", "--seed", "-1"], "seed = -1"),
+        (2, ["train", "--recipe", "lecture", "--lr", "3", "--balance"], "leave out balance, lr"),
+        (2, ["generate", "--prompt", "x", "--tokens", "-5"], "-5 new tokens"),
+        (2, ["pretrain", "--corpus", "c", "--out", "o", "--steps", "0"], "steps = 0"),
+        (2, ["pretrain", "--corpus", "c", "--out", "o", "--n-vocab", "100"], "n_vocab = 100"),
+        (2, ["train", "--n-last-blocks", "99"], "99"),
+    ],
+)
+def test_a_mistake_gets_a_message_and_an_exit_code(
+    code: int, arguments: list[str], message: str, capsys, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    found, out, err = call(capsys, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err and "Traceback" not in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing half-made left
+
+
+def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:
+    before = (run / "best.safetensors").read_bytes()
+    code, _, err = call(
+        capsys,
+        "train",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        table,
+        "--out",
+        run,
+        "--text-column",
+        "body",
+        "--label-column",
+        "kind",
+        *SETTINGS,
+    )
+    assert code == 2 and "nothing is overwritten" in err
+    assert (run / "best.safetensors").read_bytes() == before
+
+
+def test_an_interruption_is_130(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupted(args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "generate", interrupted)
+    assert call(capsys, "generate", "--prompt", "x")[0] == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
+    def bug(args) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "generate", bug)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "--prompt", "x"])
+
+
+def test_a_closed_pipe_is_quiet(run: Path, tiny_checkpoint: Path) -> None:
+    command = f"'{sys.executable}' -m gpt2_from_scratch predict '{run}' --model '{tiny_checkpoint}'"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; seq 2000 | {command} | head -1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    out, _ = capsys.readouterr()
+    assert stopped.value.code == 0
+    assert f"examples:\n  gpt2-classifier {command}" in out
+
+
+def test_help_answers_at_once() -> None:
+    """Under 0.3 s on a quiet machine; the bound here only catches a heavy import."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "gpt2_from_scratch", "train", "--help"],
+            check=True,
+            capture_output=True,
+        )
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.6
+
+
+# --- streams, odd values, odd places ---
+
+
+def shell(line: str, *words: object, **more) -> subprocess.CompletedProcess:
+    """A line of the shell, in which $G is the command and $1, $2, ... are the words."""
+    code = f"G='{sys.executable} -m gpt2_from_scratch'; {line}"
+    return subprocess.run(
+        ["bash", "-c", code, "bash", *map(str, words)], capture_output=True, text=True, **more
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$G check demo >&-", 0),
+        ("$G cache >&-", 0),
+        ("$G predict $1 hi --model $2 --csv >&-", 0),
+        ("$G predict $1 hi --model $2 --json 2>&-", 0),
+        ("$G predict $1 hi --model $2 2>/dev/full", 0),
+        ("$G check demo >/dev/full", 6),
+        ("$G predict $1 hi --model $2 >/dev/full", 6),
+        ("$G predict $1 --model $2 < /dev/null >&- 2>&-", 0),
+    ],
+)
+def test_streams_that_are_closed_or_full(run: Path, tiny_checkpoint: Path, line, code) -> None:
+    found = shell(line, run, tiny_checkpoint)
+    assert found.returncode == code and "Traceback" not in found.stderr
+    if line.endswith(("2>&-", "2>/dev/full")) and "hi" in line:
+        assert "hi" in found.stdout or "label" in found.stdout  # the answer is not lost
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["train", "--threads", "99999999999999999999"], 2),
+        (["train", "--threads", "100000"], 2),
+        (["generate", "--prompt", "x", "--seed", "9" * 30], 2),
+        (["train", "--data", "~nobody-here/x"], 2),
+        (["generate", "--prompt", "x", "--tokens", "2", "--temperature", "1e-300"], 0),
+        (["train", "--encoding", "xx"], 2),
+        (["train", "--out", "/dev/null/x"], 6),
+    ],
+)
+def test_odd_values(words: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(words) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--data", "--model", "--out", "--resume"])
+def test_nothing_is_no_name(option: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", option, ""])
+    assert stopped.value.code == 2 and "must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
+@pytest.mark.parametrize("megabytes", [300, 450])
+def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Path) -> None:
+    line = f"ulimit -v {megabytes * 1024}; $G train --no-cache --out $1 --device cpu"
+    found = shell(line, tmp_path / "run")
+    assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
+
+
+def test_probe_prints_a_table_and_writes_its_picture(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("probe", "--model", tiny_checkpoint, "--data", table, "--device", "cpu", "--seed", 5)
+    common += ("--text-column", "body", "--label-column", "kind", "--pooling", "mean", "last_token")
+    code, out, err = call(capsys, *common, "--out", tmp_path / "a" / "probes.png")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[4:7]] == ["0", "1", "2"]
+    assert re.search(r"^12 probes in [\d.]+ s$", err, re.M) and "probes.png" in err
+    assert (tmp_path / "a" / "probes.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(capsys, *common, "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found) == 12 and {probe["total"] for probe in found} == {12}
+    assert all(probe["accuracy"] == probe["correct"] / probe["total"] for probe in found)
+    split = split_messages(load_messages(table, text_column="body", label_column="kind"), seed=5)
+    model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
+    probes = probe_layers(model, tokenizer, split, poolings=["mean", "last_token"])
+    assert [probe["correct"] for probe in found] == [probe.correct for probe in probes]
+
+
+def test_probe_refuses_what_train_refuses(
+    tiny_checkpoint: Path, table: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, err = call(capsys, "probe", "--model", tiny_checkpoint, "--data", table)
+    assert (code, out) == (3, "") and "column" in err

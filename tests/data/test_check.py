@@ -1,0 +1,274 @@
+"""What `check` finds, counted again by brute force; nothing stops it, and it tells the truth about
+training.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_messages import components, twins, with_twins
+
+from gpt2_from_scratch.cli import main as cli
+from gpt2_from_scratch.data.check import Cut, Found, check_data, format_report
+from gpt2_from_scratch.data.messages import Message, load_messages, write_messages
+from gpt2_from_scratch.data.near_duplicates import masked
+from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.storage.paths import embedded
+
+
+def drawn(seed: int, count: int = 300) -> list[Message]:
+    """Few words, so that many texts are equal, nearly equal, or have two labels."""
+    draw = random.Random(seed)
+    words = ["Call", "call", "1", "2", "!", "now", "é", "=", "-", "\x07", "\ufffd", "@x", "😀"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 5))) for _ in range(count)]
+    return [Message(text, draw.choice(["ham", "spam"])) for text in texts]
+
+
+def written(path: Path, messages: list[Message]) -> Path:
+    write_messages(path, messages)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
+    messages = drawn(seed)
+    report = check_data(written(tmp_path / "m.csv", messages))
+    texts = [m.text for m in messages]
+    count = Counter(texts)
+    assert report.rows == 300 and report.faults == {} and report.stopped is None
+    assert {k: v.rows for k, v in report.labels.items()} == Counter(m.label for m in messages)
+    assert sum(v.share for v in report.labels.values()) == pytest.approx(1)
+    assert report.duplicates.rows == sum(count[text] > 1 for text in texts)
+    assert report.duplicates.groups == sum(n > 1 for n in count.values())
+    distinct = list(count)
+    groups = [{distinct[n] for n in group} for group in components(distinct) if len(group) > 1]
+    assert report.near_duplicates.groups == len(groups) > 0
+    assert report.near_duplicates.rows == sum(count[t] for group in groups for t in group) < 300
+    both = {a.text for a in messages for b in messages if a.text == b.text and a.label != b.label}
+    assert report.contradictions.groups == len(both)
+    assert report.contradictions.rows == sum(text in both for text in texts)
+
+    labels_of = {a: {m.label for m in messages if masked(m.text) == a} for a in map(masked, texts)}
+    mixed = [
+        a for a in labels_of if len(labels_of[a]) > 1 and sum(masked(t) == a for t in count) > 1
+    ]
+    assert report.near_contradictions.groups == len(mixed) > 0
+    assert report.near_contradictions.rows == sum(masked(text) in mixed for text in texts)
+
+    def lines(wanted) -> Found:
+        found = [n + 2 for n, text in enumerate(texts) if wanted(text)]
+        return Found(len(found), found[:5])
+
+    assert report.formulas == lines(lambda text: text[0] in "=-@")
+    assert report.controls == lines(lambda text: "\x07" in text)
+    assert report.replacements == lines(lambda text: "\ufffd" in text)
+    for example in report.duplicates.examples:
+        assert example.lines == [n + 2 for n, text in enumerate(texts) if text == example.text][:5]
+    json.dumps(asdict(report), allow_nan=False)
+
+
+def test_lengths(tmp_path: Path) -> None:
+    texts = ["a", "the cat " * 400, "win", "you 😀"] + [f"text {n}" for n in range(36)]
+    path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
+    report = check_data(path)
+    lengths = [len(Tokenizer(embedded("weights/mini")).encode(text)) for text in texts]
+    tokens = report.tokens
+    assert (tokens.shortest, tokens.longest) == (min(lengths), max(lengths))
+    assert tokens.median == np.median(lengths)
+    assert report.characters.median == np.median([len(text) for text in texts])
+    assert report.n_ctx == 384 and report.over_n_ctx == Found(1, [3])
+
+
+def test_the_tokens_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    report = check_data(model=tiny_checkpoint)
+    assert report.n_ctx == 32 and report.over_n_ctx.rows > 100
+    with pytest.raises(CheckpointError):
+        check_data(model="nowhere")
+
+
+def test_what_a_plain_split_would_leak(tmp_path: Path) -> None:
+    messages = [Message(f"text {n % 60} of many", "ab"[n % 2]) for n in range(200)]
+    messages += [Message(f"Text number {n}!", "ab"[n % 2]) for n in range(50)]
+    leak = check_data(written(tmp_path / "m.csv", messages)).leak
+    order = np.random.RandomState(123).permutation(250)
+    train, test = order[:175], order[200:]
+    expected = sum(any(messages[n].text == messages[k].text for k in train) for n in test)
+    assert (leak.plain_test, leak.plain_seen) == (50, expected) and expected > 20
+    split = split_messages(messages)
+    near = [any(twins(a.text, b.text) for b in split.train) for a in split.test]
+    assert (leak.our_test, leak.our_seen, leak.our_near) == (len(split.test), 0, sum(near))
+    plain_near = sum(any(twins(messages[n].text, messages[k].text) for k in train) for n in test)
+    assert leak.plain_near == plain_near > expected and sum(near) > 5
+    assert leak.together_test is None and leak.together_near is None  # all texts are two groups
+    shown = format_report(check_data(tmp_path / "m.csv"))
+    assert "with --together near-twins: the groups of texts are too few" in shown
+
+
+def test_near_duplicates(tmp_path: Path) -> None:
+    messages = with_twins()
+    report = check_data(written(tmp_path / "m.csv", messages))
+    texts = [m.text for m in messages]
+    groups = [group for group in components(texts) if len(group) > 1]
+    assert report.near_duplicates.groups == len(groups)
+    assert report.near_duplicates.rows == sum(map(len, groups)) > 100
+    first = min(groups, key=min)
+    assert report.near_duplicates.examples[0].lines == sorted(n + 2 for n in first)[:5]
+    assert report.leak.our_near > 10 and report.leak.together_near == 0
+    assert report.leak.together_test == report.leak.our_test == 84
+    shown = format_report(report)
+    assert "with --together near-twins: 0 of 84 have a near twin there" in shown
+    assert f"ours: 0 of 84; {report.leak.our_near} have a near twin there" in shown
+
+
+def test_what_a_limit_cuts(tmp_path: Path, capsys) -> None:
+    texts = ["the cat " * 400, "the cat sat on the mat"] + [f"text {n}" for n in range(38)]
+    path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
+    lengths = [len(Tokenizer(embedded("weights/mini")).encode(text)) for text in texts]
+    (whole,) = check_data(path).cuts
+    assert whole == Cut(384, 1, lengths[0] - 384, sum(lengths))
+    cuts = check_data(path, max_tokens=4).cuts
+    longer = [n for n in lengths if n > 4]
+    assert cuts == [whole, Cut(4, len(longer), sum(longer) - 4 * len(longer), sum(lengths))]
+    assert cli.main(["check", str(path), "--max-tokens", "4"]) == 0
+    out = capsys.readouterr().out
+    assert f"cut behind 4 tokens, {len(longer)} texts lose {cuts[1].tokens:,} tokens" in out
+    assert f"cut behind 384 tokens, 1 texts lose {whole.tokens:,} tokens" in out
+    for wrong in (0, 385):
+        with pytest.raises(UsageError, match=f"max_tokens = {wrong} must be from 1 to n_ctx = 384"):
+            check_data(path, max_tokens=wrong)
+
+
+def test_remarks_stand_before_the_verdict(tmp_path: Path) -> None:
+    messages = [Message(f"see {n}", "ham") for n in range(80)]
+    messages += [Message(f"win {n} " + "now " * 9, "spam") for n in range(20)]
+    shown = format_report(check_data(written(tmp_path / "m.csv", messages))).splitlines()
+    assert "  always answering ham is right for 80.0 %" in shown
+    assert shown[-5] == "remarks" and shown[-1] == "ready to train"
+    assert [line.split(":")[0] for line in shown[-4:-1]] == [
+        "  labels are uneven",
+        "  length alone tells much",
+        "  20 test texts",
+    ]
+    even = [Message(f"{n} of them", "ab"[n % 2]) for n in range(1200)]
+    report = check_data(written(tmp_path / "even.csv", even))
+    assert report.remarks == [] and "remarks" not in format_report(report).splitlines()
+
+
+# --- whether it can be trained on ---
+
+
+def by_load_and_split(path: Path, on_error: str) -> bool:
+    """The truth: what training does first."""
+    try:
+        messages = load_messages(path, on_error=on_error, say=lambda text: None)
+        split_messages(messages, on_error=on_error, say=lambda text: None)
+    except DataError:
+        return False
+    return True
+
+
+GOOD = "".join(f"{label},text {n} {label}\n" for n in range(12) for label in ("ham", "spam"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ready", "with_skip"),
+    [
+        (GOOD, True, True),
+        (GOOD + "ham\n", False, True),
+        (GOOD + "ham,\n", False, True),
+        (GOOD + "ham,text 1 spam\n", False, True),
+        (GOOD + "Ham,more\n", False, False),
+        (GOOD + "eggs,more\n", False, False),
+        (GOOD + 'ham,"open\n', False, False),
+        (GOOD[: len(GOOD) // 2] + "ham\n", False, False),
+        (re.sub("spam", "ham", GOOD), False, False),
+        ("", False, False),
+    ],
+)
+def test_its_verdict_is_what_training_does(tmp_path: Path, capsys, rows, ready, with_skip) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("label,text\n" + rows)
+    report = check_data(path)
+    assert (not report.obstacles) == by_load_and_split(path, "stop") == ready
+    assert (not report.obstacles_with_skip) == by_load_and_split(path, "skip") == with_skip
+    last = format_report(report).splitlines()[-1]
+    assert (last == "ready to train") == ready
+    assert ("or leave them out with --on-error skip" in last) == (with_skip and not ready)
+    assert ("--on-error skip would not do" in last) == (not with_skip)
+    assert cli.main(["check", str(path)]) == (0 if ready else 3)
+    out, err = capsys.readouterr()
+    assert out == format_report(report) + "\n" and "Traceback" not in err
+    assert ("cannot be trained on" in err) == (not ready) and err.count("\n") <= 1
+
+
+def test_faults_do_not_stop_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(b"label,text\n" + b"ham\nham,caf\xe9\n" * 7 + b"ham,\n" + GOOD.encode())
+    report = check_data(path)
+    ragged, undecodable, empty = report.faults.values()
+    assert ragged == Found(7, [2, 4, 6, 8, 10]) and undecodable == Found(7, [3, 5, 7, 9, 11])
+    assert empty == Found(1, [16]) and report.faults.keys() >= {"empty texts"}
+    assert report.rows == 15 + 24 and report.labels["ham"].rows == 12
+    shown = format_report(report)
+    assert "7 with bytes that are not UTF-8: line 3, 5, 7, 9, 11, ..." in shown
+
+
+def test_what_stops_it_is_told_with_what_came_before(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("label,text\n" + GOOD + 'ham,"open\n')
+    report = check_data(path)
+    assert report.rows == 24 and "line 26" in report.stopped and "quote left open" in report.stopped
+    assert report.stopped in report.obstacles
+    path.write_text("label,Text\n" + GOOD)
+    report = check_data(path)
+    assert "did you mean 'Text'?" in report.stopped and report.obstacles == [report.stopped]
+    assert len(format_report(report).splitlines()) == 3
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a file, nor one of the data sets"):
+        check_data(tmp_path / "none.csv")
+    path = written(tmp_path / "m.csv", [Message("a", "b")])
+    with pytest.raises(UsageError, match="no encoding of text"):
+        check_data(path, encoding="zlib")
+
+
+def test_the_collection(sms_file: Path) -> None:
+    report = check_data(sms_file)
+    assert (report.rows, report.faults, report.obstacles) == (5574, {}, [])
+    assert report.duplicates.rows - report.duplicates.groups == 5574 - 5171
+    assert report.leak.our_seen == 0 < report.leak.plain_seen
+    assert report.leak.together_near == 0 < report.leak.our_near < report.leak.plain_near
+    assert report.near_duplicates.groups == 153 and report.near_contradictions.groups == 0
+    assert [remark.split(":")[0] for remark in report.remarks] == [
+        "labels are uneven",
+        "length alone tells much",
+    ]
+
+
+# --- the command ---
+
+
+def test_the_command_prints_json_first_and_then_fails(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("kind,body\n" + GOOD + "spam\n")
+    options = ["--text-column", "body", "--label-column", "kind", "--json"]
+    assert cli.main(["check", str(path), *options]) == 3
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found == asdict(check_data(path, text_column="body", label_column="kind"))
+    assert found["obstacles"] == ["1 rows with faults"] and found["obstacles_with_skip"] == []
+    assert err == f"gpt2-classifier: {path} cannot be trained on: 1 rows with faults\n"
+
+
+def test_no_text_obeys_in_the_report(tmp_path: Path) -> None:
+    messages = [Message("\x1b[31m evil", "ham\x07")] * 2 + [Message("\x1b[31m evil", "spam")]
+    shown = format_report(check_data(written(tmp_path / "m.csv", messages)))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", shown)

@@ -1,0 +1,517 @@
+"""Messages read and checked: held against three-line parsers, pandas and plain counting."""
+
+import csv
+import io
+import json
+import random
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pandas
+import pytest
+
+from gpt2_from_scratch.data.messages import (
+    Message,
+    count_labels,
+    lines_of,
+    load_messages,
+    load_sms_spam,
+    read_texts,
+    write_messages,
+)
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.storage.paths import DATA_SETS, EMBEDDED_DATA, embedded
+
+# what pandas would turn into numbers, truth values or NaN, and what csv must quote
+AWKWARD = [
+    "NA",
+    "null",
+    "NaN",
+    "None",
+    "123",
+    "007",
+    "1e5",
+    "TRUE",
+    "-",
+    "=1+1",
+    'say "hi"',
+    '"',
+    '""',
+    "a, b",
+    "it's 5 o'clock",
+    "two\nlines",
+    "\n\nthree\n\n\nlines",
+    "old\r\nlines",
+    "  spaces  ",
+    "back\\slash",
+    "👩‍👩‍👧‍👦 ok 🇩🇪",
+    "Grüße, £5",
+    "日本語",
+    "\x00\x01\x1b\x7f",
+    "\ufeffmark inside",
+]
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def refusal(path: Path, raw: bytes | str) -> str:
+    """The message with which a file of these bytes is refused; it always names the file."""
+    path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    with pytest.raises(DataError) as error:
+        load_messages(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+# --- the SMS Spam Collection ---
+
+
+def test_the_collection_is_whole(sms_file):
+    """The readme that comes with it says 5,574 messages, 4,827 ham and 747 spam."""
+    messages = load_sms_spam(sms_file)
+    lines = sms_file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    assert [(m.label, m.text) for m in messages] == [tuple(line.split("\t")) for line in lines]
+    assert Counter(m.label for m in messages) == {"ham": 4827, "spam": 747}
+    assert len(messages) == 5574 and len({m.text for m in messages}) == 5171
+    assert load_messages(sms_file) == load_messages(str(sms_file)) == messages
+
+
+def test_quotes_are_ordinary_characters_in_the_collection(sms_file):
+    """The trap: read with csv's quotes, as pandas does by default, two messages are swallowed."""
+    by_default = pandas.read_csv(sms_file, sep="\t", header=None)
+    as_they_stand = pandas.read_csv(
+        sms_file, sep="\t", header=None, quoting=csv.QUOTE_NONE, keep_default_na=False
+    )
+    ours = [m.text for m in load_sms_spam(sms_file)]
+    assert (len(by_default), len(as_they_stand)) == (5572, 5574)
+    assert ours == as_they_stand[1].tolist()
+    theirs = set(by_default[1])
+    assert sum(text not in theirs for text in ours) == 53 + 2
+
+
+def test_another_count_is_another_file(sms_file, tmp_path):
+    path = tmp_path / "SMSSpamCollection"
+    raw = sms_file.read_bytes()
+    for changed in (
+        raw[raw.index(b"\n") + 1 :],
+        raw + b"spam\tonce more\n",
+        raw.replace(b"ham\t", b"Ham\t", 1),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"SMSSpamCollection holds .* 4827, 'spam': 747"):
+            load_messages(path)
+    path.write_bytes(raw.replace(b"\nspam\tFree", b"\nspam Free", 1))
+    with pytest.raises(DataError, match="SMSSpamCollection, line 3: expected label, tab, text"):
+        load_messages(path)
+
+
+def test_the_collection_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    with pytest.raises(DataError, match="is missing; get it with: gpt2-classifier download sms"):
+        load_messages("sms")
+
+
+def test_the_collection_lies_at_home(sms_file, tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "sms_spam"
+    folder.mkdir(parents=True)
+    (folder / "SMSSpamCollection").write_bytes(sms_file.read_bytes())
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    assert load_messages("sms") == load_sms_spam(sms_file)
+
+
+# --- the demo messages ---
+
+
+def test_the_demo_is_balanced_and_distinct():
+    messages = load_messages()
+    assert messages == load_messages("demo")
+    assert count_labels(messages) == {"ham": 300, "spam": 300}
+    assert len({normalised(m.text) for m in messages}) == 600
+
+
+def test_the_demo_is_not_from_the_collection(sms_file):
+    collection = {normalised(m.text) for m in load_sms_spam(sms_file)}
+    assert not [m.text for m in load_messages() if normalised(m.text) in collection]
+
+
+# --- the texts on three topics ---
+
+
+def test_the_topics_are_balanced_and_distinct():
+    messages = load_messages("topics")
+    assert messages == load_messages(embedded("data/topics") / "messages.csv")
+    assert count_labels(messages) == {"medicine": 100, "sports": 100, "technology": 100}
+    assert len({normalised(m.text) for m in messages}) == 300
+    assert all(6 <= len(m.text.split()) <= 35 and m.text.isprintable() for m in messages)
+
+
+def test_no_topic_gives_its_name_away():
+    texts = [normalised(m.text) for m in load_messages("topics")]
+    for label in ("technology", "sports", "medicine"):
+        assert sum(label in text for text in texts) <= 5
+
+
+def test_no_two_topics_share_much():
+    """Of the word 3-grams of the shorter one at most a fifth, as its README says."""
+
+    def trigrams(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+(?:'\w+)*", text.lower())
+        return set(zip(words, words[1:], words[2:], strict=False))
+
+    grams = [trigrams(m.text) for m in load_messages("topics")]
+    for one, other in combinations(grams, 2):
+        assert len(one & other) <= 0.2 * min(len(one), len(other))
+
+
+# --- tables ---
+
+
+def as_csv(rows: list[tuple[str, str]]) -> str:
+    """RFC 4180 by hand: every field in quotes, quotes doubled."""
+    lines = [("label", "text"), *rows]
+    return "".join(
+        ",".join(f'"{f.replace(chr(34), 2 * chr(34))}"' for f in row) + "\n" for row in lines
+    )
+
+
+def as_tsv(rows: list[tuple[str, str]]) -> str:
+    return "".join("\t".join(row) + "\n" for row in [("label", "text"), *rows])
+
+
+def as_jsonl(rows: list[tuple[str, str]]) -> str:
+    return "".join(json.dumps({"label": label, "text": text}) + "\n" for label, text in rows)
+
+
+@pytest.mark.parametrize("form", [as_csv, as_tsv, as_jsonl])
+def test_texts_stay_as_they_are(tmp_path, form):
+    texts = [t for t in AWKWARD if form is not as_tsv or not set("\n\t\r") & set(t)]
+    rows = [(label, text) for text in texts for label in ("0", "1.0", "not spam")]
+    path = tmp_path / f"messages.{form.__name__[3:]}"
+    path.write_bytes(form(rows).encode())
+    assert load_messages(path) == [Message(text, label) for label, text in rows]
+
+
+def test_the_three_forms_give_the_same_messages(tmp_path):
+    rows = [("ham", 'plain, "quoted" and ünï'), ("spam", "NA"), ("ham", "  ' ")]
+    found = []
+    for form in (as_csv, as_tsv, as_jsonl):
+        path = tmp_path / f"messages.{form.__name__[3:]}"
+        for raw in (
+            form(rows),
+            "\ufeff" + form(rows),
+            form(rows).replace("\n", "\r\n"),
+            form(rows)[:-1],
+        ):
+            path.write_bytes(raw.encode())
+            found.append(load_messages(path))
+    assert found == [[Message(text, label) for label, text in rows]] * 12
+
+
+def test_csv_reads_as_pandas_reads_it(tmp_path):
+    path = tmp_path / "messages.csv"
+    path.write_bytes(as_csv([("ham", t) for t in AWKWARD if "\x00" not in t]).encode())
+    theirs = pandas.read_csv(path, keep_default_na=False, dtype=str)
+    assert [m.text for m in load_messages(path)] == theirs["text"].tolist()
+
+
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_only_newlines_end_a_csv_row(tmp_path, character):
+    """str.splitlines also cuts at these; csv does not, and spreadsheets write them unquoted."""
+    path = tmp_path / "messages.csv"
+    path.write_bytes(f"label,text\nham,one{character}two\n".encode())
+    assert load_messages(path) == [Message(f"one{character}two", "ham")]
+
+
+def test_other_columns_and_their_order_do_not_matter(tmp_path):
+    path = tmp_path / "messages.csv"
+    path.write_text("id,body,kind,note\n1,hello,ham,\n2,win,spam,x\n")
+    found = load_messages(path, text_column="body", label_column="kind")
+    assert found == [Message("hello", "ham"), Message("win", "spam")]
+    path = tmp_path / "messages.jsonl"
+    path.write_text('{"kind": "ham", "n": [1], "body": "hello"}\n\n{"body": "win", "kind": "spam"}')
+    assert load_messages(path, text_column="body", label_column="kind") == found
+
+
+def test_empty_csv_rows_are_passed_over(tmp_path):
+    path = tmp_path / "messages.csv"
+    path.write_text("label,text\n\nham,one\n\n\nham,two\n\n")
+    assert [m.text for m in load_messages(path)] == ["one", "two"]
+
+
+# --- what is refused ---
+
+
+def test_what_is_no_file(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(DataError, match="is not a file, nor one of the data sets") as error:
+            load_messages(path)
+        assert str(path) in str(error.value)
+        assert all(name in str(error.value).rsplit("data sets")[1] for name in DATA_SETS)
+
+
+@pytest.mark.parametrize("name", ["messages.txt", "messages.xlsx", "messages", "messages.csv.gz"])
+def test_a_suffix_that_says_nothing(tmp_path, name):
+    assert "must end in .csv, .tsv or .jsonl" in refusal(tmp_path / name, "label,text\nham,a\n")
+
+
+@pytest.mark.parametrize(
+    "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label;text"]
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_columns_must_be_there_once(tmp_path, header, suffix):
+    if suffix == "tsv":
+        header = header.replace(",", "\t")
+    message = refusal(tmp_path / f"messages.{suffix}", f"{header}\nham,a\n")
+    assert "expected one column" in message and "--text-column" in message
+    if header:  # what was found is told; an empty first line is passed over in a .csv
+        assert header.split("\t" if suffix == "tsv" else ",")[0] in message
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "line"),
+    [
+        ("m.csv", "label,text\nham,a\nham,b,c\n", 3),
+        ("m.csv", "label,text\nham\n", 2),
+        ("m.csv", 'label,text\nham,"two\nlines"\nham,Hi, you\n', 4),
+        ("m.tsv", "label\ttext\nham\ta\nham\tb\tc\n", 3),
+        ("m.tsv", "label\ttext\nham\ta\n\nham\tb\n", 3),
+        ("m.tsv", "label\ttext\nham a\n", 2),
+    ],
+)
+def test_ragged_rows(tmp_path, name, raw, line):
+    message = refusal(tmp_path / name, raw)
+    assert f"{name}, line {line}: " in message and "where the header has 2" in message
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ('label,text\nham,a\nham,"b\nham,c\nham,d\n', 3),
+        ('label,text\nham,"a" b\n', 2),
+        ('label,text\n\nham,"two\nlines"\nham,"c', 5),
+    ],
+)
+def test_a_quote_left_open(tmp_path, raw, line):
+    message = refusal(tmp_path / "m.csv", raw)
+    assert f"m.csv, line {line}: " in message and "is a quote left open?" in message
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_other_encodings(tmp_path, suffix):
+    form = {"csv": as_csv, "tsv": as_tsv, "jsonl": as_jsonl}[suffix]
+    path = tmp_path / f"m.{suffix}"
+    latin_1 = form([("ham", "a")]).encode() + form([("ham", "b")]).encode() + b"ham\xe9\n"
+    line = latin_1.count(b"\n")
+    message = refusal(path, latin_1)
+    assert f"line {line}: byte {len(latin_1) - 2} (0xe9) is not UTF-8; save" in message
+    utf_16 = refusal(path, form([("ham", "a")]).encode("utf-16"))
+    assert "looks like UTF-16; give --encoding utf-16" in utf_16
+    refusal(path, form([("ham", "a")]).encode("utf-16-le"))  # valid UTF-8, and yet no table
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\n", "\u3000"])
+@pytest.mark.parametrize("form", [as_csv, as_jsonl])
+def test_empty_labels_and_texts(tmp_path, form, blank):
+    path = tmp_path / f"m.{form.__name__[3:]}"
+    line = 2 if form is as_jsonl else 3
+    label = refusal(path, form([("ham", "a"), (blank, "b")]))
+    assert f"line {line}: the label is empty" in label
+    text = refusal(path, form([("ham", "a"), ("ham", blank)]))
+    assert f"line {line}: the text is empty" in text
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.jsonl"])
+def test_nothing_in_it(tmp_path, name):
+    refusal(tmp_path / name, "")
+    header = {"m.csv": "label,text\n", "m.tsv": "label\ttext\n", "m.jsonl": "\n\n"}[name]
+    assert "holds no messages" in refusal(tmp_path / name, header)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[]", "expected a JSON object"),
+        ('"label"', "expected a JSON object"),
+        ("null", "expected a JSON object"),
+        ('{"label": "ham"}', "expected the key 'text'"),
+        ('{"label": "ham", "text": 123}', "'text' must be a string"),
+        ('{"label": 1, "text": "a"}', "'label' is 1; numbers and strings"),
+        ('{"label": "ham", "text": null}', "'text' must be a string"),
+        ('{"label": "ham", "text": ["a"]}', "'text' must be a string"),
+        ('{"label": "ham", "text": "a"', "not JSON"),
+        ("{'label': 'ham', 'text': 'a'}", "not JSON"),
+        ("ham,a", "not JSON"),
+        ('{"label": "ham", "text": "a", "n": ' + "1" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_jsonl_that_is_no_message(tmp_path, line, message):
+    raw = f'{{"label": "ham", "text": "a"}}\n\n{line}\n'
+    assert f"m.jsonl, line 3: {message}" in refusal(tmp_path / "m.jsonl", raw)
+
+
+# --- leaving out what has faults ---
+
+FAULTY = (
+    b"label,text\nham,one\nham\nham,\xff\nham,two\nham,\n,x\n" + b"a,b,c\n" * 5 + b"ham,three\n"
+)
+
+
+def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
+    message = refusal(tmp_path / "m.csv", FAULTY)
+    assert "m.csv, line 3: 1 fields where the header has 2" in message.splitlines()[0]
+    assert "9 rows have faults in all" in message and "and 4 more" in message
+    assert [line.split(":")[0] for line in message.splitlines()[2:6]] == [
+        f"  line {n}" for n in (4, 6, 7, 8)
+    ]
+    assert message.endswith("leave such rows out with --on-error skip")
+
+
+def test_faulty_rows_are_left_out_and_told(tmp_path):
+    (tmp_path / "m.csv").write_bytes(FAULTY)
+    said = []
+    found = load_messages(tmp_path / "m.csv", on_error="skip", say=said.append)
+    assert found == [Message(text, "ham") for text in ("one", "two", "three")]
+    (told,) = said
+    assert told.startswith(
+        f"9 of 12 rows of {tmp_path / 'm.csv'} were left out:\n  line 3: 1 fields"
+    )
+    assert [line.split(":")[0] for line in told.splitlines()[1:]] == [
+        f"  line {n}" for n in (3, 4, 6, 7, 8)
+    ] + ["  and 4 more"]
+    with pytest.raises(UsageError, match="on_error = 'ignore' must be stop or skip"):
+        load_messages(tmp_path / "m.csv", on_error="ignore")
+
+
+def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
+    write_messages(tmp_path / "m.csv", [Message("a", "ham")])
+    said = []
+    for on_error in ("stop", "skip"):
+        load_messages(tmp_path / "m.csv", on_error=on_error, say=said.append)
+    assert said == []
+
+
+def test_skipping_what_is_all_faulty(tmp_path):
+    (tmp_path / "m.csv").write_text("label,text\nham\n")
+    with pytest.raises(DataError, match="holds no messages"):
+        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+
+
+def test_a_quote_left_open_is_never_skipped(tmp_path):
+    (tmp_path / "m.csv").write_text('label,text\nham,a\nham,"b\nham,c\n')
+    with pytest.raises(DataError, match="line 3: .*is a quote left open"):
+        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+
+
+def test_empty_texts_may_be_kept(tmp_path):
+    (tmp_path / "m.csv").write_text('label,text\nham,a\nham,\nham," "\n')
+    found = load_messages(tmp_path / "m.csv", keep_empty=True)
+    assert [m.text for m in found] == ["a", "", " "]
+    (tmp_path / "m.csv").write_text("label,text\n,a\n")
+    with pytest.raises(DataError, match="line 2: the label is empty"):
+        load_messages(tmp_path / "m.csv", keep_empty=True)
+
+
+@pytest.mark.parametrize("labels", [["spam", "Spam"], ["spam", " spam"], ["STRASSE", "straße"]])
+def test_labels_that_look_alike(tmp_path, labels):
+    write_messages(tmp_path / "m.csv", [Message("a", label) for label in [*labels, "ham"]])
+    with pytest.raises(DataError, match="labels differ in case or white space only") as error:
+        load_messages(tmp_path / "m.csv")
+    assert all(repr(label) in str(error.value) for label in labels)
+    assert "'ham'" not in str(error.value)
+
+
+def test_an_encoding_that_is_named(tmp_path):
+    for encoding in ("cp1252", "utf-16"):
+        (tmp_path / "m.csv").write_bytes(as_csv([("ham", "£5, naïve")]).encode(encoding))
+        assert load_messages(tmp_path / "m.csv", encoding=encoding) == [Message("£5, naïve", "ham")]
+    for name in EMBEDDED_DATA:  # their columns and encoding are known
+        assert load_messages(name, encoding="utf-16", text_column="x") == load_messages(name)
+
+
+def test_halves_of_characters_can_be_written_again(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"label": "ham", "text": "a \\ud800 b \\ud83d\\ude00"}')
+    messages = load_messages(tmp_path / "m.jsonl")
+    assert messages == [Message("a \ufffd b 😀", "ham")]
+    write_messages(tmp_path / "m.csv", messages)
+    assert load_messages(tmp_path / "m.csv") == messages
+
+
+# --- texts to classify ---
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt"])
+def test_numbers_stay_the_rows_own(tmp_path, suffix):
+    raw = b"text\none\n\xff\nthree\n" if suffix == "csv" else b"one\n\xff\nthree\n"
+    (tmp_path / f"t.{suffix}").write_bytes(raw)
+    said = []
+    path = tmp_path / f"t.{suffix}"
+    assert list(read_texts(path, on_error="skip", say=said.append)) == [(1, "one"), (3, "three")]
+    assert "1 of 3 rows" in said[0]
+    lines = raw.splitlines(keepends=True)
+    found = lines_of(lines[-3:], "it", on_error="skip", say=said.append)
+    assert list(found) == [(1, "one"), (3, "three")]
+
+
+def test_an_unknown_encoding_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n")
+    for refused in (
+        lambda: read_texts(tmp_path / "t.txt", encoding="zlib"),
+        lambda: lines_of([], "it", "zlib"),
+    ):
+        with pytest.raises(UsageError, match="'zlib' is no encoding of text"):
+            refused()
+
+
+def test_a_stream_without_end_stops_at_its_first_fault():
+    def endless():
+        yield b"one\n"
+        yield b"\xff\n"
+        while True:
+            yield b"more\n"
+
+    with pytest.raises(DataError, match="it, line 2: byte 4"):
+        list(lines_of(endless(), "it"))
+
+
+def test_texts_may_be_empty(tmp_path):
+    (tmp_path / "t.csv").write_text('id,text\n1,"a\nb"\n2,\n3,NA\n')
+    assert list(read_texts(tmp_path / "t.csv")) == [(1, "a\nb"), (2, ""), (3, "NA")]
+    (tmp_path / "t.txt").write_text('one\n\n"two", 3\n')
+    assert list(read_texts(tmp_path / "t.txt")) == [(1, "one"), (2, ""), (3, '"two", 3')]
+    with pytest.raises(DataError, match="none.txt is not a file"):
+        read_texts(tmp_path / "none.txt")
+
+
+# --- writing ---
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    messages = [Message(text, label) for text in AWKWARD for label in ("ham", 'a "label", quoted')]
+    write_messages(tmp_path / "m.csv", messages)
+    assert load_messages(tmp_path / "m.csv") == messages
+    rows = list(csv.reader(io.StringIO((tmp_path / "m.csv").read_bytes().decode(), newline="")))
+    assert rows == [["label", "text"], *([m.label, m.text] for m in messages)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_texts_survive(tmp_path, seed):
+    draw = random.Random(seed)
+    alphabet = (
+        "ab\",;\t\n\r'\\ \x00\x0b\x0c\x1c\x1d\x1e\x7f\x85\xa0£é\u2028\u2029\ufeff\ufffd😀\U0010ffff"
+    )
+    texts = ["".join(draw.choices(alphabet, k=draw.randrange(1, 12))) + "." for _ in range(40)]
+    messages = [Message(text, draw.choice(["ham", "spam"])) for text in texts]
+    write_messages(tmp_path / "m.csv", messages)
+    assert load_messages(tmp_path / "m.csv") == messages
+
+
+def test_a_carriage_return_survives(tmp_path):
+    """The random texts hold it too; csv leaves it unquoted where lines end with a newline."""
+    write_messages(tmp_path / "m.csv", [Message("old\rMac", "ham")])
+    assert load_messages(tmp_path / "m.csv") == [Message("old\rMac", "ham")]

@@ -1,0 +1,260 @@
+"""An assessment of eight texts worked out on paper, of made-up ones by scikit-learn, and as text."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.evaluation.assessment import Told, as_json, assess, format_assessment
+from gpt2_from_scratch.evaluation.calibration import calibration
+from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions, format_evaluation
+
+LABELS = ("ham", "spam")
+
+
+def two(spam: list[float], true: str, twins: list[int] | None = None) -> Answered:
+    """Texts named by their place; `true` has a letter each, h or s."""
+    shares = np.array(spam)
+    return Answered(
+        LABELS,
+        [f"text {n}" for n in range(len(spam))],
+        np.array(["hs".index(letter) for letter in true]),
+        np.stack([1 - shares, shares], axis=1),
+        None if twins is None else np.array(twins, dtype=bool),
+    )
+
+
+def made_up(seed: int, K: int, N: int = 200) -> Answered:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(K, size=N)
+    p = rng.dirichlet(np.ones(K), size=N) + 0.7 * np.eye(K)[true]
+    p /= p.sum(axis=1, keepdims=True)
+    labels = tuple(f"label {k}" for k in range(K))
+    return Answered(labels, [f"text {n}" for n in range(N)], true, p, rng.random(N) < 0.3)
+
+
+TEST = two([0.9, 0.2, 0.95, 0.44, 0.55, 0.7, 0.08, 0.28], "shhshshs", [0, 1, 0, 0, 1, 0, 0, 0])
+VAL = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], "shshhh")
+
+
+# --- what is found ---
+
+
+def test_texts_by_hand():
+    """Wrong are 2 (ham, 0.95), 7 (spam, 0.28), 3 (spam, 0.44) and 4 (ham, 0.55)."""
+    found = assess(TEST)
+    assert found.mistakes == [
+        Told("text 2", "ham", "spam", 0.95),
+        Told("text 7", "spam", "ham", 0.72),
+        Told("text 3", "spam", "ham", pytest.approx(0.56)),
+        Told("text 4", "ham", "spam", 0.55),
+    ]
+    assert [told.text for told in found.least_certain] == [
+        f"text {n}" for n in (4, 3, 5, 7, 1, 0, 6, 2)
+    ]
+    short = assess(TEST, n_shown=2)
+    assert short.mistakes == found.mistakes[:2] and short.least_certain == found.least_certain[:2]
+    assert assess(TEST, n_shown=0).mistakes == []
+
+
+def test_the_margin_is_between_the_two_likeliest():
+    """The first is likelier wrong than the second, but its two likeliest are further apart."""
+    p = np.array([[0.45, 0.3, 0.25], [0.5, 0.48, 0.02], [0.9, 0.05, 0.05]])
+    found = assess(Answered(("a", "b", "c"), ["x", "y", "z"], np.array([0, 0, 0]), p))
+    assert [told.text for told in found.least_certain] == ["y", "x", "z"]
+
+
+def test_without_twins():
+    """Without texts 1 and 4: three of six right."""
+    found = assess(TEST)
+    assert (found.evaluation.correct, found.evaluation.total) == (4, 8)
+    assert (found.without_twins.correct, found.without_twins.total) == (3, 6)
+    assert assess(VAL).without_twins is None
+    assert assess(two([0.9, 0.2], "sh", [1, 1])).without_twins is None
+    assert assess(two([0.9, 0.2], "sh", [0, 0])).without_twins.total == 2
+
+
+def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
+    """Good in VAL have 0.8, 0.4, 0.2 and 0.1, spam there 0.9 and 0.6."""
+    found = assess(TEST, VAL, lose_at_most=(0, 300, 1000)).thresholds
+    assert [at.threshold for at in found] == pytest.approx([0.85, 0.5, 0.0])
+    # good in TEST have 0.2, 0.95, 0.55 and 0.08, spam there 0.9, 0.44, 0.7 and 0.28
+    assert [(at.lost, at.good, at.caught, at.wanted) for at in found] == [
+        (1, 4, 1, 4),
+        (2, 4, 2, 4),
+        (4, 4, 4, 4),
+    ]
+    assert [at.asked for at in found] == [0, 300, 1000] and {at.label for at in found} == {"spam"}
+
+
+def test_which_label_is_watched():
+    rare_ham = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], "sshsss")
+    assert assess(TEST, VAL).watched == "spam" == assess(TEST).watched  # 4 and 4: the second
+    assert assess(TEST, rare_ham).watched == "ham"  # as the validation part has it
+    assert assess(rare_ham).watched == "ham"
+    assert assess(TEST, rare_ham, watch="spam").thresholds[0].label == "spam"
+    three = made_up(0, 3)
+    assert assess(three, three).thresholds == [] and assess(three, three).watched is None
+    named = assess(three, three, watch="label 1").thresholds
+    assert [at.label for at in named] == ["label 1"] * 4
+    assert [at.asked for at in named] == [0, 5, 10, 20]
+
+
+def test_no_thresholds():
+    assert assess(TEST).thresholds == []
+    for one_sided in ("hhhhhh", "ssssss"):
+        val = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], one_sided)
+        assert assess(TEST, val, watch="spam").thresholds == []
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_scikit_learns_scores(K):
+    test = made_up(1, K)
+    found = assess(test)
+    assert found.evaluation.accuracy == accuracy_score(test.true, test.predicted)
+    alone = ~test.near_twins
+    expected = accuracy_score(test.true[alone], test.predicted[alone])
+    assert found.without_twins.accuracy == expected != found.evaluation.accuracy
+    assert found.calibration.log_loss == pytest.approx(log_loss(test.true, test.probabilities))
+    areas = [roc_auc_score(test.true == k, test.probabilities[:, k]) for k in range(K)]
+    assert [r.roc_auc for r in found.rankings] == pytest.approx(areas)
+    assert [r.label for r in found.rankings] == list(test.labels)
+
+
+def test_before_the_temperature():
+    sharper = two([0.99, 0.02, 0.999, 0.4, 0.6, 0.9, 0.01, 0.1], "shhshshs")
+    found = assess(TEST, temperature=2.5, uncalibrated=sharper)
+    assert found.temperature == 2.5 and assess(TEST).uncalibrated is None
+    assert found.uncalibrated == calibration(sharper.probabilities, sharper.true)
+    eces = f"ECE {found.uncalibrated.ece:.4f} -> {found.calibration.ece:.4f} (temperature 2.5)"
+    assert found.uncalibrated.ece != found.calibration.ece and eces in format_assessment(found)
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    found = assess(TEST, VAL)
+    assert found.rankings == [] and len(found.thresholds) == 4
+    assert "ROC" not in format_assessment(found)
+
+
+def test_what_does_not_fit():
+    with pytest.raises(DataError, match="labels of the validation part"):
+        assess(TEST, made_up(0, 2))
+    with pytest.raises(UsageError, match="no label 'egg' to watch: ham, spam"):
+        assess(TEST, VAL, watch="egg")
+    with pytest.raises(DataError, match="no labelled texts"):
+        assess(TEST.only(np.zeros(8, dtype=bool)))
+
+
+# --- as a person reads it ---
+
+
+def test_the_report():
+    found = assess(TEST, VAL, lose_at_most=(0, 300), n_shown=2)
+    before = format_evaluation(evaluate_predictions(TEST.true, TEST.predicted, list(LABELS)))
+    report = format_assessment(found)
+    assert report.startswith(before + "\n\n")
+    bounds = [f"{100 * at.lost_at_most:.2f} %" for at in found.thresholds]
+    assert bounds == ["75.14 %", "90.24 %"]  # Clopper and Pearson of 1 and of 2 of 4
+    areas = next(r for r in found.rankings if r.label == "spam")
+    assert report[len(before) + 2 :].splitlines() == [
+        "without near twins in training: accuracy 50.00 %  (3 of 6; 95 % interval 18.8 to 81.2)",
+        f"ranking by the probability of spam: ROC-AUC {areas.roc_auc:.4f}, PR-AUC {areas.average_precision:.4f}",
+        f"calibration: Brier {found.calibration.brier:.4f}, log loss {found.calibration.log_loss:.4f}, ECE {found.calibration.ece:.4f}",
+        "",
+        "how much spam is caught when hardly anything else may be lost; p is chosen on the validation part",
+        "at most lost of 1,000  spam if p >=  lost of good (test)  surely at most (95 %)            caught",
+        "                    0        0.8500     1 of 4 (25.00 %)                75.14 %  1 of 4 (25.00 %)",
+        "                  300        0.5000     2 of 4 (50.00 %)                90.24 %  2 of 4 (50.00 %)",
+        "",
+        "the most confident mistakes (2 of 4)",
+        "true  called       p  text",
+        "ham   spam    0.9500  text 2",
+        "spam  ham     0.7200  text 7",
+        "",
+        "the least certain answers",
+        "true  called       p  text",
+        "ham   spam    0.5500  text 4",
+        "spam  ham     0.5600  text 3",
+    ]
+
+
+def test_more_labels_and_a_temperature():
+    test = made_up(2, 3)
+    lines = format_assessment(assess(test, temperature=1.5, uncalibrated=test)).splitlines()
+    assert sum(line.startswith("ranking by the probability of label") for line in lines) == 3
+    (line,) = (line for line in lines if line.startswith("calibration"))
+    ece = f"{calibration(test.probabilities, test.true).ece:.4f}"
+    assert line.endswith(f"ECE {ece} -> {ece} (temperature 1.5)")
+    assert not any("hardly anything" in line for line in lines)
+    (line,) = (
+        x
+        for x in format_assessment(assess(test, temperature=0.75)).splitlines()
+        if x.startswith("cal")
+    )
+    assert line.endswith(f"ECE {ece} (temperature 0.75)")
+
+
+def test_nothing_wrong_and_one_class_missing():
+    report = format_assessment(assess(two([0.1, 0.2], "hh")))
+    assert "mistakes" not in report and "ROC-AUC -, PR-AUC -" in report
+
+
+@pytest.mark.parametrize(
+    ("val", "written"),
+    [
+        ([1.0, 0.5], "never"),
+        ([1 - 4e-6, 0.5], "0.999998"),
+        ([4e-6, 8e-6], "0.000006"),
+        ([0.98, 0.5], "0.9900"),
+    ],
+)
+def test_thresholds_near_the_ends_can_be_read(val, written):
+    report = format_assessment(assess(TEST, two(val, "hs"), watch="spam", lose_at_most=[0]))
+    (row,) = (line for line in report.splitlines() if line.startswith(" " * 20 + "0"))
+    assert row[21:].strip().startswith(written + "  ")
+
+
+def test_long_and_hostile_texts():
+    """Nothing that a terminal would obey, and one line a text."""
+    long = Answered(
+        LABELS,
+        ["a\n\x1b[2J" + "b" * 200, "c" * 100],
+        np.array([0, 0]),
+        np.array([[0.1, 0.9], [0.2, 0.8]]),
+    )
+    report = format_assessment(assess(long))
+    assert "\x1b" not in report
+    shown = {
+        line.split("  ")[-1] for line in report.splitlines() if line.startswith("ham   spam  ")
+    }
+    assert shown == {"a \ufffd[2J" + "b" * 93 + "…", "c" * 100}
+
+
+# --- as JSON ---
+
+
+def test_as_json():
+    found = assess(TEST, VAL, uncalibrated=TEST)
+    plain = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert (plain["accuracy"], plain["correct"], plain["without_twins"]["accuracy"]) == (
+        0.5,
+        4,
+        0.5,
+    )
+    assert plain["classes"][1]["label"] == "spam" and plain["confusion"] == [[2, 2], [2, 2]]
+    assert plain["mistakes"][0] == asdict(Told("text 2", "ham", "spam", 0.95))
+    assert plain["thresholds"][0]["asked"] == 0 and plain["rankings"][1]["label"] == "spam"
+    assert plain["calibration"] == plain["uncalibrated"] == asdict(found.calibration)
+    assert as_json(assess(VAL))["without_twins"] is None
+
+
+def test_light():
+    code = "import sys, gpt2_from_scratch.evaluation.assessment; print({'torch', 'sklearn', 'scipy', 'pandas', 'matplotlib', 'tiktoken'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout == "set()\n"

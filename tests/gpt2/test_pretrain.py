@@ -1,0 +1,450 @@
+"""Pretraining in the small: it learns, its files load, and an interrupted run ends as an unbroken
+one.
+
+torch.compile is replaced by the identity throughout: compiling takes half a minute and changes no
+rule.
+"""
+
+import json
+import math
+import random
+import shutil
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpt2_from_scratch import errors
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2 import pretrain as pretrain_module
+from gpt2_from_scratch.gpt2.config import GPT2Config, PretrainConfig
+from gpt2_from_scratch.gpt2.corpus import Source, encode_corpus, is_held_out
+from gpt2_from_scratch.gpt2.model import GPT2, init_weights
+from gpt2_from_scratch.gpt2.pretrain import (
+    bits_per_byte,
+    draw_rows,
+    learning_rate_factor,
+    make_optimizers,
+    next_token_loss,
+    pretrain,
+)
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.weights import load_gpt2
+
+CONFIG = PretrainConfig(
+    n_vocab=300,
+    n_ctx=32,
+    n_embd=16,
+    n_head=2,
+    n_layer=1,
+    steps=8,
+    tokens=64,
+    row=16,
+    long_every=3,
+    warmup=2,
+    decay=0.5,
+    lr=0.02,
+    save_every=4,
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_compiling():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **settings: function)
+        yield
+
+
+def write_documents(path: Path, seed: int, n: int = 60, held_out: int = 1) -> None:
+    """Documents of a few short sentences, and so many of them that are held out."""
+    draw, documents = random.Random(seed), []
+    while n or held_out:
+        names = [draw.choice(["the cat", "the dog", "you", "a man"]) for _ in range(4)]
+        document = (
+            f"{names[0]} saw {names[1]} on day {draw.randrange(99)}\nand {names[2]} saw {names[3]}"
+        )
+        if is_held_out(document):
+            held_out -= held_out > 0
+        elif n:
+            n -= 1
+        else:
+            continue
+        documents.append(document)
+    path.write_text("\n\n".join(documents) + "\n")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("corpus")
+    write_documents(folder / "book.txt", 1)
+    write_documents(folder / "chat.txt", 2)
+    (folder / "MANIFEST.tsv").write_text("file\tregister\nchat.txt\tconversation\n")
+    return folder
+
+
+def run(corpus: Path, out: Path, config: PretrainConfig = CONFIG, **settings) -> GPT2:
+    return pretrain(corpus, out, config, device=CPU, **{"say": lambda line: None} | settings)
+
+
+@pytest.fixture(scope="module")
+def finished_once(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2]:
+    out = tmp_path_factory.mktemp("finished")
+    return out, run(corpus, out)
+
+
+@pytest.fixture
+def finished(finished_once: tuple[Path, GPT2], tmp_path: Path) -> Path:
+    """The folder of a run of 8 steps, a copy for each test."""
+    return shutil.copytree(finished_once[0], tmp_path / "finished")
+
+
+def curve(out: Path) -> list[dict]:
+    """The learning curve, without the speed."""
+    lines = (out / "pretraining.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
+
+
+def assert_equal_to_the_bit(a: GPT2, b: GPT2) -> None:
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+# --- a run ---
+
+
+def test_the_loss_falls(corpus, tmp_path):
+    run(corpus, tmp_path, replace(CONFIG, steps=40, save_every=10))
+    records = curve(tmp_path)
+    assert [record["step"] for record in records] == [10, 20, 30, 40]
+    assert [record["tokens"] for record in records] == [640, 1280, 1920, 2560]
+    for name in ("train_loss", "held_out_bits_per_byte"):
+        assert records[-1][name] < 0.75 * records[0][name]
+    assert records[0]["train_loss"] < math.log(300)  # guessing evenly
+
+
+def test_the_files_load(finished_once):
+    out, model = finished_once
+    found, tokenizer = load_gpt2(out), Tokenizer(out)
+    assert_equal_to_the_bit(found, model)
+    assert found.config == GPT2Config(n_vocab=300, n_ctx=32, n_embd=16, n_head=2, n_layer=1)
+    assert tokenizer.n_vocab == 300
+    assert tokenizer.decode(tokenizer.encode("you saw the dog")) == "you saw the dog"
+    settings = json.loads((out / "pretraining.json").read_text())
+    assert settings.pop("gzip_bits_per_byte") > 0
+    assert settings == asdict(CONFIG) | {"torch": torch.__version__}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "encoder.json",
+        "hparams.json",
+        "model.safetensors",
+        "pretraining.json",
+        "pretraining.jsonl",
+        "state-00000004.safetensors",
+        "state-00000008.safetensors",
+        "vocab.bpe",
+    ]
+
+
+def test_a_run_equals_a_plain_loop(corpus, finished_once):
+    """The same rows, with the rates of 8 steps (2 rise, the last 4 fall) written out."""
+    out, expected = finished_once
+    sources, _ = encode_corpus(corpus, Tokenizer(out), {"conversation": 2.0}, 0.5, CONFIG.seed)
+    model = GPT2(expected.config)
+    init_weights(model, torch.Generator().manual_seed(CONFIG.seed))
+    optimizers = make_optimizers(model, CONFIG)
+    for step, share in enumerate([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * share
+        with sdpa_kernel(SDPBackend.MATH):
+            next_token_loss(model, draw_rows(sources, CONFIG, step)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_equal_to_the_bit(model, expected)
+
+
+def test_weights_on_disk_may_be_halves(corpus, tmp_path):
+    model = run(corpus, tmp_path, dtype=torch.float16)
+    for name, parameter in load_gpt2(tmp_path).named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name).half().float()), name
+
+
+def test_it_tells_what_it_does(corpus, tmp_path):
+    said: list[str] = []
+    run(corpus, tmp_path, say=said.append)
+    sources, held_out = encode_corpus(corpus, Tokenizer(tmp_path), {}, 0.5, CONFIG.seed)
+    tokens = sum(len(source.tokens) for source in sources)
+    assert said[0] == f"learning 300 tokens from {corpus}"
+    assert said[1].startswith(f"{tokens:,} tokens in 3 sources; ")
+    assert [json.loads(line)["step"] for line in said[2:]] == [4, 8] and len(held_out) == 2
+
+
+def test_two_runs_of_one_seed_are_equal_to_the_bit(corpus, tmp_path, finished_once):
+    out, first = finished_once
+    torch.rand(5), np.random.rand(5), random.random()  # whatever else draws random numbers
+    assert_equal_to_the_bit(run(corpus, tmp_path / "second"), first)
+    assert curve(out) == curve(tmp_path / "second")
+    other = run(corpus, tmp_path / "other", replace(CONFIG, seed=5))
+    assert not torch.equal(other.wte.weight, first.wte.weight)
+
+
+# --- going on ---
+
+
+class Interrupted(Exception):
+    """What the tests stop a run with."""
+
+
+def interrupt_at(step: int):
+    def say(line: str) -> None:
+        if line.startswith(f'{{"step": {step},'):
+            raise Interrupted
+
+    return say
+
+
+def test_an_interrupted_run_ends_as_an_unbroken_one(corpus, tmp_path):
+    config = replace(CONFIG, save_every=2)
+    unbroken = run(corpus, tmp_path / "unbroken", config)
+    for step in (2, 4):
+        with pytest.raises(Interrupted):
+            run(corpus, tmp_path / "broken", config, resume=True, say=interrupt_at(step))
+    resumed = run(corpus, tmp_path / "broken", config, resume=True)
+    assert_equal_to_the_bit(resumed, unbroken)
+    assert curve(tmp_path / "broken") == curve(tmp_path / "unbroken")
+    for name in ("model.safetensors", "vocab.bpe", "encoder.json"):
+        files = [tmp_path / folder / name for folder in ("broken", "unbroken")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_between_checkpoints_saves(
+    corpus, finished_once, tmp_path, monkeypatch, number, code
+):
+    plain = pretrain_module.draw_rows
+
+    def draw(sources, config, step):
+        if step == 2:
+            signal.raise_signal(number)
+        return plain(sources, config, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "draw_rows", draw)
+        with pytest.raises(errors.Interrupted, match="after step 3 of 8") as error:
+            run(corpus, tmp_path / "run")
+    assert error.value.exit_code == code
+    assert_equal_to_the_bit(run(corpus, tmp_path / "run", resume=True), finished_once[1])
+    assert curve(tmp_path / "run") == curve(finished_once[0])
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(corpus, tmp_path):
+    with pytest.raises(errors.GPT2Error, match="last good state is kept"):
+        run(corpus, tmp_path, replace(CONFIG, lr=1e30, warmup=0, save_every=1))
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_run_can_be_made_longer(corpus, tmp_path):
+    """4 steps at the full rate, then 4 more, are 8 in one go."""
+    config = replace(CONFIG, decay=0.0)
+    long = run(corpus, tmp_path / "long", config)
+    run(corpus, tmp_path / "short", replace(config, steps=4))
+    assert_equal_to_the_bit(run(corpus, tmp_path / "short", config, resume=True), long)
+
+
+def test_resuming_what_is_finished_changes_nothing(corpus, finished, finished_once):
+    before = (finished / "model.safetensors").read_bytes()
+    assert_equal_to_the_bit(run(corpus, finished, resume=True), finished_once[1])
+    assert (finished / "model.safetensors").read_bytes() == before
+    assert [record["step"] for record in curve(finished)] == [4, 8]
+
+
+def test_a_run_that_is_there_is_not_overwritten(corpus, finished):
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(UsageError, match="holds a run already; go on with --resume") as error:
+        run(corpus, finished)
+    assert str(finished) in str(error.value)
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.01}, {"tokens": 128, "seed": 7}, {"n_layer": 2}])
+def test_other_settings_are_told_with_both_values(corpus, finished, change):
+    before = (finished / "pretraining.json").read_bytes()
+    with pytest.raises(UsageError, match="started with other settings") as error:
+        run(corpus, finished, replace(CONFIG, **change), resume=True)
+    for name, value in change.items():
+        assert f"{name}: {getattr(CONFIG, name)!r} -> {value!r}" in str(error.value)
+    assert str(error.value).count("->") == len(change)
+    assert (finished / "pretraining.json").read_bytes() == before
+
+
+def test_length_decay_and_checkpoints_may_change(corpus, finished):
+    run(corpus, finished, replace(CONFIG, steps=11, decay=0.1, save_every=1), resume=True)
+    assert [record["step"] for record in curve(finished)] == [4, 8, 9, 10, 11]
+
+
+# --- corpora that will not do ---
+
+
+def test_a_corpus_with_nothing_held_out_is_told_at_once(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "corpus").mkdir()
+    write_documents(tmp_path / "corpus" / "a.txt", 3, held_out=0)
+    with pytest.raises(DataError):
+        run(tmp_path / "corpus", tmp_path / "out")
+
+
+def test_a_file_shorter_than_a_row_does_no_harm(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "corpus").mkdir()
+    write_documents(tmp_path / "corpus" / "a.txt", 3)
+    (tmp_path / "corpus" / "short.txt").write_text("hi you\n")
+    (tmp_path / "corpus" / "MANIFEST.tsv").write_text("file\tregister\nshort.txt\tconversation\n")
+    run(tmp_path / "corpus", tmp_path / "out", replace(CONFIG, n_vocab=280, conversation=1000.0))
+
+
+def test_a_vocabulary_left_by_another_run_must_fit(corpus, finished):
+    """A run that ended before its first checkpoint leaves only the vocabulary."""
+    for path in (*finished.glob("*.safetensors"), *finished.glob("*.json*")):
+        if path.name != "encoder.json":
+            path.unlink()
+    with pytest.raises(UsageError, match="300"):
+        run(corpus, finished, replace(CONFIG, n_vocab=280))
+
+
+# --- rows ---
+
+
+@pytest.fixture
+def sources() -> list[Source]:
+    """Tokens are their own positions (the second source's from 10,000), lines of 5 and of 7."""
+    return [
+        Source("a", np.arange(1000, dtype=np.uint16), np.arange(0, 1000, 5), 3.0),
+        Source("b", np.arange(10_000, 12_000, dtype=np.uint16), np.arange(0, 2000, 7), 1.0),
+    ]
+
+
+def test_rows_are_a_function_of_seed_and_step(sources):
+    rows = [draw_rows(sources, CONFIG, step) for step in range(6)]
+    np.random.seed(0), torch.manual_seed(0)
+    for step in (5, 0, 3):
+        assert torch.equal(draw_rows(sources, CONFIG, step), rows[step])
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(draw_rows(sources, replace(CONFIG, seed=1), 0), rows[0])
+
+
+def test_every_so_many_steps_rows_are_long(sources):
+    shapes = [tuple(draw_rows(sources, CONFIG, step).shape) for step in range(6)]
+    assert shapes == [(4, 17), (4, 17), (2, 33)] * 2  # 64 tokens and what follows each row
+    always = replace(CONFIG, long_every=1)
+    assert draw_rows(sources, always, 0).shape == (2, 33)
+    assert draw_rows(sources, CONFIG, 0).dtype == torch.int64
+
+
+def test_rows_begin_where_lines_do_and_run_on(sources):
+    for step in range(200):
+        rows = draw_rows(sources, CONFIG, step)
+        assert (rows.diff(dim=1) == 1).all()
+        for first in rows[:, 0].tolist():
+            last = (1000 if first < 10_000 else 12_000) - rows.shape[1]
+            line = first % 5 == 0 if first < 10_000 else (first - 10_000) % 7 == 0
+            assert line or first == last  # the last row of a source ends with it
+            assert first <= last
+
+
+def test_sources_are_drawn_by_weight(sources):
+    config = replace(CONFIG, tokens=16 * 1000, long_every=10**6)
+    firsts = draw_rows(sources, config, 0)[:, 0]
+    assert 0.71 < (firsts < 10_000).float().mean() < 0.79  # three in four; 1.4 % is one deviation
+    assert len(set(firsts.tolist())) > 300
+
+
+# --- the rate ---
+
+
+def test_the_rate_rises_stays_and_falls():
+    config = replace(CONFIG, steps=20, warmup=4, decay=0.25)
+    shares = [learning_rate_factor(step, config) for step in range(20)]
+    assert shares == [0.25, 0.5, 0.75, *[1.0] * 13, 0.8, 0.6, 0.4, 0.2]
+
+
+def test_a_longer_run_has_the_same_rates_before_it_falls():
+    short, long = (replace(CONFIG, steps=steps, warmup=10, decay=0.4) for steps in (100, 1000))
+    rates = [[learning_rate_factor(step, c) for step in range(60)] for c in (short, long)]
+    assert rates[0] == rates[1]
+    assert learning_rate_factor(61, short) < learning_rate_factor(61, long) == 1
+
+
+@pytest.mark.parametrize("change", [{"warmup": 0}, {"decay": 0.0}, {"decay": 1.0}, {"steps": 1}])
+def test_the_rate_is_never_nothing_nor_above_its_highest(change):
+    config = replace(CONFIG, **change)
+    shares = [learning_rate_factor(step, config) for step in range(config.steps)]
+    assert all(0 < share <= 1 for share in shares)
+
+
+def test_every_parameter_has_one_optimizer():
+    model = GPT2(GPT2Config(n_vocab=300, n_ctx=32, n_embd=16, n_head=2, n_layer=2))
+    muon, adamw = make_optimizers(model, CONFIG)
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_muon = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    by_adamw = [names[id(p)] for group in adamw.param_groups for p in group["params"]]
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert by_muon == [f"blocks.{n}.{part}.weight" for n in range(2) for part in parts]
+    assert sorted(by_muon + by_adamw) == sorted(names.values())
+    assert by_adamw[:2] == ["wte.weight", "wpe.weight"]
+
+
+# --- bits per byte ---
+
+
+def source_of(ids: np.ndarray) -> Source:
+    return Source("a", ids.astype(np.uint16), np.array([0]), 1.0)
+
+
+def plain_bits(model: GPT2, ids: np.ndarray) -> float:
+    """Window by window in float32: each token but the first is predicted once."""
+    nats, T = 0.0, model.config.n_ctx
+    tokens = torch.from_numpy(ids.astype(np.int64))
+    for first in range(0, len(tokens) - 1, T):
+        targets = tokens[first + 1 : first + T + 1]
+        logits = model(tokens[None, first : first + len(targets)])[0]
+        nats += F.cross_entropy(logits, targets, reduction="sum").item()
+    return nats / math.log(2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 34, 64, 65, 100, 32 * 32 + 1, 32 * 33 + 5])
+def test_bits_per_byte_equals_a_plain_loop(tiny_gpt2, length):
+    ids = np.random.default_rng(length).integers(277, size=length)
+    with torch.no_grad():
+        expected = plain_bits(tiny_gpt2, ids)
+        expected_twice = expected + plain_bits(tiny_gpt2, ids[::-1].copy())
+    sources = [source_of(ids), source_of(ids[::-1])]
+    assert bits_per_byte(tiny_gpt2, sources[:1], 1000) == pytest.approx(expected / 1000, rel=1e-2)
+    assert bits_per_byte(tiny_gpt2, sources, 500) == pytest.approx(expected_twice / 500, rel=1e-2)
+    assert expected >= 8.2 * (length - 1)  # a random model does worse than guessing, 8.1 bits
+
+
+def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary(tiny_gpt2):
+    """All logits are equal; and each source's first token is given, not predicted."""
+    with torch.no_grad():
+        tiny_gpt2.wte.weight.zero_()
+    held_out = [source_of(np.arange(n) % 277) for n in (200, 77, 33)]
+    expected = (199 + 76 + 32) * math.log2(277) / 1234
+    assert bits_per_byte(tiny_gpt2, held_out, 1234) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_is_cross_entropy_of_the_next_token(tiny_gpt2):
+    rows = torch.randint(277, (3, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = tiny_gpt2(rows[:, :-1])
+        expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        assert next_token_loss(tiny_gpt2, rows).item() == pytest.approx(expected.item(), rel=1e-2)
+        total = next_token_loss(tiny_gpt2, rows, reduction="sum").item()
+        assert total == pytest.approx(expected.item() * 57, rel=1e-2)

@@ -1,0 +1,542 @@
+"""Weights on disk to a model: held against the oracle, Hugging Face, and every kind of damage."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from write_bundle import random_gpt2, write_bundle, write_random_gpt2
+
+from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config, write_hparams
+from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays, read_index
+from gpt2_from_scratch.gpt2.weights import load_gpt2, names_on_disk, save_gpt2, stored_parameters
+from gpt2_from_scratch.storage.files import sha256_of
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "tf_checkpoint"  # written by TensorFlow itself
+HPARAMS = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
+DATA = "model.ckpt.data-00000-of-00001"
+
+
+def hugging_face_name(name: str) -> str:
+    """`model/h0/attn/c_attn/w` -> `h.0.attn.c_attn.weight`, by rule and not by the package's map."""
+    name = re.sub(r"^h(\d+)/", r"h.\1/", name.removeprefix("model/")).replace("/", ".")
+    name = re.sub(r"\.[wg]$", ".weight", re.sub(r"\.b$", ".bias", name))
+    return name if "." in name else f"{name}.weight"
+
+
+def hugging_face_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The same weights as Hugging Face stores them: Conv1D keeps (in, out), without OpenAI's 1."""
+    return {
+        hugging_face_name(name): torch.from_numpy(array[0].copy() if array.ndim == 3 else array)
+        for name, array in arrays.items()
+    }
+
+
+def write_hugging_face(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "hparams.json").write_text(json.dumps(HPARAMS))
+    return folder
+
+
+def assert_equal_models(found: GPT2, expected: GPT2) -> None:
+    expected_parameters = dict(expected.named_parameters())
+    assert [name for name, _ in found.named_parameters()] == list(expected_parameters)
+    for name, parameter in found.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert torch.equal(parameter, expected_parameters[name]), name
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    return random_gpt2(HPARAMS, seed=5)
+
+
+@pytest.fixture
+def openai(tmp_path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    write_random_gpt2(tmp_path / "openai", HPARAMS, seed=5)
+    return tmp_path / "openai"
+
+
+# --- against the oracle ---
+
+
+def assert_logits_of_the_oracle(folder: Path) -> None:
+    model, raw = load_gpt2(folder), open_arrays(folder)
+    rng = np.random.default_rng(1)
+    for length in (1, 2, model.config.n_ctx - 1, model.config.n_ctx):
+        ids = rng.integers(model.config.n_vocab, size=length)
+        expected = oracle.gpt2(ids, raw, model.config.n_head)
+        with torch.no_grad():
+            found = model(torch.from_numpy(ids)[None])[0].numpy()
+        assert expected.std() > 0.3  # the logits are no mere zeros
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_oracle_on_tensorflows_own_checkpoint():
+    assert_logits_of_the_oracle(FIXTURE)
+
+
+def test_oracle_on_a_folder_like_openais(tiny_checkpoint):
+    assert_logits_of_the_oracle(tiny_checkpoint)
+
+
+def test_oracle_where_the_eps_of_layer_norm_counts(tmp_path):
+    """Small embeddings make the variance small, and its eps large beside it."""
+    raw = random_gpt2(HPARAMS, seed=6)
+    raw["model/wte"] *= np.float32(0.02)
+    raw["model/wpe"] *= np.float32(0.02)
+    ids = np.arange(10) * 7
+    expected = oracle.gpt2(ids, raw, HPARAMS["n_head"])
+    write_random_gpt2(tmp_path, HPARAMS)
+    write_bundle(tmp_path, raw)
+    with torch.no_grad():
+        # the head is as small as wte; made large again, so that 1e-4 is a strict bound
+        found = load_gpt2(tmp_path)(torch.from_numpy(ids)[None])[0].numpy() * 50
+    np.testing.assert_allclose(found, expected * 50, atol=1e-4, rtol=0)
+
+
+# --- Hugging Face's files ---
+
+
+def as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
+def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+
+
+def with_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    mask = torch.ones(16, 16).tril().view(1, 1, 16, 16)
+    masks = {f"h.{n}.attn.bias": mask.clone() for n in range(2)}
+    return tensors | masks | {f"h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(2)}
+
+
+def with_bool_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: mask.bool() if ".attn.bias" in name else mask
+        for name, mask in with_masks(tensors).items()
+    }
+
+
+def with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {"lm_head.weight": tensors["wte.weight"].clone()}
+
+
+def with_everything(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return with_prefix(with_masks(tensors)) | {"lm_head.weight": tensors["wte.weight"].clone()}
+
+
+@pytest.mark.parametrize(
+    "change", [as_stored, with_prefix, with_masks, with_bool_masks, with_head, with_everything]
+)
+def test_hugging_faces_file_gives_the_same_model(tmp_path, openai, arrays, change):
+    folder = write_hugging_face(tmp_path / "hf", change(hugging_face_tensors(arrays)))
+    assert_equal_models(load_gpt2(folder), load_gpt2(openai))
+
+
+@pytest.mark.parametrize("change", [as_stored, with_everything])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_give_the_rounded_weights_in_float32(tmp_path, arrays, dtype, change):
+    tensors = {name: tensor.to(dtype) for name, tensor in hugging_face_tensors(arrays).items()}
+    rounded = {name: tensor.float() for name, tensor in tensors.items()}
+    found = load_gpt2(write_hugging_face(tmp_path / "half", change(tensors)))
+    expected = load_gpt2(write_hugging_face(tmp_path / "float", rounded))
+    assert_equal_models(found, expected)
+    same = torch.equal(expected.wte.weight, torch.from_numpy(arrays["model/wte"]))
+    assert same == (dtype == torch.float64)
+
+
+def test_half_precision_in_openais_format(tmp_path, openai, arrays):
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    write_bundle(openai, halves)
+    found = load_gpt2(openai)
+    expected = write_hugging_face(
+        tmp_path / "hf", {n: t.float() for n, t in hugging_face_tensors(halves).items()}
+    )
+    assert_equal_models(found, load_gpt2(expected))
+
+
+# --- what a loaded model is ---
+
+
+@pytest.fixture(params=["openai", "hugging face"])
+def any_folder(request, tmp_path, openai, arrays) -> Path:
+    if request.param == "openai":
+        return openai
+    return write_hugging_face(tmp_path / "hf", with_everything(hugging_face_tensors(arrays)))
+
+
+def test_a_loaded_model_is_like_a_new_one(any_folder):
+    model, new = load_gpt2(any_folder), GPT2(GPT2Config(**HPARAMS))
+    assert model.config == GPT2Config(**HPARAMS)
+    assert model.head.weight is model.wte.weight
+    assert model.training == new.training
+    shapes = {name: parameter.shape for name, parameter in new.named_parameters()}
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
+    assert not list(model.buffers())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad and parameter.is_leaf, name
+        assert parameter.is_contiguous() and parameter.device.type == "cpu", name
+
+
+def test_parameters_own_their_memory(any_folder):
+    """Neither the files nor another parameter change with one, nor it with them."""
+    before = {path: path.read_bytes() for path in any_folder.iterdir()}
+    model = load_gpt2(any_folder)
+    places = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert len(places) == len(list(model.parameters()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert {path: path.read_bytes() for path in any_folder.iterdir()} == before
+    for path in any_folder.iterdir():
+        path.unlink()
+    assert all((p == 0).all() for p in model.parameters())
+
+
+def test_frozen_parameters_stay_as_loaded(any_folder):
+    model, again = load_gpt2(any_folder), load_gpt2(any_folder)
+    model.requires_grad_(False)
+    model.ln_f.requires_grad_(True)
+    model(torch.arange(8)[None]).square().mean().backward()
+    with_gradient = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert with_gradient == ["ln_f.weight", "ln_f.bias"]
+    assert_equal_models(model, again)
+
+
+def test_loading_draws_no_random_numbers(any_folder):
+    before = torch.get_rng_state()
+    load_gpt2(any_folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- every array once, every parameter once ---
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_name_map_is_one_to_one(size):
+    with torch.device("meta"):
+        parameters = [name for name, _ in GPT2(SIZES[size]).named_parameters()]
+    names = names_on_disk(SIZES[size])
+    assert sorted(names) == sorted(parameters) and len(parameters) == len(set(parameters))
+    openai, hugging_face = zip(*names.values(), strict=True)
+    assert len(set(openai)) == len(set(hugging_face)) == len(parameters)
+    assert [hugging_face_name(name) for name in openai] == list(hugging_face)
+
+
+def test_stored_parameters_yields_each_once(any_folder):
+    config = GPT2Config(**HPARAMS)
+    names = [name for name, _ in stored_parameters(any_folder, config)]
+    assert sorted(names) == sorted(name for name, _ in GPT2(config).named_parameters())
+
+
+def test_each_array_reaches_its_own_parameter(openai, arrays):
+    """One array after the other gets other numbers: one parameter changes, each time another."""
+    before, changed_by = dict(load_gpt2(openai).named_parameters()), {}
+    for name in arrays:
+        write_bundle(openai, arrays | {name: arrays[name] + 1})
+        after = load_gpt2(openai).named_parameters()
+        changed = [parameter for parameter, p in after if not torch.equal(p, before[parameter])]
+        assert len(changed) == 1, name
+        changed_by[changed[0]] = name
+    assert {
+        parameter: openai for parameter, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()
+    } == changed_by
+
+
+def test_the_genuine_index_maps_one_to_one(openai_124M):
+    entries = read_index(openai_124M / "model.ckpt.index")
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in GPT2(SIZES["124M"]).named_parameters()}
+    names = names_on_disk(SIZES["124M"])
+    assert len(entries) == len(shapes) == len(names) == 148
+    assert {name for name, _ in names.values()} == set(entries)
+    for parameter, (name, _) in names.items():
+        stored = entries[name].shape
+        expected = (stored[2], stored[1]) if len(stored) == 3 else stored
+        assert shapes[parameter] == expected, parameter
+        assert len(stored) < 3 or stored[0] == 1
+    assert sum(math.prod(entry.shape) for entry in entries.values()) == 124_439_808
+
+
+# --- save_gpt2 ---
+
+
+def test_round_trip_is_bit_equal(tmp_path, tiny_gpt2):
+    save_gpt2(tiny_gpt2, tmp_path / "saved")
+    found = load_gpt2(tmp_path / "saved")
+    assert found.config == tiny_gpt2.config
+    assert_equal_models(found, tiny_gpt2)
+    # and a second time the very same bytes
+    save_gpt2(found, tmp_path / "again")
+    for name in ("model.safetensors", "hparams.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+
+def test_saved_tensors_are_hugging_faces(tmp_path, openai, arrays):
+    save_gpt2(load_gpt2(openai), tmp_path / "saved")
+    found = load_file(tmp_path / "saved" / "model.safetensors")
+    expected = hugging_face_tensors(arrays)
+    assert sorted(found) == sorted(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_saved_halves_are_rounded_once(tmp_path, tiny_gpt2):
+    save_gpt2(tiny_gpt2, tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    for name, parameter in load_gpt2(tmp_path).named_parameters():
+        assert torch.equal(parameter, tiny_gpt2.get_parameter(name).half().float())
+
+
+# --- errors ---
+
+
+def outcome(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        load_gpt2(folder)
+    assert str(folder) in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(params=["openai", "hugging face"])
+def rewrite(request, tmp_path):
+    """write(arrays) -> folder, in either format; and how that format calls an array."""
+    folder = tmp_path / "changed"
+
+    def write(arrays: dict[str, np.ndarray]) -> Path:
+        if request.param == "hugging face":
+            return write_hugging_face(folder, hugging_face_tensors(arrays))
+        write_random_gpt2(folder, HPARAMS)
+        write_bundle(folder, arrays)
+        return folder
+
+    return write, hugging_face_name if request.param == "hugging face" else str
+
+
+@pytest.mark.parametrize("name", ["model/wte", "model/h1/mlp/c_proj/w", "model/ln_f/b"])
+def test_a_missing_array_is_named(rewrite, arrays, name):
+    write, on_disk = rewrite
+    message = outcome(write({n: array for n, array in arrays.items() if n != name}))
+    assert f"{on_disk(name)}: found nothing, expected (" in message
+    assert "1 arrays differ" in message
+
+
+@pytest.mark.parametrize("name", ["model/h2/attn/c_attn/w", "model/extra/w", "model/h0/attn/c/w"])
+def test_an_extra_array_is_named(rewrite, arrays, name):
+    write, on_disk = rewrite
+    message = outcome(write(arrays | {name: np.ones((3, 4), "f4")}))
+    assert f"{on_disk(name)}: found (3, 4), expected nothing" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "found", "expected"),
+    [
+        ("model/wte", (276, 8), "(276, 8)", "(277, 8)"),
+        ("model/wte", (8, 277), "(8, 277)", "(277, 8)"),
+        ("model/wpe", (32, 8), "(32, 8)", "(16, 8)"),
+        ("model/h0/attn/c_attn/w", (1, 24, 8), "(24, 8)", "(8, 24)"),
+        ("model/h1/mlp/c_fc/w", (1, 8, 31), "(8, 31)", "(8, 32)"),
+        ("model/h1/attn/c_proj/b", (1,), "(1,)", "(8,)"),
+        ("model/h0/ln_1/g", (8, 1), "(8, 1)", "(8,)"),
+    ],
+)
+def test_a_wrong_shape_is_told_with_both(rewrite, arrays, name, shape, found, expected):
+    write, on_disk = rewrite
+    message = outcome(write(arrays | {name: np.ones(shape, "f4")}))
+    assert f"{on_disk(name)}: found {found}, expected {expected}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model/h0/attn/c_attn/w", (2, 8, 24)),
+        ("model/h0/attn/c_proj/w", (3, 8, 8)),
+        ("model/wte", (2, 277, 8)),
+        ("model/h0/ln_1/g", (8, 1, 8)),
+    ],
+)
+def test_a_wrong_leading_axis_is_told(openai, arrays, name, shape):
+    write_bundle(openai, arrays | {name: np.ones(shape, "f4")})
+    assert name in outcome(openai)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["model/wpe", "model/h0/attn/c_proj/w", "model/ln_f/g"])
+def test_what_is_no_number_is_told(rewrite, arrays, name, value):
+    write, _ = rewrite
+    arrays[name].flat[5] = value
+    message = outcome(write(arrays))
+    parameters = {
+        openai: ours for ours, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()
+    }
+    assert f"{parameters[name]} holds NaN or infinite numbers" in message
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i8"])
+def test_whole_numbers_are_no_weights(rewrite, arrays, dtype):
+    """A quantised file has the right names and shapes, and would load as nonsense."""
+    write, on_disk = rewrite
+    name = "model/h0/mlp/c_fc/w"
+    message = outcome(write(arrays | {name: np.ones((1, 8, 32), dtype)}))
+    assert on_disk(name) in message or "blocks.0.mlp.c_fc.weight" in message
+    assert f"int{8 * int(dtype[1])}" in message
+
+
+def test_a_differing_head_is_told(tmp_path, arrays):
+    tensors = hugging_face_tensors(arrays)
+    head = tensors["wte.weight"].clone()
+    head[276, 7] += 1e-6
+    folder = write_hugging_face(tmp_path / "hf", tensors | {"lm_head.weight": head})
+    assert "lm_head.weight differs from wte.weight" in outcome(folder)
+    write_hugging_face(folder, tensors | {"lm_head.weight": head[:5].clone()})
+    assert "lm_head.weight differs from wte.weight" in outcome(folder)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt.index", DATA, "hparams.json"])
+def test_a_missing_file_is_named(openai, name):
+    (openai / name).unlink()
+    assert name in outcome(openai)
+
+
+def test_folders_that_are_none(tmp_path):
+    for folder in (tmp_path / "none", tmp_path / "file"):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CheckpointError, match="is not a folder") as error:
+            load_gpt2(folder)
+        assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[:-1], lambda raw: raw[:100], lambda raw: b"", lambda raw: raw + b"\0"],
+)
+def test_a_damaged_safetensors_file_is_told(tmp_path, arrays, damage):
+    folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    assert re.search("no safetensors file|whole safetensors file", outcome(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layer": 1}, "model/h1/attn/c_attn/b: found (24,), expected nothing"),
+        ({"n_layer": 3}, "model/h2/attn/c_attn/b: found nothing, expected (24,)"),
+        ({"n_vocab": 278}, "model/wte: found (277, 8), expected (278, 8)"),
+        ({"n_ctx": 15}, "model/wpe: found (16, 8), expected (15, 8)"),
+        ({"n_embd": 16}, "model/h0/attn/c_attn/w: found (8, 24), expected (16, 48)"),
+        ({"n_head": 3}, "n_embd = 8 cannot be divided among n_head = 3 heads"),
+    ],
+)
+def test_hparams_that_do_not_fit(openai, change, message):
+    (openai / "hparams.json").write_text(json.dumps(HPARAMS | change))
+    assert message in outcome(openai)
+
+
+# --- against Hugging Face's own GPT-2 ---
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    """GPT2LMHeadModel with random weights of std 0.2."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=277,
+        n_positions=32,
+        n_embd=32,
+        n_head=4,
+        n_layer=2,
+        bos_token_id=276,
+        eos_token_id=276,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="eager",
+    )
+    model, generator = transformers.GPT2LMHeadModel(config), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            gain = ".ln_" in name and name.endswith("weight")
+            parameter.normal_(1.0 if gain else 0.0, 0.2, generator=generator)
+    return model
+
+
+def test_hugging_faces_logits(tmp_path, hugging_face):
+    hugging_face.save_pretrained(tmp_path)  # config.json and model.safetensors as they write them
+    model = load_gpt2(tmp_path)
+    ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), hugging_face(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_hugging_faces_gradients(tmp_path, hugging_face):
+    """In float64, so that rounding hides nothing; wte gets its gradient from both ends."""
+    state = {n: t.clone() for n, t in hugging_face.state_dict().items() if n != "lm_head.weight"}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config.to_dict()))
+    ours, theirs = load_gpt2(tmp_path).double(), hugging_face.double()
+    ids = torch.randint(277, (3, 33), generator=torch.Generator().manual_seed(5))
+    for logits in (ours(ids[:, :-1]), theirs(ids[:, :-1]).logits):
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    expected = {name: p.grad for name, p in theirs.transformer.named_parameters()}
+    names = names_on_disk(ours.config)
+    assert len(expected) == len(list(ours.parameters())) == 28
+    for name, parameter in ours.named_parameters():
+        grad = expected[names[name][1]]
+        grad = grad.t() if re.search(r"c_(attn|proj|fc)\.weight", name) else grad
+        assert grad.abs().max() > 1e-4, name
+        torch.testing.assert_close(parameter.grad, grad, atol=1e-9, rtol=0, msg=name)
+
+
+def test_hugging_face_reads_what_we_save(tmp_path, hugging_face, tiny_gpt2):
+    save_gpt2(tiny_gpt2, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config.to_dict()))
+    theirs = type(hugging_face).from_pretrained(tmp_path).eval()
+    ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_gpt2(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+# --- checksums ---
+
+
+def test_a_flipped_bit_of_the_data_is_told_on_loading(openai):
+    path = openai / "model.ckpt.data-00000-of-00001"
+    raw = bytearray(path.read_bytes())
+    raw[-1000] ^= 1
+    path.write_bytes(raw)
+    assert "is damaged" in outcome(openai)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "hparams.json"])
+def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
+    """Another number of heads fits the same weights, and is another model."""
+    folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
+    path = folder / "hparams.json"
+    if not path.exists():
+        write_hparams(path, read_config(folder))
+    lines = [f"{sha256_of(p)}  {p.name}\n" for p in (path, folder / "model.safetensors")]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    assert load_gpt2(folder)
+    raw = bytearray((folder / name).read_bytes())
+    raw[-10] ^= 1
+    (folder / name).write_bytes(raw)
+    assert "SHA256SUMS says" in outcome(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes here")
+def test_a_pipe_in_the_place_of_the_sums_does_not_hang(tiny_checkpoint: Path) -> None:
+    os.mkfifo(tiny_checkpoint / "SHA256SUMS")
+    with pytest.raises(CheckpointError, match="SHA256SUMS cannot be read: it is no regular file"):
+        load_gpt2(tiny_checkpoint)

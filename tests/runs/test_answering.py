@@ -1,0 +1,266 @@
+"""A classifier's answers to labelled texts, its temperature, and what a finished run leaves of both."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+
+from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
+from gpt2_from_scratch.classifier.tasks.predictions import Choice, Prediction, at_least
+from gpt2_from_scratch.cli.main import main
+from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.near_duplicates import masked
+from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.evaluation.metrics import read_answered
+from gpt2_from_scratch.runs.folder import read_test_part
+from gpt2_from_scratch.runs.results import (
+    answered_with,
+    answers_at,
+    assess_again,
+    calibrate,
+    class_logits_of,
+)
+
+TEXTS = ["see you", "win now", "call me", "free prize now", "home soon", "cash for you"]
+MESSAGES = [Message(text, "ab"[n % 2]) for n, text in enumerate(TEXTS)]
+
+
+def quietly(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def classifier(tiny_checkpoint: Path) -> Classifier:
+    return Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the demo messages."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_classifier("mini", "demo", folder, TrainConfig(epochs=3), quiet=True, say=quietly)
+    return folder
+
+
+# --- answers ---
+
+
+@pytest.mark.parametrize("one_output", [False, True])
+def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -> None:
+    head = HeadConfig(labels=("a", "b"), one_output=one_output, temperature=1.7)
+    classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
+    answered = answered_with(classifier, MESSAGES, say=quietly)
+    told = [answer.probabilities for answer in classifier.predict(TEXTS) if answer]
+    np.testing.assert_allclose(answered.probabilities, [[t["a"], t["b"]] for t in told], atol=1e-6)
+    assert answered.true.tolist() == [0, 1, 0, 1, 0, 1] and answered.texts == TEXTS
+    logits, _ = class_logits_of(classifier, MESSAGES, say=quietly)
+    plain = answers_at(1.0, classifier, MESSAGES, logits, answered.true)
+    expected = F.softmax(torch.from_numpy(logits), dim=1)
+    np.testing.assert_allclose(plain.probabilities, expected)
+
+
+def test_other_tasks_have_no_classes(tiny_checkpoint: Path) -> None:
+    classifier = Classifier.on_base(tiny_checkpoint, heads=[HeadConfig("x", "multi-label", ("a",))])
+    with pytest.raises(UsageError, match="'x' is for multi-label"):
+        answered_with(classifier, MESSAGES)
+
+
+# --- the temperature ---
+
+
+def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifier) -> None:
+    logits, true = class_logits_of(classifier, MESSAGES, say=quietly)
+    smoothed = np.where(np.eye(2)[true] == 1, 7 / 8, 1 / 8)  # Platt's targets for six texts
+
+    def loss(log_t: float) -> float:
+        scores = torch.from_numpy(logits / np.exp(log_t)).log_softmax(dim=1).numpy()
+        return float(-(smoothed * scores).sum())
+
+    told = calibrate(classifier, MESSAGES, say=quietly)
+    found = classifier.description.head.temperature
+    best = minimize_scalar(
+        loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
+    )
+    assert loss(np.log(found)) == pytest.approx(best.fun, abs=1e-7)
+    assert found != 1
+    np.testing.assert_array_equal(
+        told.probabilities, answered_with(classifier, MESSAGES, say=quietly).probabilities
+    )
+
+
+def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_path: Path) -> None:
+    before = classifier.predict(TEXTS)
+    calibrate(classifier, MESSAGES, say=quietly)
+    temperature = classifier.description.head.temperature
+    after = classifier.predict(TEXTS)
+    assert [a.label for a in after if a] == [b.label for b in before if b]
+    for a, b in zip(after, before, strict=True):
+        logit, cooled = (np.log(x.probabilities["a"] / x.probabilities["b"]) for x in (b, a))
+        assert cooled == pytest.approx(logit / temperature, rel=1e-4)
+    classifier.save(tmp_path / "c.safetensors")
+    again = Classifier.load(tmp_path / "c.safetensors", classifier.description.base)
+    assert again.description.head.temperature == temperature and again.predict(TEXTS) == after
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 0.0}, {"task": "multi-label", "temperature": 2.0}]
+)
+def test_a_temperature_that_cannot_be(changes: dict) -> None:
+    with pytest.raises(UsageError, match="temperature = "):
+        HeadConfig(labels=("a", "b"), **changes)
+
+
+# --- a threshold ---
+
+
+def test_a_label_is_answered_from_its_threshold_up() -> None:
+    shares = {"ham": 0.3, "spam": 0.5, "ads": 0.2}
+    told = Prediction({"label": Choice("spam", shares)}, 3, False, False, False)
+    assert at_least(told, "spam", 0.5).label == "spam"
+    assert at_least(told, "spam", 0.51).label == "ham"
+    assert at_least(told, "ads", 0.1).label == "ads"
+    assert at_least(told, "ads", 0.9).probabilities == shares and told.label == "spam"
+
+
+def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> None:
+    texts = ["Claim your prize now", "see you at six"]
+    for threshold, expected in (("spam=0", {"spam"}), ("spam=1", {"ham"})):
+        assert main(["predict", str(run), "--json", "--threshold", threshold, *texts]) == 0
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {line["label"] for line in told} == expected
+    for wrong in ("spam", "eggs=0.5", "spam=1.5", "spam=x", "spam=nan"):
+        assert main(["predict", str(run), "--threshold", wrong, *texts]) == 2
+        assert "LABEL=P" in capsys.readouterr().err
+
+
+# --- what a run leaves ---
+
+
+def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
+    listed = json.loads((run / "MANIFEST.json").read_text())["sha256"]
+    assert {"report.html", "model_card.md", "test-answers.jsonl", "val-answers.jsonl"} <= {*listed}
+    test, val = (read_answered(run / f"{part}-answers.jsonl") for part in ("test", "val"))
+    assert len(test.texts) == 120 and len(val.texts) == 60 and val.near_twins is None
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["correct"] == int(test.right.sum()) and written["accuracy"] == test.right.mean()
+    classifier = Classifier.load(run)
+    assert written["temperature"] == classifier.description.head.temperature
+    again = answered_with(classifier, read_test_part(run, "classification"), say=quietly)
+    np.testing.assert_allclose(again.probabilities, test.probabilities, atol=1e-6)
+    page = (run / "report.html").read_text()
+    assert "GPT-2 mini on demo" in page and "bag of words" in page and "<script" not in page
+    assert f"{100 * test.right.mean():.1f}" in (run / "model_card.md").read_text()
+
+
+def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
+    """Texts that differ in digits alone stand in several parts, and are counted apart."""
+    rows = [
+        f"{label} offer number {n} of {word},{label}"
+        for label, word in (("a", "tea"), ("b", "oil"))
+        for n in range(30)
+    ]
+    rows += [
+        f"{m.text.split()[0]} {m.text.split()[-1]} {n},{'ab'[n % 2]}"
+        for n, m in enumerate(load_messages("demo")[:40])
+        if "," not in m.text and '"' not in m.text
+    ]
+    (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    config = TrainConfig(epochs=1)
+    train_classifier("mini", tmp_path / "m.csv", tmp_path / "run", config, quiet=True, say=quietly)
+    test = read_answered(tmp_path / "run" / "test-answers.jsonl")
+    assert test.near_twins is not None
+    offers = ["offer" in masked(text) for text in test.texts]
+    assert test.near_twins.tolist() == offers and 0 < sum(offers) < len(offers)
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert written["without_twins"]["total"] == len(offers) - sum(offers)
+
+
+def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--json",
+                "--lose-at-most",
+                "50",
+                "--cost-of-losing",
+                "9",
+                "--show",
+                "2",
+            ]
+        )
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    written = json.loads((run / "evaluation.json").read_text())
+    for name in ("accuracy", "confusion", "calibration", "uncalibrated", "without_twins"):
+        assert told[name] == pytest.approx(written[name]) if name == "accuracy" else True
+        assert json.dumps(told[name])[:40] == json.dumps(written[name])[:40]
+    assert [t["asked"] for t in told["thresholds"]] == [50.0]
+    assert len(told["mistakes"]) == len(told["least_certain"]) == 2
+    cost = told["at_least_cost"]
+    assert cost["threshold"] == pytest.approx(0.9) and cost["cost"] >= 0
+    classifier = Classifier.load(run)
+    messages = read_test_part(run, "classification")
+    spam = np.array(
+        [a.probabilities["spam"] for a in classifier.predict([m.text for m in messages]) if a]
+    )
+    is_spam = np.array([m.label == "spam" for m in messages])
+    lost, caught = int((~is_spam & (spam > 0.9)).sum()), int((is_spam & (spam > 0.9)).sum())
+    assert (cost["lost"], cost["caught"]) == (lost, caught)
+    assert cost["cost"] == pytest.approx((9 * lost + is_spam.sum() - caught) / 120)
+
+
+def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
+    classifier = Classifier.load(run)
+    found = assess_again(classifier, load_messages("demo")[:40], run, say=quietly)
+    assert found.without_twins is None and len(found.thresholds) == 4
+    bare = assess_again(classifier, load_messages("demo")[:40], run.parent, say=quietly)
+    assert bare.thresholds == [] and bare.evaluation == found.evaluation
+
+
+def test_changed_answers_are_refused(run: Path, tmp_path: Path) -> None:
+    for path in run.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    answers = tmp_path / "val-answers.jsonl"
+    answers.write_text(answers.read_text().replace("ham", "spam", 1))
+    with pytest.raises(CheckpointError, match="changed since the run was complete"):
+        assess_again(Classifier.load(tmp_path), load_messages("demo")[:20], tmp_path)
+
+
+def test_evaluate_says_which_options_are_for_classes(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    classifier = Classifier.on_base(
+        tiny_checkpoint, heads=[HeadConfig("x", "multi-label", ("a", "b"))]
+    )
+    path = tmp_path / "c.safetensors"
+    classifier.save(path)
+    (tmp_path / "m.jsonl").write_text('{"text": "one", "label": ["a"]}\n')
+    given = [
+        "evaluate",
+        str(path),
+        "--model",
+        str(tiny_checkpoint),
+        "--data",
+        str(tmp_path / "m.jsonl"),
+    ]
+    assert main([*given, "--watch", "a"]) == 2
+    assert "watch: for classifiers that choose a class" in capsys.readouterr().err
+
+
+def test_the_last_epoch_has_no_thresholds_of_the_best(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The answers that are kept are the best epoch's, at its temperature."""
+    assert main(["evaluate", str(run / "last.safetensors"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["thresholds"] == [] and told["temperature"] == 1.0
+    assert main(["evaluate", str(run / "best.safetensors"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["thresholds"]) == 4

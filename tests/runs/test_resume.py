@@ -1,0 +1,562 @@
+"""A run that was stopped goes on to the same bits; what cannot go on is told."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_from_scratch.classifier import train as training_run
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.settings import TrainConfig
+from gpt2_from_scratch.classifier.train import TrainingRun
+from gpt2_from_scratch.cli import main as cli
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
+from gpt2_from_scratch.storage.files import check_listed, sha256_of
+from gpt2_from_scratch.storage.states import newest_state
+from gpt2_from_scratch.storage.states import save_state
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+CONFIG = TrainConfig(epochs=4, batch_size=5, lr=0.01, patience=4, seed=3)
+LASTING = ("best.safetensors", "last.safetensors", "metrics.jsonl", "evaluation.json", "test.csv")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "kinds.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(
+            [f"{'the goal' if n % 2 else 'a pill'} {n}", "ab"[n % 2]] for n in range(40)
+        )
+    return path
+
+
+@pytest.fixture
+def every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_run, "SAVE_EVERY", 0.0)
+
+
+def train(base: Path, table: Path, out: Path, config: TrainConfig = CONFIG, **more):
+    quiet = {"quiet": True, "say": lambda line: None} | more
+    return train_classifier(base, table, out, config, **quiet)
+
+
+def digests(run: Path) -> dict[str, str]:
+    return {name: sha256_of(run / name) for name in LASTING}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_checkpoint: Path, table: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    train(tiny_checkpoint, table, out)
+    return out
+
+
+def broken_off(monkeypatch, base: Path, table: Path, out: Path, steps: int) -> None:
+    """A run that Ctrl-C stops after so many steps."""
+    plain = TrainingRun.step
+
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
+        if self.at.step == steps:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "step", step)
+        with pytest.raises(Interrupted, match=f"after step {steps} of 24(?s:.*)--resume"):
+            train(base, table, out)
+
+
+# --- equal to the bit ---
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 7, 23, 24])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, steps
+):
+    """In the middle of an epoch (4), at its end (6), behind it (7), and at the very end."""
+    broken_off(monkeypatch, tiny_checkpoint, table, tmp_path / "run", steps)
+    assert [p.name for p in (tmp_path / "run").glob("state*")] == [f"state-{steps:08}.safetensors"]
+    run, classifier, evaluation = resume_training(tmp_path / "run", quiet=True, say=lambda x: None)
+    assert digests(run) == digests(unbroken)
+    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in unbroken.iterdir())
+    again = resume_training(run, quiet=True, say=lambda x: None)  # of what is complete, the scores
+    assert again[2] == evaluation
+
+
+def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
+    plain, run = TrainingRun.step, tmp_path / "run"
+
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    with pytest.raises(Interrupted) as error:
+        train(tiny_checkpoint, table, run)
+    assert error.value.exit_code == 143
+    for _ in range(23):
+        with pytest.raises(Interrupted):
+            resume_training(run, quiet=True, say=lambda x: None)
+    resume_training(run, quiet=True, say=lambda x: None)
+    assert digests(run) == digests(unbroken)
+
+
+def test_features_computed_in_two_goes_are_the_same_bits(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
+):
+    """Killed while the frozen blocks were computed: the rest is computed in the same batches."""
+    from gpt2_from_scratch.speed import feature_cache as features
+    from gpt2_from_scratch.speed import frozen_trunk as trunk
+
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(trunk.TOKENS, "cpu", 64)  # many small batches
+    monkeypatch.setattr(features, "SHARD", 1)
+    train(tiny_checkpoint, table, tmp_path / "whole")
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path / "another"))
+    plain, calls = trunk.Trunk.__call__, []
+
+    def interrupted(self, packed):
+        calls.append(packed.ids.tolist())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(self, packed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trunk.Trunk, "__call__", interrupted)
+        with pytest.raises(Interrupted, match="--resume"):
+            train(tiny_checkpoint, table, tmp_path / "run")
+    assert len(list((tmp_path / "another").rglob("*.plan"))) == 1
+    resume_training(tmp_path / "run", quiet=True, say=lambda x: None)
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
+    assert not list((tmp_path / "another").rglob("*.plan"))
+
+
+def test_states_do_not_change_the_result(
+    tiny_checkpoint, table, unbroken, tmp_path, every_step_is_saved
+):
+    train(tiny_checkpoint, table, tmp_path / "run")
+    assert digests(tmp_path / "run") == digests(unbroken)
+
+
+# --- states on disk ---
+
+
+def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, every_step_is_saved
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    older, newer = sorted(run.glob("state-*.safetensors"))
+    assert (older.name, newer.name) == ("state-00000008.safetensors", "state-00000009.safetensors")
+    raw = bytearray(newer.read_bytes())
+    raw[-1] ^= 1
+    newer.write_bytes(raw)
+    said: list[str] = []
+    resume_training(run, quiet=True, say=said.append)
+    assert any(f"{newer} is damaged" in line and "the state before" in line for line in said)
+    assert f"going on from {older}" in said
+    assert newer.with_name(f"{newer.name}.bad").exists()
+    assert digests(run) == digests(unbroken)
+
+
+def test_with_no_whole_state_the_run_begins_anew(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    for state in run.glob("state-*.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
+    said: list[str] = []
+    resume_training(run, quiet=True, say=said.append)
+    assert any("beginning at the first step" in line for line in said)
+    assert digests(run) == digests(unbroken)
+
+
+def test_a_state_never_holds_what_is_no_number(tmp_path):
+    save_state(tmp_path, 1, {"a": torch.ones(2)}, {})
+    with pytest.raises(CheckpointError, match="NaN"):
+        save_state(tmp_path, 2, {"a": torch.tensor([1.0, torch.inf])}, {})
+    record, tensors = newest_state(tmp_path, say=print)
+    assert tensors["a"].tolist() == [1, 1]
+
+
+def test_another_processor_or_thread_count_is_told(
+    tiny_checkpoint, table, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
+    monkeypatch.setattr(training_run, "environment", lambda device: {"torch": "9.9"})
+    resume_training(run, quiet=True)
+    assert "not equal to the bit" in capsys.readouterr().out
+
+
+# --- refused ---
+
+
+def test_changed_settings_are_refused_with_the_difference(
+    tiny_checkpoint, table, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "config.json"}
+    others = ["--lr", "0.02", "--balance", "--together", "near-twins"]
+    assert cli.main(["train", "--resume", str(run), *others]) == 2
+    err = capsys.readouterr().err
+    assert "lr: 0.01 -> 0.02" in err and "balance: False -> True" in err and err.count("->") == 3
+    assert "together: 'copies' -> 'near-twins'" in err
+    with pytest.raises(UsageError, match="epochs: 4 -> 5"):  # by hand, where no command looks
+        edited = json.loads((run / "config.json").read_text())
+        edited["settings"]["epochs"] = 5
+        (run / "config.json").write_text(json.dumps(edited))
+        resume_training(run, quiet=True)
+    with pytest.raises(UsageError, match="messages_sha256: "):
+        edited["settings"]["epochs"] = 4
+        (run / "config.json").write_text(json.dumps(edited))
+        changed = table.read_text().replace("a pill 0,", "a pill 1000,")
+        original = table.read_text()
+        try:
+            table.write_text(changed)
+            resume_training(run, quiet=True)
+        finally:
+            table.write_text(original)
+    assert before and all(path.read_bytes() == raw for path, raw in before.items())
+
+
+def test_what_is_no_run_is_told(tmp_path, tiny_checkpoint, capsys):
+    for content in (None, "{}", '{"recipe": "default"}', "[", '{"recipe": "lecture"}'):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "config.json").write_text(content)
+        assert cli.main(["train", "--resume", str(folder)]) in (2, 4)
+        assert "config.json" in (err := capsys.readouterr().err) or "recipe" in err
+    assert cli.main(["train", "--resume", str(tmp_path), "--out", "x"]) == 2
+
+
+def test_one_process_at_a_time(tiny_checkpoint, table, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
+
+    def second(self: TrainingRun, batch: list[int]) -> None:
+        with pytest.raises(UsageError, match="another process"):
+            resume_training(run, quiet=True, say=lambda line: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "step", second)
+    with pytest.raises(Interrupted):
+        resume_training(run, quiet=True, say=lambda line: None)
+
+
+# --- numbers that are none, memory that is not there ---
+
+
+def test_nan_keeps_the_last_good_state(
+    tiny_checkpoint, table, tmp_path, monkeypatch, every_step_is_saved
+):
+    plain, run = TrainingRun.step, tmp_path / "run"
+
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
+        if self.at.step == 5:
+            self.trainable["head.bias"].data[0] = torch.nan
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    with pytest.raises(GPT2Error, match="the weights became nan in epoch 1, step 6"):
+        train(tiny_checkpoint, table, run)
+    record, tensors = newest_state(run)
+    assert record["progress"]["step"] == 4 and all(t.isfinite().all() for t in tensors.values())
+    assert json.loads((run / "nan_report.json").read_text())["settings"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("room", [4, 3, 2, 1])
+def test_out_of_memory_halves_what_goes_through_at_once(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, room
+):
+    """The batch stays 5: the weights differ from the unbroken run's by rounding alone."""
+    plain = Classifier.batch_outputs
+
+    def scarce(self, texts, numbers):
+        if len(numbers) > room and torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return plain(self, texts, numbers)
+
+    monkeypatch.setattr(Classifier, "batch_outputs", scarce)
+    said: list[str] = []
+    _, found, _ = train(tiny_checkpoint, table, tmp_path / "run", say=said.append)
+    micro = {4: 3, 3: 3, 2: 2, 1: 1}[room]
+    assert f"not enough memory: {micro} messages go through at once now" in said
+    expected = Classifier.load(unbroken / "best.safetensors", tiny_checkpoint)
+    for name, value in expected.model.state_dict().items():
+        assert torch.allclose(found.model.state_dict()[name], value, atol=1e-4), name
+
+
+def test_no_memory_at_all_is_exit_6(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
+    def none(self, texts, numbers):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Classifier, "batch_outputs", none)
+    code = cli.main(
+        [
+            "train",
+            "--model",
+            str(tiny_checkpoint),
+            "--data",
+            str(table),
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
+    )
+    assert code == 6 and "--max-tokens" in capsys.readouterr().err
+
+
+# --- the manifest ---
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "test.csv"])
+def test_a_file_changed_since_is_refused(tiny_checkpoint, table, tmp_path, name, capsys):
+    train(tiny_checkpoint, table, tmp_path / "run")
+    path = tmp_path / "run" / name
+    check_listed(path)
+    path.write_bytes(path.read_bytes() + b" ")
+    code = cli.main(["evaluate", str(tmp_path / "run"), "--model", str(tiny_checkpoint)])
+    assert code == 4 and "MANIFEST.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not JSON"),
+        ("[]", "object"),
+        ('{"sha256": 3}', "no files"),
+        ('{"sha256": {"../x": "0"}}', "no file of its folder"),
+        ('{"sha256": {}}', "not in MANIFEST"),
+        ('{"sha256": {}, "sha256": {}}', "twice"),
+        ('{"sha256": {"best.safetensors": NaN}}', "NaN"),
+    ],
+)
+def test_a_manifest_that_is_none_is_told(unbroken, tiny_checkpoint, tmp_path, content, message):
+    (tmp_path / "best.safetensors").write_bytes((unbroken / "best.safetensors").read_bytes())
+    (tmp_path / "MANIFEST.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        Classifier.load(tmp_path, tiny_checkpoint)
+
+
+# --- signals to the command itself ---
+
+COMMAND = [sys.executable, "-m", "gpt2_from_scratch", "train", "--device", "cpu"]
+
+
+def started(base: Path, table: Path, out: Path) -> subprocess.Popen:
+    """The command, after it has said its first epoch."""
+    options = ["--model", base, "--data", table, "--out", out, "--epochs", "500", "--lr", "0.01"]
+    command = [*COMMAND, *map(str, options), "--patience", "500", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch "):
+            return process
+    pytest.fail("it ended before its first epoch")
+
+
+@POSIX
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(tiny_checkpoint, table, tmp_path, number, code):
+    run = tmp_path / "my run"
+    process = started(tiny_checkpoint, table, run)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and out == ""
+    assert "Traceback" not in err and f"gpt2-classifier train --resume '{run}'" in err
+    record, _ = newest_state(run)
+    assert 0 < record["progress"]["step"] < 500 * 6
+    assert Classifier.load(run, tiny_checkpoint)  # the best so far
+
+
+@POSIX
+def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
+    """The second one comes while the first one's step is still under way."""
+    plain: Callable = TrainingRun.step
+
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="at once"):
+        train(tiny_checkpoint, table, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("state*"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_while_the_epoch_is_judged(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
+):
+    """Even behind the last step: then only the scores are left to take."""
+    plain, run = TrainingRun.end_epoch, tmp_path / "run"
+
+    def end_epoch(self, val) -> None:
+        signal.raise_signal(signal.SIGINT)
+        plain(self, val)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "end_epoch", end_epoch)
+        for step in (6, 12, 18, 24):
+            with pytest.raises(Interrupted, match=f"after step {step} of 24"):
+                if step == 6:
+                    train(tiny_checkpoint, table, run)
+                else:
+                    resume_training(run, quiet=True, say=lambda line: None)
+    resume_training(run, quiet=True, say=lambda line: None)
+    assert digests(run) == digests(unbroken)
+
+
+def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
+    """A batch of more messages than there are, and batches of one."""
+    for size in (1, 1000):
+        out = tmp_path / str(size)
+        train(tiny_checkpoint, table, out, replace(CONFIG, batch_size=size, epochs=1))
+        assert json.loads((out / "evaluation.json").read_text())["total"] == 8
+
+
+# --- a disk that is full ---
+
+
+@POSIX
+@pytest.mark.parametrize("limit", [100, 2_000, 20_000, 60_000])
+def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
+    tiny_checkpoint, table, unbroken, tmp_path, limit
+):
+    """Files of at most so many bytes: the classifier takes 55,000, a state 220,000."""
+    code = (
+        "import resource, sys; from gpt2_from_scratch.cli import main as cli; from gpt2_from_scratch.classifier import train as training_run\n"
+        "training_run.SAVE_EVERY = 0.0\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    run = tmp_path / "run"
+    options = ["--epochs", 4, "--batch-size", 5, "--lr", 0.01, "--seed", 3, "--threads", 1]
+    words = ["train", "--model", tiny_checkpoint, "--data", table, "--out", run, "--device", "cpu"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*words, *options])], capture_output=True, text=True
+    )
+    assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
+    assert "could not be written" in found.stderr and found.stdout == ""
+    assert not list(run.glob(".*.tmp"))
+    if (run / "config.json").exists():  # then it goes on when there is room again
+        resume_training(run, quiet=True, say=lambda line: None)
+        assert digests(run) == digests(unbroken)
+
+
+# --- what a hostile user finds ---
+
+
+def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
+    """A run that goes on does not sign what somebody put in their place."""
+    for number, forged in enumerate([None, "label,text\na,hello\n"]):
+        run = tmp_path / str(number)
+        broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+        (run / "test.csv").unlink()
+        if forged:
+            (run / "test.csv").write_text(forged)
+        resume_training(run, quiet=True, say=lambda line: None)
+        assert digests(run) == digests(unbroken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
+    """safetensors writes there and cannot read: no state is taken for a damaged one."""
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))
+    run.rename(odd)
+    before = sorted(path.name for path in odd.iterdir())
+    assert cli.main(["train", "--resume", str(odd)]) == 2 and "UTF-8" in capsys.readouterr().err
+    assert sorted(path.name for path in odd.iterdir()) == before
+    odd.rename(run)
+    assert cli.main(["train", "--out", str(odd)]) == 2 and not odd.exists()
+    resume_training(run, quiet=True, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"data": 5},
+        {"data": None},
+        {"model": []},
+        {"seed": 1.5},
+        {"max_tokens": "5"},
+        {"zzz": 1},
+        {"resume": True},
+        {"say": 1},
+        {"final_norm": None},
+        {"text_column": None},
+        {"keep_empty": "no"},
+        {"cache": 1},
+        {"dtype": "float64"},
+        {"encoding": 5},
+        {"n_last_blocks": True},
+    ],
+)
+def test_settings_of_other_types_are_told(
+    tiny_checkpoint, table, tmp_path, unbroken, damage, capsys
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    saved = json.loads((unbroken / "config.json").read_text())
+    saved["settings"] |= damage
+    (run / "config.json").write_text(json.dumps(saved))
+    assert cli.main(["train", "--resume", str(run)]) == 4
+    err = capsys.readouterr().err
+    assert "config.json" in err and "Traceback" not in err
+
+
+def test_settings_that_are_left_out_are_told(unbroken, tmp_path, capsys):
+    saved = json.loads((unbroken / "config.json").read_text())
+    damaged = [{"settings": "abc"}, {"environment": {"threads": 1.5}}, {"environment": 3}]
+    damaged += [{"settings": {k: v for k, v in saved["settings"].items() if k != "model"}}]
+    for change in damaged:
+        (tmp_path / "config.json").write_text(json.dumps(saved | change))
+        assert cli.main(["train", "--resume", str(tmp_path)]) == 4, change
+
+
+def test_options_that_say_the_same_are_accepted(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    same = ["--encoding", "UTF8", "--max-tokens", "32", "--recipe", "default", "--lr", "1e-2"]
+    same += ["--model", tiny_checkpoint, "--data", table, "--threads", torch.get_num_threads()]
+    assert cli.main(["train", "--resume", str(run), "--device", "cpu", *map(str, same)]) == 0
+    assert digests(run) == digests(unbroken)
+    edited = json.loads((run / "config.json").read_text()) | {"note": "mine"}
+    (run / "config.json").write_text(json.dumps(edited))
+    assert cli.main(["train", "--resume", str(run)]) == 4, "its manifest has config.json otherwise"
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["config.json", "state-00000009.safetensors", "MANIFEST.json"])
+def test_a_pipe_in_a_files_place_does_not_hang(tiny_checkpoint, table, tmp_path, monkeypatch, name):
+    run = tmp_path / "run"
+    broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    signal.alarm(30)
+    try:
+        assert cli.main(["train", "--resume", str(run), "--device", "cpu"]) in (0, 4)
+    finally:
+        signal.alarm(0)

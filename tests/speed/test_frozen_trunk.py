@@ -1,0 +1,113 @@
+"""The frozen blocks over packed texts are the plain blocks over one text at a time."""
+
+import pytest
+import torch
+
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches, pack
+
+TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [200] * 12, [5, 6, 9]]
+
+
+def random_texts(seed: int) -> list[list[int]]:
+    """Of few different tokens, so that many begin alike."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 20, (30,), generator=draw)
+    return [torch.randint(3, (n,), generator=draw).tolist() for n in lengths.tolist()]
+
+
+@torch.no_grad()
+def one_by_one(model: GPT2, text: list[int], depth: int) -> torch.Tensor:
+    x = model.embed(torch.tensor([text]))
+    for block in model.blocks[:depth]:
+        x = block(x)
+    return x[0]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("texts", [TEXTS, [[7]], *map(random_texts, range(5))])
+def test_states_are_those_of_each_text_alone(
+    tiny_gpt2: GPT2, texts: list[list[int]], depth: int
+) -> None:
+    packed = pack(texts)
+    states = Trunk(tiny_gpt2, depth)(packed)
+    seen = []
+    for rectangle in packed.rectangles:
+        for row, n in enumerate(rectangle.texts):
+            length = int(rectangle.lengths[row])
+            assert length == len(texts[n])
+            found = states[rectangle.rows[row, :length]]
+            torch.testing.assert_close(
+                found, one_by_one(tiny_gpt2, texts[n], depth), atol=1e-4, rtol=1e-5
+            )
+            seen.append(n)
+    assert sorted(seen) == list(range(len(texts)))
+
+
+@pytest.mark.parametrize("texts", [TEXTS, *map(random_texts, range(3))])
+def test_each_beginning_has_one_row(texts: list[list[int]]) -> None:
+    beginnings = {tuple(text[:n]) for text in texts for n in range(1, len(text) + 1)}
+    packed = pack(texts)
+    assert len(packed.ids) == len(packed.positions) == len(packed.home) == len(beginnings)
+    paths = {
+        tuple(packed.ids[rectangle.rows[row, : len(texts[n])]].tolist()): texts[n]
+        for rectangle in packed.rectangles
+        for row, n in enumerate(rectangle.texts)
+    }
+    assert all(list(path) == text for path, text in paths.items())
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40, 10**6])
+def test_batches_hold_every_text_once_and_no_more_tokens_than_asked(tokens: int) -> None:
+    texts = random_texts(11)
+    found = list(batches(texts, tokens))
+    assert sorted(n for batch in found for n in batch) == list(range(len(texts)))
+    assert all(len(batch) == 1 or sum(len(texts[n]) for n in batch) <= tokens for batch in found)
+    assert list(batches([], 5)) == []
+
+
+def test_a_text_too_long_for_the_model_is_refused(tiny_gpt2: GPT2) -> None:
+    assert Trunk(tiny_gpt2, 1)(pack([[1] * 32])).shape == (32, 32)
+    with pytest.raises(DataError, match="33 tokens are more than n_ctx = 32"):
+        Trunk(tiny_gpt2, 1)(pack([[2], [1] * 33]))
+
+
+def test_rectangles_waste_little() -> None:
+    for seed in range(5):
+        for rectangle in pack(random_texts(seed)).rectangles:
+            assert int(rectangle.lengths.min()) >= 0.75 * rectangle.rows.shape[1]
+
+
+def test_bfloat16_rounds_and_leaves_the_model_alone(tiny_gpt2: GPT2) -> None:
+    before = {name: value.clone() for name, value in tiny_gpt2.state_dict().items()}
+    packed = pack(TEXTS)
+    exact, rounded = (Trunk(tiny_gpt2, 2, d)(packed) for d in (torch.float32, torch.bfloat16))
+    assert rounded.dtype == torch.float32
+    error = (rounded - exact).norm() / exact.norm()
+    assert 1e-4 < error < 2e-2
+    assert all(torch.equal(value, before[name]) for name, value in tiny_gpt2.state_dict().items())
+
+
+def test_identity_changes_with_whatever_the_output_depends_on(tiny_gpt2: GPT2) -> None:
+    first = Trunk(tiny_gpt2, 1).sha256()
+    assert Trunk(tiny_gpt2, 1).sha256() == first
+    others = {Trunk(tiny_gpt2, 2).sha256(), Trunk(tiny_gpt2, 1, torch.bfloat16).sha256()}
+    with torch.no_grad():
+        tiny_gpt2.blocks[1].mlp.c_fc.bias[0] += 1e-6  # behind the first block
+        assert Trunk(tiny_gpt2, 1).sha256() == first
+        for parameter in (tiny_gpt2.wpe.weight, tiny_gpt2.blocks[0].ln_2.bias):
+            parameter.view(-1)[0] += 1e-6
+            others.add(Trunk(tiny_gpt2, 1).sha256())
+    assert len(others) == 4 and first not in others
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_layers_are_the_outputs_of_shallower_trunks(tiny_gpt2: GPT2, depth: int) -> None:
+    packed = pack(TEXTS)
+    layers = list(Trunk(tiny_gpt2, depth).layers(packed))  # kept: none is written over by the next
+    assert len(layers) == depth + 1 and not any(x.requires_grad for x in layers)
+    for n, x in enumerate(layers):
+        assert torch.equal(x, Trunk(tiny_gpt2, n)(packed))
+    with pytest.raises(DataError, match="33 tokens are more than n_ctx = 32"):
+        next(Trunk(tiny_gpt2, depth).layers(pack([[1] * 33])))

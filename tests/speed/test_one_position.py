@@ -1,0 +1,129 @@
+"""The last block for one position is the plain block: outputs, gradients, and what it must not touch."""
+
+import pytest
+import torch
+from tiny import Halved
+
+from gpt2_from_scratch.classifier.heads import class_logits, outputs_from, pool, replace_head
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.gpt2.config import MATRICES, LoRAConfig
+from gpt2_from_scratch.gpt2.lora import add_lora, lora_names
+from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.speed.partial_blocks import block_at, is_plain, serves_parts
+
+POSITIONS = {"last": [3, 0, 8, 5], "first": [0, 0, 0, 0], "end": [8, 8, 8, 8]}
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 9, 32, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_it_is_the_plain_block(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+    block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
+    expected = block(x)[torch.arange(4), positions]
+    torch.testing.assert_close(block_at(block, x, positions), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_so_are_its_gradients(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+    block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
+    direction = torch.randn(4, 32, generator=torch.Generator().manual_seed(8))
+    found = []
+    for compute in (
+        lambda x: block(x)[torch.arange(4), positions],
+        lambda x: block_at(block, x, positions),
+    ):
+        entering = x.clone().requires_grad_(True)
+        block.zero_grad()
+        (compute(entering) * direction).sum().backward()
+        found.append([entering.grad] + [p.grad.clone() for p in block.parameters()])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    names = [name for name, _ in block.named_parameters()]
+    key_bias = found[1][1 + names.index("attn.c_attn.bias")][32:64]
+    assert torch.equal(key_bias, torch.zeros(32))  # the plain block has rounding errors here
+
+
+def test_it_looks_at_nothing_later(tiny_gpt2: GPT2, x: torch.Tensor) -> None:
+    positions = torch.tensor([3, 0, 8, 5])
+    before = block_at(tiny_gpt2.blocks[0], x, positions)
+    for row, position in enumerate(positions.tolist()):
+        x[row, position + 1 :] = 1e6
+    assert torch.equal(block_at(tiny_gpt2.blocks[0], x, positions), before)
+
+
+def test_it_adapts_to_any_number_of_heads() -> None:
+    from gpt2_from_scratch.gpt2.config import GPT2Config
+
+    for n_head in (1, 2, 8, 24):
+        model = GPT2(GPT2Config(n_vocab=9, n_ctx=8, n_embd=48, n_head=n_head, n_layer=1))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2)
+        x = torch.randn(3, 8, 48)
+        found = block_at(model.blocks[0], x, torch.tensor([7, 2, 0]))
+        expected = model.blocks[0](x)[torch.arange(3), torch.tensor([7, 2, 0])]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize(
+    "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
+)
+def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, depth: int) -> None:
+    replace_head(tiny_gpt2, 3)
+    ids = torch.randint(277, (4, 9), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([9, 4, 1, 6])
+    expected = tiny_gpt2.head(pool(tiny_gpt2.hidden(ids), lengths, pooling))
+    x = tiny_gpt2.embed(ids)
+    for block in tiny_gpt2.blocks[:depth]:
+        x = block(x)
+    head = HeadConfig(labels=("a", "b", "c"), pooling=pooling)  # type: ignore[arg-type]
+    found = outputs_from(tiny_gpt2, [head], depth, x, lengths)["label"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    whole = class_logits(tiny_gpt2, ids, lengths, pooling)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_put_into_a_block_is_not_passed_over(tiny_gpt2: GPT2) -> None:
+    """A changed last block is computed as it is, at every position."""
+    replace_head(tiny_gpt2, 2)
+    ids, lengths = torch.randint(277, (2, 7)), torch.tensor([7, 3])
+    block = tiny_gpt2.blocks[1]
+    assert is_plain(block)
+    before = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    hook = block.attn.register_forward_hook(lambda module, args, output: output / 2)
+    assert not is_plain(block)
+    hooked = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    hook.remove()
+    block.attn = Halved(block.attn)
+    assert not is_plain(block)
+    changed = class_logits(tiny_gpt2, ids, lengths, "last_token")
+    assert (changed - before).abs().max() > 1e-3
+    torch.testing.assert_close(changed, hooked)
+    expected = tiny_gpt2(ids)[torch.arange(2), lengths - 1]
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("matrices", [MATRICES, ("query", "value"), ("key",), ("mlp.c_fc",)])
+def test_adapters_are_computed_at_one_position_too(tiny_gpt2: GPT2, matrices: tuple) -> None:
+    """Outputs and gradients of every adapter are those of the whole block."""
+    add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=6.0, dropout=0.5, matrices=matrices))
+    with torch.no_grad():
+        for name in lora_names(tiny_gpt2):
+            tiny_gpt2.get_parameter(name).normal_(0, 0.2)
+    block = tiny_gpt2.double().blocks[1].eval()
+    x, at = torch.randn(3, 8, 32, dtype=torch.float64), torch.tensor([7, 2, 0])
+    found, expected = block_at(block, x, at), block(x)[torch.arange(3), at]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    adapters = [p for name, p in block.named_parameters() if "lora" in name]
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), adapters, materialize_grads=True),
+        torch.autograd.grad(expected.square().sum(), adapters, materialize_grads=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    assert serves_parts(block) and not is_plain(block)
+    assert not serves_parts(block.train()), "its dropout draws for every position"

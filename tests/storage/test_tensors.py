@@ -1,0 +1,128 @@
+"""Safetensors files: what is none is named, and no change of what we wrote passes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt2_from_scratch.errors import CheckpointError, ResourceError
+from gpt2_from_scratch.storage.tensors import open_tensors, read_tensors, write_tensors
+
+METADATA = {"format": "ours", "note": "ä"}
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7], dtype=torch.int32)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_tensors(tmp_path / "t.safetensors", TENSORS, METADATA)
+    return tmp_path / "t.safetensors"
+
+
+def spelled(header: str, data: bytes = b"") -> bytes:
+    """The bytes of a file with this header, right or wrong."""
+    raw = header.encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def outcome(path: Path) -> str:
+    """What reading says; "" where it gives what was written."""
+    try:
+        metadata, tensors = read_tensors(path, "ours")
+    except CheckpointError as error:
+        assert str(path) in str(error)
+        return str(error)
+    assert metadata == METADATA and tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert all(tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
+    return ""
+
+
+def test_what_is_written_is_read(path):
+    assert outcome(path) == ""
+    plain = load_file(path)  # by the library alone, too
+    assert torch.equal(plain["a"], TENSORS["a"])
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def test_another_format_is_told(path):
+    with pytest.raises(CheckpointError, match="'ours', not 'theirs'"):
+        read_tensors(path, "theirs")
+
+
+def test_no_change_passes(path):
+    """Every bit flipped, every truncation, and rows of random bytes over it."""
+    whole, draw = path.read_bytes(), random.Random(4)
+    changed = [whole[:n] for n in range(0, len(whole), 7)]
+    for place in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        changed.append(bytes(damaged))
+    for _ in range(500):
+        start, length = draw.randrange(len(whole)), draw.randrange(1, 40)
+        changed.append(whole[:start] + draw.randbytes(length) + whole[start + length :])
+    passed = 0
+    for raw in changed:
+        path.write_bytes(raw)
+        passed += outcome(path) == ""  # asserts that nothing differs
+    assert passed < len(changed) / 50  # white space of the header
+
+
+def test_a_missing_checksum_is_told(path):
+    save_file(TENSORS, path, metadata={"gpt2_from_scratch": json.dumps(METADATA)})
+    assert "damaged" in outcome(path)
+    save_file(TENSORS, path)
+    assert "its format is None" in outcome(path)
+
+
+def test_equal_contents_are_equal_bytes(path):
+    """The library itself writes several entries of metadata in an order that it draws."""
+    whole = path.read_bytes()
+    for _ in range(20):
+        write_tensors(path, dict(reversed(TENSORS.items())), METADATA)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "is empty"),
+        (b"\x01\x02", "no header"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"PK\x03\x04torch", "zip archive"),
+        (spelled('{"a":{}}')[:12], "header"),
+        ((2**40).to_bytes(8, "little") + b'{"a":1}', "likely size"),
+        (spelled('{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'), "twice"),
+        (spelled('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}'), "twice"),
+        (spelled("{" * 5000), "header"),
+        (spelled('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)), "whole"),
+        (spelled('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', bytes(4)), "whole"),
+    ],
+)
+def test_what_is_none_is_named(path, raw, message):
+    path.write_bytes(raw)
+    assert message in outcome(path)
+    with pytest.raises(CheckpointError), open_tensors(path):
+        pass
+
+
+def test_a_missing_file_and_a_folder_are_told(tmp_path):
+    assert "is missing" in outcome(tmp_path / "none.safetensors")
+    assert str(tmp_path) in outcome(tmp_path)
+
+
+def test_a_giant_header_is_never_read(path, monkeypatch):
+    """It may be as long as the file says, 100 MB by the format's own rule."""
+    path.write_bytes(spelled(json.dumps({"__metadata__": {"x": "y" * (1 << 20)}})))
+    assert "likely size" in outcome(path)
+
+
+def test_no_permission_is_told(path):
+    folder = path.parent / "below a file"
+    folder.write_text("")
+    with pytest.raises(ResourceError, match="below a file"):
+        write_tensors(folder / "t.safetensors", TENSORS, METADATA)

@@ -1,0 +1,52 @@
+"""A GPT-2 small enough to check by hand, as a folder in OpenAI's format."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from write_bundle import write_random_gpt2
+
+from gpt2_from_scratch.gpt2.tokenizer import write_bpe
+
+TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
+# 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" stands for the space
+TINY_MERGES = [
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("i", "n"),
+    ("r", "e"),
+    ("o", "n"),
+    ("Ġt", "he"),
+    ("e", "r"),
+    ("Ġ", "a"),
+    ("a", "t"),
+    ("e", "n"),
+    ("Ġ", "w"),
+    ("i", "s"),
+    ("o", "u"),
+    ("Ġ", "s"),
+    ("in", "g"),
+    ("l", "l"),
+    ("a", "n"),
+    ("n", "d"),
+    ("Ġa", "nd"),
+    ("y", "ou"),
+]
+
+
+def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:
+    """Random weights of the tiny sizes, but for `sizes`, in OpenAI's format, and both BPE files."""
+    write_random_gpt2(folder, TINY | sizes, seed=seed)
+    write_bpe(folder, TINY_MERGES)
+    return folder
+
+
+class Halved(nn.Module):
+    """A part that is not GPT-2's: half of what another gives."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) / 2
