@@ -25,7 +25,7 @@ from torch import Tensor
 from gpt2_from_scratch import Classifier, Split, TrainConfig
 from gpt2_from_scratch.classifier.freezing import parameter_groups
 from gpt2_from_scratch.classifier.heads import pool
-from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import pad_batch
@@ -43,7 +43,7 @@ def read_plan(folder: Path) -> Plan:
     saved = read_json(folder / "experiments.json")
     del saved["messages_sha256"]
     saved["config"] = TrainConfig(**saved["config"])
-    saved["settings"] = ClassifierSettings(**saved["settings"])
+    saved["settings"] = HeadSettings(**saved["settings"])
     saved["reading"] = tuple(tuple(pair) for pair in saved["reading"])
     return Plan(seeds=(1,), **saved)
 

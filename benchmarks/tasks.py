@@ -16,7 +16,7 @@ import torch
 from bench import SHARED, first_that_exists
 
 from gpt2_from_scratch import Message, TrainConfig
-from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.classifier.tasks.baselines import most_frequent_tag
 from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.classifier.tasks.scores import tag_scores
@@ -59,7 +59,7 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
             folder / PARTS[0],
             Path(run) / "run",
             config,
-            ClassifierSettings("token-classification"),
+            HeadSettings("token-classification"),
             val_data=folder / PARTS[1],
             test_data=folder / PARTS[2],
             dtype=torch.bfloat16,

@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "classifier": [
             "Classifier",
-            "ClassifierSettings",
+            "HeadSettings",
             "HeadConfig",
             "TrainConfig",
             "class_logits",

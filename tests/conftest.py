@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from said import stop_listening
 from tiny import TINY, write_checkpoint
 
 from gpt2_from_scratch.gpt2.config import GPT2Config
@@ -23,6 +24,13 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path_factory.mktemp("features")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_listeners_left() -> Iterator[None]:
+    """What one test hears of the log, the next does not."""
+    yield
+    stop_listening()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "settings": ["ClassifierSettings", "HeadConfig", "TrainConfig"],
+        "settings": ["HeadConfig", "HeadSettings", "TrainConfig"],
         "heads": ["class_logits", "outputs_from", "pad_right", "pool", "replace_head"],
         "freezing": [
             "format_ledger",

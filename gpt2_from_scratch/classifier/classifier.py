@@ -7,7 +7,8 @@ B texts, T tokens of the longest, C = n_embd, K outputs of a head, N texts in al
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,8 @@ from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
 from gpt2_from_scratch.storage.paths import MODELS, model_folder, model_name
+
+log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -113,11 +116,7 @@ class Classifier:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        base: str | Path | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
+        cls, path: str | Path, base: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     ) -> "Classifier":
         """Load a saved classifier: a file, or a run's folder, whose `best.safetensors` is taken.
 
@@ -211,12 +210,7 @@ class Classifier:
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
     def texts(
-        self,
-        encoded: Sequence[Sequence[int]],
-        *,
-        store: FeatureStore | None = None,
-        quiet: bool = True,
-        say: Callable[[str], None] = print,
+        self, encoded: Sequence[Sequence[int]], *, store: FeatureStore | None = None
     ) -> Texts:
         """Encoded texts where what trains takes them up: behind the frozen blocks, if there are any.
 
@@ -229,18 +223,11 @@ class Classifier:
             depth, reason = 0, "what is read depends on the texts beside"
         self._refuse_mask(depth)
         if reason:
-            say(f"frozen blocks behind {depth} are computed again at each use: {reason}")
+            log.warning(f"frozen blocks behind {depth} are computed again at each use: {reason}")
         depth = min(depth, *self._layers_read)
         if depth == 0:
             return Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
-        return Features(
-            self._trunk(depth),
-            self._padded(encoded),
-            dtype=self.dtype,
-            store=store,
-            quiet=quiet,
-            say=say,
-        )
+        return Features(self._trunk(depth), self._padded(encoded), dtype=self.dtype, store=store)
 
     def batch_outputs(
         self, texts: Texts, numbers: Sequence[int]

@@ -17,11 +17,12 @@ from torch import Tensor
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read, replace_heads
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.gpt2.config import LoRAConfig, from_json
+from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.lora import add_lora, lora_names
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_listed
+from gpt2_from_scratch.storage.settings import from_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
 FORMAT = "gpt2-classifier 3"

@@ -1,9 +1,10 @@
 """Passes over the messages: in which order they are shown, at which rate, what came of each."""
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import (
@@ -44,6 +44,7 @@ from gpt2_from_scratch.errors import (
     is_out_of_memory,
 )
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.batching import by_length
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
@@ -57,6 +58,8 @@ from gpt2_from_scratch.storage.states import (
     restore_optimizers,
     save_state,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,7 @@ class Labelled:
 
 
 def to_labelled(
-    classifier: Classifier,
-    messages: Sequence[Message],
-    *,
-    store: FeatureStore | None = None,
-    quiet: bool = True,
-    say: Callable[[str], None] = print,
+    classifier: Classifier, messages: Sequence[Message], *, store: FeatureStore | None = None
 ) -> Labelled:
     """Encode messages for a classifier, run what is frozen of it, say how many had to be cut.
 
@@ -146,8 +144,10 @@ def to_labelled(
     }
     if any(cut):
         limit = classifier.description.max_tokens
-        say(f"{sum(cut)} of {len(cut)} messages are longer than {limit} tokens and were cut")
-    texts = classifier.texts(encoded, store=store, quiet=quiet, say=say)
+        log.warning(
+            f"{sum(cut)} of {len(cut)} messages are longer than {limit} tokens and were cut"
+        )
+    texts = classifier.texts(encoded, store=store)
     return Labelled(texts, [*messages], targets)
 
 
@@ -258,10 +258,9 @@ class TrainingRun:
         train: Labelled,
         config: TrainConfig,
         folder: Path,
-        say: Callable[[str], None],
     ):
         self.classifier, self.train, self.config = classifier, train, config
-        self.folder, self.say = folder, say
+        self.folder = folder
         self.at = Progress(config.micro_batch or config.batch_size)
         self.steps = config.epochs * math.ceil(len(train.messages) / config.batch_size)
         self.heads = [h for h in classifier.description.heads if h.task != "features"]
@@ -349,7 +348,7 @@ class TrainingRun:
                     "--max-tokens, fewer --n-last-blocks or a smaller model"
                 )
             self.at.micro_batch = math.ceil(self.at.micro_batch / 2)
-            self.say(f"not enough memory: {self.at.micro_batch} messages go through at once now")
+            log.warning(f"not enough memory: {self.at.micro_batch} messages go through at once now")
 
     def _accumulate(self, batch: list[int]) -> tuple[float, dict[str, float]]:
         losses, right = dict[str, float](), dict[str, float]()
@@ -450,7 +449,7 @@ class TrainingRun:
             history=history,
         )
         measures = {score.measure for score in scores.values()}
-        self.say(format_epoch(epoch, measures.pop() if len(measures) == 1 else "mean score"))
+        log.info(format_epoch(epoch, measures.pop() if len(measures) == 1 else "mean score"))
         if best_epoch(history) is epoch:
             self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
             self.classifier.save(self.folder / "best.safetensors")
@@ -460,7 +459,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Keep the last weights as a file and go back to the best."""
         if len(self.at.history) < self.config.epochs:
-            self.say(f"no better on validation for {self.config.patience} epochs: stopped")
+            log.info(f"no better on validation for {self.config.patience} epochs: stopped")
         self.classifier.save(self.folder / "last.safetensors")
         self._put(self.best)
 
@@ -487,15 +486,15 @@ class TrainingRun:
 
     def restore(self) -> None:
         """Go back to the newest state that is whole, if there is one."""
-        found = newest_state(self.folder, self.say)
+        found = newest_state(self.folder)
         if found is None:
-            self.say("no state was saved yet: beginning at the first step")
+            log.info("no state was saved yet: beginning at the first step")
             return
         record, tensors = found
         refuse_changes(record["settings"], self.settings, self.folder)
         now = environment(self.classifier.model.wte.weight.device)
         if record["environment"] != now:
-            self.say(f"not equal to the bit: it began with {record['environment']}, now {now}")
+            log.warning(f"not equal to the bit: it began with {record['environment']}, now {now}")
         history = [Epoch(**epoch) for epoch in record["progress"].pop("history")]
         self.at = Progress(**record["progress"], history=history)
         self.best = {n: tensors[f"best/{n}"] for n in self.trainable if f"best/{n}" in tensors}
@@ -540,8 +539,6 @@ def finetune(
     *,
     resume: bool = False,
     store: FeatureStore | None = None,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> list[Epoch]:
     """Train `classifier` in place and leave in it the weights of the best epoch.
 
@@ -558,22 +555,14 @@ def finetune(
     """
     classifier.unmerge()
     freeze(classifier, config)
-    train, val = (
-        to_labelled(classifier, part, store=store, quiet=quiet, say=say)
-        for part in (split.train, split.val)
-    )
+    train, val = (to_labelled(classifier, part, store=store) for part in (split.train, split.val))
     _refuse_nothing_to_learn(classifier, {"training": train, "validation": val})
-    training = TrainingRun(classifier, split, train, config, run, say)
+    training = TrainingRun(classifier, split, train, config, run)
     if resume:
         training.restore()
     with (
-        stop_after_step(say) as stop,
-        tqdm(
-            total=training.steps,
-            initial=training.at.step,
-            disable=True if quiet else None,
-            unit="batch",
-        ) as bar,
+        stop_after_step() as stop,
+        progress_bar(total=training.steps, initial=training.at.step, unit="batch") as bar,
     ):
         while not training.over():
             bar.set_description(f"epoch {training.at.epoch}/{config.epochs}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 import time
@@ -12,20 +13,21 @@ from itertools import tee
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli.compare_command import run_compare
 from gpt2_from_scratch.cli.experiments_command import run_table
 from gpt2_from_scratch.cli.options import (
     computing_on,
     data_options,
     options_given,
-    say,
     settings_of,
     train_config,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.storage.paths import MODELS
+
+log = logging.getLogger(__name__)
 
 # options of `train` that are arguments of `train_classifier` under the same name
 RUN_SETTINGS = (
@@ -62,16 +64,15 @@ def run_train(args: argparse.Namespace) -> None:
         run, _, scores = train_classifier(
             run=args.out,
             config=train_config(args),
-            settings=settings_of(args, ClassifierSettings),
+            settings=settings_of(args, HeadSettings),
             device=device,
             dtype=dtype,
-            say=say,
             **options_given(args, *RUN_SETTINGS),
         )
     print("test part, texts never trained on or chosen by:")
     print(format_scores(scores))
     where = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
-    say(
+    log.info(
         f"\nsaved in {run}; use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run))}{where} 'a message of yours'"
     )
@@ -84,7 +85,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.studies.learning_rate import find_rate
 
     device, dtype = computing_on(args)
-    settings, config = settings_of(args, ClassifierSettings), train_config(args)
+    settings, config = settings_of(args, HeadSettings), train_config(args)
     sources = {"data": args.data or "demo", "val_data": "", "test_data": ""}
     split = three_parts(
         sources,
@@ -92,15 +93,14 @@ def run_find_rate(args: argparse.Namespace) -> None:
         data_options(args),
         bool(args.balance),
         config.seed,
-        say,
         **options_given(args, "together"),
     )
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
     classifier.model.to(device)
-    found = find_rate(classifier, split, config, steps=args.steps, say=say)
+    found = find_rate(classifier, split, config, steps=args.steps)
     save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
-    say(f"the loss at each rate: {args.out}; train with the rate below")
+    log.info(f"the loss at each rate: {args.out}; train with the rate below")
     print(f"{found.suggested:.1e}")
 
 
@@ -118,9 +118,9 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
         *RUN_SETTINGS,
         "dtype",
         "threads",
-        *(field.name for kind in (TrainConfig, ClassifierSettings) for field in fields(kind)),
+        *(field.name for kind in (TrainConfig, HeadSettings) for field in fields(kind)),
     )
-    return resume_training(args.resume, device=choose_device(args.device), say=say, **given)
+    return resume_training(args.resume, device=choose_device(args.device), **given)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -140,10 +140,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data:
         named = task == "regression" and head.labels[0] != "value_0"  # by their columns
         columns = {"label_column": ",".join(head.labels)} if named else {}
-        messages = load_examples(args.data, task, **columns | data_options(args), say=say)
+        messages = load_examples(args.data, task, **columns | data_options(args))
     else:
         messages = read_test_part(folder, task)
-    store = None if args.cache is False else FeatureStore(say=say)
+    store = None if args.cache is False else FeatureStore()
     if task == "classification":
         is_best = args.run.is_dir() or args.run.name == "best.safetensors"
         found = assess_again(
@@ -151,14 +151,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
             messages,
             folder if is_best else None,
             store=store,
-            say=say,
             **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
         )
         print(json.dumps(as_json(found)) if args.json else format_assessment(found))
         return
     if others := options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"):
         raise UsageError(f"{', '.join(others)}: for classifiers that choose a class, not {task}")
-    scores = evaluate_classifier(classifier, messages, store=store, say=say)
+    scores = evaluate_classifier(classifier, messages, store=store)
     print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
 
 
@@ -176,11 +175,11 @@ def run_predict(args: argparse.Namespace) -> None:
     classifier = _load_classifier(args)
     options = options_given(args, "encoding", "on_error")
     if args.file:
-        texts = read_texts(args.file, args.text_column, **options, say=say)
+        texts = read_texts(args.file, args.text_column, **options)
     elif args.texts:
         texts = enumerate(args.texts, start=1)
     else:
-        texts = lines_of(sys.stdin.buffer, "standard input", **options, say=say)
+        texts = lines_of(sys.stdin.buffer, "standard input", **options)
     table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
     numbered, texts = tee(texts)  # answers come in windows, each text's number with them
     answers = _shown(predict_stream(classifier, (text for _, text in texts)))
@@ -205,7 +204,7 @@ def run_features(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.storage.files import atomic_path
 
     device, dtype = computing_on(args)
-    asked = settings_of(args, ClassifierSettings)
+    asked = settings_of(args, HeadSettings)
     head = HeadConfig(
         "state",
         "features",
@@ -216,11 +215,11 @@ def run_features(args: argparse.Namespace) -> None:
     classifier = Classifier.on_base(args.model, heads=[head], dtype=dtype)
     classifier.model.to(device)
     options = options_given(args, "encoding", "on_error")
-    texts = [text for _, text in read_texts(args.file, args.text_column, **options, say=say)]
+    texts = [text for _, text in read_texts(args.file, args.text_column, **options)]
     states = classifier.logits(classifier.encode(texts)[0]).numpy()
     with atomic_path(args.out) as temporary, temporary.open("wb") as file:
         np.save(file, states)
-    say(f"{len(states):,} texts, {states.shape[1]} numbers each, float32; np.load reads it")
+    log.info(f"{len(states):,} texts, {states.shape[1]} numbers each, float32; np.load reads it")
     print(args.out)
 
 
@@ -235,20 +234,20 @@ def run_probe(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.studies.probes import format_probes, plot_probes, probe_layers
 
     device, dtype = computing_on(args)
-    messages = load_messages(args.data or "demo", **data_options(args), say=say)
-    split = split_messages(messages, **options_given(args, "balance", "seed", "on_error"), say=say)
+    messages = load_messages(args.data or "demo", **data_options(args))
+    split = split_messages(messages, **options_given(args, "balance", "seed", "on_error"))
     model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
     began = time.perf_counter()
     options = options_given(args, "poolings")
-    probes = probe_layers(model, tokenizer, split, **options, dtype=dtype, quiet=False, say=say)
-    say(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
+    probes = probe_layers(model, tokenizer, split, **options, dtype=dtype)
+    log.info(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
     if args.json:
         print(json.dumps([{"accuracy": probe.accuracy} | asdict(probe) for probe in probes]))
     else:
         print(format_probes(probes))
     if args.out:
         save_picture(plot_probes(probes), args.out)
-        say(f"picture: {args.out}")
+        log.info(f"picture: {args.out}")
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -320,10 +319,9 @@ def run_pretrain(args: argparse.Namespace) -> None:
             device=choose_device(args.device),
             dtype=getattr(torch, args.dtype),
             resume=args.resume,
-            say=say,
         )
     except KeyboardInterrupt:
-        say("interrupted; go on with the same command and --resume")
+        log.warning("interrupted; go on with the same command and --resume")
         raise
     records = [json.loads(line) for line in (args.out / "pretraining.jsonl").open()]
     curve = plot_pretraining(
@@ -332,7 +330,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
         {"gzip -9": read_json(args.out / "pretraining.json")["gzip_bits_per_byte"]},
     )
     save_picture(curve, args.out / "pretraining.png")
-    say(
+    log.info(
         f"saved in {args.out}; try it with\n  gpt2-classifier generate --model {args.out} --prompt Hi"
     )
 
@@ -372,10 +370,10 @@ def _refuse_other_settings(args: argparse.Namespace) -> None:
 
 def _shown(predictions: Iterable[Any]) -> Iterable[Any]:
     """With a progress bar, where the results themselves do not scroll by on the same screen."""
-    from tqdm import tqdm
+    from gpt2_from_scratch.progress import progress_bar
 
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    return tqdm(predictions, desc="classified", unit=" texts", disable=hidden)
+    return progress_bar(predictions, desc="classified", unit=" texts", hidden=hidden)
 
 
 def _threshold(typed: str, head: Any) -> tuple[str, float]:

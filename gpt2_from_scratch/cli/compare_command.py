@@ -1,17 +1,19 @@
 """What `gpt2-classifier compare` does: a scoreboard of new trainings, or of finished runs."""
 
 import argparse
+import logging
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.cli.options import (
     computing_on,
     data_options,
     options_given,
-    say,
     settings_of,
     train_config,
 )
 from gpt2_from_scratch.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 OF_RUNS = set("command runs model out quick verbose device dtype threads".split())
 
@@ -27,7 +29,7 @@ def run_compare(args: argparse.Namespace) -> None:
         device, dtype = computing_on(args)
         out = args.out or runs_folder(args.runs)
         options = options_given(args, "model", "quick")
-        board = compare_runs(args.runs, out=out, device=device, dtype=dtype, say=say, **options)
+        board = compare_runs(args.runs, out=out, device=device, dtype=dtype, **options)
     else:
         if args.seeds and args.seed is not None:
             raise UsageError("--seeds are the seeds of all splits: leave out --seed")
@@ -36,17 +38,16 @@ def run_compare(args: argparse.Namespace) -> None:
         names = ("model", "data", "balance", "together", "max_tokens", "seeds", "cache", "quick")
         board = compare(
             config=train_config(args),
-            settings=settings_of(args, ClassifierSettings),
+            settings=settings_of(args, HeadSettings),
             n_folds=args.folds or 0,
             device=device,
             dtype=dtype,
             out=out,
-            say=say,
             **options_given(args, *names),
             **data_options(args),
         )
     print(format_scoreboard(board))
-    say(f"\nscores, answers, a picture and a page: {out}")
+    log.info(f"\nscores, answers, a picture and a page: {out}")
 
 
 def _refuse_settings_of_training(args: argparse.Namespace) -> None:

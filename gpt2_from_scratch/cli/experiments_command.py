@@ -1,14 +1,17 @@
 """`gpt2-classifier experiments`: the whole table, its picture, and what to make of it."""
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings
-from gpt2_from_scratch.cli.options import data_options, say, settings_of, train_config
+from gpt2_from_scratch.classifier.settings import HeadSettings
+from gpt2_from_scratch.cli.options import data_options, settings_of, train_config
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.storage.paths import data_name, model_folder
+
+log = logging.getLogger(__name__)
 
 
 def run_table(args: argparse.Namespace) -> None:
@@ -43,7 +46,7 @@ def run_table(args: argparse.Namespace) -> None:
         str(data),
         tuple(args.seeds),
         config,
-        settings_of(args, ClassifierSettings),
+        settings_of(args, HeadSettings),
         bool(args.balance),
         args.together or "copies",
         args.max_tokens,
@@ -56,8 +59,8 @@ def run_table(args: argparse.Namespace) -> None:
     )
     jobs = args.jobs or max(1, usable_processors() // (args.threads or 1))
     began = time.monotonic()
-    run_experiments(plan, wanted, out, jobs=jobs, threads=args.threads or 1, say=say)
-    say(f"{time.monotonic() - began:.0f} s, {jobs} side by side")
+    run_experiments(plan, wanted, out, jobs=jobs, threads=args.threads or 1)
+    log.info(f"{time.monotonic() - began:.0f} s, {jobs} side by side")
     # all rows that the folder has: p is adjusted for their number, whichever were asked for now
     done = read_results(out)
     rows = [row for row in every if all((row.name, seed) in done for seed in args.seeds)]
@@ -83,4 +86,6 @@ def run_table(args: argparse.Namespace) -> None:
     )
     write_page(out / "experiments.html", page)
     print(f"{table}\n\n{notes}")
-    say(f"in {out}: experiments.html, experiments.md, table.json, experiments.png, results.jsonl")
+    log.info(
+        f"in {out}: experiments.html, experiments.md, table.json, experiments.png, results.jsonl"
+    )

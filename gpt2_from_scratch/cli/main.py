@@ -15,12 +15,14 @@ from contextlib import suppress
 from gpt2_from_scratch.cli.commands import COMMANDS
 from gpt2_from_scratch.cli.parser import build_parser
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_memory
+from gpt2_from_scratch.progress import log_to
 from gpt2_from_scratch.storage.interruption import terminable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
     _open_streams()
+    log_to(sys.stderr)
     verbose = False
     try:
         with terminable():
@@ -71,7 +73,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
     if verbose:
         traceback.print_exc()
-    with suppress(OSError):  # not through `say`: where memory is short it may not load tqdm
+    with suppress(OSError):  # not through the log: where memory is short it may not load tqdm
         print(
             f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}", file=sys.stderr
         )

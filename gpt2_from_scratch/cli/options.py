@@ -1,23 +1,16 @@
 """What was typed, as arguments of the library; and how a command talks. Nothing heavy at import."""
 
 import argparse
-import sys
-from contextlib import suppress
+import logging
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.storage.paths import expanded
 
-
-def say(text: str) -> None:
-    """Print to standard error, above a progress bar if one is there; if it can be told."""
-    from tqdm import tqdm
-
-    with suppress(OSError):  # a log on a full disk is no reason to stop
-        tqdm.write(text, file=sys.stderr)
+log = logging.getLogger(__name__)
 
 
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -32,7 +25,9 @@ def computing_on(args: argparse.Namespace) -> tuple[Any, Any]:
     set_threads(args.threads)
     device, dtype = choose_device(args.device), DTYPES[args.dtype or "float32"]
     if arithmetic(dtype, device) != dtype:
-        say("this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept")
+        log.warning(
+            "this processor has no bfloat16 instructions: float32 is computed, bfloat16 kept"
+        )
     return device, dtype
 
 
@@ -106,11 +101,10 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="what stays in one part: copies of a text, or texts that are nearly the same too "
         "(default: copies)",
     )
-    parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: n_ctx)")
     parser.add_argument(
         "--keep-empty", action="store_true", default=None, help="train on empty texts too"
     )
-    add_settings(parser.add_argument_group("the head, and LoRA"), ClassifierSettings)
+    add_settings(parser.add_argument_group("the head, and LoRA"), HeadSettings)
     add_settings(parser.add_argument_group("training"), TrainConfig)
 
 
@@ -126,7 +120,7 @@ def add_settings(parser: Any, kind: type, *names: str) -> None:
         option = "--" + field.name.replace("_", "-")
         default = "none" if field.default == "" else field.default
         meaning = f"{field.metadata['help']} (default: {default})"
-        choices = field.metadata["choices"]
+        choices = field.metadata["choices"] or None
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
         elif choices:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gpt2_from_scratch.classifier.settings import POOLINGS, ClassifierSettings
+from gpt2_from_scratch.classifier.settings import POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -204,9 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="answer LABEL only where its probability is at least P; evaluate shows what it costs",
     )
     predict.add_argument(
-        "--file",
-        type=path,
-        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
+        "--file", type=path, help="lines of a text file, or a column of a .csv, .tsv or .jsonl file"
     )
     predict.add_argument("--text-column", default="text", help="its name (default: text)")
     predict.add_argument(
@@ -236,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", type=something, default="mini", help=MODEL_HELP + " (default: mini)"
     )
     features.add_argument("--out", type=path, required=True, help="the .npy file, (texts, n_embd)")
-    add_settings(features, ClassifierSettings, "layer", "state", "pooling")
+    add_settings(features, HeadSettings, "layer", "state", "pooling")
 
     check = add_command(
         commands,

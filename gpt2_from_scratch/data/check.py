@@ -60,9 +60,7 @@ def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
     )
     our_seen, our_near = _of_split(split)
     try:
-        kept = split_messages(
-            messages, seed=seed, together="near-twins", on_error="skip", say=lambda text: None
-        )
+        kept = split_messages(messages, seed=seed, together="near-twins", on_error="skip")
     except DataError:
         kept = None
     return Leak(
@@ -364,7 +362,7 @@ def _obstacles(
     skipped: list[str] = []
     split = None
     try:
-        split = split_messages(messages, seed=SEED, on_error="skip", say=skipped.append)
+        split = split_messages(messages, seed=SEED, on_error="skip")
     except DataError as error:
         lasting += [str(error)] if messages or not stopped else []
     passing = [f"{len(faults):,} rows with faults"] if faults else []

@@ -15,7 +15,7 @@ Start and end count characters of the text, from 0; the end is behind the last.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,7 +68,6 @@ def load_examples(
     encoding: str = "utf-8",
     on_error: str = "stop",
     keep_empty: bool = False,
-    say: Callable[[str], None] = print,
 ) -> list[Message]:
     """Read what `task` learns from: a file, or a data set's name as in `data.load_messages`, which
     reads classification.
@@ -87,14 +86,13 @@ def load_examples(
             encoding=encoding,
             on_error=on_error,
             keep_empty=keep_empty,
-            say=say,
         )
     checked_encoding(encoding)
     if source in EMBEDDED_DATA:  # their format is known; options are for a user's own files
         text_column, label_column, encoding = "text", "label", "utf-8"
     path = source_path(source)
     found = _examples(path, task, text_column, label_column, encoding, keep_empty)
-    good = without_faults(found, str(path), on_error, say, hint="--on-error skip")
+    good = without_faults(found, str(path), on_error, hint="--on-error skip")
     examples = [example for _, example in good]
     if not examples:
         raise DataError(f"{path} holds no examples of {task}")

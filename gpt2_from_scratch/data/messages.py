@@ -1,9 +1,10 @@
 """Characters in texts that trip up what reads them: halves of characters, formulas, controls."""
 
 import csv
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,8 @@ from gpt2_from_scratch.storage.paths import (
     expanded,
     sms_collection,
 )
+
+log = logging.getLogger(__name__)
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets execute what begins so, csv or not
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
@@ -92,7 +95,6 @@ def load_messages(
     encoding: str = "utf-8",
     on_error: str = "stop",
     keep_empty: bool = False,
-    say: Callable[[str], None] = print,
 ) -> list[Message]:
     """Read labelled messages: "demo" or "topics" (both ship with the package), "sms" (the SMS Spam
     Collection) or a file.
@@ -110,7 +112,7 @@ def load_messages(
     rows = labelled_rows(source, text_column, label_column, encoding, keep_empty=keep_empty)
     messages = [
         Message(*row.values)
-        for _, row in without_faults(rows, str(path), on_error, say, hint="--on-error skip")
+        for _, row in without_faults(rows, str(path), on_error, hint="--on-error skip")
     ]
     if not messages:
         raise DataError(f"{path} holds no messages")
@@ -129,7 +131,7 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
     another file. Source: Almeida & Gomez Hidalgo, https://archive.ics.uci.edu/dataset/228.
     """
     path = path or source_path("sms")
-    rows = without_faults(_collection_rows(path), str(path), "stop", print)
+    rows = without_faults(_collection_rows(path), str(path), "stop")
     messages = [Message(*row.values) for _, row in rows]
     counts = count_labels(messages)
     if counts != SMS_SPAM_COUNTS:
@@ -170,11 +172,7 @@ def labelled_rows(
 
 
 def read_texts(
-    path: Path,
-    text_column: str = "text",
-    encoding: str = "utf-8",
-    on_error: str = "stop",
-    say: Callable[[str], None] = print,
+    path: Path, text_column: str = "text", encoding: str = "utf-8", on_error: str = "stop"
 ) -> Iterator[tuple[int, str]]:
     """(number, text) of each text to classify: of a column of a .csv, .tsv or .jsonl file, or of
     a text file's lines.
@@ -193,34 +191,24 @@ def read_texts(
         rows = read_rows(path, (text_column,), encoding)
     else:
         rows = read_lines(path, encoding)
-    found = without_faults(rows, str(path), on_error, say, hint="--on-error skip")
+    found = without_faults(rows, str(path), on_error, hint="--on-error skip")
     return ((number, row.values[0]) for number, row in found)
 
 
 def lines_of(
-    stream: Iterable[bytes],
-    name: str,
-    encoding: str = "utf-8",
-    on_error: str = "stop",
-    say: Callable[[str], None] = print,
+    stream: Iterable[bytes], name: str, encoding: str = "utf-8", on_error: str = "stop"
 ) -> Iterator[tuple[int, str]]:
     """(number, text) of the lines of a stream; as `read_texts`, but never reads on behind a fault
     to count others: a stream may have no end.
     """
     checked_encoding(encoding)
     rows = lines_in(stream, name, encoding)
-    found = without_faults(rows, name, on_error, say, hint="--on-error skip", count=False)
+    found = without_faults(rows, name, on_error, hint="--on-error skip", count=False)
     return ((number, row.values[0]) for number, row in found)
 
 
 def without_faults(
-    rows: Iterator[Found | Fault],
-    name: str,
-    on_error: str,
-    say: Callable[[str], None],
-    *,
-    hint: str = "",
-    count: bool = True,
+    rows: Iterator[Found | Fault], name: str, on_error: str, *, hint: str = "", count: bool = True
 ) -> Iterator[tuple[int, Found]]:
     """(number, row) of each row that has no fault; `name` is of the file.
 
@@ -238,7 +226,9 @@ def without_faults(
         total += 1
         faults += [row] if total <= SHOWN else []
     if total:
-        say(f"{total:,} of {number:,} rows of {name} were left out:\n{_listed(faults, total)}")
+        log.warning(
+            f"{total:,} of {number:,} rows of {name} were left out:\n{_listed(faults, total)}"
+        )
 
 
 def check_on_error(on_error: str) -> None:

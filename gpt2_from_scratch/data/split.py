@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from gpt2_from_scratch.data.messages import SHOWN, Message, Span, check_on_error
 from gpt2_from_scratch.data.near_duplicates import twin_groups
 from gpt2_from_scratch.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
 
 FRACTIONS = (0.7, 0.1)  # train and validation; the rest is the test part
 FEWEST = 10  # texts of a class: a tenth of fewer would be none
@@ -36,7 +39,6 @@ def split_messages(
     together: str = "copies",
     seed: int = 123,
     on_error: str = "stop",
-    say: Callable[[str], None] = print,
 ) -> Split:
     """Cut 70 / 10 / 20 % of every class's distinct texts into train, val and test, in random order.
 
@@ -52,7 +54,7 @@ def split_messages(
     """
     check_on_error(on_error)
     check_together(together)
-    copies, by_label = copies_and_texts(messages, balance, on_error, say)
+    copies, by_label = copies_and_texts(messages, balance, on_error)
     random = np.random.RandomState(seed)
     drawn = draw(by_label, balance, random)
     parts = _cut(drawn) if together == "copies" else _cut_groups(drawn, random)
@@ -67,7 +69,7 @@ def check_together(together: str) -> None:
 
 
 def copies_and_texts(
-    messages: Sequence[Message], balance: bool, on_error: str, say: Callable[[str], None]
+    messages: Sequence[Message], balance: bool, on_error: str
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
     """{text: its messages} and {label: its distinct texts}; for the arguments and errors see
     `split_messages`.
@@ -76,7 +78,7 @@ def copies_and_texts(
     if balance and not classes:
         raise UsageError("balance = True wants one class a text; leave it out for other labels")
     copies: dict[str, list[Message]] = {}
-    for message in without_two_labels(messages, on_error, say):
+    for message in without_two_labels(messages, on_error):
         copies.setdefault(message.text, []).append(message)
     labels = sorted({message.label for message in messages}) if classes else [ALL]
     by_label: dict[str, list[str]] = {label: [] for label in labels}
@@ -156,9 +158,7 @@ def in_random_order(
     ]
 
 
-def without_two_labels(
-    messages: Sequence[Message], on_error: str, say: Callable[[str], None]
-) -> list[Message]:
+def without_two_labels(messages: Sequence[Message], on_error: str) -> list[Message]:
     """The messages whose text has one label. Raises DataError where a text has more; with
     `on_error="skip"` all its copies are left out, and `say` is told.
     """
@@ -167,7 +167,7 @@ def without_two_labels(
         told = _told(contradictory)
         if on_error == "stop":
             raise DataError(f"{told}\nmend them, or leave them out with --on-error skip")
-        say(f"left out: {told}")
+        log.warning(f"left out: {told}")
     return [message for message in messages if message.text not in contradictory]
 
 
@@ -254,7 +254,6 @@ def folds(
     together: str = "near-twins",
     balance: bool = False,
     on_error: str = "stop",
-    say: Callable[[str], None] = print,
 ) -> list[Split]:
     """Cut the distinct texts into `n` test parts; what is not tested is trained on but for an
     eighth to choose by: n splits.
@@ -268,7 +267,7 @@ def folds(
         raise UsageError(f"n = {n} folds: at least 2 are needed")
     check_on_error(on_error)
     check_together(together)
-    copies, by_label = copies_and_texts(messages, balance, on_error, say)
+    copies, by_label = copies_and_texts(messages, balance, on_error)
     random = np.random.RandomState(seed)
     parts: list[tuple[list[str], ...]] = [([], [], []) for _ in range(n)]  # as in Split
     for groups in groups_by_label(draw(by_label, balance, random), together).values():

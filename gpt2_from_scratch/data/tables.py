@@ -183,11 +183,7 @@ def _json_object(line: str, number: int) -> dict[str, Any] | Fault:
 
 
 def _json_values(
-    found: dict[str, Any],
-    names: tuple[str, ...],
-    number: int,
-    whole: str,
-    whole_type: type | None,
+    found: dict[str, Any], names: tuple[str, ...], number: int, whole: str, whole_type: type | None
 ) -> list[str | int] | Fault:
     """The values of `names`, if they are what they must be; see `read_rows`."""
     if fault := missing_key(found, names, number):

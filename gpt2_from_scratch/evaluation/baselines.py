@@ -7,6 +7,7 @@ chooses its epoch.
 N texts, K classes, P patterns.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +22,10 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import Answered
 
+log = logging.getLogger(__name__)
+
 PENALTIES = (0.1, 1, 10, 100)  # C of scikit-learn: how little weights are held down
-PATTERNS = (
-    r"\d",
-    r"\d{4,}",
-    r"[£$€]",
-    r"https?|www",
-    r"\b[A-Z]{4,}\b",
-    r"!",
-    r"\?",
-)
+PATTERNS = (r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?")
 MOST_WORDS, MOST_PARTS = 500, 5  # of a regular expression: words to choose from, parts chosen
 QUICK = ("commonest label", "length alone", "bag of words")
 
@@ -48,15 +43,11 @@ class Baseline:
         return self.name.split(": ")[0]
 
 
-Fit = Callable[[Split, Sequence[str], Callable[[str], None]], Baseline | None]
+Fit = Callable[[Split, Sequence[str]], Baseline | None]
 
 
 def fit_baselines(
-    split: Split,
-    labels: Sequence[str],
-    *,
-    quick: bool = False,
-    say: Callable[[str], None] = print,
+    split: Split, labels: Sequence[str], *, quick: bool = False
 ) -> Iterator[Baseline]:
     """Each baseline as soon as it is fitted; `quick` leaves out those that take more than a moment.
 
@@ -65,7 +56,7 @@ def fit_baselines(
     part and for a label of the split that is not among `labels`.
     """
     for fit in baseline_fits(quick=quick).values():
-        if found := fit(split, labels, say):
+        if found := fit(split, labels):
             yield found
 
 
@@ -116,9 +107,7 @@ def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndar
 # --- the baselines ---
 
 
-def fit_commonest(
-    split: Split, labels: Sequence[str], say: Callable[[str], None] = print
-) -> Baseline:
+def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
     """Always the commonest label, with the shares that labels have in training."""
     counts = np.bincount(_train(split, labels)[1], minlength=len(labels))  # (K,)
     shares = counts / counts.sum()
@@ -128,9 +117,7 @@ def fit_commonest(
     )
 
 
-def fit_regex(
-    split: Split, labels: Sequence[str], say: Callable[[str], None] = print
-) -> Baseline | None:
+def fit_regex(split: Split, labels: Sequence[str]) -> Baseline | None:
     """One regular expression: a text that matches has the one label, any other text the other.
 
     An alternation, grown greedily out of a few plain patterns and the commonest words: the part is
@@ -139,7 +126,7 @@ def fit_regex(
     that do not, one more of each label added. Only for two labels; None otherwise.
     """
     if len(labels) != 2:
-        say(f"one regex is left out: it tells two labels apart, not {len(labels)}")
+        log.warning(f"one regex is left out: it tells two labels apart, not {len(labels)}")
         return None
     texts, true = _train(split, labels)
     candidates, hits = _candidates(texts)
@@ -147,7 +134,7 @@ def fit_regex(
     k = max((0, 1), key=lambda k: (grown[k][1], -len(grown[k][0])))  # of equals the shorter
     parts, _ = grown[k]
     if not parts:
-        say("one regex is left out: none is right more often than always the same label")
+        log.warning("one regex is left out: none is right more often than always the same label")
         return None
     pattern = re.compile("|".join(_inline(candidates[n]) for n in parts))
     matches = _matches(pattern, texts)
@@ -158,7 +145,7 @@ def fit_regex(
     )
 
 
-def fit_length(split: Split, labels: Sequence[str], say: Callable[[str], None] = print) -> Baseline:
+def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
     """The number of characters alone: a decision tree of as many leaves as labels."""
     from sklearn.tree import DecisionTreeClassifier
 
@@ -172,11 +159,7 @@ def fit_length(split: Split, labels: Sequence[str], say: Callable[[str], None] =
 
 
 def fit_linear(
-    name: str,
-    vectorizer: Callable[[], Any],
-    split: Split,
-    labels: Sequence[str],
-    say: Callable[[str], None] = print,
+    name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
 ) -> Baseline | None:
     """Logistic regression on the features that `vectorizer()` makes of a text; None if it makes
     none, and where all training texts are of one label. C is the one of `PENALTIES` that is right
@@ -188,10 +171,10 @@ def fit_linear(
     texts, true = _train(split, labels)
     analyze = vectorizer().build_analyzer()
     if not any(analyze(text) for text in texts):
-        say(f"{name} is left out: the training texts have none of its features")
+        log.warning(f"{name} is left out: the training texts have none of its features")
         return None
     if len(set(true.tolist())) < 2:
-        say(f"{name} is left out: all training texts are of one label")
+        log.warning(f"{name} is left out: all training texts are of one label")
         return None
     val, val_true = [m.text for m in split.val], class_numbers(split.val, labels)
     best, most = None, -1

@@ -1,12 +1,12 @@
 """Settings: the sizes of a GPT-2, how it is pretrained, how a classifier is trained on it."""
 
-import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.storage.files import read_json, write_json
+from gpt2_from_scratch.storage.settings import check_settings, setting
 
 # what Hugging Face's config.json may leave open and GPT-2 fixes
 GPT2_CHOICES = {
@@ -50,46 +50,49 @@ SIZES = {
 }
 
 
-def setting(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field whose meaning the command line's --help shows too."""
-    return field(default=default, metadata={"help": meaning, "choices": choices or None})
-
-
 @dataclass(frozen=True)
 class PretrainConfig:
     """What a GPT-2 is pretrained on, how much, and how fast. The defaults made `weights/mini`."""
 
-    n_vocab: int = setting(4096, "tokens to learn, <|endoftext|> included")
-    n_ctx: int = setting(384, "the most tokens in a text")
-    n_embd: int = setting(256, "width of the residual stream")
-    n_head: int = setting(4, "attention heads in a block")
-    n_layer: int = setting(6, "transformer blocks")
-    conversation: float = setting(2.0, "weight of MANIFEST.tsv's register `conversation`")
-    phone: float = setting(0.5, "weight of its lines as typed on a phone; 0 leaves them out")
-    steps: int = setting(4000, "steps in all")
-    tokens: int = setting(12288, "tokens in a step")
-    row: int = setting(128, "tokens in a row: messages are short, and short rows are quicker")
-    long_every: int = setting(8, "every so many steps, rows of n_ctx tokens instead")
-    warmup: int = setting(100, "steps in which the learning rate rises")
-    decay: float = setting(0.375, "last part of the steps, in which it falls to 0")
-    lr: float = setting(0.006, "learning rate at its highest")
-    weight_decay: float = setting(0.1, "of the matrices inside the blocks")
-    seed: int = setting(123, "of the first weights and the rows drawn")
-    save_every: int = setting(250, "steps between checkpoints and looks at the held-out text")
+    n_vocab: int = setting(
+        4096,
+        "tokens to learn, <|endoftext|> included",
+        at_least=257,
+        at_most=65536,  # the 256 bytes and <|endoftext|>; ids are kept as uint16
+    )
+    n_ctx: int = setting(384, "most tokens in a text", at_least=1)
+    n_embd: int = setting(256, "width of the residual stream", at_least=1)
+    n_head: int = setting(4, "attention heads per block", at_least=1)
+    n_layer: int = setting(6, "transformer blocks", at_least=1)
+    conversation: float = setting(
+        2.0, "weight of MANIFEST.tsv's register `conversation`", at_least=0
+    )
+    phone: float = setting(
+        0.5, "weight of its lines as typed on a phone; 0 leaves them out", at_least=0
+    )
+    steps: int = setting(4000, "steps in all", at_least=1)
+    tokens: int = setting(12288, "tokens per step", at_least=1)
+    row: int = setting(
+        128, "tokens per row: messages are short, and short rows are faster", at_least=1
+    )
+    long_every: int = setting(8, "steps between two with rows of n_ctx tokens", at_least=1)
+    warmup: int = setting(100, "steps in which the learning rate rises", at_least=0)
+    decay: float = setting(
+        0.375, "proportion of steps, the last ones, in which it falls to 0", at_least=0, at_most=1
+    )
+    lr: float = setting(0.006, "learning rate at its peak", above=0)
+    weight_decay: float = setting(0.1, "weight decay of the matrices inside the blocks", at_least=0)
+    seed: int = setting(
+        123, "random seed of the weights and the rows drawn", at_least=0, at_most=2**32 - 1
+    )
+    save_every: int = setting(250, "steps between checkpoints and held-out losses", at_least=1)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        at_least_one(self, "steps", "tokens", "row", "long_every", "save_every")
-        at_least_zero(self, "warmup")
-        check_rates(self)
-        if self.decay > 1:
-            raise UsageError(f"decay = {self.decay} must be from 0 to 1")
+        check_settings(self)
         if not self.row <= self.n_ctx <= self.tokens:
             raise UsageError(
                 f"row {self.row}, n_ctx {self.n_ctx} and tokens {self.tokens} must not fall"
             )
-        if not 257 <= self.n_vocab <= 65536:  # the bytes and <|endoftext|>; ids are kept as uint16
-            raise UsageError(f"n_vocab = {self.n_vocab} must be from 257 to 65,536")
         GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
 
 
@@ -102,22 +105,17 @@ MATRICES = FUSED + WHOLE  # of a block
 class LoRAConfig:
     """What is adapted, and how. Raises UsageError for impossible values."""
 
-    rank: int = 8
-    alpha: float = 8.0  # the product is scaled by alpha / rank
-    dropout: float = 0.0  # of what enters A, in training
+    rank: int = setting(8, "rank of the product", at_least=1)
+    alpha: float = setting(8.0, "the product is scaled by alpha / rank", above=0)
+    dropout: float = setting(0.0, "dropout of the input of A, in training", at_least=0, below=1)
     matrices: tuple[str, ...] = MATRICES
-    n_last_blocks: int | None = None  # blocks that are adapted, from the end; None: all
-    # the head's linear layers too, as the lecture's appendix E has it: their own weights are then
-    # frozen as they were drawn, and a head of K outputs learns through its adapter alone
+    n_last_blocks: int | None = setting(None, "last blocks with adapters; None: all", at_least=0)
+    # the head's linear layers too, as in the lecture's appendix E: their own weights then stay as
+    # they were drawn, and a head of K outputs learns through its adapter alone
     head: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self, "LoRA: ", optional="n_last_blocks")
-        if self.rank < 1 or self.alpha == 0 or self.dropout >= 1:
-            raise UsageError(
-                f"rank = {self.rank}, alpha = {self.alpha}, dropout = {self.dropout}: "
-                "rank must be at least 1, alpha above 0, dropout below 1"
-            )
+        check_settings(self, "LoRA: ")
         for name in self.matrices:
             if name not in MATRICES:
                 raise UsageError(f"LoRA: {name!r} is none of {', '.join(MATRICES)}")
@@ -125,56 +123,6 @@ class LoRAConfig:
             raise UsageError(f"LoRA: a matrix stands twice in {', '.join(self.matrices)}")
         if (not self.matrices or self.n_last_blocks == 0) and not self.head:
             raise UsageError("LoRA: no matrix, no block and no head leave nothing to adapt")
-
-
-def check_types(config: Any, what: str = "", optional: str = "") -> None:
-    """Raise UsageError, which names `what` this is, unless every field has its default's type.
-
-    A whole number is a number too; numbers are finite and from 0 up. The `optional` field is a
-    whole number from 0 up, or None.
-    """
-    for known in fields(config):
-        value, wanted = getattr(config, known.name), type(known.default)
-        if known.name == optional:
-            good = value is None or (type(value) is int and value >= 0)
-        else:
-            good = type(value) is wanted or (wanted is float and type(value) is int)
-        if not good:
-            kind = f"{wanted.__name__}" if known.name != optional else "int, from 0 up, or None"
-            raise UsageError(f"{what}{known.name} = {value!r} must be of type {kind}")
-        if wanted is float and not 0 <= value < math.inf:
-            raise UsageError(f"{what}{known.name} = {value} must be a number from 0 up")
-
-
-def from_json(kind: Any, values: dict[str, Any]) -> Any:
-    """A settings dataclass from what JSON made of one. Raises UsageError for unknown keys."""
-    unknown = values.keys() - {known.name for known in fields(kind)}
-    if unknown:
-        raise UsageError(f"{kind.__name__} has unknown keys {sorted(unknown)}")
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return kind(**values | lists)
-
-
-def at_least_one(config: Any, *names: str) -> None:
-    """Raise UsageError unless these fields are at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} = {getattr(config, name)} must be at least 1")
-
-
-def at_least_zero(config: Any, *names: str) -> None:
-    """Raise UsageError unless these fields are 0 or more."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise UsageError(f"{name} = {getattr(config, name)} must be a number from 0 up")
-
-
-def check_rates(config: Any) -> None:
-    """Raise UsageError for a learning rate of 0 and a seed that numpy does not take."""
-    if config.lr == 0:
-        raise UsageError(f"lr = {config.lr} must be a number above 0")
-    if not 0 <= config.seed < 2**32:  # what numpy's RandomState takes
-        raise UsageError(f"seed = {config.seed} must be from 0 to 4,294,967,295")
 
 
 def read_config(folder: Path) -> GPT2Config:

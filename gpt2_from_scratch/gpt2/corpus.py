@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, bytes_to_characters
+from gpt2_from_scratch.progress import progress_bar
 
 HELD_OUT_ONE_IN = 250  # documents kept for validation
 
@@ -201,7 +201,7 @@ def encode_corpus(
     the weight.
     """
     train, held_out = [], []
-    for name, register in tqdm(registers(folder).items(), desc="encode", unit="file", disable=None):
+    for name, register in progress_bar(registers(folder).items(), desc="encode", unit="file"):
         documents = read_documents(folder / name)
         kept = [document for document in documents if not is_held_out(document)]
         weight = register_weights.get(register, 1.0) * sum(map(len, kept))

@@ -9,6 +9,7 @@ needed.
 """
 
 import hashlib
+import logging
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,11 +18,13 @@ from pathlib import Path
 
 from gpt2_from_scratch.errors import CheckpointError, DataError, DownloadError, UsageError
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
-from gpt2_from_scratch.gpt2.fetch import Say, alone_at, fetch, set_aside, storing, to_stderr
+from gpt2_from_scratch.gpt2.fetch import alone_at, fetch, set_aside, storing
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
 from gpt2_from_scratch.gpt2.pinned import PinnedFile
 from gpt2_from_scratch.storage.files import atomic_path, read_json
 from gpt2_from_scratch.storage.paths import home, sms_collection
+
+log = logging.getLogger(__name__)
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR = "https://f001.backblazeb2.com/file/LLMs-from-scratch"
@@ -68,7 +71,7 @@ def model_files(name: str) -> list[PinnedFile]:
     return [replace(file, urls=tuple(f"{base}/{file.name}" for base in bases)) for file in files]
 
 
-def download_model(name: str, folder: Path | None = None, say: Say = to_stderr) -> Path:
+def download_model(name: str, folder: Path | None = None) -> Path:
     """Bring "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
 
     Files that are there are checked and not fetched again. `say` is told of each file; by default
@@ -85,12 +88,12 @@ def download_model(name: str, folder: Path | None = None, say: Say = to_stderr) 
     }
     for file in model_files(name):
         check = checks.get(file.name, lambda path: None)
-        path = fetch(file, folder / file.name, check, say=say)
-        say(f"{path}: {path.stat().st_size:,} bytes, checked")
+        path = fetch(file, folder / file.name, check)
+        log.info(f"{path}: {path.stat().st_size:,} bytes, checked")
     return folder
 
 
-def download_sms_spam(folder: Path | None = None, say: Say = to_stderr) -> Path:
+def download_sms_spam(folder: Path | None = None) -> Path:
     """Bring the SMS Spam Collection to `folder`, by default `data/sms_spam` at home; returns the
     file.
 
@@ -101,9 +104,9 @@ def download_sms_spam(folder: Path | None = None, say: Say = to_stderr) -> Path:
     with storing(target):
         if _is_sms(target):
             return target
-        with alone_at(target, say):
+        with alone_at(target):
             if not _is_sms(target):  # another process may have brought it meanwhile
-                _fetch_sms(target, say)
+                _fetch_sms(target)
     return target
 
 
@@ -164,14 +167,14 @@ def _is_sms(path: Path) -> bool:
     return path.is_file() and not SMS.difference(path)
 
 
-def _fetch_sms(target: Path, say: Say) -> None:
+def _fetch_sms(target: Path) -> None:
     try:
-        archive = fetch(SMS_ZIP, target.with_name(SMS_ZIP.name), _check_sms, say=say)
+        archive = fetch(SMS_ZIP, target.with_name(SMS_ZIP.name), _check_sms)
     except DownloadError as error:
         raise DownloadError(
             f"{error}\n  Or unpack {SMS.name} from it to {target} ({SMS.facts()})"
         ) from None
-    set_aside(target, say)
+    set_aside(target)
     with atomic_path(target) as temporary:
         temporary.write_bytes(_read_sms(archive))
     archive.unlink()

@@ -13,6 +13,7 @@ one target.
 """
 
 import glob
+import logging
 import os
 import shutil
 import sys
@@ -23,13 +24,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import requests
-from tqdm import tqdm
 
 from gpt2_from_scratch.errors import DownloadError, GPT2Error, ResourceError
 from gpt2_from_scratch.gpt2.https import POLITE, Manners, continues, encoded, open_url, version
 from gpt2_from_scratch.gpt2.part import Part
 from gpt2_from_scratch.gpt2.pinned import PinnedFile
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.storage.files import locked
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 14  # bytes; less than this is lost when a transfer breaks off
 PROGRESS = 1 << 20  # bytes that count as some
@@ -50,11 +53,7 @@ def to_stderr(line: str) -> None:
 
 
 def fetch(
-    file: PinnedFile,
-    target: Path,
-    check: Check = lambda path: None,
-    manners: Manners = POLITE,
-    say: Say = to_stderr,
+    file: PinnedFile, target: Path, check: Check = lambda path: None, manners: Manners = POLITE
 ) -> Path:
     """Bring `file` to `target`; if it is there and right, nothing is asked and nothing written.
 
@@ -67,12 +66,12 @@ def fetch(
             return target
         if os.environ.get(OFFLINE, "") not in ("", "0"):
             raise _failure(file, target, [fault, f"{OFFLINE} is set"])
-        with alone_at(target, say):
+        with alone_at(target):
             # another process may have brought it meanwhile
             if fault := _fault(file, target, check):
                 _sweep(target)
                 _complete(file, Part(target), check, manners, fault)
-                set_aside(target, say)
+                set_aside(target)
                 Part(target).become_target()
     return target
 
@@ -92,18 +91,18 @@ def storing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_at(target: Path, say: Say) -> Iterator[None]:
+def alone_at(target: Path) -> Iterator[None]:
     """Make the folder of `target` and keep other processes from working on `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f".{target.name}.lock"), wait=True, say=say):
+    with locked(target.with_name(f".{target.name}.lock"), wait=True):
         yield
 
 
-def set_aside(target: Path, say: Say) -> None:
+def set_aside(target: Path) -> None:
     """Rename a wrong file in the place of the right one; it may be somebody's work."""
     if target.exists():
         os.replace(target, target.with_name(f"{target.name}.bad"))
-        say(f"{target} was not what it should be; it is now {target.name}.bad")
+        log.warning(f"{target} was not what it should be; it is now {target.name}.bad")
 
 
 def _sweep(target: Path) -> None:
@@ -225,8 +224,8 @@ def _start(response: requests.Response, file: PinnedFile, part: Part, done: int)
 def _copy(response: requests.Response, file: PinnedFile, start: int, out: BinaryIO) -> int:
     """Append the answer to `out`, one chunk more than the file may have at most; how many bytes."""
     copied = 0
-    with tqdm(
-        total=file.size, initial=start, unit="B", unit_scale=True, desc=file.name, disable=None
+    with progress_bar(
+        total=file.size, initial=start, unit="B", unit_scale=True, desc=file.name
     ) as bar:
         for chunk in response.iter_content(CHUNK):
             copied += out.write(chunk)

@@ -31,11 +31,7 @@ class LoRALinear(nn.Module):
     """
 
     def __init__(
-        self,
-        linear: nn.Linear,
-        slices: list[slice],
-        config: LoRAConfig,
-        generator: torch.Generator,
+        self, linear: nn.Linear, slices: list[slice], config: LoRAConfig, generator: torch.Generator
     ):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias

@@ -6,6 +6,7 @@ seed and the step, so a run that was interrupted goes on as an unbroken one woul
 
 import gzip
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.gpt2.config import GPT2Config, PretrainConfig
@@ -27,6 +27,7 @@ from gpt2_from_scratch.gpt2.corpus import Source, bpe_sample, encode_corpus, n_b
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
 from gpt2_from_scratch.gpt2.weights import save_gpt2
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.storage.files import locked, sweep, write_json, write_text
 from gpt2_from_scratch.storage.interruption import stop_after_step
 from gpt2_from_scratch.storage.states import (
@@ -36,6 +37,8 @@ from gpt2_from_scratch.storage.states import (
     restore_optimizers,
     save_state,
 )
+
+log = logging.getLogger(__name__)
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
@@ -122,7 +125,6 @@ def pretrain(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     resume: bool = False,
-    say: Callable[[str], None] = print,
 ) -> GPT2:
     """Pretrain on a folder of .txt files; leaves a model folder in `out` that `load_gpt2` reads.
 
@@ -135,7 +137,7 @@ def pretrain(
     if any(out.glob("state-*.safetensors")) and not resume:
         raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
     if not (out / "vocab.bpe").exists():
-        say(f"learning {config.n_vocab} tokens from {corpus}")
+        log.info(f"learning {config.n_vocab} tokens from {corpus}")
         write_bpe(out, train_bpe(bpe_sample(corpus, config.phone, config.seed), config.n_vocab))
     tokenizer = Tokenizer(out)
     if tokenizer.n_vocab != config.n_vocab:
@@ -152,7 +154,7 @@ def pretrain(
             "so many documents (blank lines end them) that one in 250 can be held out"
         )
     held_out_bytes = sum(n_bytes(source, tokenizer) for source in held_out)
-    say(
+    log.info(
         f"{sum(len(source.tokens) for source in sources):,} tokens in {len(sources)} sources; "
         f"{held_out_bytes:,} bytes held out"
     )
@@ -161,7 +163,7 @@ def pretrain(
     init_weights(model, torch.Generator().manual_seed(config.seed))
     model.to(device)
     optimizers = make_optimizers(model, config)
-    at = _restore(out, model, optimizers, config, say) if resume else _Progress()
+    at = _restore(out, model, optimizers, config) if resume else _Progress()
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
     gzip_bits = 8 * len(gzip.compress(raw, 9)) / len(raw)  # of the held-out text, a byte
@@ -180,9 +182,9 @@ def pretrain(
         _save(out, at, model, optimizers, config)
         save_gpt2(model, out, dtype)
         write_text(out / "pretraining.jsonl", "".join(json.dumps(r) + "\n" for r in at.records))
-        say(json.dumps(record))
+        log.info(json.dumps(record))
 
-    with locked(out / ".lock", wait=False, say=say), stop_after_step(say) as stop:
+    with locked(out / ".lock", wait=False), stop_after_step() as stop:
         sweep(out)
         for _ in _steps(model, optimizers, sources, config, at, checkpoint):
             if stop:
@@ -212,7 +214,7 @@ def _steps(
     device = model.wte.weight.device
     compiled_loss = torch.compile(next_token_loss, dynamic=False)
     since, begun = time.perf_counter(), at.step
-    bar = tqdm(range(at.step, config.steps), initial=at.step, total=config.steps, disable=None)
+    bar = progress_bar(range(at.step, config.steps), initial=at.step, total=config.steps)
     for step in bar:
         rows = draw_rows(sources, config, step).to(device)
         with _quick_attention(rows):
@@ -267,14 +269,10 @@ def _save(
 
 
 def _restore(
-    out: Path,
-    model: GPT2,
-    optimizers: list[torch.optim.Optimizer],
-    config: PretrainConfig,
-    say: Callable[[str], None],
+    out: Path, model: GPT2, optimizers: list[torch.optim.Optimizer], config: PretrainConfig
 ) -> _Progress:
     """Put back the newest state that is whole."""
-    found = newest_state(out, say)
+    found = newest_state(out)
     if found is None:
         return _Progress()
     record, tensors = found

@@ -22,11 +22,7 @@ from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
 from gpt2_from_scratch.gpt2.pinned import PinnedFile
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2, stored_parameters
-from gpt2_from_scratch.storage.files import (
-    SUMS,
-    read_sums,
-    sha256_of,
-)
+from gpt2_from_scratch.storage.files import SUMS, read_sums, sha256_of
 from gpt2_from_scratch.storage.paths import model_folder
 
 # --- What others published about OpenAI's 124M weights, to hold a loaded model against. ---

@@ -470,11 +470,7 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
     attention = [
         (f"ln_1   {numbers['ln_1']:,}", YELLOW, state),
         (f"c_attn   {numbers['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),
-        (
-            f"{H} heads: softmax(q kᵀ / √D) v",
-            ORANGE,
-            f"(B, H = {H}, T, D = {C // H:,})",
-        ),
+        (f"{H} heads: softmax(q kᵀ / √D) v", ORANGE, f"(B, H = {H}, T, D = {C // H:,})"),
         (f"c_proj   {numbers['attn.c_proj']:,}", ORANGE, state),
     ]
     mlp = [

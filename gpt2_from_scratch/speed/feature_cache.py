@@ -8,20 +8,23 @@ time, for when keeping would not be exact. B texts, T tokens of the longest, C =
 """
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore, Shard
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
+
+log = logging.getLogger(__name__)
 
 SHARD = 64e6  # bytes of features that are written at a time
 HELD = 0.5e9  # bytes held in memory; what goes beyond is read from the store text by text
@@ -61,8 +64,6 @@ class Features:
         *,
         dtype: torch.dtype = torch.float32,
         store: FeatureStore | None = None,
-        quiet: bool = True,
-        say: Callable[[str], None] = print,
     ):
         self.trunk, self.dtype, self.encoded = trunk, dtype, encoded
         self.depth = trunk.depth
@@ -79,18 +80,20 @@ class Features:
         missing = {key: ids for key, ids in texts.items() if key not in self._shard_of}
         started = time.perf_counter()
         planned = store.plan(self._space, texts, missing) if store and missing else set(missing)
-        self._compute({k: ids for k, ids in texts.items() if k in planned}, missing.keys(), quiet)
+        self._compute({k: ids for k, ids in texts.items() if k in planned}, missing.keys())
         if store and missing:
             store.done(self._space, texts)
         seconds, found = time.perf_counter() - started, len(texts) - len(missing)
         if found or seconds > 1:
             kept = f"; kept in {store.folder}" if store and self._kept else ""
-            say(
+            log.info(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
                 f"in {seconds:.1f} s{kept}"
             )
         if lost := len(texts.keys() - self._shard_of.keys()):
-            say(f"{lost:,} of them find no room and are computed each time they are needed: slow")
+            log.warning(
+                f"{lost:,} of them find no room and are computed each time they are needed: slow"
+            )
         if trunk.device.type == "cuda":
             self._move_to(trunk.device)
 
@@ -110,16 +113,14 @@ class Features:
                 del self._shard_of[key]
         return self.trunk(self.trunk.pack([self.encoded[number]])).to(self.dtype)
 
-    def _compute(
-        self, planned: dict[bytes, Sequence[int]], missing: Collection[bytes], quiet: bool
-    ) -> None:
+    def _compute(self, planned: dict[bytes, Sequence[int]], missing: Collection[bytes]) -> None:
         """Run the frozen blocks over those planned texts that are missing, in batches of all that
         are planned; put their output away whenever it fills a shard, and when Ctrl-C comes.
         """
         keys, texts = list(planned), list(planned.values())
         ready: dict[bytes, Tensor] = {}
         try:
-            self._run(keys, texts, missing, ready, quiet)
+            self._run(keys, texts, missing, ready)
         finally:
             if ready:
                 self._put_away(ready)
@@ -130,15 +131,10 @@ class Features:
         texts: list[Sequence[int]],
         missing: Collection[bytes],
         ready: dict[bytes, Tensor],
-        quiet: bool,
     ) -> None:
         total = sum(len(ids) for key, ids in zip(keys, texts, strict=True) if key in missing)
-        with tqdm(
-            total=total,
-            desc="frozen blocks",
-            unit=" tokens",
-            unit_scale=True,
-            disable=True if quiet or not total else None,
+        with progress_bar(
+            total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
             for numbers in batches(texts, self.trunk.tokens):
                 if not any(keys[n] in missing for n in numbers):

@@ -9,9 +9,10 @@ shards used longest ago go when the limit is reached.
 """
 
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +27,8 @@ from gpt2_from_scratch.gpt2.crc32c import crc32c
 from gpt2_from_scratch.storage.files import STALE, atomic_path, sweep
 from gpt2_from_scratch.storage.paths import features_folder
 from gpt2_from_scratch.storage.tensors import check_header, write_tensors
+
+log = logging.getLogger(__name__)
 
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
@@ -82,15 +85,9 @@ class FeatureStore:
     $GPT2_FROM_SCRATCH_CACHE_GB.
     """
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        limit: float | None = None,
-        say: Callable[[str], None] = print,
-    ):
+    def __init__(self, folder: Path | None = None, limit: float | None = None):
         self.folder = folder or features_folder()
         self.limit = _limit_from_environment() if limit is None else limit
-        self.say = say
         self._used: set[Path] = set()  # by this process, so not to be removed by it
         self._full = False
 
@@ -100,7 +97,7 @@ class FeatureStore:
         try:
             paths = sorted((self.folder / space).glob(SHARDS))
         except OSError as error:
-            self.say(f"features in {self.folder} cannot be read: {error}")
+            log.warning(f"features in {self.folder} cannot be read: {error}")
             return []
         for path in paths:
             shard = self._read(path, keys)
@@ -183,11 +180,11 @@ class FeatureStore:
         except FileNotFoundError:  # another process made room
             return None
         except (CheckpointError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            self.say(f"damaged features, computed again: {path}: {error}")
+            log.info(f"damaged features, computed again: {path}: {error}")
             _remove(path)
             return None
         except OSError as error:
-            self.say(f"features in {path} cannot be read: {error}")
+            log.warning(f"features in {path} cannot be read: {error}")
             return None
 
     def _plan_path(self, space: str, texts: Collection[bytes]) -> Path:
@@ -227,7 +224,7 @@ class FeatureStore:
 
     def _no_room(self, why: str) -> None:
         self._full = True  # said once, and not tried again
-        self.say(why)
+        log.info(why)
 
     def _spaces(self) -> list[Path]:
         try:

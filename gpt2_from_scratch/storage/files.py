@@ -3,17 +3,20 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
+
+log = logging.getLogger(__name__)
 
 # --- What a file is that came instead of the one that should be there, by its first bytes. ---
 
@@ -234,7 +237,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock file `path` during the block; no other process or thread holds it meanwhile.
 
     If another one does, `say` so and wait for it; without `wait` raise UsageError. The lock of a
@@ -248,7 +251,7 @@ def locked(path: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[No
     except Timeout:
         if not wait:
             raise UsageError(f"{busy}; let it end first, or choose another folder") from None
-        say(f"{busy}; waiting for it to end")
+        log.info(f"{busy}; waiting for it to end")
         lock.acquire()
     except OSError as error:
         raise ResourceError(f"{path} cannot be made: {error.strerror or error}") from error

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first asks a loop to end after its step, the second ends it at once."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,14 +10,15 @@ from typing import Any
 
 from gpt2_from_scratch.errors import Interrupted
 
+log = logging.getLogger(__name__)
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
     """True once Ctrl-C or SIGTERM came."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self) -> None:
         self.signal = 0  # the number of the one that came
 
     def __bool__(self) -> bool:
@@ -26,16 +28,16 @@ class Stop:
         if self.signal:
             raise Interrupted("stopped at once", number)
         self.signal = number
-        self.say("finishing this step, then saving; once more stops at once")
+        log.info("finishing this step, then saving; once more stops at once")
 
 
 @contextmanager
-def stop_after_step(say: Callable[[str], None] = print) -> Iterator[Stop]:
+def stop_after_step() -> Iterator[Stop]:
     """While the block runs, a first Ctrl-C or SIGTERM only makes the yielded Stop true.
 
     Outside the main thread, where Python delivers no signals, it never becomes true.
     """
-    stop = Stop(say)
+    stop = Stop()
     with _handled_by(stop, SIGNALS):
         yield stop
 

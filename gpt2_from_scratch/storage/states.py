@@ -6,8 +6,9 @@ is taken.
 """
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.optim import Optimizer
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = "gpt2-training-state 1"
 KEPT = 2
@@ -38,9 +41,7 @@ def save_state(
     return path
 
 
-def newest_state(
-    folder: Path, say: Callable[[str], None] = print
-) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def newest_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Record and tensors of the newest state that is whole; None where there is none.
 
     A damaged one is told and put aside as `.bad`.
@@ -52,10 +53,10 @@ def newest_state(
         except CheckpointError as error:
             if isinstance(error.__cause__, OSError):  # it may be whole
                 raise
-            say(f"{error}; put aside as {path.name}.bad, the state before it is taken")
+            log.warning(f"{error}; put aside as {path.name}.bad, the state before it is taken")
             os.replace(path, path.with_name(f"{path.name}.bad"))
         else:
-            say(f"going on from {path}")
+            log.info(f"going on from {path}")
             return record, tensors
     return None
 

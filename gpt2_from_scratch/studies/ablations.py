@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import GPT2Config
 
@@ -34,15 +34,15 @@ class Row:
     name: str
     about: str  # what is varied: rows of one kind stand together
     config: dict[str, Any] = field(default_factory=dict)  # of TrainConfig
-    settings: dict[str, Any] = field(default_factory=dict)  # of ClassifierSettings
+    settings: dict[str, Any] = field(default_factory=dict)  # of HeadSettings
     random_weights: bool = False  # in place of the pretrained ones
     all_messages: bool = False  # train on all that validation and test leave, however unbalanced
     extra: Extra = ""
     book: Book | None = None
 
     def changed(
-        self, config: TrainConfig, settings: ClassifierSettings
-    ) -> tuple[TrainConfig, ClassifierSettings]:
+        self, config: TrainConfig, settings: HeadSettings
+    ) -> tuple[TrainConfig, HeadSettings]:
         """The settings of this row, where these are the default's."""
         return replace(config, **self.config), replace(settings, **self.settings)
 

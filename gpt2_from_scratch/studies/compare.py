@@ -1,6 +1,6 @@
 """A finetuned GPT-2 beside what it must beat, on the very same splits: one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import Message, count_labels, load_messages
 from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_messages
 from gpt2_from_scratch.errors import UsageError
@@ -45,7 +45,7 @@ def compare(
     data: str | Path = "demo",
     *,
     config: TrainConfig | None = None,
-    settings: ClassifierSettings | None = None,
+    settings: HeadSettings | None = None,
     seeds: Sequence[int] = (),
     n_folds: int = 0,
     together: str = "",
@@ -61,8 +61,6 @@ def compare(
     cache: bool = True,
     out: str | Path | None = None,
     quick: bool = False,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Scoreboard:
     """Train and score on the same splits: text baselines, frozen features, random weights, ours.
 
@@ -75,7 +73,7 @@ def compare(
     UsageError for another task than classification, for seeds and folds together, and for a folder
     begun with other settings.
     """
-    settings = settings or ClassifierSettings()
+    settings = settings or HeadSettings()
     config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
     seeds = tuple(seeds)
     check_dtype(dtype)
@@ -88,7 +86,7 @@ def compare(
         "on_error": on_error,
         "keep_empty": keep_empty,
     }
-    messages = load_messages(data, **reading, say=say)
+    messages = load_messages(data, **reading)
     counts = count_labels(messages)
     labels = [part.strip() for part in settings.labels.split(",")] if settings.labels else [*counts]
     class_numbers(messages, labels)  # each label is known
@@ -111,34 +109,22 @@ def compare(
     )
     if not n_folds:
         saved.pop("seed")  # each split has its own
-    with working_in(out, saved, say):
+    with working_in(out, saved):
         splits = _splits(
-            messages,
-            seeds or (config.seed,),
-            n_folds,
-            together,
-            balance,
-            on_error,
-            config.seed,
-            say,
+            messages, seeds or (config.seed,), n_folds, together, balance, on_error, config.seed
         )
-        store = FeatureStore(say=say) if cache else None
+        store = FeatureStore() if cache else None
         contests = [
             contest(
                 name,
                 split,
                 _fits(
-                    replace(ours, config=replace(config, seed=seed)),
-                    split,
-                    labels,
-                    store,
-                    quick,
-                    say,
+                    replace(ours, config=replace(config, seed=seed)), split, labels, store, quick
                 ),
             )
             for name, (seed, split) in splits.items()
         ]
-        results = play(contests, labels, out, quiet=quiet, say=say)
+        results = play(contests, labels, out)
         results += ensembles(results, ours.name)
         sizes = [len(split.train) for _, split in splits.values()]
         watched = rarer_label(labels, [counts.get(label, 0) for label in labels])
@@ -159,7 +145,7 @@ def compare_folder(model: str | Path, data: str | Path) -> Path:
 # --- its parts ---
 
 
-def _refuse(settings: ClassifierSettings, seeds: Sequence[int], n_folds: int) -> None:
+def _refuse(settings: HeadSettings, seeds: Sequence[int], n_folds: int) -> None:
     if settings.task != "classification":
         raise UsageError(f"compare is for classification, not for {settings.task}")
     if seeds and n_folds:
@@ -176,15 +162,9 @@ def _splits(
     balance: bool,
     on_error: str,
     seed: int,
-    say: Callable[[str], None],
 ) -> dict[str, tuple[int, Split]]:
     """{name: (the seed of what is drawn on it, the split)}."""
-    options: dict[str, Any] = {
-        "together": together,
-        "balance": balance,
-        "on_error": on_error,
-        "say": say,
-    }
+    options: dict[str, Any] = {"together": together, "balance": balance, "on_error": on_error}
     if n_folds:
         cut = folds(messages, n_folds, seed=seed, **options)
         return {f"fold {n}": (seed, split) for n, split in enumerate(cut, start=1)}
@@ -192,18 +172,12 @@ def _splits(
 
 
 def _fits(
-    ours: Finetuning,
-    split: Split,
-    labels: Sequence[str],
-    store: FeatureStore | None,
-    quick: bool,
-    say: Callable[[str], None],
+    ours: Finetuning, split: Split, labels: Sequence[str], store: FeatureStore | None, quick: bool
 ) -> Fits:
     """All that is fitted on a split, ours last."""
-    quietly: Callable[[str], None] = lambda line: None  # noqa: E731 - a line an epoch is too much
-    fits = text_fits(split, labels, quick, say)
-    fits[FROZEN] = partial(fit_frozen, ours, split, labels, say=say)
+    fits = text_fits(split, labels, quick)
+    fits[FROZEN] = partial(fit_frozen, ours, split, labels)
     if not quick:
-        fits[ours.random_name] = partial(fit_random, ours, split, labels, say=quietly)
-    fits[ours.name] = partial(fit_finetuned, ours, split, labels, store=store, say=quietly)
+        fits[ours.random_name] = partial(fit_random, ours, split, labels)
+    fits[ours.name] = partial(fit_finetuned, ours, split, labels, store=store)
     return fits

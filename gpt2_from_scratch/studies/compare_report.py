@@ -332,10 +332,7 @@ def _mistakes(
     if best is None:
         return []
     ours, text = on_one_line(board.ours), on_one_line(best.name)
-    return [
-        _only_right(ours, mine, text, theirs),
-        _only_right(text, theirs, ours, mine),
-    ]
+    return [_only_right(ours, mine, text, theirs), _only_right(text, theirs, ours, mine)]
 
 
 def _only_right(

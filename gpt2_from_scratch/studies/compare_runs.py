@@ -1,6 +1,7 @@
 """Finished runs side by side, on the test texts that all of them kept."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits
 from gpt2_from_scratch.evaluation.metrics import rarer_label
+from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.reports.findings import file_name
 from gpt2_from_scratch.reports.render import write_page
 from gpt2_from_scratch.runs.folder import read_settings, read_test_part
@@ -34,6 +36,8 @@ from gpt2_from_scratch.studies.contest import (
 )
 from gpt2_from_scratch.studies.scoreboard import Scoreboard, make_scoreboard
 
+log = logging.getLogger(__name__)
+
 READING = ("text_column", "label_column", "encoding", "on_error", "keep_empty")
 
 
@@ -45,8 +49,6 @@ def compare_runs(
     dtype: torch.dtype = torch.float32,
     out: str | Path | None = None,
     quick: bool = False,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Scoreboard:
     """Score finished runs on their common test texts; others are held against the first.
 
@@ -70,17 +72,17 @@ def compare_runs(
     out = Path(out) if out else runs_folder(runs)
     found = {str(f.resolve()): sha256_of(f / "best.safetensors") for f in folders}
     settings = {"runs": found, "dtype": str(dtype).removeprefix("torch.")}
-    with working_in(out, settings, say):
+    with working_in(out, settings):
         fits: Fits = {
             name: partial(_load, name, folder, model, labels, device, dtype)
             for name, folder in zip(names, folders, strict=True)
         }
-        split = split_of(folders[0], say)
+        split = split_of(folders[0])
         if split:
-            match = contest("test part", split, text_fits(split, labels, quick, say) | fits)
+            match = contest("test part", split, text_fits(split, labels, quick) | fits)
         else:
             match = Contest("test part", test, [], None, fits)
-        results = play([match], labels, out, quiet=quiet, say=say)
+        results = play([match], labels, out)
         results += ensembles(results, names[0])
         first = read_json(folders[0] / "config.json")
         n_train = first.get("messages", {}).get("train", 0)
@@ -100,7 +102,7 @@ def runs_folder(runs: Sequence[str | Path]) -> Path:
     return Path("runs") / f"compare-{Path(runs[0]).resolve().name}"
 
 
-def split_of(run: Path, say: Callable[[str], None] = print) -> Split | None:
+def split_of(run: Path) -> Split | None:
     """The split that a run was trained on, cut again from its data; None, and `say` is told why,
     where that cannot be had or is another by now.
     """
@@ -109,25 +111,21 @@ def split_of(run: Path, say: Callable[[str], None] = print) -> Split | None:
         settings, _ = read_settings(run)
         sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
         reading = {name: settings[name] for name in READING}
-        split = three_parts(
-            sources,
-            settings["task"],
-            reading,
-            settings["balance"],
-            settings["seed"],
-            _silent,
-            together=settings["together"],
-        )
+        with silenced():  # what it logs was logged when the run was made
+            split = three_parts(
+                sources,
+                settings["task"],
+                reading,
+                settings["balance"],
+                settings["seed"],
+                together=settings["together"],
+            )
         if messages_sha256(split) == read_json(run / "config.json").get("messages_sha256"):
             return split
     except GPT2Error as error:
         why = f"{error}"
-    say(f"no text baselines: the split of {run} cannot be cut again: {why:.300}")
+    log.warning(f"no text baselines: the split of {run} cannot be cut again: {why:.300}")
     return None
-
-
-def _silent(line: str) -> None:
-    """For what was said when the run was made."""
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 N texts, C = n_embd, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, HeadConfig, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.evaluation.baselines import Baseline, class_numbers
 from gpt2_from_scratch.gpt2.weights import random_twin
+from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.runs.results import calibrate
 from gpt2_from_scratch.speed.feature_store import FeatureStore
@@ -35,7 +36,7 @@ class Finetuning:
 
     model: str | Path = "mini"
     config: TrainConfig = field(default_factory=TrainConfig)
-    settings: ClassifierSettings = field(default_factory=ClassifierSettings)
+    settings: HeadSettings = field(default_factory=HeadSettings)
     max_tokens: int | None = None
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -64,31 +65,24 @@ def fit_finetuned(
     labels: Sequence[str],
     *,
     store: FeatureStore | None = None,
-    say: Callable[[str], None] = print,
 ) -> Baseline:
     """The classifier that `train` makes: the best epoch by the validation part, and its temperature."""
     f = finetuning
     classifier = new_classifier(f.model, split, f.config, f.settings, f.max_tokens, f.dtype)
     classifier.model.to(f.device)
-    with TemporaryDirectory() as run:
-        finetune(classifier, split, f.config, Path(run), store=store, quiet=True, say=say)
-    calibrate(classifier, split.val, say=say)
+    with TemporaryDirectory() as run, silenced():
+        finetune(classifier, split, f.config, Path(run), store=store)
+        calibrate(classifier, split.val)
     classifier.merge()
     return saved_as_baseline(f.name, classifier, labels)
 
 
-def fit_random(
-    finetuning: Finetuning,
-    split: Split,
-    labels: Sequence[str],
-    *,
-    say: Callable[[str], None] = print,
-) -> Baseline:
+def fit_random(finetuning: Finetuning, split: Split, labels: Sequence[str]) -> Baseline:
     """The same architecture and tokenizer from random weights, trained in the same way."""
     with TemporaryDirectory() as folder:
         seed = finetuning.config.seed
         twin = replace(finetuning, model=random_twin(finetuning.model, Path(folder) / "twin", seed))
-        return replace(fit_finetuned(twin, split, labels, say=say), name=finetuning.random_name)
+        return replace(fit_finetuned(twin, split, labels), name=finetuning.random_name)
 
 
 def saved_as_baseline(name: str, classifier: Classifier, labels: Sequence[str]) -> Baseline:
@@ -101,13 +95,7 @@ def saved_as_baseline(name: str, classifier: Classifier, labels: Sequence[str]) 
     return Baseline(name, probabilities)
 
 
-def fit_frozen(
-    finetuning: Finetuning,
-    split: Split,
-    labels: Sequence[str],
-    *,
-    say: Callable[[str], None] = print,
-) -> Baseline:
+def fit_frozen(finetuning: Finetuning, split: Split, labels: Sequence[str]) -> Baseline:
     """Logistic regression on GPT-2's final states as pretraining left them: of the last token, and
     the mean over tokens, side by side.
 

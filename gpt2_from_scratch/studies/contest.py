@@ -5,6 +5,7 @@ test text; `finished.json`, what else is known of those that are done; and at th
 `scoreboard.json`, `scoreboard.md`, `scoreboard.png` and the page of all that, `scoreboard.html`.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gpt2_from_scratch.data.messages import Message, on_one_line
 from gpt2_from_scratch.data.near_duplicates import has_twin
@@ -23,10 +23,13 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline, answered_by, baseline_fits
 from gpt2_from_scratch.evaluation.metrics import read_answered, write_answered
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.plots import plot_scores, save_picture
 from gpt2_from_scratch.storage.files import locked, read_json, sweep, write_json, write_text
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.scoreboard import Result, Scoreboard, format_scoreboard, mean_result
+
+log = logging.getLogger(__name__)
 
 ENSEMBLE = "mean of ours and the best text baseline"
 Fits = dict[str, Callable[[], Baseline | None]]  # {kind of classifier: what fits it}
@@ -54,20 +57,13 @@ def contest(name: str, split: Split, fits: Fits) -> Contest:
     return Contest(name, split.test, split.val, twins, fits)
 
 
-def text_fits(split: Split, labels: Sequence[str], quick: bool, say: Callable[[str], None]) -> Fits:
+def text_fits(split: Split, labels: Sequence[str], quick: bool) -> Fits:
     """The text baselines of a split."""
     fits = baseline_fits(quick=quick)
-    return {kind: partial(fit, split, labels, say) for kind, fit in fits.items()}
+    return {kind: partial(fit, split, labels) for kind, fit in fits.items()}
 
 
-def play(
-    contests: Sequence[Contest],
-    labels: Sequence[str],
-    folder: Path,
-    *,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[Result]:
+def play(contests: Sequence[Contest], labels: Sequence[str], folder: Path) -> list[Result]:
     """Fit every classifier of every contest, and let it answer, unless `folder` has its answers.
 
     A line is said of each when it is finished.
@@ -76,7 +72,7 @@ def play(
     finished: dict[str, Any] = read_json(path) if path.exists() else {}
     results = []
     total = sum(len(c.fits) for c in contests)
-    with tqdm(total=total, desc="classifiers", disable=True if quiet else None) as bar:
+    with progress_bar(total=total, desc="classifiers") as bar:
         for c in contests:
             done = finished.setdefault(c.name, {})
             for kind, fit in c.fits.items():
@@ -85,7 +81,7 @@ def play(
                 if kind not in done or (done[kind] and not file.exists()):
                     done[kind] = _answer(c, fit, labels, file)
                     write_json(path, finished)
-                    say(_line(c, kind, done[kind]))
+                    log.info(_line(c, kind, done[kind]))
                 if done[kind]:
                     known = {key: done[kind][key] for key in ("name", "seconds", "val_accuracy")}
                     results.append(Result(split=c.name, answered=read_answered(file), **known))
@@ -121,12 +117,10 @@ def write_scoreboard(folder: Path, board: Scoreboard) -> None:
 
 
 @contextmanager
-def working_in(
-    folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]
-) -> Iterator[None]:
+def working_in(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep other processes out of a comparison's folder; refuse one of other settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", wait=False, say=say):
+    with locked(folder / ".lock", wait=False):
         sweep(folder)
         path = folder / "settings.json"
         if path.exists():

@@ -6,6 +6,7 @@ is done; what stands there is not done again. Rows share what frozen blocks make
 """
 
 import json
+import logging
 import multiprocessing
 import tempfile
 import time
@@ -17,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import count_trainable
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, HeadConfig, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.messages import Message, Span, load_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256, split_messages
 from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, UsageError
 from gpt2_from_scratch.gpt2.weights import random_twin
+from gpt2_from_scratch.progress import progress_bar, silenced
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import by_length
 from gpt2_from_scratch.speed.devices import DTYPES, set_threads
@@ -35,6 +36,8 @@ from gpt2_from_scratch.storage.files import locked, read_json, write_json, write
 from gpt2_from_scratch.storage.paths import data_name, model_name
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.ablations import Row
+
+log = logging.getLogger(__name__)
 
 # settings that rows vary: the default has them as they are by default, so that rows are what they
 # are called
@@ -70,7 +73,7 @@ class Plan:
     data: str
     seeds: tuple[int, ...]
     config: TrainConfig  # of the default row; its seed is replaced
-    settings: ClassifierSettings  # of the default row
+    settings: HeadSettings  # of the default row
     balance: bool = True
     together: str = "copies"
     max_tokens: int | None = None
@@ -95,13 +98,7 @@ class Result:
 
 
 def run_experiments(
-    plan: Plan,
-    rows: Sequence[Row],
-    out: Path,
-    *,
-    jobs: int = 2,
-    threads: int = 1,
-    say: Callable[[str], None] = print,
+    plan: Plan, rows: Sequence[Row], out: Path, *, jobs: int = 2, threads: int = 1
 ) -> list[Result]:
     """Run every row with every seed that is not in `out` yet; the results in order of rows, of those
     rows that have one for every seed.
@@ -115,10 +112,10 @@ def run_experiments(
     refuse_unfit(plan, rows)
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
-    messages = load_messages(plan.data, **dict(plan.reading), say=say)
-    split_for(plan, rows[0], plan.seeds[0], say)  # tells what is left out, and fails now if at all
+    messages = load_messages(plan.data, **dict(plan.reading))
+    split_for(plan, rows[0], plan.seeds[0])  # tells what is left out, and fails now if at all
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", wait=False, say=say):
+    with locked(out / ".lock", wait=False):
         _refuse_other_plan(plan, messages, out)
         done = read_results(out)
         # whole lines again, where the last was cut short
@@ -130,17 +127,14 @@ def run_experiments(
             if (row.name, seed) not in done
         ]
         if done:
-            say(f"{len(done)} experiments are in {out} already, {len(todo)} are to be done")
+            log.info(f"{len(done)} experiments are in {out} already, {len(todo)} are to be done")
         with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-            for result in tqdm(
-                _side_by_side(plan, todo, jobs, threads, say),
-                total=len(todo),
-                desc="experiments",
-                disable=None,
+            for result in progress_bar(
+                _side_by_side(plan, todo, jobs, threads), total=len(todo), desc="experiments"
             ):
                 file.write(_line(result))
                 file.flush()
-                say(
+                log.info(
                     f"{result.row}, seed {result.seed}: {100 * result.accuracy:.2f} %, {result.seconds:.0f} s"
                 )
                 done[result.row, result.seed] = result
@@ -152,7 +146,7 @@ def run_experiments(
 
 def refuse_unfit(plan: Plan, rows: Sequence[Row]) -> None:
     """Raise UsageError for settings that rows vary, or a row's change does not fit, before any runs."""
-    default = TrainConfig(), ClassifierSettings()
+    default = TrainConfig(), HeadSettings()
     for name in VARIED:
         given, usual = (
             getattr(s[hasattr(s[1], name)], name) for s in ((plan.config, plan.settings), default)
@@ -192,7 +186,12 @@ def read_results(out: Path) -> dict[tuple[str, int], Result]:
 
 
 def run_one(plan: Plan, row: Row, seed: int) -> Result:
-    """One experiment, from the messages to the test part's answers."""
+    """One experiment, from the messages to the test part's answers; it logs nothing."""
+    with silenced():
+        return _run_one(plan, row, seed)
+
+
+def _run_one(plan: Plan, row: Row, seed: int) -> Result:
     began, busy = time.perf_counter(), time.process_time()
     config, settings = row.changed(replace(plan.config, seed=seed), plan.settings)
     split = split_for(plan, row, seed)
@@ -205,8 +204,8 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
         run = Path(folder) / "run"
         run.mkdir()
         # a twin's blocks are those of one seed only: not worth the room on disk
-        store = None if row.random_weights else FeatureStore(say=_silent)
-        history = finetune(classifier, split, config, run, store=store, quiet=True, say=_silent)
+        store = None if row.random_weights else FeatureStore()
+        history = finetune(classifier, split, config, run, store=store)
         trained = count_trainable(classifier.model)
         right, val = _right(classifier, split.test), _right(classifier, split.val)
     return Result(
@@ -223,18 +222,15 @@ def run_one(plan: Plan, row: Row, seed: int) -> Result:
     )
 
 
-def split_for(
-    plan: Plan, row: Row, seed: int, say: Callable[[str], None] = lambda line: None
-) -> Split:
+def split_for(plan: Plan, row: Row, seed: int) -> Split:
     """The split of a seed; where the row wants all messages, those left over are trained on too.
 
     Raises DataError where there are no others.
     """
-    messages = load_messages(plan.data, **dict(plan.reading), say=_silent)
+    messages = load_messages(plan.data, **dict(plan.reading))
     options: dict[str, Any] = {
         "seed": seed,
         "on_error": dict(plan.reading).get("on_error", "stop"),
-        "say": say,
         "together": plan.together,
     }
     split = split_messages(messages, balance=plan.balance, **options)
@@ -252,7 +248,7 @@ def _prepared(
     model: str,
     split: Split,
     config: TrainConfig,
-    settings: ClassifierSettings,
+    settings: HeadSettings,
     row: Row,
     plan: Plan,
 ) -> tuple[Classifier, Split]:
@@ -294,7 +290,7 @@ def _right(classifier: Classifier, messages: Sequence[Message]) -> list[bool]:
             answer is not None and answer.label == w for answer, w in zip(told, wanted, strict=True)
         ]
     encoded, _ = classifier.encode([message.text for message in messages])
-    texts, found = classifier.texts(encoded, say=_silent), dict[int, bool]()
+    texts, found = (classifier.texts(encoded), dict[int, bool]())
     classifier.model.eval()
     for batch in by_length(encoded, 32):
         outputs, lengths = classifier.batch_outputs(texts, batch)
@@ -313,24 +309,20 @@ def _label_of(message: Message) -> str:
 
 
 def _side_by_side(
-    plan: Plan,
-    todo: Sequence[tuple[Row, int]],
-    jobs: int,
-    threads: int,
-    say: Callable[[str], None],
+    plan: Plan, todo: Sequence[tuple[Row, int]], jobs: int, threads: int
 ) -> Iterator[Result]:
     """Results as they come, from `jobs` processes, or from this one; `say` is told of failures."""
     if jobs == 1:
         set_threads(threads)
         for row, seed in todo:
-            yield from _result(row.name, seed, partial(run_one, plan, row, seed), say)
+            yield from _result(row.name, seed, partial(run_one, plan, row, seed))
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, initializer=set_threads, initargs=(threads,)) as pool:
         futures = {pool.submit(run_one, plan, row, seed): (row.name, seed) for row, seed in todo}
         try:
             for future in as_completed(futures):
-                yield from _result(*futures[future], future.result, say)
+                yield from _result(*futures[future], future.result)
         except BaseException:  # Ctrl-C, SIGTERM, a full disk: nobody wants what is under way
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
@@ -338,14 +330,12 @@ def _side_by_side(
             raise
 
 
-def _result(
-    name: str, seed: int, run: Callable[[], Result], say: Callable[[str], None]
-) -> Iterator[Result]:
+def _result(name: str, seed: int, run: Callable[[], Result]) -> Iterator[Result]:
     """The result, if it does not fail."""
     try:
         yield run()
     except GPT2Error as error:
-        say(f"{name}, seed {seed}: left out: {error}")
+        log.warning(f"{name}, seed {seed}: left out: {error}")
 
 
 def _work(row: Row) -> float:
@@ -380,7 +370,3 @@ def _refuse_other_plan(plan: Plan, messages: list[Message], out: Path) -> None:
 
 def _line(result: Result) -> str:
     return json.dumps(asdict(result)) + "\n"
-
-
-def _silent(text: str) -> None:
-    pass

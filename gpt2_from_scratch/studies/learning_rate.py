@@ -5,19 +5,18 @@ fastai's `lr_find`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from tqdm import tqdm
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.classifier.train import TrainingRun, epoch_order, freeze, to_labelled
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import GPT2Error, ResourceError, UsageError
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -46,8 +45,6 @@ def find_rate(
     *,
     steps: int = 100,
     store: FeatureStore | None = None,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Rates:
     """Train for at most `steps` steps while the rate rises evenly from 1e-6 to 1 on a logarithmic
     scale; the classifier's weights are put back afterwards.
@@ -63,13 +60,13 @@ def find_rate(
     before = {
         n: p.detach().clone() for n, p in classifier.model.named_parameters() if p.requires_grad
     }
-    train = to_labelled(classifier, split.train, store=store, quiet=quiet, say=say)
+    train = to_labelled(classifier, split.train, store=store)
     found = Rates([], [])
     try:
         with TemporaryDirectory() as folder:
             at_one = replace(config, lr=1.0, unfreeze_every=0)  # so that a factor is a rate
-            run = TrainingRun(classifier, split, train, at_one, Path(folder), say)
-            _rise(run, steps, found, quiet)
+            run = TrainingRun(classifier, split, train, at_one, Path(folder))
+            _rise(run, steps, found)
     finally:
         with torch.no_grad():
             for name, parameter in classifier.model.named_parameters():
@@ -78,10 +75,10 @@ def find_rate(
     return found
 
 
-def _rise(run: TrainingRun, steps: int, found: Rates, quiet: bool) -> None:
+def _rise(run: TrainingRun, steps: int, found: Rates) -> None:
     """Take the steps, and note rate and smoothed loss of each in `found`."""
     mean, order = 0.0, list[int]()
-    for step in tqdm(range(steps), desc="rising rate", disable=True if quiet else None):
+    for step in progress_bar(range(steps), desc="rising rate"):
         if not order:
             order = epoch_order(len(run.train.messages), run.config.seed, step + 1).tolist()
         batch, order = order[: run.config.batch_size], order[run.config.batch_size :]

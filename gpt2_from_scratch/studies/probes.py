@@ -10,6 +10,7 @@ U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd, 
 + 1 layers, K classes.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2_from_scratch.classifier.freezing import plain_depth
 from gpt2_from_scratch.classifier.heads import pool, read_positions
@@ -31,11 +31,14 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION, without_formulas
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
 from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,6 @@ def probe_layers(
     poolings: Sequence[Pooling] = WITHOUT_PADS,
     penalties: Sequence[float] = PENALTIES,
     dtype: torch.dtype = torch.float32,
-    quiet: bool = True,
-    say: Callable[[str], None] = print,
 ) -> list[Probe]:
     """A probe at every layer, raw and final-normed, for each pooling: fitted on the training part,
     its penalty chosen by the validation part's cross-entropy, scored on the test part.
@@ -123,17 +124,13 @@ def probe_layers(
     texts = [message.text for part in (split.train, split.val, split.test) for message in part]
     encoded, cut = encode_texts(texts, tokenizer, model.config.n_ctx)
     if any(cut):
-        say(
+        log.warning(
             f"{sum(cut)} of {len(cut)} texts are longer than {model.config.n_ctx} tokens and were cut"
         )
     pad_to = max(len(ids) for ids in encoded[: parts.sizes[0]])
     trunk = Trunk(model, len(model.blocks), arithmetic(dtype, model.wte.weight.device))
-    states = pooled_states(
-        trunk, model.ln_f, encoded, poolings, tokenizer.end_of_text_id, pad_to, quiet=quiet
-    )
-    with tqdm(
-        total=len(states) * (trunk.depth + 1), desc="probes", disable=True if quiet else None
-    ) as bar:
+    states = pooled_states(trunk, model.ln_f, encoded, poolings, tokenizer.end_of_text_id, pad_to)
+    with progress_bar(total=len(states) * (trunk.depth + 1), desc="probes") as bar:
         probes = []
         for (pooling, final_norm), x in states.items():  # x (L, N, C)
             for first in range(0, len(x), AT_ONCE):
@@ -155,8 +152,6 @@ def pooled_states(
     poolings: Sequence[Pooling],
     pad_id: int,
     pad_to: int,
-    *,
-    quiet: bool = True,
 ) -> dict[tuple[Pooling, bool], Tensor]:
     """{(pooling, final-normed): one state of each text at each layer (L, N, C)}, from one pass.
 
@@ -169,12 +164,8 @@ def pooled_states(
     lengths = torch.tensor([len(ids) for ids in encoded], device=trunk.device)
     size = (trunk.depth + 1, len(encoded), trunk.wte.shape[1])
     states = {(p, final_norm): torch.empty(size) for p in poolings for final_norm in (False, True)}
-    with tqdm(
-        total=sum(map(len, texts)),
-        desc="states",
-        unit=" tokens",
-        unit_scale=True,
-        disable=True if quiet else None,
+    with progress_bar(
+        total=sum(map(len, texts)), desc="states", unit=" tokens", unit_scale=True
     ) as bar:
         for numbers in batches(texts, trunk.tokens):
             packed = trunk.pack([texts[n] for n in numbers])

@@ -156,11 +156,7 @@ def mean_result(name: str, results: Sequence[Result]) -> Result:
 
 
 def _score(
-    kind: str,
-    results: Sequence[Result],
-    watched: str,
-    against: Difference | None,
-    n_train: int,
+    kind: str, results: Sequence[Result], watched: str, against: Difference | None, n_train: int
 ) -> Score:
     accuracies = tuple(result.accuracy for result in results)
     answers = [result.answered for result in results]

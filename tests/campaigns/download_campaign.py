@@ -122,7 +122,7 @@ class Campaign:
         """In this process, which may be killed."""
         origin = f"http://127.0.0.1:{self.port}"
         manners = Manners((origin,), timeouts=(5, 0.3), attempts=patience, pause=0.001)
-        fetch(self.file, self.target, manners=manners, say=lambda line: None)
+        fetch(self.file, self.target, manners=manners)
 
     def start(self) -> int:
         """A process that fetches; ends with 0, or with 5 when the server failed too often."""

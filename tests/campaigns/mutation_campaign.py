@@ -80,8 +80,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
     )
     write_manifest(run)
     state = save_state(folder, 7, tensors, {"settings": {"lr": 0.1}, "progress": {"step": 7}})
-    said: list[str] = []
-    store = FeatureStore(folder / "cache", say=said.append)
+    store = FeatureStore(folder / "cache")
     keys = {b"%032d" % n: torch.randn(5, 4) for n in range(9)}
     shard = store.save("space", keys).path
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import campaign
 import torch
+from said import listen
 
 from gpt2_from_scratch.classifier.saving import Description, read_classifier, write_classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig
@@ -31,7 +32,7 @@ def tensors(step: int, size: int = 60_000) -> dict[str, torch.Tensor]:
 def save_for_ever(folder: Path, step: int, done: int) -> None:
     """One step after the other, each with all that a run writes; `done` is told what is safe."""
     torch.set_num_threads(1)
-    store = FeatureStore(folder / "cache", limit=20e6, say=lambda line: None)
+    store = FeatureStore(folder / "cache", limit=20e6)
     while True:
         step += 1
         save_state(folder, step, tensors(step), {"step": step})
@@ -46,7 +47,7 @@ def save_for_ever(folder: Path, step: int, done: int) -> None:
 
 def look(folder: Path, safe: int) -> int:
     """Read everything; AssertionError where it is not whole. The step of the newest state."""
-    found = newest_state(folder, say=lambda line: None)
+    found = newest_state(folder)
     assert found or not safe, "no state is left"
     step = found[0]["step"] if found else 0
     assert step >= safe, f"state {safe} was saved, {step} is the newest"
@@ -66,11 +67,9 @@ def look(folder: Path, safe: int) -> int:
 
 def look_at_features(folder: Path) -> None:
     """Every shard is whole: `find` would say otherwise."""
-    said: list[str] = []
+    said = listen()
     paths = list((folder / "space").glob("*.safetensors"))
-    shards = FeatureStore(folder, say=said.append).find(
-        "space", {b"%032d" % n for n in range(9999)}
-    )
+    shards = FeatureStore(folder).find("space", {b"%032d" % n for n in range(9999)})
     assert len(shards) == len(paths) and not said, said
     for shard in shards:
         for key in shard.places:

@@ -243,7 +243,7 @@ def training(base: Path, config: TrainConfig, folder: Path) -> TrainingRun:
     classifier = Classifier.on_base(base, ["a", "b"])
     freeze(classifier, config)
     split = split_of()
-    labelled = to_labelled(classifier, split.train, say=lambda line: None)
+    labelled = to_labelled(classifier, split.train)
     return TrainingRun(classifier, split, labelled, config, folder, lambda line: None)
 
 
@@ -272,7 +272,7 @@ def test_blocks_join_one_after_the_other(tiny_checkpoint, tmp_path, n_last_block
             changed.append([name for name in now if not torch.equal(now[name], seen[-1][name])])
             seen.append(now)
 
-    finetune(classifier, split_of(), config, tmp_path, quiet=True, say=at_the_end_of_an_epoch)
+    finetune(classifier, split_of(), config, tmp_path)
     names = {0: [], 1: BLOCK_1, 2: BLOCK_0 + BLOCK_1}
     assert changed == [names[count] + NORM + HEAD for count in blocks]
 
@@ -285,7 +285,7 @@ def test_patience_counts_from_where_the_last_block_has_joined(
     monkeypatch.setattr(training_run, "best_epoch", lambda history: history[0])
     config = TrainConfig(n_last_blocks=2, unfreeze_every=every, epochs=9, patience=1)
     classifier = Classifier.on_base(tiny_checkpoint, ["a", "b"])
-    history = finetune(classifier, split_of(), config, tmp_path, quiet=True, say=lambda line: None)
+    history = finetune(classifier, split_of(), config, tmp_path)
     assert len(history) == epochs
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from said import listen
 from tiny import write_checkpoint
 from torch import Tensor
 from torch.func import functional_call
@@ -29,7 +30,7 @@ from gpt2_from_scratch.classifier.saving import (
     read_classifier,
     write_classifier,
 )
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, HeadConfig, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import TrainingRun, epoch_order, finetune
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message
@@ -90,7 +91,7 @@ def trained(base: Path, split: Split, out: Path, config: TrainConfig = CONFIG, *
 
 def go_on(classifier: Classifier, split: Split, out: Path, config: TrainConfig = CONFIG, **more):
     out.mkdir()
-    return finetune(classifier, split, config, out, quiet=True, say=lambda line: None, **more)
+    return finetune(classifier, split, config, out, **more)
 
 
 def parameters(classifier: Classifier) -> dict[str, Tensor]:
@@ -419,8 +420,8 @@ def test_the_frozen_blocks_below_are_computed_once(
     assert space.name.startswith(f"{4 - k}-blocks-float32") and len(list(space.iterdir())) == 2
 
     encoded = classifier.encode([m.text for m in split.test])[0]
-    said: list[str] = []
-    texts = classifier.texts(encoded, say=said.append)
+    said = listen()
+    texts = classifier.texts(encoded)
     assert isinstance(texts, Features) and texts.depth == 4 - k and said == []
     found = []
     for ours in (True, False):
@@ -441,8 +442,8 @@ def test_the_frozen_blocks_below_are_computed_once(
 def test_with_adapters_in_every_block_nothing_is_computed_once(tiny_checkpoint: Path) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, LABELS, lora=LORA)
     set_trainable(classifier.model, 0)
-    said: list[str] = []
-    texts = classifier.texts(classifier.encode(TEXTS)[0], say=said.append)
+    said = listen()
+    texts = classifier.texts(classifier.encode(TEXTS)[0])
     assert isinstance(texts, Embedded) and said == []
     ids, lengths = torch.tensor([[5, 7, 9], [5, 7, 0]]), torch.tensor([3, 2])
     plain = Classifier.on_base(tiny_checkpoint, LABELS).model
@@ -455,21 +456,15 @@ def test_with_adapters_in_every_block_nothing_is_computed_once(tiny_checkpoint: 
 # --- the recipe and the shell ---
 
 
-def train(base: Path, table: Path, out: Path, settings: ClassifierSettings, epochs: int = 2):
+def train(base: Path, table: Path, out: Path, settings: HeadSettings, epochs: int = 2):
     config = replace(CONFIG, epochs=epochs)
-    said: list[str] = []
-    return train_classifier(base, table, out, config, settings, quiet=True, say=said.append)
+    return train_classifier(base, table, out, config, settings)
 
 
 def test_the_recipe_freezes_the_blocks(tiny_checkpoint: Path, table: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    said = listen()
     run, classifier, _ = train_classifier(
-        tiny_checkpoint,
-        table,
-        tmp_path / "run",
-        settings=ClassifierSettings(lora=4),
-        quiet=True,
-        say=said.append,
+        tiny_checkpoint, table, tmp_path / "run", settings=HeadSettings(lora=4)
     )
     assert classifier.description.lora == LoRAConfig(rank=4, alpha=4)
     settings = json.loads((run / "config.json").read_text())["settings"]
@@ -481,7 +476,7 @@ def test_the_recipe_freezes_the_blocks(tiny_checkpoint: Path, table: Path, tmp_p
 
 
 def test_settings_say_how(tiny_checkpoint: Path, table: Path, tmp_path: Path) -> None:
-    put_on = ClassifierSettings(lora=2, lora_alpha=5, lora_dropout=0.25, lora_blocks=1)
+    put_on = HeadSettings(lora=2, lora_alpha=5, lora_dropout=0.25, lora_blocks=1)
     _, classifier, _ = train(tiny_checkpoint, table, tmp_path / "run", put_on, epochs=1)
     expected = LoRAConfig(rank=2, alpha=5, dropout=0.25, n_last_blocks=1)
     assert classifier.description.lora == expected
@@ -489,7 +484,7 @@ def test_settings_say_how(tiny_checkpoint: Path, table: Path, tmp_path: Path) ->
     assert loaded.description.lora == expected and torch.equal(logits(loaded), logits(classifier))
 
 
-DRAWING = ClassifierSettings(lora=4, lora_dropout=0.3, dropout=0.2)
+DRAWING = HeadSettings(lora=4, lora_dropout=0.3, dropout=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -513,7 +508,7 @@ def test_resumed_it_ends_with_the_same_bits(
         patch.setattr(TrainingRun, "step", step)
         with pytest.raises(Interrupted, match=f"after step {steps} of 14"):
             train(tiny_checkpoint, table, tmp_path / "run", DRAWING)
-    run, classifier, _ = resume_training(tmp_path / "run", quiet=True, say=lambda line: None)
+    run, classifier, _ = resume_training(tmp_path / "run")
     assert classifier.description.lora == LoRAConfig(rank=4, alpha=4, dropout=0.3)
     for name in LASTING:
         assert sha256_of(run / name) == sha256_of(unbroken / name), name

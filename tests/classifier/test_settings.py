@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -14,7 +14,7 @@ def values(*numbers: float) -> list[Message]:
 
 
 def test_values_are_standardised_by_their_mean_and_spread() -> None:
-    head = ClassifierSettings("regression").head_config(["v"], values(1.0, 2.0, 6.0), 8)
+    head = HeadSettings("regression").head_config(["v"], values(1.0, 2.0, 6.0), 8)
     assert head.center == (3.0,)
     assert head.scale == pytest.approx((np.std([1, 2, 6]),))
 
@@ -22,13 +22,13 @@ def test_values_are_standardised_by_their_mean_and_spread() -> None:
 @pytest.mark.parametrize("value", [0.1, 0.0, 1e-320, 1.7e9 + 0.3])
 def test_a_value_that_is_always_the_same_has_scale_one(value: float) -> None:
     """The standard deviation of forty times 0.1 is not 0 but 1e-17."""
-    head = ClassifierSettings("regression").head_config(["v"], values(*[value] * 40), 8)
+    head = HeadSettings("regression").head_config(["v"], values(*[value] * 40), 8)
     assert head.scale == (1.0,)
 
 
 def test_values_too_large_to_be_squared_are_refused() -> None:
     with pytest.raises(DataError, match="too large"):
-        ClassifierSettings("regression").head_config(["v"], values(1e307, -1e308, 5e307), 8)
+        HeadSettings("regression").head_config(["v"], values(1e307, -1e308, 5e307), 8)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_values_too_large_to_be_squared_are_refused() -> None:
 )
 def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
     with pytest.raises(UsageError):
-        ClassifierSettings(**settings)
+        HeadSettings(**settings)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_named_parameters_are_all_that_trains(
 
 def test_texts_without_any_label_are_refused() -> None:
     with pytest.raises(DataError, match="no text has any label"):
-        ClassifierSettings("multi-label").head_config([], [Message("one", ())], 8)
+        HeadSettings("multi-label").head_config([], [Message("one", ())], 8)
 
 
 def test_labels_of_the_data_that_were_not_named_are_told() -> None:
     texts = [Message("x", "ham"), Message("y", "eggs")]
     with pytest.raises(DataError, match="eggs"):
-        ClassifierSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
-    named = ClassifierSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
+        HeadSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
+    named = HeadSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
     assert named.labels == ("spam", "ham") and named.name == "kind"

@@ -83,7 +83,7 @@ def run(base: Path, split: Split, out: Path, config=CONFIG, heads=HEADS, **more)
     """(the classifier, its history, the numbers it ended with by name)"""
     out.mkdir(exist_ok=True)
     classifier = fresh(base, heads)
-    history = finetune(classifier, split, config, out, quiet=True, say=lambda x: None, **more)
+    history = finetune(classifier, split, config, out, **more)
     return classifier, history, read_tensors(out / "last.safetensors", "gpt2-classifier 3")[1]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from said import listen
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import set_trainable
@@ -43,7 +44,7 @@ def split() -> Split:
 def run(base: Path, split: Split, out: Path, config: TrainConfig = CONFIG, **settings):
     out.mkdir()
     classifier = Classifier.on_base(base, ["ham", "spam"], seed=config.seed, **settings)
-    history = finetune(classifier, split, config, out, quiet=True, say=lambda line: None)
+    history = finetune(classifier, split, config, out)
     return classifier, history
 
 
@@ -174,9 +175,9 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(
 def test_messages_that_are_cut_are_counted(tiny_checkpoint: Path, capsys) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], max_tokens=4)
     set_trainable(classifier.model)
-    said: list[str] = []
+    said = listen()
     messages = [Message("the", "ham"), Message("the house at ten", "spam")]
-    to_labelled(classifier, messages, say=said.append)
+    to_labelled(classifier, messages)
     assert said == ["1 of 2 messages are longer than 4 tokens and were cut"]
 
 

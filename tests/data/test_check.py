@@ -167,8 +167,8 @@ def test_remarks_stand_before_the_verdict(tmp_path: Path) -> None:
 def by_load_and_split(path: Path, on_error: str) -> bool:
     """The truth: what training does first."""
     try:
-        messages = load_messages(path, on_error=on_error, say=lambda text: None)
-        split_messages(messages, on_error=on_error, say=lambda text: None)
+        messages = load_messages(path, on_error=on_error)
+        split_messages(messages, on_error=on_error)
     except DataError:
         return False
     return True

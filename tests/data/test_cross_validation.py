@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 from made_messages import OTHERS, fingerprint, made_up, parts, with_twins
+from said import listen
 
 from gpt2_from_scratch.data.messages import Message, count_labels, load_messages, load_sms_spam
 from gpt2_from_scratch.data.near_duplicates import has_twin, twin_groups
@@ -94,9 +95,9 @@ def test_what_cannot_be_cut():
     contradiction = [*with_twins(), Message(with_twins()[0].text, "eggs")] + made_up()
     with pytest.raises(DataError, match="one text, two labels"):
         folds(contradiction, 5)
-    said: list[str] = []
+    said = listen()
     eggs = [Message(f"{m.text} {m.text}", "eggs") for m in with_twins(90, 30)]
-    assert len(folds(contradiction + eggs, 5, on_error="skip", say=said.append)) == 5
+    assert len(folds(contradiction + eggs, 5, on_error="skip")) == 5
     assert len(said) == 1
 
 

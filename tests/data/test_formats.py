@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import listen
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.data.formats import TASKS, label_names, load_examples, write_examples
@@ -56,8 +57,8 @@ def test_classification_is_load_messages(tmp_path: Path):
     assert load_examples("demo") == load_messages() == load_examples("demo", "classification")
     (tmp_path / "a.tsv").write_text("words\tclass\na\tx\n\ty\nb\tz\n", "latin-1")
     options = {"text_column": "words", "label_column": "class", "encoding": "latin-1"}
-    told: list[str] = []
-    found = load_examples(tmp_path / "a.tsv", on_error="skip", say=told.append, **options)
+    told = listen()
+    found = load_examples(tmp_path / "a.tsv", on_error="skip", **options)
     assert found == [Message("a", "x"), Message("b", "z")] and "line 3" in told[0]
     assert len(load_examples(tmp_path / "a.tsv", keep_empty=True, **options)) == 3
 
@@ -183,8 +184,8 @@ def test_json_labels_that_are_none(tmp_path: Path, task: str, label: str, what: 
     raw = row.format(good) + row.format(label) + row.format(good)
     message = refused(tmp_path / "a.jsonl", raw, task)
     assert "a.jsonl, line 2: " in message and what in message and "--on-error skip" in message
-    told: list[str] = []
-    assert len(load(tmp_path / "a.jsonl", raw, task, on_error="skip", say=told.append)) == 2
+    told = listen()
+    assert len(load(tmp_path / "a.jsonl", raw, task, on_error="skip")) == 2
     assert len(told) == 1 and what in told[0] and "line 2" in told[0]
 
 
@@ -215,8 +216,8 @@ def test_texts_that_are_empty_or_none(tmp_path: Path, task: str):
 
 def test_blank_lines_of_a_text(tmp_path: Path):
     assert "line 2: the text is empty" in refused(tmp_path / "a.txt", "one\n\ntwo\n", "language")
-    told: list[str] = []
-    found = load(tmp_path / "a.txt", "one\n\ntwo\n", "language", on_error="skip", say=told.append)
+    told = listen()
+    found = load(tmp_path / "a.txt", "one\n\ntwo\n", "language", on_error="skip")
     assert [m.text for m in found] == ["one", "two"] and "1 of 3 rows" in told[0]
     assert len(load(tmp_path / "a.txt", "one\n\ntwo\n", "language", keep_empty=True)) == 3
 
@@ -224,8 +225,8 @@ def test_blank_lines_of_a_text(tmp_path: Path):
 def test_faults_of_words_and_questions_are_faults_here(tmp_path: Path):
     raw = "a\tO\n\nword\n\nb\tO\n"
     assert "a.bio, line 3: " in refused(tmp_path / "a.bio", raw, "token-classification")
-    told: list[str] = []
-    found = load(tmp_path / "a.bio", raw, "token-classification", on_error="skip", say=told.append)
+    told = listen()
+    found = load(tmp_path / "a.bio", raw, "token-classification", on_error="skip")
     assert [m.text for m in found] == ["a", "b"] and "1 of 3 rows" in told[0]
     question = {"id": "x7", "question": "Who?", "answers": []}
     data = {"data": [{"paragraphs": [{"context": "Nobody", "qas": [question]}]}]}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from said import listen
 
 from gpt2_from_scratch.data.messages import (
     Message,
@@ -374,8 +375,8 @@ def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
 
 def test_faulty_rows_are_left_out_and_told(tmp_path):
     (tmp_path / "m.csv").write_bytes(FAULTY)
-    said = []
-    found = load_messages(tmp_path / "m.csv", on_error="skip", say=said.append)
+    said = listen()
+    found = load_messages(tmp_path / "m.csv", on_error="skip")
     assert found == [Message(text, "ham") for text in ("one", "two", "three")]
     (told,) = said
     assert told.startswith(
@@ -390,22 +391,22 @@ def test_faulty_rows_are_left_out_and_told(tmp_path):
 
 def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
     write_messages(tmp_path / "m.csv", [Message("a", "ham")])
-    said = []
+    said = listen()
     for on_error in ("stop", "skip"):
-        load_messages(tmp_path / "m.csv", on_error=on_error, say=said.append)
+        load_messages(tmp_path / "m.csv", on_error=on_error)
     assert said == []
 
 
 def test_skipping_what_is_all_faulty(tmp_path):
     (tmp_path / "m.csv").write_text("label,text\nham\n")
     with pytest.raises(DataError, match="holds no messages"):
-        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+        load_messages(tmp_path / "m.csv", on_error="skip")
 
 
 def test_a_quote_left_open_is_never_skipped(tmp_path):
     (tmp_path / "m.csv").write_text('label,text\nham,a\nham,"b\nham,c\n')
     with pytest.raises(DataError, match="line 3: .*is a quote left open"):
-        load_messages(tmp_path / "m.csv", on_error="skip", say=lambda text: None)
+        load_messages(tmp_path / "m.csv", on_error="skip")
 
 
 def test_empty_texts_may_be_kept(tmp_path):
@@ -449,12 +450,12 @@ def test_halves_of_characters_can_be_written_again(tmp_path):
 def test_numbers_stay_the_rows_own(tmp_path, suffix):
     raw = b"text\none\n\xff\nthree\n" if suffix == "csv" else b"one\n\xff\nthree\n"
     (tmp_path / f"t.{suffix}").write_bytes(raw)
-    said = []
+    said = listen()
     path = tmp_path / f"t.{suffix}"
-    assert list(read_texts(path, on_error="skip", say=said.append)) == [(1, "one"), (3, "three")]
+    assert list(read_texts(path, on_error="skip")) == [(1, "one"), (3, "three")]
     assert "1 of 3 rows" in said[0]
     lines = raw.splitlines(keepends=True)
-    found = lines_of(lines[-3:], "it", on_error="skip", say=said.append)
+    found = lines_of(lines[-3:], "it", on_error="skip")
     assert list(found) == [(1, "one"), (3, "three")]
 
 

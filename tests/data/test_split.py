@@ -6,13 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 from made_messages import KINDS, OTHERS, PLACES, fingerprint, made_up, parts, with_twins
+from said import listen
 
-from gpt2_from_scratch.data.messages import (
-    Message,
-    count_labels,
-    load_messages,
-    load_sms_spam,
-)
+from gpt2_from_scratch.data.messages import Message, count_labels, load_messages, load_sms_spam
 from gpt2_from_scratch.data.near_duplicates import has_twin, masked, twin_groups
 from gpt2_from_scratch.data.split import deal, split_messages, texts_with_two_labels
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -140,8 +136,8 @@ def test_contradictions_are_counted_and_the_first_told():
 
 
 def test_contradictions_are_left_out_and_told():
-    said = []
-    split = split_messages(with_contradictions(7), on_error="skip", say=said.append)
+    said = listen()
+    split = split_messages(with_contradictions(7), on_error="skip")
     unclear = {f"see you at {n}" for n in range(7)}
     found = Counter(m for part in parts(split) for m in part)
     assert found == Counter(m for m in made_up() if m.text not in unclear)
@@ -208,8 +204,8 @@ def test_other_labels_that_contradict(labels):
     wrong = [Message("see you at 0", labels[1]), Message("see you at 1", labels[0])]
     with pytest.raises(DataError, match=r"one text, two labels \[.*: 'see you at 0'"):
         split_messages(messages + wrong)
-    told: list[str] = []
-    split = split_messages(messages + wrong, on_error="skip", say=told.append)
+    told = listen()
+    split = split_messages(messages + wrong, on_error="skip")
     assert {m.text for part in parts(split) for m in part} == {m.text for m in messages[2:]}
     found = texts_with_two_labels(messages + wrong)
     both = sorted(labels[:2], key=str)

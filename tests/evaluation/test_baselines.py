@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from said import listen
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -136,16 +137,16 @@ def test_the_numbers_published_in_the_readme(sms_file) -> None:
 def test_texts_without_features_leave_a_baseline_out() -> None:
     """Words of one letter are none to scikit-learn, which raises for a vocabulary of none."""
     some = messages([("a", "x"), ("b c", "y")] * 5)
-    said: list[str] = []
-    kinds = [b.kind for b in fit_baselines(Split(some, some, some), ["x", "y"], say=said.append)]
+    said = listen()
+    kinds = [b.kind for b in fit_baselines(Split(some, some, some), ["x", "y"])]
     assert "bag of words" not in kinds and "TF-IDF of characters, 2 to 5" in kinds
     assert [line for line in said if line.startswith("bag of words is left out")]
 
 
 def test_training_texts_of_one_label_leave_logistic_regression_out() -> None:
     one, both = messages([("good dog", "x")] * 5), messages([("good dog", "x"), ("bad cat", "y")])
-    said: list[str] = []
-    found = list(fit_baselines(Split(one, both, both), ["x", "y"], say=said.append))
+    said = listen()
+    found = list(fit_baselines(Split(one, both, both), ["x", "y"]))
     assert [baseline.kind for baseline in found] == ["commonest label", "length alone"]
     for kind in VECTORIZERS:
         assert f"{kind} is left out: all training texts are of one label" in said
@@ -155,7 +156,7 @@ def test_training_texts_of_one_label_leave_logistic_regression_out() -> None:
 
 def test_a_class_that_training_lacks_gets_nothing() -> None:
     some = messages([("good dog", "x"), ("bad cat", "y")] * 5)
-    for found in fit_baselines(Split(some, some, some), ["w", "x", "y"], say=quietly):
+    for found in fit_baselines(Split(some, some, some), ["w", "x", "y"]):
         shares = found.probabilities(["good dog", "bad cat"])
         assert shares[:, 0].tolist() == [0, 0]
         np.testing.assert_allclose(shares.sum(axis=1), 1)
@@ -235,6 +236,6 @@ def test_a_regex_is_grown_by_the_best_part_at_each_step(demo: Split) -> None:
 def test_no_regex_of_three_labels_or_where_none_helps() -> None:
     same = messages([("the same", "a"), ("the same", "b")] * 4)
     for labels in (["a", "b"], ["a", "b", "c"]):
-        said: list[str] = []
+        said = listen()
         assert fit_regex(Split(same, same, []), labels, said.append) is None
         assert said[0].startswith("one regex is left out")

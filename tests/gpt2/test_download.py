@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import read_only_folder
+from said import listen
 from write_bundle import index_bytes, random_gpt2, write_random_gpt2
 
 from gpt2_from_scratch.errors import CheckpointError, DownloadError, ResourceError, UsageError
@@ -184,7 +185,7 @@ def test_a_wrong_file_in_its_place_is_set_aside(server, file, tmp_path):
     target, bad, said = tmp_path / "a.bin", tmp_path / "a.bin.bad", []
     bad.write_bytes(b"of another time")
     target.write_bytes(CONTENT[:-1] + b"?")
-    fetch.fetch(file, target, manners=near(server), say=said.append)
+    fetch.fetch(file, target, manners=near(server))
     assert target.read_bytes() == CONTENT
     assert bad.read_bytes() == CONTENT[:-1] + b"?"
     assert said == [f"{target} was not what it should be; it is now a.bin.bad"]
@@ -642,7 +643,7 @@ def test_a_model_is_fetched_and_checked(server, tiny_model, tmp_path, monkeypatc
     assert len(list(folder.iterdir())) == len(server.asked) == 5
     out, err = capsys.readouterr()
     assert out == "" and err.count("checked") == 5
-    said: list[str] = []
+    said = listen()
     download.download_model("355M", folder, said.append)
     assert len(server.asked) == 5 and len(said) == 5
 
@@ -721,7 +722,7 @@ def test_openais_own_files_are_right_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
     for file in download.model_files("124M")[:4]:
         (tmp_path / file.name).write_bytes((SHARED / "openai_124M" / file.name).read_bytes())
-    said: list[str] = []
+    said = listen()
     with pytest.raises(DownloadError, match="497,759,232 bytes, md5 f48b9cf1a525a603"):
         download.download_model("124M", tmp_path, said.append)
     assert [line.split(": ")[0] for line in said] == [
@@ -788,8 +789,8 @@ def test_a_wrong_collection_is_set_aside(server, sms):
     server.files["/sms.zip"] = zip_of({"SMSSpamCollection": SMS})
     sms.parent.mkdir(parents=True)
     sms.write_bytes(b"my own")
-    said: list[str] = []
-    download.download_sms_spam(say=said.append)
+    said = listen()
+    download.download_sms_spam()
     assert sms.read_bytes() == SMS
     assert sms.with_name("SMSSpamCollection.bad").read_bytes() == b"my own"
     assert len(said) == 1

@@ -16,10 +16,11 @@ from torch.func import functional_call
 from gpt2_from_scratch.classifier.freezing import set_trainable, trainable_names
 from gpt2_from_scratch.classifier.heads import class_logits, replace_head
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.gpt2.config import MATRICES, SIZES, GPT2Config, LoRAConfig, from_json
+from gpt2_from_scratch.gpt2.config import MATRICES, SIZES, GPT2Config, LoRAConfig
 from gpt2_from_scratch.gpt2.lora import LoRALinear, add_lora, lora_names, merge_lora, unmerge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.speed.partial_blocks import is_plain
+from gpt2_from_scratch.storage.settings import from_json
 
 IDS = torch.randint(277, (3, 9), generator=torch.Generator().manual_seed(4))
 LENGTHS = torch.tensor([9, 1, 5])

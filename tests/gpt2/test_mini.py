@@ -91,9 +91,7 @@ def words_of(text: str) -> list[str]:
 def test_the_main_job(tmp_path: Path) -> None:
     """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
     config = TrainConfig(epochs=3, seed=1)
-    run, classifier, scores = train_classifier(
-        "mini", "demo", tmp_path / "run", config, quiet=True, say=lambda line: None
-    )
+    run, classifier, scores = train_classifier("mini", "demo", tmp_path / "run", config)
     assert scores.interval[0] > 0.5  # better than chance, with its whole interval
     again = Classifier.load(run)
     texts = ["Claim your prize now", "see you at six"]

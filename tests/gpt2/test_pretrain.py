@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from said import listen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2_from_scratch import errors
@@ -178,8 +179,8 @@ def test_weights_on_disk_may_be_halves(corpus, tmp_path):
 
 
 def test_it_tells_what_it_does(corpus, tmp_path):
-    said: list[str] = []
-    run(corpus, tmp_path, say=said.append)
+    said = listen()
+    run(corpus, tmp_path)
     sources, held_out = encode_corpus(corpus, Tokenizer(tmp_path), {}, 0.5, CONFIG.seed)
     tokens = sum(len(source.tokens) for source in sources)
     assert said[0] == f"learning 300 tokens from {corpus}"
@@ -214,9 +215,9 @@ def interrupt_at(step: int):
 def test_an_interrupted_run_ends_as_an_unbroken_one(corpus, tmp_path):
     config = replace(CONFIG, save_every=2)
     unbroken = run(corpus, tmp_path / "unbroken", config)
-    for step in (2, 4):
+    for _ in (2, 4):
         with pytest.raises(Interrupted):
-            run(corpus, tmp_path / "broken", config, resume=True, say=interrupt_at(step))
+            run(corpus, tmp_path / "broken", config, resume=True)
     resumed = run(corpus, tmp_path / "broken", config, resume=True)
     assert_equal_to_the_bit(resumed, unbroken)
     assert curve(tmp_path / "broken") == curve(tmp_path / "unbroken")

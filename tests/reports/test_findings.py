@@ -110,10 +110,7 @@ SMALL = {
 LOPSIDED = scored(answers(300, 15))
 LOPSIDED = replace(
     LOPSIDED,
-    classes=[
-        ClassScores("ham", 0.95, 0.95, 0.95, 150),
-        ClassScores("spam", 0.95, 0.8, 0.87, 150),
-    ],
+    classes=[ClassScores("ham", 0.95, 0.95, 0.95, 150), ClassScores("spam", 0.95, 0.8, 0.87, 150)],
 )
 OTHER_SIDE = replace(
     LOPSIDED,

@@ -13,6 +13,8 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from said import listen
+
 from gpt2_from_scratch.data.messages import Message, load_sms_spam
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -132,14 +134,13 @@ def larger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_trace_equals_that_of_a_plain_loop(
     larger_checkpoint: Path, messages: list[Message]
 ) -> None:
-    lines: list[str] = []
+    lines = listen()
     _, ours = lecture(
         load_gpt2(larger_checkpoint),
         Tokenizer(larger_checkpoint),
         lecture_split(messages),
         base="random",
-        say=lines.append,
-    )
+        )
     plain = plain_lecture(larger_checkpoint, messages)
     torch.testing.assert_close(
         torch.tensor(ours.check_logits), torch.tensor(plain.check_logits), atol=1e-5, rtol=0
@@ -170,8 +171,7 @@ def test_the_order_of_passes_matters(larger_checkpoint: Path, messages: list[Mes
             split,
             base="random",
             seed=seed,
-            say=lambda line: None,
-        )[1]
+            )[1]
         for seed in (123, 124)
     ]
     assert traces[0].losses != traces[1].losses
@@ -185,8 +185,7 @@ def test_the_classifier_reads_the_last_position(
         Tokenizer(larger_checkpoint),
         lecture_split(messages),
         base="random",
-        say=lambda line: None,
-    )
+        )
     description = classifier.description
     assert description.pooling == "last_position" and description.pad_to == description.max_tokens
     split = lecture_split(messages)
@@ -255,8 +254,7 @@ def test_before_training_only_the_head_is_random(
             Tokenizer(larger_checkpoint),
             lecture_split(messages),
             base="random",
-            say=lambda line: None,
-        )
+            )
     pretrained = load_gpt2(larger_checkpoint).state_dict()
     assert seen.keys() - pretrained.keys() == {"head.bias"}
     for name, value in pretrained.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from said import listen
 from tiny import Halved, write_checkpoint
 from torch import Tensor, nn
 
@@ -95,13 +96,7 @@ def test_training_equals_the_plain_loop(
     )
     (tmp_path / "run").mkdir()
     history = finetune(
-        ours,
-        split,
-        config,
-        tmp_path / "run",
-        quiet=True,
-        say=lambda line: None,
-        store=FeatureStore(tmp_path / "store"),
+        ours, split, config, tmp_path / "run", store=FeatureStore(tmp_path / "store")
     )
     losses, _ = plain_training(plain, split, config)
     for number, epoch in enumerate(history):
@@ -128,7 +123,7 @@ def test_so_are_the_gradients(base: Path, split: Split, pooling: str, n_last_blo
     ours, plain = (Classifier.on_base(base, ["ham", "spam"], pooling=pooling) for _ in range(2))
     _, expected = plain_training(plain, split, config)
     set_trainable(ours.model, n_last_blocks)
-    texts = ours.texts(ours.encode([m.text for m in split.train])[0], say=lambda line: None)
+    texts = ours.texts(ours.encode([m.text for m in split.train])[0])
     order = epoch_order(len(split.train), 5, 1).tolist()
     labels = torch.tensor([int(split.train[n].label == "spam") for n in order])
     F.cross_entropy(ours.batch_logits(texts, order), labels).backward()
@@ -159,11 +154,11 @@ def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
 
 
 def test_it_switches_itself_off_and_says_why(base: Path) -> None:
-    said: list[str] = []
+    said = listen()
 
     def depth_of(classifier: Classifier) -> int:
         said.clear()
-        texts = classifier.texts([[1, 2], [3]], say=said.append)
+        texts = classifier.texts([[1, 2], [3]])
         assert isinstance(texts, Features if texts.depth else Embedded)
         return texts.depth
 
@@ -198,10 +193,7 @@ def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
         classifier.model.blocks[n].mlp = Halved(classifier.model.blocks[n].mlp)
         assert frozen_depth(classifier.model)[0] == min(n, 2)
         expected = torch.cat([classifier.model(torch.tensor([ids]))[:, -1] for ids in encoded])
-        for found in (
-            classifier.logits(encoded),
-            classifier.all_logits(classifier.texts(encoded, say=lambda line: None)),
-        ):
+        for found in (classifier.logits(encoded), classifier.all_logits(classifier.texts(encoded))):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
             assert (found - plain).abs().max() > 1e-3
 
@@ -235,16 +227,16 @@ def test_a_second_run_computes_nothing_and_other_depths_keep_theirs(
     monkeypatch.setattr(Trunk, "__call__", counted)
     kinds = [(2, torch.float32), (1, torch.float32), (2, torch.bfloat16)]
     first = [
-        Features(
-            Trunk(model, d, t), texts, dtype=t, store=FeatureStore(tmp_path), say=lambda line: None
-        ).batch([0, 1, 2])[0]
+        Features(Trunk(model, d, t), texts, dtype=t, store=FeatureStore(tmp_path)).batch([0, 1, 2])[
+            0
+        ]
         for d, t in kinds
     ]
     assert computed == kinds
     for (d, t), expected in zip(kinds, first, strict=True):
-        said: list[str] = []
-        store = FeatureStore(tmp_path, say=said.append)
-        again = Features(Trunk(model, d, t), texts, dtype=t, store=store, say=said.append)
+        said = listen()
+        store = FeatureStore(tmp_path)
+        again = Features(Trunk(model, d, t), texts, dtype=t, store=store)
         assert torch.equal(again.batch([0, 1, 2])[0], expected)
         assert "3 distinct texts from the cache, 0 computed" in said[0]
     assert computed == kinds

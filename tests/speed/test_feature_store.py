@@ -67,8 +67,8 @@ def check(found: Features, model: GPT2, texts: list[list[int]]) -> None:
 def run(model: GPT2, folder: Path, texts: list = TEXTS, limit: float | None = None) -> tuple:
     """Features that are right, what their store has said, and what they have said themselves."""
     said, lines = list[str](), list[str]()
-    store = FeatureStore(folder, limit, say=said.append)
-    found = Features(Trunk(model, 2), texts, store=store, say=lines.append)
+    store = FeatureStore(folder, limit)
+    found = Features(Trunk(model, 2), texts, store=store)
     check(found, model, texts)
     return found, said, lines
 
@@ -97,7 +97,7 @@ def test_what_is_saved_is_found_to_the_bit(tmp_path: Path, dtype: torch.dtype) -
     saving.save("other", made([1]))
     assert len(files(folder)) == 3  # what is saved twice is there once
     (folder / "space" / "gone.safetensors").symlink_to("nowhere")  # removed since it was listed
-    for store in (saving, FeatureStore(folder, say=pytest.fail)):
+    for store in (saving, FeatureStore(folder)):
         assert found_in(store.find("space", both), both) == both.keys()
         assert found_in(store.find("space", second), both) == second.keys()
         assert store.find("space", made([4])) == store.find("third", first) == []
@@ -107,7 +107,7 @@ def test_what_is_saved_is_found_to_the_bit(tmp_path: Path, dtype: torch.dtype) -
 def test_the_command(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture) -> None:
     monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path))
     monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE_GB", "3")
-    store = FeatureStore(say=pytest.fail)
+    store = FeatureStore()
     for space, n, second in (("a", 5, 3e8), ("b", 0, 1e8), ("b", 10, 2e8)):
         path = store.save(space, made([n], tokens=50_000)).path
         os.utime(path, (second, second))
@@ -138,7 +138,7 @@ def test_damaged_shards_are_computed_again(tiny_gpt2: GPT2, tmp_path: Path) -> N
 @pytest.mark.parametrize("part", ["states", "keys", "ends"])
 def test_whichever_bit_flips_nothing_wrong_is_found(tmp_path: Path, part: str) -> None:
     said, texts = list[str](), made(range(3))
-    store = FeatureStore(tmp_path, say=said.append)
+    store = FeatureStore(tmp_path)
     raw = (path := store.save("space", texts).path).read_bytes()
     head = 8 + int.from_bytes(raw[:8], "little")
     for place in range(*(head + n for n in json.loads(raw[8:head])[part]["data_offsets"])):
@@ -167,7 +167,7 @@ def test_kill_9_leaves_whole_shards_and_temporary_files(tmp_path: Path) -> None:
     assert elsewhere(is_killed_often, tmp_path).communicate(timeout=60)[0] == ""
     left, whole = files(tmp_path, ".tmp"), files(tmp_path)
     assert left, "not once was it killed in the middle"
-    store = FeatureStore(tmp_path, say=pytest.fail)
+    store = FeatureStore(tmp_path)
     shards = store.find("space", {b"%032d" % n for n in range(800)})
     assert [shard.path for shard in shards] == whole
     texts = made((int(k) for shard in shards for k in shard.places), tokens=100_000)
@@ -183,7 +183,7 @@ def shares(folder: str, seed: str) -> None:
     """Find and save by turns what the other process finds and saves too."""
     draw = random.Random(seed)
     for first in draw.choices(range(5), k=30):
-        texts, store = made(range(first, first + 4)), FeatureStore(Path(folder), say=pytest.fail)
+        texts, store = made(range(first, first + 4)), FeatureStore(Path(folder))
         found_in(store.find("space", texts), texts)
         assert found_in([store.save("space", texts)], texts) == texts.keys()
 
@@ -242,7 +242,7 @@ def test_shards_used_longest_ago_go_first_and_those_in_use_never(tmp_path: Path)
     paths = [FeatureStore(tmp_path).save("ab"[n % 2], texts[n]).path for n in range(5)]
     for path, hours in zip(paths, [4, 1, 5, 3, 2], strict=True):
         os.utime(path, (time.time() - 3600 * hours,) * 2)
-    store = FeatureStore(tmp_path, limit=5.5 * 32e3, say=said.append)
+    store = FeatureStore(tmp_path, limit=5.5 * 32e3)
     assert found_in(store.find("a", texts[2]), texts[2])  # the oldest, but used just now:
     assert time.time() - 60 < paths[2].stat().st_mtime
     for n, left in ((5, {1, 2, 3, 4, 5}), (6, {1, 2, 4, 5, 6}), (7, {1, 2, 5, 6, 7})):
@@ -300,8 +300,8 @@ def reads_much(folder: str) -> None:
     """Read in random order; print what memory was taken at most: before, and now."""
     features.HELD, status = 50e6, Path("/proc/self/status")
     print(status.read_text())
-    store, draw = FeatureStore(Path(folder), say=pytest.fail), random.Random(1)
-    found = Features(NO_TRUNK, [[n] for n in range(5000)], store=store, say=lambda line: None)
+    store, draw = FeatureStore(Path(folder)), random.Random(1)
+    found = Features(NO_TRUNK, [[n] for n in range(5000)], store=store)
     for _ in range(250):
         found.batch(draw.sample(range(5000), 20))
     print(status.read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from folders import read_only_folder
+from said import listen
 
 from gpt2_from_scratch.errors import ResourceError, UsageError
 from gpt2_from_scratch.storage.files import locked
@@ -61,9 +62,9 @@ def holder(lock: Path):
 
 
 def test_it_leaves_nothing_behind(lock):
-    said: list[str] = []
+    said = listen()
     for _ in range(2):
-        with locked(lock, wait=False, say=said.append):
+        with locked(lock, wait=False):
             assert lock.exists()
         assert not lock.exists()
     assert said == []
@@ -79,31 +80,31 @@ def test_the_file_is_removed_while_it_is_held(lock, monkeypatch):
         release(self, *arguments, **more)
 
     monkeypatch.setattr(FileLock, "release", look_and_release)
-    with locked(lock, wait=False, say=print):
+    with locked(lock, wait=False):
         pass
     assert there[0] is False
 
 
 def test_an_error_frees_it(lock):
-    with pytest.raises(ZeroDivisionError), locked(lock, wait=False, say=print):
+    with pytest.raises(ZeroDivisionError), locked(lock, wait=False):
         1 / 0  # noqa: B018
-    with locked(lock, wait=False, say=print):
+    with locked(lock, wait=False):
         pass
     assert not lock.exists()
 
 
 def test_who_does_not_wait_is_told(lock, holder, tmp_path):
     with pytest.raises(UsageError, match=f"another process is at work in {tmp_path}; "):
-        with locked(lock, wait=False, say=pytest.fail):
+        with locked(lock, wait=False):
             pytest.fail("two hold it")
     assert lock.exists()
 
 
 def test_who_waits_is_told_once_and_gets_it(lock, holder, tmp_path):
-    said: list[str] = []
+    said = listen()
     timer = threading.Timer(0.3, lambda: holder.communicate("go on\n"))
     timer.start()
-    with locked(lock, wait=True, say=said.append):
+    with locked(lock, wait=True):
         timer.join()
         assert holder.returncode == 0
     assert said == [f"another process is at work in {tmp_path}; waiting for it to end"]
@@ -114,18 +115,18 @@ def test_a_killed_holder_holds_nothing(lock, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert lock.exists()
-    with locked(lock, wait=False, say=pytest.fail):
+    with locked(lock, wait=False):
         pass
     assert not lock.exists()
 
 
 def test_threads_exclude_each_other_too(lock):
-    with locked(lock, wait=True, say=print):
+    with locked(lock, wait=True):
         errors: list[Exception] = []
 
         def enter() -> None:
             try:
-                with locked(lock, wait=False, say=print):
+                with locked(lock, wait=False):
                     pass
             except UsageError as error:
                 errors.append(error)
@@ -151,12 +152,12 @@ def test_no_two_processes_hold_it_though_the_file_comes_and_goes(lock, tmp_path)
 def test_no_folder_to_make_it_in(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="lock cannot be made"):
-        with locked(tmp_path / "file" / ".a.lock", wait=True, say=print):
+        with locked(tmp_path / "file" / ".a.lock", wait=True):
             pass
 
 
 def test_a_folder_that_cannot_be_written():
     with read_only_folder() as folder:
         with pytest.raises(ResourceError, match="Permission denied"):
-            with locked(folder / ".a.lock", wait=True, say=print):
+            with locked(folder / ".a.lock", wait=True):
                 pass

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from said import listen
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message, load_messages, write_messages
 from gpt2_from_scratch.data.near_duplicates import has_twin
@@ -68,9 +69,7 @@ def compared(
 ) -> tuple[Path, Scoreboard, list[str]]:
     """The folder of a comparison on two splits, its scoreboard, what was said."""
     out, said = tmp_path_factory.mktemp("compared"), []
-    board = compare(
-        tiny_checkpoint, table, config=CONFIG, seeds=[1, 2], out=out, quiet=True, say=said.append
-    )
+    board = compare(tiny_checkpoint, table, config=CONFIG, seeds=[1, 2], out=out)
     return out, board, said
 
 
@@ -107,9 +106,7 @@ def test_answers_are_to_the_split_that_train_makes(
 ) -> None:
     out, board, _ = compared
     config = TrainConfig(epochs=2, lr=0.005, seed=2)
-    _, _, scores = train_classifier(
-        tiny_checkpoint, table, tmp_path / "run", config, cache=False, quiet=True, say=quietly
-    )
+    _, _, scores = train_classifier(tiny_checkpoint, table, tmp_path / "run", config, cache=False)
     ours = next(row for row in board.rows if row.name == names[-1])
     assert ours.accuracies[1] == scores.accuracy
     split = split_messages(load_messages(table), seed=2)
@@ -145,7 +142,7 @@ def test_what_is_said_is_on_one_line(tmp_path: Path) -> None:
     some, said = [Message("a", "ham"), Message("b", "spam")], []
     fits = {"evil": lambda: Baseline("evil: h\na\x1b[2Jm", even), "x\ny": lambda: None}
     match = contest.Contest("seed 1", some, some, None, fits)
-    contest.play([match], ["ham", "spam"], tmp_path, quiet=True, say=said.append)
+    contest.play([match], ["ham", "spam"], tmp_path)
     assert said[0].startswith("seed 1, evil: h a\ufffd[2Jm: 50.00 %  (1 of 2; ")
     assert said[1] == "seed 1, x y: left out"
 
@@ -183,26 +180,17 @@ def test_an_interrupted_comparison_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(compare_module, "fit_finetuned", interrupt)
         with pytest.raises(Interrupted, match="the same command goes on"):
-            compare(tiny_checkpoint, table, quick=True, say=quietly, **options)
-    said: list[str] = []
+            compare(tiny_checkpoint, table, quick=True, **options)
+    said = listen()
     monkeypatch.setattr(compare_module, "fit_frozen", interrupt)  # it is finished
-    board = compare(tiny_checkpoint, table, quick=True, say=said.append, **options)
+    board = compare(tiny_checkpoint, table, quick=True, **options)
     assert [line.split(":")[0] for line in said] == [f"seed 1, {board.ours}"]
     assert len(board.rows) == 6  # commonest, length, words, frozen, ours and their mean
 
 
 def test_folds_test_every_text_once(tiny_checkpoint: Path, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    board = compare(
-        tiny_checkpoint,
-        table,
-        config=CONFIG,
-        n_folds=3,
-        quick=True,
-        out=out,
-        quiet=True,
-        say=quietly,
-    )
+    board = compare(tiny_checkpoint, table, config=CONFIG, n_folds=3, quick=True, out=out)
     assert board.splits == ("fold 1", "fold 2", "fold 3")
     tested = [
         t
@@ -217,11 +205,11 @@ def test_what_makes_no_sense_is_refused(table: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"seeds": [1], "n_folds": 3}, "not both"),
         ({"seeds": [1, 1]}, "twice"),
-        ({"settings": ClassifierSettings(task="span")}, "not for span"),
+        ({"settings": HeadSettings(task="span")}, "not for span"),
     ):
         with pytest.raises(UsageError, match=message):
             compare("mini", table, out=tmp_path / "out", **options)
-    settings = ClassifierSettings(labels="ham,egg")
+    settings = HeadSettings(labels="ham,egg")
     with pytest.raises(DataError, match="'spam' is none of ham, egg"):
         compare("mini", table, settings=settings, out=tmp_path / "out")
 
@@ -235,16 +223,12 @@ def runs(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("runs")
     for name, seed, blocks in (("one", 1, 1), ("two", 1, 2), ("other", 2, 1)):
         config = TrainConfig(epochs=1, lr=0.005, seed=seed, n_last_blocks=blocks)
-        train_classifier(
-            tiny_checkpoint, table, folder / name, config, cache=False, quiet=True, say=quietly
-        )
+        train_classifier(tiny_checkpoint, table, folder / name, config, cache=False)
     return folder
 
 
 def compare_them(runs: Path, names: list[str], model: Path, out: Path, said: list) -> Scoreboard:
-    return compare_runs.compare_runs(
-        [runs / name for name in names], model=model, out=out, quiet=True, say=said.append
-    )
+    return compare_runs.compare_runs([runs / name for name in names], model=model, out=out)
 
 
 def test_runs_are_held_against_the_first_and_baselines(
@@ -273,7 +257,7 @@ def test_runs_on_other_test_texts_are_refused(
 def test_without_the_runs_data_there_are_no_baselines(
     runs: Path, table: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    said = listen()
     raw = table.read_text("utf-8")
     try:
         table.write_text(raw + '"ham","one more text"\n', "utf-8")

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from gpt2_from_scratch.classifier.settings import ClassifierSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import Message, write_messages
 from gpt2_from_scratch.data.split import Split, split_messages
 from gpt2_from_scratch.gpt2.config import read_config
@@ -66,7 +66,7 @@ def states(model: GPT2, tokenizer: Tokenizer, part: list[Message]) -> np.ndarray
 def test_frozen_features_are_fitted_as_scikit_learn_does(
     finetuning: Finetuning, split: Split, tiny_checkpoint: Path
 ) -> None:
-    found = fit_frozen(finetuning, split, LABELS, say=quietly)
+    found = fit_frozen(finetuning, split, LABELS)
     model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
     train, val, test = (states(model, tokenizer, p) for p in (split.train, split.val, split.test))
     scaler = StandardScaler().fit(train)
@@ -101,21 +101,15 @@ def test_ours_is_what_train_makes(
 ) -> None:
     write_messages(tmp_path / "m.csv", messages)
     _, classifier, scores = train_classifier(
-        finetuning.model,
-        tmp_path / "m.csv",
-        tmp_path / "run",
-        CONFIG,
-        cache=False,
-        quiet=True,
-        say=quietly,
+        finetuning.model, tmp_path / "m.csv", tmp_path / "run", CONFIG, cache=False
     )
-    found = fit_finetuned(finetuning, split, LABELS, say=quietly)
+    found = fit_finetuned(finetuning, split, LABELS)
     texts = [m.text for m in split.test]
     shares = found.probabilities(texts)
     told = [classifier.predict([text])[0] for text in texts]
     expected = [[t.probabilities[label] for label in LABELS] for t in told if t]
     np.testing.assert_allclose(shares, expected, atol=1e-6)
-    turned = fit_finetuned(finetuning, split, LABELS[::-1], say=quietly).probabilities(texts)
+    turned = fit_finetuned(finetuning, split, LABELS[::-1]).probabilities(texts)
     np.testing.assert_allclose(turned[:, ::-1], shares, atol=1e-6)
     assert scores.total == len(texts)
     right = sum(LABELS[row.argmax()] == m.label for row, m in zip(shares, split.test, strict=True))
@@ -126,12 +120,12 @@ def test_random_weights_are_trained_as_ours_is(
     finetuning: Finetuning, split: Split, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     texts = [m.text for m in split.test]
-    found = fit_random(finetuning, split, LABELS, say=quietly)
+    found = fit_random(finetuning, split, LABELS)
     folder = random_twin(tiny_checkpoint, tmp_path / "twin", CONFIG.seed)
-    twin = fit_finetuned(replace(finetuning, model=folder), split, LABELS, say=quietly)
+    twin = fit_finetuned(replace(finetuning, model=folder), split, LABELS)
     np.testing.assert_allclose(found.probabilities(texts), twin.probabilities(texts))
     other = replace(finetuning, config=replace(CONFIG, seed=4))
-    other_shares = fit_random(other, split, LABELS, say=quietly).probabilities(texts)
+    other_shares = fit_random(other, split, LABELS).probabilities(texts)
     assert np.abs(found.probabilities(texts) - other_shares).max() > 1e-4
     assert found.name == f"GPT-2 {tiny_checkpoint.name} with random weights"
 
@@ -148,4 +142,4 @@ def test_random_weights_are_trained_as_ours_is(
     ],
 )
 def test_names_say_what_trains(config: dict, settings: dict, name: str) -> None:
-    assert Finetuning("mini", TrainConfig(**config), ClassifierSettings(**settings)).name == name
+    assert Finetuning("mini", TrainConfig(**config), HeadSettings(**settings)).name == name

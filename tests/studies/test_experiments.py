@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
-from gpt2_from_scratch.classifier.settings import ClassifierSettings
+from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.classifier.train import to_labelled
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import write_messages
@@ -51,14 +51,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     ]
     path = tmp_path_factory.mktemp("data") / "some.csv"
     write_messages(path, [*some[0], *some[1]])
-    return Plan("mini", str(path), (1, 2), CONFIG, ClassifierSettings())
+    return Plan("mini", str(path), (1, 2), CONFIG, HeadSettings())
 
 
 @pytest.fixture(scope="module")
 def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
     out = tmp_path_factory.mktemp("experiments")
     rows = [ROW["default"], ROW["head alone"]]
-    return out, run_experiments(plan, rows, out, jobs=1, say=lambda line: None)
+    return out, run_experiments(plan, rows, out, jobs=1)
 
 
 # --- rows ---
@@ -71,7 +71,7 @@ def test_every_row_of_the_book_is_there_once_or_said_not_to_be_run():
 
 def test_every_row_is_one_change_from_the_default():
     assert len({row.name for row in EVERY}) == len(EVERY) >= 16
-    base = TrainConfig(epochs=5), ClassifierSettings()
+    base = TrainConfig(epochs=5), HeadSettings()
     seen = {}
     for row in EVERY:
         changed = (row.changed(*base), row.random_weights, row.all_messages, row.extra)
@@ -102,13 +102,7 @@ def test_rows_are_chosen_by_name_or_kind():
 def test_the_default_row_is_what_train_does(plan: Plan, done, tmp_path: Path):
     _, results = done
     _, _, scores = train_classifier(
-        plan.model,
-        plan.data,
-        tmp_path / "run",
-        replace(CONFIG, seed=1),
-        balance=True,
-        quiet=True,
-        say=lambda line: None,
+        plan.model, plan.data, tmp_path / "run", replace(CONFIG, seed=1), balance=True
     )
     assert (results[0].row, results[0].seed) == ("default", 1)
     assert results[0].right.count("1") == scores.correct and len(results[0].right) == scores.total
@@ -128,7 +122,7 @@ def test_what_is_done_is_not_done_again(plan: Plan, done, tmp_path: Path, monkey
         lambda plan, row, seed: ran.append((row.name, seed)) or run_one(plan, row, seed),
     )
     rows = [ROW["default"], ROW["head alone"]]
-    found = run_experiments(plan, rows, again, jobs=1, say=lambda line: None)
+    found = run_experiments(plan, rows, again, jobs=1)
     assert ran == [(json.loads(lines[3])["row"], json.loads(lines[3])["seed"])]
     assert [(r.row, r.seed, r.right) for r in found] == [(r.row, r.seed, r.right) for r in results]
     assert read_results(again).keys() == read_results(out).keys()
@@ -139,9 +133,7 @@ def test_other_settings_are_refused_and_more_seeds_are_not(plan: Plan, done):
     other = replace(plan, config=replace(CONFIG, lr=1e-3))
     with pytest.raises(UsageError, match="other settings"):
         run_experiments(other, [ROW["default"]], out, jobs=1)
-    found = run_experiments(
-        replace(plan, seeds=(1,)), [ROW["default"]], out, jobs=1, say=lambda line: None
-    )
+    found = run_experiments(replace(plan, seeds=(1,)), [ROW["default"]], out, jobs=1)
     assert [r.seed for r in found] == [1]
 
 
@@ -160,12 +152,12 @@ def test_an_experiment_that_fails_leaves_its_row_out(plan: Plan, tmp_path: Path)
     """There are no other messages where nothing is left out to balance."""
     plan, said = replace(plan, balance=False, seeds=(1,)), list[str]()
     rows = [ROW["default"], ROW["all other messages"]]
-    found = run_experiments(plan, rows, tmp_path, jobs=1, say=said.append)
+    found = run_experiments(plan, rows, tmp_path, jobs=1)
     assert [r.row for r in found] == ["default"] and len(read_results(tmp_path)) == 1
     assert "all other messages, seed 1: left out: there are no other messages" in "\n".join(said)
     diverging = Row("default", "", {"lr": 1e30})
     with pytest.raises(GPT2Error, match="the default row failed"):
-        run_experiments(plan, [diverging], tmp_path / "other", jobs=1, say=said.append)
+        run_experiments(plan, [diverging], tmp_path / "other", jobs=1)
 
 
 def test_near_twins_stay_together(plan: Plan):
@@ -180,11 +172,11 @@ def test_every_token_of_a_text_has_its_label(plan: Plan):
         "mini",
         split_for(plan, ROW["default"], 1),
         CONFIG,
-        ClassifierSettings(),
+        HeadSettings(),
         ROW["loss at every token, pads ignored"],
         plan,
     )
-    labelled = to_labelled(classifier, split.val, say=lambda line: None)
+    labelled = to_labelled(classifier, split.val)
     for n, message in enumerate(split_for(plan, ROW["default"], 1).val):
         target = labelled.targets["label"].batch([n])[0]
         k = classifier.description.labels.index(message.label)
@@ -208,7 +200,7 @@ def test_results_that_are_none_are_refused(tmp_path: Path):
 
 def test_processes_side_by_side_give_the_same(plan: Plan, done, tmp_path: Path):
     _, results = done
-    found = run_experiments(plan, [ROW["default"]], tmp_path, jobs=2, say=lambda line: None)
+    found = run_experiments(plan, [ROW["default"]], tmp_path, jobs=2)
     assert [r.right for r in found] == [r.right for r in results[:2]]
 
 
@@ -255,8 +247,8 @@ def test_all_other_messages(plan: Plan):
     [
         ({"seeds": (1, 1)}, "different numbers"),
         ({"seeds": ()}, "different numbers"),
-        ({"settings": ClassifierSettings(task="regression")}, "for classification"),
-        ({"settings": ClassifierSettings(pooling="mean")}, "pooling = 'mean': rows vary it"),
+        ({"settings": HeadSettings(task="regression")}, "for classification"),
+        ({"settings": HeadSettings(pooling="mean")}, "pooling = 'mean': rows vary it"),
         ({"config": replace(CONFIG, n_last_blocks=2)}, "n_last_blocks = 2: rows vary it"),
         (
             {"config": replace(CONFIG, epochs=1)},

@@ -19,7 +19,7 @@ def find(base: Path, steps: int) -> tuple[Rates, Classifier]:
     classifier = Classifier.on_base(base, ["a", "b"])
     split = Split(MESSAGES[:8], MESSAGES[8:10], MESSAGES[10:])
     config = TrainConfig(batch_size=4, n_last_blocks=0)
-    return find_rate(classifier, split, config, steps=steps, quiet=True), classifier
+    return find_rate(classifier, split, config, steps=steps), classifier
 
 
 def test_rates_rise_and_the_weights_are_put_back(tiny_checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from said import listen
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -210,9 +211,9 @@ def test_nothing_is_chosen_on_the_test_part_and_the_model_stays(
 
 
 def test_long_texts_are_cut_and_told(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split) -> None:
-    said: list[str] = []
+    said = listen()
     longer = Split(split.train, split.val, [Message("q" * 40, "kind 1"), *split.test])
-    probe_layers(tiny_gpt2, tokenizer, longer, poolings=["mean"], penalties=[1.0], say=said.append)
+    probe_layers(tiny_gpt2, tokenizer, longer, poolings=["mean"], penalties=[1.0])
     assert said == ["1 of 115 texts are longer than 32 tokens and were cut"]
 
 

@@ -299,7 +299,7 @@ def test_logits_are_one_row_a_text(base: Path, head: HeadConfig) -> None:
     with pytest.raises(UsageError, match="answers for every token"):
         classifier.logits([[1, 2], [3]])
     with pytest.raises(UsageError, match="answers for every token"):
-        classifier.all_logits(classifier.texts([[1, 2], [3]], say=lambda said: None))
+        classifier.all_logits(classifier.texts([[1, 2], [3]]))
 
 
 # --- extracts and tags of any scores ---
@@ -365,7 +365,7 @@ def graph(classifier: Classifier, *names: str) -> dict[str, Tensor]:
     """A number of each head's outputs at real tokens, to take the gradient of."""
     everyone = range(len(TEXTS))
     encoded, _ = classifier.encode(TEXTS)
-    texts = classifier.texts(encoded, say=lambda said: None)
+    texts = classifier.texts(encoded)
     outputs, lengths = classifier.batch_outputs(texts, everyone)
     found = {}
     for name, out in outputs.items():
@@ -589,7 +589,7 @@ def outputs_of(classifier: Classifier) -> dict[str, Tensor]:
     encoded, _ = classifier.encode(TEXTS)
     classifier.model.eval()
     with torch.no_grad():
-        texts = classifier.texts(encoded, say=lambda said: None)
+        texts = classifier.texts(encoded)
         return classifier.batch_outputs(texts, range(len(TEXTS)))[0]
 
 

@@ -230,7 +230,7 @@ def test_an_unknown_tag_is_told_behind_a_cut_too(tokenizer: Tokenizer) -> None:
 
 def finetuned(base: Path, head: HeadConfig, split: Split, out: Path, **settings: Any) -> None:
     classifier = Classifier.on_base(base, heads=[head])
-    finetune(classifier, split, TrainConfig(epochs=1, **settings), out, quiet=True)
+    finetune(classifier, split, TrainConfig(epochs=1, **settings), out)
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])

@@ -1,0 +1,70 @@
+"""Settings as frozen dataclasses: fields with a meaning and bounds, checked in one loop.
+
+The command line's --help is written from the same fields.
+"""
+
+import math
+from dataclasses import field, fields
+from typing import Any
+
+from gpt2_from_scratch.errors import UsageError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its meaning, for --help, and the values it may have."""
+    bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
+    return field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
+
+
+def check_settings(settings: Any, what: str = "") -> None:
+    """Raise UsageError, naming `what` this is, unless each field has its type and is in bounds.
+
+    A field has its default's type; an int will do for a float; floats must be finite. Where the
+    default is None, an int may be given.
+    """
+    for known in fields(settings):
+        value: Any = getattr(settings, known.name)
+        if value is None and known.default is None:
+            continue
+        wanted = int if known.default is None else type(known.default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UsageError(f"{what}{known.name} = {value!r} must be of type {wanted.__name__}")
+        if wanted is float and not math.isfinite(value):
+            raise UsageError(f"{what}{known.name} = {value} must be a finite number")
+        choices = known.metadata.get("choices")
+        if choices and value not in choices:
+            raise UsageError(
+                f"unknown {what}{known.name} {value!r}; choose from: {', '.join(choices)}"
+            )
+        bounds = known.metadata.get("bounds", {})
+        for words, bound in bounds.items():
+            if bound is not None and not _holds(value, words, bound):
+                allowed = " and ".join(f"{w} {b:g}" for w, b in bounds.items() if b is not None)
+                raise UsageError(f"{what}{known.name} = {value} must be {allowed}")
+
+
+def _holds(value: float, words: str, bound: float) -> bool:
+    return {
+        "at least": value >= bound,
+        "at most": value <= bound,
+        "above": value > bound,
+        "below": value < bound,
+    }[words]
+
+
+def from_json(kind: Any, values: dict[str, Any]) -> Any:
+    """A settings dataclass from what JSON made of one. Raises UsageError for unknown keys."""
+    unknown = values.keys() - {known.name for known in fields(kind)}
+    if unknown:
+        raise UsageError(f"{kind.__name__} has unknown keys {sorted(unknown)}")
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return kind(**values | lists)
