@@ -35,10 +35,10 @@ def check_settings(settings: Any, what: str = "") -> None:
         value: Any = getattr(settings, known.name)
         if value is None and known.default is None:
             continue
-        wanted: type = int if known.default is None else type(known.default)
+        wanted: Any = int if known.default is None else type(known.default)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UsageError(f"{what}{known.name} = {value!r} must be of type {wanted.__name__}")
-        if wanted is float and not math.isfinite(float(value)):
+        if wanted is float and not math.isfinite(value):
             raise UsageError(f"{what}{known.name} = {value} must be a finite number")
         choices = known.metadata.get("choices")
         if choices and value not in choices:
@@ -47,7 +47,7 @@ def check_settings(settings: Any, what: str = "") -> None:
             )
         bounds = known.metadata.get("bounds", {})
         for words, bound in bounds.items():
-            if bound is not None and not _holds(float(value), words, bound):
+            if bound is not None and not _holds(value, words, bound):
                 allowed = " and ".join(f"{w} {b:g}" for w, b in bounds.items() if b is not None)
                 raise UsageError(f"{what}{known.name} = {value} must be {allowed}")
 
