@@ -42,7 +42,12 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the demo messages."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train_classifier("mini", "demo", folder, TrainConfig(epochs=3), )
+    train_classifier(
+        "mini",
+        "demo",
+        folder,
+        TrainConfig(epochs=3),
+    )
     return folder
 
 
@@ -53,11 +58,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -> None:
     head = HeadConfig(labels=("a", "b"), one_output=one_output, temperature=1.7)
     classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
-    answered = answered_with(classifier, MESSAGES, )
+    answered = answered_with(
+        classifier,
+        MESSAGES,
+    )
     told = [answer.probabilities for answer in classifier.predict(TEXTS) if answer]
     np.testing.assert_allclose(answered.probabilities, [[t["a"], t["b"]] for t in told], atol=1e-6)
     assert answered.true.tolist() == [0, 1, 0, 1, 0, 1] and answered.texts == TEXTS
-    logits, _ = class_logits_of(classifier, MESSAGES, )
+    logits, _ = class_logits_of(
+        classifier,
+        MESSAGES,
+    )
     plain = answers_at(1.0, classifier, MESSAGES, logits, answered.true)
     expected = F.softmax(torch.from_numpy(logits), dim=1)
     np.testing.assert_allclose(plain.probabilities, expected)
@@ -73,14 +84,20 @@ def test_other_tasks_have_no_classes(tiny_checkpoint: Path) -> None:
 
 
 def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifier) -> None:
-    logits, true = class_logits_of(classifier, MESSAGES, )
+    logits, true = class_logits_of(
+        classifier,
+        MESSAGES,
+    )
     smoothed = np.where(np.eye(2)[true] == 1, 7 / 8, 1 / 8)  # Platt's targets for six texts
 
     def loss(log_t: float) -> float:
         scores = torch.from_numpy(logits / np.exp(log_t)).log_softmax(dim=1).numpy()
         return float(-(smoothed * scores).sum())
 
-    told = calibrate(classifier, MESSAGES, )
+    told = calibrate(
+        classifier,
+        MESSAGES,
+    )
     found = classifier.description.head.temperature
     best = minimize_scalar(
         loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
@@ -88,13 +105,20 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
     assert loss(np.log(found)) == pytest.approx(best.fun, abs=1e-7)
     assert found != 1
     np.testing.assert_array_equal(
-        told.probabilities, answered_with(classifier, MESSAGES, ).probabilities
+        told.probabilities,
+        answered_with(
+            classifier,
+            MESSAGES,
+        ).probabilities,
     )
 
 
 def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_path: Path) -> None:
     before = classifier.predict(TEXTS)
-    calibrate(classifier, MESSAGES, )
+    calibrate(
+        classifier,
+        MESSAGES,
+    )
     temperature = classifier.description.head.temperature
     after = classifier.predict(TEXTS)
     assert [a.label for a in after if a] == [b.label for b in before if b]
@@ -149,7 +173,10 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     assert written["correct"] == int(test.right.sum()) and written["accuracy"] == test.right.mean()
     classifier = Classifier.load(run)
     assert written["temperature"] == classifier.description.head.temperature
-    again = answered_with(classifier, read_test_part(run, "classification"), )
+    again = answered_with(
+        classifier,
+        read_test_part(run, "classification"),
+    )
     np.testing.assert_allclose(again.probabilities, test.probabilities, atol=1e-6)
     page = (run / "report.html").read_text()
     assert "GPT-2 mini on demo" in page and "bag of words" in page and "<script" not in page
@@ -170,7 +197,12 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     config = TrainConfig(epochs=1)
-    train_classifier("mini", tmp_path / "m.csv", tmp_path / "run", config, )
+    train_classifier(
+        "mini",
+        tmp_path / "m.csv",
+        tmp_path / "run",
+        config,
+    )
     test = read_answered(tmp_path / "run" / "test-answers.jsonl")
     assert test.near_twins is not None
     offers = ["offer" in masked(text) for text in test.texts]
@@ -218,9 +250,17 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
 
 def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
     classifier = Classifier.load(run)
-    found = assess_again(classifier, load_messages("demo")[:40], run, )
+    found = assess_again(
+        classifier,
+        load_messages("demo")[:40],
+        run,
+    )
     assert found.without_twins is None and len(found.thresholds) == 4
-    bare = assess_again(classifier, load_messages("demo")[:40], run.parent, )
+    bare = assess_again(
+        classifier,
+        load_messages("demo")[:40],
+        run.parent,
+    )
     assert bare.thresholds == [] and bare.evaluation == found.evaluation
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny import write_checkpoint
+from said import listen
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tiny import write_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-
-from said import listen
 
 from gpt2_from_scratch.data.messages import Message, load_sms_spam
 from gpt2_from_scratch.errors import DataError
@@ -140,7 +139,7 @@ def test_the_trace_equals_that_of_a_plain_loop(
         Tokenizer(larger_checkpoint),
         lecture_split(messages),
         base="random",
-        )
+    )
     plain = plain_lecture(larger_checkpoint, messages)
     torch.testing.assert_close(
         torch.tensor(ours.check_logits), torch.tensor(plain.check_logits), atol=1e-5, rtol=0
@@ -171,7 +170,7 @@ def test_the_order_of_passes_matters(larger_checkpoint: Path, messages: list[Mes
             split,
             base="random",
             seed=seed,
-            )[1]
+        )[1]
         for seed in (123, 124)
     ]
     assert traces[0].losses != traces[1].losses
@@ -185,7 +184,7 @@ def test_the_classifier_reads_the_last_position(
         Tokenizer(larger_checkpoint),
         lecture_split(messages),
         base="random",
-        )
+    )
     description = classifier.description
     assert description.pooling == "last_position" and description.pad_to == description.max_tokens
     split = lecture_split(messages)
@@ -254,7 +253,7 @@ def test_before_training_only_the_head_is_random(
             Tokenizer(larger_checkpoint),
             lecture_split(messages),
             base="random",
-            )
+        )
     pretrained = load_gpt2(larger_checkpoint).state_dict()
     assert seen.keys() - pretrained.keys() == {"head.bias"}
     for name, value in pretrained.items():

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from said import listen
 
 from gpt2_from_scratch.classifier import train as training_run
@@ -23,8 +22,7 @@ from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 from gpt2_from_scratch.storage.files import check_listed, sha256_of
-from gpt2_from_scratch.storage.states import newest_state
-from gpt2_from_scratch.storage.states import save_state
+from gpt2_from_scratch.storage.states import newest_state, save_state
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 CONFIG = TrainConfig(epochs=4, batch_size=5, lr=0.01, patience=4, seed=3)
@@ -89,10 +87,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     """In the middle of an epoch (4), at its end (6), behind it (7), and at the very end."""
     broken_off(monkeypatch, tiny_checkpoint, table, tmp_path / "run", steps)
     assert [p.name for p in (tmp_path / "run").glob("state*")] == [f"state-{steps:08}.safetensors"]
-    run, classifier, evaluation = resume_training(tmp_path / "run", )
+    run, classifier, evaluation = resume_training(
+        tmp_path / "run",
+    )
     assert digests(run) == digests(unbroken)
     assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in unbroken.iterdir())
-    again = resume_training(run, )  # of what is complete, the scores
+    again = resume_training(
+        run,
+    )  # of what is complete, the scores
     assert again[2] == evaluation
 
 
@@ -109,8 +111,12 @@ def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, mon
     assert error.value.exit_code == 143
     for _ in range(23):
         with pytest.raises(Interrupted):
-            resume_training(run, )
-    resume_training(run, )
+            resume_training(
+                run,
+            )
+    resume_training(
+        run,
+    )
     assert digests(run) == digests(unbroken)
 
 
@@ -139,7 +145,9 @@ def test_features_computed_in_two_goes_are_the_same_bits(
         with pytest.raises(Interrupted, match="--resume"):
             train(tiny_checkpoint, table, tmp_path / "run")
     assert len(list((tmp_path / "another").rglob("*.plan"))) == 1
-    resume_training(tmp_path / "run", )
+    resume_training(
+        tmp_path / "run",
+    )
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
     assert not list((tmp_path / "another").rglob("*.plan"))
 
@@ -165,7 +173,9 @@ def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
     raw[-1] ^= 1
     newer.write_bytes(raw)
     said = listen()
-    resume_training(run, )
+    resume_training(
+        run,
+    )
     assert any(f"{newer} is damaged" in line and "the state before" in line for line in said)
     assert f"going on from {older}" in said
     assert newer.with_name(f"{newer.name}.bad").exists()
@@ -180,7 +190,9 @@ def test_with_no_whole_state_the_run_begins_anew(
     for state in run.glob("state-*.safetensors"):
         state.write_bytes(state.read_bytes()[:-1])
     said = listen()
-    resume_training(run, )
+    resume_training(
+        run,
+    )
     assert any("beginning at the first step" in line for line in said)
     assert digests(run) == digests(unbroken)
 
@@ -189,7 +201,9 @@ def test_a_state_never_holds_what_is_no_number(tmp_path):
     save_state(tmp_path, 1, {"a": torch.ones(2)}, {})
     with pytest.raises(CheckpointError, match="NaN"):
         save_state(tmp_path, 2, {"a": torch.tensor([1.0, torch.inf])}, {})
-    record, tensors = newest_state(tmp_path, )
+    record, tensors = newest_state(
+        tmp_path,
+    )
     assert tensors["a"].tolist() == [1, 1]
 
 
@@ -199,7 +213,9 @@ def test_another_processor_or_thread_count_is_told(
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
     monkeypatch.setattr(training_run, "environment", lambda device: {"torch": "9.9"})
-    resume_training(run, )
+    resume_training(
+        run,
+    )
     assert "not equal to the bit" in capsys.readouterr().out
 
 
@@ -221,7 +237,9 @@ def test_changed_settings_are_refused_with_the_difference(
         edited = json.loads((run / "config.json").read_text())
         edited["settings"]["epochs"] = 5
         (run / "config.json").write_text(json.dumps(edited))
-        resume_training(run, )
+        resume_training(
+            run,
+        )
     with pytest.raises(UsageError, match="messages_sha256: "):
         edited["settings"]["epochs"] = 4
         (run / "config.json").write_text(json.dumps(edited))
@@ -229,7 +247,9 @@ def test_changed_settings_are_refused_with_the_difference(
         original = table.read_text()
         try:
             table.write_text(changed)
-            resume_training(run, )
+            resume_training(
+                run,
+            )
         finally:
             table.write_text(original)
     assert before and all(path.read_bytes() == raw for path, raw in before.items())
@@ -252,12 +272,16 @@ def test_one_process_at_a_time(tiny_checkpoint, table, tmp_path, monkeypatch):
 
     def second(self: TrainingRun, batch: list[int]) -> None:
         with pytest.raises(UsageError, match="another process"):
-            resume_training(run, )
+            resume_training(
+                run,
+            )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingRun, "step", second)
     with pytest.raises(Interrupted):
-        resume_training(run, )
+        resume_training(
+            run,
+        )
 
 
 # --- numbers that are none, memory that is not there ---
@@ -295,7 +319,11 @@ def test_out_of_memory_halves_what_goes_through_at_once(
 
     monkeypatch.setattr(Classifier, "batch_outputs", scarce)
     said = listen()
-    _, found, _ = train(tiny_checkpoint, table, tmp_path / "run", )
+    _, found, _ = train(
+        tiny_checkpoint,
+        table,
+        tmp_path / "run",
+    )
     micro = {4: 3, 3: 3, 2: 2, 1: 1}[room]
     assert f"not enough memory: {micro} messages go through at once now" in said
     expected = Classifier.load(unbroken / "best.safetensors", tiny_checkpoint)
@@ -422,8 +450,12 @@ def test_a_signal_while_the_epoch_is_judged(
                 if step == 6:
                     train(tiny_checkpoint, table, run)
                 else:
-                    resume_training(run, )
-    resume_training(run, )
+                    resume_training(
+                        run,
+                    )
+    resume_training(
+        run,
+    )
     assert digests(run) == digests(unbroken)
 
 
@@ -460,7 +492,9 @@ def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
     assert "could not be written" in found.stderr and found.stdout == ""
     assert not list(run.glob(".*.tmp"))
     if (run / "config.json").exists():  # then it goes on when there is room again
-        resume_training(run, )
+        resume_training(
+            run,
+        )
         assert digests(run) == digests(unbroken)
 
 
@@ -475,7 +509,9 @@ def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_p
         (run / "test.csv").unlink()
         if forged:
             (run / "test.csv").write_text(forged)
-        resume_training(run, )
+        resume_training(
+            run,
+        )
         assert digests(run) == digests(unbroken)
 
 
@@ -491,7 +527,9 @@ def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monk
     assert sorted(path.name for path in odd.iterdir()) == before
     odd.rename(run)
     assert cli.main(["train", "--out", str(odd)]) == 2 and not odd.exists()
-    resume_training(run, )
+    resume_training(
+        run,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""One training run, from the names of a model and a data set to its results.
+
+For users: `recipes` trains, resumes, and evaluates; `folder` keeps what a run needs to resume.
+`lecture` is the lecture's recipe, random draw by random draw.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "recipes": [
+            "evaluate_classifier",
+            "resume_training",
+            "train_as_the_lecture",
+            "train_classifier",
+        ],
+        "folder": ["verify_run"],
+        "lecture": ["Trace"],
+    },
+)
