@@ -43,8 +43,9 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     (README, How fast it is).
     """
     if dtype == torch.bfloat16 and device.type == "cpu":
-        instructions = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has no list
-        if not any(there for name, there in instructions.items() if "bf16" in name):
+        # older versions of torch do not list them
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        if not any(there for name, there in has.items() if "bf16" in name):
             return torch.float32
     return dtype
 

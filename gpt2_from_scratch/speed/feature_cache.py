@@ -68,6 +68,7 @@ class Features:
         store: FeatureStore | None = None,
     ):
         self.trunk, self.dtype, self.encoded = trunk, dtype, encoded
+        self.depth = trunk.depth
         self._store, self._space = store, space_name(trunk, dtype) if store else ""
         self._keys = [text_key(ids) for ids in encoded]
         self._shards: list[Shard] = []
@@ -158,10 +159,12 @@ class Features:
         found = n_texts - len(missing)
         computed = [self._shard_of[key] for key in missing if key in self._shard_of]
         if found or seconds > 1:
-            in_store = self._store and any(shard.path for shard in computed)
+            where = ""
+            if self._store and any(shard.path for shard in computed):
+                where = f"; kept in {self._store.folder}"
             log.info(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
-                f"in {seconds:.1f} s" + (f"; kept in {self._store.folder}" if in_store else "")
+                f"in {seconds:.1f} s{where}"
             )
         if lost := len(missing) - len(computed):
             log.warning(
