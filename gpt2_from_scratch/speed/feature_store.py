@@ -38,7 +38,7 @@ SPARE = 1 * GB  # free disk space that the store leaves to others
 NAME = "[0-9a-f]" * 64
 SHARDS, TEMPORARY = f"{NAME}.safetensors", f".{NAME}.*.tmp"
 PLANS = f"{NAME}.plan"  # written by earlier versions
-OURS = f"*{NAME}.*"
+OURS = (SHARDS, TEMPORARY, PLANS)
 
 
 @dataclass
@@ -198,7 +198,7 @@ class FeatureStore:
             raise ResourceError(f"less than {SPARE / GB:.0f} GB is free on {self.folder}")
 
     def _spaces(self) -> list[Path]:
-        return sorted({path.parent for path in self._paths(OURS)})
+        return sorted({path.parent for ours in OURS for path in self._paths(ours)})
 
     def _paths(self, pattern: str) -> list[Path]:
         """The paths in all spaces that match; none if the folder cannot be read."""
