@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import google_crc32c
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
-from gpt2_from_scratch.gpt2.crc32c import crc32c
 from gpt2_from_scratch.storage.files import STALE, atomic_path, sweep
 from gpt2_from_scratch.storage.paths import features_folder
 from gpt2_from_scratch.storage.tensors import check_header, write_tensors
@@ -257,8 +257,8 @@ def _places(keys: Iterable[bytes], ends: Tensor) -> dict[bytes, slice]:
 def _checksum(*tensors: Tensor) -> str:
     crc = 0
     for tensor in tensors:
-        crc = crc32c(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = crc32c(tensor.contiguous().view(torch.uint8).numpy(), crc)
+        crc = google_crc32c.extend(crc, f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        crc = google_crc32c.extend(crc, tensor.contiguous().view(torch.uint8).numpy())
     return str(crc)
 
 
