@@ -25,9 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.config import GPT2Config, read_config, write_hparams
-from gpt2_from_scratch.gpt2.crc32c import crc32c, masked
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
-from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays
+from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
 from gpt2_from_scratch.storage.paths import model_folder
@@ -164,7 +163,7 @@ def _openai_parameters(folder: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[t
     for parameter, name in _match(shapes, gpt2, folder, openai=True).items():
         array = arrays[name]  # mapped here and released after the copy: one is in memory at a time
         # 0.1 s for all of 124M
-        if check_crcs and masked(crc32c(array)) != arrays.entries[name].crc32c:
+        if check_crcs and masked_crc32c(array) != arrays.entries[name].crc32c:
             raise CheckpointError(f"{folder}: {name} is damaged; fetch the data file again")
         if array.dtype.kind != "f":
             raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are not weights")
