@@ -1,8 +1,8 @@
 """Writes checkpoints in OpenAI's format, TensorFlow's "tensor bundle", for tests and benchmarks.
 
-The format is explained where it is read, in `gpt2_from_scratch/tensor_bundle.py` and
-`leveldb_table.py`. The bytes are those that TensorFlow itself would write: tests hold them against
-TensorFlow's and OpenAI's files.
+The format is explained where it is read, in `gpt2_from_scratch/gpt2/openai_checkpoint.py`. The
+bytes are those that TensorFlow itself would write: tests compare them with TensorFlow's and OpenAI's
+files.
 """
 
 import json
@@ -11,9 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_from_scratch.gpt2.crc32c import crc32c, masked
-from gpt2_from_scratch.gpt2.leveldb_table import FOOTER, MAGIC
-from gpt2_from_scratch.gpt2.openai_checkpoint import DTYPES, TensorEntry
+from gpt2_from_scratch.gpt2.openai_checkpoint import (
+    DTYPES,
+    FOOTER,
+    MAGIC,
+    TensorEntry,
+    masked_crc32c,
+)
 
 BLOCK_SIZE = 262_144  # bytes after which TensorFlow begins a new block
 RESTART_EVERY = 16  # records after which a key is stored whole again
@@ -29,7 +33,7 @@ def write_bundle(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in sorted(arrays.items(), key=lambda item: item[0].encode()):
             shape, raw = array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             file.write(raw.data)
-            crc = masked(crc32c(raw))
+            crc = masked_crc32c(raw)
             entries.append(TensorEntry(name, array.dtype, shape, offset, len(raw), crc))
             offset += len(raw)
     (folder / "model.ckpt.index").write_bytes(index_bytes(entries))
@@ -124,7 +128,7 @@ def block_bytes(records: list[tuple[bytes, bytes]], restart_every: int = RESTART
 def trailer(block: bytes, compression: int = 0) -> bytes:
     """The 5 bytes behind a block."""
     kind = bytes([compression])
-    return kind + masked(crc32c(block + kind)).to_bytes(4, "little")
+    return kind + masked_crc32c(block + kind).to_bytes(4, "little")
 
 
 def varint(number: int) -> bytes:

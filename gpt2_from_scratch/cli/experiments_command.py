@@ -16,9 +16,10 @@ log = logging.getLogger(__name__)
 
 def run_table(args: argparse.Namespace) -> None:
     """Run the rows that are not done yet; print the table in Markdown and write it to a folder."""
+    from joblib import cpu_count
+
     from gpt2_from_scratch.reports.plots import plot_scores, save_picture
     from gpt2_from_scratch.reports.render import write_page
-    from gpt2_from_scratch.speed.devices import usable_processors
     from gpt2_from_scratch.storage.files import write_json, write_text
     from gpt2_from_scratch.studies.ablations import ablations, chosen
     from gpt2_from_scratch.studies.experiment_report import experiment_page
@@ -57,7 +58,7 @@ def run_table(args: argparse.Namespace) -> None:
         args.out
         or Path("runs") / f"experiments-{model_folder(model).name}-{Path(data_name(data)).stem}"
     )
-    jobs = args.jobs or max(1, usable_processors() // (args.threads or 1))
+    jobs = args.jobs or max(1, cpu_count() // (args.threads or 1))
     began = time.monotonic()
     run_experiments(plan, wanted, out, jobs=jobs, threads=args.threads or 1)
     log.info(f"{time.monotonic() - began:.0f} s, {jobs} side by side")

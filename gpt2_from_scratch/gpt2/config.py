@@ -1,4 +1,4 @@
-"""Settings: the sizes of a GPT-2, how it is pretrained, how a classifier is trained on it."""
+"""Settings of a GPT-2: its sizes, its pretraining, its LoRA adapters."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,7 +8,7 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.storage.files import read_json, write_json
 from gpt2_from_scratch.storage.settings import check_settings, setting
 
-# what Hugging Face's config.json may leave open and GPT-2 fixes
+# fixed in GPT-2, but variable in Hugging Face's config.json
 GPT2_CHOICES = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
@@ -22,23 +22,23 @@ LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Five numbers make a GPT-2; `GPT2Config(**hparams)` takes them as OpenAI's file has them."""
+    """The five sizes of a GPT-2, named as in OpenAI's `hparams.json`."""
 
     n_vocab: int = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
-    n_ctx: int = 1024  # the most tokens in one text
+    n_ctx: int = 1024  # maximum number of tokens per text
     n_embd: int = 768  # width of the residual stream
-    n_head: int = 12  # attention heads in a block, each n_embd / n_head wide
+    n_head: int = 12  # attention heads per block, each n_embd / n_head wide
     n_layer: int = 12  # transformer blocks
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if type(value) is not int or not 1 <= value <= LARGEST[name]:
                 raise CheckpointError(
-                    f"{name} = {value!r}: it must be a whole number from 1 to {LARGEST[name]:,}"
+                    f"{name} = {value!r} must be a whole number from 1 to {LARGEST[name]:,}"
                 )
         if self.n_embd % self.n_head:
             raise CheckpointError(
-                f"n_embd = {self.n_embd} cannot be divided among n_head = {self.n_head} heads"
+                f"n_embd = {self.n_embd} cannot be divided by n_head = {self.n_head}"
             )
 
 
@@ -52,7 +52,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What a GPT-2 is pretrained on, how much, and how fast. The defaults made `weights/mini`."""
+    """Settings of a pretraining run. The defaults made `weights/mini`."""
 
     n_vocab: int = setting(
         4096,
@@ -91,7 +91,7 @@ class PretrainConfig:
         check_settings(self)
         if not self.row <= self.n_ctx <= self.tokens:
             raise UsageError(
-                f"row {self.row}, n_ctx {self.n_ctx} and tokens {self.tokens} must not fall"
+                f"row = {self.row}, n_ctx = {self.n_ctx} and tokens = {self.tokens} must be in ascending order"
             )
         GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
 
@@ -103,32 +103,36 @@ MATRICES = FUSED + WHOLE  # of a block
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What is adapted, and how. Raises UsageError for impossible values."""
+    """Settings of LoRA adapters. Raises UsageError for impossible values."""
 
     rank: int = setting(8, "rank of the product", at_least=1)
     alpha: float = setting(8.0, "the product is scaled by alpha / rank", above=0)
     dropout: float = setting(0.0, "dropout of the input of A, in training", at_least=0, below=1)
     matrices: tuple[str, ...] = MATRICES
     n_last_blocks: int | None = setting(None, "last blocks with adapters; None: all", at_least=0)
-    # the head's linear layers too, as in the lecture's appendix E: their own weights then stay as
-    # they were drawn, and a head of K outputs learns through its adapter alone
+    # adapt the head's linear layers too, as in the lecture's appendix E: their own weights then stay
+    # as they were drawn, and the head learns through its adapters alone
     head: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self, "LoRA: ")
         for name in self.matrices:
             if name not in MATRICES:
-                raise UsageError(f"LoRA: {name!r} is none of {', '.join(MATRICES)}")
+                raise UsageError(
+                    f"LoRA: unknown matrix {name!r}; choose from: {', '.join(MATRICES)}"
+                )
         if len(set(self.matrices)) != len(self.matrices):
-            raise UsageError(f"LoRA: a matrix stands twice in {', '.join(self.matrices)}")
+            raise UsageError(f"LoRA: a matrix is listed twice in {', '.join(self.matrices)}")
         if (not self.matrices or self.n_last_blocks == 0) and not self.head:
-            raise UsageError("LoRA: no matrix, no block and no head leave nothing to adapt")
+            raise UsageError(
+                "LoRA: choose at least one matrix and one block, or the head, to adapt"
+            )
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """Read a model folder's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
+    """Read a model's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
 
-    Raises CheckpointError for a missing, unknown or impossible value, and for another architecture.
+    Raises CheckpointError if a value is missing, unknown or impossible, or for another architecture.
     """
     path = folder / "hparams.json"
     if path.exists() or not (folder / "config.json").exists():
@@ -146,7 +150,7 @@ def read_config(folder: Path) -> GPT2Config:
 
 
 def write_hparams(path: Path, config: GPT2Config) -> None:
-    """Write `hparams.json` as OpenAI's has it."""
+    """Write `hparams.json` in OpenAI's format."""
     write_json(path, asdict(config))
 
 
@@ -154,11 +158,9 @@ def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, ours in GPT2_CHOICES.items():
         if config.get(name, ours) != ours:
             raise CheckpointError(f"{path}: {name} is {config[name]!r}; GPT-2 has {ours!r}")
-    width = config.get("n_embd")
-    if config.get("n_inner") is not None and config["n_inner"] != 4 * (
-        width if type(width) is int else 0
-    ):
-        raise CheckpointError(f"{path}: n_inner is {config['n_inner']}; GPT-2 has 4 n_embd")
+    inner, width = config.get("n_inner"), config.get("n_embd")
+    if inner is not None and not (type(width) is int and inner == 4 * width):
+        raise CheckpointError(f"{path}: n_inner is {inner}; GPT-2 has 4 n_embd")
     theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
     ours = (field.name for field in fields(GPT2Config))
     return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}

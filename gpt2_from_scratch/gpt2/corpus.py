@@ -1,7 +1,7 @@
-"""Plain text to a stream of token ids for pretraining: read, train a byte-level BPE, encode.
+"""The text for pretraining: read it, learn a byte-level BPE, and encode it to token ids.
 
-A corpus is a folder of `.txt` files; a blank line ends a document. If it holds a `MANIFEST.tsv`
-with columns `file` and `register`, whole registers can be given more weight.
+A corpus is a folder of `.txt` files; a blank line ends a document. With a `MANIFEST.tsv` that has
+the columns `file` and `register`, a whole register can have more weight.
 """
 
 import csv
@@ -19,9 +19,10 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, bytes_to_characters
 from gpt2_from_scratch.progress import progress_bar
 
-HELD_OUT_ONE_IN = 250  # documents kept for validation
+HELD_OUT_ONE_IN = 250  # documents held out for validation
 
-# How people type on a phone. Written for this project; it teaches the miniature that "u" is "you".
+# How people type on a phone. Written for this project; the miniature learns from it that "u" means
+# "you".
 TEXTING = {
     "you": "u",
     "your": "ur",
@@ -82,30 +83,30 @@ TEXTING = {
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the corpus as token ids, with the places where a training row may start."""
+    """One file of the corpus as token ids, with the positions where a training row may start."""
 
     name: str
     tokens: np.ndarray  # (n,) uint16
     line_starts: np.ndarray  # (lines,) int64, indices into tokens
-    weight: float  # share of the training rows drawn from it, before normalisation
+    weight: float  # proportion of training rows drawn from it, before normalisation
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents of one text file, in order."""
+    """Read the documents of one text file, in order."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}; save the file as UTF-8") from None
+        raise DataError(f"{path} is not UTF-8: {error}. Save the file as UTF-8") from None
     return [document.strip("\n") for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
 def is_held_out(document: str) -> bool:
-    """Whether a document is kept for validation; equal documents always fall on the same side."""
+    """Decide whether a document is held out; equal documents are always treated alike."""
     return zlib.crc32(document.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def registers(folder: Path) -> dict[str, str]:
-    """{file name: register} from MANIFEST.tsv, for every .txt file of the corpus."""
+    """Read {file name: register} from MANIFEST.tsv, for every .txt file of the corpus."""
     files = sorted(path.name for path in folder.glob("*.txt"))
     if not files:
         raise DataError(f"{folder}: no .txt files to pretrain on")
@@ -121,15 +122,15 @@ def registers(folder: Path) -> dict[str, str]:
 def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
     """Learn the merges of a byte-level BPE with `n_vocab` tokens, <|endoftext|> included.
 
-    Digits are kept apart while learning, so no merge joins two: a phone number stays a row of
-    digits.
+    No merge joins two digits, so a phone number stays a sequence of digits.
     """
     try:
         from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trainable
     except ModuleNotFoundError:
         raise UsageError(
-            "learning a vocabulary takes a package more: pip install 'gpt2-from-scratch[pretrain]'"
+            "learning a vocabulary needs the package tokenizers; use "
+            "pip install 'gpt2-from-scratch[pretrain]'"
         ) from None
 
     trainable = Trainable(models.BPE())
@@ -149,13 +150,13 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
     if len(merges) != n_vocab - 257:
         raise DataError(
             f"the text yields {len(merges) + 257} tokens, not n_vocab = {n_vocab}; "
-            "take more text or fewer tokens"
+            "use more text or fewer tokens"
         )
     return [tuple(pair) for pair in merges]
 
 
 def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
-    """The line as somebody in a hurry would type it: lower case or shouting, short forms, no '."""
+    """Write a line as somebody in a hurry would: lower or upper case, short forms, no '."""
     style = draw.random()
     if style < 0.1:
         return line.upper()
@@ -176,7 +177,7 @@ def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
 def encode_source(
     name: str, documents: Iterable[str], tokenizer: Tokenizer, weight: float
 ) -> Source:
-    """Documents to one row of ids, each document ended by <|endoftext|>."""
+    """Encode documents as one sequence of ids; <|endoftext|> ends each document."""
     newline = tokenizer.encode("\n")
     ids: list[np.ndarray] = []
     starts: list[int] = []
@@ -187,18 +188,18 @@ def encode_source(
             starts.append(position)
             ids.append(encoded)
             position += len(encoded)
-        ids[-1][-1] = tokenizer.end_of_text_id  # in place of the last newline
+        ids[-1][-1] = tokenizer.end_of_text_id  # instead of the last newline
     return Source(name, np.concatenate(ids), np.array(starts), weight)
 
 
 def encode_corpus(
     folder: Path, tokenizer: Tokenizer, register_weights: dict[str, float], phone: float, seed: int
 ) -> tuple[list[Source], list[Source]]:
-    """Encode every file: (training sources, held-out sources).
+    """Encode every file of a corpus.
 
-    A source weighs its number of bytes times its register's weight (1 when not given). Files of
-    the register `conversation` stand there a second time as typed on a phone, with `phone` times
-    the weight.
+    The weight of a source is its number of characters times the weight of its register (1 if not
+    given). Files of the register `conversation` occur a second time as typed on a phone, with
+    `phone` times the weight. Returns training sources and held-out sources.
     """
     train, held_out = [], []
     for name, register in progress_bar(registers(folder).items(), desc="encode", unit="file"):
@@ -220,7 +221,7 @@ def encode_corpus(
 
 
 def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
-    """The lines a vocabulary is learned from: all of the conversation, one in four of the rest."""
+    """Yield lines to learn a vocabulary from: all conversation, and one in four of the rest."""
     draw = random.Random(seed)
     for name, register in registers(folder).items():
         for document in read_documents(folder / name):
@@ -236,7 +237,7 @@ def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
 
 
 def n_bytes(source: Source, tokenizer: Tokenizer) -> int:
-    """How many bytes of text the tokens of a source stand for."""
+    """Count the bytes of text that the tokens of a source encode."""
     text = source.tokens[source.tokens != tokenizer.end_of_text_id]
-    ends = len(source.tokens) - len(text)  # each in place of a newline, one byte
+    ends = len(source.tokens) - len(text)  # each instead of a newline, one byte
     return len(tokenizer.decode(text.tolist()).encode()) + ends

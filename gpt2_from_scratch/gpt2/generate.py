@@ -1,4 +1,4 @@
-"""Continuing a text, greedily or by drawing: how people see that weights are right."""
+"""Generate text, greedily or by sampling: the quickest way to see that weights are correct."""
 
 import math
 from collections.abc import Callable
@@ -23,11 +23,21 @@ def generate(
 ) -> Tensor:
     """Continue one text of token ids: (T,) -> (T + new,), new <= max_new_tokens.
 
-    `temperature` 0 takes the likeliest token each time (greedy); 1 draws from the model's own
-    distribution, less than 1 from a sharper one; `top_k` keeps only the k likeliest. Stops after
-    `stop_id`. What no longer fits in n_ctx falls off at the front. Raises UsageError for a
-    negative or infinite temperature, top_k < 1, or no ids to continue, DataError for ids that the
-    model does not have.
+    Tokens that no longer fit in n_ctx drop off at the front.
+
+    Args:
+        model: a GPT-2 with its own head.
+        ids: token ids of the text to continue, at least one.
+        max_new_tokens: generation stops after this number of tokens.
+        temperature: 0 takes the most probable token each time (greedy); 1 samples from the model's
+            own distribution, less than 1 from a sharper one.
+        top_k: sample from the k most probable tokens alone.
+        stop_id: generation stops after this token.
+        seed: draws the samples.
+
+    Raises:
+        UsageError: the temperature is negative or infinite, top_k < 1, or `ids` is empty.
+        DataError: an id is not in the model's vocabulary.
     """
     n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
     if len(ids) and not 0 <= ids.min() <= ids.max() < n_vocab:
@@ -53,17 +63,17 @@ def choose_tokens(
     stop_id: int | None,
     seed: int,
 ) -> Tensor:
-    """Continue a text by what `next_logits` says of the token behind it, (T,) -> (V,); see `generate`."""
+    """Continue a text with the logits of the next token, `next_logits` (T,) -> (V,); see `generate`."""
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise UsageError(
-            f"temperature {temperature} must be a number from 0 up, and top_k {top_k} at least 1"
+            f"temperature = {temperature} must be a number from 0 up, and top_k = {top_k} at least 1"
         )
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed = {seed} must be from 0 to 2^63 - 1")
     if max_new_tokens < 0:
-        raise UsageError(f"{max_new_tokens} new tokens: it must be 0 or more")
+        raise UsageError(f"max_new_tokens = {max_new_tokens} must be 0 or more")
     if len(ids) == 0:
-        raise UsageError("there is nothing to continue: give at least one token")
+        raise UsageError("nothing to continue; give at least one token")
     draw = torch.Generator(device=ids.device).manual_seed(seed)
     for _ in range(max_new_tokens):
         next_id = _choose(next_logits(ids).float(), temperature, top_k, draw)  # (1,)
@@ -74,9 +84,9 @@ def choose_tokens(
 
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> Tensor:
-    """(V,) -> (1,)"""
-    if temperature < 1e-6:  # so small that only the likeliest is left, and that it divides by 0
+    """Choose the next token: (V,) -> (1,)."""
+    if temperature < 1e-6:  # only the most probable token would remain, and it would divide by 0
         return logits.argmax(keepdim=True)
-    values, ids = logits.topk(min(top_k or len(logits), len(logits)))  # likeliest first
-    shares = ((values - values[0]) / temperature).softmax(dim=0)
-    return ids[torch.multinomial(shares, 1, generator=draw)]
+    values, ids = logits.topk(min(top_k or len(logits), len(logits)))  # most probable first
+    probabilities = ((values - values[0]) / temperature).softmax(dim=0)
+    return ids[torch.multinomial(probabilities, 1, generator=draw)]

@@ -1,14 +1,15 @@
-"""LoRA: beside a frozen matrix, the product of two narrow ones that trains in its place.
+"""LoRA: next to a frozen matrix, train the product of two narrow matrices.
 
-A linear layer's W (out, in) stays as it is, and what it gives is changed by a low-rank product:
+The weight W (out, in) of a linear layer stays as it is. A low-rank product is added to its output:
 
     y  =  W x + b  +  (alpha / rank) B A x        A (rank, in), B (out, rank)
 
-A begins random and B zero, so that the model begins as it was. GPT-2 has query, key and value in
-one matrix `c_attn`, (3C, C); each is adapted on its own, with an A and a B of its own, as if there
-were three. Afterwards the product can be added to W: then the model is a plain GPT-2 again.
+A starts random and B zero, so the model starts unchanged. GPT-2 keeps query, key and value in one
+matrix `c_attn` (3C, C). Each of the three is adapted on its own, with its own A and B, as if there
+were three matrices. After training the product can be added to W: then the model is a plain GPT-2
+again.
 
-B texts, T tokens of the longest, C = n_embd, r = rank, P parts of a matrix that are adapted.
+B texts, T tokens of the longest, C = n_embd, r = rank, P adapted parts of a matrix.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), and
 its loralib, https://github.com/microsoft/LoRA.
@@ -24,10 +25,10 @@ from gpt2_from_scratch.gpt2.model import GPT2
 
 
 class LoRALinear(nn.Module):
-    """A linear layer and its adapters, one for each of some ranges of its outputs.
+    """A linear layer with adapters, one per given range of its outputs.
 
-    It holds the very parameters of the layer it stands in for, under the same names, so that the
-    model's other parameters keep their names. All ranges are equally wide.
+    It holds the parameters of the layer that it replaces, under the same names, so the names of the
+    model's parameters do not change. All ranges have the same width.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class LoRALinear(nn.Module):
         self.slices, self.dropout = slices, config.dropout
         self.scale = config.alpha / config.rank
         P, r, n_in = len(slices), config.rank, linear.in_features
-        bound = n_in**-0.5  # kaiming-uniform with a = sqrt(5), what nn.Linear draws its weight from
+        bound = n_in**-0.5  # kaiming-uniform with a = sqrt(5), as nn.Linear draws its weight
         A = torch.empty(P, r, n_in, device="cpu").uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(A.to(linear.weight))
         width = slices[0].stop - slices[0].start
@@ -47,13 +48,13 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         y = F.linear(x, self.weight, self.bias)  # (..., out)
-        x = F.dropout(x, self.dropout, self.training)  # once for all of them, as in loralib
+        x = F.dropout(x, self.dropout, self.training)  # once for all adapters, as in loralib
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             y[..., outputs] += self.scale * F.linear(F.linear(x, A), B)
         return y
 
     def whole_weight(self) -> Tensor:
-        """Weight and products as one matrix, with gradients: (out, in)."""
+        """Add the products to a copy of the weight, with gradients: (out, in)."""
         weight = self.weight.clone()
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             weight[outputs] += self.scale * (B @ A)
@@ -61,7 +62,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def add_to_weight(self, times: int) -> None:
-        """Add the product to the weight, in place: 1 puts it in, -1 takes it out again."""
+        """Add the products to the weight, in place: once (1), or subtract them again (-1)."""
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             self.weight[outputs] += times * self.scale * (B @ A)
 
@@ -69,22 +70,28 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT2, config: LoRAConfig, seed: int = 123, blocks_read: int | None = None
 ) -> None:
-    """Put adapters beside the matrices of a model, in place; they train.
+    """Add trainable adapters to the matrices of a model, in place; its logits do not change.
 
-    Where heads read no more than the first `blocks_read` blocks, blocks are counted from there, and
-    those behind get none. The logits stay as they are, to the bit. Head layers that are adapted are frozen, nothing else
-    is: freeze the rest before, for `finetuning.set_trainable` behind this would freeze the adapters
-    too. GPT-2's own head, tied to `wte`, is never adapted. A is drawn on the processor from `seed`
-    alone, not from torch's global random numbers: it is the same on every device.
+    Freeze the rest first: `freezing.set_trainable` called afterwards would freeze the adapters too.
+    Head layers that are adapted are frozen here; nothing else is. GPT-2's own head, which is tied to
+    `wte`, is never adapted. A is drawn on the CPU from `seed` alone, not from torch's global random
+    numbers, so it is the same on every device.
 
-    Raises UsageError for a model that has adapters already, a rank above n_embd, more blocks than
-    there are, and parts that are no plain linear layers where they should be. The model is then as
-    it was.
+    Args:
+        model: a GPT-2 without adapters, with any head.
+        config: which matrices are adapted, and how.
+        seed: draws A.
+        blocks_read: number of blocks that the heads read, if not all. The last blocks are counted
+            from there, and blocks after it get no adapters.
+
+    Raises:
+        UsageError: the model has adapters already, the rank is above n_embd, there are fewer blocks
+            than asked for, or a part to adapt is not a plain linear layer. The model is unchanged.
     """
     if lora_names(model):
-        raise UsageError("the model has LoRA already: merge it before adding it again")
+        raise UsageError("the model has LoRA adapters already; merge them first")
     if config.rank > model.config.n_embd:
-        raise UsageError(f"LoRA's rank {config.rank} is above n_embd = {model.config.n_embd}")
+        raise UsageError(f"LoRA: rank {config.rank} is above n_embd = {model.config.n_embd}")
     generator = torch.Generator().manual_seed(seed)
     adapters = {}
     for name, slices in _targets(model, config, blocks_read).items():
@@ -100,35 +107,35 @@ def add_lora(
 
 
 def lora_names(model: nn.Module) -> list[str]:
-    """The names of all parameters of adapters, in the model's order."""
+    """List the names of all adapter parameters, in the model's order."""
     return [name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))]
 
 
 def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
-    """Add every product to its weight and leave plain linear layers, in place.
+    """Add every product to its weight, in place, and put back plain linear layers.
 
-    Returns the adapters by the names of their modules, for `unmerge_lora`; none if there are none.
-    The layers hold the same parameters as before, with other numbers in them.
+    Returns {module name: adapter} for `unmerge_lora`. The layers hold the same parameters as before,
+    with new values.
     """
     adapters = {name: part for name, part in model.named_modules() if isinstance(part, LoRALinear)}
     for name, adapter in adapters.items():
         adapter.add_to_weight(1)
         out, n_in = adapter.weight.shape
-        linear = nn.Linear(n_in, out, device="meta")  # nothing is drawn: it gets what there is
+        linear = nn.Linear(n_in, out, device="meta")  # draws nothing: its parameters follow
         linear.weight, linear.bias = adapter.weight, adapter.bias
         _put(model, name, linear)
     return adapters
 
 
 def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
-    """Take every product out of its weight again and put the adapters back, in place.
+    """Subtract every product from its weight, in place, and put the adapters back.
 
-    Adding and taking away rounds: a weight comes back to about 1e-7 of the largest number added to
-    it, not to the bit. Raises UsageError for adapters that were not merged into this model.
+    Adding and subtracting rounds: a weight comes back to about 1e-7 of the largest number added to
+    it, not to the bit. Raises UsageError if the adapters were not merged into this model.
     """
     for name, adapter in adapters.items():
         if _linear_at(model, name).weight is not adapter.weight:
-            raise UsageError(f"{name} is not the layer that these adapters were merged into")
+            raise UsageError(f"these adapters were not merged into this model's {name}")
     for name, adapter in adapters.items():
         adapter.to(adapter.weight.device)  # the model may have moved meanwhile
         adapter.add_to_weight(-1)
@@ -136,12 +143,12 @@ def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
 
 
 def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[str, list[slice]]:
-    """Names of the linear layers to adapt, and which outputs of each; no slices: all of them."""
+    """{name of a linear layer: ranges of outputs to adapt}; no ranges: all outputs."""
     C, top = model.config.n_embd, model.config.n_layer if blocks_read is None else blocks_read
     count = top if config.n_last_blocks is None else config.n_last_blocks
     if count > top:
         what = "this model has" if top == model.config.n_layer else "the heads read"
-        raise UsageError(f"LoRA: n_last_blocks = {count}: {what} {top} blocks")
+        raise UsageError(f"LoRA: n_last_blocks = {count}, but {what} {top} blocks")
     thirds = [slice(n * C, n * C + C) for n in range(3) if FUSED[n] in config.matrices]
     targets: dict[str, list[slice]] = {}
     for n in range(top - count, top):
@@ -149,35 +156,31 @@ def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[s
             targets[f"blocks.{n}.attn.c_attn"] = thirds
         targets |= {f"blocks.{n}.{name}": [] for name in WHOLE if name in config.matrices}
     if config.head:
-        targets |= {name: [] for name in _head_linears(model)}
+        layers = [
+            name
+            for name, part in model.head.named_modules(prefix="head")
+            if isinstance(part, nn.Linear) and part.weight is not model.wte.weight
+        ]
+        if not layers:
+            raise UsageError(
+                "LoRA: the head has no linear layer of its own to adapt; call replace_head first"
+            )
+        targets |= {name: [] for name in layers}
     return targets
 
 
-def _head_linears(model: GPT2) -> list[str]:
-    names = [
-        name
-        for name, part in model.head.named_modules(prefix="head")
-        if isinstance(part, nn.Linear) and part.weight is not model.wte.weight
-    ]
-    if not names:
-        raise UsageError(
-            "LoRA: the head has no linear layer of its own to adapt: call replace_head first"
-        )
-    return names
-
-
 def _linear_at(model: GPT2, name: str) -> nn.Linear:
-    """A linear layer that can be exchanged without losing what somebody hung on it."""
+    """Get a layer that can be replaced without losing hooks or other additions to it."""
     try:
         part = model.get_submodule(name)
     except AttributeError:
         part = None
     if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
-        raise UsageError(f"{name} is no plain nn.Linear: adapters have no place there")
+        raise UsageError(f"{name} is not a plain nn.Linear, so it cannot have adapters")
     return part
 
 
 def _put(model: GPT2, name: str, part: nn.Module) -> None:
-    """Exchange a part of the model for another, which then trains or predicts as that did."""
+    """Replace a part of the model; the new part takes over the training mode of the old one."""
     part.train(model.get_submodule(name).training)
     model.set_submodule(name, part)

@@ -1,7 +1,7 @@
 """GPT-2, written by hand: the network and nothing else.
 
 B texts, T tokens of the longest, C = n_embd, H = n_head heads, D = C / H, V outputs of the head.
-Names are those of OpenAI's checkpoint, but for `blocks` (h0, h1, ... there) and `head` (wte again).
+Names are those of OpenAI's checkpoint, except `blocks` (h0, h1, ... there) and `head` (wte again).
 
 Source: https://github.com/openai/gpt-2/blob/master/src/model.py and Radford et al. 2019, "Language
 Models are Unsupervised Multitask Learners".
@@ -18,7 +18,7 @@ LAYER_NORM_EPS = 1e-5  # added to the variance, inside the root, as in OpenAI's 
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position gathers from itself and the positions before it, in H ways at once."""
+    """Each position reads itself and the positions before it, with H heads in parallel."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -31,22 +31,23 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(self.attend(self.c_attn(x)))
 
     def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
-        """What each position gathers: queries, keys, values (B, T, 3C) -> (B, T, C).
+        """Attend with queries, keys and values side by side: (B, T, 3C) -> (B, T, C).
 
-        From where `seen` (B, 1, T, T) holds; without it from itself and the positions before.
+        A position reads those where `seen` (B, 1, T, T) is true; by default itself and those before
+        it.
         """
         B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
         q, k, v = qkv.split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (
             part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v)
         )  # (B, H, T, D)
-        # softmax(q k^T / sqrt(D), positions after the query left out) v
+        # softmax(q k^T / sqrt(D), without the positions after the query) v
         y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)  # (B, H, T, D)
-        return y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
 
 
 class MLP(nn.Module):
-    """Each position on its own: four times wider, GELU, back."""
+    """Each position alone: four times wider, GELU, back to C."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -55,7 +56,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)"""
-        # the tanh form, because OpenAI trained with it; exact (erf) GELU moves the logits by 1e-3
+        # the tanh form, as OpenAI trained with it; the exact (erf) GELU changes logits by 1e-3
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -77,7 +78,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPT2(nn.Module):
-    """Token ids in, logits out. The head is tied to `wte` until `heads.replace_head` swaps it."""
+    """Token ids in, logits out. The head is tied to `wte` until `heads.replace_head` replaces it."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -90,9 +91,9 @@ class GPT2(nn.Module):
         self.head.weight = self.wte.weight  # one matrix reads tokens in and writes logits out
 
     def embed(self, ids: Tensor) -> Tensor:
-        """What each token is plus where it stands: (B, T) -> (B, T, C).
+        """Add the embeddings of each token and its position: (B, T) -> (B, T, C).
 
-        Raises DataError for more than n_ctx positions.
+        Raises DataError if there are more than n_ctx positions.
         """
         T = ids.shape[1]
         if T > self.config.n_ctx:
@@ -100,24 +101,24 @@ class GPT2(nn.Module):
         return self.wte(ids) + self.wpe.weight[:T]
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """The final, normalised state of each position: (B, T) -> (B, T, C)."""
+        """Compute the final, normalised state of each position: (B, T) -> (B, T, C)."""
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
         return self.ln_f(x)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits of each position, from it and those before it: (B, T) -> (B, T, V)."""
+        """Compute each position's logits from it and those before it: (B, T) -> (B, T, V)."""
         return self.head(self.hidden(ids))
 
 
 @torch.no_grad()
 def init_weights(model: GPT2, generator: torch.Generator) -> None:
-    """Fill every parameter as GPT-2's paper has it before training.
+    """Draw every parameter as GPT-2's paper does before training.
 
-    Normal with std 0.02 (wpe 0.01); the two projections that write to the residual stream are
-    scaled by 1 / sqrt(2 n_layer), so that its variance does not grow with depth; biases 0, norms
-    1.
+    Weights are normal with std 0.02 (wpe 0.01). The std of the two projections that write to the
+    residual stream is divided by sqrt(2 n_layer), so that the stream's variance does not grow with
+    depth. Biases are 0, gains of norms are 1.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

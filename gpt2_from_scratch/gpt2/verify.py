@@ -21,7 +21,7 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
 from gpt2_from_scratch.gpt2.pinned import PinnedFile
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
-from gpt2_from_scratch.gpt2.weights import load_gpt2, stored_parameters
+from gpt2_from_scratch.gpt2.weights import load_gpt2, meta_gpt2, stored_parameters
 from gpt2_from_scratch.storage.files import SUMS, read_sums, sha256_of
 from gpt2_from_scratch.storage.paths import model_folder
 
@@ -234,7 +234,7 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
         lambda: [
             (parameter, value.numel(), bool(torch.isfinite(value.sum()) or value.isfinite().all()))
             # without CRCs: `check_tensors` has held them, one by one
-            for parameter, value in stored_parameters(folder, config, check_crcs=False)
+            for parameter, value in stored_parameters(folder, meta_gpt2(config), check_crcs=False)
         ],
         lambda found: f"{len(found)} arrays, each one parameter",
     )

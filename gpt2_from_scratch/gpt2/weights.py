@@ -1,19 +1,20 @@
-"""A folder of weights to a model: bookkeeping, done so that nothing can be missed.
+"""Load a model's weights from a folder and save them: bookkeeping that misses nothing.
 
 Oddities of GPT-2's files, all handled here:
-- OpenAI's arrays are called `model/h0/attn/c_attn/w`; Hugging Face's `h.0.attn.c_attn.weight`,
-  some with `transformer.` before it. Norms have `g` and `b`, everything else `w` and `b`.
-- The matrices of a block are stored (in, out), the transpose of what `nn.Linear` keeps; OpenAI's
-  carry another axis of length 1 in front, because they were 1x1 convolutions.
-- There is no output head on disk: logits are taken with `wte` again. Some files repeat it as
+- OpenAI calls an array `model/h0/attn/c_attn/w`; Hugging Face calls it `h.0.attn.c_attn.weight`,
+  in some files with the prefix `transformer.`. Norms have `g` and `b`, all other layers `w` and `b`.
+- The matrices of a block are stored as (in, out), the transpose of what `nn.Linear` holds. OpenAI's
+  have one more axis of length 1 in front, because they were 1x1 convolutions.
+- There is no output head on disk: `wte` also computes the logits. Some files repeat it as
   `lm_head`.
-- Hugging Face's files hold causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are no
+- Hugging Face's files contain causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are not
   weights.
 """
 
 import hashlib
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.config import GPT2Config, read_config, write_hparams
-from gpt2_from_scratch.gpt2.crc32c import crc32c, masked
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
-from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays
+from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
 from gpt2_from_scratch.storage.paths import model_folder
@@ -37,7 +37,7 @@ from gpt2_from_scratch.storage.tensors import (
     write_tensors,
 )
 
-# parameter: (OpenAI's array, Hugging Face's tensor), `{}` is the block's number
+# parameter: (OpenAI's array, Hugging Face's tensor); `{}` is the block's number
 NAME_MAP = {
     "wte.weight": ("model/wte", "wte.weight"),
     "wpe.weight": ("model/wpe", "wpe.weight"),
@@ -57,9 +57,9 @@ NAME_MAP = {
     "ln_f.bias": ("model/ln_f/b", "ln_f.bias"),
 }
 STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-# how other networks call their tensors: a better word than "shapes differ"
+# how other networks name their tensors, for a better message than "shapes differ"
 FOREIGN = {
-    "model.layers.": "Llama or one of its kin",
+    "model.layers.": "Llama or a relative of it",
     "gpt_neox.": "GPT-NeoX",
     "bert.": "BERT",
     "roberta.": "RoBERTa",
@@ -81,106 +81,126 @@ def names_on_disk(config: GPT2Config) -> dict[str, tuple[str, str]]:
     }
 
 
+def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
+    return value.t() if parameter.endswith(STORED_TRANSPOSED) else value
+
+
+# --- load ---
+
+
 def load_gpt2(model: str | Path = "mini") -> GPT2:
     """Load a pretrained GPT-2: "mini", "124M", "355M", "774M", "1558M", or a folder.
 
     The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's
-    (`config.json` or `hparams.json`, `model.safetensors`). Weights come out as float32, on the
-    CPU. Raises CheckpointError for anything that is missing, left over, of another shape, not a
-    number, or not what the index's or the folder's checksums say.
+    (`config.json` or `hparams.json`, `model.safetensors`). The weights are float32, on the CPU.
+    Raises CheckpointError if an array is missing, left over, of another shape, not finite, or
+    different from the checksums of the index or the folder.
     """
     folder = model_folder(model)
     check_sums(folder, ("hparams.json", "config.json", "model.safetensors", "model.ckpt.index"))
-    config = read_config(folder)
+    gpt2 = meta_gpt2(read_config(folder))
     state = {}
-    for parameter, value in stored_parameters(folder, config):
-        # aminmax passes a NaN on, so one pass finds NaN and infinity alike
+    for parameter, value in stored_parameters(folder, gpt2):
+        # aminmax passes a NaN on, so one pass finds NaN and infinity
         if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
         state[parameter] = value
-    gpt2 = _without_memory(config)
     gpt2.load_state_dict(state | {"head.weight": state["wte.weight"]}, strict=True, assign=True)
     gpt2.head.weight = gpt2.wte.weight  # tied again: one parameter, not two that share memory
     return gpt2
 
 
-def stored_parameters(
-    folder: Path, config: GPT2Config, *, check_crcs: bool = True
-) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of a folder's weights once, in this package's layout, as float32 copies.
+class _NoInit(TorchFunctionMode):
+    """Skips torch.nn.init, which on the meta device spends a second importing a compiler."""
 
-    Arrays of OpenAI's format are held against the CRC-32C that the index has, but for `check_crcs`.
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def meta_gpt2(config: GPT2Config) -> GPT2:
+    """Make a GPT-2 on torch's meta device: its parameters have shapes but no numbers.
+
+    It takes no memory and draws no random numbers.
+    """
+    with torch.device("meta"), _NoInit():
+        return GPT2(config)
+
+
+def stored_parameters(
+    folder: Path, gpt2: GPT2, *, check_crcs: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter in a folder once, in this package's layout, as a float32 copy.
+
+    Args:
+        folder: holds a checkpoint in OpenAI's or Hugging Face's format.
+        gpt2: a model of the checkpoint's size, for its names and shapes (see `meta_gpt2`).
+        check_crcs: compare OpenAI's arrays with the CRC-32C in the index.
+
+    Raises:
+        CheckpointError: names, shapes, types or checksums differ from what is expected.
     """
     if (folder / "model.ckpt.index").exists():
-        yield from _openai_parameters(folder, config, check_crcs)
+        yield from _openai_parameters(folder, gpt2, check_crcs)
     elif (folder / "model.safetensors").exists():
-        yield from _safetensors_parameters(folder / "model.safetensors", config)
+        yield from _safetensors_parameters(folder / "model.safetensors", gpt2)
     else:
         raise CheckpointError(
             f"{folder} has neither model.ckpt.index (OpenAI) nor model.safetensors (Hugging Face)"
         )
 
 
-def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `hparams.json` and `model.safetensors`, under Hugging Face's names and layout.
-
-    `dtype` torch.float16 halves the file and rounds each number to 11 bits. Raises UsageError when
-    the head was replaced: the file has no place for it; `Classifier.save` keeps classifiers.
-    """
-    if model.head.weight is not model.wte.weight:
-        raise UsageError("this model's head was replaced; save it as a classifier instead")
-    state = model.state_dict()
-    tensors = {
-        hugging_face: _transposed_if_matrix(parameter, state[parameter]).to(dtype).contiguous()
-        for parameter, (_, hugging_face) in names_on_disk(model.config).items()
-    }
-    write_hparams(folder / "hparams.json", model.config)
-    # no checksum: Hugging Face's readers know {"format": "pt"} alone; `verify` has SHA256SUMS
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, checksum=False)
-
-
-def _openai_parameters(
-    folder: Path, config: GPT2Config, check_crcs: bool
-) -> Iterator[tuple[str, Tensor]]:
+def _openai_parameters(folder: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
     arrays = open_arrays(folder)
-    shapes = {  # without the 1 in front of a 1x1 convolution's matrix
+    shapes = {  # without the 1 in front of the matrix of a 1x1 convolution
         name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
         for name, entry in arrays.entries.items()
     }
-    for parameter, name in _match(shapes, config, folder, openai=True).items():
-        array = arrays[name]  # mapped here and let go after the copy, so memory holds one at most
+    for parameter, name in _match(shapes, gpt2, folder, openai=True).items():
+        array = arrays[name]  # mapped here and released after the copy: one is in memory at a time
         # 0.1 s for all of 124M
-        if check_crcs and masked(crc32c(array)) != arrays.entries[name].crc32c:
+        if check_crcs and masked_crc32c(array) != arrays.entries[name].crc32c:
             raise CheckpointError(f"{folder}: {name} is damaged; fetch the data file again")
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are no weights")
+            raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are not weights")
         yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])))
 
 
-def _safetensors_parameters(path: Path, config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
+def _safetensors_parameters(path: Path, gpt2: GPT2) -> Iterator[tuple[str, Tensor]]:
     with open_tensors(path) as file:
         names = {name.removeprefix("transformer."): name for name in file.keys()}
         if len(names) != len(file.keys()):
-            raise CheckpointError(f"{path}: a tensor stands there with and without transformer.")
+            raise CheckpointError(
+                f"{path} has a tensor both with and without the prefix transformer."
+            )
         repeated_head = names.pop("lm_head.weight", None)
         shapes = {
             short: tuple(file.get_slice(name).get_shape())
             for short, name in names.items()
             if not CAUSAL_MASK.fullmatch(short)
         }
-    places = _match(shapes, config, path, openai=False)
-    for parameter, short in places.items():
-        # opened for each tensor: what was read stays in memory as long as the file is mapped
+    places = _match(shapes, gpt2, path, openai=False)
+    groups = defaultdict(list)  # by block; wte, wpe and ln_f are groups of their own
+    for parameter in places:
+        groups[tuple(parameter.split(".")[:2])].append(parameter)
+    for group in groups.values():
+        # mapped once per group: what is read stays in memory as long as the file is mapped
         with mapped_tensors(path) as file:
-            value = file.get_tensor(names[short])
-            if parameter == "wte.weight" and repeated_head is not None:
-                if not torch.equal(value, file.get_tensor(repeated_head)):
-                    raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
-        if not value.is_floating_point():
-            raise CheckpointError(
-                f"{path}: {names[short]} holds {value.dtype}, which are no weights"
-            )
-        yield parameter, _copied(parameter, value)
+            for parameter in group:
+                name = names[places[parameter]]
+                value = file.get_tensor(name)
+                if not value.is_floating_point():
+                    raise CheckpointError(
+                        f"{path}: {name} holds {value.dtype}, which are not weights"
+                    )
+                if parameter == "wte.weight" and repeated_head is not None:
+                    if not torch.equal(value, file.get_tensor(repeated_head)):
+                        raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
+                yield parameter, _copied(parameter, value)
 
 
 def _copied(parameter: str, stored: Tensor) -> Tensor:
@@ -189,22 +209,15 @@ def _copied(parameter: str, stored: Tensor) -> Tensor:
     )
 
 
-def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
-    return value.t() if parameter.endswith(STORED_TRANSPOSED) else value
-
-
 def _match(
-    shapes: Mapping[str, tuple[int, ...]], config: GPT2Config, where: Path, *, openai: bool
+    shapes: Mapping[str, tuple[int, ...]], gpt2: GPT2, where: Path, *, openai: bool
 ) -> dict[str, str]:
     """{parameter: name on disk}; raises CheckpointError with the first differences otherwise."""
-    places = {
-        parameter: names[0 if openai else 1] for parameter, names in names_on_disk(config).items()
-    }
+    on_disk = names_on_disk(gpt2.config)
+    places = {parameter: on_disk[parameter][0 if openai else 1] for parameter in on_disk}
     expected = {
-        places[parameter]: tuple(reversed(shape))
-        if parameter.endswith(STORED_TRANSPOSED)
-        else tuple(shape)
-        for parameter, shape in parameter_shapes(config).items()
+        places[parameter]: tuple(_transposed_if_matrix(parameter, value).shape)
+        for parameter, value in gpt2.named_parameters()
     }
     differences = [
         f"{name}: found {shapes.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -216,59 +229,58 @@ def _match(
             kind for start, kind in FOREIGN.items() if any(n.startswith(start) for n in shapes)
         ]
         raise CheckpointError(
-            f"{where} does not fit {config}{f' and looks like {foreign[0]}' if foreign else ''}; "
+            f"{where} does not fit {gpt2.config}"
+            f"{f' and looks like {foreign[0]}' if foreign else ''}; "
             f"{len(differences)} arrays differ, the first are\n  " + "\n  ".join(differences[:5])
         )
     return places
 
 
-def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """{parameter: shape} of a GPT-2 of this size, the tied head left out; takes no memory."""
-    return {name: tuple(p.shape) for name, p in _without_memory(config).named_parameters()}
+# --- save ---
 
 
-class _NoInit(TorchFunctionMode):
-    """Passes over torch.nn.init, which on the meta device spends a second importing a compiler."""
+def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `hparams.json` and `model.safetensors`, in Hugging Face's names and layout.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
+    With `dtype` torch.float16 the file is half as large, and each number is rounded to 11 bits.
+    Raises UsageError if the head was replaced: the file has no place for it. Use `Classifier.save`.
+    """
+    if model.head.weight is not model.wte.weight:
+        raise UsageError("this model's head was replaced; save it as a classifier instead")
+    state = model.state_dict()
+    tensors = {
+        hugging_face: _transposed_if_matrix(parameter, state[parameter]).to(dtype).contiguous()
+        for parameter, (_, hugging_face) in names_on_disk(model.config).items()
+    }
+    write_hparams(folder / "hparams.json", model.config)
+    # without our checksum: Hugging Face's readers accept {"format": "pt"} alone
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, checksum=False)
 
 
-def _without_memory(config: GPT2Config) -> GPT2:
-    """A GPT-2 whose parameters have shapes and nothing else; draws no random numbers."""
-    with torch.device("meta"), _NoInit():
-        return GPT2(config)
-
-
-# --- Which numbers these are: hashes of weights, so that nothing is used with what it was not made for. ---
+# --- identity: hashes of weights, so that nothing is used with weights it was not made for ---
 
 
 def base_sha256(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Identity of a base model: its weights and what its token ids mean."""
+    """Hash a base model: its weights and the meaning of its token ids."""
     return hashlib.sha256(f"{weights_sha256(model)} {tokenizer.sha256}".encode()).hexdigest()
 
 
 def weights_sha256(model: GPT2) -> str:
-    """Identity of a language model's weights: the same from OpenAI's files and from Hugging Face's.
+    """Hash a language model's weights, without its head.
 
-    The head is left out.
+    The hash is the same for OpenAI's files and for Hugging Face's.
     """
     return tensors_sha256({n: p for n, p in model.named_parameters() if not n.startswith("head.")})
 
 
-# --- The same GPT-2 with weights as before pretraining: what is pretraining worth? ---
+# --- random twin: the same GPT-2 before pretraining, to see what pretraining is worth ---
 
 
 TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 
 
 def random_twin(model: str | Path, folder: Path, seed: int) -> Path:
-    """Write a model of the same sizes and tokenizer, its weights drawn with `seed`, to `folder`."""
+    """Write a model of the same sizes and tokenizer to `folder`, with weights drawn from `seed`."""
     source = model_folder(model)
     twin = GPT2(read_config(source))
     init_weights(twin, torch.Generator().manual_seed(seed))

@@ -1,4 +1,7 @@
-"""Texts to padded batches of token ids. B texts, T tokens of the longest, N texts in all."""
+"""Encode texts, group them by length, and pad them to batches.
+
+B texts per batch, T tokens of the longest of them.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,21 +11,21 @@ from torch import Tensor
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
-MARGIN = 256  # characters behind the last that can be read
+MARGIN = 256  # characters that are encoded after the last one that can be read
 
 
 def encode_texts(
     texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Token ids of each text, cut to its first `max_tokens`, and whether the text was cut.
+    """Encode texts, keep the first `max_tokens` tokens of each, and report which were cut.
 
-    A text of nothing but white space becomes the single token <|endoftext|>, so that there is
-    something to read. Raises DataError for the first that is no string, with its index.
+    A text of white space alone becomes the single token <|endoftext|>, so that the model has
+    something to read. Raises DataError with the index of the first item that is not a string.
     """
-    if isinstance(texts, str):  # it would be taken for a list of letters
+    if isinstance(texts, str):  # it would be read as a list of letters
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
-    # tokens hold at most longest_token characters each; further on none is read, and what the end
-    # of a cut word changes in its merges does not reach as far back as the margin
+    # A token holds at most `longest_token` characters, so no character after `longest` is read. The
+    # cut may change how the last word is merged, but not as far back as the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
     encoded = []
     for number, text in enumerate(texts):
@@ -35,14 +38,14 @@ def encode_texts(
 
 
 def no_string(text: object, number: int) -> str:
-    """What to say of an item of a list of texts that is none."""
+    """The error message for an item of a list of texts that is not a string."""
     return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
 
 
 def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
-    """Raise DataError unless every text has ids, and all of them are from 0 to n_vocab - 1.
+    """Raise DataError unless every text has ids, and all ids are from 0 to n_vocab - 1.
 
-    Before they go to a GPU, where a wrong one would end every computation of the process.
+    Checked before the ids reach a GPU: there a wrong id would end every computation of the process.
     """
     for number, ids in enumerate(encoded):
         if len(ids) == 0:
@@ -57,7 +60,10 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
 def pad_batch(
     encoded: Sequence[Sequence[int]], pad_id: int, to: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pad on the right to the longest, or to `to`: ids (B, T) int64, lengths (B,) int64."""
+    """Pad texts on the right to the longest, or to `to` tokens.
+
+    Returns ids (B, T) int64 and lengths (B,) int64.
+    """
     lengths = torch.tensor([len(ids) for ids in encoded])
     padded = torch.full((len(encoded), to or int(lengths.max())), pad_id)
     for row, ids in zip(padded, encoded, strict=True):
@@ -66,7 +72,7 @@ def pad_batch(
 
 
 def by_length(encoded: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Batches of indices of texts of about one length, longest first, so that little is padded."""
+    """Yield batches of text indices, the longest texts first, so that there is little padding."""
     order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n]))
     for first in range(0, len(order), batch_size):
         yield order[first : first + batch_size]

@@ -1,86 +1,77 @@
-"""Which processor computes, with how many threads, in which precision."""
+"""Choose the processor, the number of threads and the precision."""
 
-import math
-import os
 import platform
-from pathlib import Path
 
 import torch
 
 from gpt2_from_scratch.errors import UsageError
 
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # torch crashes at some larger number
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """A CUDA GPU, else Apple's, else the CPU for "auto"; UsageError if the named one is absent."""
-    available = {
+    """Choose the named device, or for "auto" a CUDA GPU, else Apple's GPU, else the CPU.
+
+    Raises UsageError if the named device is not available.
+    """
+    is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    available = [device for device, there in is_available.items() if there]
     if name == "auto":
-        return torch.device(next(device for device, there in available.items() if there))
-    if not available.get(name):
-        there = ", ".join(device for device, there in available.items() if there)
-        raise UsageError(f"device {name} is not to be had here; there is: {there}")
+        return torch.device(available[0])
+    if name not in available:
+        raise UsageError(
+            f"device {name} is not available; available devices: {', '.join(available)}"
+        )
     return torch.device(name)
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise UsageError for anything but the two in which frozen blocks compute."""
+    """Raise UsageError unless frozen blocks can compute in this precision."""
     if dtype not in DTYPES.values():
         raise UsageError(f"dtype = {dtype!r} must be torch.float32 or torch.bfloat16")
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """In what precision frozen blocks compute when `dtype` is asked for: on CPUs without bfloat16
-    instructions that is float32, which is nine times as fast there (README, How fast it is).
+    """Return the precision in which frozen blocks compute when `dtype` is asked for.
+
+    On a CPU without bfloat16 instructions this is float32, which is nine times as fast there
+    (README, How fast it is).
     """
-    if dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_multiplies_bfloat16():
-        return torch.float32
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        # older versions of torch do not list them
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        if not any(there for name, there in has.items() if "bf16" in name):
+            return torch.float32
     return dtype
 
 
 def set_threads(count: int | None = None) -> int:
-    """Let torch compute with `count` threads; by default with its own choice (the physical cores),
-    but no more than this process may use (its affinity, a container's quota). Returns the number.
+    """Set the number of threads that torch computes with, and return it.
 
-    More threads than processors wait for each other: matrix products take many times as long.
+    The default is torch's own choice (the physical cores), but at most the number of processors
+    that this process may use (its affinity, a container's quota). Threads beyond that number wait
+    for each other, and matrix products take many times as long.
     """
     if count is None:
-        count = min(torch.get_num_threads(), usable_processors())
-    if not 1 <= count <= MOST_THREADS:  # torch ends with a segmentation fault at some number
+        from joblib import cpu_count  # imported here because it takes a tenth of a second
+
+        count = min(torch.get_num_threads(), cpu_count())
+    if not 1 <= count <= MOST_THREADS:
         raise UsageError(f"threads = {count} must be from 1 to {MOST_THREADS:,}")
     torch.set_num_threads(count)
     return count
 
 
-def usable_processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many processors this process may use at once."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        microseconds, period = quota.read_text().split()
-        return max(1, min(count, math.ceil(int(microseconds) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):  # no container, or "max": no quota
-        return count
-
-
 def environment(device: torch.device) -> dict[str, str | int]:
-    """What decides the last bits of a result besides the settings."""
+    """Describe what the last bits of a result depend on, apart from the settings."""
     return {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    if not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch
-        return False
-    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)

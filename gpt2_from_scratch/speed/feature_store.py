@@ -1,30 +1,30 @@
-"""Features on disk: what frozen blocks made of a text, kept for the next run.
+"""Features on disk: the frozen blocks' output for each text, kept for the next run.
 
-A space is a folder for one kind of features (these weights, this depth, this arithmetic); in it lie
-shards, files of some tens of megabytes that are written once, whole, under a name made from what is
-in them, and never changed. So two processes can use the store at once, and a kill or a full disk
-leaves at worst a temporary file. A shard is a safetensors file of `states` (tokens, C), `ends` (N,)
-and `keys` (N, 32). It is a cache: whatever is damaged is thrown away and computed again, and the
-shards used longest ago go when the limit is reached.
+A space is a folder for one kind of features: the same weights, depth and arithmetic. It holds
+shards, files of some tens of megabytes. A shard is written once, atomically, under a name made from
+its contents, and never changed. So two processes can use the store at the same time, and a kill or a
+full disk leaves at most a temporary file. A shard is a safetensors file of `states` (tokens, C),
+`ends` (N,) and `keys` (N, 32). The store is a cache: damaged shards are removed and their texts
+computed again, and the shards used longest ago are removed when the limit is reached.
 """
 
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import google_crc32c
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
-from gpt2_from_scratch.gpt2.crc32c import crc32c
-from gpt2_from_scratch.storage.files import STALE, atomic_path, sweep
+from gpt2_from_scratch.storage.files import STALE, sweep
 from gpt2_from_scratch.storage.paths import features_folder
 from gpt2_from_scratch.storage.tensors import check_header, write_tensors
 
@@ -33,34 +33,36 @@ log = logging.getLogger(__name__)
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
 DEFAULT_LIMIT = 20 * GB
-NAME = "[0-9a-f]" * 64  # no file of another name is ever removed: the folder may be anybody's
-SHARDS, PLANS, TEMPORARY = f"{NAME}.safetensors", f"{NAME}.plan", f".{NAME}.*.tmp"
-OURS = f"*{NAME}.*"
-SPARE = 1 * GB  # of the disk, which the store never takes
+SPARE = 1 * GB  # free disk space that the store leaves to others
+# The folder may belong to somebody else, so no file with another kind of name is ever removed.
+NAME = "[0-9a-f]" * 64
+SHARDS, TEMPORARY = f"{NAME}.safetensors", f".{NAME}.*.tmp"
+PLANS = f"{NAME}.plan"  # written by earlier versions
+OURS = (SHARDS, TEMPORARY, PLANS)
 
 
 @dataclass
 class Shard:
-    """Features of some texts: held in memory, or read from their file one text at a time."""
+    """Features of some texts, held in memory or read from a file one text at a time."""
 
-    places: dict[bytes, slice]  # of each text's rows in `states`
+    places: dict[bytes, slice]  # the rows of each text in `states`
     path: Path | None = None
     held: Tensor | None = field(default=None, repr=False)  # (tokens, C)
 
     @classmethod
     def of(cls, texts: Mapping[bytes, Tensor]) -> "Shard":
-        """A shard in memory alone, of each text's features (T, C)."""
+        """Make a shard in memory alone from the features (T, C) of each text."""
         return cls(_places(texts, _ends(texts)), None, torch.cat(list(texts.values())))
 
     def states(self, key: bytes) -> Tensor:
-        """The features of one text: (T, C). Raises OSError where the file is gone."""
+        """Return the features of one text: (T, C). Raises OSError if the file is gone."""
         if self.held is not None:
             return self.held[self.places[key]]
-        # mapped for as long as it is read: touching one text's pages brings in megabytes around
+        # opened for each text: a page that is read stays in memory while the file is mapped
         return self._from_file(self.places[key])
 
     def hold(self, device: torch.device | str = "cpu") -> None:
-        """Keep all of it in a device's memory from now on. Raises OSError where the file is gone."""
+        """Hold all features in a device's memory. Raises OSError if the file is gone."""
         if self.held is None:
             self.held = self._from_file(slice(None)).clone()
         self.held = self.held.to(device)
@@ -74,108 +76,94 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes to hold it, to within its small index."""
-        return self.held.nbytes if self.held is not None else _size(self.path)
+        """The memory that holding it takes, apart from its small index."""
+        if self.held is not None:
+            return self.held.nbytes
+        return _size(self.path) if self.path else 0
 
 
 class FeatureStore:
-    """A folder of features, with a limit to its size in bytes.
+    """A folder of features with a limit on its size in bytes.
 
-    Its default place is `paths.features_folder()`, its default limit 20 GB or
+    The default folder is `paths.features_folder()`. The default limit is 20 GB, or the value of
     $GPT2_FROM_SCRATCH_CACHE_GB.
     """
 
     def __init__(self, folder: Path | None = None, limit: float | None = None):
         self.folder = folder or features_folder()
         self.limit = _limit_from_environment() if limit is None else limit
-        self._used: set[Path] = set()  # by this process, so not to be removed by it
+        self._used: set[Path] = set()  # shards that this process uses, and so does not remove
         self._full = False
 
     def find(self, space: str, keys: Collection[bytes]) -> list[Shard]:
-        """The shards of a space that hold any of these texts; damaged ones are removed."""
-        shards = []
+        """Find the shards of a space that hold any of these texts, and remove damaged ones."""
         try:
             paths = sorted((self.folder / space).glob(SHARDS))
         except OSError as error:
             log.warning(f"features in {self.folder} cannot be read: {error}")
             return []
-        for path in paths:
-            shard = self._read(path, keys)
-            if shard is not None:
-                self._used.add(path)
-                shards.append(shard)
+        shards = [shard for path in paths if (shard := self._read(path, keys))]
+        self._used |= {shard.path for shard in shards if shard.path}
         return shards
 
     def save(self, space: str, texts: Mapping[bytes, Tensor]) -> Shard | None:
-        """Write features (T, C) of texts as one shard; None, with a word why, if there is no room."""
+        """Write the features (T, C) of texts as one shard.
+
+        Returns None if there is no room for it; the reason is logged once.
+        """
+        if self._full:
+            return None
         ends, states = _ends(texts), torch.cat(list(texts.values()))
         keys = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).view(-1, 32)
         path = self.folder / space / f"{hashlib.sha256(b''.join(texts)).hexdigest()}.safetensors"
-        if self._full or not self._make_room(states.nbytes):
-            return None
+        tensors = {"states": states, "ends": ends, "keys": keys}
         try:
-            tensors = {"states": states, "ends": ends, "keys": keys}
+            self._make_room(states.nbytes)
             metadata = {"crc32c": _checksum(states, ends, keys)}  # ten times as fast as a SHA-256
             write_tensors(path, tensors, metadata, checksum=False)
-        except ResourceError as error:
-            self._no_room(f"features cannot be kept in {self.folder}: {error}")
+        except (OSError, ResourceError) as error:
+            log.info(f"features are not kept: {error}")
+            self._full = True
             return None
         self._used.add(path)
         return Shard(_places(texts, ends), path)
 
-    def plan(self, space: str, texts: Collection[bytes], missing: Collection[bytes]) -> set[bytes]:
-        """The texts of this row that were missing when it was first asked for.
-
-        To compute texts in batches of the same make-up after a kill, and so to the same bits: a
-        matrix product's last bits depend on the rows beside. Kept until `done` with the row.
-        """
-        path = self._plan_path(space, texts)
-        try:
-            raw = path.read_bytes()
-        except OSError:
-            raw = b"".join(missing)
-            with suppress(ResourceError), atomic_path(path) as temporary:
-                temporary.write_bytes(raw)
-        return {*_keys_in(raw), *missing}
-
-    def done(self, space: str, texts: Collection[bytes]) -> None:
-        """Forget the plan of a row: all of it is computed."""
-        _remove(self._plan_path(space, texts))
-
     def clear(self) -> int:
-        """Remove every space; returns the bytes that were freed."""
+        """Remove every space, and return the number of bytes that were freed."""
         freed = 0
         for space in self._spaces():
             sweep(space, pattern=TEMPORARY)
             for path in [*space.glob(SHARDS), *space.glob(PLANS)]:
                 size = _size(path)
                 freed += size if _remove(path) else 0
-            with suppress(OSError):  # something of somebody else's lies there
+            with suppress(OSError):  # it holds files of somebody else
                 space.rmdir()
         return freed
 
     def spaces(self) -> list[tuple[str, int, int, float]]:
-        """(name, shards, bytes, when last used) of each space, the latest first."""
+        """List (name, shards, bytes, when last used) of each space, the latest first."""
         rows = []
         for space in self._spaces():
             shards = list(space.glob(SHARDS))
-            used = max((_modified(path) for path in shards), default=0.0)
+            used = max(map(_modified, shards), default=0.0)
             rows.append((space.name, len(shards), sum(map(_size, shards)), used))
         return sorted(rows, key=lambda row: -row[3])
 
     def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
+        """Read a shard's index and check its contents; None if it has none of the texts."""
         try:
             check_header(path)
             with safe_open(path, framework="pt") as file:
                 tensors = [file.get_tensor(name) for name in ("states", "ends", "keys")]
                 expected = file.metadata()["crc32c"]
-            found = _keys_in(tensors[2].numpy().tobytes())
+            raw = tensors[2].numpy().tobytes()
+            found = [raw[n : n + 32] for n in range(0, len(raw), 32)]
             if not any(key in keys for key in found):
                 return None
             if _checksum(*tensors) != expected:
-                raise ValueError("its checksum is not that of its numbers")
-            with suppress(OSError):  # a folder of somebody else's
-                os.utime(path)  # used now: others go first
+                raise ValueError("its contents do not match its checksum")
+            with suppress(OSError):  # a folder of somebody else
+                os.utime(path)  # used now, so others are removed first
             return Shard(_places(found, tensors[1]), path)
         except FileNotFoundError:  # another process made room
             return None
@@ -187,60 +175,37 @@ class FeatureStore:
             log.warning(f"features in {path} cannot be read: {error}")
             return None
 
-    def _plan_path(self, space: str, texts: Collection[bytes]) -> Path:
-        return self.folder / space / f"{hashlib.sha256(b''.join(texts)).hexdigest()}.plan"
+    def _make_room(self, needed: int) -> None:
+        """Remove the shards used longest ago until there is room for a new one.
 
-    def _make_room(self, needed: int) -> bool:
-        """Remove what killed writers left, and shards used longest ago until there is room."""
-        for space in self._spaces():
-            sweep(space, STALE, TEMPORARY)
-        files = sorted(self._files(), key=_modified)
-        sizes = {path: _size(path) for path in files}
-        being_written = [path for space in self._spaces() for path in space.glob(f"{TEMPORARY}/*")]
-        total = sum(sizes.values()) + sum(map(_size, being_written))
+        Also removes what killed writers left. Raises ResourceError or OSError if there is no room.
+        """
+        sweep(self.folder, STALE, f"*/{TEMPORARY}")
+        sizes = {path: _size(path) for path in sorted(self._paths(SHARDS), key=_modified)}
+        total = sum(sizes.values()) + sum(map(_size, self._paths(f"{TEMPORARY}/*")))
         mine = sum(size for path, size in sizes.items() if path in self._used)
-        for path in files:
-            superfluous = path not in self._used and mine + needed <= self.limit < total + needed
-            if superfluous and _remove(path):
-                total -= sizes[path]
+        if mine + needed <= self.limit:  # otherwise removing the others would not be enough
+            for path, size in sizes.items():
+                if total + needed > self.limit and path not in self._used and _remove(path):
+                    total -= size
         if total + needed > self.limit:
-            self._no_room(
-                f"the features need more than the {self.limit / GB:.1f} GB that the cache may hold; "
+            raise ResourceError(
+                f"they need more than the {self.limit / GB:.1f} GB that the cache may hold; "
                 f"set {LIMIT_VARIABLE} to allow more"
             )
-            return False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            self._no_room(f"features cannot be kept in {self.folder}: {error}")
-            return False
-        if free < needed + SPARE:
-            self._no_room(
-                f"features are not kept: less than {SPARE / GB:.0f} GB is free on {self.folder}"
-            )
-            return False
-        return True
-
-    def _no_room(self, why: str) -> None:
-        self._full = True  # said once, and not tried again
-        log.info(why)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < needed + SPARE:
+            raise ResourceError(f"less than {SPARE / GB:.0f} GB is free on {self.folder}")
 
     def _spaces(self) -> list[Path]:
+        return sorted({path.parent for ours in OURS for path in self._paths(ours)})
+
+    def _paths(self, pattern: str) -> list[Path]:
+        """The paths in all spaces that match; none if the folder cannot be read."""
         try:
-            folders = [path for path in self.folder.glob("*") if path.is_dir()]
-            return [path for path in folders if any(path.glob(OURS))]
+            return list(self.folder.glob(f"*/{pattern}"))
         except OSError:
             return []
-
-    def _files(self) -> Iterator[Path]:
-        for space in self._spaces():
-            with suppress(OSError):
-                yield from space.glob(SHARDS)
-
-
-def _keys_in(raw: bytes) -> list[bytes]:
-    return [raw[n : n + 32] for n in range(0, len(raw), 32)]
 
 
 def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:
@@ -257,18 +222,32 @@ def _places(keys: Iterable[bytes], ends: Tensor) -> dict[bytes, slice]:
 def _checksum(*tensors: Tensor) -> str:
     crc = 0
     for tensor in tensors:
-        crc = crc32c(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = crc32c(tensor.contiguous().view(torch.uint8).numpy(), crc)
+        crc = google_crc32c.extend(crc, f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        crc = google_crc32c.extend(crc, tensor.contiguous().view(torch.uint8).numpy())
     return str(crc)
 
 
 def _remove(path: Path) -> bool:
-    """Whether a file could be removed."""
+    """Remove a file; returns False if that is not possible."""
     try:
         path.unlink(missing_ok=True)
         return True
-    except OSError:  # a folder of somebody else's
+    except OSError:  # a folder of somebody else
         return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # removed meanwhile
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _limit_from_environment() -> float:
@@ -282,19 +261,3 @@ def _limit_from_environment() -> float:
     if not 0 <= limit < float("inf"):
         raise UsageError(f"{LIMIT_VARIABLE} = {value!r} must be a number of gigabytes from 0 up")
     return limit
-
-
-def _size(path: Path | None) -> int:
-    if path is None:
-        return 0
-    try:
-        return path.stat().st_size
-    except OSError:  # gone meanwhile
-        return 0
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

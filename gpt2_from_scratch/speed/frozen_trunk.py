@@ -1,13 +1,13 @@
-"""The frozen first blocks over many texts at once: each token once, and no padding.
+"""Run the frozen first blocks over many texts, once per distinct beginning and without padding.
 
-All but attention looks at one position at a time, so texts need not stand in a padded rectangle: a
-batch is a list of rows, one a token. And since attention looks back only, what the blocks make of a
-text's beginning does not depend on how it goes on: texts that begin alike share the rows of their
-common beginning. Only attention needs the texts as such; for it rows are laid out in rectangles of
-texts of about one length, and what comes out is taken back to one row a token. Without the causal
-mask attention looks both ways, at a text's own tokens, and no beginning is shared.
+Everything except attention works on each token alone, so a batch needs no padded rectangle: it is a
+list of rows, one row per token. Attention only looks back, so the output for the beginning of a text
+does not depend on the rest: texts that begin alike share the rows of their common beginning. Only
+attention needs whole texts; for it the rows are laid out in rectangles of texts of similar length,
+and its output is gathered back to one row per token. Without the causal mask attention sees all
+tokens of a text, and no beginnings are shared.
 
-U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd.
+U rows per batch, B texts per rectangle, T tokens of its longest text, C = n_embd.
 """
 
 import copy
@@ -22,35 +22,40 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
-from gpt2_from_scratch.gpt2.weights import tensors_sha256
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.partial_blocks import real_positions
+from gpt2_from_scratch.storage.tensors import tensors_sha256
 
-# tokens in a batch: enough to keep matrix products busy, few enough for a processor's cache
+# tokens per batch: enough to keep matrix products busy, few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
-SLACK = 0.75  # a rectangle takes texts of at least this share of its longest one
+SIMILAR = 0.75  # a rectangle takes texts of at least this proportion of its longest text
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Texts of about one length, as attention and the last block want them."""
+    """Texts of similar length, laid out for attention and for the last block."""
 
     texts: list[int]  # their numbers in the batch
-    rows: Tensor  # (B, T) the row of each of their tokens; 0 behind a text's end
+    rows: Tensor  # (B, T) the row of each token; 0 after the end of a text
     lengths: Tensor  # (B,)
+
+    @property
+    def real(self) -> Tensor:
+        """Where there are tokens and not padding: (B, T) bool."""
+        return real_positions(self.lengths, self.rows.shape[1])
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of texts as the tree of their beginnings, one row a token."""
+    """A batch of texts, one row per distinct beginning."""
 
-    ids: Tensor  # (U,) the token of each row
-    positions: Tensor  # (U,) and where it stands
+    ids: Tensor  # (U,) the last token of each beginning
+    positions: Tensor  # (U,) and its position
     rectangles: list[Rectangle]
-    home: Tensor  # (U,) where each row first stands in the rectangles, laid end to end
+    home: Tensor  # (U,) where each row first occurs in the rectangles, laid end to end
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on another device."""
+        """Copy the batch to another device."""
         return Packed(
             self.ids.to(device),
             self.positions.to(device),
@@ -63,7 +68,10 @@ class Packed:
 
 
 def pack(texts: Sequence[Sequence[int]], *, share: bool = True) -> Packed:
-    """Lay out token ids of texts, none of them empty, as one batch; beginnings shared, or not."""
+    """Lay out texts as one batch; no text may be empty.
+
+    With `share`, texts that begin alike share the rows of their common beginning.
+    """
     row_of: dict[tuple[int, int, int], int] = {}  # (row of the token before, token, text) -> row
     ids, positions, rows = list[int](), list[int](), list[list[int]]()
     for number, text in enumerate(texts):
@@ -75,16 +83,33 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True) -> Packed:
                 positions.append(position)
             path.append(row)
         rows.append(path)
-    rectangles = [_rectangle(rows, group) for group in _of_about_one_length(rows)]
+    rectangles = [
+        Rectangle(group, *pad_batch([rows[n] for n in group], 0)) for group in _by_length(rows)
+    ]
     laid_out = torch.cat([r.rows.flatten() for r in rectangles])
-    real = torch.cat([_is_real(r).flatten() for r in rectangles])
-    places = real.nonzero().flatten()
-    _, first = np.unique(laid_out[places].numpy(), return_index=True)  # of each row, in order
+    places = torch.cat([r.real.flatten() for r in rectangles]).nonzero().flatten()
+    _, first = np.unique(laid_out[places].numpy(), return_index=True)  # per row, in order
     return Packed(torch.tensor(ids), torch.tensor(positions), rectangles, places[first])
 
 
+def _by_length(rows: list[list[int]]) -> Iterator[list[int]]:
+    """Yield groups of text numbers whose texts have similar lengths, the longest first."""
+    group: list[int] = []
+    for n in sorted(range(len(rows)), key=lambda n: -len(rows[n])):
+        if group and len(rows[n]) < SIMILAR * len(rows[group[0]]):
+            yield group
+            group = []
+        group.append(n)
+    if group:
+        yield group
+
+
 def batches(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-    """Numbers of texts, in batches of at most `tokens` tokens (or one text), alike ones together."""
+    """Yield batches of text numbers, at most `tokens` tokens or one text each.
+
+    Texts are in the order of their ids, so that those that begin alike are in one batch. Without the
+    texts of the first batches, the other batches stay as they are.
+    """
     batch: list[int] = []
     size = 0
     for n in sorted(range(len(texts)), key=lambda n: tuple(texts[n])):
@@ -98,11 +123,11 @@ def batches(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
 
 
 class Trunk:
-    """The embeddings and the first `depth` blocks of a model, for forward passes without gradients.
+    """The embeddings and the first `depth` blocks of a model, without gradients.
 
-    In bfloat16 the matrix products are done in it, on copies of the weights; the residual stream
-    and the norms stay float32. The blocks must be plain (`last_block.is_plain`). Without
-    `causal_mask` each token sees all of its text.
+    The blocks must be plain (`partial_blocks.is_plain`). With `dtype` bfloat16 the matrix products
+    are computed in bfloat16, on copies of the weights; the residual stream and the norms stay
+    float32. Without `causal_mask` each token sees all tokens of its text.
     """
 
     def __init__(
@@ -116,40 +141,43 @@ class Trunk:
         self.wte, self.wpe = model.wte.weight, model.wpe.weight
         self.dtype, self.causal_mask = dtype, causal_mask
         self.blocks: list[Any] = list(model.blocks)[:depth]
-        self._weights = {"wte": self.wte, "wpe": self.wpe}  # as they are, not as they are rounded
+        self._weights = {"wte": self.wte, "wpe": self.wpe}  # before rounding to `dtype`
         self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
         if dtype != torch.float32:
-            self.blocks = [_in_dtype(block, dtype) for block in self.blocks]
+            self.blocks = [copy.deepcopy(block).requires_grad_(False) for block in self.blocks]
+            for block in self.blocks:
+                block.attn.to(dtype)
+                block.mlp.to(dtype)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device it computes on."""
         return self.wte.device
 
     @property
     def depth(self) -> int:
-        """How many blocks it has."""
+        """The number of its blocks."""
         return len(self.blocks)
 
     @property
     def tokens(self) -> int:
-        """How many tokens make a good batch."""
+        """The number of tokens of an efficient batch on its device."""
         return TOKENS.get(self.device.type, TOKENS["cpu"])
 
     def sha256(self) -> str:
-        """Identity of all that its outputs depend on, but for rounding: weights and arithmetic."""
+        """Hash everything that its outputs depend on, except rounding: weights and arithmetic."""
         weights = tensors_sha256(self._weights)
         mask = "" if self.causal_mask else " without the causal mask"
         return hashlib.sha256(f"{weights} {self.dtype}{mask}".encode()).hexdigest()
 
     def pack(self, texts: Sequence[Sequence[int]]) -> Packed:
-        """Texts as one batch, on its device, beginnings shared where they are all a token sees."""
+        """Lay out texts as one batch on its device, with shared beginnings if the mask allows it."""
         return pack(texts, share=self.causal_mask).to(self.device)
 
     def __call__(self, packed: Packed) -> Tensor:
-        """The residual stream behind the last of its blocks: (U, C) float32.
+        """Compute the residual stream after its last block: (U, C) float32.
 
-        Raises DataError for a text of more than n_ctx tokens.
+        Raises DataError if a text has more than n_ctx tokens.
         """
         for x in self.layers(packed):
             last = x
@@ -157,9 +185,9 @@ class Trunk:
 
     @torch.no_grad()
     def layers(self, packed: Packed) -> Iterator[Tensor]:
-        """The residual stream behind the embeddings and behind each block: depth + 1 times (U, C).
+        """Yield the residual stream after the embeddings and after each block: depth + 1 x (U, C).
 
-        Raises DataError for a text of more than n_ctx tokens.
+        Raises DataError if a text has more than n_ctx tokens.
         """
         if (longest := int(packed.positions.max()) + 1) > len(self.wpe):
             raise DataError(f"{longest} tokens are more than n_ctx = {len(self.wpe)}; cut the text")
@@ -170,47 +198,16 @@ class Trunk:
             yield x
 
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
-        """`TransformerBlock.forward`, with rows in place of texts: (U, C) -> (U, C)."""
+        """Compute `TransformerBlock.forward` on rows instead of texts: (U, C) -> (U, C)."""
         qkv = block.attn.c_attn(block.ln_1(x).to(self.dtype))  # (U, 3C)
-        gathered = [
-            block.attn.attend(qkv[r.rows], None if self.causal_mask else _is_seen(r)).flatten(0, 1)
-            for r in packed.rectangles
-        ]
+        gathered = []
+        for r in packed.rectangles:
+            T = r.rows.shape[1]
+            seen = None if self.causal_mask else r.real[:, None, None].expand(-1, 1, T, T)
+            gathered.append(block.attn.attend(qkv[r.rows], seen).flatten(0, 1))  # (B * T, C)
         y = torch.cat(gathered)[packed.home]  # (U, C)
         x = x + block.attn.c_proj(y)
         wide = block.mlp.c_fc(block.ln_2(x).to(self.dtype))  # (U, 4C)
-        # in place: to write 25 MB elsewhere takes longer than the GELU
+        # in place, because writing 25 MB to new memory takes longer than the GELU
         torch.ops.aten.gelu_(wide, approximate="tanh")
         return x + block.mlp.c_proj(wide)
-
-
-def _in_dtype(block: Any, dtype: torch.dtype) -> Any:
-    block = copy.deepcopy(block).requires_grad_(False)
-    block.attn.to(dtype)
-    block.mlp.to(dtype)
-    return block
-
-
-def _of_about_one_length(rows: list[list[int]]) -> Iterator[list[int]]:
-    group: list[int] = []
-    for n in sorted(range(len(rows)), key=lambda n: -len(rows[n])):
-        if group and len(rows[n]) < SLACK * len(rows[group[0]]):
-            yield group
-            group = []
-        group.append(n)
-    if group:
-        yield group
-
-
-def _rectangle(rows: list[list[int]], texts: list[int]) -> Rectangle:
-    return Rectangle(texts, *pad_batch([rows[n] for n in texts], 0))
-
-
-def _is_real(rectangle: Rectangle) -> Tensor:
-    return real_positions(rectangle.lengths, rectangle.rows.shape[1])  # (B, T)
-
-
-def _is_seen(rectangle: Rectangle) -> Tensor:
-    """All tokens of a text by all of them, pads by none: (B, 1, T, T)."""
-    B, T = rectangle.rows.shape
-    return _is_real(rectangle)[:, None, None, :].expand(B, 1, T, T)

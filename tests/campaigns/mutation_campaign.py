@@ -23,8 +23,8 @@ from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
-from gpt2_from_scratch.gpt2.tokenizer import read_bpe
-from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2, stored_parameters
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.weights import load_gpt2, meta_gpt2, save_gpt2, stored_parameters
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import check_listed, read_manifest, write_manifest
 from gpt2_from_scratch.storage.states import FORMAT, save_state
@@ -104,7 +104,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         return True
 
     def weights() -> object:
-        return [name for name, _ in stored_parameters(hugging_face, read_config(hugging_face))]
+        return [name for name, _ in stored_parameters(hugging_face, meta_gpt2(read_config(hugging_face)))]
 
     return {
         "index": (
@@ -121,8 +121,8 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         "manifest": (8, run / "MANIFEST.json", lambda: read_manifest(run), False),
         "weights": (5, hugging_face / "model.safetensors", weights, False),
         "hparams.json": (1, openai / "hparams.json", lambda: read_config(openai), False),
-        "vocab.bpe": (1, openai / "vocab.bpe", lambda: read_bpe(openai), False),
-        "encoder.json": (1, openai / "encoder.json", lambda: read_bpe(openai), True),
+        "vocab.bpe": (1, openai / "vocab.bpe", lambda: Tokenizer(openai).sha256, False),
+        "encoder.json": (1, openai / "encoder.json", lambda: Tokenizer(openai).sha256, True),
     }
 
 

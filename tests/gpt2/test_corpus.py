@@ -1,4 +1,4 @@
-"""A corpus read, cut into held-out and training text, and encoded so that nothing is lost."""
+"""A corpus is read, divided into training and held-out text, and encoded without loss."""
 
 import csv
 import random
@@ -25,6 +25,7 @@ from gpt2_from_scratch.gpt2.corpus import (
     train_bpe,
 )
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
+from gpt2_from_scratch.storage.paths import embedded
 
 LINES = [
     "See you tomorrow, don't be late!",
@@ -85,7 +86,7 @@ def test_a_blank_line_ends_a_document(tmp_path, text, documents):
     assert read_documents(tmp_path / "a.txt") == documents
 
 
-def test_text_that_is_no_utf_8_is_told(tmp_path):
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes("café\n".encode("latin-1"))
     with pytest.raises(DataError, match="a.txt.*UTF-8"):
         read_documents(tmp_path / "a.txt")
@@ -126,7 +127,7 @@ def test_the_manifest_of_our_corpus_lists_every_file(shared):
 def test_no_text_no_corpus(tmp_path):
     (tmp_path / "MANIFEST.tsv").write_text("file\tregister\n")
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DataError, match=r"no \.txt files to pretrain on") as error:
+        with pytest.raises(DataError, match=r"no \.txt files") as error:
             registers(folder)
         assert str(folder) in str(error.value)
 
@@ -150,8 +151,8 @@ def test_typing_never_empties_a_line(line):
         assert typed.strip() and "\n" not in typed
 
 
-def test_typing_keeps_digits_and_what_is_no_word():
-    """Only words are shortened and only apostrophes dropped: the rest stands, in its order."""
+def test_typing_keeps_digits_and_punctuation():
+    """Only words are shortened and only apostrophes are dropped; the rest stays, in its order."""
     line = "Call 0800 123 4567 (free!), £5 - now; or www.win.example?"
     for seed in range(300):
         typed = as_typed_on_a_phone(line, random.Random(seed))
@@ -194,7 +195,7 @@ def test_line_starts_point_at_line_starts(tokenizer):
 
 
 def test_bytes_are_those_of_the_text(tokenizer):
-    """<|endoftext|> stands in place of a newline: it counts as that one byte, or as none."""
+    """<|endoftext|> replaces a newline: it counts as that one byte, or as none."""
     documents = ["one\ntwo", "Grüße 😀", "three"]
     found = n_bytes(encode_source("a.txt", documents, tokenizer, 1.0), tokenizer)
     text = sum(len(document.encode()) for document in documents)
@@ -218,7 +219,7 @@ def test_encoding_a_corpus(tmp_path, tokenizer):
     assert chat == 2 * sum(map(len, kept["chat.txt"])) and typed == chat / 2
 
 
-def test_typed_lines_stand_in_place_of_the_lines(tmp_path, tokenizer):
+def test_typed_lines_replace_the_lines(tmp_path, tokenizer):
     documents = write_corpus(tmp_path / "corpus")
     typed = [
         encode_corpus(tmp_path / "corpus", tokenizer, {}, 0.5, seed)[0][2] for seed in (1, 1, 2)
@@ -259,7 +260,7 @@ def digits_and_words() -> list[str]:
     return numbers + [line for line in LINES for _ in range(20)]
 
 
-@pytest.mark.parametrize("n_vocab", [257, 258, 300, 320])
+@pytest.mark.parametrize("n_vocab", [257, 258, 320])
 def test_a_vocabulary_of_the_size_asked_for(tmp_path, digits_and_words, n_vocab):
     pytest.importorskip("tokenizers")
     merges = train_bpe(digits_and_words, n_vocab)
@@ -283,7 +284,7 @@ def test_no_merge_joins_two_digits(tmp_path, digits_and_words):
     assert " you" in words and "all" in "".join(words)  # and words are joined
 
 
-def test_too_little_text_for_so_many_tokens(digits_and_words):
+def test_too_little_text_for_the_number_of_tokens(digits_and_words):
     """A smaller vocabulary than the model's would be refused later, when a classifier is loaded."""
     pytest.importorskip("tokenizers")
     with pytest.raises(DataError, match="4096"):
@@ -291,8 +292,8 @@ def test_too_little_text_for_so_many_tokens(digits_and_words):
 
 
 def test_our_vocabulary_joins_no_digits():
-    """The one that ships with the package."""
-    merges = (Path(__file__).parents[2] / "weights" / "mini" / "vocab.bpe").read_text("utf-8")
+    """The one of the miniature."""
+    merges = (embedded("weights/mini") / "vocab.bpe").read_text("utf-8")
     pairs = merges.splitlines()[1:]
     assert len(pairs) == 4096 - 257
     assert not [pair for pair in pairs if len(re.findall(r"\d", pair)) > 1]
@@ -326,8 +327,7 @@ def test_the_vocabulary_never_sees_held_out_text(tmp_path):
 
 WIDTH = 20  # bytes; shorter messages ("Ok", "I'll call you later") are anybody's
 
-# Messages of the collection that others wrote too. All are ham and common phrases; found by this
-# test.
+# Messages of the collection that are common phrases, all of them ham; found by this test
 ANYBODYS = {
     "how are you holding up?",
     "i am great! how are you?",
@@ -352,9 +352,9 @@ def window_hashes(data: bytes) -> np.ndarray:
 
 
 def places(messages: list[str], folder: Path) -> dict[str, list[str]]:
-    """{message: files in which it stands somewhere}, for messages of 20 bytes or more.
+    """{message: files in which it occurs}, for messages of 20 bytes or more.
 
-    One look-up for each place of the corpus tells the few whose next 20 bytes can begin a message.
+    One look-up per position of the corpus finds the few where a message may begin.
     """
     beginning: dict[bytes, list[bytes]] = {}
     for raw in {message.encode() for message in messages}:

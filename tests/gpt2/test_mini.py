@@ -1,6 +1,4 @@
-"""The miniature that ships: whole, small, able to read every message, and able to learn the main
-job.
-"""
+"""The miniature that comes with the package is complete, small, and can learn the main task."""
 
 import math
 import random
@@ -29,7 +27,7 @@ def mini():
     return load_gpt2("mini")
 
 
-def test_its_files_are_the_listed_ones() -> None:
+def test_its_files_have_the_listed_checksums() -> None:
     listed = dict(
         reversed(line.split("  ")) for line in (MINI / "SHA256SUMS").read_text().splitlines()
     )
@@ -42,23 +40,20 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in MINI.iterdir()) < 20e6
 
 
-def test_it_reads_every_message_whole(shared: Path) -> None:
-    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not path.exists():
-        pytest.skip(f"put the SMS Spam Collection at {path}")
+def test_it_reads_every_message_whole(sms_file: Path) -> None:
     tokenizer = Tokenizer(MINI)
-    longest = max(len(tokenizer.encode(message.text)) for message in load_sms_spam(path))
+    longest = max(len(tokenizer.encode(message.text)) for message in load_sms_spam(sms_file))
     assert longest <= read_config(MINI).n_ctx
 
 
-def test_a_telephone_number_stays_a_row_of_digits() -> None:
+def test_a_telephone_number_stays_a_sequence_of_digits() -> None:
     tokenizer = Tokenizer(MINI)
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode("call 07700 900123")]
     assert "".join(pieces) == "call 07700 900123"
     assert all(sum(character.isdigit() for character in piece) <= 1 for piece in pieces)
 
 
-def test_it_finds_english_likelier_than_the_same_words_shuffled(mini) -> None:
+def test_english_is_more_probable_than_the_same_words_shuffled(mini) -> None:
     text = "I will be home in about an hour, so please put the kettle on and wait for me."
     tokenizer, words = Tokenizer(MINI), text.split()
     random.Random(0).shuffle(words)
@@ -71,7 +66,7 @@ def test_it_finds_english_likelier_than_the_same_words_shuffled(mini) -> None:
             ).item()
 
     assert nats(text) < nats(" ".join(words)) - 10
-    assert nats(text) / math.log(2) / len(text) < 2.2  # bits a byte; gzip needs about 3
+    assert nats(text) / math.log(2) / len(text) < 2.2  # bits per byte; gzip needs about 3
 
 
 def test_greedy_text_is_made_of_words(mini) -> None:

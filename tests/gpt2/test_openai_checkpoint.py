@@ -1,6 +1,9 @@
+"""OpenAI's checkpoint: against TensorFlow's and OpenAI's own files, and against damage of any kind."""
+
 import hashlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,12 @@ from write_bundle import (
 )
 
 from gpt2_from_scratch.errors import CheckpointError
-from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, open_arrays, read_index
+from gpt2_from_scratch.gpt2.openai_checkpoint import (
+    check_tensors,
+    masked_crc32c,
+    open_arrays,
+    read_index,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tf_checkpoint"
 OPENAI = Path(__file__).parents[3] / "shared" / "openai_124M" / "model.ckpt.index"
@@ -159,11 +167,41 @@ def test_a_changed_array_changes_neither_the_file_nor_the_next_look_up(folder):
     assert (folder / DATA).read_bytes() == raw
 
 
-def test_a_data_file_that_is_shortened_later_is_told(folder):
+def test_a_data_file_that_becomes_shorter_is_reported(folder):
     arrays = open_arrays(folder)
     (folder / DATA).write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"{DATA} cannot be read"):
         arrays["model/wte"]
+
+
+# --- the checksum ---
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),  # the check value of every CRC catalogue
+        (bytes(32), 0x8A9136AA),  # this one and the next three: RFC 3720, B.4
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
+def test_the_checksum_is_crc32c_under_leveldbs_mask(data, crc):
+    rotated = (masked_crc32c(data) - 0xA282EAD8) & 0xFFFFFFFF  # LevelDB's Unmask
+    assert (rotated >> 17 | rotated << 15) & 0xFFFFFFFF == crc
+
+
+def test_the_checksum_of_an_array_is_that_of_its_bytes(tmp_path):
+    array = np.random.default_rng(2).standard_normal((60, 1000, 7)).astype("<f4")
+    array.tofile(tmp_path / "data")
+    mapped = np.memmap(tmp_path / "data", "<f4", mode="c", shape=array.shape)
+    expected = masked_crc32c(array.tobytes())
+    tracemalloc.start()
+    assert masked_crc32c(array) == masked_crc32c(mapped) == expected
+    assert tracemalloc.get_traced_memory()[1] < array.nbytes / 10  # nothing is copied
+    tracemalloc.stop()
 
 
 # --- damage ---
@@ -239,7 +277,7 @@ def test_a_flipped_bit_of_the_data_names_its_tensor(folder):
             assert bad == [(entry.name, entry.crc32c)]
 
 
-def test_undamaged_data_show_equal_checksums():
+def test_undamaged_data_have_equal_checksums():
     checks = list(check_tensors(FIXTURE))
     assert len(checks) == 28
     for entry, ok, expected, found in checks:
@@ -317,8 +355,8 @@ H, A, B = (b"", HEADER), (b"a", entry()), (b"b", entry(offset=24))
         ([H], "no tensors"),
         ([(b"", b"\x08\x02"), A], "not in one file"),
         ([(b"", b"\x08\x01\x10\x01"), A], "little-endian"),
-        ([H, A, A], "twice"),
-        ([H, H, A], "twice"),
+        ([H, A, A], "repeated"),
+        ([H, H, A], "repeated"),
         ([H, (b"b", entry()), (b"a", entry(offset=24))], "out of order"),
         ([H, A, (b"b", entry(offset=20))], "begins at byte 20, the one before ends at 24"),
         ([H, A, (b"b", entry(offset=28))], "begins at byte 28, the one before ends at 24"),
@@ -331,17 +369,17 @@ H, A, B = (b"", HEADER), (b"a", entry()), (b"b", entry(offset=24))
         ([H, (b"a", entry(shape=(2**64 - 1,), size=24))], "do not make"),
         ([H, (b"a", entry(extra=b"\x18\x01"))], "shard 1"),
         ([H, (b"a", entry(extra=b"\x3a\x00"))], "tag 0o72"),
-        ([H, (b"a", entry(extra=b"\x28\x18"))], "twice"),
+        ([H, (b"a", entry(extra=b"\x28\x18"))], "repeated"),
         ([H, (b"a", entry(extra=b"\x28"))], "cut off"),
         ([H, (b"a", entry(extra=b"\x28\x98\x00"))], "too long"),
         ([H, (b"a", entry(extra=b"\x28" + b"\xff" * 10 + b"\x01"))], "too long"),
         ([H, (b"a", entry(extra=b"\x35\x00"))], "beyond its message"),
         ([H, (b"a", entry(extra=b"\x12\x7f"))], "beyond its message"),
         ([H, (b"\xff", entry())], "utf-8"),
-        ([H, (b"a" * 257, entry())], "name of 257 bytes"),
+        ([H, (b"a" * 257, entry())], "257 bytes"),
     ],
 )
-def test_a_wrong_record_is_told(tmp_path, records, message):
+def test_a_wrong_record_is_reported(tmp_path, records, message):
     (tmp_path / INDEX).write_bytes(table_bytes(records))
     with pytest.raises(CheckpointError, match=message) as error:
         read_index(tmp_path / INDEX)
@@ -363,7 +401,7 @@ RESTARTS = bytes(4) + b"\x01\0\0\0"  # one, at byte 0
         (b"\x01\0\0", "shorter than its list of restarts"),
     ],
 )
-def test_a_wrong_block_is_told(tmp_path, block, message):
+def test_a_wrong_block_is_reported(tmp_path, block, message):
     right = outcome(tmp_path / INDEX, join_blocks([(b"b", START + RECORD + RESTARTS)]))
     assert list(right) == ["a"]
     assert message in outcome(tmp_path / INDEX, join_blocks([(b"b", block)]))
@@ -378,7 +416,7 @@ def test_a_right_record_is_read(tmp_path):
     ]
 
 
-def test_a_compressed_block_is_told(tmp_path):
+def test_a_compressed_block_is_reported(tmp_path):
     block = block_bytes([H, A, B])
     raw = join_blocks([(b"c", block)])
     changed = raw.replace(trailer(block), trailer(block, compression=1))
@@ -389,11 +427,11 @@ def test_keys_cannot_grow_without_bound(tmp_path):
     """Each key could repeat the one before and add a byte: 1 MB would unfold to gigabytes."""
     records = b"".join(varint(i) + b"\x01\x00a" for i in range(150_000))
     raw = join_blocks([(b"z", records + bytes(4) + b"\x01\0\0\0")])
-    assert "name of 257 bytes" in outcome(tmp_path / INDEX, raw)
+    assert "257 bytes" in outcome(tmp_path / INDEX, raw)
 
 
 def test_blocks_must_fill_the_file(tmp_path):
-    """Right blocks, right CRCs, but bytes between them that nothing covers."""
+    """Correct blocks and CRCs, but bytes between them that nothing covers."""
     block = block_bytes([H, A, B])
     raw = join_blocks([(b"c", block)])
     gap = join_blocks([(b"c", block), (b"d", bytes(4) + b"\x01\0\0\0")])

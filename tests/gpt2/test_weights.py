@@ -1,4 +1,4 @@
-"""Weights on disk to a model: held against the oracle, Hugging Face, and every kind of damage."""
+"""Weights on disk to a model, compared with the oracle and Hugging Face, and with any damage."""
 
 import json
 import math
@@ -15,10 +15,17 @@ from torch import Tensor
 from write_bundle import random_gpt2, write_bundle, write_random_gpt2
 
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.gpt2 import weights
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config, write_hparams
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays, read_index
-from gpt2_from_scratch.gpt2.weights import load_gpt2, names_on_disk, save_gpt2, stored_parameters
+from gpt2_from_scratch.gpt2.weights import (
+    load_gpt2,
+    meta_gpt2,
+    names_on_disk,
+    save_gpt2,
+    stored_parameters,
+)
 from gpt2_from_scratch.storage.files import sha256_of
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tf_checkpoint"  # written by TensorFlow itself
@@ -91,7 +98,7 @@ def test_oracle_on_a_folder_like_openais(tiny_checkpoint):
 
 
 def test_oracle_where_the_eps_of_layer_norm_counts(tmp_path):
-    """Small embeddings make the variance small, and its eps large beside it."""
+    """Small embeddings make the variance small compared with its eps."""
     raw = random_gpt2(HPARAMS, seed=6)
     raw["model/wte"] *= np.float32(0.02)
     raw["model/wpe"] *= np.float32(0.02)
@@ -226,8 +233,7 @@ def test_loading_draws_no_random_numbers(any_folder):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_name_map_is_one_to_one(size):
-    with torch.device("meta"):
-        parameters = [name for name, _ in GPT2(SIZES[size]).named_parameters()]
+    parameters = [name for name, _ in meta_gpt2(SIZES[size]).named_parameters()]
     names = names_on_disk(SIZES[size])
     assert sorted(names) == sorted(parameters) and len(parameters) == len(set(parameters))
     openai, hugging_face = zip(*names.values(), strict=True)
@@ -236,9 +242,26 @@ def test_the_name_map_is_one_to_one(size):
 
 
 def test_stored_parameters_yields_each_once(any_folder):
-    config = GPT2Config(**HPARAMS)
-    names = [name for name, _ in stored_parameters(any_folder, config)]
-    assert sorted(names) == sorted(name for name, _ in GPT2(config).named_parameters())
+    model = meta_gpt2(GPT2Config(**HPARAMS))
+    names = [name for name, _ in stored_parameters(any_folder, model)]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_file_is_opened_a_few_times_not_once_per_tensor(tmp_path, arrays, monkeypatch):
+    """Once for its names, and once per block and for wte, wpe and ln_f."""
+    folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
+    opened, original = [], weights.mapped_tensors
+    monkeypatch.setattr(weights, "mapped_tensors", lambda path: opened.append(1) or original(path))
+    load_gpt2(folder)
+    assert len(opened) <= HPARAMS["n_layer"] + 4 < len(arrays)
+
+
+def test_a_model_without_memory_is_like_a_new_one():
+    config, before = GPT2Config(**HPARAMS), torch.get_rng_state()
+    shapes = {name: p.shape for name, p in meta_gpt2(config).named_parameters()}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {p.device.type for p in meta_gpt2(config).parameters()} == {"meta"}
+    assert shapes == {name: p.shape for name, p in GPT2(config).named_parameters()}
 
 
 def test_each_array_reaches_its_own_parameter(openai, arrays):
@@ -257,8 +280,7 @@ def test_each_array_reaches_its_own_parameter(openai, arrays):
 
 def test_the_genuine_index_maps_one_to_one(openai_124M):
     entries = read_index(openai_124M / "model.ckpt.index")
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in GPT2(SIZES["124M"]).named_parameters()}
+    shapes = {n: tuple(p.shape) for n, p in meta_gpt2(SIZES["124M"]).named_parameters()}
     names = names_on_disk(SIZES["124M"])
     assert len(entries) == len(shapes) == len(names) == 148
     assert {name for name, _ in names.values()} == set(entries)
@@ -329,7 +351,6 @@ def test_a_missing_array_is_named(rewrite, arrays, name):
     write, on_disk = rewrite
     message = outcome(write({n: array for n, array in arrays.items() if n != name}))
     assert f"{on_disk(name)}: found nothing, expected (" in message
-    assert "1 arrays differ" in message
 
 
 @pytest.mark.parametrize("name", ["model/h2/attn/c_attn/w", "model/extra/w", "model/h0/attn/c/w"])
@@ -351,7 +372,7 @@ def test_an_extra_array_is_named(rewrite, arrays, name):
         ("model/h0/ln_1/g", (8, 1), "(8, 1)", "(8,)"),
     ],
 )
-def test_a_wrong_shape_is_told_with_both(rewrite, arrays, name, shape, found, expected):
+def test_a_wrong_shape_is_reported_with_both(rewrite, arrays, name, shape, found, expected):
     write, on_disk = rewrite
     message = outcome(write(arrays | {name: np.ones(shape, "f4")}))
     assert f"{on_disk(name)}: found {found}, expected {expected}" in message
@@ -366,21 +387,23 @@ def test_a_wrong_shape_is_told_with_both(rewrite, arrays, name, shape, found, ex
         ("model/h0/ln_1/g", (8, 1, 8)),
     ],
 )
-def test_a_wrong_leading_axis_is_told(openai, arrays, name, shape):
+def test_a_wrong_leading_axis_is_reported(openai, arrays, name, shape):
     write_bundle(openai, arrays | {name: np.ones(shape, "f4")})
     assert name in outcome(openai)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["model/wpe", "model/h0/attn/c_proj/w", "model/ln_f/g"])
-def test_what_is_no_number_is_told(rewrite, arrays, name, value):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model/wpe", np.nan), ("model/h0/attn/c_proj/w", np.inf), ("model/ln_f/g", -np.inf)],
+)
+def test_numbers_that_are_not_finite_are_refused(rewrite, arrays, name, value):
     write, _ = rewrite
     arrays[name].flat[5] = value
     message = outcome(write(arrays))
     parameters = {
         openai: ours for ours, (openai, _) in names_on_disk(GPT2Config(**HPARAMS)).items()
     }
-    assert f"{parameters[name]} holds NaN or infinite numbers" in message
+    assert f"{parameters[name]} holds NaN or inf" in message
 
 
 @pytest.mark.parametrize("dtype", ["i4", "i8"])
@@ -393,7 +416,7 @@ def test_whole_numbers_are_no_weights(rewrite, arrays, dtype):
     assert f"int{8 * int(dtype[1])}" in message
 
 
-def test_a_differing_head_is_told(tmp_path, arrays):
+def test_a_differing_head_is_refused(tmp_path, arrays):
     tensors = hugging_face_tensors(arrays)
     head = tensors["wte.weight"].clone()
     head[276, 7] += 1e-6
@@ -409,23 +432,21 @@ def test_a_missing_file_is_named(openai, name):
     assert name in outcome(openai)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_something_else_than_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
     for folder in (tmp_path / "none", tmp_path / "file"):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(CheckpointError, match="is not a folder") as error:
-            load_gpt2(folder)
-        assert str(folder) in str(error.value)
+        assert "folder" in outcome(folder)
 
 
 @pytest.mark.parametrize(
     "damage",
     [lambda raw: raw[:-1], lambda raw: raw[:100], lambda raw: b"", lambda raw: raw + b"\0"],
 )
-def test_a_damaged_safetensors_file_is_told(tmp_path, arrays, damage):
+def test_a_damaged_safetensors_file_is_refused(tmp_path, arrays, damage):
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    assert re.search("no safetensors file|whole safetensors file", outcome(folder))
+    assert f"{path} " in outcome(folder)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +457,7 @@ def test_a_damaged_safetensors_file_is_told(tmp_path, arrays, damage):
         ({"n_vocab": 278}, "model/wte: found (277, 8), expected (278, 8)"),
         ({"n_ctx": 15}, "model/wpe: found (16, 8), expected (15, 8)"),
         ({"n_embd": 16}, "model/h0/attn/c_attn/w: found (8, 24), expected (16, 48)"),
-        ({"n_head": 3}, "n_embd = 8 cannot be divided among n_head = 3 heads"),
+        ({"n_head": 3}, "n_head = 3"),
     ],
 )
 def test_hparams_that_do_not_fit(openai, change, message):
@@ -511,8 +532,8 @@ def test_hugging_face_reads_what_we_save(tmp_path, hugging_face, tiny_gpt2):
 # --- checksums ---
 
 
-def test_a_flipped_bit_of_the_data_is_told_on_loading(openai):
-    path = openai / "model.ckpt.data-00000-of-00001"
+def test_a_flipped_bit_of_the_data_is_refused_on_loading(openai):
+    path = openai / DATA
     raw = bytearray(path.read_bytes())
     raw[-1000] ^= 1
     path.write_bytes(raw)
@@ -520,7 +541,7 @@ def test_a_flipped_bit_of_the_data_is_told_on_loading(openai):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "hparams.json"])
-def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
+def test_files_are_compared_with_their_sums(tmp_path, arrays, name):
     """Another number of heads fits the same weights, and is another model."""
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     path = folder / "hparams.json"
@@ -535,8 +556,7 @@ def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
     assert "SHA256SUMS says" in outcome(folder)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes here")
-def test_a_pipe_in_the_place_of_the_sums_does_not_hang(tiny_checkpoint: Path) -> None:
-    os.mkfifo(tiny_checkpoint / "SHA256SUMS")
-    with pytest.raises(CheckpointError, match="SHA256SUMS cannot be read: it is no regular file"):
-        load_gpt2(tiny_checkpoint)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no such pipes")
+def test_a_pipe_instead_of_the_sums_does_not_hang(openai: Path) -> None:
+    os.mkfifo(openai / "SHA256SUMS")
+    assert "SHA256SUMS" in outcome(openai)

@@ -1,4 +1,4 @@
-"""Texts to padded batches: nothing is lost but what is cut, and what is cut is counted."""
+"""Texts to padded batches: only what is cut is lost, and what is cut is counted."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.speed.batching import MARGIN, by_length, encode_texts, pad_batch
 from gpt2_from_scratch.storage.paths import embedded
@@ -26,12 +25,6 @@ def test_texts_become_their_tokens(tokenizer):
     assert all(tokenizer.end_of_text_id not in ids for ids in encoded)
 
 
-def test_an_empty_text_is_one_end_of_text(tokenizer):
-    assert encode_texts(["", "x"], tokenizer, 8)[0] == [[276], tokenizer.encode("x")]
-    assert tokenizer.end_of_text_id == 276
-    assert encode_texts([], tokenizer, 8) == ([], [])
-
-
 @pytest.mark.parametrize(("max_tokens", "cut"), [(1, 3), (4, 2), (5, 1), (6, 1), (7, 0)])
 def test_the_cut_ones_are_counted(tokenizer, max_tokens, cut):
     texts = ["", "xyzab", "xy", "xyzabkj"]  # no merge joins these letters: 1, 5, 2 and 7 tokens
@@ -40,12 +33,15 @@ def test_the_cut_ones_are_counted(tokenizer, max_tokens, cut):
     assert [tokenizer.decode(ids) for ids in encoded[1:]] == [t[:max_tokens] for t in texts[1:]]
 
 
-def test_what_is_no_text_is_refused(tokenizer):
-    with pytest.raises(DataError, match="text 1, counted from 0, must be a string, not int"):
+def test_anything_but_texts_is_refused(tokenizer):
+    with pytest.raises(DataError, match="text 1.* int"):
         encode_texts(["a", 5], tokenizer, 8)
+    with pytest.raises(DataError, match="list of texts"):
+        encode_texts("abc", tokenizer, 8)
+    assert encode_texts([], tokenizer, 8) == ([], [])
 
 
-def test_padding_stands_on_the_right():
+def test_padding_is_on_the_right():
     ids, lengths = pad_batch([[1, 2, 3], [4], [5, 6]], pad_id=9)
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9], [5, 6, 9]]
     assert lengths.tolist() == [3, 1, 2]
@@ -58,7 +54,7 @@ def test_padding_to_a_length():
     assert torch.equal(pad_batch([[1, 2], [3]], 0, to=2)[0], pad_batch([[1, 2], [3]], 0)[0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 20, 100])
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_batches_hold_every_text_once_longest_first(batch_size):
     draw = random.Random(batch_size)
     encoded = [[0] * draw.randrange(1, 30) for _ in range(20)]
@@ -123,7 +119,7 @@ def test_the_longest_token(mini: Tokenizer) -> None:
     assert mini.longest_token == max(lengths) > 8
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(
     mini: Tokenizer, seed: int
 ) -> None:
@@ -153,9 +149,10 @@ def test_of_an_enormous_text_only_the_beginning_is_encoded(mini, monkeypatch, te
     assert given == [mini.longest_token * 384 + MARGIN]
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u3000\u2003", "\x1c"])
-def test_white_space_is_one_end_of_text(mini: Tokenizer, text: str) -> None:
-    assert encode_texts([text], mini, 8) == ([[mini.end_of_text_id]], [False])
+def test_white_space_is_one_end_of_text(mini: Tokenizer) -> None:
+    texts = ["", " ", "\n\t ", "\u3000\u2003", "\x1c", "x"]
+    ids = [[mini.end_of_text_id]] * 5 + [mini.encode("x")]
+    assert encode_texts(texts, mini, 8) == (ids, [False] * 6)
 
 
 @pytest.mark.parametrize(
@@ -169,19 +166,17 @@ def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        ([[1, 277]], "text 0, .* has the id 277; ids are from 0 to 276"),
-        ([[1], [0, -1]], "text 1, .* -1"),
-        ([[3], []], "text 1, counted from 0, has no ids"),
+        ([[1, 277]], "text 0.* 277.* 0 to 276"),
+        ([[1], [0, -1]], "text 1.* -1"),
+        ([[3], []], "text 1.* no ids"),
     ],
 )
-def test_ids_that_the_model_does_not_have_are_told(tiny_checkpoint, encoded, message):
+def test_ids_that_the_model_does_not_have_are_refused(tiny_checkpoint, encoded, message):
     """Before they reach a GPU, which they would leave unusable."""
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
     for use in (classifier.logits, classifier.texts):
         with pytest.raises(DataError, match=message):
             use(encoded)
-    with pytest.raises(DataError, match="from 0 to 276"):
-        generate(classifier.model, torch.tensor([1, 277]), 1)
     assert classifier.logits([[276, 0]]).isfinite().all()
 
 

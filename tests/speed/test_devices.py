@@ -1,4 +1,4 @@
-"""Which processor, how many threads, which precision: what is asked for, as far as it is there."""
+"""The device, the threads and the precision asked for, as far as they are available."""
 
 import os
 import platform
@@ -12,13 +12,7 @@ import torch
 from pytest import MonkeyPatch
 
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.speed import devices
-from gpt2_from_scratch.speed.devices import (
-    arithmetic,
-    choose_device,
-    set_threads,
-    usable_processors,
-)
+from gpt2_from_scratch.speed.devices import arithmetic, choose_device, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +29,7 @@ def test_the_best_device_or_the_named_one(monkeypatch: MonkeyPatch, there: list[
     assert [str(choose_device(name)) for name in there] == there
     for name in {"cuda", "mps", "tpu"} - set(there):
         error = pytest.raises(UsageError, choose_device, name)
-        error.match(f"device {name} .*there is: {', '.join(there)}$")
+        error.match(f"device {name} .*: {', '.join(there)}$")
 
 
 HAVE = [{"avx512_bf16": True, "amx_bf16": False}, {"amx_bf16": True}, {"bf16": True}]
@@ -59,9 +53,9 @@ def test_whether_they_do_is_what_linux_says() -> None:
     assert (arithmetic(torch.bfloat16, torch.device("cpu")) == torch.bfloat16) == bool(there)
 
 
-def test_threads_are_as_many_as_asked_for_or_as_processors(monkeypatch: MonkeyPatch) -> None:
+def test_the_number_of_threads(monkeypatch: MonkeyPatch) -> None:
     for usable in (1, 2, 9):
-        monkeypatch.setattr(devices, "usable_processors", lambda usable=usable: usable)
+        monkeypatch.setattr("joblib.cpu_count", lambda usable=usable: usable)
         torch.set_num_threads(5)
         assert set_threads() == torch.get_num_threads() == min(5, usable)
     assert set_threads(3) == torch.get_num_threads() == 3
@@ -70,26 +64,13 @@ def test_threads_are_as_many_as_asked_for_or_as_processors(monkeypatch: MonkeyPa
     assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize(
-    "quota, expected",
-    [("max 100000", 4), ("150000 100000", 2), ("50000 100000", 1), ("400001 100000", 4)]
-    + [("210000 100000\n", 3), ("1000 100000", 1), ("900000 100000", 4)]
-    + [("", 4), ("garbage", 4), ("1 2 3", 4), ("a b", 4), ("\0\udcff", 4), (None, 4)],
-)
-def test_a_quota(tmp_path: Path, monkeypatch: MonkeyPatch, quota: str, expected: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
-    if quota is not None:
-        (tmp_path / "cpu.max").write_bytes(quota.encode(errors="surrogateescape"))
-    assert usable_processors(tmp_path / "cpu.max") == expected
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity as Linux has it")
-def test_an_affinity() -> None:
+def test_threads_are_limited_by_the_affinity() -> None:
     code = """if True:
         import os, torch
-        from gpt2_from_scratch.speed.devices import set_threads, usable_processors
+        from gpt2_from_scratch.speed.devices import set_threads
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
         torch.set_num_threads(2)
-        print(usable_processors(), set_threads(), torch.get_num_threads())"""
+        print(set_threads(), torch.get_num_threads())"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert found.stdout == "1 1 1\n"
+    assert found.stdout == "1 1\n"
