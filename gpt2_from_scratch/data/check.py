@@ -513,7 +513,7 @@ def _format_leak(leak: Leak | None) -> list[str]:
     return _table("split 70 / 10 / 20%", headers, rows)
 
 
-def _table(title: str, headers: list[str], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(title: str, headers: list[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """A title and a table; the first column is text without a header, the others are numbers."""
     align = ("left", *["right"] * len(headers))
     table = tabulate(rows, ["", *headers], "plain", disable_numparse=True, colalign=align)

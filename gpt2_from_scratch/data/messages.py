@@ -184,10 +184,12 @@ def labelled(
 
     `label_of` makes the label, or a Fault, from a row and the first good row.
     """
-    first = None
+    first: Row | None = None
     for row in rows:
-        fault = row if isinstance(row, Fault) else _fault_of_text(row, keep_empty)
-        label = fault or label_of(row, first or row)
+        if isinstance(row, Fault):
+            yield row
+            continue
+        label = _fault_of_text(row, keep_empty) or label_of(row, first or row)
         if isinstance(label, Fault):
             yield label
         else:
@@ -218,7 +220,8 @@ def label_parts(label: Any) -> tuple[str, ...]:
         return (label,)
     if isinstance(label, Span) or not isinstance(label, tuple):
         return ()
-    return tuple(getattr(part, "label", part) for part in label if not isinstance(part, float))
+    parts = (part.label if isinstance(part, Span) else part for part in label)
+    return tuple(part for part in parts if isinstance(part, str))
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:

@@ -198,7 +198,7 @@ def test_folds_test_every_text_once(tiny_checkpoint: Path, table: Path, tmp_path
         for t in read_answered(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
     ]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
-    assert json.loads((out / "settings.json").read_text())["together"] == "near-twins"
+    assert json.loads((out / "settings.json").read_text())["together"] == "near-duplicates"
 
 
 def test_what_makes_no_sense_is_refused(table: Path, tmp_path: Path) -> None:
