@@ -20,8 +20,7 @@ from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.classifier.tasks.baselines import most_frequent_tag
 from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.classifier.tasks.scores import tag_scores
-from gpt2_from_scratch.data.conll import entities
-from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.formats import entities, load_examples
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.runs.folder import read_test_part
 from gpt2_from_scratch.runs.recipes import train_classifier

@@ -36,14 +36,14 @@ KINDS = ["labels", "numbers", "tags", "answers", "heads", "nothing"]
 
 
 def fingerprint(split: Split) -> str:
-    told = [[(m.label, m.text) for m in part] for part in parts(split)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    raw = [[(m.label, m.text) for m in part] for part in parts(split)]
+    return hashlib.sha256(json.dumps(raw).encode()).hexdigest()[:16]
 
 
 PLACES = ["park", "pub", "gym", "lake", "shop", "bank", "zoo", "pier"]
 
 
-def with_twins(ham: int = 300, spam: int = 120) -> list[Message]:
+def with_near_duplicates(ham: int = 300, spam: int = 120) -> list[Message]:
     """Texts of each label, a third of them from a few templates."""
     draw = random.Random(5)
     words = ["".join(draw.choices("bdfklmnrst", k=4)) for _ in range(400)]
@@ -61,7 +61,7 @@ def with_twins(ham: int = 300, spam: int = 120) -> list[Message]:
     return messages
 
 
-def twins(one: str, other: str) -> bool:
+def are_near_duplicates(one: str, other: str) -> bool:
     """The definition, word by word, in exact fractions."""
     forms = [masked(one), masked(other)]
     if forms[0] == forms[1]:
@@ -74,7 +74,7 @@ def twins(one: str, other: str) -> bool:
 
 
 def components(texts: list[str]) -> list[set[int]]:
-    """Of the graph of near twins, by walking along its edges."""
+    """Of the graph of near duplicates, by walking along its edges."""
     found: list[set[int]] = []
     for start in range(len(texts)):
         if any(start in component for component in found):
@@ -82,7 +82,9 @@ def components(texts: list[str]) -> list[set[int]]:
         reached, to_do = {start}, [start]
         while to_do:
             at = to_do.pop()
-            near = {n for n in range(len(texts)) if twins(texts[at], texts[n])} - reached
+            near = {
+                n for n in range(len(texts)) if are_near_duplicates(texts[at], texts[n])
+            } - reached
             reached |= near
             to_do += near
         found.append(reached)

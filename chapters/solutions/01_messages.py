@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from gpt2_from_scratch import GPT2Error, Message, load_messages, split_messages
+from gpt2_from_scratch import DataConfig, GPT2Error, Message, load_messages, split_messages
 
 messages = load_messages("demo")
 LINES = [
@@ -53,7 +53,7 @@ with TemporaryDirectory() as folder:
     path.write_text("\n".join(["label,text", *LINES, ""]), "utf-8")
     for on_error in ("stop", "skip"):
         try:
-            load_messages(path, on_error=on_error)
+            load_messages(DataConfig(source=str(path), on_error=on_error))
             raise AssertionError("it should have stopped")
         except GPT2Error as error:
             assert "line 3" in str(error), error

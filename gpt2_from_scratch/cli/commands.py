@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gpt2_from_scratch.cli.compare_command import run_compare
 from gpt2_from_scratch.cli.experiments_command import run_table
 from gpt2_from_scratch.cli.options import (
     computing_on,
-    data_options,
+    data_config,
     options_given,
     settings_of,
     train_config,
@@ -80,21 +80,14 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_find_rate(args: argparse.Namespace) -> None:
     """Print the learning rate that a short run in which it rises suggests, and draw the losses."""
+    from gpt2_from_scratch.data.split import load_split
     from gpt2_from_scratch.reports.plots import plot_rates, save_picture
-    from gpt2_from_scratch.runs.recipes import new_classifier, three_parts
+    from gpt2_from_scratch.runs.recipes import new_classifier
     from gpt2_from_scratch.studies.learning_rate import find_rate
 
     device, dtype = computing_on(args)
     settings, config = settings_of(args, HeadSettings), train_config(args)
-    sources = {"data": args.data or "demo", "val_data": "", "test_data": ""}
-    split = three_parts(
-        sources,
-        settings.task,
-        data_options(args),
-        bool(args.balance),
-        config.seed,
-        **options_given(args, "together"),
-    )
+    split = load_split(data_config(args), settings.task, config.seed)
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
     classifier.model.to(device)
@@ -139,8 +132,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     folder, task = args.run if args.run.is_dir() else args.run.parent, head.task
     if args.data:
         named = task == "regression" and head.labels[0] != "value_0"  # by their columns
-        columns = {"label_column": ",".join(head.labels)} if named else {}
-        messages = load_examples(args.data, task, **columns | data_options(args))
+        data = data_config(args)
+        if named and args.label_column is None:
+            data = replace(data, label_column=",".join(head.labels))
+        messages = load_examples(data, task)
     else:
         messages = read_test_part(folder, task)
     store = None if args.cache is False else FeatureStore()
@@ -234,7 +229,7 @@ def run_probe(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.studies.probes import format_probes, plot_probes, probe_layers
 
     device, dtype = computing_on(args)
-    messages = load_messages(args.data or "demo", **data_options(args))
+    messages = load_messages(data_config(args))
     split = split_messages(messages, **options_given(args, "balance", "seed", "on_error"))
     model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
     began = time.perf_counter()
@@ -254,8 +249,7 @@ def run_check(args: argparse.Namespace) -> None:
     """Print what was found in a data set; raises DataError when it cannot be trained on."""
     from gpt2_from_scratch.data.check import check_data, format_report
 
-    options = options_given(args, "text_column", "label_column", "encoding", "max_tokens")
-    report = check_data(args.data, model=args.model, **options)
+    report = check_data(data_config(args), model=args.model, max_tokens=args.max_tokens)
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:
         raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.storage.paths import expanded
 
@@ -16,6 +17,16 @@ log = logging.getLogger(__name__)
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was said about how to read labelled messages; the rest is as the function has it."""
     return options_given(args, "text_column", "label_column", "encoding", "on_error", "keep_empty")
+
+
+def data_config(args: argparse.Namespace) -> DataConfig:
+    """The data set that was named and how to read it; the rest is as DataConfig has it."""
+    given = options_given(args, "balance") | data_options(args)
+    if args.data:
+        given["source"] = args.data
+    if together := getattr(args, "together", None):
+        given["keep_together"] = together
+    return DataConfig(**given)
 
 
 def computing_on(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -97,7 +108,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--together",
-        choices=["copies", "near-twins"],
+        choices=["copies", "near-duplicates"],
         help="what stays in one part: copies of a text, or texts that are nearly the same too "
         "(default: copies)",
     )

@@ -1,4 +1,4 @@
-"""Labelled texts: reading, checking, and splitting them.
+"""Labelled texts: read them, check them, and split them.
 
 For learners: `messages` and `split`. Faulty rows are reported with their file and line.
 No torch here: a data set can be inspected before anything is trained.
@@ -9,10 +9,19 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "messages": ["Message", "Span", "count_labels", "load_messages", "load_sms_spam"],
+        "messages": [
+            "DataConfig",
+            "Message",
+            "Span",
+            "count_labels",
+            "load_messages",
+            "load_sms_spam",
+            "read_texts",
+            "write_messages",
+        ],
         "formats": ["TASKS", "label_names", "load_examples", "write_examples"],
-        "split": ["Split", "folds", "split_messages"],
+        "split": ["Split", "folds", "load_split", "split_messages"],
         "check": ["check_data", "format_report"],
-        "near_duplicates": ["has_twin", "twin_groups"],
+        "near_duplicates": ["has_near_duplicate", "near_duplicate_groups"],
     },
 )

@@ -1,232 +1,171 @@
-"""What any task learns from, read and written: texts, each with its label (see data.Message).
+"""Files of the other tasks, and what their labels may be.
 
-| task                 | tables                          | .jsonl                     | others        |
-| -------------------- | ------------------------------- | -------------------------- | ------------- |
-| classification       | a class                         | a string or whole number   | see data.py   |
-| multi-label          | labels with a bar between       | a list of strings          |               |
-| regression           | a number; several columns "a,b" | a number or a list of some |               |
-| token-classification |                                 | [[start, end, tag], ...]   | see conll.py  |
-| span                 |                                 | [start, end]               | see squad.py  |
-| language, features   | nothing                         | nothing                    | a text a line |
+| task                 | tables                          | .jsonl                     | others          |
+| -------------------- | ------------------------------- | -------------------------- | --------------- |
+| classification       | a class                         | a string or whole number   | SMS collection  |
+| multi-label          | labels separated by a bar       | a list of strings          |                 |
+| regression           | a number; several columns "a,b" | a number or a list of some |                 |
+| token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
+| span                 |                                 | [start, end]               | SQuAD's .json   |
+| language, features   | nothing                         | nothing                    | a text per line |
 
-Start and end count characters of the text, from 0; the end is behind the last.
+Start and end count characters of the text from 0; the end is after the last character.
+
+CoNLL: one word per line with its tag, a blank line after each sentence, as CoNLL's shared tasks
+publish them (https://www.clips.uantwerpen.be/conll2003/ner/). SQuAD: questions about a context, as
+Rajpurkar et al., 2016 (https://aclanthology.org/D16-1264) publish them in version 1.1.
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gpt2_from_scratch.data.conll import read_conll
-from gpt2_from_scratch.data.lines import Fault, Row, checked_encoding, read_lines
 from gpt2_from_scratch.data.messages import (
+    DataConfig,
     Message,
     Span,
-    labelled_rows,
-    labels_alike,
+    class_messages,
+    collected,
+    label_parts,
+    labelled,
     load_messages,
     source_path,
-    without_faults,
+    source_rows,
     without_halves,
 )
-from gpt2_from_scratch.data.squad import read_squad
-from gpt2_from_scratch.data.tables import is_table, json_objects, missing_key, read_rows
-from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.storage.files import write_text
-from gpt2_from_scratch.storage.paths import EMBEDDED_DATA
+from gpt2_from_scratch.data.tables import Fault, Row, is_table, read_lines
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.storage.files import and_is, each_once, no_number, read_bounded, write_text
 
-# one of K classes a text; any of K labels a text; K numbers a text; one of K tags a word; a start
-# and an end inside the text; the next token (GPT-2's own head); the hidden state itself
 Task = Literal[
-    "classification",
-    "multi-label",
-    "regression",
-    "token-classification",
-    "span",
-    "language",
-    "features",
+    "classification",  # one of K classes per text
+    "multi-label",  # any of K labels per text
+    "regression",  # K numbers per text
+    "token-classification",  # one of K tags per word
+    "span",  # start and end of an answer in the text
+    "language",  # the next token: GPT-2's own head
+    "features",  # the hidden state itself
 ]
-
-
 TASKS: tuple[str, ...] = get_args(Task)
-
-
-Found = tuple[int, Any, Any]  # line, text and label as they stand there, still to be checked
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
-BETWEEN = "|"  # two labels in a column
+BETWEEN = "|"  # separates the labels in a column
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+DOCUMENT = "-DOCSTART-"  # the line before each document of CoNLL-2003
+COLUMNS = (2, 3, 4)  # word and tag; parts of speech and phrases may be between them
+TAG = re.compile(r"O|[A-Z]-\S+")
+BIO = re.compile(r"O|[BI]-\S+")
+
+LARGEST_SQUAD = 1 << 27  # bytes; SQuAD 2.0's training set has 42 million
+MALFORMED = "questions that are not as in SQuAD"
+UNANSWERED = "questions without an answer"
+ELSEWHERE = "answers that are not where they should be"
 
 
 def load_examples(
-    source: str | Path,
-    task: str = "classification",
-    *,
-    text_column: str = "text",
-    label_column: str = "label",
-    encoding: str = "utf-8",
-    on_error: str = "stop",
-    keep_empty: bool = False,
+    data: str | Path | DataConfig = "demo", task: str = "classification"
 ) -> list[Message]:
-    """Read what `task` learns from: a file, or a data set's name as in `data.load_messages`, which
-    reads classification.
+    """Read what `task` learns from, in the format that the table above gives.
 
-    The table above says which file has which form; SQuAD's .json is always UTF-8. An empty list or
-    column of labels means none of them. Faults and empty texts as in `load_messages`: DataError
-    with file and line, or left out and told to `say`. Raises UsageError for an unknown task.
+    SQuAD's .json is always UTF-8. An empty list or column of labels means that the text has none of
+    them. Faults and empty texts are treated as in `load_messages`. Raises UsageError for an unknown
+    task.
     """
     if task not in TASKS:
-        raise UsageError(f"task {task!r} is none of {', '.join(TASKS)}")
+        raise UsageError(f"unknown task {task!r}; choose from: {', '.join(TASKS)}")
+    data = DataConfig.of(data)
     if task == "classification":
-        return load_messages(
-            source,
-            text_column=text_column,
-            label_column=label_column,
-            encoding=encoding,
-            on_error=on_error,
-            keep_empty=keep_empty,
-        )
-    checked_encoding(encoding)
-    if source in EMBEDDED_DATA:  # their format is known; options are for a user's own files
-        text_column, label_column, encoding = "text", "label", "utf-8"
-    path = source_path(source)
-    found = _examples(path, task, text_column, label_column, encoding, keep_empty)
-    good = without_faults(found, str(path), on_error, hint="--on-error skip")
-    examples = [example for _, example in good]
-    if not examples:
-        raise DataError(f"{path} holds no examples of {task}")
-    if alike := labels_alike(label_names(examples, task)):
-        raise DataError(
-            f"{path}: these labels differ in case or white space only: {alike}; make them one"
-        )
-    return examples
+        return load_messages(data)
+    path = source_path(data.source)
+    return collected(_examples(data, path, task), path, data.on_error, f"examples of {task}")
 
 
 def write_examples(path: Path, examples: Sequence[Message]) -> None:
-    """Write a .jsonl file from which `load_examples` reads the same examples, atomically.
+    """Write a .jsonl file that `load_examples` reads back, completely or not at all.
 
     Raises UsageError for another suffix, DataError for what JSON cannot hold: half of a character,
     NaN, the labels of several heads.
     """
     if path.suffix.lower() != ".jsonl":
-        raise UsageError(f"{path}: examples are written as .jsonl; end the name so")
-    write_text(path, "".join(_line(n, e) for n, e in enumerate(examples, start=1)))
+        raise UsageError(f"{path}: examples are written as .jsonl; change the name")
+    lines = []
+    for number, example in enumerate(examples, start=1):
+        label = example.label[:2] if isinstance(example.label, Span) else example.label
+        try:
+            if isinstance(label, dict):
+                raise ValueError("labels of several heads")
+            values = {"text": example.text} | ({} if label is None else {"label": label})
+            lines.append(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+            lines[-1].encode()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"example {number} cannot be written: {error}") from None
+    write_text(path, "".join(lines))
 
 
 def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
-    """The names of a head's outputs for `task`, in their order, as HeadConfig.labels wants them.
+    """The names of a head's outputs for `task`, in the order that HeadConfig.labels has.
 
-    Classes, labels and tags are sorted, but the tag O is the first. Columns of numbers are called
+    Classes, labels and tags are sorted, but the tag O comes first. Columns of numbers are called
     value_0, value_1 and so on. Spans, language and features have no names. Raises DataError for
-    labels that are another task's.
+    labels of another task.
     """
     labels = [example.label for example in examples]
     if task in ("span", *UNLABELLED):
         return ()
     wanted = str if task == "classification" else tuple
     if other := [label for label in labels if type(label) is not wanted]:
-        raise DataError(f"{other[0]!r:.80} is no label of {task}")
-    if task == "classification":
-        return tuple(sorted(set(labels)))
-    if task == "multi-label":
-        return tuple(sorted({name for label in labels for name in label}))
-    if task == "token-classification":
-        tags = {span.label for label in labels for span in label}
-        return tuple(sorted(tags, key=lambda tag: (tag != "O", tag)))
-    return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
+        raise DataError(f"{other[0]!r:.80} is not a label of {task}")
+    if task == "regression":
+        return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
+    names = {name for label in labels for name in label_parts(label)}
+    return tuple(sorted(names, key=lambda n: (task != "token-classification" or n != "O", n)))
 
 
-def _examples(
-    path: Path, task: str, text_column: str, label_column: str, encoding: str, keep_empty: bool
-) -> Iterator[Message | Fault]:
-    """The examples of a file, read as its name says."""
+def _examples(data: DataConfig, path: Path, task: str) -> Iterator[Message | Fault]:
+    """Read the examples of a file in the format that its name gives."""
+    in_json = path.suffix.lower() == ".jsonl"
     if task == "span" and path.suffix.lower() == ".json":
         return read_squad(path)
     if task == "token-classification" and not is_table(path):
-        return read_conll(path, encoding)
-    columns = tuple(label_column.split(",")) if task == "regression" else (label_column,)
-    columns = () if task in UNLABELLED else columns
-    found: Iterator[Found | Fault]
-    if path.suffix.lower() == ".jsonl":
-        found = _objects(path, text_column, columns, encoding)
-    elif task in ("span", "token-classification"):
-        form = ".json as SQuAD's" if task == "span" else "a file of one word a line, .conll or .txt"
-        raise DataError(f"{path}: {task} is read from .jsonl, or from {form}")
-    elif path.name == "SMSSpamCollection":
-        found = _cells(labelled_rows(path), task)
-    elif task in UNLABELLED and not is_table(path):
-        found = _cells(read_lines(path, encoding), task)
-    else:
-        found = _cells(read_rows(path, (text_column, *columns), encoding), task)
-    return _checked(found, task, keep_empty)
+        return read_conll(path, data.encoding)
+    if task == "span" and not in_json:
+        raise DataError(f"{path}: span is read from .jsonl, or from .json as SQuAD's")
+    if task == "token-classification" and not in_json:
+        raise DataError(
+            f"{path}: token-classification is read from .jsonl, or from .conll or .txt with one "
+            "word per line"
+        )
+    if task in UNLABELLED:
+        has_columns = is_table(path) or path.name == "SMSSpamCollection"
+        rows = source_rows(data, ()) if has_columns else read_lines(path, data.encoding)
+        return labelled(rows, lambda row, first: None, data.keep_empty)
+    columns = tuple(data.label_column.split(",")) if task == "regression" else (data.label_column,)
+    return labelled(source_rows(data, columns), partial(_label_of, task, in_json), data.keep_empty)
 
 
-def _objects(
-    path: Path, text_column: str, columns: tuple[str, ...], encoding: str
-) -> Iterator[Found | Fault]:
-    for item in json_objects(path, encoding):
-        if isinstance(item, Fault):
-            yield item
-            continue
-        line, found = item
-        if fault := missing_key(found, (text_column, *columns), line):
-            yield fault
-            continue
-        labels = [found[column] for column in columns]
-        yield line, found[text_column], labels[0] if len(labels) == 1 else labels
+# --- Labels ---
 
 
-def _cells(rows: Iterator[Row | Fault], task: str) -> Iterator[Found | Fault]:
-    """Texts and columns of a table, with labels as JSON would have them."""
-    for row in rows:
-        if isinstance(row, Fault):
-            yield row
-            continue
-        text, *cells = row.values
+def _label_of(task: str, in_json: bool, row: Row, first: Row) -> Any:
+    """A row's label, or its Fault."""
+    value = row.values[1]
+    try:
         if task == "multi-label":
-            yield row.line, text, cells[0].split(BETWEEN) if cells[0].strip() else []
-        else:
-            numbers = [float(c) if NUMBER.fullmatch(c.strip()) else c for c in cells]
-            yield row.line, text, numbers
-
-
-def _checked(
-    found: Iterator[Found | Fault], task: str, keep_empty: bool
-) -> Iterator[Message | Fault]:
-    """Examples with labels of the task's type; each must have as many numbers as the first."""
-    count = None
-    for item in found:
-        if isinstance(item, Fault):
-            yield item
-            continue
-        line, text, value = item
-        if not isinstance(text, str):
-            what = f"the text must be a string, not {json.dumps(text):.100}"
-            yield Fault(line, what, "JSON values of another type")
-            continue
-        text = without_halves(text)
-        if not text.strip() and not keep_empty:
-            yield Fault(line, "the text is empty; nothing to learn from", "empty texts")
-            continue
-        try:
-            label = _label(task, value, text, count)
-        except ValueError as error:
-            yield Fault(line, str(error), f"labels that are not those of {task}")
-            continue
-        count = len(label) if task == "regression" else None
-        yield Message(text, label)
-
-
-def _label(task: str, value: Any, text: str, count: int | None) -> Any:
-    """The label that a value of JSON is. Raises ValueError where it is none."""
-    if task == "multi-label":
-        return _names(value)
-    if task == "regression":
-        return _numbers(value, count)
-    if task == "token-classification":
-        return _words(value, text)
-    return _span(value, text) if task == "span" else None
+            return _names(value if in_json else value.split(BETWEEN) if value.strip() else [])
+        if task == "regression":
+            return _numbers(_cells(row, in_json), len(_cells(first, in_json)))
+        if task == "token-classification":
+            return _words(value, row.values[0])
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"expected [start, end], found {json.dumps(value):.100}")
+        return Span(*_places(value, row.values[0], 0))
+    except ValueError as error:
+        return Fault(row.line, str(error), f"labels that are not those of {task}")
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -234,18 +173,26 @@ def _names(value: Any) -> tuple[str, ...]:
         raise ValueError(f"expected a list of strings, found {json.dumps(value):.100}")
     names = tuple(map(without_halves, value))
     if any(not name.strip() for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"a label is empty, or stands there twice: {list(names)!r:.100}")
+        raise ValueError(f"a label is empty or occurs twice: {list(names)!r:.100}")
     return names
 
 
-def _numbers(value: Any, count: int | None) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value]
-    for number in values:
+def _cells(row: Row, in_json: bool) -> list[Any]:
+    """The numbers of a row as they are written: in columns, or in a list of JSON."""
+    cells = row.values[1:]
+    if in_json:
+        return cells[0] if len(cells) == 1 and isinstance(cells[0], list) else list(cells)
+    return [float(cell) if NUMBER.fullmatch(cell.strip()) else cell for cell in cells]
+
+
+def _numbers(cells: list[Any], count: int) -> tuple[float, ...]:
+    """Check the numbers of a row; the first row has `count` of them."""
+    for number in cells:
         if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
-            raise ValueError(f"{number!r:.80} is no number, or is too large for one")
-    if not values or count not in (None, len(values)):
-        raise ValueError(f"expected {count or 'some'} numbers, found {len(values)}")
-    return tuple(map(float, values))
+            raise ValueError(f"{number!r:.80} is not a number, or it is too large")
+    if not cells or len(cells) != count:
+        raise ValueError(f"expected {count or 'some'} numbers, found {len(cells)}")
+    return tuple(map(float, cells))
 
 
 def _words(value: Any, text: str) -> tuple[Span, ...]:
@@ -260,30 +207,183 @@ def _words(value: Any, text: str) -> tuple[Span, ...]:
     return tuple(words)
 
 
-def _span(value: Any, text: str) -> Span:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError(f"expected [start, end], found {json.dumps(value):.100}")
-    return Span(*_places(value, text, 0))
-
-
 def _places(value: list[Any], text: str, least: int) -> tuple[int, int]:
-    """A start and an end in the text, behind the word before."""
+    """Check a start and an end in the text, after the word before."""
     start, end = value
     if type(start) is int and type(end) is int and least <= start < end <= len(text):
         return start, end
     raise ValueError(
-        f"{json.dumps(value):.100} is no start and end, in this order, from {least} to {len(text)}"
+        f"{json.dumps(value):.100} is not a start and an end, in this order, from {least} to "
+        f"{len(text)}"
     )
 
 
-def _line(number: int, example: Message) -> str:
-    label = example.label[:2] if isinstance(example.label, Span) else example.label
+# --- CoNLL: words with a tag each ---
+
+
+def read_conll(path: Path, encoding: str = "utf-8") -> Iterator[Message | Fault]:
+    """Read sentences, words joined by spaces and labelled with a Span each.
+
+    The word is the first column, the tag the last; tabs separate them or, in a line without a tab,
+    spaces. A word may begin with #: a comment is a line without a tab that begins with "# ", comes
+    before a sentence and does not end in a tag such as O or B-person. Lines of -DOCSTART- end a
+    sentence and are left out. A faulty line makes its whole sentence a Fault. Raises DataError for
+    a missing file.
+    """
+    return _sentences(read_lines(path, encoding))
+
+
+def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first word, after the last word, type) of each entity in a sentence's BIO tags.
+
+    B- begins an entity and I- continues one of its own type; if there is none to continue, I- begins
+    one too, as in conlleval and seqeval. Raises DataError for a tag that is not BIO.
+    """
+    found: list[tuple[int, int, str]] = []
+    for place, tag in enumerate(tags):
+        if not BIO.fullmatch(tag):
+            raise DataError(f"{tag!r} is not a BIO tag, such as O, B-person or I-person")
+        if tag == "O":
+            continue
+        start, kind = place, tag[2:]
+        if tag[0] == "I" and found and found[-1][1:] == (place, kind):
+            start = found.pop()[0]
+        found.append((start, place + 1, kind))
+    return found
+
+
+def is_bio(labels: Sequence[str]) -> bool:
+    """Whether these are BIO tags that mark entities: O, B-..., I-..., and not O alone.
+
+    Source: Ramshaw & Marcus, 1995, https://aclanthology.org/W95-0107.
+    """
+    return all(BIO.fullmatch(label) for label in labels) and bool(set(labels) - {"O"})
+
+
+def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
+    words: list[tuple[str, ...]] = []  # the columns of each word of the current sentence
+    fault: Fault | None = None  # its first
+    start = 0  # its first line
+    for line in chain(lines, [Row(0, ("",))]):  # the blank line ends the last sentence too
+        if isinstance(line, Fault):
+            fault = fault or line
+            continue
+        columns = _columns(line.values[0])
+        if columns and columns[0] != DOCUMENT:
+            if words or fault or not _is_comment(line.values[0], columns):
+                start = start if words else line.line
+                words.append(columns)
+                fault = fault or _fault_of_word(line.line, columns)
+            continue
+        if fault:
+            yield fault
+        elif words:
+            yield _sentence([(columns[0], columns[-1]) for columns in words], start)
+        words, fault = [], None
+
+
+def _columns(line: str) -> tuple[str, ...]:
+    """The columns of a line; none of a blank one, which may have a tab in it."""
+    if not line.strip():
+        return ()
+    return tuple(line.split("\t") if "\t" in line else re.split(" +", line.strip(" ")))
+
+
+def _is_comment(line: str, columns: tuple[str, ...]) -> bool:
+    return line.startswith("# ") and "\t" not in line and not TAG.fullmatch(columns[-1])
+
+
+def _fault_of_word(number: int, columns: tuple[str, ...]) -> Fault | None:
+    if len(columns) not in COLUMNS:
+        what = f"expected a word and its tag, in 2 to 4 columns; found {list(columns)!r:.200}"
+        return Fault(number, what, "lines that are not a word and its tag")
+    for name, value in (("word", columns[0]), ("tag", columns[-1])):
+        if value.split() != [value]:
+            what = f"the {name} {value!r:.80} is empty or contains white space"
+            return Fault(number, what, f"{name}s that are empty or contain white space")
+    return None
+
+
+def _sentence(words: Sequence[tuple[str, str]], line: int) -> Message:
+    spans, end = [], -1
+    for word, tag in words:
+        start, end = end + 1, end + 1 + len(word)
+        spans.append(Span(start, end, tag))
+    return Message(" ".join(word for word, _ in words), tuple(spans), line)
+
+
+# --- SQuAD: questions whose answer is part of a context ---
+
+
+def read_squad(path: Path) -> Iterator[Message | Fault]:
+    """Read questions, each labelled with the Span of its first answer.
+
+    The text is the question on one line and the context after it. Questions without an answer, as
+    in SQuAD 2.0, are faults: no place in the text is right. Raises DataError for a file that is
+    missing, too large, not JSON, or not in SQuAD's form.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
     try:
-        if isinstance(label, dict):
-            raise ValueError("labels of several heads")
-        values = {"text": example.text} | ({} if label is None else {"label": label})
-        line = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-        line.encode()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"example {number} cannot be written: {error}") from None
-    return line
+        raw = read_bounded(path, LARGEST_SQUAD)
+    except CheckpointError as error:  # other files of bounded size belong to a model
+        raise DataError(str(error)) from None
+    try:
+        text = raw.decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=each_once, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON{and_is(raw)}: {error}") from None
+    return _questions(_list_in(found, "data", path), text, path)
+
+
+def context_start(text: str) -> int:
+    """Where the context begins: after the first newline; 0 in a text without one."""
+    return text.find("\n") + 1
+
+
+def _questions(articles: list[Any], text: str, path: Path) -> Iterator[Message | Fault]:
+    place, line = 0, 1  # JSON keeps no lines: the line of a fault is that of its question's id
+    for article in articles:
+        for paragraph in _list_in(article, "paragraphs", path):
+            for question in _list_in(paragraph, "qas", path):
+                found = _question(paragraph.get("context"), question)
+                if isinstance(found, Message):
+                    yield found
+                    continue
+                name = question.get("id") if isinstance(question, dict) else None
+                here = max(place, text.find(json.dumps(name), place))
+                place, line = here, line + text.count("\n", place, here)
+                what, kind = found
+                yield Fault(line, f"question {name!r:.80}: {what}", kind)
+
+
+def _list_in(found: Any, key: str, path: Path) -> list[Any]:
+    if isinstance(found, dict) and isinstance(found.get(key), list):
+        return found[key]
+    raise DataError(
+        f"{path}: expected an object with a list {key!r} as in SQuAD, found {found!r:.200}"
+    )
+
+
+def _question(context: Any, question: Any) -> Message | tuple[str, str]:
+    """The message, or what is wrong with the question and of which kind that is."""
+    asked = question.get("question") if isinstance(question, dict) else None
+    if not isinstance(asked, str) or not asked.strip():
+        return f"expected the words of a question, found {asked!r:.80}", MALFORMED
+    if not isinstance(context, str) or not context.strip():
+        return f"expected a context with the answer, found {context!r:.80}", MALFORMED
+    answers = question.get("answers")
+    if not isinstance(answers, list):
+        return f"expected a list of answers, found {answers!r:.80}", MALFORMED
+    if not answers or question.get("is_impossible"):
+        return "it has no answer; only questions with one can be learned", UNANSWERED
+    answer = answers[0] if isinstance(answers[0], dict) else {}
+    words, start = answer.get("text"), answer.get("answer_start")
+    if not isinstance(words, str) or not words.strip() or type(start) is not int:
+        return f"expected an answer's text and answer_start, found {answers[0]!r:.80}", MALFORMED
+    if start < 0 or not context.startswith(words, start):
+        there = context[max(start, 0) : max(start, 0) + len(words)]
+        return f"the answer {words!r:.80} is not at {start}, but {there!r:.80} is", ELSEWHERE
+    first_line = without_halves(" ".join(asked.split()) + "\n")
+    place = len(first_line) + start
+    return Message(first_line + without_halves(context), Span(place, place + len(words)))

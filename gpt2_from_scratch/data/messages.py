@@ -1,17 +1,30 @@
-"""Characters in texts that trip up what reads them: halves of characters, formulas, controls."""
+"""Labelled messages: what they are, how they are read and checked, and how they are written.
+
+The lecture's messages are the SMS Spam Collection's: a text and its class, "ham" or "spam".
+`formats.py` reads what the other tasks learn from in the same way.
+"""
 
 import csv
+import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from gpt2_from_scratch.data.lines import Fault, Row, checked_encoding, lines_in, read_lines
-from gpt2_from_scratch.data.tables import is_table, read_rows, tab_separated
+from gpt2_from_scratch.data.tables import (
+    Fault,
+    Row,
+    checked_encoding,
+    is_table,
+    lines_in,
+    read_lines,
+    read_rows,
+    tab_separated,
+)
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.storage.files import atomic_path
 from gpt2_from_scratch.storage.paths import (
@@ -21,53 +34,22 @@ from gpt2_from_scratch.storage.paths import (
     expanded,
     sms_collection,
 )
+from gpt2_from_scratch.storage.settings import check_settings, setting
 
 log = logging.getLogger(__name__)
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets execute what begins so, csv or not
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets execute a cell that begins so
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
-NUL, REPLACEMENT = "\x00", "\ufffd"
-
-
-def has_halves(text: str) -> bool:
-    """Whether some half of a character (a lone surrogate) is in it, which no file can hold."""
-    if text.isascii():
-        return False
-    try:
-        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def without_halves(text: str) -> str:
-    """Two halves that belong together become one character, each lone one U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def for_spreadsheet(text: str) -> str:
-    """The text as a csv field that no spreadsheet executes: ' before what would be a formula.
-
-    Source: https://owasp.org/www-community/attacks/CSV_Injection
-    """
-    return "'" + text if text.startswith(FORMULA) else text
-
-
-def on_one_line(text: str) -> str:
-    """The text in one line, and nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else REPLACEMENT for c in " ".join(text.split()))
-
-
-# --- Labelled messages: read and checked. ---
-
-
+REPLACEMENT = "\ufffd"
+SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
-SHOWN = 5  # faults told one by one
-Found = TypeVar("Found")  # a row, or what was made of one
+KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
+SHOWN = 5  # faults that a message lists
+Found = TypeVar("Found")  # a row, or the message made from it
 
 
 class Span(NamedTuple):
-    """Some characters of a text, `text[start:end]`, and what they are: a tag, or nothing."""
+    """Some characters of a text, `text[start:end]`, and their tag, which may be empty."""
 
     start: int
     end: int
@@ -76,71 +58,101 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Message:
-    """A text and what it is labelled with, which depends on the task.
+    """A text and its label, whose type depends on the task.
 
-    A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span a
-    word; the Span of an answer; None where there is nothing to learn but the text. For several
-    heads at once, a dictionary {head's name: one of these}.
+    A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span per
+    word; the Span of an answer; None if only the text is learned. For several heads at once, a
+    dictionary {head's name: one of these}.
     """
 
     text: str
     label: Any
+    line: int = field(default=0, compare=False, repr=False)  # where it begins in its file, from 1
 
 
-def load_messages(
-    source: str | Path = "demo",
-    *,
-    text_column: str = "text",
-    label_column: str = "label",
-    encoding: str = "utf-8",
-    on_error: str = "stop",
-    keep_empty: bool = False,
-) -> list[Message]:
-    """Read labelled messages: "demo" or "topics" (both ship with the package), "sms" (the SMS Spam
-    Collection) or a file.
+@dataclass(frozen=True)
+class DataConfig:
+    """Which labelled texts to use, how to read them, and how to split them."""
 
-    A .csv, .tsv or .jsonl file has a text and a label column (or key); a file called
-    SMSSpamCollection is read as the collection. Everything stays a string: `NA`, `null` and `123`
-    are texts. Raises DataError with file and line for the first row that is not two such strings;
-    with `on_error="skip"` such rows are left out and told to `say`. An empty text is a fault too,
-    but for `keep_empty`.
+    source: str = setting("demo", "data set to train on: demo, topics, sms, or a file")
+    val_source: str = setting("", "validation set in a file of its own; with a test set only")
+    test_source: str = setting("", "test set in a file of its own; with a validation set only")
+    text_column: str = setting("text", "column of the texts")
+    label_column: str = setting("label", "column of the labels; several numbers: a,b")
+    encoding: str = setting("utf-8", "encoding of the files")
+    on_error: str = setting(
+        "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
+    )
+    keep_empty: bool = setting(False, "train on empty texts too")
+    balance: bool = setting(False, "draw equally many texts per label")
+    keep_together: str = setting(
+        "copies", "texts that stay in the same part of a split", choices=KEEP_TOGETHER
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("source", "val_source", "test_source"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        check_keep_together(self.keep_together)
+        check_settings(self)
+        object.__setattr__(self, "encoding", checked_encoding(self.encoding))
+        if bool(self.val_source) != bool(self.test_source):
+            raise UsageError("give both val_source and test_source, or neither")
+        if self.val_source and (self.balance or self.keep_together != "copies"):
+            raise UsageError(
+                "balance and keep_together describe how one file is split; leave them out with "
+                "val_source and test_source"
+            )
+
+    @classmethod
+    def of(cls, data: "str | Path | DataConfig") -> "DataConfig":
+        """The settings of a data set given by its name or path; a DataConfig stays as it is."""
+        return data if isinstance(data, cls) else cls(source=str(data))
+
+
+# --- Reading messages with one class each ---
+
+
+def load_messages(data: str | Path | DataConfig = "demo") -> list[Message]:
+    """Read texts with one class each from a data set or a file.
+
+    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A .csv, .tsv or
+    .jsonl file has a column (or key) of texts and one of labels.
+
+    Raises DataError, with file and line, for the first row that is not a text and a label; with
+    `on_error="skip"` such rows are left out and logged. An empty text is a fault unless
+    `keep_empty` is set.
     """
-    checked_encoding(encoding)
-    path = source_path(source)
-    if path.name == "SMSSpamCollection":
+    data = DataConfig.of(data)
+    path = source_path(data.source)
+    if path.name == SMS_SPAM:
         return load_sms_spam(path)
-    rows = labelled_rows(source, text_column, label_column, encoding, keep_empty=keep_empty)
-    messages = [
-        Message(*row.values)
-        for _, row in without_faults(rows, str(path), on_error, hint="--on-error skip")
-    ]
-    if not messages:
-        raise DataError(f"{path} holds no messages")
-    if alike := labels_alike(message.label for message in messages):
-        raise DataError(
-            f"{path}: these labels differ in case or white space only: {alike}; make them one"
-        )
-    return messages
+    return collected(class_messages(data), path, data.on_error, "messages")
 
 
 def load_sms_spam(path: Path | None = None) -> list[Message]:
-    """Read the UCI SMS Spam Collection: exactly 5,574 messages, 4,827 ham and 747 spam.
+    """Read the UCI SMS Spam Collection: 5,574 messages, 4,827 ham and 747 spam.
 
-    Quotes are ordinary characters in it. Reading them as csv quotes, as pandas does by default,
-    swallows two messages and alters 53. Raises DataError when the counts differ: then it is
-    another file. Source: Almeida & Gomez Hidalgo, https://archive.ics.uci.edu/dataset/228.
+    Quotes are ordinary characters in this file. Reading them as csv quotes, as pandas does by
+    default, swallows two messages and changes 53. Raises DataError if the counts differ, because
+    then it is another file. Source: Almeida & Gomez Hidalgo,
+    https://archive.ics.uci.edu/dataset/228.
     """
     path = path or source_path("sms")
-    rows = without_faults(_collection_rows(path), str(path), "stop")
-    messages = [Message(*row.values) for _, row in rows]
+    found = labelled(_collection_rows(path), _class_of, keep_empty=False)
+    messages = collected(found, path, "stop", "messages")
     counts = count_labels(messages)
     if counts != SMS_SPAM_COUNTS:
-        raise DataError(f"{path} holds {counts}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
+        raise DataError(f"{path} contains {counts}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
     return messages
 
 
+def class_messages(data: DataConfig) -> Iterator[Message | Fault]:
+    """Each row of the source as a message with a class, or its fault."""
+    return labelled(source_rows(data, (data.label_column,)), _class_of, data.keep_empty)
+
+
 def source_path(source: str | Path) -> Path:
-    """The file that a data set's name or a path means. Raises DataError when it is not there."""
+    """The file of a data set's name or a path. Raises DataError if it does not exist."""
     path = expanded(source)
     if source in EMBEDDED_DATA:
         path = embedded(f"data/{source}") / "messages.csv"
@@ -153,105 +165,67 @@ def source_path(source: str | Path) -> Path:
     return path
 
 
-def labelled_rows(
-    source: str | Path,
-    text_column: str = "text",
-    label_column: str = "label",
-    encoding: str = "utf-8",
-    *,
-    keep_empty: bool = False,
-) -> Iterator[Row | Fault]:
-    """(text, label) of each row, or its fault, empty ones among them; see `load_messages`."""
-    path = source_path(source)
-    if path.name == "SMSSpamCollection":
+def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Row | Fault]:
+    """The text and the labels of each row of a table or of the SMS Spam Collection."""
+    path = source_path(data.source)
+    if path.name == SMS_SPAM:
         return _collection_rows(path)
-    if source in EMBEDDED_DATA:  # their format is known; options are for a user's own files
-        text_column, label_column, encoding = "text", "label", "utf-8"
-    rows = read_rows(path, (text_column, label_column), encoding, whole=label_column)
-    return (_labelled(row, keep_empty) for row in rows)
+    if data.source in EMBEDDED_DATA:  # options describe a user's own files
+        return read_rows(path, ("text", "label"))
+    return read_rows(path, (data.text_column, *label_columns), data.encoding)
 
 
-def read_texts(
-    path: Path, text_column: str = "text", encoding: str = "utf-8", on_error: str = "stop"
-) -> Iterator[tuple[int, str]]:
-    """(number, text) of each text to classify: of a column of a .csv, .tsv or .jsonl file, or of
-    a text file's lines.
+def labelled(
+    rows: Iterable[Row | Fault],
+    label_of: Callable[[Row, Row], Any],
+    keep_empty: bool,
+) -> Iterator[Message | Fault]:
+    """Each row as a message, or its fault.
 
-    Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`. Raises
-    DataError at once when there is no such file or it is .json or .conll, UsageError for an unknown
-    encoding.
+    `label_of` makes the label, or a Fault, from a row and the first good row.
     """
-    checked_encoding(encoding)
-    if path.suffix.lower() in (".json", ".conll"):  # its lines would be taken for texts
-        raise DataError(
-            f"{path}: texts are read from lines of a text file or a column of .csv, .tsv or .jsonl; "
-            "evaluate --data reads labelled .json and .conll"
-        )
-    if is_table(path):
-        rows = read_rows(path, (text_column,), encoding)
-    else:
-        rows = read_lines(path, encoding)
-    found = without_faults(rows, str(path), on_error, hint="--on-error skip")
-    return ((number, row.values[0]) for number, row in found)
-
-
-def lines_of(
-    stream: Iterable[bytes], name: str, encoding: str = "utf-8", on_error: str = "stop"
-) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines of a stream; as `read_texts`, but never reads on behind a fault
-    to count others: a stream may have no end.
-    """
-    checked_encoding(encoding)
-    rows = lines_in(stream, name, encoding)
-    found = without_faults(rows, name, on_error, hint="--on-error skip", count=False)
-    return ((number, row.values[0]) for number, row in found)
-
-
-def without_faults(
-    rows: Iterator[Found | Fault], name: str, on_error: str, *, hint: str = "", count: bool = True
-) -> Iterator[tuple[int, Found]]:
-    """(number, row) of each row that has no fault; `name` is of the file.
-
-    "stop" raises DataError for the first fault, having read on to `count` them all; "skip" leaves
-    them out and says so at the end.
-    """
-    check_on_error(on_error)
-    faults, total, number = [], 0, 0
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Fault):
-            yield number, row
+    first: Row | None = None
+    for row in rows:
+        if isinstance(row, Fault):
+            yield row
             continue
-        if on_error == "stop":
-            raise DataError(_told(name, row, rows if count else iter(()), hint))
-        total += 1
-        faults += [row] if total <= SHOWN else []
-    if total:
-        log.warning(
-            f"{total:,} of {number:,} rows of {name} were left out:\n{_listed(faults, total)}"
+        label = _fault_of_text(row, keep_empty) or label_of(row, first or row)
+        if isinstance(label, Fault):
+            yield label
+        else:
+            first = first or row
+            yield Message(without_halves(row.values[0]), label, row.line)
+
+
+def collected(
+    found: Iterator[Message | Fault], path: Path, on_error: str, what: str
+) -> list[Message]:
+    """The messages of a file, its faults raised or skipped.
+
+    Raises DataError if no message is left, or if labels differ in case or white space only.
+    """
+    messages = [message for _, message in without_faults(found, str(path), on_error)]
+    if not messages:
+        raise DataError(f"{path} contains no {what}")
+    if alike := labels_alike(name for message in messages for name in label_parts(message.label)):
+        raise DataError(
+            f"{path}: these labels differ in case or white space only: {alike}. Make them the same."
         )
+    return messages
 
 
-def check_on_error(on_error: str) -> None:
-    """Raises UsageError for anything but "stop" and "skip"."""
-    if on_error not in ("stop", "skip"):
-        raise UsageError(f"on_error = {on_error!r} must be stop or skip")
-
-
-def write_messages(path: Path, messages: Sequence[Message]) -> None:
-    """Write a .csv file that `load_messages` reads back, atomically."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(["label", "text"])
-        writer.writerows((message.label, message.text) for message in messages)
-
-
-def count_labels(messages: Sequence[Message]) -> dict[str, int]:
-    """{label: how many messages}, in the labels' alphabetical order."""
-    return dict(sorted(Counter(message.label for message in messages).items()))
+def label_parts(label: Any) -> tuple[str, ...]:
+    """The class, the labels or the tags that a message's label consists of."""
+    if isinstance(label, str):
+        return (label,)
+    if isinstance(label, Span) or not isinstance(label, tuple):
+        return ()
+    parts = (part.label if isinstance(part, Span) else part for part in label)
+    return tuple(part for part in parts if isinstance(part, str))
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ in case or in white space around them only."""
+    """Groups of labels that differ only in case or in the white space around them."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         groups.setdefault(label.strip().casefold(), []).append(label)
@@ -260,36 +234,176 @@ def labels_alike(labels: Iterable[str]) -> list[list[str]]:
 
 def _collection_rows(path: Path) -> Iterator[Row | Fault]:
     for row in tab_separated(path):
-        if isinstance(row, Fault) or len(row.values) == 2:
-            yield row if isinstance(row, Fault) else Row(row.line, row.values[::-1])
-        else:
+        if isinstance(row, Row) and len(row.values) != 2:
             what = f"expected label, tab, text; found {list(row.values)!r:.200}"
             yield Fault(row.line, what, "more or fewer fields than two")
+        else:
+            yield row if isinstance(row, Fault) else Row(row.line, row.values[::-1])
 
 
-def _labelled(row: Row | Fault, keep_empty: bool) -> Row | Fault:
-    if isinstance(row, Fault):
-        return row
-    text, label = map(without_halves, row.values)
-    if not label.strip():
-        return Fault(row.line, "the label is empty", "empty labels")
-    if not text.strip() and not keep_empty:
+def _fault_of_text(row: Row, keep_empty: bool) -> Fault | None:
+    text = row.values[0]
+    if not isinstance(text, str):
+        what = f"the text must be a string, not {json.dumps(text):.100}"
+        return Fault(row.line, what, "JSON values of another type")
+    if not keep_empty and not text.strip():
         return Fault(row.line, "the text is empty; nothing to learn from", "empty texts")
-    return Row(row.line, (text, label))
+    return None
 
 
-def _told(name: str, first: Fault, rest: Iterator[Any], hint: str) -> str:
-    """The message for the first fault, with how many there are in all."""
+def _class_of(row: Row, first: Row) -> str | Fault:
+    """A row's class: a string, or in JSON a whole number if the first row has one too."""
+    value = row.values[1]
+    if type(value) not in (str, int):
+        what = f"the label must be a string or a whole number, not {json.dumps(value):.100}"
+        return Fault(row.line, what, "JSON values of another type")
+    if type(value) is not type(first.values[1]):
+        what = f'the label is {json.dumps(value)}; numbers and strings such as 0 and "0" are mixed'
+        return Fault(row.line, what, "labels that are numbers and strings")
+    label = without_halves(str(value))
+    return label if label.strip() else Fault(row.line, "the label is empty", "empty labels")
+
+
+# --- Reading texts to classify ---
+
+
+def read_texts(
+    path: Path, text_column: str = "text", encoding: str = "utf-8", on_error: str = "stop"
+) -> Iterator[tuple[int, str]]:
+    """Read (number, text) of each text to classify: a table's column, or a text file's lines.
+
+    Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`. Raises
+    DataError at once for a missing file and for .json and .conll, UsageError for an unknown
+    encoding.
+    """
+    encoding = checked_encoding(encoding)
+    if path.suffix.lower() in (".json", ".conll"):  # its lines would be taken for texts
+        raise DataError(
+            f"{path}: texts are read from the lines of a text file or a column of .csv, .tsv or "
+            ".jsonl. Use evaluate --data for labelled .json and .conll."
+        )
+    if is_table(path):
+        rows = read_rows(path, (text_column,), encoding)
+    else:
+        rows = read_lines(path, encoding)
+    found = (row if isinstance(row, Fault) else _fault_of_text(row, True) or row for row in rows)
+    return ((number, row.values[0]) for number, row in without_faults(found, str(path), on_error))
+
+
+def lines_of(
+    stream: Any, name: str, encoding: str = "utf-8", on_error: str = "stop"
+) -> Iterator[tuple[int, str]]:
+    """Read (number, text) of the lines of a binary stream, such as standard input.
+
+    As `read_texts`, but nothing is read after a fault to count others: the stream may not end.
+    """
+    rows = lines_in(stream, name, checked_encoding(encoding))
+    found = without_faults(rows, name, on_error, count=False)
+    return ((number, row.values[0]) for number, row in found)
+
+
+# --- Faulty rows ---
+
+
+def without_faults(
+    rows: Iterator[Found | Fault], name: str, on_error: str, *, count: bool = True
+) -> Iterator[tuple[int, Found]]:
+    """Yield (number, row) of each row without a fault; `name` is the file's.
+
+    "stop" raises DataError for the first fault and reads on only to `count` the others. "skip"
+    leaves faulty rows out and logs them at the end.
+    """
+    check_on_error(on_error)
+    faults, total, number = [], 0, 0
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Fault):
+            yield number, row
+            continue
+        if on_error == "stop":
+            raise DataError(_first_and_others(name, row, rows if count else iter(())))
+        total += 1
+        faults += [row] if total <= SHOWN else []
+    if total:
+        shown = _listed(faults, total)
+        log.warning(f"{total:,} of {number:,} rows of {name} were left out:\n{shown}")
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise UsageError for anything but "stop" and "skip"."""
+    if on_error not in ("stop", "skip"):
+        raise UsageError(f"unknown on_error {on_error!r}; choose from: stop, skip")
+
+
+def check_keep_together(keep_together: str) -> None:
+    """Raise UsageError for anything that is not in KEEP_TOGETHER."""
+    if keep_together == "near-twins":  # the name in runs of version 1
+        raise UsageError("keep_together = 'near-twins' has a new name: use 'near-duplicates'")
+    if keep_together not in KEEP_TOGETHER:
+        raise UsageError(
+            f"unknown keep_together {keep_together!r}; choose from: {', '.join(KEEP_TOGETHER)}"
+        )
+
+
+def _first_and_others(name: str, first: Fault, rest: Iterator[Any]) -> str:
+    """The message for the first fault, with the number of all."""
     faults = (row for row in rest if isinstance(row, Fault))
     others = list(islice(faults, SHOWN - 1))
     total = 1 + len(others) + sum(1 for _ in faults)
-    told = f"{name}, line {first.line}: {first.what}"
+    message = f"{name}, line {first.line}: {first.what}"
     if others:
-        told += f"\n{total:,} rows have faults in all; the others:\n{_listed(others, total - 1)}"
-    return told + (f"\nmend this, or leave such rows out with {hint}" if hint else "")
+        message += f"\n{total:,} rows are faulty; the others:\n{_listed(others, total - 1)}"
+    return message + "\nFix this, or leave such rows out with --on-error skip."
 
 
 def _listed(faults: list[Fault], total: int) -> str:
     lines = [f"  line {fault.line}: {fault.what}" for fault in faults]
     more = total - len(faults)
     return "\n".join(lines + ([f"  and {more:,} more"] if more else []))
+
+
+# --- Writing and counting ---
+
+
+def write_messages(path: Path, messages: Sequence[Message]) -> None:
+    """Write a .csv file that `load_messages` reads back, completely or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(["label", "text"])
+        writer.writerows((message.label, message.text) for message in messages)
+
+
+def count_labels(messages: Sequence[Message]) -> dict[str, int]:
+    """{label: number of messages}, in the labels' alphabetical order."""
+    return dict(sorted(Counter(message.label for message in messages).items()))
+
+
+# --- Characters that cause trouble: halves of characters, formulas, controls ---
+
+
+def has_halves(text: str) -> bool:
+    """Whether the text contains a lone surrogate, which no file can hold."""
+    if text.isascii():
+        return False
+    try:
+        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def without_halves(text: str) -> str:
+    """Join surrogates that belong together; replace each lone one by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def for_spreadsheet(text: str) -> str:
+    """The text as a csv field that no spreadsheet executes: ' before a formula.
+
+    Source: https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    return "'" + text if text.startswith(FORMULA) else text
+
+
+def on_one_line(text: str) -> str:
+    """The text on one line, without characters that control a terminal."""
+    return "".join(c if c.isprintable() else REPLACEMENT for c in " ".join(text.split()))

@@ -1,34 +1,83 @@
-"""Messages split into three parts so that no text stands in two of them, nor a near twin of one."""
+"""Split messages into training, validation and test set, so that no text is in two of them.
+
+With `keep_together="near-duplicates"` no near duplicate of a text is in another part either.
+"""
 
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.messages import SHOWN, Message, Span, check_on_error
-from gpt2_from_scratch.data.near_duplicates import twin_groups
+from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.messages import (
+    SHOWN,
+    DataConfig,
+    Message,
+    Span,
+    check_keep_together,
+    check_on_error,
+)
+from gpt2_from_scratch.data.near_duplicates import near_duplicate_groups
 from gpt2_from_scratch.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
-FRACTIONS = (0.7, 0.1)  # train and validation; the rest is the test part
-FEWEST = 10  # texts of a class: a tenth of fewer would be none
-ALL = ""  # stands for the label where there are no classes
-TOGETHER = ("copies", "near-twins")  # what stays in one part
+FRACTIONS = (0.7, 0.1)  # training and validation set; the rest is the test set
+TENTHS = (7, 1, 2)  # the same in folds of a tenth each
+FEWEST = 10  # texts per class: a tenth of fewer would be none
+ALL = ""  # in place of a label if there are no classes
+EIGHTHS = 8  # the validation set is an eighth of what a fold does not test
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts of a data set: to train on, to choose by, and to report on."""
+    """Three parts of a data set: to train on, to select the best epoch on, and to report on."""
 
     train: list[Message]
     val: list[Message]
     test: list[Message]
+
+
+def load_split(
+    data: str | Path | DataConfig = "demo", task: str = "classification", seed: int = 123
+) -> Split:
+    """Read a data set and split it, or read its three parts from three sources.
+
+    Of three sources each part loses the texts that are in an earlier one. Raises DataError if
+    nothing is left of a part, or if a text has two labels in one source.
+    """
+    data = DataConfig.of(data)
+    if not data.val_source:
+        return split_messages(
+            load_examples(data, task),
+            balance=data.balance,
+            keep_together=data.keep_together,
+            seed=seed,
+            on_error=data.on_error,
+        )
+    parts: list[list[Message]] = []
+    seen: set[str] = set()
+    for source in (data.source, data.val_source, data.test_source):
+        part = load_examples(replace(data, source=source, val_source="", test_source=""), task)
+        good = without_two_labels(part, data.on_error)
+        new: dict[str, Message] = {}  # the first of several copies, as in split_messages
+        for message in good:
+            if message.text not in seen:
+                new.setdefault(message.text, message)
+        if len(new) < len(good):
+            left_out = f"{len(good) - len(new):,} texts of {source} were left out"
+            log.info(f"{left_out}: they are duplicates or already in an earlier part")
+        if not new:
+            raise DataError(f"no text of {source} is left: all are in an earlier part")
+        seen |= new.keys()
+        parts.append([*new.values()])
+    return Split(*parts)
 
 
 def split_messages(
@@ -36,47 +85,143 @@ def split_messages(
     *,
     balance: bool = False,
     keep_duplicates: bool = False,
-    together: str = "copies",
+    keep_together: str = "copies",
     seed: int = 123,
     on_error: str = "stop",
 ) -> Split:
-    """Cut 70 / 10 / 20 % of every class's distinct texts into train, val and test, in random order.
+    """Split every class's distinct texts 70 / 10 / 20% into training, validation and test set.
 
-    Where labels are no classes (see Message) all texts are cut as one class. Equal texts count
-    once, so that no test message was seen in training; with `keep_duplicates` the copies stay, all
-    in one part. With `together="near-twins"` groups of near twins (see near_twins.py) stay in one
-    part too, and count as of the label that most of their texts have; the parts are then as near
-    to 70 / 10 / 20 % as groups allow. `balance` first draws as many texts of each class as the
-    rarest has. The same messages and seed give the same split everywhere (numpy's RandomState is
-    frozen). Raises DataError for one class only, too few texts or groups, or a text that has two
-    labels; with `on_error="skip"` all copies of such a text are left out, and `say` is told. Raises
-    UsageError for `balance` without classes.
+    Args:
+        messages: Labels that are not classes (see Message) are split as one class.
+        balance: First draw as many texts of each class as the rarest class has.
+        keep_duplicates: Keep the copies of a text, all in one part. By default equal texts count
+            once, so that no test message was seen in training.
+        keep_together: With "near-duplicates", groups of near duplicates stay in one part, and the
+            parts are as close to 70 / 10 / 20% as groups allow.
+        seed: The same messages and seed give the same split. For "copies" this holds on every
+            machine and for ever (numpy's RandomState is frozen); for "near-duplicates" with the
+            same version of scikit-learn.
+        on_error: What to do with texts that have two labels: with "skip" all their copies are left
+            out and logged.
+
+    Raises:
+        DataError: One class only, too few texts or groups, or a text with two labels.
+        UsageError: `balance` without classes, or an unknown option.
     """
     check_on_error(on_error)
-    check_together(together)
-    copies, by_label = copies_and_texts(messages, balance, on_error)
+    check_keep_together(keep_together)
+    copies, by_label = _copies_and_texts(messages, balance, on_error)
     random = np.random.RandomState(seed)
-    drawn = draw(by_label, balance, random)
-    parts = _cut(drawn) if together == "copies" else _cut_groups(drawn, random)
-    train, val, test = (in_random_order(part, copies, random, keep_duplicates) for part in parts)
-    return Split(train, val, test)
+    drawn = _draw(by_label, balance, random)
+    parts: tuple[list[str], ...] = ([], [], [])
+    if keep_together == "copies":
+        for texts in drawn.values():
+            first, second = (int(fraction * len(texts)) for fraction in FRACTIONS)
+            cuts = (texts[:first], texts[first : first + second], texts[first + second :])
+            for part, cut in zip(parts, cuts, strict=True):
+                part.extend(cut)
+    else:
+        texts, labels, groups = _grouped(drawn, keep_together)
+        tenths = _deal(labels, groups, sum(TENTHS), random)
+        of_part = np.repeat(np.arange(len(TENTHS)), TENTHS)
+        for part, tenth in zip(random.permutation(of_part), tenths, strict=True):
+            parts[part].extend(texts[n] for n in tenth)
+    return Split(*(_in_random_order(part, copies, random, keep_duplicates) for part in parts))
 
 
-def check_together(together: str) -> None:
-    """Raises UsageError for anything but "copies" and "near-twins"."""
-    if together not in TOGETHER:
-        raise UsageError(f"together = {together!r} must be {' or '.join(TOGETHER)}")
+def folds(
+    messages: Sequence[Message],
+    n_folds: int,
+    *,
+    seed: int = 123,
+    keep_together: str = "near-duplicates",
+    balance: bool = False,
+    on_error: str = "stop",
+) -> list[Split]:
+    """Split the distinct texts into `n_folds` test sets for cross-validation.
 
-
-def copies_and_texts(
-    messages: Sequence[Message], balance: bool, on_error: str
-) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
-    """{text: its messages} and {label: its distinct texts}; for the arguments and errors see
-    `split_messages`.
+    What a fold does not test is its training set, but for an eighth that is its validation set.
+    Each distinct text is tested once (with `balance`, each that is drawn). Every part has the
+    labels in the proportions of the whole, as closely as groups allow. For the other arguments and
+    errors see `split_messages`; raises DataError for more folds than a label has groups.
     """
+    if n_folds < 2:
+        raise UsageError(f"n_folds = {n_folds} must be at least 2")
+    check_on_error(on_error)
+    check_keep_together(keep_together)
+    fewest = max(FEWEST, n_folds)
+    copies, by_label = _copies_and_texts(messages, balance, on_error, fewest)
+    random = np.random.RandomState(seed)
+    texts, labels, groups = _grouped(_draw(by_label, balance, random), keep_together, fewest)
+    found = []
+    for test in _deal(labels, groups, n_folds, random):
+        rest = np.setdiff1d(np.arange(len(texts)), test)
+        n_groups = min(len(set(groups[rest][labels[rest] == label])) for label in set(labels))
+        if n_groups < 2:
+            raise DataError("one fold leaves a label with one group of texts; use more folds")
+        eighths = _deal(labels[rest], groups[rest], min(EIGHTHS, n_groups), random)
+        val = rest[eighths[random.randint(len(eighths))]]
+        parts = (np.setdiff1d(rest, val), val, test)
+        found.append(
+            Split(*(_in_random_order([texts[n] for n in part], copies, random) for part in parts))
+        )
+    return found
+
+
+def messages_sha256(split: Split) -> str:
+    """The hash of a split's messages in their order."""
+    raw = json.dumps([[[m.text, m.label] for m in part] for part in vars(split).values()])
+    return hashlib.sha256(raw.encode()).hexdigest()
+
+
+def without_two_labels(messages: Sequence[Message], on_error: str) -> list[Message]:
+    """The messages whose text has one label.
+
+    Raises DataError if a text has more; with `on_error="skip"` all its copies are left out and
+    logged.
+    """
+    contradictory = texts_with_two_labels(messages)
+    if contradictory:
+        first = list(contradictory.items())[:SHOWN]
+        lines = [f"one text, two labels {labels!s:.200}: {text!r:.200}" for text, labels in first]
+        more = len(contradictory) - len(first)
+        if more:
+            lines.append(f"and {more:,} more: {len(contradictory):,} such texts in all")
+        shown = "\n  ".join(lines)
+        if on_error == "stop":
+            raise DataError(f"{shown}\nFix them, or leave them out with --on-error skip.")
+        log.warning(f"left out: {shown}")
+    return [message for message in messages if message.text not in contradictory]
+
+
+def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
+    """{text: its labels} of the texts that have more than one label.
+
+    Several labels of one text are compared as a set. Places of answers do not contradict each
+    other: an answer may occur twice in a text, and people mark more or less of it. Nor do the
+    labels of several heads, some of which a message may lack. `split_messages` takes the first of
+    these.
+    """
+    labels: dict[str, dict[Any, Any]] = {}
+    for message in messages:
+        label = key = message.label
+        if isinstance(label, Span | dict):
+            key = None
+        elif isinstance(label, tuple) and all(isinstance(name, str) for name in label):
+            key = frozenset(label)
+        labels.setdefault(message.text, {})[key] = label
+    return {
+        text: sorted(found.values(), key=str) for text, found in labels.items() if len(found) > 1
+    }
+
+
+def _copies_and_texts(
+    messages: Sequence[Message], balance: bool, on_error: str, fewest: int = FEWEST
+) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
+    """{text: its messages} and {label: its distinct texts}; see `split_messages` for errors."""
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
-        raise UsageError("balance = True wants one class a text; leave it out for other labels")
+        raise UsageError("balance = True needs one class per text; leave it out for other labels")
     copies: dict[str, list[Message]] = {}
     for message in without_two_labels(messages, on_error):
         copies.setdefault(message.text, []).append(message)
@@ -85,15 +230,15 @@ def copies_and_texts(
     for text, same in copies.items():
         by_label[same[0].label if classes else ALL].append(text)
     if classes and len(by_label) < 2:
-        raise DataError(f"the messages have one label only, {labels}: nothing to tell apart")
-    _refuse_too_few(by_label, "texts")
+        raise DataError(f"the messages have one label only, {labels}; a classifier needs two")
+    _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)
     return copies, by_label
 
 
-def draw(
+def _draw(
     by_label: dict[str, list[str]], balance: bool, random: np.random.RandomState
 ) -> dict[str, list[str]]:
-    """The texts of each label in random order, with `balance` as many as the rarest label has."""
+    """The texts of each label in random order; with `balance` as many as the rarest label has."""
     count = min(map(len, by_label.values())) if balance else None
     return {
         label: [texts[n] for n in random.permutation(len(texts))[:count]]
@@ -101,56 +246,50 @@ def draw(
     }
 
 
-def groups_by_label(by_label: dict[str, list[str]], together: str) -> dict[str, list[list[str]]]:
-    """{label: groups of texts that stay together}: single texts, or near twins, each group under
-    the label that most of its texts have. Raises DataError for too few groups of a label.
+def _grouped(
+    by_label: dict[str, list[str]], keep_together: str, fewest: int = FEWEST
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """All texts, and of each its label's number (N,) and its group's (N,).
+
+    Raises DataError for a label with too few groups of near duplicates; a group counts for the
+    label that most of its texts have.
     """
-    if together == "copies":
-        return {label: [[text] for text in texts] for label, texts in by_label.items()}
-    labelled = [(text, label) for label, texts in by_label.items() for text in texts]
-    groups: dict[int, list[tuple[str, str]]] = {}
-    for one, group in zip(labelled, twin_groups(text for text, _ in labelled), strict=True):
-        groups.setdefault(group, []).append(one)
-    found: dict[str, list[list[str]]] = {label: [] for label in by_label}
-    for members in groups.values():
-        label = Counter(label for _, label in members).most_common(1)[0][0]
-        found[label].append([text for text, _ in members])
-    _refuse_too_few(found, "groups of near twins")
-    return found
+    texts = [text for found in by_label.values() for text in found]
+    labels = np.repeat(np.arange(len(by_label)), [len(found) for found in by_label.values()])
+    if keep_together == "copies":
+        return texts, labels, np.arange(len(texts))
+    groups = np.array(near_duplicate_groups(texts))
+    votes = Counter(zip(groups.tolist(), labels.tolist(), strict=True))
+    of_group: dict[int, int] = {}
+    for (group, label), _ in votes.most_common():
+        of_group.setdefault(group, label)
+    counts = Counter(of_group.values())
+    by_name = {name: counts[n] for n, name in enumerate(by_label)}
+    _refuse_too_few(by_name, "groups of near duplicates", fewest)
+    return texts, labels, groups
 
 
-def deal(
-    groups: Sequence[list[str]], sizes: Sequence[int], random: np.random.RandomState
-) -> list[list[list[str]]]:
-    """Deal groups into parts that are to have so many texts: the groups of each part.
+def _deal(
+    labels: np.ndarray, groups: np.ndarray, n: int, random: np.random.RandomState
+) -> list[np.ndarray]:
+    """Deal (N,) texts into n parts of about equal size, groups whole; a part is their numbers.
 
-    From the largest group to the smallest, each goes to a part drawn from those where it fits, with
-    chances as the room that is left; if it fits nowhere, to the one with the most room. So a large
-    group may come into any part, and the many single texts of most data fill all parts exactly.
-    Every part gets one of the smallest groups first; none is empty. Raises DataError for fewer
-    groups than parts.
+    Every part has the labels in the proportions of the whole, as closely as groups allow. The
+    largest groups go to the first parts, so the caller has to draw what a part is used for.
     """
-    if len(groups) < len(sizes):
-        raise DataError(f"{len(groups)} groups of texts are too few for {len(sizes)} parts")
-    order = sorted((groups[n] for n in random.permutation(len(groups))), key=len)
-    parts = [[group] for group in order[: len(sizes)]]
-    room = np.array(sizes) - [len(group) for group in order[: len(sizes)]]
-    for group in reversed(order[len(sizes) :]):
-        chances = np.cumsum(np.where(room >= len(group), room, 0))
-        drawn = (1 - random.random_sample()) * chances[-1]  # above 0: no part without a chance
-        part = int(np.searchsorted(chances, drawn)) if chances[-1] else int(room.argmax())
-        parts[part].append(group)
-        room[part] -= len(group)
-    return parts
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    dealer = StratifiedGroupKFold(n, shuffle=True, random_state=random)
+    return [part for _, part in dealer.split(labels, labels, groups)]
 
 
-def in_random_order(
+def _in_random_order(
     texts: Sequence[str],
     copies: dict[str, list[Message]],
     random: np.random.RandomState,
     keep_duplicates: bool = False,
 ) -> list[Message]:
-    """The messages of some texts: of each the first, or all with `keep_duplicates`."""
+    """The messages of some texts: the first of each, or all with `keep_duplicates`."""
     return [
         message
         for n in random.permutation(len(texts))
@@ -158,147 +297,12 @@ def in_random_order(
     ]
 
 
-def without_two_labels(messages: Sequence[Message], on_error: str) -> list[Message]:
-    """The messages whose text has one label. Raises DataError where a text has more; with
-    `on_error="skip"` all its copies are left out, and `say` is told.
-    """
-    contradictory = texts_with_two_labels(messages)
-    if contradictory:
-        told = _told(contradictory)
-        if on_error == "stop":
-            raise DataError(f"{told}\nmend them, or leave them out with --on-error skip")
-        log.warning(f"left out: {told}")
-    return [message for message in messages if message.text not in contradictory]
-
-
-def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
-    """{text: its labels} of the texts that have more than one.
-
-    Several labels of one text are compared as a set. Places of answers contradict nothing: an
-    answer may stand in a text twice, and people mark more or less of it. Nor do the labels of
-    several heads, of which a message may lack some. `split_messages` takes the first of these.
-    """
-    labels: dict[str, dict[Any, Any]] = {}
-    for message in messages:
-        labels.setdefault(message.text, {})[_compared(message.label)] = message.label
-    return {
-        text: sorted(found.values(), key=str) for text, found in labels.items() if len(found) > 1
-    }
-
-
-def _compared(label: Any) -> Any:
-    """What two labels of one text must have in common."""
-    if isinstance(label, Span | dict):
-        return None
-    names = isinstance(label, tuple) and all(isinstance(name, str) for name in label)
-    return frozenset(label) if names else label
-
-
-def _told(contradictory: dict[str, list[Any]]) -> str:
-    first = list(contradictory.items())[:SHOWN]
-    lines = [f"one text, two labels {labels!s:.200}: {text!r:.200}" for text, labels in first]
-    more = len(contradictory) - len(first)
-    if more:
-        lines.append(f"and {more:,} more: {len(contradictory):,} such texts in all")
-    return "\n  ".join(lines)
-
-
-def _refuse_too_few(by_label: Mapping[str, Sequence[Any]], what: str) -> None:
-    few = [label for label, found in by_label.items() if len(found) < FEWEST]
+def _refuse_too_few(counts: Mapping[str, int], what: str, fewest: int) -> None:
+    few = [label for label, count in counts.items() if count < fewest]
     if few:
         label = "" if few[0] == ALL else f" of label {few[0]!r}"
-        others = f", and {len(few) - 1} more of the {len(by_label)} labels have too few"
+        others = f", and {len(few) - 1} more of the {len(counts)} labels have too few"
         raise DataError(
-            f"{len(by_label[few[0]])} {what}{label} are too few; {FEWEST} are needed"
+            f"{counts[few[0]]} {what}{label} are too few; {fewest} are needed"
             + (others if len(few) > 1 else "")
         )
-
-
-def _cut(by_label: dict[str, list[str]]) -> tuple[list[str], ...]:
-    """The texts of the three parts, label by label."""
-    parts: tuple[list[str], ...] = ([], [], [])
-    for texts in by_label.values():
-        first, second, _ = _sizes(len(texts))
-        cuts = (texts[:first], texts[first : first + second], texts[first + second :])
-        for part, cut in zip(parts, cuts, strict=True):
-            part.extend(cut)
-    return parts
-
-
-def _cut_groups(
-    by_label: dict[str, list[str]], random: np.random.RandomState
-) -> tuple[list[str], ...]:
-    """The same where near twins stay together."""
-    parts: tuple[list[str], ...] = ([], [], [])
-    for groups in groups_by_label(by_label, "near-twins").values():
-        dealt = deal(groups, _sizes(sum(map(len, groups))), random)
-        for part, found in zip(parts, dealt, strict=True):
-            part.extend(text for group in found for text in group)
-    return parts
-
-
-def _sizes(count: int) -> list[int]:
-    """How many of `count` texts each of the three parts has."""
-    first, second = (int(fraction * count) for fraction in FRACTIONS)
-    return [first, second, count - first - second]
-
-
-VAL_SHARE = 1 / 8  # of what is not tested
-
-
-def folds(
-    messages: Sequence[Message],
-    n: int,
-    *,
-    seed: int = 123,
-    together: str = "near-twins",
-    balance: bool = False,
-    on_error: str = "stop",
-) -> list[Split]:
-    """Cut the distinct texts into `n` test parts; what is not tested is trained on but for an
-    eighth to choose by: n splits.
-
-    Each distinct text is tested once (with `balance`, each that is drawn). Every part has the
-    labels in the proportions of the whole, as nearly as groups allow. The same messages and seed
-    give the same folds everywhere. For the other arguments and errors see `split_messages`; raises
-    UsageError for fewer than 2 folds, DataError for more folds than a label has groups.
-    """
-    if n < 2:
-        raise UsageError(f"n = {n} folds: at least 2 are needed")
-    check_on_error(on_error)
-    check_together(together)
-    copies, by_label = copies_and_texts(messages, balance, on_error)
-    random = np.random.RandomState(seed)
-    parts: list[tuple[list[str], ...]] = [([], [], []) for _ in range(n)]  # as in Split
-    for groups in groups_by_label(draw(by_label, balance, random), together).values():
-        dealt = deal(groups, _equal(sum(map(len, groups)), n), random)
-        for k, tested in enumerate(dealt):
-            rest = [group for other in dealt if other is not tested for group in other]
-            train, val = deal(rest, _less_val(sum(map(len, rest))), random)
-            for part, found in zip(parts[k], (train, val, tested), strict=True):
-                part.extend(text for group in found for text in group)
-    return [Split(*(in_random_order(part, copies, random) for part in fold)) for fold in parts]
-
-
-def repeated_splits(
-    messages: Sequence[Message], seeds: Iterable[int], **options: Any
-) -> list[Split]:
-    """A split for each seed; `options` are those of `split_messages`. Test parts overlap."""
-    return [split_messages(messages, seed=seed, **options) for seed in seeds]
-
-
-def _equal(count: int, n: int) -> list[int]:
-    """Sizes of n parts that differ by one at most."""
-    return [count // n + (k < count % n) for k in range(n)]
-
-
-def _less_val(count: int) -> list[int]:
-    """How many of the texts that are not tested are trained on, and chosen by."""
-    n_val = max(1, round(VAL_SHARE * count))
-    return [count - n_val, n_val]
-
-
-def messages_sha256(split: Split) -> str:
-    """Which messages these are, and in which order."""
-    raw = json.dumps([[[m.text, m.label] for m in part] for part in vars(split).values()])
-    return hashlib.sha256(raw.encode()).hexdigest()

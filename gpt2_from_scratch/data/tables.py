@@ -1,202 +1,274 @@
-"""Rows of a .csv, .tsv or .jsonl file: the named columns, or what is wrong with a row.
+"""Rows of text files: .csv, .tsv and .jsonl tables, or one text per line.
 
-What is wrong with one row comes out in its place, as a Fault, for the caller to stop at, to skip
-or to collect. What is wrong with the whole file raises DataError. Values stay the strings they
-are: `NA`, `null` and `123` are texts.
+What is wrong with one row is reported in its place, as a Fault, which the caller raises, skips or
+collects. What is wrong with the whole file raises DataError. Values stay as they are: `NA`, `null`
+and `123` in a table are texts.
+
+Bytes that do not belong to the encoding are read as U+DC80 to U+DCFF (errors="surrogateescape"), so
+a row that contains one of these is a faulty row. UTF-16 and UTF-32 cannot be read further after
+such bytes: there the file is at fault.
 """
 
+import codecs
 import csv
 import json
+import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from difflib import get_close_matches
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from gpt2_from_scratch.data.lines import Fault, Row, decoded_lines, read_lines
-from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.storage.files import each_once, no_number
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.storage.files import HEAD, LFS, and_is, each_once, no_number
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 LONGEST_FIELD = 10**8  # characters
+MARKS = {  # byte order marks; the mark of UTF-16 is how that of UTF-32 begins
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+WRONG_BYTE = re.compile("[\udc80-\udcff]")
+BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # no text begins with these
+SAVE_AS = "save the file as UTF-8 or name its encoding with --encoding"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The values of one row: strings, or what JSON made of them."""
+
+    line: int  # where the row begins, counted from 1
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one row."""
+
+    line: int  # where the row begins, counted from 1
+    what: str
+    kind: str  # a few words, the same for all faults of this kind
 
 
 def is_table(path: Path) -> bool:
-    """Whether the file's name says that it has columns."""
+    """Whether the file's name says that the file has columns."""
     return path.suffix.lower() in SUFFIXES
 
 
-def read_rows(
-    path: Path, names: tuple[str, ...], encoding: str = "utf-8", *, whole: str = ""
-) -> Iterator[Row | Fault]:
-    """The values of the columns (or keys) `names` of each row, read as it is asked for.
+def read_rows(path: Path, names: tuple[str, ...], encoding: str = "utf-8") -> Iterator[Row | Fault]:
+    """Read the values of the columns (or keys) `names`, row by row.
 
-    In .jsonl values are strings; those of `whole` may be whole numbers too, but not both. Raises
-    DataError for a missing file, a suffix that says nothing, a column that is not there once, a
-    quote left open, and bytes that are another kind of file's.
+    Raises DataError for a missing file, an unknown suffix, a column that is missing or occurs
+    twice, a quote left open, and for another kind of file.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is not a file")
-    if not is_table(path):
-        raise DataError(f"{path}: the name must end in .csv, .tsv or .jsonl to say what it is")
-    if path.suffix.lower() == ".jsonl":
-        return _json_rows(path, names, encoding, whole)
-    form = _comma_separated if path.suffix.lower() == ".csv" else tab_separated
-    return _named(form(path, encoding), names, path)
+    _refuse_missing(path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _named(_comma_separated(path, encoding), names, path)
+    if suffix == ".tsv":
+        return _named(tab_separated(path, encoding), names, path)
+    if suffix == ".jsonl":
+        return _json_rows(path, names, encoding)
+    raise DataError(f"{path}: unknown kind of table; the name must end in .csv, .tsv or .jsonl")
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Row | Fault]:
+    """Read the lines of a text file; see `lines_in`. Raises DataError for a missing file."""
+    _refuse_missing(path)
+    return _lines_of_file(path, encoding)
+
+
+def lines_in(stream: Any, name: str, encoding: str = "utf-8") -> Iterator[Row | Fault]:
+    """Read the lines of a binary stream as they arrive, each as a row of one value.
+
+    Only \\n and \\r\\n end a line. `name` is for errors. Raises DataError for another kind of file.
+    """
+    for number, line in enumerate(_decoded_lines(stream, name, encoding), start=1):
+        text = line.removesuffix("\n").removesuffix("\r")
+        yield _wrong_byte(line, number, encoding) or Row(number, (text,))
 
 
 def tab_separated(path: Path, encoding: str = "utf-8") -> Generator[Row | Fault]:
-    """All fields of each line of a file; quotes are ordinary characters."""
-    for line in read_lines(path, encoding):
-        yield line if isinstance(line, Fault) else Row(line.line, tuple(line.values[0].split("\t")))
+    """Read all fields of each line; quotes are ordinary characters."""
+    for row in read_lines(path, encoding):
+        yield row if isinstance(row, Fault) else Row(row.line, tuple(row.values[0].split("\t")))
+
+
+def checked_encoding(encoding: str) -> str:
+    """Python's name of a text encoding. Raises UsageError if it is unknown."""
+    try:
+        "\n".encode(encoding)  # refuses what is not an encoding of text, such as zlib
+        name = codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        raise UsageError(
+            f"unknown text encoding {encoding!r}; known are utf-8, utf-16, cp1252, latin-1, "
+            "shift_jis and others of Python"
+        ) from None
+    return "utf-8" if name == "utf-8-sig" else name
+
+
+def _refuse_missing(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
+
+
+# --- Bytes to lines ---
+
+
+def _lines_of_file(path: Path, encoding: str) -> Iterator[Row | Fault]:
+    with path.open("rb") as file:
+        yield from lines_in(file, str(path), encoding)
+
+
+def _decoded_lines(
+    stream: Any, name: str, encoding: str, *, newline: str = "\n", table: bool = False
+) -> Generator[str]:
+    """Lines with their ends, without a byte order mark; with newline="" a lone \\r ends one too.
+
+    The stream stays open.
+    """
+    buffered = stream if isinstance(stream, BufferedReader) else BufferedReader(stream)
+    codec = _codec(encoding, buffered.peek(HEAD)[:HEAD], name, table)
+    wide = codec.startswith(("utf-16", "utf-32"))
+    file = TextIOWrapper(buffered, codec, "strict" if wide else "surrogateescape", newline)
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            yield line.removeprefix("\ufeff") if number == 1 else line
+    except UnicodeError as error:
+        raise DataError(
+            f"{name}, line {number + 1} or later: not {codec.upper()} ({error}); {SAVE_AS}"
+        ) from None
+    finally:
+        if not buffered.closed:
+            file.detach()  # or the stream would be closed with it
+
+
+def _codec(encoding: str, head: bytes, name: str, table: bool) -> str:
+    """The encoding of a file with these first bytes; UTF-16 without a mark is little-endian.
+
+    Raises DataError if the bytes belong to another encoding or another kind of file. A text may
+    begin with any words, so that a web page is refused only in place of a table.
+    """
+    kind = and_is(head) if head else ""
+    if kind and (table or LFS in kind or BINARY.search(head)):
+        raise DataError(f"{name} should contain {'a table' if table else 'lines of text'}{kind}")
+    codec = checked_encoding(encoding)
+    marked = next((found for mark, found in MARKS.items() if head.startswith(mark)), "")
+    if codec == "utf-8" and marked:
+        raise DataError(f"{name} looks like {marked.upper()}; use --encoding {marked}")
+    return codec + "-le" if codec in ("utf-16", "utf-32") and codec != marked else codec
+
+
+def _wrong_byte(text: str, line: int, encoding: str) -> Fault | None:
+    found = WRONG_BYTE.search(text)
+    if not found:
+        return None
+    codec = checked_encoding(encoding)
+    shown = codec.upper() if codec.startswith("utf") else codec
+    what = f"byte 0x{ord(found[0]) - 0xDC00:02x} is not {shown}; {SAVE_AS}"
+    return Fault(line, what, f"bytes that are not {shown}")
+
+
+# --- Lines to rows of .csv and .tsv ---
 
 
 def _comma_separated(path: Path, encoding: str) -> Generator[Row | Fault]:
     csv.field_size_limit(LONGEST_FIELD)
-    undecodable: list[Fault] = []  # in the row at hand
-
-    def texts(file: BinaryIO) -> Iterator[str]:
-        for text, fault in decoded_lines(file, str(path), encoding, cr=True, table=True):
-            undecodable.extend([fault] if fault else [])
-            yield text
-
     with path.open("rb") as file:
-        reader = csv.reader(texts(file), strict=True)
+        lines = _decoded_lines(file, str(path), encoding, newline="", table=True)
+        reader = csv.reader(lines, strict=True)
         while True:
             line = reader.line_num + 1
-            undecodable.clear()
             try:
-                row = next(reader)
+                values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                _refuse_what_swallows(path, line, reader.line_num, error)
+                _refuse_open_quote(path, line, reader.line_num, error)
                 what = f"{error}; is a quote left open?"
-                yield Fault(line, what, "quotes or line ends that csv does not have")
+                yield Fault(line, what, "quotes or line ends that are not those of csv")
                 continue
-            if undecodable:
-                yield undecodable[0]
-            elif row:
-                yield Row(line, tuple(row))
+            if values:
+                yield _wrong_byte("".join(values), line, encoding) or Row(line, tuple(values))
 
 
-def _refuse_what_swallows(path: Path, first: int, last: int, error: csv.Error) -> None:
-    """A quote that takes in other rows: to skip from the first line to the last would lose them."""
+def _refuse_open_quote(path: Path, first: int, last: int, error: csv.Error) -> None:
+    """Raise DataError for a quote that swallows other rows: skipping it would lose them."""
     if "unexpected end" in str(error):
-        raise DataError(
-            f"{path}, line {first}: {error}; is a quote left open? It would swallow every row "
-            "behind it"
-        ) from None
-    if last > first:
-        raise DataError(
-            f"{path}, line {first}: {error}, in line {last}; is a quote left open? It would swallow "
-            f"the rows to line {last}"
-        ) from None
+        swallowed = "every row after it"
+    elif last > first:
+        swallowed = f"the rows up to line {last}"
+    else:
+        return
+    raise DataError(
+        f"{path}, line {first}: {error}; is a quote left open? It would swallow {swallowed}."
+    ) from None
 
 
 def _named(
     rows: Generator[Row | Fault], names: tuple[str, ...], path: Path
 ) -> Iterator[Row | Fault]:
-    with closing(rows):  # the file too, however this ends
+    """The values of the named columns; the first row is the header."""
+    with closing(rows):  # and with it the file, however this ends
         header = next(rows, Row(1, ()))
         if isinstance(header, Fault):
             raise DataError(f"{path}, line {header.line}: {header.what}")
         columns = header.values
-        _refuse_other_columns(names, columns, path)
+        for name in names:
+            if columns.count(name) != 1:
+                raise DataError(
+                    f"{path}: expected one column {name!r}, found the columns "
+                    f"{list(columns)!r:.300}{_nearest(name, columns)}. Use --text-column and "
+                    "--label-column."
+                )
         places = [columns.index(name) for name in names]
         for row in rows:
-            if isinstance(row, Fault):
-                yield row
-            elif len(row.values) == len(columns):
-                yield Row(row.line, tuple(row.values[place] for place in places))
-            else:
+            if isinstance(row, Row) and len(row.values) != len(columns):
                 found = f"{len(row.values)} fields where the header has {len(columns)}"
                 what = f"{found}: {list(row.values)!r:.200}"
                 yield Fault(row.line, what, "more or fewer fields than the header")
-
-
-def _refuse_other_columns(names: tuple[str, ...], columns: tuple[str, ...], path: Path) -> None:
-    for name in names:
-        if columns.count(name) != 1:
-            raise DataError(
-                f"{path}: expected one column {name!r}, found the columns {list(columns)!r:.300}"
-                f"{_nearest(name, columns)}; name yours with --text-column and --label-column"
-            )
+            elif isinstance(row, Row):
+                yield Row(row.line, tuple(row.values[place] for place in places))
+            else:
+                yield row
 
 
 def _nearest(name: str, found: Sequence[str]) -> str:
     """A clause with the name that was probably meant, if one is near."""
     if any("\0" in other for other in found):
-        return "; it holds NUL bytes: is its encoding utf-16?"
+        return "; it contains NUL bytes: is its encoding utf-16?"
     by_lower = {other.strip().lower(): other for other in found if other != name}
     near = get_close_matches(name.strip().lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def _json_rows(
-    path: Path, names: tuple[str, ...], encoding: str, whole: str
-) -> Iterator[Row | Fault]:
-    whole_type: type | None = None  # of the values of `whole`, as the first row has it
-    for item in json_objects(path, encoding):
-        if isinstance(item, Fault):
-            yield item
-            continue
-        number, found = item
-        values = _json_values(found, names, number, whole, whole_type)
-        if isinstance(values, Fault):
-            yield values
-            continue
-        if whole:
-            whole_type = type(values[names.index(whole)])
-        yield Row(number, tuple(str(value) for value in values))
+# --- Lines to rows of .jsonl ---
 
 
-def json_objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Fault]:
-    """(line, object) of each line of a .jsonl file that is not blank; for values of any type."""
+def _json_rows(path: Path, names: tuple[str, ...], encoding: str) -> Iterator[Row | Fault]:
     with path.open("rb") as file:
-        lines = decoded_lines(file, str(path), encoding, table=True)
-        for number, (line, fault) in enumerate(lines, start=1):
-            if fault:
-                yield fault
-            elif line.strip():
-                found = _json_object(line, number)
-                yield found if isinstance(found, Fault) else (number, found)
+        lines = _decoded_lines(file, str(path), encoding, table=True)
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _wrong_byte(line, number, encoding) or _json_row(line, names, number)
 
 
-def missing_key(found: dict[str, Any], names: Sequence[str], number: int) -> Fault | None:
-    """The fault of an object in line `number` that lacks one of the keys."""
-    for name in names:
-        if name not in found:
-            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
-            return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
-    return None
-
-
-def _json_object(line: str, number: int) -> dict[str, Any] | Fault:
+def _json_row(line: str, names: tuple[str, ...], number: int) -> Row | Fault:
+    """The values of the keys `names` in one line, of any type."""
     try:
         found = json.loads(line, object_pairs_hook=each_once, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         return Fault(number, f"not JSON: {error}", "lines that are not JSON")
-    if isinstance(found, dict):
-        return found
-    return Fault(number, f"expected a JSON object, found {line!r:.200}", "JSON that is no object")
-
-
-def _json_values(
-    found: dict[str, Any], names: tuple[str, ...], number: int, whole: str, whole_type: type | None
-) -> list[str | int] | Fault:
-    """The values of `names`, if they are what they must be; see `read_rows`."""
-    if fault := missing_key(found, names, number):
-        return fault
+    if not isinstance(found, dict):
+        what = f"expected a JSON object, found {line!r:.200}"
+        return Fault(number, what, "JSON that is not an object")
     for name in names:
-        value, kind = found[name], type(found[name])
-        wanted = "a string or a whole number" if name == whole else "a string"
-        if kind is not str and (name != whole or kind is not int):
-            what = f"{name!r} must be {wanted}, not {json.dumps(value):.100}"
-            return Fault(number, what, "JSON values of another type")
-        if name == whole and whole_type not in (None, kind):
-            what = (
-                f'{name!r} is {json.dumps(value)}; numbers and strings such as 0 and "0" are mixed'
-            )
-            return Fault(number, what, "labels that are numbers and strings")
-    return [found[name] for name in names]
+        if name not in found:
+            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
+            return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
+    return Row(number, tuple(found[name] for name in names))

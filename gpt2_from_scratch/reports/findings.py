@@ -13,6 +13,7 @@ from typing import Any
 from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.classifier.tasks.scores import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
+from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment
 from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation
@@ -26,9 +27,7 @@ PURPOSE = {
     "token-classification": "to give each word its tag",
     "span": "to find the answer to a question in a text",
 }
-WIDE = 0.03  # half an interval above this: other classifiers can hardly be told apart by it
 TINY = 100  # texts to choose by: with fewer an epoch is chosen by chance as much as by merit
-UNEVEN = 3  # times as many texts of the commonest label as of the rarest
 APART = 0.1  # precision from recall
 SURE = 0.05  # a difference of a greater p may be chance
 NAMED = 8  # labels that a sentence lists
@@ -135,7 +134,7 @@ def split_rule(facts: RunFacts) -> str:
         return "The three parts came in files of their own; texts in an earlier part were left out."
     drawn = " of as many texts of each label as the rarest has" if settings.get("balance") else ""
     rule = f"Seed {facts.seed} cut 70 % to train on, 10 % to choose by and 20 % to test{drawn}"
-    if settings.get("together") == "near-twins":
+    if settings.get("together") == "near-duplicates":
         return f"{rule}; texts that are nearly the same went into one part together."
     return f"{rule}; equal texts count once, so that no test text was trained on."
 
@@ -198,7 +197,7 @@ def _near_twins(facts: RunFacts) -> str:
     own_files = facts.settings.get("val_data") or facts.settings.get("test_data")
     if own_files or facts.split:  # not cut by `train`, which could cut otherwise
         return told.rstrip()
-    return told + '"train --together near-twins" splits so that none has one.'
+    return told + '"train --together near-duplicates" splits so that none has one.'
 
 
 def _one_seed(facts: RunFacts) -> str:

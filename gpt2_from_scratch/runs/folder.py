@@ -14,7 +14,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.saving import read_classifier
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
-from gpt2_from_scratch.data.messages import Message, write_messages
+from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from gpt2_from_scratch.gpt2.verify import Check, attempt
@@ -161,7 +161,7 @@ def write_test_part(run: Path, messages: Sequence[Message], task: str) -> None:
 def read_test_part(run: Path, task: str) -> list[Message]:
     """What `write_test_part` wrote, held against the run's manifest; empty texts too."""
     check_listed(_test_part(run, task))
-    return load_examples(_test_part(run, task), task, keep_empty=True)
+    return load_examples(DataConfig(source=str(_test_part(run, task)), keep_empty=True), task)
 
 
 def _test_part(run: Path, task: str) -> Path:

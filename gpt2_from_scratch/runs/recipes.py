@@ -17,11 +17,16 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze, loss_and_scores, to_labelled
-from gpt2_from_scratch.data.formats import label_names, load_examples
-from gpt2_from_scratch.data.lines import checked_encoding
-from gpt2_from_scratch.data.messages import Message, count_labels, load_messages, write_messages
-from gpt2_from_scratch.data.split import Split, split_messages, without_two_labels
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.data.formats import label_names
+from gpt2_from_scratch.data.messages import (
+    DataConfig,
+    Message,
+    count_labels,
+    load_messages,
+    write_messages,
+)
+from gpt2_from_scratch.data.split import Split, load_split
+from gpt2_from_scratch.data.tables import checked_encoding
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -97,7 +102,15 @@ def train_classifier(
         "on_error": on_error,
         "keep_empty": keep_empty,
     }
-    split = three_parts(sources, settings.task, reading, balance, config.seed, together=together)
+    where = DataConfig(
+        source=sources["data"],
+        val_source=sources["val_data"],
+        test_source=sources["test_data"],
+        balance=balance,
+        keep_together=together,
+        **reading,
+    )
+    split = load_split(where, settings.task, config.seed)
     if settings.task == "regression" and not settings.labels:
         settings = replace(settings, labels=_value_names(label_column, split))
     if settings.pooling in OF_PADS and not settings.pad_to:
@@ -192,67 +205,6 @@ def _counted(split: Split, task: str) -> str:
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} to train on, "
         f"{len(split.val):,} to choose by, {len(split.test):,} to test"
     )
-
-
-def three_parts(
-    sources: dict[str, str],
-    task: str,
-    reading: dict[str, Any],
-    balance: bool,
-    seed: int,
-    *,
-    together: str = "copies",
-) -> Split:
-    """Cut one file, or take three as they are, less what of the later ones stands in an earlier.
-
-    `sources` are "data", "val_data" and "test_data", the last two empty or both named; `reading`
-    goes to `load_examples`. Raises UsageError for one of the two, or `balance` or near twins kept
-    together with them; DataError for a text that has two labels in one file, and for a file of
-    which nothing is left.
-    """
-    own = {name for name in ("val_data", "test_data") if sources[name]}
-    if len(own) == 1 or (own and balance):
-        raise UsageError("give both val_data and test_data, or neither; and then without balance")
-    if own and together != "copies":
-        raise UsageError(
-            f"together = {together!r} says how one file is cut; leave it out with val_data and test_data"
-        )
-    on_error = reading.get("on_error", "stop")
-    files = [source for source in sources.values() if source]
-    parts = [
-        load_examples(
-            source,
-            task,
-            **reading,
-        )
-        for source in files
-    ]
-    if not own:
-        return split_messages(
-            parts[0],
-            balance=balance,
-            together=together,
-            seed=seed,
-            on_error=on_error,
-        )
-    seen: set[str] = set()
-    for source, part in zip(files, parts, strict=True):
-        good = without_two_labels(
-            part,
-            on_error,
-        )
-        new: dict[str, Message] = {}  # of copies the first, as in split_messages
-        for message in good:
-            if message.text not in seen:
-                new.setdefault(message.text, message)
-        if len(new) < len(good):
-            left_out = f"{len(good) - len(new):,} texts of {source} were left out"
-            log.info(f"{left_out}: they stand there twice or in a part before")
-        if not new:
-            raise DataError(f"no text of {source} is left: all stand in a part before")
-        seen |= new.keys()
-        part[:] = new.values()
-    return Split(*parts)
 
 
 def resume_training(

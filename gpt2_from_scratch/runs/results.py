@@ -21,7 +21,7 @@ from gpt2_from_scratch.classifier.tasks.losses import class_scores
 from gpt2_from_scratch.classifier.tasks.scores import Scores, scores_as_json
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
-from gpt2_from_scratch.data.near_duplicates import has_twin
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.assessment import Assessment, as_json, assess
@@ -285,7 +285,7 @@ def _near_twins(split: Split, task: str) -> np.ndarray | None:
     if task == "span" or len(split.train) > MOST_FOR_TWINS:
         return None
     train, test = ([message.text for message in part] for part in (split.train, split.test))
-    return has_twin(test, train)
+    return has_near_duplicate(test, train)
 
 
 def _baselines(

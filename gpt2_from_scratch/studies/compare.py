@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
-from gpt2_from_scratch.data.messages import Message, count_labels, load_messages
+from gpt2_from_scratch.data.messages import DataConfig, Message, count_labels, load_messages
 from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_messages
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.baselines import class_numbers
@@ -78,7 +78,7 @@ def compare(
     seeds = tuple(seeds)
     check_dtype(dtype)
     _refuse(settings, seeds, n_folds)
-    together = together or ("near-twins" if n_folds else "copies")
+    together = together or ("near-duplicates" if n_folds else "copies")
     reading: dict[str, Any] = {
         "text_column": text_column,
         "label_column": label_column,
@@ -86,7 +86,7 @@ def compare(
         "on_error": on_error,
         "keep_empty": keep_empty,
     }
-    messages = load_messages(data, **reading)
+    messages = load_messages(DataConfig(source=str(data), **reading))
     counts = count_labels(messages)
     labels = [part.strip() for part in settings.labels.split(",")] if settings.labels else [*counts]
     class_numbers(messages, labels)  # each label is known
@@ -164,7 +164,7 @@ def _splits(
     seed: int,
 ) -> dict[str, tuple[int, Split]]:
     """{name: (the seed of what is drawn on it, the split)}."""
-    options: dict[str, Any] = {"together": together, "balance": balance, "on_error": on_error}
+    options: dict[str, Any] = {"keep_together": together, "balance": balance, "on_error": on_error}
     if n_folds:
         cut = folds(messages, n_folds, seed=seed, **options)
         return {f"fold {n}": (seed, split) for n, split in enumerate(cut, start=1)}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2_from_scratch.data.check import WIDE
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.baselines import baseline_fits
 from gpt2_from_scratch.evaluation.calibration import calibration
@@ -20,7 +21,6 @@ from gpt2_from_scratch.reports.findings import (
     FILES,
     NAMED,
     SURE,
-    WIDE,
     between,
     file_name,
     listed,
@@ -182,7 +182,7 @@ def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
     return (
         f"{twins:,} of {texts_told(total)} to test {'has' if twins == 1 else 'have'} a near twin in "
         'training, so that scores tell in part what was remembered. The column "without near twins" '
-        'leaves them out; "--together near-twins" splits so that none has one.'
+        'leaves them out; "--together near-duplicates" splits so that none has one.'
     )
 
 

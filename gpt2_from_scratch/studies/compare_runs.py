@@ -9,8 +9,8 @@ import torch
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.saving import read_classifier
-from gpt2_from_scratch.data.messages import Message, count_labels
-from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.data.messages import DataConfig, Message, count_labels
+from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits
 from gpt2_from_scratch.evaluation.metrics import rarer_label
@@ -18,7 +18,6 @@ from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.reports.findings import file_name
 from gpt2_from_scratch.reports.render import write_page
 from gpt2_from_scratch.runs.folder import read_settings, read_test_part
-from gpt2_from_scratch.runs.recipes import three_parts
 from gpt2_from_scratch.storage.files import read_json, sha256_of
 from gpt2_from_scratch.studies.compare_report import compare_page, versions_on
 from gpt2_from_scratch.studies.contenders import saved_as_baseline
@@ -109,17 +108,16 @@ def split_of(run: Path) -> Split | None:
     why = "the data are others by now"
     try:
         settings, _ = read_settings(run)
-        sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
-        reading = {name: settings[name] for name in READING}
+        data = DataConfig(
+            source=settings["data"],
+            val_source=settings["val_data"],
+            test_source=settings["test_data"],
+            keep_together=settings["together"],
+            balance=settings["balance"],
+            **{name: settings[name] for name in READING},
+        )
         with silenced():  # what it logs was logged when the run was made
-            split = three_parts(
-                sources,
-                settings["task"],
-                reading,
-                settings["balance"],
-                settings["seed"],
-                together=settings["together"],
-            )
+            split = load_split(data, settings["task"], settings["seed"])
         if messages_sha256(split) == read_json(run / "config.json").get("messages_sha256"):
             return split
     except GPT2Error as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_from_scratch.data.messages import Message, on_one_line
-from gpt2_from_scratch.data.near_duplicates import has_twin
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline, answered_by, baseline_fits
@@ -53,7 +53,7 @@ class Contest:
 
 def contest(name: str, split: Split, fits: Fits) -> Contest:
     """A contest on a split, which knows what near twins its test texts have in training."""
-    twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
+    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
     return Contest(name, split.test, split.val, twins, fits)
 
 

@@ -23,7 +23,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import count_trainable
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
-from gpt2_from_scratch.data.messages import Message, Span, load_messages
+from gpt2_from_scratch.data.messages import DataConfig, Message, Span, load_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256, split_messages
 from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, UsageError
 from gpt2_from_scratch.gpt2.weights import random_twin
@@ -112,7 +112,7 @@ def run_experiments(
     refuse_unfit(plan, rows)
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
-    messages = load_messages(plan.data, **dict(plan.reading))
+    messages = load_messages(DataConfig(source=str(plan.data), **dict(plan.reading)))
     split_for(plan, rows[0], plan.seeds[0])  # tells what is left out, and fails now if at all
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
@@ -227,11 +227,11 @@ def split_for(plan: Plan, row: Row, seed: int) -> Split:
 
     Raises DataError where there are no others.
     """
-    messages = load_messages(plan.data, **dict(plan.reading))
+    messages = load_messages(DataConfig(source=str(plan.data), **dict(plan.reading)))
     options: dict[str, Any] = {
         "seed": seed,
         "on_error": dict(plan.reading).get("on_error", "stop"),
-        "together": plan.together,
+        "keep_together": plan.together,
     }
     split = split_messages(messages, balance=plan.balance, **options)
     if not row.all_messages:

@@ -16,7 +16,7 @@ import pytest
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.cli import main as cli
-from gpt2_from_scratch.data.messages import load_messages
+from gpt2_from_scratch.data.messages import DataConfig, load_messages
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -560,7 +560,10 @@ def test_probe_prints_a_table_and_writes_its_picture(
     found = json.loads(out)
     assert code == 0 and len(found) == 12 and {probe["total"] for probe in found} == {12}
     assert all(probe["accuracy"] == probe["correct"] / probe["total"] for probe in found)
-    split = split_messages(load_messages(table, text_column="body", label_column="kind"), seed=5)
+    split = split_messages(
+        load_messages(DataConfig(source=str(table), text_column="body", label_column="kind")),
+        seed=5,
+    )
     model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
     probes = probe_layers(model, tokenizer, split, poolings=["mean", "last_token"])
     assert [probe["correct"] for probe in found] == [probe.correct for probe in probes]

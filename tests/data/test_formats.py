@@ -1,9 +1,12 @@
-"""Examples of every task: read from each of their forms, written and read back, faults with lines."""
+"""Examples of every task: read from each format, written and read back, faults with their lines."""
 
 import csv
 import io
 import json
 import random
+import re
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,20 @@ import pytest
 from said import listen
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.data.formats import TASKS, label_names, load_examples, write_examples
-from gpt2_from_scratch.data.messages import Message, Span, load_messages, read_texts
+from gpt2_from_scratch.data import formats
+from gpt2_from_scratch.data.formats import (
+    TASKS,
+    context_start,
+    entities,
+    is_bio,
+    label_names,
+    load_examples,
+    read_conll,
+    read_squad,
+    write_examples,
+)
+from gpt2_from_scratch.data.messages import DataConfig, Message, Span, load_messages
+from gpt2_from_scratch.data.tables import Fault
 from gpt2_from_scratch.errors import DataError, UsageError
 
 TEXTS = [
@@ -40,7 +55,11 @@ def jsonl_of(rows: list[dict[str, Any]]) -> str:
 
 def load(path: Path, raw: str, task: str, **options: Any) -> list[Message]:
     path.write_text(raw, "utf-8", newline="")
-    return load_examples(path, task, **options)
+    return examples(path, task, **options)
+
+
+def examples(path: Path, task: str = "classification", **options: Any) -> list[Message]:
+    return load_examples(DataConfig(source=str(path), **options), task)
 
 
 def refused(path: Path, raw: str, task: str, **options: Any) -> str:
@@ -58,9 +77,9 @@ def test_classification_is_load_messages(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("words\tclass\na\tx\n\ty\nb\tz\n", "latin-1")
     options = {"text_column": "words", "label_column": "class", "encoding": "latin-1"}
     told = listen()
-    found = load_examples(tmp_path / "a.tsv", on_error="skip", **options)
+    found = examples(tmp_path / "a.tsv", on_error="skip", **options)
     assert found == [Message("a", "x"), Message("b", "z")] and "line 3" in told[0]
-    assert len(load_examples(tmp_path / "a.tsv", keep_empty=True, **options)) == 3
+    assert len(examples(tmp_path / "a.tsv", keep_empty=True, **options)) == 3
 
 
 def test_multi_label(tmp_path: Path):
@@ -129,13 +148,13 @@ def test_the_collection_without_its_labels(sms_file: Path):
 
 def test_other_encodings(tmp_path: Path):
     (tmp_path / "a.csv").write_bytes("text,label\nGrüße,1\n".encode("cp1252"))
-    found = load_examples(tmp_path / "a.csv", "regression", encoding="cp1252")
+    found = examples(tmp_path / "a.csv", "regression", encoding="cp1252")
     assert found == [Message("Grüße", (1.0,))]
     (tmp_path / "a.txt").write_bytes("Grüße\tO\n".encode("utf-16"))
-    found = load_examples(tmp_path / "a.txt", "token-classification", encoding="utf-16")
+    found = examples(tmp_path / "a.txt", "token-classification", encoding="utf-16")
     assert found == [Message("Grüße", (Span(0, 5, "O"),))]
-    with pytest.raises(UsageError, match="no encoding"):
-        load_examples(tmp_path / "a.csv", "regression", encoding="utf-99")
+    with pytest.raises(UsageError, match="utf-99"):
+        examples(tmp_path / "a.csv", "regression", encoding="utf-99")
 
 
 # --- faults ---
@@ -147,16 +166,16 @@ def test_other_encodings(tmp_path: Path):
         ("multi-label", '"a"', "a list of strings"),
         ("multi-label", "null", "a list of strings"),
         ("multi-label", "[1]", "a list of strings"),
-        ("multi-label", '["a", "a"]', "stands there twice"),
+        ("multi-label", '["a", "a"]', "occurs twice"),
         ("multi-label", '["a", " "]', "a label is empty"),
-        ("regression", '"1.5"', "'1.5' is no number"),
-        ("regression", "true", "True is no number"),
-        ("regression", "null", "None is no number"),
-        ("regression", "NaN", "NaN is no value in JSON"),
-        ("regression", "-Infinity", "is no value in JSON"),
-        ("regression", "1e999", "is no number, or is too large"),
-        ("regression", "1" + 400 * "0", "is no number, or is too large"),
-        ("regression", "[1, [2]]", "[2] is no number"),
+        ("regression", '"1.5"', "'1.5' is not a number"),
+        ("regression", "true", "True is not a number"),
+        ("regression", "null", "None is not a number"),
+        ("regression", "NaN", "NaN"),
+        ("regression", "-Infinity", "-Infinity"),
+        ("regression", "1e999", "is not a number, or it is too large"),
+        ("regression", "1" + 400 * "0", "is not a number, or it is too large"),
+        ("regression", "[1, [2]]", "[2] is not a number"),
         ("regression", "[]", "numbers, found 0"),
         ("regression", "[1, 2]", "expected 1 numbers, found 2"),
         ("token-classification", "[]", "a list of [start, end, tag]"),
@@ -167,13 +186,13 @@ def test_other_encodings(tmp_path: Path):
         ("token-classification", '[[0, 2, "x"], [1, 3, "x"]]', "from 2 to 5"),
         ("token-classification", '[[2, 3, "x"], [0, 1, "x"]]', "from 3 to 5"),
         ("token-classification", '[[0, 6, "x"]]', "from 0 to 5"),
-        ("token-classification", '[[1, 1, "x"]]', "is no start and end"),
-        ("token-classification", '[[false, true, "x"]]', "is no start and end"),
-        ("span", "[0, 6]", "[0, 6] is no start and end, in this order, from 0 to 5"),
-        ("span", "[-1, 3]", "is no start and end"),
-        ("span", "[3, 3]", "is no start and end"),
-        ("span", "[3, 2]", "is no start and end"),
-        ("span", "[0.0, 2]", "is no start and end"),
+        ("token-classification", '[[1, 1, "x"]]', "is not a start and an end"),
+        ("token-classification", '[[false, true, "x"]]', "is not a start and an end"),
+        ("span", "[0, 6]", "[0, 6] is not a start and an end, in this order, from 0 to 5"),
+        ("span", "[-1, 3]", "is not a start and an end"),
+        ("span", "[3, 3]", "is not a start and an end"),
+        ("span", "[3, 2]", "is not a start and an end"),
+        ("span", "[0.0, 2]", "is not a start and an end"),
         ("span", "[0, 2, 3]", "expected [start, end]"),
         ("span", "5", "expected [start, end]"),
     ],
@@ -193,7 +212,7 @@ def test_json_labels_that_are_none(tmp_path: Path, task: str, label: str, what: 
 def test_cells_that_are_no_numbers(tmp_path: Path, cell: str):
     raw = f"text,label\na,1\nb,{cell}\n"
     assert "line 3: " in (message := refused(tmp_path / "a.csv", raw, "regression"))
-    assert "is no number" in message
+    assert "is not a number" in message
 
 
 @pytest.mark.parametrize("cell", ["a|", "|", "a||b", "a|a", " |a"])
@@ -234,16 +253,14 @@ def test_faults_of_words_and_questions_are_faults_here(tmp_path: Path):
 
 
 def test_files_that_do_not_fit_the_task(tmp_path: Path):
-    assert "is read from .jsonl, or from .json" in refused(
-        tmp_path / "a.csv", "text,label\n", "span"
-    )
-    assert "one word a line" in refused(tmp_path / "a.tsv", "a\tO\n", "token-classification")
-    assert "must end in .csv, .tsv or .jsonl" in refused(tmp_path / "a.txt", "a", "multi-label")
+    assert ".jsonl, or from .json" in refused(tmp_path / "a.csv", "text,label\n", "span")
+    assert ".conll or .txt" in refused(tmp_path / "a.tsv", "a\tO\n", "token-classification")
+    assert ".csv, .tsv or .jsonl" in refused(tmp_path / "a.txt", "a", "multi-label")
     assert "expected one column 'b'" in refused(
         tmp_path / "a.csv", "text,a\nx,1\n", "regression", label_column="a,b"
     )
-    assert "holds no examples of regression" in refused(tmp_path / "a.jsonl", "", "regression")
-    with pytest.raises(UsageError, match="task 'ner' is none of classification, multi-label"):
+    assert "contains no examples of regression" in refused(tmp_path / "a.jsonl", "", "regression")
+    with pytest.raises(UsageError, match="unknown task 'ner'; .*classification, multi-label"):
         load_examples("demo", "ner")
     with pytest.raises(UsageError, match="on_error"):
         load(tmp_path / "a.txt", "a", "language", on_error="never")
@@ -251,7 +268,7 @@ def test_files_that_do_not_fit_the_task(tmp_path: Path):
 
 def test_labels_alike(tmp_path: Path):
     message = refused(tmp_path / "a.csv", "text,label\na,x|y\nb,x | y\n", "multi-label")
-    assert "differ in case or white space only" in message and "['x', 'x ']" in message
+    assert "case or white space" in message and "['x', 'x ']" in message
     message = refused(tmp_path / "a.txt", "a\tB-PER\nb\tB-Per\n", "token-classification")
     assert "['B-PER', 'B-Per']" in message
 
@@ -341,7 +358,7 @@ def test_label_names():
     ],
 )
 def test_names_of_another_tasks_labels(task: str, label: Any):
-    with pytest.raises(DataError, match=f"is no label of {task}"):
+    with pytest.raises(DataError, match=f"is not a label of {task}"):
         label_names([Message("a", label)], task)
 
 
@@ -351,9 +368,369 @@ def test_a_head_takes_these_names(task: str):
     HeadConfig(task=task, labels=label_names([drawn(task, draw) for _ in range(50)], task))
 
 
-@pytest.mark.parametrize("name", ["squad.json", "train.conll", "TRAIN.CONLL"])
-def test_labelled_files_are_no_lines_of_texts(tmp_path: Path, name: str) -> None:
-    """`predict --file train.conll` would classify its lines, tags and all."""
-    (tmp_path / name).write_text("Alex B-person\n")
-    with pytest.raises(DataError, match="texts are read from"):
-        read_texts(tmp_path / name)
+# --- CoNLL ---
+
+
+def sentences(path: Path, raw: bytes | str, encoding: str = "utf-8") -> list[Message | Fault]:
+    path.write_bytes(raw if isinstance(raw, bytes) else raw.encode(encoding))
+    return list(read_conll(path, encoding))
+
+
+def words_and_tags(message: Message | Fault) -> list[tuple[str, str]]:
+    assert isinstance(message, Message), message
+    return [(message.text[start:end], tag) for start, end, tag in message.label]
+
+
+def test_a_sentence_by_hand(tmp_path: Path):
+    found = sentences(
+        tmp_path / "a.conll", "Alex\tB-person\nis\tO\nin\tO\nNew\tB-location\nYork\tI-location\n"
+    )
+    label = (
+        (0, 4, "B-person"),
+        (5, 7, "O"),
+        (8, 10, "O"),
+        (11, 14, "B-location"),
+        (15, 19, "I-location"),
+    )
+    assert found == [Message("Alex is in New York", label)]
+    assert isinstance(found[0], Message) and all(type(s) is Span for s in found[0].label)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_was_written_is_sentences(tmp_path: Path, seed: int):
+    """Any words but such with white space; every way to end a line and a sentence."""
+    draw = random.Random(seed)
+    words = [
+        "#hashtag",
+        "#",
+        "##",
+        "-DOC",
+        "can't",
+        "👍🏽",
+        "語",
+        "a\u200bb",
+        "\ufeff",
+        "O",
+        "...",
+        "\x01",
+        '"',
+        "e\u0301",
+    ]
+    end, between = draw.choice(["\n", "\r\n"]), draw.choice(["\t", " ", "  "])
+    middle = [[], ["NN"], ["NN", "I-NP"]][draw.randrange(3)]
+    raw, expected = "", []
+    for _ in range(10):
+        sentence = [
+            (draw.choice(words), draw.choice(["O", "B-x", "I-y-z"]))
+            for _ in range(draw.randrange(1, 6))
+        ]
+        raw += "".join(between.join([word, *middle, tag]) + end for word, tag in sentence)
+        raw += draw.choice(["", "\t", "  "]) + end + draw.choice(["", end])
+        expected.append(sentence)
+    raw = "\ufeff" + raw if draw.random() < 0.5 else "x O\n\n" + raw
+    expected = expected if raw.startswith("\ufeff") else [[("x", "O")], *expected]
+    found = sentences(tmp_path / "a.bio", raw)
+    assert [words_and_tags(message) for message in found] == expected
+    assert [m.text for m in found] == [" ".join(w for w, _ in s) for s in expected]  # type: ignore[union-attr]
+
+
+def test_the_form_of_conll_2003(tmp_path: Path):
+    """The first lines of its README: documents begin with -DOCSTART-, four columns."""
+    raw = (
+        "-DOCSTART- -X- -X- O\n\nU.N. NNP I-NP I-ORG\nofficial NN I-NP O\nEkeus NNP I-NP I-PER\n"
+        "\n-DOCSTART- -X- O O\n\nBaghdad NNP I-NP I-LOC\n. . O O\n-DOCSTART-\nx NN I-NP O"
+    )
+    assert [words_and_tags(message) for message in sentences(tmp_path / "eng.train", raw)] == [
+        [("U.N.", "I-ORG"), ("official", "O"), ("Ekeus", "I-PER")],
+        [("Baghdad", "I-LOC"), (".", "O")],
+        [("x", "O")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("# sent_id = 1\n# a comment\nx\tO\n", [[("x", "O")]]),
+        ("# text = # 1\nx O\n\n# another\n\n# one\ny O\n", [[("x", "O")], [("y", "O")]]),
+        ("#\tO\n# \tO\n", []),  # the second word has a space in it: see the faults
+        ("#winning\tO\n#\tB-x\n", [[("#winning", "O"), ("#", "B-x")]]),
+        ("# O\n# B-x\n", [[("#", "O"), ("#", "B-x")]]),
+        ("# # B-NP O\n", [[("#", "O")]]),
+        ("x NN\n# #\n", [[("x", "NN"), ("#", "#")]]),  # inside a sentence it is a word
+        ("# nothing\n\n\n", []),
+        ("", []),
+    ],
+)
+def test_a_comment_and_a_word_with_its_sign(tmp_path: Path, raw: str, expected: list):
+    found = sentences(tmp_path / "a.conll", raw)
+    assert [words_and_tags(m) for m in found if isinstance(m, Message)] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("word", r"expected a word and its tag, in 2 to 4 columns; found \['word'\]"),
+        ("a\tb\tc\td\tO", "2 to 4 columns; found"),
+        ("a b c d O", "2 to 4 columns; found"),
+        ("#comment", "2 to 4 columns"),
+        ("\tO", "the word '' is empty"),
+        ("word\t", "the tag '' is empty"),
+        ("two words\tO", "the word 'two words' is empty or contains white space"),
+        ("two\xa0words\tO", "the word"),
+        ("\u3000\tO", "the word"),
+        ("word\tB person", "the tag 'B person'"),
+    ],
+)
+def test_a_fault_takes_its_sentence_only(tmp_path: Path, line: str, what: str):
+    raw = f"a\tO\n\nb\tO\n{line}\nc\tO\nword\n\nd\tO\n"
+    first, fault, last = sentences(tmp_path / "a.conll", raw)
+    assert words_and_tags(first) == [("a", "O")] and words_and_tags(last) == [("d", "O")]
+    assert isinstance(fault, Fault) and fault.line == 4
+    assert re.search(what, fault.what)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path):
+    found = sentences(tmp_path / "a.conll", b"a\tO\n\xff\tO\n\nb\tO\n")
+    assert isinstance(found[0], Fault) and found[0].line == 2 and "0xff" in found[0].what
+    assert words_and_tags(found[1]) == [("b", "O")]
+    (fault,) = sentences(tmp_path / "a.conll", b"word\n\xff\tO\n")  # the first of two is told
+    assert isinstance(fault, Fault) and fault.line == 1
+
+
+def test_words_in_other_encodings(tmp_path: Path):
+    for encoding in ("utf-16", "cp1252"):
+        assert sentences(tmp_path / "a.conll", "Grüße\tO\n", encoding) == [
+            Message("Grüße", (Span(0, 5, "O"),))
+        ]
+
+
+def test_no_file_of_words(tmp_path: Path):
+    with pytest.raises(DataError, match="is not a file"):
+        read_conll(tmp_path / "none.conll")
+
+
+# --- the published data ---
+
+PUBLISHED = {  # sentences and tokens, as published; entities, as `grep -cP '\\tB-'` counts them
+    "wnut17train.conll": (3394, 62730, 1975),
+    "emerging.dev.conll": (1009, 15733, 836),
+    "emerging.test.annotated": (1287, 23394, 1079),
+}
+TYPES = {
+    "corporation": 66,
+    "creative-work": 142,
+    "group": 165,
+    "location": 150,
+    "person": 429,
+    "product": 127,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_emerging_entities(shared: Path, name: str):
+    path = shared / "data" / "wnut17" / name
+    if not path.exists():
+        pytest.skip(f"put {name} of WNUT 2017 into {path.parent} to run this test")
+    found = list(read_conll(path))
+    tags = [[tag for _, tag in words_and_tags(message)] for message in found]
+    marked = [kind for sentence in tags for _, _, kind in entities(sentence)]
+    assert (len(found), sum(map(len, tags)), len(marked)) == PUBLISHED[name]
+    # every word and tag, as a plain reader of lines finds them
+    lines = [line.split("\t") for line in path.read_text("utf-8").split("\n") if line.strip()]
+    assert [list(pair) for message in found for pair in words_and_tags(message)] == lines
+    if name == "emerging.test.annotated":
+        assert Counter(marked) == TYPES
+
+
+# --- entities ---
+
+
+def conlleval(tags: list[str]) -> list[tuple[int, int, str]]:
+    """The two tables of conlleval's startOfChunk and endOfChunk for B, I and O, word by word."""
+    found, start = [], 0
+    before, kind_before = "O", ""
+    for n, tag in enumerate([*tags, "O"]):
+        part, _, kind = tag.partition("-")
+        ends = (before, part) in {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O")}
+        ends |= before != "O" and kind != kind_before
+        if ends:
+            found.append((start, n, kind_before))
+        begins = (before, part) in {("B", "B"), ("I", "B"), ("O", "B"), ("O", "I")}
+        begins |= part != "O" and kind != kind_before
+        start = n if begins else start
+        before, kind_before = part, kind
+    return found
+
+
+def test_entities_as_conlleval_finds_them():
+    """All sequences of up to five tags."""
+    for size in range(6):
+        for tags in product(["O", "B-a", "I-a", "B-b-c", "I-b-c"], repeat=size):
+            assert entities(tags) == conlleval(list(tags)), tags
+
+
+def test_entities_by_hand():
+    tags = ["I-ORG", "O", "I-PER", "O", "B-LOC", "I-LOC", "B-LOC", "I-creative-work"]
+    assert entities(tags) == [
+        (0, 1, "ORG"),
+        (2, 3, "PER"),
+        (4, 6, "LOC"),
+        (6, 7, "LOC"),
+        (7, 8, "creative-work"),
+    ]
+
+
+@pytest.mark.parametrize("tag", ["", "B", "B-", "E-x", "NN", "o", "B x", "BO", "O-x", "B-x y"])
+def test_tags_that_are_not_bio(tag: str):
+    with pytest.raises(DataError, match="BIO tag"):
+        entities(["O", tag])
+    assert not is_bio(["O", "B-x", tag])
+
+
+def test_is_bio():
+    assert is_bio(["O", "B-x", "I-x"]) and is_bio(("B-x", "B-y")) and is_bio(["I-x"])
+    assert not is_bio([]) and not is_bio(["O"]) and not is_bio(["NN", "VB"])
+
+
+# --- SQuAD ---
+
+CONTEXT = "The Normans gave their name to Normandy.\nThey came from Denmark 🇩🇰 and Norway."
+
+
+def asked(name: str, **changes: Any) -> dict[str, Any]:
+    question = {"id": name, "question": "Where did they come from?"}
+    answer = {"text": "Denmark", "answer_start": CONTEXT.index("Denmark")}
+    return {**question, "answers": [answer], **changes}
+
+
+def squad(path: Path, *questions: Any, context: Any = CONTEXT, indent: int | None = None) -> Path:
+    data = [{"title": "Normans", "paragraphs": [{"context": context, "qas": questions}]}]
+    path.write_text(json.dumps({"data": data, "version": "1.1"}, indent=indent), "utf-8")
+    return path
+
+
+def test_a_question_by_hand(tmp_path: Path):
+    (found,) = read_squad(squad(tmp_path / "a.json", asked("1")))
+    assert found == Message("Where did they come from?\n" + CONTEXT, Span(82, 89))
+    assert found.text[82:89] == "Denmark"
+    assert found.text[context_start(found.text) :] == CONTEXT
+
+
+def test_where_the_context_begins():
+    assert context_start("a?\nb\nc") == 3
+    assert context_start("no question") == 0 and context_start("") == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_answer_stands_where_it_did(tmp_path: Path, seed: int):
+    draw = random.Random(seed)
+    pieces = ["a", "語", "👍🏽", " ", "\n", "é", "e\u0301", "\ud83d", "\xa0", "x"]
+    context = "b" + "".join(draw.choice(pieces) for _ in range(30))
+    questions, expected = [], []
+    for n in range(10):
+        start = draw.randrange(len(context))
+        answer = context[start : draw.randrange(start, len(context)) + 1]
+        words = ["who", "is\t\t it ", "\n語\u2028?"]
+        draw.shuffle(words)
+        if answer.strip():
+            answers = [{"text": answer, "answer_start": start}, {"text": "?", "answer_start": 0}]
+            questions.append(asked(str(n), question=" ".join(words), answers=answers))
+            expected.append((" ".join(" ".join(words).split()), answer.replace("\ud83d", "\ufffd")))
+    found = list(read_squad(squad(tmp_path / "a.json", *questions, context=context)))
+    assert len(found) == len(expected)
+    for message, (question, answer) in zip(found, expected, strict=True):
+        assert isinstance(message, Message) and message.label.label == ""
+        assert message.text[message.label.start : message.label.end] == answer
+        assert message.text == question + "\n" + context.replace("\ud83d", "\ufffd")
+        assert message.label.start >= context_start(message.text) == len(question) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"answers": []}, "has no answer"),
+        ({"is_impossible": True}, "has no answer"),
+        (
+            {"answers": [{"text": "Denmark", "answer_start": 3}]},
+            "'Denmark' is not at 3, but ' Norman' is",
+        ),
+        ({"answers": [{"text": "Denmark", "answer_start": 10**9}]}, "is not at 1000000000"),
+        ({"answers": [{"text": "Norway.", "answer_start": -7}]}, "is not at -7"),
+        (
+            {"answers": [{"text": "denmark", "answer_start": 56}]},
+            "is not at 56, but 'Denmark' is",
+        ),
+        ({"answers": [{"text": "", "answer_start": 0}]}, "answer's text"),
+        ({"answers": [{"text": " ", "answer_start": 3}]}, "answer's text"),
+        ({"answers": [{"text": "The", "answer_start": False}]}, "answer's text and answer_start"),
+        ({"answers": [{"text": "The", "answer_start": 0.0}]}, "answer's text and answer_start"),
+        ({"answers": [{"text": 5, "answer_start": 0}]}, "answer's text"),
+        ({"answers": ["The"]}, "answer's text"),
+        ({"answers": {"text": "The", "answer_start": 0}}, "a list of answers"),
+        ({"answers": None}, "a list of answers"),
+        ({"question": " \n"}, "words of a question"),
+        ({"question": None}, "words of a question"),
+    ],
+)
+def test_faults_say_which_question(tmp_path: Path, changes: dict[str, Any], what: str):
+    path = squad(tmp_path / "a.json", asked("one"), asked("two", **changes), asked("three"))
+    first, fault, last = read_squad(path)
+    assert isinstance(first, Message) and first == last
+    assert isinstance(fault, Fault) and fault.line == 1
+    assert "question 'two': " in fault.what and what in fault.what
+
+
+@pytest.mark.parametrize("context", ["", " \n", None, 5, ["a"]])
+def test_a_context_that_is_none(tmp_path: Path, context: Any):
+    (fault,) = read_squad(squad(tmp_path / "a.json", asked("one"), context=context))
+    assert isinstance(fault, Fault) and "question 'one': expected a context" in fault.what
+
+
+def test_what_is_no_question_at_all(tmp_path: Path):
+    found = list(read_squad(squad(tmp_path / "a.json", "who?", None, {}, asked("é", answers=[]))))
+    assert [type(fault) for fault in found] == [Fault] * 4
+    assert "question 'é'" in found[3].what and "question None" in found[0].what  # type: ignore[union-attr]
+
+
+def test_faults_have_the_line_of_their_id(tmp_path: Path):
+    names = [f"id{n}" for n in range(6)]
+    questions = [asked(name, answers=[]) if n % 2 else asked(name) for n, name in enumerate(names)]
+    path = squad(tmp_path / "a.json", *questions, indent=1)
+    lines = path.read_text("utf-8").split("\n")
+    faults = [found for found in read_squad(path) if isinstance(found, Fault)]
+    assert len(faults) == 3
+    for fault, name in zip(faults, names[1::2], strict=True):
+        assert f'"id": "{name}"' in lines[fault.line - 1]
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (b"", "is not JSON and is empty"),
+        (b"<html>", "is not JSON and is a web page"),
+        (b"\xff", "is not JSON"),
+        (b"[]", "a list 'data'"),
+        (b'{"data": {}}', "a list 'data'"),
+        (b'{"data": [], "data": []}', "'data'"),
+        (b'{"data": [NaN]}', "NaN"),
+        (b'{"data": [5]}', "a list 'paragraphs'"),
+        (b'{"data": [{"paragraphs": [{"context": "a"}]}]}', "a list 'qas'"),
+        (b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_what_is_not_squad(tmp_path: Path, raw: bytes, what: str):
+    (tmp_path / "a.json").write_bytes(raw)
+    with pytest.raises(DataError) as error:
+        list(read_squad(tmp_path / "a.json"))
+    assert what in str(error.value) and "a.json" in str(error.value)
+
+
+def test_missing_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(DataError, match="is not a file"):
+        read_squad(tmp_path / "none.json")
+    path = squad(tmp_path / "a.json", asked("1"))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark does no harm
+    assert len(list(read_squad(path))) == 1
+    monkeypatch.setattr(formats, "LARGEST_SQUAD", 100)
+    with pytest.raises(DataError, match="more than 100 bytes"):
+        read_squad(path)

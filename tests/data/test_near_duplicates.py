@@ -1,4 +1,4 @@
-"""Near twins, against all pairs compared one by one."""
+"""Near duplicates, compared with all pairs taken one by one."""
 
 import random
 from itertools import product
@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_messages import components, twins
+from made_messages import are_near_duplicates, components
 
-from gpt2_from_scratch.data import near_duplicates as near_twins
+from gpt2_from_scratch.data import near_duplicates
 from gpt2_from_scratch.data.messages import load_sms_spam
-from gpt2_from_scratch.data.near_duplicates import has_twin, masked, twin_groups
+from gpt2_from_scratch.data.near_duplicates import (
+    has_near_duplicate,
+    masked,
+    near_duplicate_groups,
+)
 
 TEXTS = st.lists(st.lists(st.sampled_from("abcd1!"), max_size=7).map(" ".join), max_size=14)
 
@@ -45,7 +49,9 @@ def drawn(seed: int, count: int) -> list[str]:
 )
 def test_masked_alike(one: str, other: str) -> None:
     assert masked(one) == masked(other)
-    assert has_twin([one], [other]).tolist() == [True] and twin_groups([one, other]) == [0, 0]
+    assert has_near_duplicate([one], [other]).tolist() == [True] and near_duplicate_groups(
+        [one, other]
+    ) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,9 @@ def test_masked_alike(one: str, other: str) -> None:
 def test_masked_not_alike(one: str, other: str) -> None:
     """Texts of punctuation alone have no words to compare, and two words are too few."""
     assert masked(one) != masked(other)
-    assert has_twin([one], [other]).tolist() == [False] and twin_groups([one, other]) == [0, 1]
+    assert has_near_duplicate([one], [other]).tolist() == [False] and near_duplicate_groups(
+        [one, other]
+    ) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -71,52 +79,61 @@ def test_masked_not_alike(one: str, other: str) -> None:
     ],
 )
 def test_known_pairs(one: str, other: str, expected: bool) -> None:
-    assert twins(one, other) is expected
-    assert has_twin([one], [other])[0] == has_twin([other], [one])[0] == expected
-    assert (len(set(twin_groups([one, other]))) == 1) == expected
+    assert are_near_duplicates(one, other) is expected
+    assert (
+        has_near_duplicate([one], [other])[0] == has_near_duplicate([other], [one])[0] == expected
+    )
+    assert (len(set(near_duplicate_groups([one, other]))) == 1) == expected
 
 
-def test_twins_of_twins_are_one_group() -> None:
+def test_near_duplicates_of_near_duplicates_are_one_group() -> None:
     texts = ["a b c d e f", "z", "a b c d e x", "y b c d e x", "z?"]
-    assert not twins(texts[0], texts[3])
-    assert twin_groups(texts) == [0, 1, 0, 0, 1]
+    assert not are_near_duplicates(texts[0], texts[3])
+    assert near_duplicate_groups(texts) == [0, 1, 0, 0, 1]
 
 
 def test_of_nothing() -> None:
-    assert has_twin([], ["a"]).tolist() == [] and has_twin(["a"], []).tolist() == [False]
-    assert has_twin([], []).dtype == bool and twin_groups([]) == []
+    assert has_near_duplicate([], ["a"]).tolist() == [] and has_near_duplicate(
+        ["a"], []
+    ).tolist() == [False]
+    assert has_near_duplicate([], []).dtype == bool and near_duplicate_groups([]) == []
 
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, TEXTS)
-def test_has_twin_by_brute_force(texts: list[str], others: list[str]) -> None:
-    expected = [any(twins(text, other) for other in others) for text in texts]
-    assert has_twin(texts, others).tolist() == expected
+def test_has_near_duplicate_by_brute_force(texts: list[str], others: list[str]) -> None:
+    expected = [any(are_near_duplicates(text, other) for other in others) for text in texts]
+    assert has_near_duplicate(texts, others).tolist() == expected
 
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
 def test_groups_by_brute_force(texts: list[str]) -> None:
-    assert as_sets(twin_groups(texts)) == components(texts)
+    assert as_sets(near_duplicate_groups(texts)) == components(texts)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_templates_by_brute_force(seed: int) -> None:
     texts = drawn(seed, 180)
-    groups, known = as_sets(twin_groups(texts)), has_twin(texts[:90], texts[90:])
+    groups, known = (
+        as_sets(near_duplicate_groups(texts)),
+        has_near_duplicate(texts[:90], texts[90:]),
+    )
     assert groups == components(texts) and 20 < len(groups) < 150
-    assert known.tolist() == [any(twins(a, b) for b in texts[90:]) for a in texts[:90]]
+    assert known.tolist() == [
+        any(are_near_duplicates(a, b) for b in texts[90:]) for a in texts[:90]
+    ]
     assert 10 < known.sum() < 80
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.9, 1.0])
-def test_the_filter_is_right_for_any_threshold(monkeypatch, threshold: float) -> None:
-    monkeypatch.setattr(near_twins, "THRESHOLD", threshold)
-    monkeypatch.setitem(twins.__globals__, "THRESHOLD", threshold)
+def test_any_threshold(monkeypatch, threshold: float) -> None:
+    monkeypatch.setattr(near_duplicates, "THRESHOLD", threshold)
+    monkeypatch.setitem(are_near_duplicates.__globals__, "THRESHOLD", threshold)
     texts = drawn(7, 120)
-    assert as_sets(twin_groups(texts)) == components(texts)
-    assert has_twin(texts[:60], texts[60:]).tolist() == [
-        any(twins(a, b) for b in texts[60:]) for a in texts[:60]
+    assert as_sets(near_duplicate_groups(texts)) == components(texts)
+    assert has_near_duplicate(texts[:60], texts[60:]).tolist() == [
+        any(are_near_duplicates(a, b) for b in texts[60:]) for a in texts[:60]
     ]
 
 
@@ -124,7 +141,11 @@ def test_the_collection(sms_file: Path) -> None:
     """The counts that the module's docstring has; every group is of one label."""
     label_of = {message.text: message.label for message in load_sms_spam(sms_file)}
     texts = list(label_of)
-    groups = [{texts[n] for n in group} for group in as_sets(twin_groups(texts)) if len(group) > 1]
+    groups = [
+        {texts[n] for n in group}
+        for group in as_sets(near_duplicate_groups(texts))
+        if len(group) > 1
+    ]
     labels = [{label_of[text] for text in group} for group in groups]
     assert len(texts) == 5171 and len(groups) == 153 and {len(found) for found in labels} == {1}
     counts = {"spam": 0, "ham": 0}
@@ -135,12 +156,27 @@ def test_the_collection(sms_file: Path) -> None:
     assert len(tunes) == 2 and tunes in groups
 
 
-def test_a_template_of_many_texts_is_quick(monkeypatch) -> None:
-    """Each is near all others: a million pairs, of which few are looked at."""
+def test_large_products_are_computed_in_chunks(monkeypatch, sms_file: Path) -> None:
+    """Memory is bounded however many texts share a pair; the answers do not depend on it."""
+    texts = list({message.text: None for message in load_sms_spam(sms_file)})[:1500]
+    groups, known = near_duplicate_groups(texts), has_near_duplicate(texts[:700], texts[700:])
+    products = []
+    similar = near_duplicates._similar
+    monkeypatch.setattr(
+        near_duplicates,
+        "_similar",
+        lambda *pairs: (products.append(1) or chunk for chunk in similar(*pairs)),
+    )
+    for largest, at_least in ((10**9, 1), (1000, 20), (1, 1000)):
+        monkeypatch.setattr(near_duplicates, "LARGEST_PRODUCT", largest)
+        products.clear()
+        assert near_duplicate_groups(texts) == groups
+        assert len(products) >= at_least
+        assert (has_near_duplicate(texts[:700], texts[700:]) == known).all()
+
+
+def test_a_template_of_many_texts_is_one_group() -> None:
+    """Each is near all others: a million pairs."""
     words = ["".join(letters) for letters in product("abcdefgh", repeat=4)][:1500]
     texts = [f"you have won a prize of {word} pounds call now or never" for word in words]
-    looked_at = []
-    are_alike = near_twins._are_alike
-    monkeypatch.setattr(near_twins, "_are_alike", lambda *x: looked_at.append(x) or are_alike(*x))
-    assert set(twin_groups(texts)) == {0}
-    assert len(looked_at) < 3 * len(texts)
+    assert set(near_duplicate_groups(texts)) == {0}

@@ -1,16 +1,29 @@
-"""Messages split: no text in two parts, and the same split as ever."""
+"""Messages split: no text in two parts, each text tested once by folds, the same split as ever."""
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from made_messages import KINDS, OTHERS, PLACES, fingerprint, made_up, parts, with_twins
+from made_messages import KINDS, OTHERS, fingerprint, made_up, parts, with_near_duplicates
 from said import listen
 
-from gpt2_from_scratch.data.messages import Message, count_labels, load_messages, load_sms_spam
-from gpt2_from_scratch.data.near_duplicates import has_twin, masked, twin_groups
-from gpt2_from_scratch.data.split import deal, split_messages, texts_with_two_labels
+from gpt2_from_scratch.data.messages import (
+    DataConfig,
+    Message,
+    count_labels,
+    load_messages,
+    load_sms_spam,
+)
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate, near_duplicate_groups
+from gpt2_from_scratch.data.split import (
+    Split,
+    folds,
+    load_split,
+    split_messages,
+    texts_with_two_labels,
+)
 from gpt2_from_scratch.errors import DataError, UsageError
 
 
@@ -191,7 +204,7 @@ def test_other_labels_are_cut_as_one_class(labels):
 
 @pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
 def test_other_labels_are_not_balanced_and_not_too_few(labels):
-    with pytest.raises(UsageError, match="balance = True wants one class a text"):
+    with pytest.raises(UsageError, match="balance = True"):
         split_messages(made_of(labels), balance=True)
     with pytest.raises(DataError, match="9 texts are too few; 10 are needed"):
         split_messages(made_of(labels, 9) * 2)
@@ -249,115 +262,266 @@ def test_the_split_is_the_one_it_always_was(options, expected):
     )
 
 
-# --- near twins stay together ---
+# --- near duplicates stay together ---
+
+
+def texts_of(split: Split) -> list[list[str]]:
+    return [[m.text for m in part] for part in parts(split)]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_near_twin_stands_in_two_parts(seed):
-    messages = with_twins()
-    plain = [[m.text for m in part] for part in parts(split_messages(messages, seed=seed))]
-    assert has_twin(plain[2], plain[0]).sum() > 10  # what is to be mended
-    split = split_messages(messages, together="near-twins", seed=seed)
-    train, val, test = ([m.text for m in part] for part in parts(split))
-    assert not has_twin(test, train + val).any() and not has_twin(val, train).any()
+def test_no_near_duplicate_is_in_two_parts(seed):
+    messages = with_near_duplicates()
+    plain = texts_of(split_messages(messages, seed=seed))
+    assert has_near_duplicate(plain[2], plain[0]).sum() > 10  # what is to be avoided
+    split = split_messages(messages, keep_together="near-duplicates", seed=seed)
+    train, val, test = texts_of(split)
+    assert not has_near_duplicate(test, train + val).any()
+    assert not has_near_duplicate(val, train).any()
     assert Counter(m for part in parts(split) for m in part) == Counter(messages)
     for label, n in (("ham", 300), ("spam", 120)):
         found = [count_labels(part)[label] for part in parts(split)]
-        assert found == [n * 7 // 10, n // 10, n * 2 // 10]  # single texts fill up what is left
+        assert np.abs(np.array(found) - n * np.array([0.7, 0.1, 0.2])).max() < 2
 
 
-def test_no_near_twin_in_the_collection(sms_file):
+def test_no_near_duplicate_in_the_collection(sms_file):
     messages = load_sms_spam(sms_file)
     for options in ({}, {"balance": True}, {"keep_duplicates": True}):
-        split = split_messages(messages, together="near-twins", **options)
-        train, val, test = ([m.text for m in part] for part in parts(split))
-        assert not has_twin(test, train + val).any() and not has_twin(val, train).any()
+        split = split_messages(messages, keep_together="near-duplicates", **options)
+        train, val, test = texts_of(split)
+        assert not has_near_duplicate(test, train + val).any()
+        assert not has_near_duplicate(val, train).any()
     plain = split_messages(messages)
-    assert has_twin([m.text for m in plain.test], [m.text for m in plain.train]).sum() > 50
+    assert has_near_duplicate(texts_of(plain)[2], texts_of(plain)[0]).sum() > 50
 
 
-def test_balance_draws_equal_numbers_where_twins_stay_together():
-    split = split_messages(with_twins(), together="near-twins", balance=True)
-    assert [count_labels(part) for part in parts(split)] == [
-        {"ham": n, "spam": n} for n in (84, 12, 24)
-    ]
-    assert not has_twin([m.text for m in split.test], [m.text for m in split.train]).any()
+def test_balance_draws_equal_numbers_where_near_duplicates_stay_together():
+    split = split_messages(with_near_duplicates(), keep_together="near-duplicates", balance=True)
+    counts = [count_labels(part) for part in parts(split)]
+    assert sum(map(Counter, counts), Counter()) == {"ham": 120, "spam": 120}
+    for found, n in zip(counts, (84, 12, 24), strict=True):
+        assert abs(found["ham"] - n) < 2 and abs(found["spam"] - n) < 2
+    assert not has_near_duplicate(texts_of(split)[2], texts_of(split)[0]).any()
 
 
-def test_a_group_goes_with_the_label_of_most_of_its_texts():
-    """Ten of it are ham, but they stand where the eleven go: all in one part of spam's."""
-    alike = [
-        Message("see you at the pub" + "." * n, "spam" if n < 11 else "ham") for n in range(21)
-    ]
-    others = [m for m in with_twins(60, 60) if not masked(m.text).endswith(tuple(PLACES))]
-    split = split_messages(others + alike, together="near-twins")
-    held = [[m for m in part if m in alike] for part in parts(split)]
-    assert sorted(map(len, held)) == [0, 0, 21]
-    of_spam = sum(m.label == "spam" for m in others) + 21
-    train = [m for m in split.train if m.label == "spam" or m in alike]
-    assert len(train) == int(0.7 * of_spam)
+def test_a_large_group_comes_into_any_part():
+    """As often as the part is large: 30 of 200 texts, which fit into no tenth."""
+    large = [Message("see you at the pub" + "." * n, "ham") for n in range(30)]
+    words = ["".join(random.Random(n).choices("bdfklmnrst", k=9)) for n in range(170)]
+    others = [Message(word, "ham" if n < 85 else "spam") for n, word in enumerate(words)]
+    found = Counter()
+    for seed in range(100):
+        split = split_messages(large + others, keep_together="near-duplicates", seed=seed)
+        held = [sum(m in large for m in part) for part in parts(split)]
+        assert sorted(held) == [0, 0, 30]
+        found[held.index(30)] += 1
+    assert 55 < found[0] < 85 and 3 < found[1] < 20 and 8 < found[2] < 33  # 70, 10, 20; sd below 5
 
 
-def test_the_split_of_twins_is_pinned():
+def test_the_split_by_group_is_pinned():
+    """Of this version of scikit-learn; a run that is resumed compares the messages' hash."""
     messages = [
         Message(f"{label} {n} " + "x" * (n // 2 + 1), label)
         for label in ("ham", "spam")
         for n in range(24)
     ]
-    split = split_messages(messages, seed=1, together="near-twins")
-    assert len(set(twin_groups([m.text for m in messages]))) == 24
-    assert split == split_messages(messages, seed=1, together="near-twins")
-    assert split != split_messages(messages, seed=2, together="near-twins")
-    assert fingerprint(split) == "3ebf87d1daf6d75a"
+    split = split_messages(messages, seed=1, keep_together="near-duplicates")
+    assert len(set(near_duplicate_groups([m.text for m in messages]))) == 24
+    assert split == split_messages(messages, seed=1, keep_together="near-duplicates")
+    assert split != split_messages(messages, seed=2, keep_together="near-duplicates")
+    assert fingerprint(split) == "10f055aa559a95bf"
 
 
-def test_copies_stay_with_their_twins():
-    messages = with_twins()
-    split = split_messages(messages * 2, together="near-twins", keep_duplicates=True)
+def test_copies_stay_with_their_near_duplicates():
+    messages = with_near_duplicates()
+    split = split_messages(messages * 2, keep_together="near-duplicates", keep_duplicates=True)
     assert sum((Counter(part) for part in parts(split)), Counter()) == Counter(messages * 2)
 
 
 def test_too_few_groups_are_refused():
     messages = made_up() + [Message(f"you get {n}", "eggs") for n in range(50)]  # one group
     assert split_messages(messages)
-    with pytest.raises(DataError, match="groups of near twins of label 'eggs' are too few; 10"):
-        split_messages(messages, together="near-twins")
-    with pytest.raises(UsageError, match="together = 'twins' must be copies or near-twins"):
-        split_messages(messages, together="twins")
+    with pytest.raises(DataError, match="groups of near duplicates of label 'eggs'.*10"):
+        split_messages(messages, keep_together="near-duplicates")
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [("groups", "copies, near-duplicates"), ("near-twins", "near-duplicates")]
+)
+def test_what_is_kept_together_has_a_name(value, named):
+    for cut in (split_messages, lambda *x, **options: folds(*x, 5, **options)):
+        with pytest.raises(UsageError, match=f"keep_together.*{value}.*{named}"):
+            cut(made_up(), keep_together=value)
+
+
+def test_a_group_counts_for_the_label_of_most_of_its_texts():
+    """Ten groups of eggs, of which one is mostly ham: too few."""
+    eggs = [Message(f"{word} get egg {word}", "eggs") for word in "abcdefghi"]
+    mixed = [Message("you all get eggs" + "." * n, "eggs" if n < 3 else "ham") for n in range(8)]
+    with pytest.raises(DataError, match="^9 groups of near duplicates of label 'eggs'"):
+        split_messages([*with_near_duplicates(), *eggs, *mixed], keep_together="near-duplicates")
+    mixed = [Message(m.text, "eggs" if n < 5 else "ham") for n, m in enumerate(mixed)]
+    assert split_messages([*with_near_duplicates(), *eggs, *mixed], keep_together="near-duplicates")
 
 
 @pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
-def test_near_twins_of_other_labels(labels):
-    messages = [Message(m.text, labels[n % len(labels)]) for n, m in enumerate(with_twins())]
-    split = split_messages(messages, together="near-twins")
-    assert [len(part) for part in parts(split)] == [294, 42, 84]
-    assert not has_twin([m.text for m in split.test], [m.text for m in split.train]).any()
-    few = [Message(f"you get {n}", labels[0]) for n in range(50)]
-    with pytest.raises(DataError, match="^2 groups of near twins are too few; 10 are needed"):
-        split_messages(few, together="near-twins")
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_deal_loses_nothing_and_leaves_no_part_empty(seed):
-    draw = random.Random(seed)
-    groups = [
-        [f"{g} {n}" for n in range(draw.choice([1, 1, 2, 9]))] for g in range(draw.randrange(3, 30))
+def test_near_duplicates_of_other_labels(labels):
+    messages = [
+        Message(m.text, labels[n % len(labels)]) for n, m in enumerate(with_near_duplicates())
     ]
-    count = sum(map(len, groups))
-    sizes = [count - count // 3 - 1, count // 3, 1]
-    dealt = deal(groups, sizes, np.random.RandomState(seed))
-    assert sorted(group for part in dealt for group in part) == sorted(groups)
-    assert all(dealt) and len(dealt) == 3
-    with pytest.raises(DataError, match="2 groups of texts are too few for 3 parts"):
-        deal(groups[:2], sizes, np.random.RandomState(0))
+    split = split_messages(messages, keep_together="near-duplicates")
+    assert np.abs(np.array([len(part) for part in parts(split)]) - [294, 42, 84]).max() < 3
+    assert not has_near_duplicate(texts_of(split)[2], texts_of(split)[0]).any()
+    few = [Message(f"you get {n}", labels[0]) for n in range(50)]
+    with pytest.raises(DataError, match="^2 groups of near duplicates are too few; 10"):
+        split_messages(few, keep_together="near-duplicates")
 
 
-def test_a_large_group_comes_into_any_part_where_it_fits():
-    """As often as the part is large: 30 texts into parts of 140 and 60, never into that of 20."""
-    groups = [[f"a {n}" for n in range(30)]] + [[f"b {n}"] for n in range(190)]
-    found = Counter()
-    for seed in range(300):
-        dealt = deal(groups, [140, 20, 60], np.random.RandomState(seed))
-        assert [sum(map(len, part)) for part in dealt] == [140, 20, 60]
-        found.update(k for k, part in enumerate(dealt) if groups[0] in part)
-    assert found[1] == 0 and 170 < found[0] < 250  # 300 * 139 / 198 = 211, sd 7.9
+# --- folds: each text is tested once ---
+
+
+@pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_each_text_is_tested_once_and_is_in_one_part(n, keep_together):
+    messages = with_near_duplicates()
+    found = folds(messages + messages[:30], n, keep_together=keep_together)
+    assert len(found) == n
+    assert Counter(m for split in found for m in split.test) == Counter(messages)
+    for split in found:
+        assert Counter(m for part in parts(split) for m in part) == Counter(messages)
+        train, val, test = texts_of(split)
+        near = has_near_duplicate(test, train + val).sum() + has_near_duplicate(val, train).sum()
+        assert (near == 0) == (keep_together == "near-duplicates")
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_every_fold_keeps_the_proportions(n):
+    for split in folds(with_near_duplicates(), n):
+        for label, count in (("ham", 300), ("spam", 120)):
+            train, val, test = (count_labels(part)[label] for part in parts(split))
+            rest = count - count / n
+            assert abs(test - count / n) < 2 and abs(val - rest / 8) < 2
+            assert train == count - test - val
+
+
+def test_folds_of_the_collection(sms_file):
+    found = folds(load_sms_spam(sms_file), 5)
+    for split in found:
+        train, val, test = texts_of(split)
+        assert not has_near_duplicate(test, train + val).any()
+        assert not has_near_duplicate(val, train).any()
+        assert abs(count_labels(split.test)["spam"] - 653 / 5) < 1
+    assert sum(len(split.test) for split in found) == 5171
+
+
+def test_folds_of_balanced_messages():
+    found = folds(with_near_duplicates(), 4, balance=True)
+    for split in found:
+        assert all(abs(n - 30) < 2 for n in count_labels(split.test).values())
+    assert len({m for split in found for m in split.test}) == 240
+
+
+def test_a_seed_gives_the_same_folds():
+    messages = load_messages("demo")
+    assert folds(messages, 3) == folds(messages, 3, seed=123) != folds(messages, 3, seed=124)
+    assert fingerprint(folds(messages, 3)[2]) == "7e0c9a32abd9682e"
+
+
+@pytest.mark.parametrize("labels", OTHERS[:3], ids=KINDS[:3])
+def test_folds_of_other_labels(labels):
+    messages = [
+        Message(m.text, labels[n % len(labels)]) for n, m in enumerate(with_near_duplicates())
+    ]
+    assert all(abs(len(split.test) - 84) < 2 for split in folds(messages, 5))
+
+
+def test_a_class_in_few_groups_is_in_every_part():
+    messages = [
+        Message(f"{label}{'q' * group} word {label * group}x " + "." * n, label)
+        for label in "abc"
+        for group in range(10)
+        for n in range(30 if group == 3 else 1)
+    ]
+    for split in (
+        split_messages(messages, keep_together="near-duplicates"),
+        *folds(messages, 5),
+        *folds(messages, 10),
+    ):
+        assert all(set(count_labels(part)) == set("abc") for part in parts(split))
+
+
+def test_what_cannot_be_cut_into_folds():
+    with pytest.raises(UsageError, match="n_folds = 1 .*2"):
+        folds(with_near_duplicates(), 1)
+    with pytest.raises(DataError, match="30 texts of label 'spam' are too few; 31"):
+        folds(made_up(60, 30), 31, keep_together="copies")
+    with pytest.raises(DataError, match="groups of near duplicates of label 'ham' are too few"):
+        folds(made_up(60, 30), 5)
+    contradiction = [
+        *with_near_duplicates(),
+        Message(with_near_duplicates()[0].text, "eggs"),
+        *made_up(),
+    ]
+    with pytest.raises(DataError, match="one text, two labels"):
+        folds(contradiction, 5)
+    said = listen()
+    eggs = [Message(f"{m.text} {m.text}", "eggs") for m in with_near_duplicates(90, 30)]
+    assert len(folds(contradiction + eggs, 5, on_error="skip")) == 5
+    assert len(said) == 1
+
+
+# --- read and split: one source or three ---
+
+
+def table(folder: Path, name: str, rows: list[str]) -> str:
+    (folder / name).write_text("text,label\n" + "".join(f"{row}\n" for row in rows))
+    return str(folder / name)
+
+
+def three(folder: Path, train: list[str], val: list[str], test: list[str], **options) -> Split:
+    said = listen()
+    config = DataConfig(
+        source=table(folder, "train.csv", train),
+        val_source=table(folder, "val.csv", val),
+        test_source=table(folder, "test.csv", test),
+        **options,
+    )
+    split = load_split(config, "classification", 123)
+    assert said  # what was left out is logged
+    return split
+
+
+def test_copies_stay_in_the_first_part(tmp_path: Path) -> None:
+    split = three(tmp_path, ["one,a", "two,b", "one,a"], ["two,b", "six,b"], ["one,b", "ten,a"])
+    assert texts_of(split) == [["one", "two"], ["six"], ["ten"]]
+
+
+def test_a_text_with_two_labels_in_one_source(tmp_path: Path) -> None:
+    rows = ["one,a", "two,b", "one,b"], ["six,b"], ["ten,a"]
+    with pytest.raises(DataError, match="one text, two labels"):
+        three(tmp_path, *rows)
+    assert texts_of(three(tmp_path, *rows, on_error="skip"))[0] == ["two"]
+
+
+@pytest.mark.parametrize("emptied", ["val", "test"])
+def test_a_part_without_texts_of_its_own_is_refused(tmp_path: Path, emptied: str) -> None:
+    own = {"val": ["six,b"], "test": ["ten,a"]} | {emptied: ["one,a"]}
+    with pytest.raises(DataError, match=f"no text of .*{emptied}.csv is left"):
+        three(tmp_path, ["one,a", "two,b"], own["val"], own["test"])
+
+
+def test_one_source_is_split_as_its_messages_are(tmp_path: Path) -> None:
+    path = table(tmp_path, "m.csv", [f"{m.text},{m.label}" for m in with_near_duplicates()])
+    messages = load_messages(path)
+    assert load_split(path) == split_messages(messages)
+    for options in (
+        {"keep_together": "near-duplicates"},
+        {"balance": True},
+        {"keep_together": "near-duplicates", "balance": True},
+    ):
+        config = DataConfig(source=path, **options)
+        assert load_split(config, seed=5) == split_messages(messages, seed=5, **options)
+    numbers = load_split(
+        DataConfig(source=table(tmp_path, "n.csv", [f"a {n},{n}" for n in range(20)])), "regression"
+    )
+    assert {type(m.label) for m in numbers.train} == {tuple}

@@ -134,7 +134,7 @@ CASES = {
         },
         "100 of 300 texts to test have a near twin in training, so that the score tells in part what "
         "was remembered. On those that have none its accuracy is 92.5 % (185 of 200 right; 95 % interval "
-        f'{100 * TWINLESS.low:.1f} to {100 * TWINLESS.high:.1f}). "train --together near-twins" splits',
+        f'{100 * TWINLESS.low:.1f} to {100 * TWINLESS.high:.1f}). "train --together near-duplicates" splits',
     ),
     "one near twin": ({"n_near_twins": 1}, "1 of 300 texts to test has a near twin"),
     "baseline as good": (
@@ -264,7 +264,7 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
     [
         ({}, "equal texts count once"),
         ({"balance": True}, "20 % to test of as many texts of each label as the rarest has"),
-        ({"together": "near-twins"}, "nearly the same went into one part"),
+        ({"together": "near-duplicates"}, "nearly the same went into one part"),
         ({"val_data": "v.csv", "test_data": "t.csv"}, "came in files of their own"),
     ],
 )

@@ -226,11 +226,11 @@ def test_changed_settings_are_refused_with_the_difference(
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
     before = {path: path.read_bytes() for path in run.iterdir() if path.name != "config.json"}
-    others = ["--lr", "0.02", "--balance", "--together", "near-twins"]
+    others = ["--lr", "0.02", "--balance", "--together", "near-duplicates"]
     assert cli.main(["train", "--resume", str(run), *others]) == 2
     err = capsys.readouterr().err
     assert "lr: 0.01 -> 0.02" in err and "balance: False -> True" in err and err.count("->") == 3
-    assert "together: 'copies' -> 'near-twins'" in err
+    assert "together: 'copies' -> 'near-duplicates'" in err
     with pytest.raises(UsageError, match="epochs: 4 -> 5"):  # by hand, where no command looks
         edited = json.loads((run / "config.json").read_text())
         edited["settings"]["epochs"] = 5

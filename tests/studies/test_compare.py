@@ -12,7 +12,7 @@ from said import listen
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message, load_messages, write_messages
-from gpt2_from_scratch.data.near_duplicates import has_twin
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.errors import DataError, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline
@@ -110,7 +110,7 @@ def test_answers_are_to_the_split_that_train_makes(
     ours = next(row for row in board.rows if row.name == names[-1])
     assert ours.accuracies[1] == scores.accuracy
     split = split_messages(load_messages(table), seed=2)
-    twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
+    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
     assert 0 < twins.sum() < len(twins)
     for path in out.glob("answers-*-2.jsonl"):
         answered = read_answered(path)
@@ -198,7 +198,7 @@ def test_folds_test_every_text_once(tiny_checkpoint: Path, table: Path, tmp_path
         for t in read_answered(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
     ]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
-    assert json.loads((out / "settings.json").read_text())["together"] == "near-twins"
+    assert json.loads((out / "settings.json").read_text())["together"] == "near-duplicates"
 
 
 def test_what_makes_no_sense_is_refused(table: Path, tmp_path: Path) -> None:

@@ -161,8 +161,10 @@ def test_an_experiment_that_fails_leaves_its_row_out(plan: Plan, tmp_path: Path)
 
 
 def test_near_twins_stay_together(plan: Plan):
-    together = replace(plan, together="near-twins")
-    expected = split_messages(load_messages(plan.data), balance=True, seed=1, together="near-twins")
+    together = replace(plan, together="near-duplicates")
+    expected = split_messages(
+        load_messages(plan.data), balance=True, seed=1, keep_together="near-duplicates"
+    )
     assert split_for(together, ROW["default"], 1) == expected
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.alignment import characters_of, first_tokens
 from gpt2_from_scratch.classifier.tasks.losses import class_scores, within
-from gpt2_from_scratch.data.conll import entities
+from gpt2_from_scratch.data.formats import context_start, entities
 from gpt2_from_scratch.data.messages import Span
-from gpt2_from_scratch.data.squad import context_start
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 LONGEST_ANSWER = 30  # tokens of an extracted answer

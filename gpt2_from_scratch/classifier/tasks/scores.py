@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt2_from_scratch.data.conll import entities, is_bio
+from gpt2_from_scratch.data.formats import entities, is_bio
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
     ClassScores,

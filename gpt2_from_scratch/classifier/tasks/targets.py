@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.alignment import first_tokens, token_range
+from gpt2_from_scratch.data.formats import context_start
 from gpt2_from_scratch.data.messages import Message, Span
-from gpt2_from_scratch.data.squad import context_start
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 

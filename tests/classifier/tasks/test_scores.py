@@ -27,7 +27,7 @@ from gpt2_from_scratch.classifier.tasks.scores import (
     span_scores,
     tag_scores,
 )
-from gpt2_from_scratch.data.conll import entities, is_bio
+from gpt2_from_scratch.data.formats import entities, is_bio
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
     evaluate_predictions,
