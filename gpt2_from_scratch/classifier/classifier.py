@@ -39,6 +39,7 @@ from gpt2_from_scratch.classifier.saving import (
 )
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
@@ -402,9 +403,11 @@ class Classifier:
         encoded, cut = self.encode(strings)
         answers: list[dict[str, Any]] = [{} for _ in strings]
         for numbers, outputs, _ in self.outputs(encoded):
-            batch = [strings[n] for n in numbers], [encoded[n] for n in numbers]
+            batch = Batch(
+                [strings[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
+            )
             for head in self.description.heads:
-                found = TASKS[head.task].answers(head, outputs[head.name], *batch, self.tokenizer)
+                found = TASKS[head.task].answers(head, outputs[head.name], batch)
                 for n, answer in zip(numbers, found, strict=True):
                     answers[n][head.name] = answer
         predictions = (

@@ -28,7 +28,7 @@ from gpt2_from_scratch.classifier.freezing import (
 )
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
-from gpt2_from_scratch.classifier.tasks.task import Targets, label_for
+from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import (
@@ -156,23 +156,20 @@ def loss_and_scores(classifier: Classifier, labelled: Labelled) -> tuple[float, 
 
     The loss is the weighted sum of the heads' mean losses, in nats.
     """
-    heads, messages, encoded = (
-        heads_with_loss(classifier),
-        labelled.messages,
-        labelled.texts.encoded,
-    )
+    heads = heads_with_loss(classifier)
+    messages, encoded = labelled.messages, labelled.texts.encoded
     labels = {head.name: [label_for(head, message) for message in messages] for head in heads}
     losses = {head.name: 0.0 for head in heads}
     answers: dict[str, dict[int, Any]] = {head.name: {} for head in heads}
     for batch, outputs, lengths in classifier.outputs(labelled.texts):
-        some = [messages[n].text for n in batch], [encoded[n] for n in batch]
+        texts, ids = [messages[n].text for n in batch], [encoded[n] for n in batch]
         for head in heads:
             task, found = TASKS[head.task], outputs[head.name]
             targets = labelled.targets[head.name].batch(batch).to(lengths.device)
             losses[head.name] += float(task.loss_sum(head, found, targets, lengths))
             words = task.words([labels[head.name][n] for n in batch])
-            told = task.answers(head, found, *some, classifier.tokenizer, words)
-            answers[head.name] |= zip(batch, told, strict=True)
+            read = Batch(texts, ids, classifier.tokenizer, words)
+            answers[head.name] |= zip(batch, task.answers(head, found, read), strict=True)
     loss, scores, texts = 0.0, dict[str, Any](), [message.text for message in messages]
     for head in heads:
         weight = max(float(labelled.targets[head.name].weights.sum()), 1e-9)
@@ -364,12 +361,12 @@ class TrainingRun:
                     correct[head.name] = correct.get(head.name, 0.0) + n_correct
                 if isinstance(total, Tensor) and total.requires_grad:
                     total.backward()
-        for name, loss in losses.items():
+        for name, value in losses.items():
             decisions = float(self.train.targets[name].counts[batch].sum())
             self.at.decisions[name] = self.at.decisions.get(name, 0.0) + decisions
             self.at.correct[name] = self.at.correct.get(name, 0.0) + correct[name]
             if self.config.balance_losses:
-                self.at.scales[name] = 0.95 * self.at.scales[name] + 0.05 * loss
+                self.at.scales[name] = 0.95 * self.at.scales[name] + 0.05 * value
         return losses
 
     def _losses(

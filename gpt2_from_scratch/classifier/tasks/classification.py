@@ -16,6 +16,8 @@ from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
     Answer,
+    Batch,
+    Encoded,
     Targets,
     Task,
     by_label,
@@ -24,7 +26,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     labelled_only,
     probabilities_in_words,
 )
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.evaluation.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
@@ -56,11 +58,7 @@ class Classification(Task):
     """Choose one of K classes."""
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Number each message's class: (N,) int64, IGNORED for a message without a label."""
         labels = [label_for(head, message) for message in messages]
@@ -89,15 +87,7 @@ class Classification(Task):
         """Count the texts, or tokens, whose most probable class is the target."""
         return float((logit_per_class(head, outputs).argmax(dim=-1) == targets).sum())
 
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Choice]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Choice]:
         """Choose the most probable class of each text: outputs (B, K)."""
         rows = probabilities_of(logit_per_class(head, outputs.float()) / head.temperature)
         return [Choice(head.labels[int(row.argmax())], by_label(head, row)) for row in rows]

@@ -17,13 +17,15 @@ from gpt2_from_scratch.classifier.tasks.classification import Classification, we
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
     Answer,
+    Batch,
+    Encoded,
     Scores,
     Targets,
     Task,
     number,
     percent,
 )
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -85,32 +87,20 @@ class Language(Classification):
     predicts_tokens = True
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Take the next token as each token's target: N times (T,); labels are not used."""
         return weighted_targets(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
 
-    def answers(  # type: ignore[override]
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Likelihood]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Likelihood]:  # type: ignore[override]
         """Sum the cross-entropies of each text's tokens: outputs (B, T, V)."""
         found = []
-        for row, ids in zip(outputs.float(), encoded, strict=True):
+        for row, ids in zip(outputs.float(), batch.encoded, strict=True):
             following = torch.tensor(ids[1:], device=row.device, dtype=torch.int64)
             logs = row[: len(following)].log_softmax(dim=1)  # (T - 1, V)
             nats = -logs.gather(1, following[:, None]).sum()
             correct = int((logs.argmax(dim=1) == following).sum())
-            n_bytes = sum(len(tokenizer.token_bytes(token)) for token in ids[1:])
+            n_bytes = sum(len(batch.tokenizer.token_bytes(token)) for token in ids[1:])
             found.append(Likelihood(float(nats), correct, len(following), n_bytes))
         return found
 
@@ -156,11 +146,7 @@ class Features(Task):
     has_loss = False
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """No targets."""
         nothing = torch.zeros(len(messages))
@@ -178,15 +164,7 @@ class Features(Task):
         """Nothing is decided."""
         return 0.0
 
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[State]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[State]:
         """Return each text's state: outputs (B, C)."""
         return [State(row) for row in outputs.float().cpu().tolist()]
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
     Answer,
+    Batch,
+    Encoded,
     Scores,
     Targets,
     Task,
@@ -24,7 +26,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     probabilities_in_words,
     proportion_in_words,
 )
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import ClassScores, wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -75,11 +77,7 @@ class MultiLabel(Task):
     """Choose any of K labels, each by a sigmoid of its own."""
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Mark each message's labels with 1: (N, K) float32, NaN for a message without a label."""
         values = torch.full((len(messages), len(head.labels)), torch.nan)
@@ -115,15 +113,7 @@ class MultiLabel(Task):
         known = ~targets.isnan().any(dim=1)
         return float(((outputs > 0) == (targets > 0.5))[known].float().mean(dim=1).sum())
 
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Labels]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Labels]:
         """Choose the labels of each text: outputs (B, K)."""
         rows = outputs.float().sigmoid().cpu().numpy().astype(np.float64)
         named = [by_label(head, row) for row in rows]
@@ -168,6 +158,6 @@ def _label_scores(label: str, true: np.ndarray, predicted: np.ndarray) -> ClassS
 
     found = precision_recall_fscore_support(
         true, predicted, average="binary", zero_division=np.nan
-    )[:3]
-    defined = [None if np.isnan(score) else float(score) for score in found]
-    return ClassScores(label, *defined, support=int(true.sum()))
+    )
+    precision, recall, f1 = (None if np.isnan(score) else float(score) for score in found[:3])
+    return ClassScores(label, precision, recall, f1, int(true.sum()))

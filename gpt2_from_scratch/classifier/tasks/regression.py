@@ -18,6 +18,8 @@ from torch import Tensor
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
     Answer,
+    Batch,
+    Encoded,
     Scores,
     Targets,
     Task,
@@ -27,7 +29,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     number,
     table,
 )
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
@@ -88,11 +90,7 @@ class Regression(Task):
     """Predict K numbers."""
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Standardise each message's values: (N, K) float32, NaN for a message without a label."""
         center = head.center or (0.0,) * len(head.labels)
@@ -126,15 +124,7 @@ class Regression(Task):
         known = ~targets.isnan().any(dim=1)
         return float((1 - (outputs - targets)[known] ** 2).mean(dim=1).sum())
 
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Values]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Values]:
         """Convert the outputs (B, K) into the units of the data."""
         # in float64: near 1.7e9, a date in seconds, float32 represents one number in 128
         values = outputs.float().cpu().numpy().astype(np.float64)
@@ -168,11 +158,11 @@ def regression_scores(
     true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> RegressionScores:
     """Score values: true and predicted (N, K). Raises DataError for a value that is not finite."""
-    for what, values in (("true", true), ("predicted", predicted)):
-        finite = np.isfinite(values).all(axis=1)  # (N,)
+    for what, given in (("true", true), ("predicted", predicted)):
+        finite = np.isfinite(given).all(axis=1)  # (N,)
         if not finite.all():
             n = int(finite.argmin())
-            raise DataError(f"text {n}, counted from 0: {what} values {values[n]} are not finite")
+            raise DataError(f"text {n}, counted from 0: {what} values {given[n]} are not finite")
     values = [_value_scores(name, true[:, k], predicted[:, k]) for k, name in enumerate(names)]
     defined = [value.r2 for value in values if value.r2 is not None]
     return RegressionScores(len(true), float(np.mean(defined)) if defined else None, values)

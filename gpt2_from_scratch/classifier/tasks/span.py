@@ -20,6 +20,8 @@ from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
     Answer,
+    Batch,
+    Encoded,
     Scores,
     Targets,
     Task,
@@ -83,11 +85,7 @@ class SpanExtraction(Task):
     """Choose the first and the last token of an answer: output 0 scores starts, output 1 ends."""
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Locate the first and last token of each answer: (N, 2), IGNORED if there is none."""
         ends = []
@@ -122,19 +120,13 @@ class SpanExtraction(Task):
         found = within(outputs, lengths).argmax(dim=1)  # (B, 2)
         return float((found == targets).all(dim=1).sum())
 
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Extract]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Extract]:
         """Extract the most probable part of each text's context: outputs (B, T, 2)."""
         return [
-            _extract(row, text, ids, tokenizer)
-            for row, text, ids in zip(outputs.float().cpu(), texts, encoded, strict=True)
+            _extract(row, text, ids, batch.tokenizer)
+            for row, text, ids in zip(
+                outputs.float().cpu(), batch.texts, batch.encoded, strict=True
+            )
         ]
 
     def answers_by_token(self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer) -> None:

@@ -26,6 +26,8 @@ from gpt2_from_scratch.classifier.tasks.classification import (
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
     Answer,
+    Batch,
+    Encoded,
     Scores,
     Targets,
     Task,
@@ -123,11 +125,7 @@ class Tagging(Classification):
     """Choose a class for each token: loss and correct answers are those of classification."""
 
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Number the tag of each word at its first token: N times (T,) int64.
 
@@ -150,23 +148,21 @@ class Tagging(Classification):
         """Return the labelled words of each text."""
         return [label or () for label in labels]
 
-    def answers(  # type: ignore[override]
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> list[Tags]:
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Tags]:  # type: ignore[override]
         """Tag the words of each text: outputs (B, T, K)."""
-        words = words or [[Span(*m.span()) for m in re.finditer(r"\S+", t)] for t in texts]
+        words = batch.words or [
+            [Span(*match.span()) for match in re.finditer(r"\S+", text)] for text in batch.texts
+        ]
         after_cut = head.labels.index("O") if "O" in head.labels else 0
         found = []
-        for row, text, ids, spans in zip(outputs.float(), texts, encoded, words, strict=True):
+        for row, text, ids, spans in zip(
+            outputs.float(), batch.texts, batch.encoded, words, strict=True
+        ):
             probabilities = probabilities_of(row[: len(ids)])  # (T, K)
             tags = []
-            for word, token in zip(spans, first_tokens(text, ids, spans, tokenizer), strict=True):
+            for word, token in zip(
+                spans, first_tokens(text, ids, spans, batch.tokenizer), strict=True
+            ):
                 best = after_cut if token is None else int(probabilities[token].argmax())
                 p = 0.0 if token is None else float(probabilities[token][best])
                 start, end = word.start, word.end
@@ -179,7 +175,7 @@ class Tagging(Classification):
     ) -> list[Choice]:
         """Choose the tag of each token, as a class: (T, K) -> T."""
         T = len(outputs)
-        return super().answers(head, outputs, [""] * T, [[]] * T, tokenizer)
+        return super().answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
     def scores(  # type: ignore[override]
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]

@@ -20,6 +20,7 @@ from gpt2_from_scratch.evaluation.metrics import ClassScores
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
+Encoded = Sequence[Sequence[int]]  # the token ids of each text
 IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
 
 
@@ -45,6 +46,16 @@ class Targets:
         return pad_sequence(ragged, batch_first=True, padding_value=IGNORED)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """B texts as a classifier read them."""
+
+    texts: Sequence[str]
+    encoded: Encoded
+    tokenizer: Tokenizer
+    words: Sequence[Sequence[Span]] | None = None  # to tag (default: split at white space)
+
+
 class Answer(ABC):
     """What a head says about one text; a dataclass."""
 
@@ -56,15 +67,11 @@ class Answer(ABC):
     def in_words(self) -> str:
         """Say the answer in one line, for a person."""
 
-    def as_row(self) -> list[str]:
-        """Return the cells that belong to the task's `columns`."""
-        raise NotImplementedError
-
 
 class Scores(ABC):
     """How good answers are; a dataclass. Epochs are compared by `main`: higher is better."""
 
-    measure: str | ClassVar[str]  # the name of `main`
+    measure: ClassVar[str]  # the name of `main`
 
     @property
     @abstractmethod
@@ -91,11 +98,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(
-        self,
-        head: HeadConfig,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
         """Make the targets of N messages with these token ids.
 
@@ -118,19 +121,8 @@ class Task(ABC):
         """Count the correct decisions of a batch, with the arguments of `loss_sum`."""
 
     @abstractmethod
-    def answers(
-        self,
-        head: HeadConfig,
-        outputs: Tensor,
-        texts: Sequence[str],
-        encoded: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[Sequence[Span]] | None = None,
-    ) -> Sequence[Any]:
-        """Turn a batch's outputs, (B, K) or (B, T, K), into B answers.
-
-        `words` are the words to tag, for token-classification (default: split at white space).
-        """
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> Sequence[Any]:
+        """Turn a batch's outputs, (B, K) or (B, T, K), into B answers."""
 
     @abstractmethod
     def scores(
@@ -150,7 +142,7 @@ class Task(ABC):
     ) -> Sequence[Any] | None:
         """Return the answer after each of T tokens, (T, K) -> T; None if the task has none."""
         T = len(outputs)
-        return self.answers(head, outputs, [""] * T, [[]] * T, tokenizer)
+        return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
     def layers(self, model: GPT2) -> nn.Module | None:
         """Return the head's layers if the task determines them; None: they are drawn."""
