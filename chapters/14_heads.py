@@ -40,22 +40,22 @@ show(HeadConfig)
 
 # %%
 model, split = load_gpt2(MODEL), split_messages(load_messages(DATA))
-C, two, said, found = model.config.n_embd, ("ham", "spam"), [], []  # said: by functions at work
+C, two, found = model.config.n_embd, ("ham", "spam"), []
 forms = {
     "linear": HeadConfig(labels=two),
     "two linear": HeadConfig(labels=two, hidden=(C,)),
     "tanh": HeadConfig(labels=two, hidden=(C,), activation="tanh", dropout=0.1),
     "one output": HeadConfig(labels=two, one_output=True),
 }
-store = FeatureStore(say=said.append)  # what frozen blocks make of a text, for the next head
+store = FeatureStore()  # what frozen blocks make of a text, for the next head
 
 
 def trained(split, heads, seed=123, blocks=1):
     classifier = Classifier.on_base(MODEL, heads=heads, seed=seed)
     config = TrainConfig(epochs=3, lr=0.256 / C, n_last_blocks=blocks, seed=seed)
     with TemporaryDirectory() as run:
-        finetune(classifier, split, config, Path(run), store=store, quiet=True, say=said.append)
-    test = to_labelled(classifier, split.test, store=store, say=said.append)
+        finetune(classifier, split, config, Path(run), store=store)
+    test = to_labelled(classifier, split.test, store=store)
     return classifier, loss_and_scores(classifier, test)[1]
 
 
