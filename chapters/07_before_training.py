@@ -46,7 +46,7 @@ right = torch.tensor([(found.argmax(dim=1) == answers).double().mean() for found
 print(f"accuracy: lowest {right.min():.2%}, mean {right.mean():.2%}, highest {right.max():.2%}")
 
 # %% check
-assert torch.allclose(logits[-1], classifier.all_logits(texts), atol=1e-3), "as the package reads"
+assert torch.allclose(logits[-1], classifier.logits(texts), atol=1e-3), "as the package reads"
 # a head with all signs turned is as likely to be drawn, and right where the first is wrong
 mirrored = torch.tensor([((-found).argmax(dim=1) == answers).double().mean() for found in logits])
 assert torch.allclose(right + mirrored, torch.ones(20).double())

@@ -77,8 +77,9 @@ with TemporaryDirectory() as folder:
             if pooling == "last_position":
                 it.description = replace(it.description, max_tokens=longest, pad_to=longest)
             config = TrainConfig(epochs=5, seed=seed, lr=5e-4 if MODEL == "mini" else 2e-4)
-            finetune(it, split, config, Path(folder), store=store)
-            right[pooling, seed] = evaluate_classifier(it, split.test, store=store)
+            it.store = store
+            finetune(it, split, config, Path(folder))
+            right[pooling, seed] = evaluate_classifier(it, split.test)
             print(f"{pooling:<13} seed {seed}: {100 * right[pooling, seed].accuracy:.1f} % right")
 
 # %% [markdown]
