@@ -48,8 +48,6 @@ def adapted(model: str, messages: Sequence[Message], split: Split, seed: int, fo
             Split(*parts, []),
             replace(CLOSER, seed=seed),
             Path(run),
-            quiet=True,
-            say=quietly,
         )
     save_gpt2(classifier.model, folder)
     copy_tokenizer(model_folder(model), folder)

@@ -213,8 +213,7 @@ def run_ours(side: Side, folder: Path, dtype: torch.dtype, store: Path) -> None:
             base="random",
             pooling="last_token",
             dtype=dtype,
-            store=FeatureStore(store, say=note),
-            say=lambda line: None,
+            store=FeatureStore(store),
         )
 
     with PeakMemory() as peak:

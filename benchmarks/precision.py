@@ -23,7 +23,7 @@ def trained(split: object, seed: int, model: str, dtype: torch.dtype) -> Classif
     """A classifier trained on features in this precision."""
     found = Classifier.on_base(model, ["ham", "spam"], seed=seed, dtype=dtype)
     with tempfile.TemporaryDirectory() as run:
-        finetune(found, split, TrainConfig(seed=seed), Path(run), quiet=True, say=lambda line: None)
+        finetune(found, split, TrainConfig(seed=seed), Path(run))
     return found
 
 

@@ -18,7 +18,6 @@ from bench import measure_machine, note, random_gpt2, sms_path, timed
 from finetune import HuggingFace
 
 from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
-from gpt2_from_scratch.classifier.classifier import predict_stream
 
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 
@@ -46,7 +45,7 @@ def hugging_face_rate(model: HuggingFace, numbers: list[int], batch_size: int) -
 
 def our_rate(classifier: Classifier, texts: list[str]) -> float:
     """Messages per second, tokenizing included."""
-    return len(texts) / timed(lambda: list(predict_stream(classifier, texts)))
+    return len(texts) / timed(lambda: list(classifier.predict_stream(texts)))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench import measure_machine, note, sms_path, timed
+from bench import measure_machine, sms_path, timed
 from torch import nn
 
 from gpt2_from_scratch import (
@@ -89,13 +89,13 @@ def trained_head(
     model: str, split: Split, pooling: str, longest: int, config: TrainConfig, store: FeatureStore
 ) -> tuple[int, int]:
     """Right test answers of a head that gradient descent trained, and how many there are."""
-    classifier = Classifier.on_base(model, LABELS, pooling=pooling)
+    classifier = Classifier.on_base(model, LABELS, pooling=pooling, store=store)
     if pooling == "last_position":
         classifier.description = replace(classifier.description, max_tokens=longest, pad_to=longest)
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
     with tempfile.TemporaryDirectory() as run:
-        finetune(classifier, split, config, Path(run), store=store, quiet=True, say=note)
-    scores = evaluate_classifier(classifier, split.test, store=store, say=note)
+        finetune(classifier, split, config, Path(run))
+    scores = evaluate_classifier(classifier, split.test)
     return scores.correct, scores.total
 
 
@@ -138,7 +138,7 @@ def last_layer(model: str, split: Split, probes: list[Probe]) -> None:
         if probe.layer == last and probe.final_norm:
             rows["probe"][probe.pooling] = (probe.correct, probe.total)
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), say=note)
+        store = FeatureStore(Path(folder))
         for name, config in RECIPES.items():
             rows[name] = {
                 pooling: trained_head(model, split, pooling, longest, config, store)

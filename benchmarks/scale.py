@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench import PeakMemory, measure_machine, megabytes, note, random_gpt2, timed
+from bench import PeakMemory, measure_machine, megabytes, random_gpt2, timed
 from predict import messages
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, finetune
-from gpt2_from_scratch.classifier.classifier import predict_stream
 from gpt2_from_scratch.gpt2.config import SIZES
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 
@@ -36,12 +35,10 @@ def labelled(texts: list[str]) -> Split:
 def finetuned(classifier: Classifier, texts: list[str]) -> tuple[float, float, float]:
     """(seconds, peak bytes, gigabytes of features) of features and one epoch."""
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
-        store = FeatureStore(Path(folder) / "features", limit=30e9, say=note)
+        store = classifier.store = FeatureStore(Path(folder) / "features", limit=30e9)
         run = Path(folder) / "run"
         run.mkdir()
-        seconds = timed(
-            lambda: finetune(classifier, labelled(texts), CONFIG, run, store=store, say=note)
-        )
+        seconds = timed(lambda: finetune(classifier, labelled(texts), CONFIG, run))
         size = sum(row[2] for row in store.spaces())
     return seconds, peak.bytes, size / 1e9
 
@@ -49,7 +46,7 @@ def finetuned(classifier: Classifier, texts: list[str]) -> tuple[float, float, f
 def predicted(classifier: Classifier, texts: list[str]) -> tuple[float, float]:
     """(seconds, peak bytes) of predictions of a stream."""
     with PeakMemory() as peak:
-        seconds = timed(lambda: sum(1 for _ in predict_stream(classifier, iter(texts))))
+        seconds = timed(lambda: sum(1 for _ in classifier.predict_stream(iter(texts))))
     return seconds, peak.bytes
 
 

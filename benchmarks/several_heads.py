@@ -22,7 +22,7 @@ from bench import measure_machine, note, sms_path
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.tasks.scores import regression_scores
+from gpt2_from_scratch.classifier.tasks.regression import regression_scores
 from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Span, count_labels
 from gpt2_from_scratch.gpt2.config import read_config
@@ -94,11 +94,11 @@ def train(model: str, heads: list[HeadConfig], split: Split, config: TrainConfig
     before = {name: p.detach().clone() for name, p in classifier.model.named_parameters()}
     began, began_busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as run:
-        finetune(classifier, split, config, Path(run), quiet=True, say=lambda line: None)
+        finetune(classifier, split, config, Path(run))
     seconds, busy = time.perf_counter() - began, time.process_time() - began_busy
     after = classifier.model.named_parameters()
     numbers = sum(p.numel() for name, p in after if not torch.equal(p, before[name]))
-    labelled = to_labelled(classifier, split.test, say=lambda line: None)
+    labelled = to_labelled(classifier, split.test)
     _, scores = loss_and_scores(classifier, labelled)
     found = {name: scored(score) for name, score in scores.items() if name != "length"}
     if "length" in scores:

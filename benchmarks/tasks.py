@@ -17,10 +17,8 @@ from bench import SHARED, first_that_exists
 
 from gpt2_from_scratch import Message, TrainConfig
 from gpt2_from_scratch.classifier.settings import HeadSettings
-from gpt2_from_scratch.classifier.tasks.baselines import most_frequent_tag
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-from gpt2_from_scratch.classifier.tasks.scores import tag_scores
-from gpt2_from_scratch.data.formats import entities, load_examples
+from gpt2_from_scratch.classifier.tasks.tagging import entities, most_frequent_tag, tag_scores
+from gpt2_from_scratch.data.formats import load_examples
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.runs.folder import read_test_part
 from gpt2_from_scratch.runs.recipes import train_classifier
@@ -47,9 +45,8 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
         f"begins {sha256_of(folder / PARTS[2])[:12]}\n"
     )
     print("the most frequent tag of each word:\n")
-    print(
-        format_scores(tag_scores(tags, [[tag_of(word) for word in text] for text in words], names))
-    )
+    found = [[tag_of(word) for word in text] for text in words]
+    print(tag_scores(tags, found, names).as_table())
     said: list[str] = []
     config = TrainConfig(epochs=epochs, patience=epochs, n_last_blocks=n_last_blocks)
     with tempfile.TemporaryDirectory() as run:
@@ -74,7 +71,7 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
         f"\nthe mini, last {n_last_blocks} blocks, {epochs} epochs; the epoch of the best F1 on dev:\n"
     )
     print("\n".join(line for line in said if line.startswith("epoch")) + "\n")
-    print(format_scores(scores))
+    print(scores.as_table())
     print(f"\nagainst the most frequent tag on the same {len(kept):,} texts: {format_p(p)}")
 
 

@@ -92,7 +92,7 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 
 # %%
 config = TrainConfig(epochs=3, lr=0.256 / model.config.n_embd)  # few epochs, so a high rate
-options = {"config": config, "cache": False, "quiet": True, "say": lambda line: None}
+options = {"config": config, "cache": False}
 with TemporaryDirectory() as folder:
     _, spam_filter, _ = train_classifier(MODEL, DATA, f"{folder}/run", **options)
 encoded = tokenizer.encode("Congratulations, your number was drawn. Reply now to claim your prize")

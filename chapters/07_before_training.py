@@ -34,7 +34,7 @@ labels = sorted({message.label for message in train})
 answers = torch.tensor([labels.index(message.label) for message in train])
 classifier = Classifier.on_base(MODEL, labels)
 set_trainable(classifier.model, n_last_blocks=0, final_norm=False)
-texts = classifier.texts(classifier.encode([m.text for m in train])[0], say=lambda line: None)
+texts = classifier.texts(classifier.encode([m.text for m in train])[0])
 x, lengths = texts.batch(range(len(train)))  # behind the last block: (N, T, C)
 states = pool(classifier.model.ln_f(x), lengths, "last_token").detach()  # (N, C)
 logits = []  # of each head: (N, 2)
@@ -46,7 +46,7 @@ right = torch.tensor([(found.argmax(dim=1) == answers).double().mean() for found
 print(f"accuracy: lowest {right.min():.2%}, mean {right.mean():.2%}, highest {right.max():.2%}")
 
 # %% check
-assert torch.allclose(logits[-1], classifier.all_logits(texts), atol=1e-3), "as the package reads"
+assert torch.allclose(logits[-1], classifier.logits(texts), atol=1e-3), "as the package reads"
 # a head with all signs turned is as likely to be drawn, and right where the first is wrong
 mirrored = torch.tensor([((-found).argmax(dim=1) == answers).double().mean() for found in logits])
 assert torch.allclose(right + mirrored, torch.ones(20).double())

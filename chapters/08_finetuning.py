@@ -38,7 +38,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # in a number's `.grad` how the loss would rise if that number rose; `step` moves it mostly the other way.
 
 # %%
-messages, losses, said = load_messages(DATA), [], []  # said: what functions tell on their way
+messages, losses = load_messages(DATA), []
 split = split_messages(messages, balance=True)
 hand = Classifier.on_base(MODEL, LABELS)  # its head is drawn with a seed: the same each time
 model, pad_id = hand.model, hand.tokenizer.end_of_text_id
@@ -77,19 +77,19 @@ show(TrainingRun.step)
 # %%
 classifier, config = Classifier.on_base(MODEL, LABELS), TrainConfig(epochs=5, lr=LR)
 with TemporaryDirectory() as folder:
-    history = finetune(classifier, split, config, Path(folder), quiet=True, say=said.append)
+    history = finetune(classifier, split, config, Path(folder))
 picture(plot_epochs(history), "08-training")
 
 # %%
-test = evaluate_classifier(classifier, split.test, say=said.append)
+test = evaluate_classifier(classifier, split.test)
 print(f"epoch {best_epoch(history).epoch} is kept;", format_evaluation(test).splitlines()[0])
 show(best_epoch)
 
 # %% check
 ours, plain = Classifier.on_base(MODEL, LABELS), Classifier.on_base(MODEL, LABELS)
 _ = [set_trainable(each.model) for each in (ours, plain)]
-some = to_labelled(ours, split.train[:16], say=said.append)
-run = TrainingRun(ours, split, some, config, Path(), said.append)
+some = to_labelled(ours, split.train[:16])
+run = TrainingRun(ours, split, some, config, Path())
 sum(p.sum() for p in run.trainable.values()).backward()  # left over, which the step must forget
 run.step([*range(16)])
 ids, lengths = pad_batch(encoded[:16], pad_id)
@@ -98,7 +98,7 @@ logits = plain.model(ids)[torch.arange(16), lengths - 1]  # the whole network, e
 assert abs(loss - run.at.total_loss / 16) < 1e-5
 for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
     assert not one.requires_grad or (one.grad - other.grad).abs().max() < 1e-5
-kept = evaluate_classifier(classifier, split.val, say=said.append)
+kept = evaluate_classifier(classifier, split.val)
 assert abs(kept.accuracy - best_epoch(history).val_score) * kept.total < 1.5, "a tie may flip"
 print("checked: on one batch the loop's loss and gradients; the best epoch is kept")
 
@@ -114,7 +114,7 @@ LOSSES = {0: "2.153 2.392", 50: "0.617 0.637", 100: "0.523 0.557", 600: "0.083 0
 END = (97.21, 97.32, 95.67)  # training, validation, test
 short = [m for m in messages if len(hand.tokenizer.encode(m.text)) <= 40]
 parts = lecture_split(sms_collection() if DATA == "sms" else short)
-_, trace = lecture(load_gpt2(MODEL), hand.tokenizer, parts, base=MODEL, say=said.append)
+_, trace = lecture(load_gpt2(MODEL), hand.tokenizer, parts, base=MODEL)
 here = {step: f"{train:.3f} {val:.3f}" for step, train, val in trace.losses}
 print("step   published     here         (loss: training, validation)")
 for step, published in LOSSES.items():

@@ -31,7 +31,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # each time. The interval (Wilson's) is made to hold the truth in 95 of 100 such tests.
 
 # %%
-options = {"balance": True, "cache": False, "quiet": True, "say": lambda line: None}
+options = {"balance": True, "cache": False}
 with TemporaryDirectory() as folder:
     config = TrainConfig(lr=5e-4 if MODEL == "mini" else 2e-4)
     _, classifier, scores = train_classifier(MODEL, DATA, f"{folder}/run", config, **options)

@@ -68,17 +68,18 @@ print("checked: `last_position` is logits[:, -1, :], `last_token` is each text's
 # does it, or nothing padded:
 
 # %%
-made, right, said = {}, {}, []  # said: what functions tell on their way
+made, right = {}, {}
 with TemporaryDirectory() as folder:
-    store = FeatureStore(Path(folder) / "features", say=said.append)
+    store = FeatureStore(Path(folder) / "features")
     for pooling in ("last_position", "last_token"):
         for seed in (1, 2):
             made[pooling, seed] = it = Classifier.on_base(MODEL, LABELS, pooling=pooling, seed=seed)
             if pooling == "last_position":
                 it.description = replace(it.description, max_tokens=longest, pad_to=longest)
             config = TrainConfig(epochs=5, seed=seed, lr=5e-4 if MODEL == "mini" else 2e-4)
-            finetune(it, split, config, Path(folder), store=store, quiet=True, say=said.append)
-            right[pooling, seed] = evaluate_classifier(it, split.test, store=store, say=said.append)
+            it.store = store
+            finetune(it, split, config, Path(folder))
+            right[pooling, seed] = evaluate_classifier(it, split.test)
             print(f"{pooling:<13} seed {seed}: {100 * right[pooling, seed].accuracy:.1f} % right")
 
 # %% [markdown]

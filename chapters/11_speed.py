@@ -73,7 +73,7 @@ print(f"checked by hand: {L} blocks forward, one backward at twice the work")
 # %%
 set_trainable(ours.model)
 kept = []
-once = counted(lambda: kept.append(ours.texts(encoded, say=lambda _: None)))
+once = counted(lambda: kept.append(ours.texts(encoded)))
 again = EPOCHS * len(batches) * frozen
 print(f"textbook {again / 1e9:.1f}, ours {once / 1e9:.1f} billion multiply-adds in frozen blocks")
 

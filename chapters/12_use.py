@@ -23,7 +23,7 @@ from gpt2_from_scratch.data.split import split_messages
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 ROOM = TemporaryDirectory()  # gone when Python ends
 LR = 5e-4 if MODEL == "mini" else 2e-4  # the learning rate: wider models want a lower one
-room, how = Path(ROOM.name), {"balance": True, "quiet": True, "cache": False, "say": lambda _: 0}
+room, how = Path(ROOM.name), {"balance": True, "cache": False}
 
 # %% [markdown]
 # ## What a run leaves behind
@@ -110,7 +110,7 @@ print("checked: above one half is the label; above the threshold one good messag
 
 # %%
 def shell(command):
-    words = [sys.executable, "-m", "gpt2_from_scratch.cli.main", *command.split()]
+    words = [sys.executable, "-m", "gpt2_from_scratch", *command.split()]
     done = subprocess.run(words, cwd=room, capture_output=True, encoding="utf-8")
     print(f"$ gpt2-classifier {command}\n{done.stdout}")
     return done.stdout

@@ -18,8 +18,9 @@ import torch
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.heads import head_layers
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.tasks.losses import class_scores
-from gpt2_from_scratch.classifier.train import loss_and_scores, make_targets, to_labelled
+from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
+from gpt2_from_scratch.classifier.train import loss_and_scores, to_labelled
 from gpt2_from_scratch.course import setting, show
 from gpt2_from_scratch.data.messages import Span
 from gpt2_from_scratch.runs.recipes import FeatureStore, finetune, load_gpt2
@@ -40,22 +41,22 @@ show(HeadConfig)
 
 # %%
 model, split = load_gpt2(MODEL), split_messages(load_messages(DATA))
-C, two, said, found = model.config.n_embd, ("ham", "spam"), [], []  # said: by functions at work
+C, two, found = model.config.n_embd, ("ham", "spam"), []
 forms = {
     "linear": HeadConfig(labels=two),
     "two linear": HeadConfig(labels=two, hidden=(C,)),
     "tanh": HeadConfig(labels=two, hidden=(C,), activation="tanh", dropout=0.1),
     "one output": HeadConfig(labels=two, one_output=True),
 }
-store = FeatureStore(say=said.append)  # what frozen blocks make of a text, for the next head
+store = FeatureStore()  # what frozen blocks make of a text, for the next head
 
 
 def trained(split, heads, seed=123, blocks=1):
-    classifier = Classifier.on_base(MODEL, heads=heads, seed=seed)
+    classifier = Classifier.on_base(MODEL, heads=heads, seed=seed, store=store)
     config = TrainConfig(epochs=3, lr=0.256 / C, n_last_blocks=blocks, seed=seed)
     with TemporaryDirectory() as run:
-        finetune(classifier, split, config, Path(run), store=store, quiet=True, say=said.append)
-    test = to_labelled(classifier, split.test, store=store, say=said.append)
+        finetune(classifier, split, config, Path(run))
+    test = to_labelled(classifier, split.test)
     return classifier, loss_and_scores(classifier, test)[1]
 
 
@@ -67,7 +68,7 @@ for name, seed in [(name, seed) for name in forms for seed in (123, 7)]:
 (first, last), single = (head_layers(forms[name], model) for name in ("two linear", "one output"))
 z = single(x := torch.randn(9, C))
 assert torch.dist(last(first(x)), x @ (last.weight @ first.weight).T + last(first.bias)) < 1e-4
-assert torch.allclose(class_scores(forms["one output"], z).softmax(dim=1)[:, 1:], z.sigmoid())
+assert torch.allclose(logit_per_class(forms["one output"], z).softmax(dim=1)[:, 1:], z.sigmoid())
 assert max(s.interval[0] for s in found) < min(s.interval[1] for s in found)
 print(f"checked: {len(split.test)} messages cannot tell the forms apart, all intervals overlap")
 
@@ -134,7 +135,8 @@ for text in ("Where?\nMartin was in Prague", "Jordan is asleep", "Jordan is hot 
 # %% check
 words = [Span(*m.span(), "other") for m in re.finditer(r"\w+", LONG)]
 ids, _ = reader.encode([LONG])
-tags = make_targets(heads[0], [Message(LONG, words)], ids, reader.tokenizer).values[0].tolist()
+task = TASKS["token-classification"]
+tags = task.targets(heads[0], [Message(LONG, words)], ids, reader.tokenizer).values[0].tolist()
 assert tags.count(0) == len(words) == 18 and tags.count(-100) == len(tags) - 18 > 0
 a, b = (p.answer.words[0] for p in reader.predict(["Jordan is asleep", "Jordan is hot in May"]))
 assert abs(a.probability - b.probability) < 1e-4 and min(s.main for s in scores.values()) > 0.6

@@ -42,14 +42,14 @@ def by_rule(m):
 model = Classifier.on_base(MODEL, ["ham", "spam"]).model
 C, top, KINDS = model.config.n_embd, model.config.n_layer, ("other", "capital")
 parts = vars(split_messages(load_messages(DATA), balance=True)).values()
-split, said = Split(*([by_rule(message) for message in part] for part in parts)), []
+split = Split(*([by_rule(message) for message in part] for part in parts))
 LABEL = HeadConfig("label", labels=("ham", "spam"))
 LENGTH = HeadConfig("length", "regression", ("characters",))
 WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
 NEXT = HeadConfig("next", "language", gradient=False)  # GPT-2's own head, kept
 four = Classifier.on_base(MODEL, heads=[LABEL, LENGTH, WORDS, NEXT])
 encoded, _ = four.encode([message.text for message in split.test[:8]])
-outputs, _ = four.batch_outputs(four.texts(encoded, say=said.append), range(8))
+outputs, _ = four.batch_outputs(four.texts(encoded), range(8))
 for h in four.description.heads:
     print(f"{h.name:<7}{h.task:<21}behind block {h.layer}: {tuple(outputs[h.name].shape)}")
 show(outputs_from)
@@ -75,9 +75,9 @@ def trained(*heads, **changes):
     config = TrainConfig(epochs=3, lr=0.256 / C, **changes)  # few epochs, so a high rate
     made = Classifier.on_base(MODEL, heads=heads)
     with TemporaryDirectory() as run:
-        finetune(made, split, config, Path(run), quiet=True, say=said.append)
+        finetune(made, split, config, Path(run))
         made = Classifier.load(Path(run) / "last.safetensors")  # the last epoch, chosen by nothing
-    labelled = [to_labelled(made, part, say=said.append) for part in (split.train, split.test)]
+    labelled = [to_labelled(made, part) for part in (split.train, split.test)]
     scores = [loss_and_scores(made, part)[1].items() for part in labelled]
     return made, *({name: score.main for name, score in part} for part in scores)
 
@@ -86,7 +86,7 @@ sizes, losses = torch.tensor([message.label["length"] for message in split.train
 SCALED = replace(LENGTH, center=(sizes.mean().item(),), scale=(sizes.std().item(),))
 for head in (LABEL, LENGTH, SCALED):
     one = Classifier.on_base(MODEL, heads=[head])
-    losses.append(loss_and_scores(one, to_labelled(one, split.train[:32], say=said.append))[0])
+    losses.append(loss_and_scores(one, to_labelled(one, split.train[:32]))[0])
     print(f"{head.name:<7} loss before training {losses[-1]:>9.2f}")
 alone, drowned = trained(LABEL), trained(LABEL, LENGTH)
 balanced = trained(LABEL, LENGTH, balance_losses=True)
@@ -109,7 +109,7 @@ print("checked: in raw units the louder head wins; balanced, it does not")
 # %%
 looking = trained(LABEL, replace(SCALED, gradient=False))
 together, words, length = trained(LABEL, SCALED, WORDS, NEXT), trained(WORDS)[2], trained(SCALED)[2]
-own = loss_and_scores(four, to_labelled(four, split.test, say=said.append))[1]["next"].main
+own = loss_and_scores(four, to_labelled(four, split.test))[1]["next"].main
 for name, score in {**alone[2], **length, **words, "next": own}.items():
     print(f"{name:<7}alone {score:.3f}   together {together[2][name]:.3f}")
 

@@ -74,8 +74,8 @@ print(f"checked: {count:,} for 124M, and the ledger's count by the same formula"
 # `head=True` asks for the book's way. Both alone, then blocks. The seconds are your machine's:
 
 # %% tags=["clock"]
-LR, said, folder = 1e-3 * 256 / C, [], TemporaryDirectory()  # said: what functions tell
-split = split_messages([m for m in load_messages(DATA) if len(m.text) <= 120], say=said.append)
+LR, folder = 1e-3 * 256 / C, TemporaryDirectory()
+split = split_messages([m for m in load_messages(DATA) if len(m.text) <= 120])
 del split.train[160:]  # to save time
 book = LoRAConfig(rank=16, alpha=16, matrices=(), head=True)  # blocks are left as they are
 ways = {f"book's head, {n} LR": (book, 0) for n in (1, 4)}  # LoRA, and blocks that train whole
@@ -86,7 +86,7 @@ ways["LoRA 4, every block, 4 LR"] = LoRAConfig(rank=4, alpha=4), 0
 for name, (lora, blocks) in ways.items():
     began, way = time.perf_counter(), Classifier.on_base(MODEL, labels, lora=lora)
     config = TrainConfig(n_last_blocks=blocks, lr=int(name[-4]) * LR, epochs=3)
-    history = finetune(way, split, config, run := Path(folder.name), quiet=True, say=said.append)
+    history = finetune(way, split, config, run := Path(folder.name))
     ways[name] = way, history[-1].train_loss, (run / "best.safetensors").stat().st_size / 1000
     print(f"{name:<26}{time.perf_counter() - began:6.1f} s")
 
@@ -95,7 +95,7 @@ trained, bars, ends = {}, {}, {}
 print(f"{'trained':>33}     kB  blocks a step  last epoch's training loss  accuracy, 95 % interval")
 for name, (way, loss, size) in ways.items():
     count = trained[name] = sum(p.numel() for p in way.model.parameters() if p.requires_grad)
-    test = evaluate_classifier(way, split.test, say=said.append)
+    test = evaluate_classifier(way, split.test)
     low, high = ends[name] = [100 * end for end in test.interval]
     print(f"{name:<25}{count:>8,}{size:>7,.0f}{L - frozen_depth(way.model)[0]:>15}", end="")
     print(f"{loss:>28.2f}{100 * test.accuracy:>8.1f} %, {low:.0f} to {high:.0f}")

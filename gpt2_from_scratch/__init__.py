@@ -40,7 +40,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "class_logits",
             "finetune",
             "format_ledger",
-            "format_scores",
             "generate_with_heads",
             "ledger",
             "pad_right",

@@ -3,12 +3,14 @@
 
 # %%
 import csv
+import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from gpt2_from_scratch import DataConfig, GPT2Error, Message, load_messages, split_messages
+from gpt2_from_scratch.progress import log_to
 
 messages = load_messages("demo")
 LINES = [
@@ -33,10 +35,10 @@ try:
     raise AssertionError("it should have stopped")
 except GPT2Error as error:
     print(error)
-told: list[str] = []
-split = split_messages(both, on_error="skip", say=told.append)
+log_to(told := io.StringIO())
+split = split_messages(both, on_error="skip")
 kept = {message.text for part in (split.train, split.val, split.test) for message in part}
-assert "Call me back" not in kept and "Call me back" in told[0]
+assert "Call me back" not in kept and "Call me back" in told.getvalue()
 assert len(kept) == len({message.text for message in messages})
 
 # %% [markdown]

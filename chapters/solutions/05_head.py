@@ -69,8 +69,6 @@ with TemporaryDirectory() as folder:
         TrainConfig(epochs=2, lr=1e-3),
         balance=True,
         cache=False,
-        quiet=True,
-        say=lambda line: None,
     )
 always = counts["other"] / sum(counts.values())
 low, high = scores.interval

@@ -15,7 +15,7 @@ train = split_messages(load_messages("demo")).train[:120]
 answers = torch.tensor([message.label == "spam" for message in train]).long()
 classifier = Classifier.on_base("mini", ["ham", "spam"])
 set_trainable(classifier.model, n_last_blocks=0, final_norm=False)
-texts = classifier.texts(classifier.encode([m.text for m in train])[0], say=lambda line: None)
+texts = classifier.texts(classifier.encode([m.text for m in train])[0])
 x, lengths = texts.batch(range(len(train)))
 states = pool(classifier.model.ln_f(x), lengths, "last_token").detach()
 

@@ -26,7 +26,7 @@ part = split.train[::2]
 labels = torch.tensor([LABELS.index(message.label) for message in part])
 frozen, means = Classifier.on_base("mini", LABELS), {}
 set_trainable(frozen.model)
-texts = frozen.texts(frozen.encode([m.text for m in part])[0], say=lambda line: None)
+texts = frozen.texts(frozen.encode([m.text for m in part])[0])
 for forget in (False, True):
     classifier = Classifier.on_base("mini", LABELS)
     set_trainable(classifier.model)

@@ -28,8 +28,6 @@ with TemporaryDirectory() as folder:
         TrainConfig(epochs=4),
         balance=True,
         cache=False,
-        quiet=True,
-        say=lambda line: None,
     )
 answers = classifier.predict([message.text for message in split.test])
 p_spam = np.array([answer.probabilities["spam"] for answer in answers])

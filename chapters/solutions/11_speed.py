@@ -64,7 +64,7 @@ torch.testing.assert_close(by_keys.softmax(0), carried_back.softmax(0), atol=1e-
 # zero there and stays. As no answer depends on the key bias, the losses agree.
 
 # %%
-kept = ours.texts(encoded, say=lambda _: None)
+kept = ours.texts(encoded)
 start = ours.model.blocks[-1].attn.c_attn.bias.detach().clone()
 losses: dict[str, list[float]] = {"textbook": [], "ours": []}
 moved = {}

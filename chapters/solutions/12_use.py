@@ -22,7 +22,7 @@ from gpt2_from_scratch import (
 from gpt2_from_scratch.storage.paths import model_folder
 
 ROOM = TemporaryDirectory()
-room, how = Path(ROOM.name), {"quiet": True, "cache": False, "say": lambda _: None}
+room, how = Path(ROOM.name), {"cache": False}
 run, classifier, _ = train_classifier(
     "mini", "demo", room / "run", TrainConfig(epochs=1, seed=1), **how
 )

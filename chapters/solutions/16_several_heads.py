@@ -14,7 +14,6 @@ from gpt2_from_scratch.classifier.heads import outputs_from
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
 
-said = []
 parts = vars(split_messages(load_messages("demo"))).values()
 split = Split(
     *(
@@ -38,7 +37,7 @@ half = [
     for n, m in enumerate(split.train)
 ]
 both = Classifier.on_base("mini", heads=[LABEL, LENGTH])
-targets = to_labelled(both, half, say=said.append).targets
+targets = to_labelled(both, half).targets
 counted = {name: int(found.counts.sum()) for name, found in targets.items()}
 print(f"{len(half)} messages: {counted}")
 assert counted == {"label": len(half) // 2, "length": len(half)}
@@ -59,9 +58,9 @@ for gradient in (False, True):
     heads = [LABEL, HeadConfig("next", "language", gradient=gradient)]
     made = Classifier.on_base("mini", heads=heads)
     with TemporaryDirectory() as run:
-        finetune(made, small, config, Path(run), quiet=True, say=said.append)
+        finetune(made, small, config, Path(run))
         made = Classifier.load(Path(run) / "last.safetensors")
-    scores = loss_and_scores(made, to_labelled(made, small.test, say=said.append))[1]
+    scores = loss_and_scores(made, to_labelled(made, small.test))[1]
     guessed[gradient] = scores["next"].nats_per_token
     print(
         f"next pulls: {gradient!s:<5}  {guessed[gradient]:.3f} nats a token, "

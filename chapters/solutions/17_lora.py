@@ -14,7 +14,7 @@ from gpt2_from_scratch.runs.recipes import finetune
 
 LABELS = ["ham", "spam"]
 short = [message for message in load_messages("demo") if len(message.text) <= 120]
-split = split_messages(short, say=lambda line: None)
+split = split_messages(short)
 LR = 1e-3
 
 # %% [markdown]
@@ -60,9 +60,7 @@ def train(lora, n_last_blocks, lr):
     classifier = Classifier.on_base("mini", LABELS, lora=lora)
     config = TrainConfig(n_last_blocks, lr=lr, epochs=3)
     with TemporaryDirectory() as folder:
-        history = finetune(
-            classifier, split, config, Path(folder), quiet=True, say=lambda line: None
-        )
+        history = finetune(classifier, split, config, Path(folder))
     return classifier, history[-1].train_loss
 
 

@@ -18,11 +18,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "set_trainable",
             "trainable_names",
         ],
-        "classifier": ["Classifier", "predict_stream"],
+        "classifier": ["Classifier", "Prediction"],
         "saving": ["Description"],
-        "tasks.score_tables": ["format_scores"],
         "train": [
             "Epoch",
+            "TrainingRun",
             "best_epoch",
             "finetune",
             "freeze",
@@ -30,6 +30,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "rate_factor",
             "to_labelled",
         ],
-        "generate": ["generate_with_heads"],
+        "generate": ["GeneratedText", "generate_with_heads"],
     },
 )

@@ -1,16 +1,19 @@
 """A text classifier on GPT-2: what it is made of, and how it answers.
 
 With one head that chooses a class it is the lecture's. With other heads it tags words, extracts
-spans, predicts values, or does several of these in one pass.
+answers, predicts values, or does several of these in one pass. There are two routes from texts to
+outputs: `texts` and `batch_outputs` for training, with gradients; `outputs` for answering, without.
 
-B texts, T tokens of the longest, C = n_embd, K outputs of a head, N texts in all.
+B texts in a batch, N texts in all, T tokens of the longest, C = n_embd, K outputs of a head.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +29,8 @@ from gpt2_from_scratch.classifier.heads import (
 )
 from gpt2_from_scratch.classifier.saving import (
     Description,
+    added_names,
     assemble,
-    own_names,
     put_tensors,
     read_classifier,
     refuse_other_base,
@@ -35,8 +38,9 @@ from gpt2_from_scratch.classifier.saving import (
     write_classifier,
 )
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
-from gpt2_from_scratch.classifier.tasks.predictions import Prediction, answers
-from gpt2_from_scratch.data.messages import check_on_error, has_halves
+from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.task import Batch
+from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.lora import LoRALinear, merge_lora, unmerge_lora
@@ -58,24 +62,83 @@ from gpt2_from_scratch.storage.paths import MODELS, model_folder, model_name
 
 log = logging.getLogger(__name__)
 
+BATCH = 32  # texts in a padded batch without gradients
+FIRST, LARGEST = 64, 4096  # texts in a window of a stream: few at first, so that answers come soon
+CHARACTERS = 4_000_000  # in a window, whatever the number of texts
+REMEMBERED = 65_536  # distinct texts whose answers a stream keeps, about 50 MB
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The heads' answers for one text, and how the text was read."""
+
+    answers: dict[str, Any]  # {head's name: an Answer}
+    n_tokens: int
+    truncated: bool  # the text was longer than the classifier reads
+    empty: bool  # the text was only white space, and was read as one <|endoftext|>
+    replaced: bool  # the text contained halves of characters (lone surrogates), read as U+FFFD
+
+    @property
+    def answer(self) -> Any:
+        """The first head's answer; usually the only one."""
+        return next(iter(self.answers.values()))
+
+    @property
+    def label(self) -> str:
+        """The label, if the first head chooses one."""
+        return self.answer.label
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each label, if the first head has labels."""
+        return self.answer.probabilities
+
+    def at_threshold(self, label: str, threshold: float) -> "Prediction":
+        """Let the first head choose `label` from a probability of `threshold` on."""
+        name, choice = next(iter(self.answers.items()))
+        return replace(self, answers=self.answers | {name: choice.at_threshold(label, threshold)})
+
+    def as_json(self, number: int) -> str:
+        """Format as one JSON object on one line; of several heads, each under its name."""
+        answers = {name: answer.as_dict() for name, answer in self.answers.items()}
+        found = self.answer.as_dict() if len(answers) == 1 else answers
+        reading = {key: value for key, value in vars(self).items() if key != "answers"}
+        return json.dumps({"number": number} | found | reading)
+
+    def in_words(self, text: str) -> str:
+        """Format as one line: the answers, what is special about the text, and its beginning."""
+        answers = [f"{name}: {answer.in_words()}" for name, answer in self.answers.items()]
+        found = "; ".join(answers) if len(answers) > 1 else self.answer.in_words()
+        marks = {"cut": self.truncated, "empty": self.empty, "replaced": self.replaced}
+        marked = "".join(f"({mark}) " for mark, is_set in marks.items() if is_set)
+        return f"{found}  {marked}{on_one_line(text):.80}"
+
 
 class Classifier:
-    """GPT-2 with its heads, its tokenizer, and a description of all that is not weights."""
+    """GPT-2 with its heads, its tokenizer, and a description of everything that is not a weight.
+
+    `dtype` is the precision of the frozen blocks' arithmetic and features; what is trainable stays
+    float32. `store` caches the features of texts prepared by `texts`; without one they are kept in
+    memory.
+    """
 
     def __init__(
         self,
         model: GPT2,
         tokenizer: Tokenizer,
         description: Description,
+        *,
         dtype: torch.dtype = torch.float32,
+        store: FeatureStore | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.description = description
-        self.dtype = dtype  # of frozen blocks' arithmetic and features; what trains stays float32
+        self.dtype = dtype
+        self.store = store
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
-        self._changed = own_names(model)  # what the base does not have as it is here
+        self._changed = added_names(model)  # parameters that the base lacks or has otherwise
 
     @classmethod
     def on_base(
@@ -90,18 +153,19 @@ class Classifier:
         pad_to: int | None = None,
         causal_mask: bool = True,
         seed: int = 123,
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        store: FeatureStore | None = None,
     ) -> "Classifier":
-        """A classifier on the pretrained model `base`, its heads still random (drawn with `seed`).
+        """Make a classifier on the pretrained model `base`; its heads are random, drawn with `seed`.
 
-        `labels` and `pooling` make one linear head that chooses a label; `heads` are for all else.
-        Raises CheckpointError when the base cannot be loaded, UsageError for fewer than two labels,
-        a label twice, an unknown pooling, a layer the model does not have, or `max_tokens` outside
-        1 to n_ctx.
+        `labels` and `pooling` describe one linear head that chooses a label; `heads` are for
+        everything else. Raises CheckpointError if the base cannot be loaded, UsageError for fewer
+        than two labels, equal labels, an unknown pooling, a layer that the model does not have, or
+        `max_tokens` outside 1 to n_ctx.
         """
         heads = heads or [HeadConfig(labels=tuple(labels), pooling=pooling)]
-        folder = model_folder(base)
-        model, tokenizer = load_gpt2(base), Tokenizer(folder)
+        model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
         description = Description(
             model_name(base),
             base_sha256(model, tokenizer),
@@ -112,23 +176,29 @@ class Classifier:
             causal_mask,
         )
         assemble(description, model, tokenizer, seed)
-        return cls(model, tokenizer, description, dtype)
+        return cls(model, tokenizer, description, dtype=dtype, store=store).to(device)
 
     @classmethod
     def load(
-        cls, path: str | Path, base: str | Path | None = None, *, dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        base: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        store: FeatureStore | None = None,
     ) -> "Classifier":
-        """Load a saved classifier: a file, or a run's folder, whose `best.safetensors` is taken.
+        """Load a saved classifier: a file, or a run's folder, of which `best.safetensors` is taken.
 
-        `base` says where its base model lies when that is not one of the known names. Raises
-        CheckpointError for a damaged file, one that its run's manifest has otherwise, or a base
-        with other weights than it was trained on.
+        `base` is the folder of its base model if that is not one of the known names. Raises
+        CheckpointError for a damaged file, one that differs from its run's manifest, or a base with
+        other weights than it was trained on.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(
-                f"{path} was trained on a model in {description.base}; say where it lies with --model"
+                f"{path} was trained on a model in {description.base}; name its folder with --model"
             )
         base = description.base if base is None else base
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
@@ -137,18 +207,30 @@ class Classifier:
             assemble(description, model, tokenizer)
         except UsageError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from None
-        classifier = cls(model, tokenizer, description, dtype)
+        classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
         model.requires_grad_(False)
         put_tensors(tensors, dict(model.named_parameters()), classifier._changed, path)
         classifier._changed |= tensors.keys()
-        return classifier
+        return classifier.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.wte.weight.device
+
+    def to(self, device: torch.device | str) -> "Classifier":
+        """Move the model to a device, in place."""
+        self.model.to(device)
+        return self
+
+    # --- heads trained elsewhere, LoRA, saving ---
 
     def attach(self, path: str | Path) -> None:
-        """Add heads that were trained elsewhere on the same base, which stayed as it was there.
+        """Add heads that were trained elsewhere on the same, unchanged base.
 
-        Raises CheckpointError for another base, and where more than heads was trained, there or
-        here: they would read states they were not trained on; also where texts are cut or padded
-        otherwise. UsageError for a name that is taken.
+        Raises CheckpointError for another base, for one that was changed there or here (the heads
+        would read states they were not trained on), and if texts are cut or padded otherwise;
+        UsageError for a name that is taken.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
@@ -161,7 +243,7 @@ class Classifier:
         own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
         put_tensors(tensors, own, set(own), path)
         put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
-        self.description, self._changed = together, own_names(self.model)
+        self.description, self._changed = together, added_names(self.model)
 
     def _refuse_to_attach(
         self, path: Path, description: Description, tensors: Mapping[str, Tensor]
@@ -172,31 +254,31 @@ class Classifier:
             if there != here:
                 raise CheckpointError(f"{path} has {name} = {there}, this one {here}")
         if others := sorted(name for name in tensors if not name.startswith("head.")):
-            raise CheckpointError(f"{path} changes {others[0]} too: only heads can be attached")
-        # adapters of a head too: once saved, they would be looked for in the others
-        heads = {n for n in own_names(self.model) if not n.endswith(("lora_A", "lora_B"))}
-        if others := sorted((self._changed | own_names(self.model)) - heads):
+            raise CheckpointError(f"{path} changes {others[0]} too; only heads can be attached")
+        # a head's adapters count too: once saved, they would be looked for in the other heads
+        heads = {n for n in added_names(self.model) if not n.endswith(("lora_A", "lora_B"))}
+        if others := sorted((self._changed | added_names(self.model)) - heads):
             raise CheckpointError(
-                f"{others[0]} was trained here, so {path} would read other states"
+                f"{others[0]} was trained here, so the heads of {path} would read other states"
             )
 
     def merge(self) -> None:
-        """Put LoRA's products into the weights it adapts: quicker, and the same answers to 1e-5.
+        """Add LoRA's products to the weights they adapt: faster, with the same answers to 1e-5.
 
-        `save` and training need them apart: `unmerge`.
+        `save` and training need them separate: `unmerge`.
         """
         self._merged |= merge_lora(self.model)
 
     def unmerge(self) -> None:
-        """Take the products out again."""
+        """Take the products out of the weights again."""
         unmerge_lora(self.model, self._merged)
         self._merged = {}
 
     def save(self, path: Path) -> None:
-        """Write all that ever trained and the description to one safetensors file, atomically."""
+        """Write everything that was ever trained, and the description, to one file, atomically."""
         if self._merged:
-            raise UsageError("LoRA is merged into the weights: unmerge() before saving")
-        # once trained, always kept: a block frozen again later still differs from the base
+            raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
+        # once trained, always saved: a block that is frozen again still differs from the base
         self._changed |= set(trainable_names(self.model))
         tensors = {
             name: parameter
@@ -205,169 +287,190 @@ class Classifier:
         }
         write_classifier(path, self.description, tensors)
 
+    # --- from texts to outputs: training ---
+
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of each text as this classifier reads it, and whether the text was cut."""
+        """Return each text's token ids as this classifier reads it, and whether it was cut."""
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
-    def texts(
-        self, encoded: Sequence[Sequence[int]], *, store: FeatureStore | None = None
-    ) -> Texts:
-        """Encoded texts where what trains takes them up: behind the frozen blocks, if there are any.
+    def texts(self, encoded: Sequence[Sequence[int]]) -> Texts:
+        """Prepare encoded texts for training: run the frozen blocks on them, once, if there are any.
 
-        Says why, where something other than training keeps frozen blocks from being computed once.
-        Raises DataError for ids that the model does not have.
+        Logs why, if a frozen block has to be computed again at each use. Raises DataError for ids
+        that the model does not have.
         """
         check_ids(encoded, self.model.config.n_vocab)
         depth, reason = frozen_depth(self.model)
-        if self._batch_mates_count:
-            depth, reason = 0, "what is read depends on the texts beside"
+        if self._reads_batch_padding:
+            depth, reason = 0, "the pooled position depends on the other texts in the batch"
         self._refuse_mask(depth)
         if reason:
-            log.warning(f"frozen blocks behind {depth} are computed again at each use: {reason}")
+            log.warning(f"frozen blocks after {depth} are computed again at each use: {reason}")
         depth = min(depth, *self._layers_read)
         if depth == 0:
-            return Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
-        return Features(self._trunk(depth), self._padded(encoded), dtype=self.dtype, store=store)
+            return self._embedded(encoded)
+        return Features(
+            self._trunk(depth), self._padded(encoded), dtype=self.dtype, store=self.store
+        )
 
     def batch_outputs(
         self, texts: Texts, numbers: Sequence[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Outputs of each head for one batch of texts, by their numbers, with gradients.
+        """Compute each head's outputs for some of the prepared texts, with gradients.
 
-        {name: (B, K) or (B, T, K)}, and lengths (B,).
+        Returns {name: (B, K) or (B, T, K)}, and lengths (B,).
         """
         x, lengths = texts.batch(numbers)
         heads = self.description.heads
         return outputs_from(self.model, heads, texts.depth, x, lengths), lengths
 
     def batch_logits(self, texts: Texts, numbers: Sequence[int]) -> Tensor:
-        """The first head's outputs for one batch of texts, by their numbers, with gradients."""
+        """Compute the first head's outputs for some of the prepared texts, with gradients."""
         return self.batch_outputs(texts, numbers)[0][self.description.head.name]
 
+    # --- from texts to outputs: answering ---
+
     @torch.no_grad()
-    def all_logits(self, texts: Texts) -> Tensor:
-        """The first head's outputs for all texts, in their order, on the CPU: (N, K) float32.
+    def outputs(
+        self, texts: Texts | Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+        """Compute each head's outputs for all texts, without gradients.
 
-        Raises UsageError for a head that answers for every token.
+        Texts prepared by `texts` are read from there. Of token ids, equal ones are computed once,
+        and the frozen blocks compute each distinct beginning once.
+
+        Yields, per batch: the numbers of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
-        self._refuse_many_rows()
         self.model.eval()
-        found = {
-            n: out
-            for batch in by_length(texts.encoded, 32)
-            for n, out in zip(batch, self.batch_logits(texts, batch).cpu(), strict=True)
-        }
-        return self._stacked([found[n] for n in range(len(found))])
+        if not isinstance(texts, (Features, Embedded)):
+            check_ids(texts, self.model.config.n_vocab)
+            heads = self.description.heads
+            top = blocks_read(heads, self.model)
+            depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
+            self._refuse_mask(depth)
+            if depth > 0 and not self._reads_batch_padding:
+                yield from self._packed_outputs(texts, depth)
+                return
+            texts = self._embedded(texts)
+        for numbers in by_length(texts.encoded, BATCH):
+            yield numbers, *self.batch_outputs(texts, numbers)
 
-    def logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """The first head's outputs for texts that are read once: in order, on the CPU, (N, K).
+    def _packed_outputs(
+        self, encoded: Sequence[Sequence[int]], depth: int
+    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+        """Run the first blocks packed, without padding, and the others on rectangles of texts."""
+        same: dict[tuple[int, ...], list[int]] = {}  # the numbers of equal texts
+        for n, ids in enumerate(self._padded(encoded)):
+            same.setdefault(tuple(ids), []).append(n)
+        distinct, trunk = list(same), self._trunk(depth)
+        for batch in batches(distinct, trunk.tokens):
+            packed = trunk.pack([distinct[n] for n in batch])
+            states = trunk(packed)
+            for r in packed.rectangles:
+                heads, x = self.description.heads, states[r.rows]
+                outputs = outputs_from(self.model, heads, depth, x, r.lengths)
+                copies = [same[distinct[batch[n]]] for n in r.texts]
+                rows = [row for row, each in enumerate(copies) for _ in each]
+                numbers = [n for each in copies for n in each]
+                yield numbers, {name: out[rows] for name, out in outputs.items()}, r.lengths[rows]
 
-        Raises DataError for ids that the model does not have, UsageError for a head that answers
-        for every token.
+    def logits(self, texts: Texts | Sequence[Sequence[int]]) -> Tensor:
+        """Compute the first head's outputs for all texts, in their order, on the CPU: (N, K).
+
+        Raises UsageError if the head answers for every token.
         """
-        self._refuse_many_rows()
-        rows = [torch.empty(0)] * len(encoded)
-        for numbers, outputs in self._passes(encoded):
-            for n, row in zip(numbers, outputs[self.description.head.name].cpu(), strict=True):
-                rows[n] = row
-        return self._stacked(rows)
+        head = self.description.head
+        if not head.reads_one_state:
+            raise UsageError(f"head {head.name!r} answers for every token; use outputs or predict")
+        rows: dict[int, Tensor] = {}
+        for numbers, outputs, _ in self.outputs(texts):
+            rows |= zip(numbers, outputs[head.name].cpu(), strict=True)
+        if not rows:
+            return torch.empty(0, head.n_outputs or self.model.config.n_embd)
+        return torch.stack([rows[n] for n in range(len(rows))])
 
     def predict(self, texts: Sequence[str], *, on_error: str = "stop") -> list[Prediction | None]:
-        """Answers for texts of any length, the empty one included, in the texts' order.
+        """Answer texts of any length, the empty one included, in their order.
 
-        Raises DataError when one of them is not a string; with `on_error="skip"` its answer is
-        None.
+        Raises DataError if one is not a string; with `on_error="skip"` its prediction is None.
         """
         check_on_error(on_error)
         if not isinstance(texts, (str, Sequence)):  # a generator, a pandas column
             texts = list(texts)
-        if on_error == "stop" or isinstance(texts, str):
-            return [*self._predict(texts)]
-        found = iter(self._predict([text for text in texts if isinstance(text, str)]))
-        return [next(found) if isinstance(text, str) else None for text in texts]
-
-    def _predict(self, texts: Sequence[str]) -> list[Prediction]:
-        encoded, truncated = self.encode(texts)
-        found: list[dict] = [{} for _ in texts]
-        for numbers, outputs in self._passes(encoded):
-            some = [texts[n] for n in numbers], [encoded[n] for n in numbers]
-            for head in self.description.heads:
-                told = answers(head, outputs[head.name], *some, self.tokenizer)
-                for n, answer in zip(numbers, told, strict=True):
-                    found[n][head.name] = answer
-        return [
-            Prediction(answer, len(ids), cut, empty=not text.strip(), replaced=has_halves(text))
-            for answer, ids, cut, text in zip(found, encoded, truncated, texts, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _passes(
-        self, encoded: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """(numbers of texts, each head's outputs for them), batch by batch, equal texts together."""
-        check_ids(encoded, self.model.config.n_vocab)
-        self.model.eval()
-        heads = self.description.heads
-        top = blocks_read(heads, self.model)
-        depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
-        self._refuse_mask(depth)
-        if self._batch_mates_count or depth <= 0:
-            texts = Embedded(self.model, encoded, self._pad_id, self.description.pad_to)
-            for batch in by_length(encoded, 32):
-                yield batch, self.batch_outputs(texts, batch)[0]
-            return
-        trunk = self._trunk(depth)
-        same: dict[tuple[int, ...], list[int]] = {}  # equal texts are computed once
-        for n, ids in enumerate(self._padded(encoded)):
-            same.setdefault(tuple(ids), []).append(n)
-        distinct = list(same)
-        for numbers in batches(distinct, trunk.tokens):
-            packed = trunk.pack([distinct[n] for n in numbers])
-            states = trunk(packed)
-            for r in packed.rectangles:
-                outputs = outputs_from(self.model, heads, depth, states[r.rows], r.lengths)
-                copies = [same[distinct[numbers[n]]] for n in r.texts]
-                rows = [row for row, each in enumerate(copies) for _ in each]
-                yield [n for each in copies for n in each], {k: v[rows] for k, v in outputs.items()}
-
-    def _refuse_mask(self, depth: int) -> None:
-        if not self.description.causal_mask and depth < max(self._layers_read) - 1:
-            raise UsageError("without the causal mask all blocks but the last must be frozen")
-
-    def _refuse_many_rows(self) -> None:
-        head = self.description.head
-        if not head.reads_one_state:
-            raise UsageError(
-                f"head {head.name!r} answers for every token: use batch_outputs or predict"
+        strings = texts
+        if on_error == "skip" and not isinstance(texts, str):
+            strings = [text for text in texts if isinstance(text, str)]
+        encoded, cut = self.encode(strings)
+        answers: list[dict[str, Any]] = [{} for _ in strings]
+        for numbers, outputs, _ in self.outputs(encoded):
+            batch = Batch(
+                [strings[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
             )
+            for head in self.description.heads:
+                found = TASKS[head.task].answers(head, outputs[head.name], batch)
+                for n, answer in zip(numbers, found, strict=True):
+                    answers[n][head.name] = answer
+        predictions = (
+            Prediction(found, len(ids), was_cut, empty=not text.strip(), replaced=has_halves(text))
+            for found, ids, was_cut, text in zip(answers, encoded, cut, strings, strict=True)
+        )
+        return [next(predictions) if isinstance(text, str) else None for text in texts]
 
-    def _stacked(self, rows: list[Tensor]) -> Tensor:
-        width = self.description.head.n_outputs or self.model.config.n_embd
-        return torch.stack(rows) if rows else torch.empty(0, width)
+    def predict_stream(
+        self, texts: Iterable[str], *, on_error: str = "stop"
+    ) -> Iterator[tuple[str, Prediction | None]]:
+        """Answer any number of texts in flat memory, as they come: yield (text, prediction).
 
-    @property
-    def _pad_id(self) -> int:
-        return self.tokenizer.end_of_text_id
+        Texts are taken in windows, within which they are sorted for speed. The answers of the
+        65,536 distinct texts seen last are remembered. Raises DataError for what is not a string;
+        with `on_error="skip"` its prediction is None.
+        """
+        check_on_error(on_error)
+        if isinstance(texts, str):  # it would be taken for a list of letters
+            raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
+        known: dict[bytes, Prediction | None] = {}  # those seen last are at its end
+        for window in _windows(texts, on_error):
+            keys = [_key(text) for text in window]
+            seen = dict(zip(keys, window, strict=True))
+            new = {key: text for key, text in seen.items() if key and key not in known}
+            now = dict(zip(new, self.predict(list(new.values())), strict=True))
+            now |= {key: known.pop(key) for key in seen if key in known}
+            known |= now
+            yield from ((text, now.get(key)) for key, text in zip(keys, window, strict=True))
+            for key in list(known)[: max(0, len(known) - REMEMBERED)]:
+                del known[key]
+
+    # --- the frozen blocks ---
 
     @property
     def _layers_read(self) -> list[int]:
         return [layer_read(head, self.model) for head in self.description.heads]
 
     @property
-    def _batch_mates_count(self) -> bool:
-        """Whether an answer depends on how far the texts beside reach."""
-        read = {h.pooling for h in self.description.heads if h.reads_one_state}
-        return bool(read & {*OF_PADS}) and self.description.pad_to is None
+    def _reads_batch_padding(self) -> bool:
+        """Whether an answer depends on the length of the other texts in the batch."""
+        poolings = {h.pooling for h in self.description.heads if h.reads_one_state}
+        return bool(poolings & {*OF_PADS}) and self.description.pad_to is None
+
+    def _refuse_mask(self, depth: int) -> None:
+        if not self.description.causal_mask and depth < max(self._layers_read) - 1:
+            raise UsageError("without the causal mask all blocks but the last must be frozen")
+
+    def _embedded(self, encoded: Sequence[Sequence[int]]) -> Embedded:
+        pad_id, pad_to = self.tokenizer.end_of_text_id, self.description.pad_to
+        return Embedded(self.model, encoded, pad_id, pad_to)
 
     def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """With their pads, where one of these is what is read."""
+        """With padding, if that is what is read."""
         if self.description.pad_to is None:
             return encoded
-        return pad_batch(encoded, self._pad_id, self.description.pad_to)[0].tolist()
+        return pad_batch(encoded, self.tokenizer.end_of_text_id, self.description.pad_to)[
+            0
+        ].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        """The first blocks; made anew only when something about them changed."""
-        dtype = arithmetic(self.dtype, self.model.wte.weight.device)
+        """The first blocks; made anew only if something about them changed."""
+        dtype = arithmetic(self.dtype, self.device)
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
         weights = (parameter for part in parts for parameter in part.parameters())
         made_of = depth, dtype, *((p.data_ptr(), p._version) for p in weights)
@@ -377,40 +480,8 @@ class Classifier:
         return self._made[1]
 
 
-# --- Classifying any number of texts in flat memory, as they come. ---
-
-
-FIRST, LARGEST = 64, 4096  # texts in a window: few at first, so that answers begin to come at once
-CHARACTERS = 4_000_000  # in a window, whatever the number of texts
-REMEMBERED = 65_536  # distinct texts whose answers are kept, about 50 MB
-
-
-def predict_stream(
-    classifier: Classifier, texts: Iterable[str], *, on_error: str = "stop"
-) -> Iterator[tuple[str, Prediction | None]]:
-    """(text, answer) of each text, in their order, each computed once.
-
-    Texts are taken up in windows, inside of which they are sorted for speed; the answers of the
-    65,536 distinct texts met last are remembered. Raises DataError for what is not a string; with
-    `on_error="skip"` its answer is None.
-    """
-    check_on_error(on_error)
-    if isinstance(texts, str):  # it would be taken for a list of letters
-        raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
-    known: dict[bytes, Prediction | None] = {}
-    for window in _windows(texts, on_error):
-        keys = [_key(text) for text in window]
-        new = {key: text for key, text in zip(keys, window, strict=True)}
-        new = {key: text for key, text in new.items() if key and key not in known}
-        answers = dict(zip(new, classifier.predict(list(new.values())), strict=True))
-        answers |= {key: known.pop(key) for key in dict.fromkeys(keys) if key in known}
-        known |= answers  # those met now stand last
-        yield from ((text, answers.get(key)) for key, text in zip(keys, window, strict=True))
-        for key in list(known)[: max(0, len(known) - REMEMBERED)]:
-            del known[key]
-
-
 def _windows(texts: Iterable[str], on_error: str) -> Iterator[list[str]]:
+    """Cut a stream into windows that grow from FIRST to LARGEST texts."""
     window: list[str] = []
     size, characters = FIRST, 0
     for number, text in enumerate(texts):
@@ -427,6 +498,7 @@ def _windows(texts: Iterable[str], on_error: str) -> Iterator[list[str]]:
 
 
 def _key(text: str) -> bytes:
+    """A hash to remember a text by; empty for what is not a text."""
     if not isinstance(text, str):
         return b""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

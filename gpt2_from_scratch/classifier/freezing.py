@@ -1,10 +1,11 @@
-"""What trains: nothing is frozen unless it is frozen here, and the ledger shows what is."""
+"""What is trainable: only what is unfrozen here; the ledger shows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from tabulate import tabulate
 from torch import nn
 
 from gpt2_from_scratch.classifier.heads import blocks_read, layers_by_name
@@ -23,14 +24,20 @@ def set_trainable(
     pattern: str = "",
     heads: Sequence[HeadConfig] = (),
 ) -> None:
-    """Freeze everything, then let the head, the last blocks and the final norm train.
+    """Freeze everything, then unfreeze the heads, the last blocks and the final norm.
 
-    `n_last_blocks` goes from 0 (head and norm alone) to n_layer (all but the embeddings); they are
-    the last of those that `heads` read: blocks behind a head that reads in the middle do nothing. A
-    `pattern`, of names with * separated by commas, says it all instead: `head.*,blocks.11.mlp.*`.
-    LoRA that was added trains either way. Of several `heads` those train that are to. Raises
-    UsageError for another number, a pattern that no name fits, and for a head still tied to `wte`,
-    where training one would train the other, unless `heads` say that it is meant.
+    LoRA adapters are always unfrozen.
+
+    Args:
+        n_last_blocks: 0 (head and norm alone) to n_layer (all but the embeddings). They are the
+            last blocks that `heads` read: blocks above a head in the middle do nothing.
+        pattern: parameter names with *, separated by commas, to unfreeze instead of all this:
+            `head.*,blocks.11.mlp.*`.
+        heads: the heads of the model, of which those with `trainable` are unfrozen.
+
+    Raises:
+        UsageError: for another number of blocks, a pattern that fits no name, and for a head that
+            is still tied to `wte` (training one would train the other), unless `heads` names it.
     """
     if not heads and any(p is model.wte.weight for p in model.head.parameters()):
         raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
@@ -43,27 +50,17 @@ def set_trainable(
     if pattern:
         _unfreeze_named(model, pattern)
     else:
-        _unfreeze_heads(model, heads)
-        normed = not heads or any(head.final_norm for head in heads)
-        model.ln_f.requires_grad_(final_norm and normed)
+        frozen = {head.name for head in heads if not head.trainable}
+        for name, part in (layers_by_name(model, heads) if heads else {"": model.head}).items():
+            part.requires_grad_(name not in frozen)
+        model.wte.requires_grad_(False)  # a head for language is tied to it
+        norm_is_read = not heads or any(head.final_norm for head in heads)
+        model.ln_f.requires_grad_(final_norm and norm_is_read)
         for block in model.blocks[top - n_last_blocks : top]:
             block.requires_grad_(True)
-    _unfreeze_lora(model)
-
-
-def _unfreeze_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
-    """The one head, or of several those that are to train."""
-    layers = layers_by_name(model, heads) if heads else {"": model.head}
-    frozen = {head.name for head in heads if not head.trainable}
-    for name, part in layers.items():
-        part.requires_grad_(name not in frozen)
-    model.wte.requires_grad_(False)  # a head for language is tied to it
-
-
-def _unfreeze_lora(model: GPT2) -> None:
     for name, part in model.named_modules():
         if isinstance(part, LoRALinear):
-            if name.startswith("head"):  # adapted heads are frozen themselves: see lora.LoRAConfig
+            if name.startswith("head"):  # an adapted head is frozen itself: see LoRAConfig
                 part.requires_grad_(False)
             part.lora_A.requires_grad_(True)
             part.lora_B.requires_grad_(True)
@@ -74,16 +71,16 @@ def _unfreeze_named(model: GPT2, pattern: str) -> None:
         named = [p for name, p in model.named_parameters() if fnmatchcase(name, wanted.strip())]
         if not named:
             known = ", ".join(name for name, _ in model.named_parameters())
-            raise UsageError(
-                f"no parameter is called {wanted.strip()!r}; there are {known:.300}..."
-            )
+            raise UsageError(f"no parameter is named {wanted.strip()!r}; names: {known:.300}...")
         for parameter in named:
             parameter.requires_grad_(True)
 
 
 def blocks_training(config: TrainConfig, epoch: int) -> int:
-    """How many last blocks train in an epoch, counted from 1: with `unfreeze_every` E, none in the
-    first E epochs, one in the next E, and so on (gradual unfreezing: Howard & Ruder 2018, ULMFiT).
+    """Return the number of last blocks that are trainable in an epoch, counted from 1.
+
+    With `unfreeze_every` E it is 0 in the first E epochs, 1 in the next E, and so on: gradual
+    unfreezing (Howard & Ruder 2018, ULMFiT).
     """
     if not config.unfreeze_every:
         return config.n_last_blocks
@@ -93,19 +90,26 @@ def blocks_training(config: TrainConfig, epoch: int) -> int:
 def parameter_groups(
     model: GPT2, config: TrainConfig, heads: Sequence[HeadConfig] = ()
 ) -> list[dict[str, Any]]:
-    """What trains, for AdamW: {"params", "names", "lr", "weight_decay"} of each rate and decay.
+    """Group the trainable parameters for AdamW: {"params", "names", "lr", "weight_decay"}.
 
-    Head and final norm learn at `lr`; each block at the rate of the part above it divided by
-    `rate_decay`, the embeddings below the first (discriminative rates: ULMFiT has 2.6). Decay is
-    for matrices: pulling biases, norms and positions to 0 would not make the function simpler.
+    Head and final norm have the learning rate `lr`. Each block has that of the part above it
+    divided by `rate_decay`, the embeddings that of the first block divided by it (discriminative
+    rates; ULMFiT divides by 2.6). Only matrices decay: pulling biases, norms and positions to 0
+    would not make the function simpler.
     """
     top = blocks_read(heads, model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr / config.rate_decay ** _parts_above(name, top)
-        decay = config.weight_decay if _decays(name, parameter) else 0.0
+        parts_above = 0
+        if name.startswith("blocks."):
+            parts_above = top - int(name.split(".")[1])
+        elif name.startswith(("wte.", "wpe.")):
+            parts_above = top + 1
+        lr = config.lr / config.rate_decay**parts_above
+        decays = parameter.dim() > 1 and not name.startswith("wpe.")
+        decay = config.weight_decay if decays else 0.0
         group = groups.setdefault(
             (lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
         )
@@ -114,23 +118,13 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _parts_above(name: str, top: int) -> int:
-    if name.startswith("blocks."):
-        return top - int(name.split(".")[1])
-    return top + 1 if name.startswith(("wte.", "wpe.")) else 0
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.dim() > 1 and not name.startswith("wpe.")
-
-
 def frozen_depth(model: GPT2) -> tuple[int, str]:
-    """How many of the first blocks give one output for a text, for ever; and why not more.
+    """Return the number of leading blocks whose output for a text never changes.
 
-    The reason is empty where the next block trains, or there is none.
+    The second value is the reason why it is not more; empty if the next block is trainable.
     """
     if model.wte.weight.requires_grad or model.wpe.weight.requires_grad:
-        return 0, "the embeddings train"
+        return 0, "the embeddings are trainable"
     depth, reason = plain_depth(model)
     for n, block in enumerate(model.blocks[: depth + 1]):
         if any(parameter.requires_grad for parameter in block.parameters()):
@@ -139,49 +133,49 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
 
 
 def plain_depth(model: GPT2) -> tuple[int, str]:
-    """How many of the first blocks do what their weights say and no more; and why not more."""
+    """Return the number of leading blocks that do only what their weights say, and why not more."""
     for name, part in (("wte", model.wte), ("wpe", model.wpe)):
         if type(part) is not nn.Embedding or part._forward_hooks or part._forward_pre_hooks:
             return 0, f"{name} was changed"
     for n, block in enumerate(model.blocks):
         if not is_plain(block):
-            return n, f"blocks.{n} holds a part or a hook that is not GPT-2's"
+            return n, f"blocks.{n} contains a part or a hook that GPT-2 does not have"
     return len(model.blocks), ""
 
 
 def trainable_names(model: nn.Module) -> list[str]:
-    """The names of all parameters that train, in the model's order."""
+    """List the names of the trainable parameters, in the model's order."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def count_trainable(model: nn.Module) -> int:
-    """How many numbers train."""
+    """Count the trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True)
 class LedgerLine:
-    """One part of the model: how many numbers it has, how many of them train, and how."""
+    """The parameters of one part of the model: how many there are, and how they are trained."""
 
     part: str
-    numbers: int
+    parameters: int
     trainable: int
-    lr: float = 0.0  # the highest learning rate; 0 where nothing trains or it was not asked for
+    lr: float = 0.0  # the highest learning rate; 0 if nothing is trainable or without a config
     weight_decay: float = 0.0
-    decayed: int = 0  # numbers that decay
+    decayed: int = 0  # parameters with weight decay
 
     @property
     def state(self) -> str:
-        """`trains`, `frozen`, or `in part`."""
-        return {0: "frozen", self.numbers: "trains"}.get(self.trainable, "in part")
+        """Return `trainable`, `frozen` or `partly`."""
+        return {0: "frozen", self.parameters: "trainable"}.get(self.trainable, "partly")
 
 
 def ledger(
     model: GPT2, config: TrainConfig | None = None, heads: Sequence[HeadConfig] = ()
 ) -> list[LedgerLine]:
-    """Every parameter exactly once, by part: embeddings, each block, final norm, head.
+    """Count every parameter exactly once, by part: embeddings, each block, final norm, head.
 
-    With a `config` its learning rate and weight decay too.
+    With a `config`, the lines also have the learning rate and the weight decay.
     """
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
@@ -210,27 +204,23 @@ def ledger(
 
 
 def format_ledger(lines: list[LedgerLine]) -> str:
-    """The ledger as a table; neighbours of one size and state share a line."""
-    rows: list[list[LedgerLine]] = []
+    """Format the ledger as a table; neighbouring blocks that are alike share a line."""
+    runs: list[list[LedgerLine]] = []
     for line in lines:
-        same = rows and replace(rows[-1][0], part="") == replace(line, part="")
-        if same and line.part.startswith("blocks.") and rows[-1][0].part.startswith("blocks."):
-            rows[-1].append(line)
+        alike = runs and replace(runs[-1][0], part="") == replace(line, part="")
+        if alike and line.part.startswith("blocks.") and runs[-1][0].part.startswith("blocks."):
+            runs[-1].append(line)
         else:
-            rows.append([line])
-    table = []
-    for row in rows:
-        line, part = row[0], row[0].part
-        if len(row) > 1:
-            part = f"{part} to {row[-1].part.split('.')[1]}"
-        how = f"  {line.state}"
-        if line.lr:
-            how = f"  {line.state:<7}  rate {line.lr:.1e}"
-        if line.decayed:
-            how += f"  decay {line.weight_decay} of {len(row) * line.decayed:,}"
-        table.append(f"  {part:<16} {len(row) * line.numbers:>13,}{how}")
-    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
-    table.append(
-        f"  {'all':<16} {total:>13,}  {trainable:,} train ({100 * trainable / total:.2f} %)"
-    )
-    return "\n".join(table)
+            runs.append([line])
+    rows = []
+    for first, *others in runs:
+        n, part = 1 + len(others), first.part
+        if others:
+            part = f"{part} to {others[-1].part.split('.')[1]}"
+        lr = f"lr {first.lr:.1e}" if first.lr else ""
+        decay = f"decay {first.weight_decay} of {n * first.decayed:,}" if first.decayed else ""
+        rows.append([part, f"{n * first.parameters:,}", first.state, lr, decay])
+    total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
+    share = f"{trainable:,} trainable ({100 * trainable / total:.2f}%)"
+    table = tabulate(rows, tablefmt="plain", colalign=("left", "right"), disable_numparse=True)
+    return f"{table}\n{share} of {total:,} parameters"

@@ -1,8 +1,7 @@
-"""From GPT-2's states to answers: what a head is made of, and where it reads.
+"""From GPT-2's states to a head's outputs: the layers of a head, and where it reads.
 
-The residual stream can be read at n_layer + 1 points: behind the embeddings (layer 0) and behind
-each block. One head stands in the place of GPT-2's own, `model.head`; of several, `model.head`
-holds each under its name.
+The residual stream can be read at n_layer + 1 points: after the embeddings (layer 0) and after each
+block. A single head replaces GPT-2's own, `model.head`; several are held there by their names.
 
 B texts, T tokens of the longest, C = n_embd, K outputs of a head.
 """
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, HeadConfig, Pooling
+from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.speed.partial_blocks import block_at, block_on, real_positions, serves_parts
@@ -21,49 +21,48 @@ MEANS = {"mean", "mean_position"}  # poolings that read more than one position
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
-def replace_head(model: GPT2, num_classes: int) -> None:
-    """Put a new linear layer with bias, (C) -> (K), in place of the output head, in place.
+# --- the layers of a head ---
 
-    The new layer is drawn from torch's global random numbers, as `nn.Linear` does. `wte` stays:
-    the old head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
+
+def replace_head(model: GPT2, num_classes: int) -> None:
+    """Replace the output head, in place, by a linear layer with bias, (C) -> (K).
+
+    Its weights are drawn from torch's global random numbers, as `nn.Linear` does. `wte` stays: the
+    old head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
     """
     if num_classes < 2:
-        raise UsageError(f"num_classes = {num_classes}: a choice needs at least 2")
+        raise UsageError(f"num_classes = {num_classes} must be at least 2")
     model.head = nn.Linear(model.config.n_embd, num_classes, device=model.wte.weight.device)
 
 
 def replace_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
-    """Put these heads in place of the output head, in place, new ones drawn in their order.
+    """Replace the output head, in place, by these heads, whose layers are drawn in their order.
 
-    A head for `language` is GPT-2's own, tied to `wte`: it is kept, or brought back.
+    A head for `language` is GPT-2's own, tied to `wte`: it is kept or restored.
     """
     put_heads(model, {head.name: head_layers(head, model) for head in heads})
 
 
 def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """One head is `model.head`; of several `model.head` holds each under its name.
+    """Make one head `model.head`; make `model.head` hold several by their names.
 
-    Raises UsageError for a name that torch's modules have another use for, such as `type`.
+    Raises UsageError for a name that torch's modules use themselves, such as `type`.
     """
     if taken := [name for name in layers if hasattr(nn.ModuleDict(), name)]:
-        raise UsageError(f"a head cannot be called {taken[0]!r}: torch has that name already")
+        raise UsageError(f"head name {taken[0]!r} is reserved by torch; choose another --name")
     model.head = next(iter(layers.values())) if len(layers) == 1 else nn.ModuleDict(layers)
 
 
 def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
-    """The layers of one head, (..., C) -> (..., K), on the model's device.
+    """Make the layers of one head, (..., C) -> (..., K), on the model's device.
 
-    Dropout, linear, activation for each hidden width, then dropout, linear; with one hidden layer
-    as wide as the model and tanh that is the head of RoBERTa (Liu et al. 2019; fairseq's
-    RobertaClassificationHead).
+    For each hidden width they are dropout, linear, activation; then dropout, linear. With one
+    hidden layer as wide as the model and tanh this is RoBERTa's head (Liu et al. 2019; fairseq's
+    RobertaClassificationHead). A task may determine its layers instead.
     """
+    if (determined := TASKS[head.task].layers(model)) is not None:
+        return determined
     device, width = model.wte.weight.device, model.config.n_embd
-    if head.task == "features":
-        return nn.Identity()
-    if head.task == "language":
-        own = nn.Linear(width, model.config.n_vocab, bias=False, device="meta")
-        own.weight = model.wte.weight
-        return own
     layers: dict[str, nn.Module] = {}
     for n, hidden in enumerate((*head.hidden, head.n_outputs)):
         last = n == len(head.hidden)
@@ -75,62 +74,71 @@ def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
         width = hidden
     if len(layers) == 1:
         return layers["out"]
-    made = nn.Sequential()
+    named = nn.Sequential()
     for name, layer in layers.items():
-        made.add_module(name, layer)
-    return made
+        named.add_module(name, layer)
+    return named
 
 
 def layers_by_name(model: GPT2, heads: Sequence[HeadConfig]) -> dict[str, nn.Module]:
-    """The layers of each head of a model, by the heads' names."""
+    """Return the layers of each head of a model, by the heads' names."""
     if len(heads) == 1:
         return {heads[0].name: model.head}
     return dict(model.head.items())  # type: ignore[operator]
 
 
+# --- one forward pass for all heads ---
+
+
 def layer_read(head: HeadConfig, model: GPT2) -> int:
-    """How many blocks stand in front of the point this head reads: 0 to n_layer."""
+    """Return the number of blocks before the point that this head reads: 0 to n_layer."""
     return len(model.blocks) if head.layer is None else head.layer
 
 
 def blocks_read(heads: Sequence[HeadConfig], model: GPT2) -> int:
-    """How many blocks heads read, the highest of them; all that there are where none is named."""
+    """Return the number of blocks that some head reads; all blocks if there are no heads."""
     return max((layer_read(head, model) for head in heads), default=len(model.blocks))
 
 
 def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """Logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
+    """Compute the logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 
-    Attention looks back only, so no real token sees the pads behind it: the answer for a text
-    depends neither on how far it was padded nor on the texts beside it (but for `last_position` and
-    `mean_position`, which read the pads).
+    Attention looks back only, so no real token sees the padding after it: the logits of a text
+    depend neither on its padding nor on the other texts in the batch, except with `last_position`
+    and `mean_position`, which read padding.
     """
-    head = HeadConfig(task="features", pooling=pooling)  # whatever the model's one head then says
+    head = HeadConfig(task="features", pooling=pooling)  # whatever layers model.head has
     return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
 
 
 def outputs_from(
     model: GPT2, heads: Sequence[HeadConfig], depth: int, x: Tensor, lengths: Tensor
 ) -> dict[str, Tensor]:
-    """What each head says, from where the first `depth` blocks left off: x (B, T, C), lengths (B,).
+    """Run the blocks after the first `depth`, and all heads, in one pass.
 
-    {name: (B, K)}, or (B, T, K) of a head that answers for every token, where pads have no answer.
-    One pass serves all heads.
-    Texts are padded on the right to T, with anything. Blocks behind the last point that is read are
-    not computed, of the block before it only one position of each text, if no more is read, and no
-    pads but where these are read.
+    Blocks above the last point that is read are not computed. Of the block before it, only one
+    position per text is computed if no other is read. Padding is computed only if it is read.
+
+    Args:
+        depth: the number of blocks that x has been through.
+        x: states (B, T, C) of texts padded on the right, with anything.
+        lengths: (B,) numbers of real tokens.
+
+    Returns:
+        {head's name: (B, K)}, or (B, T, K) for a head that answers for every token; there the
+        values at padding have no meaning.
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
     top, outputs = max(at.values()), dict[str, Tensor]()
     position, blocks = _one_position(heads, at, top), [*model.blocks]
     real = real_positions(lengths, x.shape[1])  # (B, T)
-    skip_pads = not (real.all() or any(h.pooling in OF_PADS for h in heads))
+    skip_padding = not (real.all() or any(h.pooling in OF_PADS for h in heads))
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
-            outputs[head.name] = layers[head.name](_read(model, head, x, lengths))
+            outputs[head.name] = layers[head.name](_states_read(model, head, x, lengths))
         if n == top - 1 and position and serves_parts(blocks[n]):
             x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
-        elif n < top and skip_pads and serves_parts(blocks[n]):
+        elif n < top and skip_padding and serves_parts(blocks[n]):
             x = block_on(blocks[n], x, real)
         elif n < top:
             x = blocks[n](x)
@@ -138,7 +146,7 @@ def outputs_from(
 
 
 def _one_position(heads: Sequence[HeadConfig], at: dict[str, int], top: int) -> Pooling | None:
-    """The one position of each text that is all that is read at the last point, if it is."""
+    """The one position of each text that is read at the last point; None if more are read."""
     reading = [head for head in heads if at[head.name] == top]
     poolings = {head.pooling for head in reading}
     if len(poolings) > 1 or poolings & MEANS or not all(h.reads_one_state for h in reading):
@@ -146,8 +154,8 @@ def _one_position(heads: Sequence[HeadConfig], at: dict[str, int], top: int) -> 
     return reading[0].pooling
 
 
-def _read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
-    """The states that a head sees: x (B, T, C), or (B, C) read already -> (B, T, C) or (B, C)."""
+def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
+    """The states a head sees: x (B, T, C), or (B, C) if one was chosen -> (B, T, C) or (B, C)."""
     if not head.gradient:
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
@@ -161,11 +169,14 @@ def _read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
     return state if head.gradient else state.detach()
 
 
-def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """One state a text: (B, T, C) and the number of real tokens (B,) -> (B, C).
+# --- where a text is read ---
 
-    Texts are padded on the right. Real tokens are counted, never recognised by the pad's id, so a
-    text may hold any token. Lengths must be at least 1 (an empty text has nothing to read).
+
+def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """Reduce to one state per text: states (B, T, C), lengths (B,) -> (B, C).
+
+    Texts are padded on the right. Real tokens are counted, never recognised by the padding's id, so
+    a text may contain any token. Lengths must be at least 1: an empty text has nothing to read.
     """
     if pooling == "mean":
         real = real_positions(lengths, states.shape[1])  # (B, T)
@@ -177,21 +188,21 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
 
 
 def read_positions(lengths: Tensor, T: int, pooling: Pooling) -> Tensor:
-    """Where each text is read, if at one position: (B,) -> (B,)."""
+    """Return the one position at which each text is read: lengths (B,) -> (B,)."""
     if pooling == "last_token":
         return lengths - 1
     if pooling == "last_position":
         return torch.full_like(lengths, T - 1)
     if pooling == "first_token":
         return torch.zeros_like(lengths)
-    raise UsageError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    raise UsageError(f"unknown pooling {pooling!r}; choose from: {', '.join(POOLINGS)}")
 
 
 def pad_right(ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Move real tokens to the front: ids (B, T), real (B, T) bool -> ids (B, T), lengths (B,).
 
-    For batches padded elsewhere, on the left for instance: GPT-2 counts positions from the first
-    column.
+    For batches that were padded elsewhere, for instance on the left: GPT-2 counts positions from
+    the first column.
     """
     order = real.int().argsort(dim=1, descending=True, stable=True)  # real tokens first, in order
     return ids.gather(1, order), real.sum(dim=1)

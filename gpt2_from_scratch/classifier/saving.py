@@ -1,8 +1,8 @@
-"""A trained classifier as a file: one safetensors file of what was trained and a description.
+"""A trained classifier as one safetensors file: its trained parameters and a description.
 
-Only what was trained is saved, any combination of heads, LoRA and blocks, with the identity of the
-base model it belongs to: 3 MB for the miniature's last block, 28 MB for that of 124M, 6 KB for a
-head of two classes alone.
+Only what was trained is saved, in any combination of heads, LoRA and blocks, with the identity of
+the base model it belongs to: 3 MB for the miniature's last block, 28 MB for that of 124M, 6 KB for
+a head of two classes alone.
 """
 
 import json
@@ -32,36 +32,37 @@ FORMAT = "gpt2-classifier 3"
 class Description:
     """What a classifier is, apart from its weights.
 
-    Raises UsageError for no head, two heads of one name, or pads that not all heads read.
+    Raises UsageError for settings that contradict each other or that no model could have.
     """
 
-    base: str  # the model's name, or the folder it came from
+    base: str  # the base model's name, or its folder
     base_sha256: str  # identity of the base model's weights
     heads: tuple[HeadConfig, ...]
     max_tokens: int = 1024  # longer texts are cut to their first tokens
     pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
     lora: LoRAConfig | None = None
-    causal_mask: bool = True  # False: in the frozen blocks each token sees all of its text
+    causal_mask: bool = True  # False: in the frozen blocks each token sees its whole text
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "pad_to"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and not (name == "pad_to" and value is None):
+                raise UsageError(f"{name} = {value!r} must be a whole number, at least 1")
+        if type(self.causal_mask) is not bool:
+            raise UsageError(f"causal_mask = {self.causal_mask!r} must be true or false")
         names = [head.name for head in self.heads]
         if not names or len(set(names)) != len(names):
-            raise UsageError(
-                f"a classifier has at least one head, each of another name, not {names}; train "
-                "gives heads their --name"
-            )
+            raise UsageError(f"heads {names}: there must be one, and names must differ (--name)")
         if self.pad_to is not None and not {h.pooling for h in self.heads} <= {*OF_PADS}:
-            raise UsageError(f"pads are for heads that read them: pooling {' or '.join(OF_PADS)}")
+            raise UsageError(f"pad_to is for heads with pooling {' or '.join(OF_PADS)}")
         read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
+        # the last block has the mask: it makes no difference to the last token alone
         if not self.causal_mask and read != {"last_token"}:
-            raise UsageError(
-                "without the causal mask in frozen blocks heads must read the last token: to it "
-                "alone the last block, which has the mask, makes no difference"
-            )
+            raise UsageError("without the causal mask, heads must have pooling last_token")
 
     @property
     def head(self) -> HeadConfig:
-        """The first head: the only one, mostly."""
+        """The first head; usually the only one."""
         return self.heads[0]
 
     @property
@@ -75,6 +76,9 @@ class Description:
         return self.head.pooling
 
 
+# --- the file ---
+
+
 def write_classifier(path: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
     """Write the trained tensors, by their names in the model, and the description, atomically."""
     write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
@@ -83,39 +87,41 @@ def write_classifier(path: Path, description: Description, tensors: Mapping[str,
 def read_classifier(path: Path) -> tuple[Description, dict[str, Tensor]]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
     metadata, tensors = read_tensors(path, FORMAT)
-    return _read_description(metadata, path), tensors
-
-
-def _read_description(metadata: dict[str, str], path: Path) -> Description:
     try:
         values: dict[str, Any] = json.loads(metadata["description"])
-        unknown = values.keys() - {field.name for field in fields(Description)}
-        if unknown:
+        if unknown := values.keys() - {field.name for field in fields(Description)}:
             raise CheckpointError(f"{path}: its description has unknown keys {sorted(unknown)}")
-        values["heads"] = tuple(from_json(HeadConfig, head) for head in values["heads"])
-        values["lora"] = (
-            None if values.get("lora") is None else from_json(LoRAConfig, values["lora"])
-        )
-        description = Description(**values)
-        numbers = (description.max_tokens, description.pad_to or 1)
-        if any(type(number) is not int or number < 1 for number in numbers):
-            raise ValueError(f"max_tokens, pad_to = {numbers}")
-        if type(description.causal_mask) is not bool:
-            raise ValueError(f"causal_mask = {description.causal_mask}")
-        return description
+        heads = tuple(from_json(HeadConfig, head) for head in values["heads"])
+        lora = None if values.get("lora") is None else from_json(LoRAConfig, values["lora"])
+        return Description(**values | {"heads": heads, "lora": lora}), tensors
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError(f"{path}: its description cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: its description is not valid: {error}") from None
 
 
-# --- A base model and what was put on it: heads, LoRA, and numbers that were saved. ---
+def saved_file(path: str | Path) -> Path:
+    """Return the classifier's file, in a run's folder `best.safetensors`.
+
+    Raises CheckpointError if the run's manifest has another checksum for it.
+    """
+    path = Path(path)
+    path = path / "best.safetensors" if path.is_dir() else path
+    check_listed(path)
+    return path
+
+
+# --- a base model and what is added to it ---
 
 
 def assemble(
     description: Description, model: GPT2, tokenizer: Tokenizer, seed: int | None = None
 ) -> None:
-    """Put heads and LoRA into a base model, drawn with `seed`; the global numbers stay as they are."""
+    """Add heads and LoRA to a base model, drawn with `seed`; torch's random state does not change.
+
+    Raises UsageError if the model has fewer positions or layers than the description asks for,
+    CheckpointError if the tokenizer does not belong to the model.
+    """
     n_ctx, n_layer = model.config.n_ctx, model.config.n_layer
-    if type(description.max_tokens) is not int or not 1 <= description.max_tokens <= n_ctx:
+    if description.max_tokens > n_ctx:
         raise UsageError(f"max_tokens = {description.max_tokens} must be from 1 to n_ctx = {n_ctx}")
     for head in description.heads:
         if not 0 <= layer_read(head, model) <= n_layer:
@@ -135,12 +141,10 @@ def assemble(
         add_lora(model, description.lora, seed or 0, blocks_read(description.heads, model))
 
 
-def saved_file(path: str | Path) -> Path:
-    """The file that is meant, of a folder `best.safetensors`, held against its run's manifest."""
-    path = Path(path)
-    path = path / "best.safetensors" if path.is_dir() else path
-    check_listed(path)
-    return path
+def added_names(model: GPT2) -> set[str]:
+    """Name the parameters that GPT-2 does not have: heads, unless tied to `wte`, and LoRA."""
+    heads = {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    return heads | set(lora_names(model))
 
 
 def refuse_other_base(path: Path, description: Description, base: str, found: str) -> None:
@@ -148,20 +152,17 @@ def refuse_other_base(path: Path, description: Description, base: str, found: st
     if found != description.base_sha256:
         raise CheckpointError(
             f"{path} was trained on {description.base} with weights {description.base_sha256[:12]}...; "
-            f"{base} has {found[:12]}...: it would answer nonsense on another base"
+            f"{base} has {found[:12]}... Its answers on another base would be nonsense"
         )
-
-
-def own_names(model: GPT2) -> set[str]:
-    """Names of the parameters that are no part of GPT-2: heads, but for one tied to `wte`, and LoRA."""
-    heads = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-    return heads | set(lora_names(model))
 
 
 def put_tensors(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], needed: set[str], path: Path
 ) -> None:
-    """Copy saved tensors over the parameters of the same names, which train from then on."""
+    """Copy saved tensors into the parameters of the same names, and make these trainable.
+
+    Raises CheckpointError if a `needed` name is missing, or for tensors that do not fit.
+    """
     missing = sorted(needed - tensors.keys())
     wrong = [
         f"{name}: saved {tuple(value.shape)}, the model has "
@@ -174,5 +175,5 @@ def put_tensors(
     with torch.no_grad():
         for name, value in tensors.items():
             if not value.isfinite().all():
-                raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers")
+                raise CheckpointError(f"{path}: {name} contains NaN or infinite values")
             parameters[name].copy_(value).requires_grad_(True)

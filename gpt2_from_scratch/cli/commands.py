@@ -1,17 +1,18 @@
 """What each subcommand does: one function of the package, and how its result is printed."""
 
 import argparse
+import csv
 import json
 import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli.compare_command import run_compare
@@ -49,7 +50,6 @@ RUN_SETTINGS = (
 
 def run_train(args: argparse.Namespace) -> None:
     """Finetune a classifier and print its scores on the test part."""
-    from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
     from gpt2_from_scratch.runs.recipes import train_as_the_lecture, train_classifier
 
     if args.resume:
@@ -70,7 +70,7 @@ def run_train(args: argparse.Namespace) -> None:
             **options_given(args, *RUN_SETTINGS),
         )
     print("test part, texts never trained on or chosen by:")
-    print(format_scores(scores))
+    print(scores.as_table())
     where = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
     log.info(
         f"\nsaved in {run}; use it with\n"
@@ -90,7 +90,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     split = load_split(data_config(args), settings.task, config.seed)
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
-    classifier.model.to(device)
+    classifier.to(device)
     found = find_rate(classifier, split, config, steps=args.steps)
     save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
     log.info(f"the loss at each rate: {args.out}; train with the rate below")
@@ -118,8 +118,6 @@ def _resume(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
-    from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-    from gpt2_from_scratch.classifier.tasks.scores import scores_as_json
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.evaluation.assessment import as_json, format_assessment
     from gpt2_from_scratch.runs.folder import read_test_part
@@ -138,29 +136,25 @@ def run_evaluate(args: argparse.Namespace) -> None:
         messages = load_examples(data, task)
     else:
         messages = read_test_part(folder, task)
-    store = None if args.cache is False else FeatureStore()
+    classifier.store = None if args.cache is False else FeatureStore()
     if task == "classification":
         is_best = args.run.is_dir() or args.run.name == "best.safetensors"
         found = assess_again(
             classifier,
             messages,
             folder if is_best else None,
-            store=store,
             **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
         )
         print(json.dumps(as_json(found)) if args.json else format_assessment(found))
         return
     if others := options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"):
         raise UsageError(f"{', '.join(others)}: for classifiers that choose a class, not {task}")
-    scores = evaluate_classifier(classifier, messages, store=store)
-    print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
+    scores = evaluate_classifier(classifier, messages)
+    print(json.dumps(scores.as_json()) if args.json else scores.as_table())
 
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.classifier.classifier import predict_stream
-    from gpt2_from_scratch.classifier.tasks.answers import Csv, as_json, as_line
-    from gpt2_from_scratch.classifier.tasks.predictions import at_least
     from gpt2_from_scratch.data.messages import lines_of, read_texts
 
     if args.file and args.texts:
@@ -175,17 +169,21 @@ def run_predict(args: argparse.Namespace) -> None:
         texts = enumerate(args.texts, start=1)
     else:
         texts = lines_of(sys.stdin.buffer, "standard input", **options)
-    table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
+    table = (
+        PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
+        if args.csv
+        else None
+    )
     numbered, texts = tee(texts)  # answers come in windows, each text's number with them
-    answers = _shown(predict_stream(classifier, (text for _, text in texts)))
+    answers = _shown(classifier.predict_stream(text for _, text in texts))
     if args.threshold:
         label, threshold = _threshold(args.threshold, classifier.description.head)
-        answers = ((text, at_least(answer, label, threshold)) for text, answer in answers)
+        answers = ((text, answer.at_threshold(label, threshold)) for text, answer in answers)
     for (text, answer), (number, _) in zip(answers, numbered, strict=False):
         if table:
             table.write(number, text, answer)
         else:
-            print(as_json(number, answer) if args.json else as_line(text, answer))
+            print(answer.as_json(number) if args.json else answer.in_words(text))
         sys.stdout.flush()  # whoever reads a pipe waits for it
 
 
@@ -207,8 +205,7 @@ def run_features(args: argparse.Namespace) -> None:
         final_norm=asked.state == "normed",
         pooling=asked.pooling,
     )
-    classifier = Classifier.on_base(args.model, heads=[head], dtype=dtype)
-    classifier.model.to(device)
+    classifier = Classifier.on_base(args.model, heads=[head], device=device, dtype=dtype)
     options = options_given(args, "encoding", "on_error")
     texts = [text for _, text in read_texts(args.file, args.text_column, **options)]
     states = classifier.logits(classifier.encode(texts)[0]).numpy()
@@ -385,9 +382,8 @@ def _load_classifier(args: argparse.Namespace) -> Any:
     from gpt2_from_scratch.classifier.classifier import Classifier
 
     device, dtype = computing_on(args)
-    classifier = Classifier.load(args.run, args.model, dtype=dtype)
+    classifier = Classifier.load(args.run, args.model, device=device, dtype=dtype)
     classifier.merge()
-    classifier.model.to(device)
     return classifier
 
 
@@ -407,3 +403,39 @@ COMMANDS = {
     "download": run_download,
     "cache": run_cache,
 }
+
+
+class PredictionTable:
+    """Predictions as csv rows: number, label, probabilities and, if wanted, the text.
+
+    Several labels are separated by bars; values have a column each. No label and no text becomes a
+    formula in a spreadsheet. Raises UsageError for several heads, and for a head whose answers are
+    not rows.
+    """
+
+    def __init__(self, file: TextIO, heads: Sequence[Any], with_text: bool = False):
+        from gpt2_from_scratch.classifier.tasks import TASKS
+
+        head, columns = heads[0], TASKS[heads[0].task].columns(heads[0])
+        if len(heads) > 1 or columns is None:
+            what = f"answers of {head.task}" if len(heads) == 1 else "several heads' answers"
+            raise UsageError(f"{what} have no columns for --csv; use --json")
+        # with line ends of \n, csv leaves a \r unquoted, which most readers take for a line end
+        odd = with_text or any("\r" in label for label in head.labels)
+        self._writer = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+        )
+        self._with_text = with_text
+        self._write(["number", *columns], "text")
+
+    def write(self, number: int, text: str, prediction: Any) -> None:
+        """Write one Prediction as a row."""
+        from gpt2_from_scratch.data.messages import without_halves
+
+        self._write([str(number), *prediction.answer.as_row()], without_halves(text))
+
+    def _write(self, fields: list[str], text: str) -> None:
+        from gpt2_from_scratch.data.messages import for_spreadsheet
+
+        row = [*fields, text] if self._with_text else fields
+        self._writer.writerow([for_spreadsheet(field) for field in row])

@@ -29,7 +29,6 @@ from gpt2_from_scratch.data.messages import (
     DataConfig,
     Message,
     Span,
-    class_messages,
     collected,
     label_parts,
     labelled,

@@ -6,9 +6,9 @@ N texts, K classes.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,14 @@ class Evaluation:
     def main(self) -> float:
         """What epochs are chosen by: higher is better."""
         return self.accuracy
+
+    def as_table(self) -> str:
+        """Format the scores for a person."""
+        return format_evaluation(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the scores as JSON accepts them, the accuracy first."""
+        return {"accuracy": self.accuracy} | asdict(self)
 
 
 def evaluate_predictions(true: np.ndarray, predicted: np.ndarray, labels: list[str]) -> Evaluation:

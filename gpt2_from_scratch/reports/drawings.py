@@ -40,7 +40,7 @@ from gpt2_from_scratch.reports.plots import (
 
 
 GREY = "#D0D0D0"
-STATES = {"trains": VERMILION, "in part": PURPLE, "frozen": SKY}
+STATES = {"trainable": VERMILION, "partly": PURPLE, "frozen": SKY}
 REAL, PAD = BLUE, ORANGE
 LONGEST = 14  # characters of a token that are shown
 
@@ -60,11 +60,11 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
         _draw_part(stack, bars, y, line, 9 if height > 0.2 else SMALL)
     stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
     stack.set_axis_off()
-    most = max(line.numbers for line in lines) / 1e6
+    most = max(line.parameters for line in lines) / 1e6
     bars.set(title="How many numbers each has", xlabel="numbers (millions)")
     bars.tick_params(left=False, labelleft=False)
     make_room(bars, most, 1.2)
-    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
+    total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
     figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
     found = [state for state in STATES if state in {line.state for line in lines}]
     handles = [Patch(color=STATES[state], label=state) for state in found]
@@ -76,11 +76,11 @@ def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -
     """Its box, and its bar: what trains first."""
     stack.barh(y, 1, height=0.86, color=STATES[line.state])
     stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
-    trains, end = line.trainable / 1e6, line.numbers / 1e6
-    draw_bar(bars, y, 0.0, trains, STATES["trains"])
+    trains, end = line.trainable / 1e6, line.parameters / 1e6
+    draw_bar(bars, y, 0.0, trains, STATES["trainable"])
     draw_bar(bars, y, trains, end - trains, STATES["frozen"])
     bars.annotate(
-        f"{line.numbers:,}",
+        f"{line.parameters:,}",
         (end, y),
         (5, 0),
         textcoords="offset points",

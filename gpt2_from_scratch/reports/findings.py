@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-from gpt2_from_scratch.classifier.tasks.scores import Scores
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
 from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import on_one_line
@@ -50,7 +49,7 @@ class RunFacts:
     n_parameters: int
     n_trained: int
     history: Sequence[Epoch]
-    scores: Scores  # on the test part
+    scores: Scores | Evaluation  # on the test part
     base_sha256: str
     versions: Mapping[str, str | int]  # of Python and packages; the processor
     seconds: float | None = None  # told if given; no two runs have the same
@@ -93,7 +92,7 @@ def how_good(facts: RunFacts) -> str:
     """The score on the test part with its interval; of classes, without near twins too."""
     if not isinstance(facts.scores, Evaluation):
         return f"On {texts_told(facts.n_texts('test'))} kept for the test: " + (
-            format_scores(facts.scores).splitlines()[0] + "."
+            facts.scores.as_table().splitlines()[0] + "."
         )
     told = f"On texts kept for the test its accuracy is {_accuracy(facts.scores)}."
     fewer = facts.assessment.without_twins if facts.assessment else None

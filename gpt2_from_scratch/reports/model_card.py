@@ -7,7 +7,6 @@ it: neither is known here. Source: Mitchell et al. 2019, Model Cards for Model R
 import re
 from collections.abc import Sequence
 
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.evaluation.metrics import Evaluation
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.reports.findings import (
@@ -101,7 +100,7 @@ def _counts(facts: RunFacts) -> str:
 def _how_good(facts: RunFacts) -> list[str]:
     sentences = [escape(how_good(facts)), escape(against_baselines(facts))]
     if not isinstance(facts.scores, Evaluation):
-        return [*sentences, fenced("", format_scores(facts.scores))]
+        return [*sentences, fenced("", facts.scores.as_table())]
     classes = [
         [
             one.label,

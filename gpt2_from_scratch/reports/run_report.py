@@ -5,7 +5,6 @@ Sections that do not apply to a run are left out.
 
 from collections import Counter
 
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment, Told
 from gpt2_from_scratch.evaluation.metrics import ClassScores, Evaluation
@@ -140,7 +139,7 @@ def _curves(facts: RunFacts) -> Section:
 
 def _scores(facts: RunFacts) -> Section:
     if not isinstance(facts.scores, Evaluation):
-        return Section("Scores", [Preformatted(format_scores(facts.scores))])
+        return Section("Scores", [Preformatted(facts.scores.as_table())])
     rows = [_accuracy_row("all test texts", facts.scores)]
     fewer = facts.assessment.without_twins if facts.assessment else None
     if fewer:

@@ -118,7 +118,7 @@ def train_classifier(
             "pads are read, as many as the longest text beside needs: answers depend on those"
         )
     classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
-    classifier.model.to(device)
+    classifier.to(device)
     log.info(_counted(split, settings.task))
     lines = ledger(classifier.model, config, classifier.description.heads)
     log.info(format_ledger(lines))
@@ -143,20 +143,10 @@ def train_classifier(
         # first of all, so that an interrupted run can be scored and gone on with
         write_test_part(run, split.test, settings.task)
         write_json(run / "config.json", described)
-        store = FeatureStore() if cache else None
-        history = finetune(
-            classifier,
-            split,
-            config,
-            run,
-            resume=resume,
-            store=store,
-        )
+        classifier.store = FeatureStore() if cache else None
+        history = finetune(classifier, split, config, run, resume=resume)
         done = Finished(run, classifier, split, history, saved | asdict(config), lines)
-        scores = finish_run(
-            done,
-            store=store,
-        )
+        scores = finish_run(done)
     return run, classifier, scores
 
 
@@ -232,7 +222,7 @@ def resume_training(
     if is_complete(run):
         log.info(f"{run} is complete")
         classifier = Classifier.load(run, settings["model"], dtype=dtype)
-        classifier.model.to(device)
+        classifier.to(device)
         return run, classifier, evaluate_classifier(classifier, read_test_part(run, put_on.task))
     return train_classifier(
         run=run,
@@ -295,24 +285,11 @@ def train_as_the_lecture(
         done = Finished(
             run, classifier, split, [], settings, ledger(classifier.model), SPLIT_RULE, curves
         )
-        scores = finish_run(
-            done,
-            calibrated=False,
-            store=store,
-        )
+        scores = finish_run(done, calibrated=False)
     return run, classifier, scores
 
 
-def evaluate_classifier(
-    classifier: Classifier,
-    messages: list[Message],
-    *,
-    store: FeatureStore | None = None,
-) -> Any:
+def evaluate_classifier(classifier: Classifier, messages: list[Message]) -> Any:
     """Score a classifier's first head on labelled messages: an Evaluation, or its like in scores.py."""
-    labelled = to_labelled(
-        classifier,
-        messages,
-        store=store,
-    )
+    labelled = to_labelled(classifier, messages)
     return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import LedgerLine, format_ledger
-from gpt2_from_scratch.classifier.tasks.losses import class_scores
-from gpt2_from_scratch.classifier.tasks.scores import Scores, scores_as_json
+from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
@@ -41,7 +40,6 @@ from gpt2_from_scratch.reports.plots import plot_epochs, save_picture
 from gpt2_from_scratch.reports.render import write_page
 from gpt2_from_scratch.reports.run_report import run_page
 from gpt2_from_scratch.speed.devices import environment
-from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import check_listed, write_json, write_manifest, write_text
 from gpt2_from_scratch.storage.states import remove_states
 
@@ -49,10 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def class_logits_of(
-    classifier: Classifier,
-    messages: Sequence[Message],
-    *,
-    store: FeatureStore | None = None,
+    classifier: Classifier, messages: Sequence[Message]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the first head gives each class, before any softmax (N, K) float64, and true classes (N,).
 
@@ -61,28 +56,14 @@ def class_logits_of(
     head = classifier.description.head
     if head.task != "classification":
         raise UsageError(f"head {head.name!r} is for {head.task}; this is for classification")
-    labelled = to_labelled(
-        classifier,
-        messages,
-        store=store,
-    )
-    with torch.no_grad():
-        scores = class_scores(head, classifier.all_logits(labelled.texts))
+    labelled = to_labelled(classifier, messages)
+    scores = logit_per_class(head, classifier.logits(labelled.texts))
     return scores.double().numpy(), labelled.labels.numpy()
 
 
-def answered_with(
-    classifier: Classifier,
-    messages: Sequence[Message],
-    *,
-    store: FeatureStore | None = None,
-) -> Answered:
+def answered_with(classifier: Classifier, messages: Sequence[Message]) -> Answered:
     """What a classifier says of labelled messages. Raises as `class_logits_of` does."""
-    logits, true = class_logits_of(
-        classifier,
-        messages,
-        store=store,
-    )
+    logits, true = class_logits_of(classifier, messages)
     return answers_at(classifier.description.head.temperature, classifier, messages, logits, true)
 
 
@@ -102,22 +83,13 @@ def answers_at(
     return Answered(classifier.description.head.labels, texts, true, shares, near_twins)
 
 
-def calibrate(
-    classifier: Classifier,
-    messages: Sequence[Message],
-    *,
-    store: FeatureStore | None = None,
-) -> Answered:
+def calibrate(classifier: Classifier, messages: Sequence[Message]) -> Answered:
     """Set the first head's temperature by messages it was not trained on; its answers to them, then.
 
     No answer changes, only how sure it claims to be. Source: Guo et al. 2017, "On Calibration of
     Modern Neural Networks". Raises as `class_logits_of` does.
     """
-    logits, true = class_logits_of(
-        classifier,
-        messages,
-        store=store,
-    )
+    logits, true = class_logits_of(classifier, messages)
     temperature = fit_temperature(logits, true)
     first, *others = classifier.description.heads
     heads = (replace(first, temperature=temperature), *others)
@@ -147,12 +119,7 @@ class Finished:
     curves: Figure | None = None  # none: drawn from the history
 
 
-def finish_run(
-    finished: Finished,
-    *,
-    calibrated: bool = True,
-    store: FeatureStore | None = None,
-) -> Scores:
+def finish_run(finished: Finished, *, calibrated: bool = True) -> Any:
     """Score a run on its test part and write all that it leaves; from then on it is complete.
 
     A classifier that chooses one class gets its temperature, by the validation part, unless it is
@@ -162,13 +129,8 @@ def finish_run(
     twins = _near_twins(split, classifier.description.head.task)
     facts: dict[str, Any] = {}
     if classifier.description.head.task == "classification":
-        assessment, answered = _assess(
-            finished,
-            twins,
-            calibrated,
-            store,
-        )
-        scores: Scores = assessment.evaluation
+        assessment, answered = _assess(finished, twins, calibrated)
+        scores: Any = assessment.evaluation
         baselines = _baselines(
             split,
             classifier.description.labels,
@@ -177,13 +139,9 @@ def finish_run(
         facts = {"assessment": assessment, "answered": answered, "baselines": baselines}
         written = as_json(assessment)
     else:
-        labelled = to_labelled(
-            classifier,
-            split.test,
-            store=store,
-        )
+        labelled = to_labelled(classifier, split.test)
         scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
-        written = scores_as_json(scores)
+        written = scores.as_json()
     told = _facts(
         finished, scores=scores, n_near_twins=None if twins is None else int(twins.sum()), **facts
     )
@@ -204,8 +162,6 @@ def assess_again(
     classifier: Classifier,
     messages: Sequence[Message],
     run: Path | None,
-    *,
-    store: FeatureStore | None = None,
     **options: Any,
 ) -> Assessment:
     """Assess a saved classifier on labelled messages, with what the run's folder still knows whose
@@ -217,7 +173,7 @@ def assess_again(
     twins = before.near_twins if before is not None and before.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
         val = None
-    return _assessed(classifier, messages, twins, val, store, **options)[0]
+    return _assessed(classifier, messages, twins, val, **options)[0]
 
 
 def _kept(path: Path) -> Answered | None:
@@ -231,25 +187,14 @@ def _assess(
     finished: Finished,
     twins: np.ndarray | None,
     calibrated: bool,
-    store: FeatureStore | None,
 ) -> tuple[Assessment, Answered]:
     """The assessment, and the answers to the test part that it was made from."""
     run, classifier, split = finished.run, finished.classifier, finished.split
     answer = calibrate if calibrated else answered_with
-    val = answer(
-        classifier,
-        split.val,
-        store=store,
-    )
+    val = answer(classifier, split.val)
     if calibrated:
         classifier.save(run / "best.safetensors")
-    assessment, test = _assessed(
-        classifier,
-        split.test,
-        twins,
-        val,
-        store,
-    )
+    assessment, test = _assessed(classifier, split.test, twins, val)
     write_answered(run / TEST_ANSWERS, test)
     write_answered(run / VAL_ANSWERS, val)
     return assessment, test
@@ -260,16 +205,11 @@ def _assessed(
     messages: Sequence[Message],
     twins: np.ndarray | None,
     val: Answered | None,
-    store: FeatureStore | None,
     **options: Any,
 ) -> tuple[Assessment, Answered]:
     """The assessment on labelled messages, before and after the temperature, and the answers."""
     temperature = classifier.description.head.temperature
-    logits, true = class_logits_of(
-        classifier,
-        messages,
-        store=store,
-    )
+    logits, true = class_logits_of(classifier, messages)
     test, before = (
         answers_at(t, classifier, messages, logits, true, twins) for t in (temperature, 1.0)
     )
@@ -335,7 +275,7 @@ def _facts(finished: Finished, **found: Any) -> RunFacts:
             for name, part in parts.items()
         },
         ledger=format_ledger(finished.ledger),
-        n_parameters=sum(line.numbers for line in finished.ledger),
+        n_parameters=sum(line.parameters for line in finished.ledger),
         n_trained=sum(line.trainable for line in finished.ledger),
         history=finished.history,
         base_sha256=description.base_sha256,

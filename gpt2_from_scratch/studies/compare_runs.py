@@ -167,5 +167,5 @@ def _load(
 ) -> Baseline:
     classifier = Classifier.load(folder, model, dtype=dtype)
     classifier.merge()
-    classifier.model.to(device)
+    classifier.to(device)
     return saved_as_baseline(name, classifier, labels)

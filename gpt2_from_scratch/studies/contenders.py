@@ -69,9 +69,9 @@ def fit_finetuned(
     """The classifier that `train` makes: the best epoch by the validation part, and its temperature."""
     f = finetuning
     classifier = new_classifier(f.model, split, f.config, f.settings, f.max_tokens, f.dtype)
-    classifier.model.to(f.device)
+    classifier.to(f.device).store = store
     with TemporaryDirectory() as run, silenced():
-        finetune(classifier, split, f.config, Path(run), store=store)
+        finetune(classifier, split, f.config, Path(run))
         calibrate(classifier, split.val)
     classifier.merge()
     return saved_as_baseline(f.name, classifier, labels)
@@ -105,7 +105,7 @@ def fit_frozen(finetuning: Finetuning, split: Split, labels: Sequence[str]) -> B
     f = finetuning
     heads = [HeadConfig(pooling, "features", pooling=pooling) for pooling in ("last_token", "mean")]
     classifier = Classifier.on_base(f.model, heads=heads, max_tokens=f.max_tokens, dtype=f.dtype)
-    classifier.model.to(f.device)
+    classifier.to(f.device)
     n_train = len(split.train)
     states = _states(classifier, [m.text for m in (*split.train, *split.val)])  # (N, 2C)
     train, val = standardize(states[None], n_train).split([n_train, len(split.val)], dim=1)

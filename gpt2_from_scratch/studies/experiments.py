@@ -29,7 +29,6 @@ from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, Usag
 from gpt2_from_scratch.gpt2.weights import random_twin
 from gpt2_from_scratch.progress import progress_bar, silenced
 from gpt2_from_scratch.runs.recipes import new_classifier
-from gpt2_from_scratch.speed.batching import by_length
 from gpt2_from_scratch.speed.devices import DTYPES, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import locked, read_json, write_json, write_text
@@ -204,8 +203,8 @@ def _run_one(plan: Plan, row: Row, seed: int) -> Result:
         run = Path(folder) / "run"
         run.mkdir()
         # a twin's blocks are those of one seed only: not worth the room on disk
-        store = None if row.random_weights else FeatureStore()
-        history = finetune(classifier, split, config, run, store=store)
+        classifier.store = None if row.random_weights else FeatureStore()
+        history = finetune(classifier, split, config, run)
         trained = count_trainable(classifier.model)
         right, val = _right(classifier, split.test), _right(classifier, split.val)
     return Result(
@@ -280,7 +279,6 @@ def _every_token(message: Message) -> list[Span]:
     return [Span(n, n + 1, message.label) for n, c in enumerate(message.text) if not c.isspace()]
 
 
-@torch.no_grad()
 def _right(classifier: Classifier, messages: Sequence[Message]) -> list[bool]:
     """Whether each message's answer is right; where every token has one, the last token's."""
     head, wanted = classifier.description.head, [_label_of(message) for message in messages]
@@ -290,10 +288,8 @@ def _right(classifier: Classifier, messages: Sequence[Message]) -> list[bool]:
             answer is not None and answer.label == w for answer, w in zip(told, wanted, strict=True)
         ]
     encoded, _ = classifier.encode([message.text for message in messages])
-    texts, found = (classifier.texts(encoded), dict[int, bool]())
-    classifier.model.eval()
-    for batch in by_length(encoded, 32):
-        outputs, lengths = classifier.batch_outputs(texts, batch)
+    found = dict[int, bool]()
+    for batch, outputs, lengths in classifier.outputs(classifier.texts(encoded)):
         last = outputs[head.name][torch.arange(len(batch)), lengths - 1]  # (B, K)
         found |= {
             n: head.labels[k] == wanted[n]

@@ -17,7 +17,6 @@ from gpt2_from_scratch.classifier.train import TrainingRun, epoch_order, freeze,
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import GPT2Error, ResourceError, UsageError
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.speed.feature_store import FeatureStore
 
 LOWEST, HIGHEST = 1e-6, 1.0
 SMOOTHING = 0.9  # of the running mean of losses
@@ -44,7 +43,6 @@ def find_rate(
     config: TrainConfig,
     *,
     steps: int = 100,
-    store: FeatureStore | None = None,
 ) -> Rates:
     """Train for at most `steps` steps while the rate rises evenly from 1e-6 to 1 on a logarithmic
     scale; the classifier's weights are put back afterwards.
@@ -60,7 +58,7 @@ def find_rate(
     before = {
         n: p.detach().clone() for n, p in classifier.model.named_parameters() if p.requires_grad
     }
-    train = to_labelled(classifier, split.train, store=store)
+    train = to_labelled(classifier, split.train)
     found = Rates([], [])
     try:
         with TemporaryDirectory() as folder:

@@ -104,7 +104,10 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         return True
 
     def weights() -> object:
-        return [name for name, _ in stored_parameters(hugging_face, meta_gpt2(read_config(hugging_face)))]
+        return [
+            name
+            for name, _ in stored_parameters(hugging_face, meta_gpt2(read_config(hugging_face)))
+        ]
 
     return {
         "index": (

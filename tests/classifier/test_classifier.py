@@ -1,31 +1,45 @@
-"""A saved classifier holds what was trained, refuses another base, and answers bit for bit as
-before.
-"""
+"""Answers are those of a plain loop, in order, whatever the other texts; streamed ones too."""
 
 import json
-import shutil
-from dataclasses import replace
+import random
+import tracemalloc
+from dataclasses import fields, replace
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import TINY_MERGES
-from write_bundle import write_random_gpt2
+from pytest import MonkeyPatch
+from three_blocks import (
+    ANSWER,
+    BOTTOM,
+    HEADS,
+    LABEL,
+    LANGUAGE,
+    N_LAYER,
+    STATE,
+    TAGS,
+    assert_answers_of_the_loop,
+    classifier_with,
+)
+from three_blocks import TEXTS as ODD_TEXTS
+from torch import Tensor
 
-from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.freezing import set_trainable
-from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
-from gpt2_from_scratch.gpt2.tokenizer import write_bpe
-from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2, weights_sha256
-from gpt2_from_scratch.storage.tensors import write_tensors
+from gpt2_from_scratch.classifier import classifier as module
+from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
+from gpt2_from_scratch.classifier.freezing import plain_depth, set_trainable
+from gpt2_from_scratch.classifier.settings import RESERVED_NAMES, HeadConfig
+from gpt2_from_scratch.classifier.tasks.classification import Choice
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.speed.feature_cache import Features
+from gpt2_from_scratch.speed.partial_blocks import is_plain
 
 TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "héllo 🎉 at ten"]
 
 
-def change(metadata: dict[str, str], **values) -> None:
-    metadata["description"] = json.dumps(json.loads(metadata["description"]) | values)
+Asked = list[list[str]]
 
 
 @pytest.fixture
@@ -38,6 +52,9 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     return classifier
+
+
+# --- predict ---
 
 
 def test_predictions_are_softmax_of_the_last_real_token(classifier: Classifier) -> None:
@@ -65,177 +82,89 @@ def test_answers_do_not_depend_on_the_texts_beside(classifier: Classifier) -> No
             assert a.probabilities[label] == pytest.approx(c.probabilities[label], abs=1e-5)
 
 
-def test_saved_and_loaded_gives_the_same_bits(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    classifier.save(tmp_path / "best.safetensors")
-    again = Classifier.load(tmp_path, tiny_checkpoint)
-    assert again.description == classifier.description
-    encoded, _ = classifier.encode(TEXTS)
-    assert torch.equal(again.logits(encoded), classifier.logits(encoded))
-    trainable = [n for n, p in again.model.named_parameters() if p.requires_grad]
-    assert trainable == [n for n, p in classifier.model.named_parameters() if p.requires_grad]
+@pytest.mark.parametrize("head", [*HEADS, BOTTOM], ids=lambda head: head.name)
+def test_each_task_says_what_the_loop_says(base: Path, head: HeadConfig) -> None:
+    """Texts twice, texts that begin alike, empty ones, and one that is cut."""
+    assert_answers_of_the_loop(classifier_with(base, head), ODD_TEXTS)
 
 
-def test_only_what_was_trained_is_saved(classifier: Classifier, tmp_path: Path) -> None:
-    classifier.save(tmp_path / "c.safetensors")
-    tensors = load_file(tmp_path / "c.safetensors")
-    assert all(name.startswith(("head.", "ln_f.", "blocks.1.")) for name in tensors)
-    assert sum(t.numel() for t in tensors.values()) == sum(
-        p.numel() for p in classifier.model.parameters() if p.requires_grad
-    )
+@pytest.mark.parametrize("max_tokens", [1, 7, 32])
+def test_all_tasks_at_once_say_what_the_loop_says(base: Path, max_tokens: int) -> None:
+    classifier = classifier_with(base, *HEADS, max_tokens=max_tokens)
+    assert_answers_of_the_loop(classifier, ODD_TEXTS)
+    assert classifier._made and classifier._made[1].depth == 1  # the first block ran packed
 
 
-def test_another_base_is_refused(classifier: Classifier, tmp_path: Path) -> None:
-    classifier.save(tmp_path / "c.safetensors")
-    other = tmp_path / "other"
-    write_random_gpt2(other, vars(classifier.model.config), seed=99)
-    base = Path(classifier.description.base)
-    for name in ("vocab.bpe", "encoder.json"):
-        (other / name).write_bytes((base / name).read_bytes())
-    with pytest.raises(CheckpointError, match="another base"):
-        Classifier.load(tmp_path / "c.safetensors", other)
+def test_a_head_at_the_bottom_lets_nothing_be_packed(base: Path) -> None:
+    classifier = classifier_with(base, *HEADS, BOTTOM)
+    assert_answers_of_the_loop(classifier, ODD_TEXTS)
+    assert classifier._made is None
 
 
-def test_a_base_without_a_known_name_must_be_named(classifier: Classifier, tmp_path: Path) -> None:
-    classifier.save(tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="--model"):
-        Classifier.load(tmp_path / "c.safetensors")
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_states_of_every_layer(base: Path, final_norm: bool) -> None:
+    heads = [
+        HeadConfig(f"at_{n}", task="features", layer=n, final_norm=final_norm)
+        for n in range(N_LAYER + 1)
+    ]
+    assert_answers_of_the_loop(classifier_with(base, *heads), ODD_TEXTS)
+    assert_answers_of_the_loop(classifier_with(base, heads[2]), ODD_TEXTS)  # and one alone
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda t, m: t.pop("head.weight"), "head.weight"),
-        (lambda t, m: t.update({"blocks.7.ln_1.bias": torch.zeros(32)}), "blocks.7.ln_1.bias"),
-        (lambda t, m: t.update({"head.bias": torch.zeros(2)}), "head.bias"),
-        (lambda t, m: t["head.bias"].fill_(float("nan")), "NaN"),
-        (lambda t, m: m.pop("format"), "format"),
-        (lambda t, m: m.update(description="{"), "description"),
-        (lambda t, m: m.update(description=json.dumps({"base": "mini", "x": 1})), "unknown keys"),
-        (lambda t, m: m.update(description=json.dumps({"base": "mini"})), "description"),
-        (lambda t, m: change(m, labels="ab"), "labels"),
-        (lambda t, m: change(m, labels=[1, 2, 3]), "labels"),
-        (lambda t, m: change(m, max_tokens="5"), "max_tokens"),
-        (lambda t, m: change(m, max_tokens=None), "max_tokens"),
-    ],
-)
-def test_a_spoilt_file_is_refused(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path, spoil, message: str
-) -> None:
-    from safetensors import safe_open
-
-    path = tmp_path / "c.safetensors"
-    classifier.save(path)
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads(file.metadata()["gpt2_from_scratch"])
-    del metadata["sha256"]
-    spoil(tensors, metadata)
-    write_tensors(path, tensors, metadata)  # with its checksum, as if it had been saved so
-    with pytest.raises(CheckpointError, match=message):
-        Classifier.load(path, tiny_checkpoint)
+def test_no_texts_no_answers(base: Path) -> None:
+    classifier = classifier_with(base, *HEADS)
+    assert classifier.predict([]) == []
+    assert classifier.logits([]).shape == (0, 3)
+    assert classifier_with(base, STATE).logits([]).shape == (0, 32)
 
 
-def test_every_flipped_bit_is_told(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "c.safetensors"
-    classifier.save(path)
-    whole = path.read_bytes()
-    for place in range(0, len(whole), len(whole) // 300):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << place % 8
-        path.write_bytes(damaged)
-        try:
-            again = Classifier.load(path, tiny_checkpoint)
-        except CheckpointError:
-            continue
-        assert again.description == classifier.description  # white space of the header changed
-        encoded, _ = classifier.encode(TEXTS)
-        assert torch.equal(again.logits(encoded), classifier.logits(encoded))
+@pytest.mark.parametrize("head", [TAGS, ANSWER, LANGUAGE])
+def test_logits_are_one_row_per_text(base: Path, head: HeadConfig) -> None:
+    classifier = classifier_with(base, head, LABEL)
+    encoded = [[1, 2], [3]]
+    for texts in (encoded, classifier.texts(encoded)):
+        with pytest.raises(UsageError, match=f"{head.name!r}"):
+            classifier.logits(texts)
 
 
-def test_what_trained_once_is_kept_when_it_is_frozen_again(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    classifier.save(tmp_path / "first.safetensors")
-    for stage in (
-        "second",
-        "third",
-    ):  # a later stage trains less; loading between them loses nothing
-        set_trainable(classifier.model, 0, final_norm=False)
-        classifier.save(tmp_path / f"{stage}.safetensors")
-        again = Classifier.load(tmp_path / f"{stage}.safetensors", tiny_checkpoint)
-        encoded, _ = classifier.encode(TEXTS)
-        assert torch.equal(again.logits(encoded), classifier.logits(encoded))
-        classifier = again
+def test_outputs_of_ids_and_of_prepared_texts_are_the_same(base: Path) -> None:
+    """Every text exactly once, equal ones too; without gradients."""
+    classifier = classifier_with(base, *HEADS)
+    classifier.model.requires_grad_(True)
+    encoded, _ = classifier.encode(ODD_TEXTS)
+    found: list[dict[int, dict[str, Tensor]]] = []
+    for texts in (encoded, classifier.texts(encoded)):
+        by_text: dict[int, dict[str, Tensor]] = {}
+        for numbers, outputs, lengths in classifier.outputs(texts):
+            for row, n in enumerate(numbers):
+                assert n not in by_text and int(lengths[row]) == len(encoded[n])
+                rows = {name: out[row] for name, out in outputs.items()}
+                assert not any(out.requires_grad for out in rows.values())
+                real = slice(int(lengths[row]))
+                by_text[n] = {k: out[real] if out.dim() == 2 else out for k, out in rows.items()}
+        assert sorted(by_text) == list(range(len(ODD_TEXTS)))
+        found.append(by_text)
+    for n, outputs in found[0].items():
+        for name, out in outputs.items():
+            torch.testing.assert_close(out, found[1][n][name], atol=1e-3, rtol=1e-4)
 
 
-def test_a_base_with_another_vocabulary_is_refused(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    classifier.save(tmp_path / "c.safetensors")
-    other = tmp_path / "other"
-    shutil.copytree(tiny_checkpoint, other)
-    write_bpe(other, [*TINY_MERGES[:-2], TINY_MERGES[-1], TINY_MERGES[-2]])
-    with pytest.raises(CheckpointError, match="another base"):
-        Classifier.load(tmp_path / "c.safetensors", other)
+def test_equal_texts_are_computed_once(base: Path, monkeypatch: MonkeyPatch) -> None:
+    classifier, rows = classifier_with(base, LABEL), []
+    plain = module.outputs_from
+
+    def counted(model, heads, depth, x, lengths):
+        rows.append(len(x))
+        return plain(model, heads, depth, x, lengths)
+
+    monkeypatch.setattr(module, "outputs_from", counted)
+    answers = classifier.predict(["the cat", "win", "the cat"] * 5)
+    assert sum(rows) == 2 and answers[0] == answers[14] != answers[1]
 
 
 def test_one_string_is_no_list_of_texts(classifier: Classifier) -> None:
     with pytest.raises(DataError, match="not one string"):
         classifier.predict("hello")
-
-
-def test_a_cut_file_and_a_missing_one_are_refused(
-    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "c.safetensors"
-    with pytest.raises(CheckpointError, match="missing"):
-        Classifier.load(path, tiny_checkpoint)
-    classifier.save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        Classifier.load(path, tiny_checkpoint)
-
-
-def test_identity_is_of_the_numbers_not_of_the_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    gpt2 = load_gpt2(tiny_checkpoint)
-    save_gpt2(gpt2, tmp_path)
-    assert weights_sha256(load_gpt2(tmp_path)) == weights_sha256(gpt2)
-    with torch.no_grad():
-        gpt2.wpe.weight[3, 3] += 1e-6
-    assert weights_sha256(load_gpt2(tmp_path)) != weights_sha256(gpt2)
-
-
-def test_the_head_is_drawn_by_the_seed_alone(tiny_checkpoint: Path) -> None:
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    first = Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.rand(3)
-    assert torch.equal(
-        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight, first
-    )
-    assert not torch.equal(
-        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=8).model.head.weight, first
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"labels": ["one"]},
-        {"labels": ["a", "a"]},
-        {"pooling": "middle"},
-        {"max_tokens": 33},
-        {"max_tokens": 0},
-    ],
-)
-def test_senseless_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) -> None:
-    with pytest.raises(UsageError):
-        Classifier.on_base(tiny_checkpoint, **({"labels": ["a", "b"]} | wrong))
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", float("nan"), ["a"]])
@@ -279,11 +208,166 @@ def test_enormous_and_odd_texts_get_an_answer(classifier: Classifier) -> None:
     assert not any(p.truncated or p.empty or p.replaced for p in classifier.predict(odd))
 
 
-def test_pads_are_for_a_head_that_reads_them(classifier: Classifier) -> None:
-    with pytest.raises(UsageError, match="last_position or mean_position"):
-        replace(classifier.description, pad_to=32)
-
-
 def test_texts_may_come_from_a_generator(classifier: Classifier) -> None:
     texts = ["see you", "win now"]
     assert classifier.predict(text for text in texts) == classifier.predict(texts)
+
+
+def test_the_head_is_drawn_by_the_seed_alone(tiny_checkpoint: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(
+        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=7).model.head.weight, first
+    )
+    assert not torch.equal(
+        Classifier.on_base(tiny_checkpoint, ["a", "b"], seed=8).model.head.weight, first
+    )
+
+
+def test_a_prediction_as_json_and_in_words() -> None:
+    """A head's name is never one of the other keys."""
+    one = Choice("a", {"a": 1.0, "b": 0.0})
+    alone = Prediction({"kind": one}, 3, truncated=True, empty=False, replaced=True)
+    assert json.loads(alone.as_json(7)) == {
+        "number": 7,
+        "label": "a",
+        "probabilities": {"a": 1.0, "b": 0.0},
+        "n_tokens": 3,
+        "truncated": True,
+        "empty": False,
+        "replaced": True,
+    }
+    assert alone.in_words("x\ny") == "a  (a 1.000, b 0.000)  (cut) (replaced) x y"
+    both = replace(alone, answers={"kind": one, "other": one})
+    assert json.loads(both.as_json(1)).keys() == {*RESERVED_NAMES, "kind", "other"}
+    assert both.in_words("x").startswith("kind: a  (a 1.000, b 0.000); other: a")
+    assert {"number"} | {f.name for f in fields(Prediction)} - {"answers"} == {*RESERVED_NAMES}
+
+
+@pytest.mark.parametrize("name", RESERVED_NAMES)
+def test_no_head_has_the_name_of_another_key(name: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}'"):
+        HeadConfig(name, labels=("a", "b"))
+
+
+# --- merged ---
+
+
+def test_merged_it_is_plain_and_answers_the_same(base: Path) -> None:
+    adapted = classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora" in name:
+                parameter.normal_(0, 0.2, generator=generator)
+    encoded, _ = adapted.encode(TEXTS)
+    apart, found = adapted.predict(TEXTS), adapted.logits(encoded)
+    plain = classifier_with(base, LABEL).logits(encoded)
+    assert plain_depth(adapted.model)[0] == 0 and (found - plain).abs().max() > 0.1
+    adapted.merge()
+    assert all(is_plain(block) for block in adapted.model.blocks)
+    assert plain_depth(adapted.model) == (N_LAYER, "")
+    assert isinstance(adapted.texts(encoded), Features)
+    torch.testing.assert_close(adapted.logits(encoded), found, atol=1e-5, rtol=0)
+    for one, other in zip(adapted.predict(TEXTS), apart, strict=True):
+        assert one.label == other.label
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+# --- a stream ---
+
+
+@pytest.fixture
+def kinds(tiny_checkpoint: Path) -> Classifier:
+    return Classifier.on_base(tiny_checkpoint, ["ham", "spam", "eggs"])
+
+
+@pytest.fixture
+def asked(kinds: Classifier, monkeypatch: MonkeyPatch) -> Asked:
+    """What `predict` is asked for, call by call."""
+    calls, predict = Asked(), kinds.predict
+    monkeypatch.setattr(kinds, "predict", lambda texts: calls.append(texts) or predict(texts))
+    return calls
+
+
+def test_answers_are_those_of_predict_in_order(kinds: Classifier) -> None:
+    """One by one for some texts, lone surrogates and the empty text among them; many at once."""
+    odd = ["", " ", "half \ud83d", "half ?", "Grüße 😀", "a\x00b", "you " * 100, "the", "the"]
+    expected = {text: kinds.predict([text])[0] for text in odd}
+    draw, words = random.Random(5), "the you win é 77 in house see another".split()
+    many = [" ".join(draw.choices(words, k=draw.randrange(5))) for _ in range(6000)]
+    once = sorted(set(many) - set(odd))
+    assert 500 < len(once) < 3000
+    expected |= dict(zip(once, kinds.predict(once), strict=True))
+    for texts in (odd, many):
+        found = list(kinds.predict_stream(iter(texts)))
+        assert [text for text, _ in found] == texts
+        for text, answer in found:
+            shares = pytest.approx(expected[text].probabilities, abs=1e-5)
+            assert answer.probabilities == shares
+            assert replace(answer, answers={}) == replace(expected[text], answers={})
+            assert answer.label == expected[text].label
+
+
+def test_a_stream_asks_for_each_text_once(kinds: Classifier, asked: Asked) -> None:
+    texts = [f"{n % 90} of {n % 7}" for n in range(3000)]
+    assert [text for text, _ in kinds.predict_stream(texts)] == texts
+    assert sorted(sum(asked, [])) == sorted(set(texts))
+    assert list(kinds.predict_stream([])) == []
+
+
+def test_windows_grow(kinds: Classifier) -> None:
+    texts = iter(["the"] * 17_000)
+    seen = [17_000 - length_hint(texts) for _ in kinds.predict_stream(texts)]  # then taken up
+    ends = [64, 192, 448, 960, 1984, 4032, 8128, 12_224, 16_320, 17_000]
+    assert list(dict.fromkeys(seen)) == ends
+    assert [seen.index(end) for end in ends] == [0, *ends[:-1]]  # an answer to each, then more
+
+
+def test_long_texts(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHARACTERS", 1000)
+    texts = [f"{n:100}" for n in range(35)] + ["x" * 5000, "y"]
+    assert [text for text, _ in kinds.predict_stream(texts)] == texts
+    assert [len(call) for call in asked] == [10, 10, 10, 6, 1]
+
+
+def test_what_is_remembered(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -> None:
+    for name, value in {"FIRST": 4, "LARGEST": 4, "REMEMBERED": 10}.items():
+        monkeypatch.setattr(module, name, value)
+    texts = [text for n in range(20) for text in ("often", *(f"{n} {m}" for m in range(3)))]
+    texts += ["19 0", "17 0", "16 2", "0 0"]  # the last met but "often" are 17 0 to 19 2
+    assert [text for text, _ in kinds.predict_stream(texts)] == texts
+    assert [len(call) for call in asked] == [4, *[3] * 19, 2]
+    assert sorted(asked[-1]) == ["0 0", "16 2"]
+
+
+def test_memory_is_flat_over_many_lines(kinds: Classifier) -> None:
+    lines = (f"line number {n % 50}" for n in range(200_000))
+    tracemalloc.start()
+    count = sum(1 for _ in kinds.predict_stream(lines))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 200_000 and peak < 3e6  # the lines alone are 14 MB
+
+
+@pytest.mark.parametrize("wrong", [None, 7, 1.5, b"bytes", ["a list"]])
+def test_what_is_no_string_is_refused(kinds: Classifier, wrong: object) -> None:
+    with pytest.raises(DataError, match=f"text 101.*{type(wrong).__name__}"):
+        list(kinds.predict_stream(["a"] * 101 + [wrong]))
+
+
+def test_what_is_no_string_is_passed_over(kinds: Classifier, asked: Asked) -> None:
+    texts = [None, "the", 7, b"bytes", ["a"], "you", float("nan")] * 30
+    found = list(kinds.predict_stream(texts, on_error="skip"))
+    expected = {text: kinds.predict([text])[0].label for text in ("the", "you")}
+    assert len(found) == len(texts) and all(a is b for (a, _), b in zip(found, texts, strict=True))
+    for text, answer in found:
+        assert (answer.label if isinstance(text, str) else answer) == (
+            expected[text] if isinstance(text, str) else None
+        )
+    assert asked[0] == ["the", "you"]
+    with pytest.raises(UsageError, match="on_error"):
+        list(kinds.predict_stream([], on_error="perhaps"))

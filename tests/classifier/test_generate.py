@@ -41,18 +41,20 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 1.3, "top_k": 9, "seed": 4}])
 def test_the_tokens_are_those_of_generate(tiny_checkpoint, classifier, drawn):
-    told = generate_with_heads(classifier, PROMPT, 12, **drawn)
+    generated = generate_with_heads(classifier, PROMPT, 12, **drawn)
     ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
     plain = generate(load_gpt2(tiny_checkpoint), ids, 12, stop_id=276, **drawn).tolist()
-    assert told.text == classifier.tokenizer.decode(plain) and told.text.startswith(PROMPT)
-    assert told.tokens == [classifier.tokenizer.decode([token]) for token in plain]
-    assert told.n_prompt == len(ids) < len(told.tokens)
-    assert all(len(rows) == len(plain) for rows in told.outputs.values())
+    assert generated.text == classifier.tokenizer.decode(plain) and generated.text.startswith(
+        PROMPT
+    )
+    assert generated.tokens == [classifier.tokenizer.decode([token]) for token in plain]
+    assert generated.n_prompt == len(ids) < len(generated.tokens)
+    assert all(len(rows) == len(plain) for rows in generated.outputs.values())
 
 
 @torch.no_grad()
 def test_heads_say_what_they_say_of_the_text_so_far(tiny_checkpoint, classifier):
-    told = generate_with_heads(classifier, PROMPT, 8, temperature=1.0)
+    generated = generate_with_heads(classifier, PROMPT, 8, temperature=1.0)
     ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
     plain = generate(load_gpt2(tiny_checkpoint), ids, 8, stop_id=276, temperature=1.0).tolist()
     model, x, states = classifier.model.eval(), None, []
@@ -72,42 +74,45 @@ def test_heads_say_what_they_say_of_the_text_so_far(tiny_checkpoint, classifier)
         "state": normal[2],
         "ends": model.head["ends"](normal[2]),
     }
-    assert told.outputs.keys() == expected.keys() and told.outputs["state"].shape == (T, C)
+    assert generated.outputs.keys() == expected.keys() and generated.outputs["state"].shape == (
+        T,
+        C,
+    )
     for name, outputs in expected.items():
-        torch.testing.assert_close(told.outputs[name], outputs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(generated.outputs[name], outputs, atol=1e-4, rtol=0)
 
 
 def test_answers_are_those_of_predict(classifier):
     """On each beginning that the tokenizer reads as these very tokens."""
-    told = generate_with_heads(classifier, PROMPT, 10, temperature=0.7)
-    assert list(told.answers) == ["kind", "mean", "first", "any", "tag", "state"]
+    generated = generate_with_heads(classifier, PROMPT, 10, temperature=0.7)
+    assert list(generated.answers) == ["kind", "mean", "first", "any", "tag", "state"]
     compared = 0
-    for t in range(1, len(told.tokens) + 1):
-        text = "".join(told.tokens[:t])
-        if "\ufffd" in text or classifier.encode([text])[0][0] != ids_of(classifier, told)[:t]:
+    for t in range(1, len(generated.tokens) + 1):
+        text = "".join(generated.tokens[:t])
+        if "\ufffd" in text or classifier.encode([text])[0][0] != ids_of(classifier, generated)[:t]:
             continue
         compared += 1
         [found] = classifier.predict([text])
         for name in ("kind", "mean"):
-            ours, theirs = told.answers[name][t - 1], found.answers[name]
+            ours, theirs = generated.answers[name][t - 1], found.answers[name]
             assert ours.label == theirs.label
             assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-4)
-        assert told.answers["first"][t - 1].values == pytest.approx(
+        assert generated.answers["first"][t - 1].values == pytest.approx(
             found.answers["first"].values, abs=1e-4
         )
-        assert told.answers["any"][t - 1].probabilities == pytest.approx(
+        assert generated.answers["any"][t - 1].probabilities == pytest.approx(
             found.answers["any"].probabilities, abs=1e-4
         )
-    assert compared >= told.n_prompt
+    assert compared >= generated.n_prompt
     [found] = classifier.predict([PROMPT])
-    first_word = told.answers["tag"][0]  # of one token
+    first_word = generated.answers["tag"][0]  # of one token
     assert found.answers["tag"].words[0].label == first_word.label
     assert found.answers["tag"].words[0].probability == pytest.approx(
         first_word.probabilities[first_word.label], abs=1e-4
     )
 
 
-def ids_of(classifier: Classifier, told) -> list[int]:
+def ids_of(classifier: Classifier, generated) -> list[int]:
     plain = load_gpt2(classifier.description.base)
     ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
     return generate(plain, ids, 10, stop_id=276, temperature=0.7).tolist()
@@ -120,19 +125,19 @@ def test_with_lora_it_generates_as_the_merged_model(tiny_checkpoint):
         for name, parameter in adapted.model.named_parameters():
             if "lora" in name:
                 parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
-    told = generate_with_heads(adapted, PROMPT, 9)
+    generated = generate_with_heads(adapted, PROMPT, 9)
     plain = load_gpt2(tiny_checkpoint)
     adapted.merge()
     values = {n: p for n, p in adapted.model.state_dict().items() if not n.startswith("head.")}
     plain.load_state_dict(values | {"head.weight": values["wte.weight"]})
     ids = torch.tensor(adapted.tokenizer.encode(PROMPT))
-    assert told.text == adapted.tokenizer.decode(generate(plain, ids, 9, stop_id=276).tolist())
+    assert generated.text == adapted.tokenizer.decode(generate(plain, ids, 9, stop_id=276).tolist())
 
 
 def test_one_head_alone_and_nothing_new(tiny_checkpoint):
     alone = Classifier.on_base(tiny_checkpoint, heads=[HeadConfig("next", "language")])
-    told = generate_with_heads(alone, PROMPT, 0)
-    assert told.text == PROMPT and told.outputs == told.answers == {}
+    generated = generate_with_heads(alone, PROMPT, 0)
+    assert generated.text == PROMPT and generated.outputs == generated.answers == {}
 
 
 def test_it_stops_at_the_end_of_text(classifier, monkeypatch):
@@ -141,10 +146,10 @@ def test_it_stops_at_the_end_of_text(classifier, monkeypatch):
     ids = generate(model, torch.tensor(tokenizer.encode(PROMPT)), 6).tolist()
     stop = ids[len(tokenizer.encode(PROMPT)) + 2]
     monkeypatch.setattr(tokenizer, "end_of_text_id", stop)
-    told = generate_with_heads(classifier, PROMPT, 6)
-    n = ids.index(stop, told.n_prompt) + 1
-    assert told.tokens == [tokenizer.decode([token]) for token in ids[:n]]
-    assert len(told.outputs["kind"]) == n <= told.n_prompt + 3
+    generated = generate_with_heads(classifier, PROMPT, 6)
+    n = ids.index(stop, generated.n_prompt) + 1
+    assert generated.tokens == [tokenizer.decode([token]) for token in ids[:n]]
+    assert len(generated.outputs["kind"]) == n <= generated.n_prompt + 3
 
 
 def test_what_cannot_be_done_is_refused(tiny_checkpoint, classifier):

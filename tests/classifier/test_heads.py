@@ -1,12 +1,34 @@
-"""Where a text is read, and the law: padding and neighbours change no answer."""
+"""Where a text is read, and the law: padding and neighbours change no answer. Several heads at once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from three_blocks import (
+    BOTTOM,
+    FIRST,
+    HEADS,
+    LABEL,
+    LAYERS,
+    SIGMOID,
+    STARS,
+    STATE,
+    TAGS,
+    TEXTS,
+    TOPICS,
+    classifier_with,
+)
+from torch import Tensor, nn
 
-from gpt2_from_scratch.classifier.heads import POOLINGS, class_logits, pad_right, pool, replace_head
+from gpt2_from_scratch.classifier import heads as heads_module
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.heads import class_logits, pad_right, pool, replace_head
+from gpt2_from_scratch.classifier.settings import POOLINGS, HeadConfig
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
 
 LAWFUL = ["last_token", "first_token", "mean"]
 
@@ -99,7 +121,7 @@ def test_pool_is_the_loop(pooling):
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(UsageError, match="'max' is none of last_token, "):
+    with pytest.raises(UsageError, match="'max'.*last_token, "):
         pool(torch.zeros(1, 2, 3), torch.tensor([1]), "max")
 
 
@@ -132,7 +154,7 @@ def alone(model: GPT2, text: Tensor, pooling: str) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", LAWFUL)
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_law(classifier, pooling, seed):
     """Padding amount, pad id, batch mates, their order and padding side change no logit."""
     rng = torch.Generator().manual_seed(seed)
@@ -201,3 +223,135 @@ def test_pad_right_leaves_right_padding_as_it_is():
     ids, real = pad([torch.arange(3), torch.arange(5)], 7, pad_id=276)
     found, lengths = pad_right(ids, real)
     assert torch.equal(found, ids) and lengths.tolist() == [3, 5]
+
+
+# --- several heads in one pass ---
+
+
+def graph(classifier: Classifier, *names: str) -> dict[str, Tensor]:
+    """A number of each head's outputs at real tokens, to take the gradient of."""
+    everyone = range(len(TEXTS))
+    encoded, _ = classifier.encode(TEXTS)
+    texts = classifier.texts(encoded)
+    outputs, lengths = classifier.batch_outputs(texts, everyone)
+    found = {}
+    for name, out in outputs.items():
+        if out.dim() == 3:
+            out = torch.cat([row[:n] for row, n in zip(out, lengths.tolist(), strict=True)])
+        found[name] = (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum()
+    return found
+
+
+def gradients(classifier: Classifier, total: Tensor) -> dict[str, Tensor]:
+    """By the parameters' names as a model of several heads has them."""
+    classifier.model.zero_grad()
+    total.backward()
+    only = [head.name for head in classifier.description.heads]
+    within = "head." if len(only) > 1 else f"head.{only[0]}."
+    return {
+        name.replace("head.", within, 1) if name.startswith("head.") else name: p.grad
+        for name, p in classifier.model.named_parameters()
+        if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("heads", [HEADS, (LABEL, STARS), (LABEL, FIRST), (TOPICS, LAYERS, BOTTOM)])
+def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfig, ...]) -> None:
+    """Outputs, and the sum of their gradients."""
+    together = classifier_with(base, *(replace(head, dropout=0.0) for head in heads))
+    together.model.requires_grad_(True)
+    found = graph(together)
+    expected: dict[str, Tensor] = {}
+    for head in heads:
+        alone = classifier_with(base, replace(head, dropout=0.0))
+        alone.model.requires_grad_(True)
+        number = graph(alone)[head.name]
+        torch.testing.assert_close(found[head.name], number, atol=1e-3, rtol=1e-5)
+        for name, gradient in gradients(alone, number).items():
+            expected[name] = expected.get(name, 0) + gradient
+    together_gradients = gradients(together, sum(found.values()))
+    assert together_gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        size = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(
+            together_gradients[name], gradient, atol=1e-5 * size, rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize("head", [LABEL, LAYERS, SIGMOID, TAGS], ids=lambda head: head.name)
+def test_a_head_without_gradient_leaves_the_model_alone(base: Path, head: HeadConfig) -> None:
+    """And learns the same itself; a head beside it has its gradient as ever."""
+    head = replace(head, dropout=0.0)
+    found = {}
+    for gradient in (True, False):
+        classifier = classifier_with(base, replace(head, gradient=gradient))
+        classifier.model.requires_grad_(True)
+        found[gradient] = gradients(classifier, graph(classifier)[head.name])
+    assert found[False].keys() == {name for name in found[True] if name.startswith("head.")}
+    for name, gradient in found[False].items():
+        torch.testing.assert_close(gradient, found[True][name], atol=1e-6, rtol=1e-6)
+    both = classifier_with(base, replace(head, gradient=False), STARS)
+    both.model.requires_grad_(True)
+    stars = classifier_with(base, STARS)
+    stars.model.requires_grad_(True)
+    expected = gradients(stars, graph(stars)["stars"])
+    for name, gradient in gradients(both, sum(graph(both).values())).items():
+        if not name.startswith("head."):
+            size = max(1.0, float(expected[name].abs().max()))
+            torch.testing.assert_close(gradient, expected[name], atol=1e-5 * size, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "heads, whole, at_one",
+    [
+        ((LAYERS,), [], [0]),  # the one block before it, at one position
+        ((STATE,), [0], []),  # a mean needs all of them
+        ((LAYERS, TOPICS), [0], [1]),
+        ((TAGS,), [0, 1], []),
+        ((TAGS, TOPICS), [0, 1], []),
+        ((BOTTOM,), [], []),
+        ((LABEL,), [0, 1], [2]),
+        ((LABEL, SIGMOID), [0, 1, 2], []),
+        ((LABEL, FIRST), [0, 1, 2], []),  # two positions of each text
+        ((LABEL, LAYERS, STARS), [0, 1], [2]),
+    ],
+)
+def test_blocks_above_what_is_read_do_not_run(
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: tuple[HeadConfig, ...],
+    whole: list[int],
+    at_one: list[int],
+) -> None:
+    classifier = classifier_with(base, *heads)
+    blocks = list(classifier.model.blocks)
+    ran: dict[str, list[int]] = {"whole": [], "at one": []}
+
+    def counted(kind: str, inner: Callable) -> Callable:
+        def run(block: TransformerBlock, *rest: Any) -> Tensor:
+            ran[kind].append(blocks.index(block))
+            return inner(block, *rest)
+
+        return run
+
+    monkeypatch.setattr(TransformerBlock, "forward", counted("whole", TransformerBlock.forward))
+    monkeypatch.setattr(heads_module, "block_on", counted("whole", heads_module.block_on))
+    monkeypatch.setattr(heads_module, "block_at", counted("at one", heads_module.block_at))
+    classifier.model.requires_grad_(True)  # so that nothing is computed before
+    graph(classifier)
+    assert ran == {"whole": whole, "at one": at_one}
+
+
+def test_what_blocks_above_hold_does_not_matter(base: Path) -> None:
+    classifier = classifier_with(base, LAYERS, STATE)
+    before = classifier.predict(TEXTS)
+    for block in list(classifier.model.blocks)[1:]:
+        for parameter in block.parameters():
+            nn.init.constant_(parameter, torch.nan)
+    assert classifier.predict(TEXTS) == before
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "values", "train"])
+def test_names_that_torch_has_are_refused(base: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}'"):
+        classifier_with(base, LABEL, replace(TOPICS, name=name))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.tasks.losses import loss_sum
-from gpt2_from_scratch.classifier.tasks.targets import Targets, make_targets
+from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.task import Targets
 from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.speed.batching import pad_batch
 
@@ -106,10 +106,10 @@ def our_loss(
     messages = [Message(text, label) for text, label in zip(texts, labels, strict=True)]
     encoded, _ = ours.encode(texts)
     head = ours.description.head
-    targets = make_targets(head, messages, encoded, ours.tokenizer)
+    targets = TASKS[head.task].targets(head, messages, encoded, ours.tokenizer)
     everyone = list(range(len(texts)))
     outputs, lengths = ours.batch_outputs(ours.texts(encoded), everyone)
-    total = loss_sum(head, outputs[head.name], targets.batch(everyone), lengths)
+    total = TASKS[head.task].loss_sum(head, outputs[head.name], targets.batch(everyone), lengths)
     return outputs[head.name], total / targets.weights.sum(), targets, pad_batch(encoded, PAD)[0]
 
 

@@ -1,12 +1,15 @@
 """Settings from the shell: what they make of the data, and what is refused."""
 
+import math
+
 import numpy as np
 import pytest
 
-from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2.config import LoRAConfig
 
 
 def values(*numbers: float) -> list[Message]:
@@ -83,3 +86,43 @@ def test_labels_of_the_data_that_were_not_named_are_told() -> None:
         HeadSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
     named = HeadSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
     assert named.labels == ("spam", "ham") and named.name == "kind"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}]
+    + [{"warmup": 2.0}, {"seed": -1}, {"seed": 2**32}, {"weight_decay": math.inf}]
+    + [{"epochs": "3"}, {"epochs": 1.5}, {"epochs": True}, {"seed": None}, {"lr": True}]
+    + [{"final_norm": "no"}, {"n_last_blocks": 0.5}],
+)
+def test_senseless_training_settings_are_refused(wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(UsageError, match=name):
+        TrainConfig(**wrong)
+    assert TrainConfig(lr=1).lr == 1  # a whole number is a number
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task": "span", "label_smoothing": 0.1},
+        {"task": "regression", "labels": ("x",), "label_smoothing": 0.1},
+        {"task": "language", "label_smoothing": 0.1},
+        {"task": "features", "label_smoothing": 0.1},
+        {"task": "language", "dropout": 0.1},
+        {"task": "features", "dropout": 0.1},
+        {"task": "regression", "labels": ("x",), "center": (float("nan"),)},
+        {"task": "regression", "labels": ("x",), "center": (float("inf"),)},
+    ],
+)
+def test_head_settings_without_effect_are_refused(values: dict) -> None:
+    with pytest.raises(UsageError):
+        HeadConfig(**values)
+
+
+def test_lora_settings_describe_the_adapters() -> None:
+    asked = HeadSettings(lora=2, lora_alpha=5, lora_dropout=0.25, lora_blocks=1)
+    expected = LoRAConfig(rank=2, alpha=5, dropout=0.25, n_last_blocks=1)
+    assert asked.lora_config() == expected
+    assert HeadSettings(lora=4).lora_config() == LoRAConfig(rank=4, alpha=4)
+    assert HeadSettings().lora_config() is None

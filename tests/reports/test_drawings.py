@@ -158,11 +158,11 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
         "head",
     ]
     assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first at the bottom
-    states = ["frozen"] * 7 + ["in part"] + ["trains"] * 2
+    states = ["frozen"] * 7 + ["partly"] + ["trainable"] * 2
     assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(STATES[s]) for s in states]
-    assert [text.get_text() for text in bars.texts] == [f"{x.numbers:,}" for x in lines]
+    assert [text.get_text() for text in bars.texts] == [f"{x.parameters:,}" for x in lines]
     trains = 1e6 * sum(
-        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(STATES["trains"])
+        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(STATES["trainable"])
     )
     assert round(trains) == sum(x.trainable for x in lines)
     assert len(bars.patches) == 11  # one each, and two where a part trains in part
@@ -175,7 +175,7 @@ def test_parts_of_500_numbers_are_seen_beside_those_of_a_million():
     figure = draw_ledger([line(38_597_376, 0, "wte"), line(1536, 1536, "ln_f")])
     image = pixels(figure)
     left = round(figure.axes[1].get_window_extent().x0)
-    assert has(image[:, left - 5 : left + 15], STATES["trains"]) > 10
+    assert has(image[:, left - 5 : left + 15], STATES["trainable"]) > 10
 
 
 def test_a_ledger_of_48_blocks_is_legible():

@@ -8,7 +8,9 @@ import pytest
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 from scipy.stats import binomtest
 
-from gpt2_from_scratch.classifier.tasks.scores import LanguageScores, RegressionScores, SpanScores
+from gpt2_from_scratch.classifier.tasks.language import LanguageScores
+from gpt2_from_scratch.classifier.tasks.regression import RegressionScores
+from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.evaluation.metrics import ClassScores

@@ -5,7 +5,7 @@ from html_reader import Reader
 from huggingface_hub import ModelCard
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 
-from gpt2_from_scratch.classifier.tasks.scores import SpanScores
+from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.reports.findings import run_warnings
 from gpt2_from_scratch.reports.model_card import fenced, model_card
 from gpt2_from_scratch.reports.render import escape

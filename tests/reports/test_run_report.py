@@ -7,8 +7,7 @@ import pytest
 from html_reader import Reader
 from run_facts_example import LABELS, answers, assessed, baseline, run_facts, scored
 
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-from gpt2_from_scratch.classifier.tasks.scores import SpanScores
+from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.evaluation.assessment import assess
 from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines, how_good, trained_on
@@ -224,7 +223,7 @@ def test_another_task_has_its_own_scores_and_no_classes():
     ]
     assert [section.title for section in page.sections] == left
     [scores_section] = [section for section in page.sections if section.title == "Scores"]
-    assert scores_section.parts == [Preformatted(format_scores(scores))]
+    assert scores_section.parts == [Preformatted(scores.as_table())]
     Reader(render(page))
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
 from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
-from gpt2_from_scratch.classifier.tasks.predictions import Choice, Prediction, at_least
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import masked
@@ -139,15 +138,6 @@ def test_a_temperature_that_cannot_be(changes: dict) -> None:
 
 
 # --- a threshold ---
-
-
-def test_a_label_is_answered_from_its_threshold_up() -> None:
-    shares = {"ham": 0.3, "spam": 0.5, "ads": 0.2}
-    told = Prediction({"label": Choice("spam", shares)}, 3, False, False, False)
-    assert at_least(told, "spam", 0.5).label == "spam"
-    assert at_least(told, "spam", 0.51).label == "ham"
-    assert at_least(told, "ads", 0.1).label == "ads"
-    assert at_least(told, "ads", 0.9).probabilities == shares and told.label == "spam"
 
 
 def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> None:

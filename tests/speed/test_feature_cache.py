@@ -96,9 +96,8 @@ def test_training_equals_the_plain_loop(
         Classifier.on_base(base, ["ham", "spam"], pooling=pooling, seed=seed) for _ in range(2)
     )
     (tmp_path / "run").mkdir()
-    history = finetune(
-        ours, split, config, tmp_path / "run", store=FeatureStore(tmp_path / "store")
-    )
+    ours.store = FeatureStore(tmp_path / "store")
+    history = finetune(ours, split, config, tmp_path / "run")
     losses, _ = plain_training(plain, split, config)
     for number, epoch in enumerate(history):
         theirs = losses[number * 20 : (number + 1) * 20]
@@ -146,7 +145,7 @@ def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
     assert isinstance(texts, Features)
     assert texts.batch([0, 1])[1].tolist() == [24, 24]
     expected = plain_logits(classifier, messages)
-    torch.testing.assert_close(classifier.all_logits(texts), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(classifier.logits(texts), expected, atol=1e-4, rtol=0)
     found = classifier.logits(classifier.encode(messages)[0])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
@@ -181,7 +180,7 @@ def test_it_switches_itself_off_and_says_why(base: Path) -> None:
     assert depth_of(classifier) == 1 and "blocks.1" in said[0]
     positional = Classifier.on_base(base, ["a", "b"], pooling="last_position")
     set_trainable(positional.model, 1)
-    assert depth_of(positional) == 0 and "texts beside" in said[0]
+    assert depth_of(positional) == 0 and "other texts in the batch" in said[0]
 
 
 def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
@@ -194,7 +193,7 @@ def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
         classifier.model.blocks[n].mlp = Halved(classifier.model.blocks[n].mlp)
         assert frozen_depth(classifier.model)[0] == min(n, 2)
         expected = torch.cat([classifier.model(torch.tensor([ids]))[:, -1] for ids in encoded])
-        for found in (classifier.logits(encoded), classifier.all_logits(classifier.texts(encoded))):
+        for found in (classifier.logits(encoded), classifier.logits(classifier.texts(encoded))):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
             assert (found - plain).abs().max() > 1e-3
 

@@ -1,18 +1,26 @@
-"""Characters to tokens and back, held against bytes counted one by one and against tiktoken."""
+"""Characters to tokens and back, compared with bytes counted one by one and with tiktoken."""
 
 import random
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from gpt2_from_scratch.classifier.tasks.alignment import (
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.task import (
+    IGNORED,
+    Targets,
     characters_of,
     first_tokens,
-    token_ends,
     token_range,
 )
-from gpt2_from_scratch.data.messages import Span
+from gpt2_from_scratch.data import formats
+from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.paths import embedded
@@ -127,16 +135,6 @@ def spans_of(text: str, seed: int = 0) -> list[Span]:
 # --- every text ---
 
 
-def test_tokens_and_their_bytes(tokenizer: Tokenizer):
-    for text in ALL:
-        ids = tokenizer.encode(text)
-        raw = as_read(text).encode()
-        assert b"".join(map(tokenizer.token_bytes, ids)) == raw
-        prefixes = [tokenizer._encoding.decode_bytes(ids[: n + 1]) for n in range(len(ids))]
-        assert token_ends(ids, tokenizer) == [len(prefix) for prefix in prefixes]
-        assert all(raw.startswith(prefix) for prefix in prefixes)
-
-
 def test_spans_to_tokens(tokenizer: Tokenizer):
     """Of the whole text, and of one cut off at every token."""
     for text in ALL:
@@ -211,7 +209,6 @@ def test_a_word_of_several_tokens(tiny: Tokenizer):
         b"\xc3",
         b"\xa9",
     ]
-    assert token_ends(ids, tiny) == [1, 3, 7, 8, 9, 10]
     words = [Span(0, 3), Span(4, 7), Span(8, 9)]
     assert first_tokens(text, ids, words, tiny) == [0, 2, 4]
     assert first_tokens(text, ids[:4], words, tiny) == [0, 2, None]
@@ -224,7 +221,6 @@ def test_a_word_of_several_tokens(tiny: Tokenizer):
 
 
 def test_nothing_in_nothing(tiny: Tokenizer):
-    assert token_ends([], tiny) == []
     assert first_tokens("", [], [], tiny) == []
     assert first_tokens("the", [], [Span(0, 3)], tiny) == [None]
     assert token_range("the", [], Span(0, 3), tiny) is None
@@ -234,26 +230,159 @@ def test_nothing_in_nothing(tiny: Tokenizer):
 
 
 @pytest.mark.parametrize("token", [-1, 277, 10**30])
-def test_an_id_that_is_none(tiny: Tokenizer, token: int):
-    with pytest.raises(DataError, match="vocabulary of 0 to 276"):
-        token_ends([token], tiny)
+def test_an_id_outside_the_vocabulary(tiny: Tokenizer, token: int):
+    with pytest.raises(DataError, match="0 to 276"):
+        token_range("the", [token], Span(0, 3), tiny)
 
 
 def test_the_token_of_the_end_has_bytes_too(tiny: Tokenizer):
     assert tiny.token_bytes(tiny.end_of_text_id) == b"<|endoftext|>"
 
 
-def test_long_texts_take_no_longer_than_they_are(tiny: Tokenizer):
-    """Ten times the words cost about ten times the seconds; in a square of it, a hundred times."""
+def test_each_token_is_looked_at_once(tiny: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """However many spans there are: the work grows with the text, not with its square."""
+    text = "the é语and " * 1000
+    ids, asked = tiny.encode(text), []
+    plain = tiny.token_bytes
+    monkeypatch.setattr(tiny, "token_bytes", lambda token: asked.append(token) or plain(token))
+    spans = [Span(9 * n, 9 * n + 8) for n in range(1000)]
+    assert None not in first_tokens(text, ids, spans, tiny)
+    assert len(asked) == len(ids)
 
-    def seconds(count: int) -> float:
-        text = "the é语and " * count
-        ids = tiny.encode(text)
-        spans = [Span(9 * n, 9 * n + 8) for n in range(count)]
-        begun = time.perf_counter()
-        assert None not in first_tokens(text, ids, spans, tiny)
-        return time.perf_counter() - begun
 
-    seconds(100)
-    short = min(seconds(1_000) for _ in range(3))
-    assert min(seconds(10_000) for _ in range(2)) < 50 * short
+# --- the table of tasks ---
+
+
+def test_every_task_that_data_can_have_is_there_once():
+    assert tuple(TASKS) == formats.TASKS
+
+
+LABELS = ("ham", "other", "spam")
+HEADS = [
+    HeadConfig(labels=LABELS),
+    HeadConfig(task="multi-label", labels=LABELS),
+    HeadConfig(task="regression", labels=("a", "b")),
+    HeadConfig(task="token-classification", labels=LABELS),
+    HeadConfig(task="span"),
+    HeadConfig(task="language"),
+    HeadConfig(task="features"),
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.task)
+def test_no_texts_have_no_targets(tiny: Tokenizer, head: HeadConfig):
+    found = TASKS[head.task].targets(head, [], [], tiny)
+    assert len(found.values) == len(found.weights) == len(found.counts) == 0
+
+
+def test_each_head_takes_its_own_of_several_labels(tiny: Tokenizer):
+    messages = [Message("x", {"label": "spam", "stars": 4.0}), Message("y", {"stars": 1.0})]
+    found = TASKS["classification"].targets(HEADS[0], messages, [[1], [2]], tiny)
+    assert found.batch([1, 0]).tolist() == [IGNORED, 2]
+    stars = HeadConfig(name="stars", task="regression", labels=("stars",))
+    found = TASKS["regression"].targets(stars, [*messages, Message("z", {})], [[1]] * 3, tiny)
+    assert found.weights.tolist() == [1, 1, 0] and found.batch([0, 1]).tolist() == [[4], [1]]
+
+
+def test_values_of_several_lengths_are_padded():
+    targets = Targets([torch.tensor([1, 2]), torch.tensor([3])], torch.ones(2), torch.ones(2))
+    assert targets.batch([1, 0]).tolist() == [[3, IGNORED], [1, 2]]
+
+
+@pytest.mark.parametrize("task", ["multi-label", "regression", "token-classification", "span"])
+def test_no_labelled_text_is_nothing_to_score(task: str):
+    head = next(head for head in HEADS if head.task == task)
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        TASKS[task].scores(head, [None], [object()], ["x"])
+
+
+# --- a batch in parts ---
+
+
+def drawn_tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor | float, expected: Tensor | float) -> None:
+    np.testing.assert_allclose(float(found), float(expected), atol=1e-5, rtol=1e-5)
+
+
+PARTS = [
+    HeadConfig(labels=LABELS, class_weights=(0.3, 1.0, 2.5), label_smoothing=0.1),
+    HeadConfig(labels=LABELS[:2], one_output=True, class_weights=(1, 4)),
+    HeadConfig(task="token-classification", labels=LABELS, class_weights=(0.3, 1.0, 2.5)),
+    HeadConfig(task="multi-label", labels=LABELS, class_weights=(0.3, 1, 2), label_smoothing=0.1),
+    HeadConfig(task="regression", labels=LABELS),
+    HeadConfig(task="span"),
+    HeadConfig(task="language"),
+]
+
+
+def random_batch(head: HeadConfig, lengths: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets, some of which are missing, of texts of these lengths."""
+    B, T = len(lengths), int(lengths.max())
+    if head.task in ("multi-label", "regression"):
+        targets = drawn_tensor(B, 3, seed=2)
+        targets = (targets > 0).float() if head.task == "multi-label" else targets
+        targets[missing] = torch.nan
+        return drawn_tensor(B, 3), targets
+    if head.task == "classification":
+        targets = torch.randint(2, (B,), generator=torch.Generator().manual_seed(3))
+        targets[missing] = IGNORED
+        return drawn_tensor(B, head.n_outputs), targets
+    width = {"span": 2, "language": 9}.get(head.task, 3)
+    if head.task == "span":
+        targets = torch.stack([lengths // 2, lengths - 1], dim=1)
+    else:
+        targets = torch.randint(3, (B, T), generator=torch.Generator().manual_seed(4))
+        targets[torch.arange(T) >= lengths[:, None]] = IGNORED
+    targets[missing] = IGNORED
+    return drawn_tensor(B, T, width), targets
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    head=st.sampled_from(PARTS),
+    texts=st.lists(
+        st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), min_size=1, max_size=7
+    ),
+)
+def test_parts_of_a_batch_add_up(head: HeadConfig, texts: list[tuple[int, bool, bool]]) -> None:
+    """However it is cut, each part padded to its own longest; also with all targets of a part missing."""
+    lengths = torch.tensor([length for length, _, _ in texts])
+    missing = torch.tensor([absent for _, absent, _ in texts])
+    outputs, targets = random_batch(head, lengths, missing)
+    outputs.requires_grad_(True)
+    whole, right = (
+        TASKS[head.task].loss_sum(head, outputs, targets, lengths),
+        TASKS[head.task].correct_sum(head, outputs.detach(), targets, lengths),
+    )
+    (gradient,) = torch.autograd.grad(whole, outputs)
+    cuts = [0, *(n for n, (_, _, cut) in enumerate(texts) if cut and n), len(texts)]
+    parts = 0.0
+    for first, behind in zip(cuts, cuts[1:], strict=False):
+        part, T = slice(first, behind), int(lengths[first:behind].max())
+        some = outputs[part] if head.reads_one_state else outputs[part, :T]
+        each_token = head.task in ("token-classification", "language")
+        wanted = targets[part, :T] if each_token else targets[part]
+        loss = TASKS[head.task].loss_sum(head, some, wanted, lengths[part])
+        assert loss.isfinite()
+        loss.backward()
+        parts += loss.item()
+        right -= TASKS[head.task].correct_sum(head, some.detach(), wanted, lengths[part])
+    close(parts, whole.detach())
+    close(right, 0.0)
+    assert outputs.grad.isfinite().all()
+    torch.testing.assert_close(outputs.grad, gradient, atol=1e-5, rtol=0)
+    assert not outputs.grad[missing].any()
+
+
+@pytest.mark.parametrize("head", PARTS)
+def test_without_any_target_there_is_no_loss(head: HeadConfig) -> None:
+    lengths = torch.tensor([3, 1])
+    outputs, targets = random_batch(head, lengths, torch.tensor([True, True]))
+    outputs.requires_grad_(True)
+    loss = TASKS[head.task].loss_sum(head, outputs, targets, lengths)
+    loss.backward()
+    assert loss.item() == 0 and not outputs.grad.any() and outputs.grad.isfinite().all()
+    assert TASKS[head.task].correct_sum(head, outputs.detach(), targets, lengths) == 0

@@ -1,0 +1,178 @@
+"""Heads of the model itself: the next token, by GPT-2's own head; and hidden states ("features").
+
+B texts in a batch, N texts in all, T tokens of the longest, C = n_embd, V = n_vocab.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.classification import Classification, weighted_targets
+from gpt2_from_scratch.classifier.tasks.task import (
+    IGNORED,
+    Answer,
+    Batch,
+    Encoded,
+    Scores,
+    Targets,
+    Task,
+    number,
+    percent,
+)
+from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Likelihood(Answer):
+    """How well GPT-2 predicts a text's tokens, all but the first."""
+
+    nats: float  # the sum over tokens
+    correct: int  # tokens that were the most probable
+    tokens: int
+    n_bytes: int  # of these tokens
+
+    def in_words(self) -> str:
+        """Say the mean cross-entropy."""
+        return f"{self.nats / max(1, self.tokens):.3f} nats per token"
+
+
+@dataclass(frozen=True)
+class State(Answer):
+    """The hidden state itself, C numbers."""
+
+    values: list[float]
+
+    def in_words(self) -> str:
+        """Say how many numbers there are, and the first ones."""
+        return f"{len(self.values)} numbers: {', '.join(f'{x:.3f}' for x in self.values[:4])}, ..."
+
+
+@dataclass(frozen=True)
+class LanguageScores(Scores):
+    """The scores of a language model on some texts."""
+
+    measure: ClassVar[str] = "next-token accuracy"
+    correct: int  # tokens that were the most probable
+    tokens: int
+    nats_per_token: float  # mean cross-entropy
+    perplexity: float | None  # e to this power; None if a float cannot hold it
+    bits_per_byte: float | None  # comparable between tokenizers; None for no bytes
+
+    @property
+    def main(self) -> float:
+        """The proportion of next tokens that were the most probable."""
+        return self.correct / self.tokens
+
+    def as_table(self) -> str:
+        """Format the accuracy, cross-entropy, perplexity and bits per byte."""
+        return (
+            f"next-token accuracy {percent(self.main)}  ({self.correct} of {self.tokens})\n"
+            f"{self.nats_per_token:.4f} nats per token, perplexity {number(self.perplexity)}, "
+            f"{number(self.bits_per_byte)} bits per byte"
+        )
+
+
+class Language(Classification):
+    """Predict the next token: loss and correct answers are those of classification into V classes."""
+
+    predicts_tokens = True
+
+    def targets(
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
+    ) -> Targets:
+        """Take the next token as each token's target: N times (T,); labels are not used."""
+        return weighted_targets(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
+
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Likelihood]:  # type: ignore[override]
+        """Sum the cross-entropies of each text's tokens: outputs (B, T, V)."""
+        found = []
+        for row, ids in zip(outputs.float(), batch.encoded, strict=True):
+            following = torch.tensor(ids[1:], device=row.device, dtype=torch.int64)
+            logs = row[: len(following)].log_softmax(dim=1)  # (T - 1, V)
+            nats = -logs.gather(1, following[:, None]).sum()
+            correct = int((logs.argmax(dim=1) == following).sum())
+            n_bytes = sum(len(batch.tokenizer.token_bytes(token)) for token in ids[1:])
+            found.append(Likelihood(float(nats), correct, len(following), n_bytes))
+        return found
+
+    def answers_by_token(self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer) -> None:
+        """None: a likelihood is that of the whole text."""
+
+    def scores(  # type: ignore[override]
+        self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
+    ) -> LanguageScores:
+        """Add up the likelihoods of all texts, labelled or not."""
+        return language_scores(
+            *(
+                sum(getattr(a, of) for a in answers)
+                for of in ("nats", "correct", "tokens", "n_bytes")
+            )
+        )
+
+    def layers(self, model: GPT2) -> nn.Module:
+        """GPT-2's own head, (..., C) -> (..., V), tied to `wte`."""
+        own = nn.Linear(model.config.n_embd, model.config.n_vocab, bias=False, device="meta")
+        own.weight = model.wte.weight
+        return own
+
+    columns = Task.columns  # type: ignore[assignment]  # an answer is not a row
+
+
+def language_scores(nats: float, correct: int, tokens: int, n_bytes: int) -> LanguageScores:
+    """Score the prediction of `tokens` next tokens, which are `n_bytes` of text in UTF-8.
+
+    `nats` is the sum of their cross-entropies, not the mean. Raises DataError for no tokens.
+    """
+    if tokens < 1:
+        raise DataError("there is nothing to evaluate: no tokens to predict")
+    mean = nats / tokens
+    perplexity = math.exp(mean) if mean < math.log(np.finfo(float).max) else None
+    bits = nats / math.log(2) / n_bytes if n_bytes else None
+    return LanguageScores(correct, tokens, mean, perplexity, bits)
+
+
+class Features(Task):
+    """Give the hidden state as it is; there is nothing to learn."""
+
+    has_loss = False
+
+    def targets(
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
+    ) -> Targets:
+        """No targets."""
+        nothing = torch.zeros(len(messages))
+        return Targets(torch.zeros(len(messages), 0), nothing, nothing)
+
+    def loss_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """No loss."""
+        return outputs.new_zeros(())
+
+    def correct_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> float:
+        """Nothing is decided."""
+        return 0.0
+
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[State]:
+        """Return each text's state: outputs (B, C)."""
+        return [State(row) for row in outputs.float().cpu().tolist()]
+
+    def scores(
+        self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
+    ) -> None:
+        """No scores."""
+
+    def layers(self, model: GPT2) -> nn.Module:
+        """The identity, (..., C) -> (..., C)."""
+        return nn.Identity()

@@ -1,0 +1,161 @@
+"""Any of K labels per text. B texts in a batch, N texts in all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.task import (
+    Answer,
+    Batch,
+    Encoded,
+    Scores,
+    Targets,
+    Task,
+    by_label,
+    class_number,
+    class_table,
+    label_for,
+    labelled_only,
+    percent,
+    probabilities_in_words,
+    proportion_in_words,
+)
+from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.metrics import ClassScores, wilson_interval
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Labels(Answer):
+    """The labels whose probability is above 0.5, and the probability of each label."""
+
+    labels: list[str]
+    probabilities: dict[str, float]
+
+    def in_words(self) -> str:
+        """Say the labels, "-" for none, and the probabilities."""
+        chosen = ", ".join(self.labels) or "-"
+        return f"{chosen}  ({probabilities_in_words(self.probabilities)})"
+
+    def as_row(self) -> list[str]:
+        """Return the labels, separated by bars, and each probability."""
+        return ["|".join(self.labels), *(f"{p:.6f}" for p in self.probabilities.values())]
+
+
+@dataclass(frozen=True)
+class MultiLabelScores(Scores):
+    """The scores of sets of labels."""
+
+    measure: ClassVar[str] = "micro F1"
+    exact: int  # texts with exactly the right set of labels
+    total: int
+    interval: tuple[float, float]  # 95% Wilson interval of their proportion
+    micro_f1: float | None  # over all N × K decisions
+    macro_f1: float | None  # mean over the labels that have an F1
+    classes: list[ClassScores]
+
+    @property
+    def main(self) -> float:
+        """Micro F1."""
+        return self.micro_f1 or 0.0
+
+    def as_table(self) -> str:
+        """Format the F1s, the proportion of exact sets, and each label's scores."""
+        exact = proportion_in_words("exact match", self.exact, self.total, self.interval)
+        f1s = f"micro F1 {percent(self.micro_f1)}, macro F1 {percent(self.macro_f1)}"
+        return f"{f1s}\n{exact}\n\n{class_table(self.classes, 'label', 'texts')}"
+
+
+class MultiLabel(Task):
+    """Choose any of K labels, each by a sigmoid of its own."""
+
+    def targets(
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
+    ) -> Targets:
+        """Mark each message's labels with 1: (N, K) float32, NaN for a message without a label."""
+        values = torch.full((len(messages), len(head.labels)), torch.nan)
+        for row, message in zip(values, messages, strict=True):
+            labels = label_for(head, message)
+            if labels is None:
+                continue
+            if not isinstance(labels, (tuple, list, set)):  # a str would be taken for its letters
+                raise DataError(
+                    f"{labels!r:.80} must be a tuple of labels from {list(head.labels)}"
+                )
+            row.fill_(0.0)
+            row[[class_number(head, label) for label in labels]] = 1.0
+        known = (~values.isnan().any(dim=1)).float()
+        return Targets(values, known, known)
+
+    def loss_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Sum the binary cross-entropies, each the mean over labels: outputs and targets (B, K)."""
+        known = ~targets.isnan().any(dim=1)
+        soft = targets[known] * (1 - head.label_smoothing) + head.label_smoothing / 2
+        positive = outputs.new_tensor(head.class_weights) if head.class_weights else None
+        losses = F.binary_cross_entropy_with_logits(
+            outputs[known], soft, pos_weight=positive, reduction="sum"
+        )
+        return losses / len(head.labels)
+
+    def correct_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> float:
+        """Sum each text's proportion of labels that are correct."""
+        known = ~targets.isnan().any(dim=1)
+        return float(((outputs > 0) == (targets > 0.5))[known].float().mean(dim=1).sum())
+
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Labels]:
+        """Choose the labels of each text: outputs (B, K)."""
+        rows = outputs.float().sigmoid().cpu().numpy().astype(np.float64)
+        named = [by_label(head, row) for row in rows]
+        return [Labels([label for label, p in row.items() if p > 0.5], row) for row in named]
+
+    def scores(
+        self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
+    ) -> MultiLabelScores:
+        """Compare sets of labels."""
+        labels, answers = labelled_only(labels, answers)
+        true, predicted = (
+            np.array([[name in chosen for name in head.labels] for chosen in sets], dtype=bool)
+            for sets in (labels, [answer.labels for answer in answers])
+        )
+        return multi_label_scores(true, predicted, head.labels)
+
+    def columns(self, head: HeadConfig) -> list[str]:
+        """The chosen labels, then the probability of each."""
+        return ["label", *head.labels]
+
+
+def multi_label_scores(
+    true: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
+) -> MultiLabelScores:
+    """Score sets of labels: true and predicted (N, K) bool."""
+    classes = [_label_scores(label, true[:, k], predicted[:, k]) for k, label in enumerate(labels)]
+    exact, total = int((true == predicted).all(axis=1).sum()), len(true)
+    defined = [scores.f1 for scores in classes if scores.f1 is not None]
+    return MultiLabelScores(
+        exact,
+        total,
+        wilson_interval(exact, total),
+        micro_f1=_label_scores("all", true.ravel(), predicted.ravel()).f1,
+        macro_f1=float(np.mean(defined)) if defined else None,
+        classes=classes,
+    )
+
+
+def _label_scores(label: str, true: np.ndarray, predicted: np.ndarray) -> ClassScores:
+    """The scores of one yes-or-no decision: true and predicted (N,) bool."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = precision_recall_fscore_support(true, predicted, average="binary", zero_division=np.nan)
+    precision, recall, f1 = (None if np.isnan(score) else float(score) for score in found[:3])
+    return ClassScores(label, precision, recall, f1, int(true.sum()))

@@ -1,0 +1,279 @@
+"""One tag per word: each token gets a class, and a word's tag is that of its first token.
+
+B texts in a batch, N texts in all, T tokens of the longest, K tags. Tags such as B-person, I-person
+and O (BIO) mark entities. Sources: Ramshaw & Marcus 1995 for BIO; Tjong Kim Sang & De Meulder 2003
+(CoNLL) for the scores.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.classification import (
+    Choice,
+    Classification,
+    probabilities_of,
+    weighted_targets,
+)
+from gpt2_from_scratch.classifier.tasks.task import (
+    IGNORED,
+    Answer,
+    Batch,
+    Encoded,
+    Scores,
+    Targets,
+    Task,
+    checked_span,
+    class_number,
+    class_table,
+    first_tokens,
+    label_for,
+    labelled_only,
+    percent,
+    proportion_in_words,
+)
+from gpt2_from_scratch.data.messages import Message, Span, on_one_line
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.metrics import (
+    ClassScores,
+    evaluate_predictions,
+    wilson_interval,
+)
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+
+BIO = re.compile(r"O|[BI]-\S+")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A word of a text, `text[start:end]`, its tag, and the tag's probability."""
+
+    word: str
+    start: int
+    end: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Tags(Answer):
+    """A tag for each word. Words after a cut have the tag O, or else the first tag."""
+
+    words: list[Tag]
+
+    @property
+    def entities(self) -> list[Span]:
+        """The entities that BIO tags mark. Raises DataError for other tags."""
+        found = entities([tag.label for tag in self.words])
+        return [Span(self.words[a].start, self.words[b - 1].end, kind) for a, b, kind in found]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the words, and the entities if all tags are BIO tags."""
+        if not all(BIO.fullmatch(tag.label) for tag in self.words):
+            return super().as_dict()
+        return super().as_dict() | {"entities": [span._asdict() for span in self.entities]}
+
+    def in_words(self) -> str:
+        """Say the words whose tag is not O; "-" for none."""
+        marked = [tag for tag in self.words if tag.label != "O"]
+        return " ".join(f"{on_one_line(tag.word)}/{tag.label}" for tag in marked) or "-"
+
+
+@dataclass(frozen=True)
+class TagScores(Scores):
+    """The scores of tagged words."""
+
+    correct: int  # words with the correct tag
+    total: int
+    interval: tuple[float, float]  # 95% Wilson interval, as if words were independent
+    entities: ClassScores | None  # all types together; None if the tags do not mark entities
+    classes: list[ClassScores]  # one per type of entity, or one per tag
+
+    @property
+    def accuracy(self) -> float:
+        """The proportion of words with the correct tag."""
+        return self.correct / self.total
+
+    @property
+    def main(self) -> float:
+        """F1 of entities if the tags mark them, else the accuracy."""
+        return self.accuracy if self.entities is None else self.entities.f1 or 0.0
+
+    @property
+    def measure(self) -> str:  # type: ignore[override]
+        """The name of `main`."""
+        return "word accuracy" if self.entities is None else "entity F1"
+
+    def as_table(self) -> str:
+        """Format the word accuracy, and the scores of entities or tags."""
+        words = proportion_in_words("word accuracy", self.correct, self.total, self.interval)
+        if self.entities is None:
+            return f"{words}\n\n{class_table(self.classes, 'tag', 'words')}"
+        classes = class_table([*self.classes, self.entities], "entity", "entities")
+        return f"entity F1 {percent(self.entities.f1)}\n{words}\n\n{classes}"
+
+
+class Tagging(Classification):
+    """Choose a class for each token: loss and correct answers are those of classification."""
+
+    def targets(
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
+    ) -> Targets:
+        """Number the tag of each word at its first token: N times (T,) int64.
+
+        The tokens that continue a word are IGNORED, and so is a word after the cut of its text.
+        """
+        values = []
+        for message, ids in zip(messages, encoded, strict=True):
+            words = [checked_span(message.text, w) for w in label_for(head, message) or ()]
+            numbers = [class_number(head, word.label) for word in words]
+            tags = torch.full((len(ids),), IGNORED)
+            for n, token in zip(
+                numbers, first_tokens(message.text, ids, words, tokenizer), strict=True
+            ):
+                if token is not None:
+                    tags[token] = n
+            values.append(tags)
+        return weighted_targets(head, values)
+
+    def words(self, labels: Sequence[Any]) -> list[Sequence[Span]]:
+        """Return the labelled words of each text."""
+        return [label or () for label in labels]
+
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Tags]:  # type: ignore[override]
+        """Tag the words of each text: outputs (B, T, K)."""
+        words = batch.words or [
+            [Span(*match.span()) for match in re.finditer(r"\S+", text)] for text in batch.texts
+        ]
+        after_cut = head.labels.index("O") if "O" in head.labels else 0
+        found = []
+        for row, text, ids, spans in zip(
+            outputs.float(), batch.texts, batch.encoded, words, strict=True
+        ):
+            probabilities = probabilities_of(row[: len(ids)])  # (T, K)
+            tags = []
+            for word, token in zip(
+                spans, first_tokens(text, ids, spans, batch.tokenizer), strict=True
+            ):
+                best = after_cut if token is None else int(probabilities[token].argmax())
+                p = 0.0 if token is None else float(probabilities[token][best])
+                start, end = word.start, word.end
+                tags.append(Tag(text[start:end], start, end, head.labels[best], p))
+            found.append(Tags(tags))
+        return found
+
+    def answers_by_token(
+        self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer
+    ) -> list[Choice]:
+        """Choose the tag of each token, as a class: (T, K) -> T."""
+        T = len(outputs)
+        return super().answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
+
+    def scores(  # type: ignore[override]
+        self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
+    ) -> TagScores:
+        """Compare tags word by word, and entity by entity."""
+        labels, answers = labelled_only(labels, answers)
+        true = [[word.label for word in words] for words in labels]
+        predicted = [[tag.label for tag in answer.words] for answer in answers]
+        return tag_scores(true, predicted, head.labels)
+
+    columns = Task.columns  # type: ignore[assignment]  # an answer is not a row
+
+
+def tag_scores(
+    true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str] = ()
+) -> TagScores:
+    """Score the tags of words, one list per text.
+
+    An entity is found if its first word, its last word and its type are all correct. `labels`, all
+    possible tags, decide whether tags mark entities even if all words here are O. Raises DataError
+    for texts without a word.
+    """
+    pairs = [
+        (a, b)
+        for tags, answers in zip(true, predicted, strict=True)
+        for a, b in zip(tags, answers, strict=True)
+    ]
+    correct, total = sum(a == b for a, b in pairs), len(pairs)
+    interval = wilson_interval(correct, total)
+    names = [*dict.fromkeys([*labels, *sorted({tag for pair in pairs for tag in pair})])]
+    if is_bio(names):
+        types = sorted({name[2:] for name in names if name != "O"})
+        return TagScores(correct, total, interval, *_entity_scores(true, predicted, types))
+    numbers = np.array([(names.index(a), names.index(b)) for a, b in pairs])  # (words, 2)
+    classes = evaluate_predictions(numbers[:, 0], numbers[:, 1], names).classes
+    return TagScores(correct, total, interval, None, classes)
+
+
+def _entity_scores(
+    true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], types: Sequence[str]
+) -> tuple[ClassScores, list[ClassScores]]:
+    """Score all entities together, and those of each type."""
+    hits, called, support = Counter[str](), Counter[str](), Counter[str]()
+    for tags, answers in zip(true, predicted, strict=True):
+        marked, found = set(entities(tags)), set(entities(answers))
+        support.update(kind for _, _, kind in marked)
+        called.update(kind for _, _, kind in found)
+        hits.update(kind for _, _, kind in marked & found)
+
+    def scores(name: str, hits: int, called: int, support: int) -> ClassScores:
+        precision, recall = hits / called if called else None, hits / support if support else None
+        f1 = 2 * hits / (called + support) if called + support else None
+        return ClassScores(name, precision, recall, f1, support)
+
+    everything = scores("all", hits.total(), called.total(), support.total())
+    return everything, [scores(kind, hits[kind], called[kind], support[kind]) for kind in types]
+
+
+def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return (first word, end, type) of each entity that BIO tags mark; `end` is exclusive.
+
+    B- begins an entity and I- continues one of its own type; if there is none to continue, I-
+    begins one too, as in conlleval and seqeval. Raises DataError for a tag that is not a BIO tag.
+    """
+    found: list[tuple[int, int, str]] = []
+    for place, tag in enumerate(tags):
+        if not BIO.fullmatch(tag):
+            raise DataError(f"{tag!r} is not a BIO tag such as O, B-person or I-person")
+        if tag == "O":
+            continue
+        start, kind = place, tag[2:]
+        if tag[0] == "I" and found and found[-1][1:] == (place, kind):
+            start = found.pop()[0]
+        found.append((start, place + 1, kind))
+    return found
+
+
+def is_bio(labels: Sequence[str]) -> bool:
+    """Tell whether these are BIO tags that mark entities: O, B-..., I-..., and not O alone."""
+    return all(BIO.fullmatch(label) for label in labels) and bool(set(labels) - {"O"})
+
+
+def most_frequent_tag(
+    words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]
+) -> Callable[[str], str]:
+    """Fit the baseline that gives each word its most frequent tag in training.
+
+    The result maps a word to a tag. A new word is O if there is such a tag, else it has the most
+    frequent tag of all. Ties go to the tag seen first. Raises DataError for texts without a word.
+    Source: Jurafsky & Martin, Speech and Language Processing, the most frequent class baseline.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for text, its_tags in zip(words, tags, strict=True):
+        for word, tag in zip(text, its_tags, strict=True):
+            counts.setdefault(word, Counter())[tag] += 1
+    overall = Counter(chain.from_iterable(tags))
+    if not overall:
+        raise DataError("there is nothing to count: no tagged words")
+    new = "O" if "O" in overall else overall.most_common(1)[0][0]
+    known = {word: its_counts.most_common(1)[0][0] for word, its_counts in counts.items()}
+    return lambda word: known.get(word, new)

@@ -1,0 +1,313 @@
+"""What every task has in common: targets, a loss, answers, scores, and places of characters in tokens.
+
+B texts in a batch, N texts in all, T tokens of the longest text, K outputs of a head, L characters.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.metrics import ClassScores
+from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+
+Encoded = Sequence[Sequence[int]]  # the token ids of each text
+IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of one head for N texts.
+
+    `values` are class numbers (N,); 0 and 1 for each label (N, K) float32; standardised values
+    (N, K) float32; first and last token (N, 2); or tag numbers, one tensor (T,) per text. `weights`
+    (N,) is what each text adds to the divisor of its batch's loss; `counts` (N,) is its number of
+    decisions. Both are 0 for a text without a target.
+    """
+
+    values: Tensor | list[Tensor]
+    weights: Tensor
+    counts: Tensor
+
+    def batch(self, numbers: Sequence[int]) -> Tensor:
+        """Select the values of some texts: (B, ...), or (B, T) padded with IGNORED."""
+        if isinstance(self.values, Tensor):
+            return self.values[list(numbers)]
+        ragged = [self.values[n] for n in numbers]
+        return pad_sequence(ragged, batch_first=True, padding_value=IGNORED)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B texts as a classifier read them."""
+
+    texts: Sequence[str]
+    encoded: Encoded
+    tokenizer: Tokenizer
+    words: Sequence[Sequence[Span]] | None = None  # to tag (default: split at white space)
+
+
+class Answer(ABC):
+    """What a head says about one text; a dataclass."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON accepts it."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @abstractmethod
+    def in_words(self) -> str:
+        """Say the answer in one line, for a person."""
+
+
+class Scores(ABC):
+    """How good answers are; a dataclass. Epochs are compared by `main`: higher is better."""
+
+    measure: ClassVar[str]  # the name of `main`
+
+    @property
+    @abstractmethod
+    def main(self) -> float:
+        """The task's main score; 0 if it is not defined."""
+
+    @abstractmethod
+    def as_table(self) -> str:
+        """Format the scores for a person, the main score first; "-" if one is not defined."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the scores as JSON accepts them, the main score first, under its name."""
+        name = self.measure.replace(" ", "_").replace("-", "_").lower()
+        return {name: self.main} | asdict(self)  # type: ignore[call-overload]
+
+
+class Task(ABC):
+    """One kind of answer. `loss_sum` and `correct_sum` are sums, because a batch may be processed
+    in parts, and texts differ in their number of tokens; `Targets.weights` says what to divide by.
+    """
+
+    has_loss: ClassVar[bool] = True  # False: there is nothing to learn
+    predicts_tokens: ClassVar[bool] = False  # True: its outputs continue a text
+
+    @abstractmethod
+    def targets(
+        self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
+    ) -> Targets:
+        """Make the targets of N messages with these token ids.
+
+        Raises DataError for a label that the head does not know or that is not of this task's kind.
+        """
+
+    @abstractmethod
+    def loss_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Sum the losses of a batch in nats: outputs (B, K) or (B, T, K), lengths (B,) -> scalar.
+
+        What has no target (IGNORED or NaN) has no loss.
+        """
+
+    @abstractmethod
+    def correct_sum(
+        self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
+    ) -> float:
+        """Count the correct decisions of a batch, with the arguments of `loss_sum`."""
+
+    @abstractmethod
+    def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> Sequence[Any]:
+        """Turn a batch's outputs, (B, K) or (B, T, K), into B answers."""
+
+    @abstractmethod
+    def scores(
+        self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
+    ) -> Any:
+        """Score N answers. A text whose label is None is left out.
+
+        Raises DataError if nothing is left.
+        """
+
+    def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
+        """Return the words to tag in labelled texts; None if the task does not tag words."""
+        return None
+
+    def answers_by_token(
+        self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer
+    ) -> Sequence[Any] | None:
+        """Return the answer after each of T tokens, (T, K) -> T; None if the task has none."""
+        T = len(outputs)
+        return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
+
+    def layers(self, model: GPT2) -> nn.Module | None:
+        """Return the head's layers if the task determines them; None: they are drawn."""
+        return None
+
+    def columns(self, head: HeadConfig) -> list[str] | None:
+        """Name the columns of `Answer.as_row`; None if an answer is not a row."""
+        return None
+
+
+# --- labels ---
+
+
+def label_for(head: HeadConfig, message: Message) -> Any:
+    """Return a message's label for one head; None if it has none."""
+    label = message.label
+    return label.get(head.name) if isinstance(label, dict) else label
+
+
+def class_number(head: HeadConfig, label: Any) -> int:
+    """Return the number of a label among the head's. Raises DataError for an unknown label."""
+    try:
+        return head.labels.index(label)
+    except ValueError:
+        raise DataError(f"unknown label {label!r}; the head has {list(head.labels)}") from None
+
+
+def checked_span(text: str, span: Any) -> Span:
+    """Return the span. Raises DataError unless it is a Span inside the text."""
+    if not isinstance(span, Span) or not 0 <= span.start <= span.end <= len(text):
+        raise DataError(f"{span!r:.80} is not a Span in {text!r:.80} ({len(text)} characters)")
+    return span
+
+
+def labelled_only(labels: Sequence[Any], *columns: Sequence[Any]) -> list[list[Any]]:
+    """Keep the texts whose label is not None: their labels, then the rest of each column.
+
+    Raises DataError if there is none.
+    """
+    known = [n for n, label in enumerate(labels) if label is not None]
+    if not known:
+        raise DataError("there is nothing to evaluate: no labelled texts")
+    return [[column[n] for n in known] for column in (labels, *columns)]
+
+
+# --- text and tables ---
+
+
+def by_label(head: HeadConfig, row: np.ndarray) -> dict[str, float]:
+    """Name a row of K numbers by the head's labels."""
+    return dict(zip(head.labels, row.tolist(), strict=True))
+
+
+def probabilities_in_words(probabilities: dict[str, float]) -> str:
+    """Format probabilities as in "ham 0.250, spam 0.750"."""
+    return ", ".join(f"{label} {p:.3f}" for label, p in probabilities.items())
+
+
+def proportion_in_words(name: str, part: int, total: int, interval: tuple[float, float]) -> str:
+    """Format a proportion with its 95% interval."""
+    low, high = (100 * bound for bound in interval)
+    return (
+        f"{name} {100 * part / total:.2f}%  ({part} of {total}; "
+        f"95% interval {low:.1f}% to {high:.1f}%)"
+    )
+
+
+def percent(value: float | None) -> str:
+    """Format a proportion as a percentage; "-" if it is not defined."""
+    return "-" if value is None else f"{100 * value:.2f}%"
+
+
+def number(value: float | None) -> str:
+    """Format a number with four decimals, a large one with four digits; "-" if not defined."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """Format a table whose first column is aligned left and whose others are aligned right."""
+    align = ("left", *("right",) * (len(headers) - 1))
+    return tabulate(rows, headers, "plain", colalign=align, disable_numparse=True)
+
+
+def class_table(classes: Sequence[ClassScores], name: str, counted: str) -> str:
+    """Format precision, recall and F1 of each class; `counted` is what its support counts."""
+    rows = [
+        [c.label, percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
+        for c in classes
+    ]
+    return table(rows, [name, "precision", "recall", "F1", counted])
+
+
+# --- Characters to tokens and back, exact in bytes. ---
+#
+# A byte-level BPE does not know characters: one may be cut into several tokens, and a token may
+# begin with the space before its word. So places are compared in the UTF-8 bytes of the text, of
+# which the tokens are consecutive pieces. `ids` are always those of the text, perhaps cut off.
+
+
+def first_tokens(
+    text: str, ids: Sequence[int], spans: Sequence[Span], tokenizer: Tokenizer
+) -> list[int | None]:
+    """Return each span's first token, counted from 0: the first that has a byte of it.
+
+    None if the text was cut off before the span, and for a span without characters. Two spans can
+    share a token if no space separates them.
+    """
+    ends = np.array(_token_ends(ids, tokenizer), dtype=np.int64)
+    starts = _bytes_before(text)[np.array([span.start for span in spans], dtype=np.int64)]
+    tokens = np.searchsorted(ends, starts, side="right")  # the first token that ends after it
+    return [
+        int(token) if token < len(ids) and span.start < span.end else None
+        for span, token in zip(spans, tokens, strict=True)
+    ]
+
+
+def token_range(
+    text: str, ids: Sequence[int], span: Span, tokenizer: Tokenizer
+) -> tuple[int, int] | None:
+    """Return the first and the last token that have a byte of the span, both counted from 0.
+
+    None if some of the span was cut off, and for a span without characters.
+    """
+    bytes_before = _bytes_before(text)
+    ends = _token_ends(ids, tokenizer)
+    start, end = bytes_before[span.start], bytes_before[span.end]
+    if not ends or end > ends[-1] or span.start >= span.end:
+        return None
+    return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, end))
+
+
+def characters_of(
+    text: str, ids: Sequence[int], first: int, last: int, tokenizer: Tokenizer
+) -> tuple[int, int]:
+    """Return (start, end) of the characters in the tokens `first` to `last`, inclusive.
+
+    A character that is in them in part counts; white space at either end does not. So the two are
+    equal if the tokens hold nothing else.
+    """
+    bytes_before = _bytes_before(text)
+    ends = _token_ends(ids[: last + 1], tokenizer)
+    start = int(np.searchsorted(bytes_before, ends[first - 1] if first else 0, side="right")) - 1
+    end = int(np.searchsorted(bytes_before, ends[last]))
+    inside = text[start:end]
+    start += len(inside) - len(inside.lstrip())
+    return start, start + len(inside.strip())
+
+
+def _token_ends(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Where each token ends, in bytes from the beginning of the text: T numbers."""
+    sizes = [len(tokenizer.token_bytes(token)) for token in ids]
+    return [int(end) for end in np.cumsum(sizes, dtype=np.int64)]
+
+
+def _bytes_before(text: str) -> np.ndarray:
+    """Number of bytes that the tokenizer reads before each character, and in all: (L + 1,).
+
+    It reads half of a character (an unpaired surrogate) as U+FFFD, of three bytes, and two halves
+    that belong together as one character of four: here two for each half.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # (L,)
+    high, low = codes >> 10 == 0xD800 >> 10, codes >> 10 == 0xDC00 >> 10
+    pairs = np.flatnonzero(high[:-1] & low[1:])
+    sizes[pairs] = sizes[pairs + 1] = 2
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))

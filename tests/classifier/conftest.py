@@ -1,0 +1,19 @@
+"""A GPT-2 of three blocks for the tests of this room."""
+
+from pathlib import Path
+
+import pytest
+from three_blocks import N_LAYER
+from tiny import TINY_MERGES, write_checkpoint
+
+from gpt2_from_scratch.gpt2.tokenizer import write_bpe
+from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three_blocks")
+    gpt2 = load_gpt2(write_checkpoint(folder / "openai", seed=7, n_layer=N_LAYER))
+    save_gpt2(gpt2, folder / "ours")  # which loads in half the time
+    write_bpe(folder / "ours", TINY_MERGES)
+    return folder / "ours"
