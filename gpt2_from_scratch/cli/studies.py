@@ -64,7 +64,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.gpt2.config import read_config
     from gpt2_from_scratch.speed.devices import DTYPES
     from gpt2_from_scratch.storage.paths import data_name, model_folder
-    from gpt2_from_scratch.studies.rows import book_rows, chosen
+    from gpt2_from_scratch.studies.book import book_rows, chosen
     from gpt2_from_scratch.studies.scoreboard import EXPERIMENTS, format_scoreboard
     from gpt2_from_scratch.studies.study import experiments, run_study
 

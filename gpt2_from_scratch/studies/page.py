@@ -541,11 +541,10 @@ def _experiment_table(summaries: Sequence[Score]) -> Table:
     ]
     rows = []
     for s in summaries:
-        against = [
-            f"{100 * _difference(s).difference:+.2f}",
-            short_p(_difference(s).p),
-            short_p(_difference(s).p_adjusted),
-        ]
+        d = s.difference
+        against = (
+            [f"{100 * d.difference:+.2f}", short_p(d.p), short_p(d.p_adjusted)] if d else [""] * 3
+        )
         spread = [f"{100 * s.spread:.2f}"] if several else []
         book = f"{s.book.accuracy:.2f} % (row {s.book.row})" if s.book else ""
         rows.append(
@@ -554,7 +553,7 @@ def _experiment_table(summaries: Sequence[Score]) -> Table:
                 percent(s.accuracy),
                 *spread,
                 between(s.interval),
-                *(["", "", ""] if s.difference is None else against),
+                *against,
                 book,
             ]
         )

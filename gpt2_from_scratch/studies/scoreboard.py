@@ -25,13 +25,19 @@ from gpt2_from_scratch.evaluation.significance import (
 from gpt2_from_scratch.reports.plots import plot_scores, save_picture
 from gpt2_from_scratch.reports.render import escape
 from gpt2_from_scratch.storage.files import write_json, write_text
-from gpt2_from_scratch.studies.rows import NOT_RUN, TEXT, Book, Result, Row
+from gpt2_from_scratch.studies.book import NOT_RUN
+from gpt2_from_scratch.studies.rows import TEXT, Book, Result, Row
 
 ENSEMBLE = Row("mean of ours and the best text baseline", "ensemble")
 CALIBRATED = (
     "probabilities of a finetuned GPT-2, also of one from random weights, have a temperature fitted "
     "on the validation set, except where a training left that out; those of text baselines and of "
     "frozen features are as they were fitted, most by logistic regression"
+)
+ABOUT_THE_BOOK = (
+    "the book's numbers are of 124M, one seed per row, on one split of 300 test messages, 36 of "
+    "which are in the training set too; the interval of 95.00% is 91.9 to 96.9. Its rows read the "
+    "last position, which is padding, unless they say otherwise"
 )
 
 
@@ -384,11 +390,7 @@ def _significant(board: Scoreboard) -> str:
 
 
 def _about_the_book(board: Scoreboard) -> Iterator[str]:
-    yield (
-        "the book's numbers are of 124M, one seed per row, on one split of 300 test messages, 36 of "
-        "which are in the training set too; the interval of 95.00% is 91.9 to 96.9. Its rows read "
-        "the last position, which is padding, unless they say otherwise"
-    )
+    yield ABOUT_THE_BOOK
     for row in board.rows:
         if row.book and row.book.note:
             yield f"{escape(row.name)}: the book's row {row.book.row}, {row.book.note}"

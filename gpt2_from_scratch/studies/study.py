@@ -31,6 +31,7 @@ from gpt2_from_scratch.speed.devices import check_dtype, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
 from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
 from gpt2_from_scratch.storage.states import refuse_changes
+from gpt2_from_scratch.studies.book import book_rows
 from gpt2_from_scratch.studies.page import write_study_page
 from gpt2_from_scratch.studies.rows import (
     Finetuned,
@@ -40,7 +41,6 @@ from gpt2_from_scratch.studies.rows import (
     Row,
     Setup,
     StudySplit,
-    book_rows,
     finetuned,
     refuse_unfit,
     text_baselines,
