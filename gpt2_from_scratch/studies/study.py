@@ -8,6 +8,7 @@ the scoreboard as .json, .md, .png and .html.
 import logging
 import re
 import time
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -240,9 +241,13 @@ def _side_by_side(
 
     # one pair at a time; arrays go to the processes as they are, not as files
     parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
-    # once closed, by Ctrl-C too, the generator ends the processes
-    with closing(parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)) as found:
-        yield from found
+    found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
+    try:
+        for outcome in found:  # `yield from` would close it before the warning is off
+            yield outcome  # noqa: UP028
+    finally:
+        with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost
+            found.close()  # which ends the processes
 
 
 def _attempt(setup: Setup, row: Row, split: StudySplit, threads: int | None) -> Outcome:

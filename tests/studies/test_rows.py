@@ -194,7 +194,7 @@ def test_every_kind_of_row_is_trained(setup: Setup, split: StudySplit, row: Fine
     assert found.epochs == epochs and len(found.predictions.texts) == len(split.parts.test)
     head_and_norm = 32 * 2 + 2 + 2 * 32
     block = 3 * 32 * 33 + 32 * 33 + 4 * 32 * 33 + 32 * (4 * 32 + 1) + 4 * 32
-    lora = 2 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)  # rank 2 of four matrices
+    lora = 4 * 32 + 2 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)  # norms; rank 2 of four matrices
     trained = {"LoRA": lora, "gradually": 2 * block}.get(row.name, block)
     assert found.n_trainable == trained + head_and_norm
 
