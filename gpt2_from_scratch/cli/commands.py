@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
-from gpt2_from_scratch.cli.compare_command import run_compare
-from gpt2_from_scratch.cli.experiments_command import run_table
 from gpt2_from_scratch.cli.options import (
     computing_on,
     data_config,
@@ -24,6 +22,7 @@ from gpt2_from_scratch.cli.options import (
     settings_of,
     train_config,
 )
+from gpt2_from_scratch.cli.studies import run_compare, run_experiments
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.storage.paths import MODELS
@@ -391,7 +390,7 @@ COMMANDS = {
     "train": run_train,
     "find-rate": run_find_rate,
     "compare": run_compare,
-    "experiments": run_table,
+    "experiments": run_experiments,
     "evaluate": run_evaluate,
     "predict": run_predict,
     "features": run_features,

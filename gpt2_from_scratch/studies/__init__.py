@@ -11,6 +11,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "probes": ["format_probes", "plot_probes", "probe_layers"],
         "learning_rate": ["find_rate"],
-        "experiments": ["run_experiments"],
+        "rows": ["Finetuned", "Result", "Row", "Setup", "TextBaseline"],
+        "book": ["book_rows"],
+        "scoreboard": ["Scoreboard", "format_scoreboard", "make_scoreboard"],
+        "study": ["Study", "compare", "compare_runs", "experiments", "new_study", "run_study"],
     },
 )

@@ -1,12 +1,14 @@
-"""Several classifiers on the same test texts, side by side: their scores and what chance does.
+"""One table for all rows of a study: means over splits, intervals, paired tests.
 
 N texts, K classes, S splits.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -20,290 +22,404 @@ from gpt2_from_scratch.evaluation.significance import (
     format_p,
     holm,
 )
+from gpt2_from_scratch.reports.plots import plot_scores, save_picture
 from gpt2_from_scratch.reports.render import escape
+from gpt2_from_scratch.storage.files import write_json, write_text
+from gpt2_from_scratch.studies.book import NOT_RUN
+from gpt2_from_scratch.studies.rows import TEXT, Book, Result, Row
 
+ENSEMBLE = Row("mean of ours and the best text baseline", "ensemble")
 CALIBRATED = (
-    "probabilities of a finetuned GPT-2, and of its twin with random weights, have a temperature "
-    "fitted on the validation part, unless a training left that out; those of text baselines and of "
+    "probabilities of a finetuned GPT-2, also of one from random weights, have a temperature fitted "
+    "on the validation set, except where a training left that out; those of text baselines and of "
     "frozen features are as they were fitted, most by logistic regression"
+)
+ABOUT_THE_BOOK = (
+    "the book's numbers are of 124M, one seed per row, on one split of 300 test messages, 36 of "
+    "which are in the training set too; the interval of 95.00% is 91.9 to 96.9. Its rows read the "
+    "last position, which is padding, unless they say otherwise"
 )
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one classifier said of one split's test part."""
-
-    split: str
-    name: str  # behind ": " what it learned there
-    answered: Answered
-    seconds: float  # to fit it and to answer
-    val_accuracy: float | None = None
-
-    @property
-    def kind(self) -> str:
-        """The name without what was learned: the same on every split."""
-        return self.name.split(": ")[0]
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return float(self.answered.right.mean())
-
-
-@dataclass(frozen=True)
 class Difference:
-    """A classifier's accuracy less that of ours: above 0 it is better."""
+    """A row's accuracy minus that of the reference: above 0 the row is better."""
 
     difference: float
-    interval: tuple[float, float]  # 95 %
-    p: float  # adjusted for the number of classifiers compared
+    interval: tuple[float, float]  # 95%
+    p: float  # probability of such a difference if both were equally good
+    p_adjusted: float  # for the number of rows compared (Holm)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row: a classifier's scores, means over splits. None where there is no such number."""
+    """One row's scores, means over splits. None if a score does not exist or is not known."""
 
     name: str
+    about: str  # what kind of row it is
     accuracy: float
-    interval: tuple[float, float]  # 95 %
-    accuracies: tuple[float, ...]  # of each split
-    f1: float | None  # of the label watched, or the mean of all
-    roc_auc: float | None  # of the label watched, or the mean of all against the rest
+    interval: tuple[float, float]  # 95%, of the mean
+    accuracies: tuple[float, ...]  # one per split
+    spread: float  # standard deviation of the accuracies
+    f1: float | None  # of the positive label, or the mean of all
+    roc_auc: float | None  # of the positive label, or the mean of each against the rest
     brier: float
-    without_twins: float | None  # accuracy on texts without a near twin in training
-    against_ours: Difference | None  # None for ours
+    without_near_duplicates: float | None  # accuracy on texts that training does not nearly have
+    difference: Difference | None  # None for the reference
     seconds: float
     learned: tuple[str, ...] = ()  # on each split, where that can be said
+    book: Book | None = None
 
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """All rows, the best first, those that combine others last."""
+    """All rows of a study, compared with its reference."""
 
-    ours: str  # the row that others are held against
+    reference: str
     splits: tuple[str, ...]
     labels: tuple[str, ...]
-    watched: str  # the label whose F1 and area are told; "": the mean over labels
-    n_train: int  # texts of a split, in the mean
+    positive: str  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
+    n_train: int  # training texts of the reference per split, on average
     n_test: int
-    n_without_twins: int | None  # in all splits together
+    n_without_near_duplicates: int | None  # test texts of all splits together
     rows: tuple[Score, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def compared(self) -> list[Score]:
+        """All rows but the reference."""
+        return [row for row in self.rows if row.difference]
+
 
 def make_scoreboard(
-    results: Sequence[Result],
-    ours: str,
-    n_train: int,
-    *,
-    watched: str = "",
-    combined: Sequence[str] = (),
-    notes: Sequence[str] = (),
+    results: Sequence[Result], reference: str, *, positive: str = "", ranked: bool = True
 ) -> Scoreboard:
-    """Score every classifier and compare it with `ours`, which is the kind of one of them.
+    """Score every row and compare it with the row `reference`.
 
-    One split: Wilson's interval, the paired bootstrap and the exact McNemar test. Several: intervals
-    and tests that know that splits share texts (comparison.py). A classifier that lacks a split is
-    left out and noted. `combined` are the kinds that stand last. Raises DataError where ours lacks
-    a split, or two classifiers answered other texts.
+    On one split: Wilson's interval, the paired interval and the exact McNemar test. On several:
+    intervals and tests that know that splits share texts. Rows that lack a split are left out, and
+    a note says so. `ranked` puts the best row first and the ensemble last; otherwise rows keep
+    their order. Raises DataError if the reference lacks a split, or if rows answered other texts.
     """
     splits = tuple(dict.fromkeys(result.split for result in results))
-    kinds: dict[str, dict[str, Result]] = {}
+    found: dict[str, dict[str, Result]] = {}
     for result in results:
-        kinds.setdefault(result.kind, {})[result.split] = result
-    partly = [kind for kind, found in kinds.items() if len(found) < len(splits)]
-    if ours not in kinds or ours in partly:
-        raise DataError(f"{ours} has no answers on some split: nothing to compare with")
-    whole = {k: [found[s] for s in splits] for k, found in kinds.items() if k not in partly}
+        found.setdefault(result.row.name, {})[result.split] = result
+    partly = [name for name, some in found.items() if len(some) < len(splits)]
+    if reference not in found or reference in partly:
+        raise DataError(f"{reference} has no answers on some split: nothing to compare with")
+    whole = {name: [found[name][s] for s in splits] for name in found if name not in partly}
     for split in zip(*whole.values(), strict=True):
         _refuse_other_texts(split)
-    n_test = round(np.mean([len(result.answered.texts) for result in whole[ours]]))
-    others = [kind for kind in whole if kind != ours]
-    found = [_difference(whole[kind], whole[ours], n_train) for kind in others]
-    adjusted = holm([difference.p for difference in found])
-    differences = {
-        kind: Difference(d.difference, d.interval, p)
-        for kind, d, p in zip(others, found, adjusted, strict=True)
-    }
-    rows = [
-        _score(kind, some, watched, differences.get(kind), n_train) for kind, some in whole.items()
-    ]
-    rows.sort(key=lambda row: (row.name in combined, -row.accuracy))  # of equals as they came
-    told = [f"{kind}: left out, as it has answers on some splits only" for kind in partly]
+    first = whole[reference]
+    n_train = round(np.mean([result.n_train for result in first]))
+    differences = _differences(whole, reference, n_train)
+    rows = [_score(some, positive, differences.get(name), n_train) for name, some in whole.items()]
+    if ranked:  # ties keep their order
+        rows.sort(key=lambda row: (row.about == ENSEMBLE.about, -row.accuracy))
+    masks = [result.predictions.near_twins for result in first]
+    known = [mask for mask in masks if mask is not None]
     return Scoreboard(
-        ours,
+        reference,
         splits,
-        whole[ours][0].answered.labels,
-        watched,
+        first[0].predictions.labels,
+        positive,
         n_train,
-        n_test,
-        _without_twins(whole[ours]),
+        round(np.mean([len(result.predictions.texts) for result in first])),
+        sum(int((~mask).sum()) for mask in known) if len(known) == len(masks) else None,
         tuple(rows),
-        (*notes, *told),
+        tuple(f"{name}: left out, as it has answers on some splits only" for name in partly),
     )
 
 
-def mean_result(name: str, results: Sequence[Result]) -> Result:
-    """Several classifiers as one: the mean of their probabilities, for the same texts."""
+def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Result:
+    """Several rows as one: the mean of their probabilities for the same texts."""
     _refuse_other_texts(results)
-    first = results[0].answered
-    shares = np.mean([result.answered.probabilities for result in results], axis=0)  # (N, K)
-    answered = Answered(first.labels, first.texts, first.true, shares, first.near_twins)
-    return Result(results[0].split, name, answered, sum(result.seconds for result in results))
+    first = results[0].predictions
+    mean = np.mean([result.predictions.probabilities for result in results], axis=0)  # (N, K)
+    predictions = Answered(first.labels, first.texts, first.true, mean, first.near_twins)
+    seconds = sum(result.seconds for result in results)
+    n_train = max(result.n_train for result in results)
+    return Result(row, results[0].split, predictions, n_train, learned=learned, seconds=seconds)
 
 
-# --- one row ---
+def ensembles(results: Sequence[Result], reference: str) -> Iterator[Result]:
+    """On each split the mean of the reference and a text baseline.
+
+    It is the baseline that is best on the validation set; ties go to the first.
+    """
+    for split in dict.fromkeys(result.split for result in results):
+        here = [result for result in results if result.split == split]
+        mine = [result for result in here if result.row.name == reference]
+        texts = [r for r in here if r.row.about == TEXT and r.val_accuracy is not None]
+        if mine and texts:
+            best = max(texts, key=lambda result: result.val_accuracy or 0.0)
+            yield mean_result(ENSEMBLE, [*mine, best], best.row.name)
+
+
+def _differences(
+    results: dict[str, list[Result]], reference: str, n_train: int
+) -> dict[str, Difference]:
+    correct = {n: [r.predictions.right for r in some] for n, some in results.items()}
+    others = [name for name in results if name != reference]
+    found = [compare_accuracies(correct[name], correct[reference], n_train) for name in others]
+    adjusted = holm([f.p for f in found])
+    return {
+        name: Difference(f.difference, f.interval, f.p, p)
+        for name, f, p in zip(others, found, adjusted, strict=True)
+    }
 
 
 def _score(
-    kind: str, results: Sequence[Result], watched: str, against: Difference | None, n_train: int
+    results: Sequence[Result], positive: str, difference: Difference | None, n_train: int
 ) -> Score:
+    row = results[0].row
     accuracies = tuple(result.accuracy for result in results)
-    answers = [result.answered for result in results]
-    learned = tuple(r.name.removeprefix(kind).removeprefix(": ") for r in results)
+    every = [result.predictions for result in results]
+    learned = tuple(result.learned for result in results)
     return Score(
-        name=kind,
+        name=row.name,
+        about=row.about,
         accuracy=float(np.mean(accuracies)),
-        interval=accuracy_interval([a.right for a in answers], n_train),
+        interval=accuracy_interval([p.right for p in every], n_train),
         accuracies=accuracies,
-        f1=_mean([_f1(a, watched) for a in answers]),
-        roc_auc=_mean([_roc_auc(a, watched) for a in answers]),
-        brier=float(np.mean([calibration(a.probabilities, a.true).brier for a in answers])),
-        without_twins=_mean([_right_without_twins(a) for a in answers]),
-        against_ours=against,
+        spread=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        f1=_mean([_f1(p, positive) for p in every]),
+        roc_auc=_mean([_roc_auc(p, positive) for p in every]),
+        brier=float(np.mean([calibration(p.probabilities, p.true).brier for p in every])),
+        without_near_duplicates=_mean([_without_near_duplicates(p) for p in every]),
+        difference=difference,
         seconds=float(np.mean([result.seconds for result in results])),
         learned=learned if any(learned) else (),
+        book=row.book,
     )
 
 
-def _difference(results: Sequence[Result], ours: Sequence[Result], n_train: int) -> Difference:
-    """With p as it is, not adjusted yet."""
-    a, b = ([result.answered.right for result in some] for some in (results, ours))
-    found = compare_accuracies(a, b, n_train)
-    return Difference(found.difference, found.interval, found.p)
+def _f1(p: Answered, positive: str) -> float:
+    """Of the positive label, or the mean over labels; a label that never occurs counts as 0."""
+    scores = evaluate_predictions(p.true, p.predicted, list(p.labels)).classes
+    return float(np.mean([s.f1 or 0.0 for s in scores if s.label == positive or not positive]))
 
 
-def _f1(answered: Answered, watched: str) -> float | None:
-    """Of the label watched, or the mean over labels; a label never found or meant counts as 0."""
-    scores = evaluate_predictions(answered.true, answered.predicted, list(answered.labels)).classes
-    if watched:
-        return next(s.f1 for s in scores if s.label == watched)
-    return float(np.mean([s.f1 or 0.0 for s in scores]))
+def _roc_auc(p: Answered, positive: str) -> float | None:
+    found = rankings(p.probabilities, p.true, p.labels)
+    return _mean([r.roc_auc for r in found if r.label == positive or not positive])
 
 
-def _roc_auc(answered: Answered, watched: str) -> float | None:
-    found = rankings(answered.probabilities, answered.true, answered.labels)
-    return _mean([r.roc_auc for r in found if r.label == watched or not watched])
-
-
-def _right_without_twins(answered: Answered) -> float | None:
-    if answered.near_twins is None or answered.near_twins.all():
+def _without_near_duplicates(p: Answered) -> float | None:
+    if p.near_twins is None or p.near_twins.all():
         return None
-    return float(answered.right[~answered.near_twins].mean())
+    return float(p.right[~p.near_twins].mean())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one of them is."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there and len(there) == len(values) else None
-
-
-def _without_twins(results: Sequence[Result]) -> int | None:
-    twins = [result.answered.near_twins for result in results]
-    if any(known is None for known in twins):
-        return None
-    return sum(int((~known).sum()) for known in twins if known is not None)
+    """The mean; None if one value is None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _refuse_other_texts(results: Sequence[Result]) -> None:
-    for a, b in pairwise(results):
-        same = a.answered.labels == b.answered.labels and a.answered.texts == b.answered.texts
-        if not same or not np.array_equal(a.answered.true, b.answered.true):
-            raise DataError(f"{a.name} and {b.name} answered other texts or labels ({a.split})")
+    for one, other in pairwise(results):
+        a, b = one.predictions, other.predictions
+        if a.labels != b.labels or a.texts != b.texts or not np.array_equal(a.true, b.true):
+            raise DataError(
+                f"{one.row.name} and {other.row.name} answered other texts or labels ({one.split})"
+            )
 
 
-# --- as a person reads it ---
+# --- as Markdown, JSON and a picture ---
 
 
-def format_scoreboard(board: Scoreboard) -> str:
-    """A table in Markdown, and what its numbers are."""
-    several = len(board.splits) > 1
-    f1 = f"F1 of {escape(board.watched)}, %" if board.watched else "mean F1, %"
-    columns = [
-        "classifier",
-        "test accuracy, %",
-        "95 % interval",
-        *(["each split"] if several else []),
-        f1,
-        "ROC-AUC",
-        "Brier",
-        "without near twins, %",
-        f"against {escape(board.ours)}",
-        "s",
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title, and a row's cell."""
+
+    title: Callable[[Scoreboard], str]
+    cell: Callable[[Score, Scoreboard], str]
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int) -> str:
+    return _fixed(None if value is None else 100 * value, digits)
+
+
+def short_p(p: float) -> str:
+    """A p value as a table's cell: `0.031`, `< 0.001`."""
+    return format_p(p).removeprefix("p ").removeprefix("= ")
+
+
+def _of_difference(text: Callable[[Difference], str]) -> Callable[[Score, Scoreboard], str]:
+    """A cell that is empty for the reference."""
+    return lambda row, board: text(row.difference) if row.difference else ""
+
+
+COLUMNS = {
+    "change": Column(lambda board: "change", lambda row, board: escape(row.name)),
+    "classifier": Column(lambda board: "classifier", lambda row, board: escape(row.name)),
+    "accuracy": Column(
+        lambda board: "test accuracy, %", lambda row, board: _percent(row.accuracy, 2)
+    ),
+    "spread": Column(
+        lambda board: "spread",
+        lambda row, board: _percent(row.spread, 2) if len(board.splits) > 1 else "-",
+    ),
+    "interval": Column(
+        lambda board: "95% interval",
+        lambda row, board: " to ".join(_percent(bound, 1) for bound in row.interval),
+    ),
+    "each split": Column(
+        lambda board: "each split",
+        lambda row, board: ", ".join(_percent(accuracy, 1) for accuracy in row.accuracies),
+    ),
+    "F1": Column(
+        lambda board: f"F1 of {escape(board.positive)}, %" if board.positive else "mean F1, %",
+        lambda row, board: _percent(row.f1, 1),
+    ),
+    "ROC-AUC": Column(lambda board: "ROC-AUC", lambda row, board: _fixed(row.roc_auc, 4)),
+    "Brier": Column(lambda board: "Brier", lambda row, board: f"{row.brier:.4f}"),
+    "without near duplicates": Column(
+        lambda board: "without near duplicates, %",
+        lambda row, board: _percent(row.without_near_duplicates, 2),
+    ),
+    "difference": Column(
+        lambda board: f"difference from {escape(board.reference)}",
+        _of_difference(lambda d: f"{100 * d.difference:+.2f}"),
+    ),
+    "p": Column(lambda board: "p", _of_difference(lambda d: short_p(d.p))),
+    "adjusted p": Column(
+        lambda board: "adjusted p", _of_difference(lambda d: short_p(d.p_adjusted))
+    ),
+    "book": Column(
+        lambda board: "the book, %",
+        lambda row, board: f"{row.book.accuracy:.2f} (row {row.book.row})" if row.book else "",
+    ),
+    "seconds": Column(lambda board: "s", lambda row, board: f"{row.seconds:.1f}"),
+}
+COMPARED = (
+    "classifier",
+    "accuracy",
+    "interval",
+    "each split",
+    "F1",
+    "ROC-AUC",
+    "Brier",
+    "without near duplicates",
+    "difference",
+    "adjusted p",
+    "seconds",
+)
+EXPERIMENTS = (
+    "change",
+    "accuracy",
+    "spread",
+    "interval",
+    "difference",
+    "p",
+    "adjusted p",
+    "book",
+    "seconds",
+)
+
+
+def format_scoreboard(board: Scoreboard, columns: Sequence[str] = COMPARED) -> str:
+    """The table in Markdown, and notes on its numbers."""
+    shown = [COLUMNS[name] for name in columns if name != "each split" or len(board.splits) > 1]
+    table = [
+        [column.title(board) for column in shown],
+        ["---"] * len(shown),
+        *([column.cell(row, board) for column in shown] for row in board.rows),
     ]
-    table = [columns, ["---"] * len(columns), *(_cells(row, several) for row in board.rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
-    return "\n".join([*lines, "", *(f"- {line}" for line in _told(board))])
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(board, columns))])
 
 
-def _cells(row: Score, several: bool) -> list[str]:
-    low, high = (100 * bound for bound in row.interval)
-    d = row.against_ours
-    each = [", ".join(f"{100 * accuracy:.1f}" for accuracy in row.accuracies)] if several else []
-    against = "" if d is None else f"{100 * d.difference:+.2f}, {format_p(d.p)}"
-    return [
-        escape(row.name),
-        f"{100 * row.accuracy:.2f}",
-        f"{low:.1f} to {high:.1f}",
-        *each,
-        _number(row.f1, 100, 1),
-        _number(row.roc_auc, 1, 4),
-        f"{row.brier:.4f}",
-        _number(row.without_twins, 100, 2),
-        against,
-        f"{row.seconds:.1f}",
-    ]
-
-
-def _told(board: Scoreboard) -> list[str]:
-    S, n = len(board.splits), board.n_test
-    others = len(board.rows) - 1
-    if S == 1:
-        how = "intervals are Wilson's, p is the exact McNemar test on the same texts"
-    else:
-        how = (
-            "intervals and p are of the corrected resampled t-test over splits (Nadeau and Bengio "
-            "2003), which knows that they share texts"
-        )
-    lines = [
-        f"{S} {'split' if S == 1 else 'splits'}, {board.n_train:,} texts to train on and {n:,} to "
-        f"test {'' if S == 1 else 'each'}".rstrip()
-        + f"; {how}; p is adjusted by Holm for "
-        f"{others} {'comparison' if others == 1 else 'comparisons'}",
-        "differences are in points of test accuracy, above 0 where the row is better; Brier is the "
-        "sum over classes of the squared error, lower is better",
-        CALIBRATED,
-    ]
-    if board.n_without_twins is not None:
+def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
+    """What a reader has to know about the numbers of these columns, in Markdown."""
+    lines = [_method(board), _significant(board)]
+    if "Brier" in columns:
+        lines += ["Brier is the sum over classes of the squared error: lower is better", CALIBRATED]
+    if "without near duplicates" in columns and board.n_without_near_duplicates is not None:
         lines.append(
-            f"without near twins: the {board.n_without_twins:,} test texts of {n * S:,} that have no "
-            "near twin in training"
+            f"without near duplicates: the {board.n_without_near_duplicates:,} of "
+            f"{board.n_test * len(board.splits):,} test texts that have no near duplicate in the "
+            "training set"
         )
     for row in board.rows:
-        if row.learned:  # as code: a pattern's backslashes would be Markdown's
+        if row.learned:
             pairs = zip(board.splits, row.learned, strict=True)
-            each = [_code(what) + (f" ({split})" if S > 1 else "") for split, what in pairs]
+            several = len(board.splits) > 1
+            each = [_code(text) + (f" ({split})" if several else "") for split, text in pairs]
             lines.append(f"{escape(row.name)}: {'; '.join(each)}")
+    if "book" in columns and any(row.book for row in board.rows):
+        lines += _about_the_book(board)
     return [*lines, *map(escape, board.notes)]
 
 
-def _number(value: float | None, factor: float, digits: int) -> str:
-    return "" if value is None else f"{factor * value:.{digits}f}"
+def _method(board: Scoreboard) -> str:
+    several, others = len(board.splits) > 1, len(board.compared)
+    train = f"{board.n_train:,} training and " if board.n_train else ""
+    return (
+        f"{len(board.splits)} split{'s' if several else ''}, {train}{board.n_test:,} test texts"
+        f"{' each' if several else ''}; "
+        + (
+            "intervals and p by the corrected resampled t-test (Nadeau and Bengio 2003), as splits "
+            "share texts"
+            if several
+            else "Wilson's intervals, p by the exact McNemar test on the same texts"
+        )
+        + "; p is the probability of such a difference if there were none, adjusted by Holm for "
+        f"{others} comparison{'' if others == 1 else 's'}"
+    )
+
+
+def _significant(board: Scoreboard) -> str:
+    """Which rows differ from the reference, in points of accuracy."""
+    rows = [
+        f"{escape(row.name)} ({100 * row.difference.difference:+.2f} points, "
+        f"{format_p(row.difference.p_adjusted)})"
+        for row in board.rows
+        if row.difference and row.difference.p_adjusted < 0.05
+    ]
+    return (
+        f"{len(rows)} of {len(board.compared)} rows differ significantly from "
+        f"{escape(board.reference)} in test accuracy{': ' if rows else ''}{', '.join(rows)}"
+    )
+
+
+def _about_the_book(board: Scoreboard) -> Iterator[str]:
+    yield ABOUT_THE_BOOK
+    for row in board.rows:
+        if row.book and row.book.note:
+            yield f"{escape(row.name)}: the book's row {row.book.row}, {row.book.note}"
+    for number, why in NOT_RUN.items():
+        yield f"the book's row {number} is not run here: {why}"
 
 
 def _code(text: str) -> str:
-    """The text on one line as code, between more backticks than stand together in it."""
+    """The text on one line as code, between more backticks than it contains in a row."""
     shown = on_one_line(text)
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{ticks}{space}{shown}{space}{ticks}"
+
+
+def write_scoreboard(
+    board: Scoreboard, folder: Path, stem: str = "scoreboard", columns: Sequence[str] = COMPARED
+) -> None:
+    """Write STEM.json, STEM.md and STEM.png."""
+    write_json(folder / f"{stem}.json", asdict(board))
+    write_text(folder / f"{stem}.md", format_scoreboard(board, columns) + "\n")
+    names = [row.name for row in board.rows]
+    books = [row.book.accuracy / 100 if row.book else None for row in board.rows]
+    figure = plot_scores(
+        names,
+        [row.accuracy for row in board.rows],
+        [row.interval for row in board.rows],
+        reference=names.index(board.reference),
+        others=books if any(books) else (),
+        others_name="the book, 124M, one seed",
+    )
+    save_picture(figure, folder / f"{stem}.png")

@@ -1,11 +1,8 @@
-"""The page of a comparison: which classifier is best, whether ours beats text baselines, and what of
-it may be chance.
-
-N texts, K classes, S splits.
-"""
+"""The page of a study, until reports/templates/study.html takes its place."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +10,6 @@ import torch
 
 from gpt2_from_scratch.data.check import WIDE
 from gpt2_from_scratch.data.messages import on_one_line
-from gpt2_from_scratch.evaluation.baselines import baseline_fits
 from gpt2_from_scratch.evaluation.calibration import calibration
 from gpt2_from_scratch.evaluation.metrics import Answered, wilson_interval
 from gpt2_from_scratch.evaluation.significance import ROUNDING, format_p
@@ -28,13 +24,45 @@ from gpt2_from_scratch.reports.findings import (
     texts_told,
 )
 from gpt2_from_scratch.reports.plots import plot_reliability, plot_scores
-from gpt2_from_scratch.reports.render import Page, Part, Picture, Section, Table, Text, Texts
+from gpt2_from_scratch.reports.render import (
+    Page,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Texts,
+    write_page,
+)
 from gpt2_from_scratch.speed.devices import environment
-from gpt2_from_scratch.studies.contest import ENSEMBLE
-from gpt2_from_scratch.studies.scoreboard import CALIBRATED, Difference, Result, Score, Scoreboard
+from gpt2_from_scratch.studies.rows import TEXT, Result
+from gpt2_from_scratch.studies.scoreboard import (
+    CALIBRATED,
+    ENSEMBLE,
+    EXPERIMENTS,
+    Difference,
+    Score,
+    Scoreboard,
+    notes,
+    short_p,
+)
 
 DASH = "–"
 SHOWN = 15  # mistakes of a kind
+
+
+def write_study_page(
+    board: Scoreboard,
+    results: Sequence[Result],
+    settings: Mapping[str, Any],
+    path: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the page of a comparison, or of a table of experiments by its name."""
+    if path.stem == "experiments":
+        write_page(path, experiment_page(board, settings))
+    else:
+        write_page(path, compare_page(board, results, settings, versions_on(device)))
 
 
 def compare_page(
@@ -51,7 +79,7 @@ def compare_page(
     UsageError without scikit-learn.
     """
     best = _best_text(board)
-    mine = _answers(board, results, board.ours)
+    mine = _answers(board, results, board.reference)
     theirs = _answers(board, results, best.name) if best else []
     sections = [
         _scores(board),
@@ -63,7 +91,7 @@ def compare_page(
         _versions(board, versions),
     ]
     return Page(
-        f"{on_one_line(board.ours)} and what it must beat",
+        f"{on_one_line(board.reference)} and what it must beat",
         [_compared(board, settings), _which_is_best(board, best), beats_text(board)],
         _warnings(board, mine),
         [section for section in sections if section.parts],
@@ -81,17 +109,17 @@ def versions_on(device: torch.device | str) -> dict[str, str | int]:
 
 def beats_text(board: Scoreboard) -> str:
     """Whether ours beats the best text baseline, in one sentence."""
-    ours, best = on_one_line(board.ours), _best_text(board)
-    if best is None or best.against_ours is None:
+    ours, best = on_one_line(board.reference), _best_text(board)
+    if best is None or best.difference is None:
         return f"No text baseline was run: nothing shows whether {ours} beats one."
-    n_texts = sum(row.name in baseline_fits() for row in board.rows)
+    n_texts = sum(row.about == TEXT for row in board.rows)
     of = f"the best of {n_texts} text baselines" if n_texts > 1 else "the only text baseline"
     name = f"{on_one_line(best.name)} ({of})"
-    points, sure = _points(best.against_ours), _sure(best.against_ours)
+    points, sure = _points(best.difference), _sure(best.difference)
     if abs(points) < 100 * ROUNDING:
         return f"{ours} does not beat {name}: both are right as often; {sure}."
     how = f"{abs(points):.2f} points {'more' if points > 0 else 'less'} often"
-    if best.against_ours.p > SURE:
+    if best.difference.p_adjusted > SURE:
         return f"{ours} does not beat {name}: it is right {how}, which may be chance; {sure}."
     if points > 0:
         return f"{ours} beats {name}: it is right {how}; {sure}."
@@ -105,7 +133,7 @@ def _compared(board: Scoreboard, settings: Mapping[str, Any]) -> str:
         if len(labels) == 2
         else f"tell {len(labels)} labels apart"
     )
-    data = f" in {file_name(settings['data'])}" if settings.get("data") else ""
+    data = f" in {file_name(settings['source'])}" if settings.get("source") else ""
     base = f" Base model: {file_name(settings['model'])}." if settings.get("model") else ""
     train = f"{texts_told(board.n_train)} to train on and " if board.n_train else ""
     return (
@@ -117,7 +145,7 @@ def _compared(board: Scoreboard, settings: Mapping[str, Any]) -> str:
 
 def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
     """Of the single classifiers; that several together are better is told behind it."""
-    single = [row for row in board.rows if row.name != ENSEMBLE]
+    single = [row for row in board.rows if row.about != ENSEMBLE.about]
     most = max(row.accuracy for row in single)
     best = [row for row in single if row.accuracy > most - ROUNDING]
     names = listed([on_one_line(row.name) for row in best])
@@ -125,13 +153,13 @@ def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
     told = f"Most often right {'is' if len(best) == 1 else 'are'} {names}: {percent(most)} of the test texts{over}"
     if len(best) == 1:
         told += f" (95 % interval {between(best[0].interval)})"
-        if best[0].against_ours and best[0] is not best_text:
-            told += f"; {on_one_line(board.ours)} against it: {_told(best[0].against_ours)}"
-    both = next((row for row in board.rows if row.name == ENSEMBLE), None)
-    if both and both.against_ours and both.accuracy > most + ROUNDING:
+        if best[0].difference and best[0] is not best_text:
+            told += f"; {on_one_line(board.reference)} against it: {_told(best[0].difference)}"
+    both = next((row for row in board.rows if row.about == ENSEMBLE.about), None)
+    if both and both.difference and both.accuracy > most + ROUNDING:
         told += (
-            f". The {ENSEMBLE} is right more often, {percent(both.accuracy)}; ours alone against it: "
-            f"{_told(both.against_ours)}"
+            f". The {ENSEMBLE.name} is right more often, {percent(both.accuracy)}; ours alone against it: "
+            f"{_told(both.difference)}"
         )
     return told + "."
 
@@ -176,9 +204,9 @@ def _small_test(board: Scoreboard, mine: Sequence[Answered]) -> str:
 
 def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
     total = sum(len(answered.texts) for answered in mine)
-    if board.n_without_twins is None or board.n_without_twins == total:
+    if board.n_without_near_duplicates is None or board.n_without_near_duplicates == total:
         return ""
-    twins = total - board.n_without_twins
+    twins = total - board.n_without_near_duplicates
     return (
         f"{twins:,} of {texts_told(total)} to test {'has' if twins == 1 else 'have'} a near twin in "
         'training, so that scores tell in part what was remembered. The column "without near twins" '
@@ -188,23 +216,23 @@ def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
 
 def _by_chance(board: Scoreboard) -> str:
     rows = [
-        f"{on_one_line(row.name)} ({_points(row.against_ours):+.2f} points, {format_p(row.against_ours.p)})"
+        f"{on_one_line(row.name)} ({_points(row.difference):+.2f} points, {format_p(row.difference.p_adjusted)})"
         for row in board.rows
-        if row.against_ours and row.against_ours.p > SURE
+        if row.difference and row.difference.p_adjusted > SURE
     ]
     if not rows:
         return ""
     return (
-        f"Chance alone may have made the difference of {on_one_line(board.ours)} from {_few(rows)}: "
+        f"Chance alone may have made the difference of {on_one_line(board.reference)} from {_few(rows)}: "
         "nothing here shows which is better."
     )
 
 
 def _ensemble(board: Scoreboard) -> str:
-    if all(row.name != ENSEMBLE for row in board.rows):
+    if all(row.about != ENSEMBLE.about for row in board.rows):
         return ""
     return (
-        f'Which text baseline is in the "{ENSEMBLE}" was chosen with a look at the validation part only, '
+        f'Which text baseline is in the "{ENSEMBLE.name}" was chosen with a look at the validation part only, '
         "on each split anew; it need not be the one that is best on the test part."
     )
 
@@ -219,7 +247,7 @@ def _scores(board: Scoreboard) -> Section:
         "accuracy",
         "95 % interval",
         *(["each split"] if several else []),
-        f"F1 of {on_one_line(board.watched)}" if board.watched else "mean F1",
+        f"F1 of {on_one_line(board.positive)}" if board.positive else "mean F1",
         "ROC-AUC",
         "Brier",
         "without near twins",
@@ -234,7 +262,7 @@ def _scores(board: Scoreboard) -> Section:
             _share(row.f1),
             DASH if row.roc_auc is None else f"{row.roc_auc:.4f}",
             f"{row.brier:.4f}",
-            _share(row.without_twins),
+            _share(row.without_near_duplicates),
             f"{row.seconds:.1f}",
         ]
         for row in board.rows
@@ -264,7 +292,7 @@ def _picture(board: Scoreboard) -> Section:
         names,
         [row.accuracy for row in board.rows],
         [row.interval for row in board.rows],
-        reference=[row.name for row in board.rows].index(board.ours),
+        reference=[row.name for row in board.rows].index(board.reference),
     )
     alt = "Accuracies with their 95 % intervals. " + "; ".join(
         f"{name} {percent(row.accuracy)}" for name, row in zip(names, board.rows, strict=True)
@@ -275,7 +303,9 @@ def _picture(board: Scoreboard) -> Section:
 def _reliability(
     board: Scoreboard, best: Score | None, mine: Sequence[Answered], theirs: Sequence[Answered]
 ) -> Section:
-    found = {on_one_line(board.ours): mine} | ({on_one_line(best.name): theirs} if best else {})
+    found = {on_one_line(board.reference): mine} | (
+        {on_one_line(best.name): theirs} if best else {}
+    )
     scores = {
         name: calibration(
             np.concatenate([a.probabilities for a in some]),  # (S N, K)
@@ -295,7 +325,7 @@ def _reliability(
 
 
 def _chance(board: Scoreboard) -> Section:
-    others = [(row.name, row.against_ours) for row in board.rows if row.against_ours]
+    others = [(row.name, row.difference) for row in board.rows if row.difference]
     if not others:
         return Section("What chance does", [])
     if len(board.splits) == 1:
@@ -309,7 +339,7 @@ def _chance(board: Scoreboard) -> Section:
             "which knows that splits share texts"
         )
     about = (
-        f"Ours is {on_one_line(board.ours)}. {how}. p is the chance of such a difference if there were none, adjusted by Holm for "
+        f"Ours is {on_one_line(board.reference)}. {how}. p is the chance of such a difference if there were none, adjusted by Holm for "
         f"{len(others)} comparison{'' if len(others) == 1 else 's'}; intervals are not adjusted."
     )
     rows = [
@@ -317,8 +347,8 @@ def _chance(board: Scoreboard) -> Section:
             on_one_line(name),
             f"{_points(d):+.2f}",
             _range(d),
-            format_p(d.p).removeprefix("p ").removeprefix("= "),
-            "yes" if d.p > SURE else "no",
+            short_p(d.p_adjusted),
+            "yes" if d.p_adjusted > SURE else "no",
         ]
         for name, d in others
     ]
@@ -331,7 +361,7 @@ def _mistakes(
 ) -> list[Section]:
     if best is None:
         return []
-    ours, text = on_one_line(board.ours), on_one_line(best.name)
+    ours, text = on_one_line(board.reference), on_one_line(best.name)
     return [_only_right(ours, mine, text, theirs), _only_right(text, theirs, ours, mine)]
 
 
@@ -381,13 +411,12 @@ def _versions(board: Scoreboard, versions: Mapping[str, str | int]) -> Section:
 
 def _best_text(board: Scoreboard) -> Score | None:
     """The text baseline that is right most often, of equals the first."""
-    kinds = baseline_fits()
-    return next((row for row in board.rows if row.name in kinds), None)
+    return next((row for row in board.rows if row.about == TEXT), None)
 
 
 def _answers(board: Scoreboard, results: Sequence[Result], kind: str) -> list[Answered]:
     """What a kind of classifier answered on each split, in the board's order."""
-    found = {result.split: result.answered for result in results if result.kind == kind}
+    found = {result.split: result.predictions for result in results if result.row.name == kind}
     return [found[split] for split in board.splits]
 
 
@@ -402,7 +431,7 @@ def _range(d: Difference) -> str:
 
 
 def _sure(d: Difference) -> str:
-    return f"95 % interval of the difference {_range(d)} points, {format_p(d.p)}, adjusted by Holm"
+    return f"95 % interval of the difference {_range(d)} points, {format_p(d.p_adjusted)}, adjusted by Holm"
 
 
 def _told(d: Difference) -> str:
@@ -417,3 +446,124 @@ def _few(names: Sequence[str]) -> str:
     """The first of many, and how many more there are."""
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
     return listed([*names[:NAMED], *more])
+
+
+# --- a table of experiments ---
+
+
+def experiment_page(board: Scoreboard, settings: Mapping[str, Any]) -> Page:
+    """The page of a table of experiments, the default its first row."""
+    default, n_test = board.rows[0], board.n_test
+    seeds = [split.removeprefix("seed ") for split in board.splits]
+    best = max(board.rows, key=lambda s: s.accuracy)  # ties go to the first
+    data, model = file_name(settings["source"]), file_name(settings["model"])
+    first = (
+        f"{len(board.rows) - 1} changes of the default were tried on {data} with GPT-2 "
+        f"{model}: {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
+        f"({', '.join(seeds)}), {texts_told(n_test)} to test{'' if len(seeds) == 1 else ' each'}."
+    )
+    second = f"The default is right for {percent(default.accuracy)} of them (95 % interval {between(default.interval)})"
+    if best is not default:
+        second += f"; most often right is {best.name}, {percent(best.accuracy)} ({_how(best)})"
+    alt = "; ".join(f"{s.name} {percent(s.accuracy)}" for s in board.rows)
+    picture = plot_scores(
+        [s.name for s in board.rows],
+        [s.accuracy for s in board.rows],
+        [s.interval for s in board.rows],
+        reference=0,
+        others=[s.book.accuracy / 100 if s.book else None for s in board.rows],
+        others_name="the book, 124M, one seed",
+    )
+    parts: list[Part] = [Text(line) for line in told_by_kind(board.rows)]
+    sections = [
+        Section("What makes a difference", parts),
+        Section(
+            "All rows",
+            [_experiment_table(board.rows), Picture(picture, f"Test accuracies: {alt}.")],
+        ),
+        Section("Notes", [Text(line) for line in notes(board, EXPERIMENTS)]),
+    ]
+    return Page(
+        f"Experiments with GPT-2 {model} on {data}",
+        [first, f"{second}."],
+        _experiment_warnings(board.rows, len(seeds)),
+        [section for section in sections if section.parts],
+    )
+
+
+def told_by_kind(summaries: Sequence[Score]) -> list[str]:
+    """A sentence for each kind of rows of which some differ from the default beyond chance."""
+    lines = []
+    for about in dict.fromkeys(s.about for s in summaries[1:]):
+        rows = [s for s in summaries[1:] if s.about == about]
+        sure = [s for s in rows if _difference(s).p_adjusted < SURE]
+        if sure:
+            each = [
+                f"{s.name} is {'better' if _difference(s).difference > 0 else 'worse'} than the default ({_how(s)})"
+                for s in sure
+            ]
+            rest = len(rows) - len(sure)
+            left = (
+                f"; of {rest} more row{'s' if rest > 1 else ''} that cannot be said" if rest else ""
+            )
+            lines.append(f"{about[:1].upper()}{about[1:]}: {listed(each)}{left}.")
+    return lines
+
+
+def _experiment_warnings(summaries: Sequence[Score], n_seeds: int) -> list[str]:
+    found = []
+    if n_seeds == 1:
+        found.append(
+            "This is one seed and one split: others give other scores, by chance alone. --seeds 1 2 3 runs more."
+        )
+    if len(summaries) > 1 and all(_difference(s).p_adjusted >= SURE for s in summaries[1:]):
+        found.append(
+            "No row differs from the default beyond chance: nothing here shows that a change helps or harms."
+        )
+    if len(summaries) > 1:
+        found.append(
+            "Who takes the best row for its score here has chosen by the test part, so that the score is too good: try it on texts that no row has seen."
+        )
+    return found
+
+
+def _experiment_table(summaries: Sequence[Score]) -> Table:
+    several = len(summaries[0].accuracies) > 1
+    columns = [
+        "change",
+        "accuracy",
+        *(["spread"] if several else []),
+        "95 % interval",
+        "from the default",
+        "p",
+        "p, of so many",
+        "the book",
+    ]
+    rows = []
+    for s in summaries:
+        d = s.difference
+        against = (
+            [f"{100 * d.difference:+.2f}", short_p(d.p), short_p(d.p_adjusted)] if d else [""] * 3
+        )
+        spread = [f"{100 * s.spread:.2f}"] if several else []
+        book = f"{s.book.accuracy:.2f} % (row {s.book.row})" if s.book else ""
+        rows.append(
+            [
+                s.name,
+                percent(s.accuracy),
+                *spread,
+                between(s.interval),
+                *against,
+                book,
+            ]
+        )
+    return Table(columns, rows)
+
+
+def _how(s: Score) -> str:
+    return f"{100 * _difference(s).difference:+.2f} points, {format_p(_difference(s).p_adjusted)}, adjusted by Holm"
+
+
+def _difference(s: Score) -> Difference:
+    assert s.difference is not None
+    return s.difference

@@ -1,0 +1,146 @@
+"""The book's table of experiments as rows, each one change from the default.
+
+The book has such a table for 124M, one seed per row. Rows that a single machine can run are here
+too, with the book's test accuracy; `NOT_RUN` has the others. Source: bonus material of chapter 6 of
+S. Raschka's *Build a Large Language Model (From Scratch)*, `02_bonus_additional-experiments`.
+"""
+
+from collections.abc import Sequence
+
+from gpt2_from_scratch.classifier.settings import TrainConfig
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.config import GPT2Config
+from gpt2_from_scratch.studies.rows import Book, Finetuned, Row
+
+LAST_POSITION = {"pooling": "last_position", "pad_to": -1}
+HEAD_ALONE = {"n_last_blocks": 0, "final_norm": False}
+
+# rows of the book's table without a counterpart here, and why
+NOT_RUN: dict[int, str] = {
+    6: "355M: 84.67%; a larger model, --model 355M",
+    7: "774M: 96.67%; a larger model, --model 774M",
+    8: "1558M: 98.33%; its validation 99.81% cannot be: of 149 messages that is 148.7",
+    9: "1558M, everything trains: 98.67%",
+    12: "1558M, LoRA: 98.33%",
+}
+
+
+def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
+    """The rows for a model of this size, the default first; `training` is the default's."""
+    rows = [
+        Finetuned("default", "", Book(16, 98.33)),
+        *_positions(sizes.n_ctx),
+        *_trained_parts(sizes.n_layer, training.n_last_blocks),
+        *_lora(),
+        Finetuned("random weights, last block", "weights", random_weights=True),
+        Finetuned(
+            "random weights, everything trains",
+            "weights",
+            Book(10, 93.67),
+            {"trainable": "*"},
+            random_weights=True,
+        ),
+        Finetuned("batch of 1", "batch", Book(14, 98.00), {"batch_size": 1}),
+        Finetuned(
+            "batch of 8, one at a time",
+            "batch",
+            Book(15, 98.33),
+            {"batch_size": 8, "micro_batch": 1},
+        ),
+        Finetuned(
+            "no causal mask",
+            "attention",
+            Book(17, 95.33, "read at the last position, padding attended to"),
+            head={"causal_mask": False},
+        ),
+        Finetuned(
+            "loss at every token, padding ignored",
+            "loss",
+            Book(18, 95.00, "the option was never passed on: its row 1 again"),
+            extra="tokens",
+        ),
+        Finetuned("also predicts the next token, padding ignored", "loss", extra="language"),
+        Finetuned("label smoothing 0.1", "loss", head={"label_smoothing": 0.1}),
+        Finetuned("two stacked linear layers", "head", head={"head": "two-layer"}),
+        Finetuned("tanh head, dropout 0.1", "head", head={"head": "tanh", "dropout": 0.1}),
+        Finetuned("all other messages", "messages", all_messages=True),
+        Finetuned(
+            "all other messages, class weights",
+            "messages",
+            head={"class_weights": "balanced"},
+            all_messages=True,
+        ),
+    ]
+    for factor in (0.1, 0.3, 3):
+        name = f"learning rate × {factor:g}"
+        rows.append(Finetuned(name, "learning rate", training={"lr": training.lr * factor}))
+    if sizes.n_layer >= 3 and training.epochs >= 4:
+        gradually = {"n_last_blocks": 3, "unfreeze_every": 1, "rate_decay": 2.6}
+        name = "three blocks, one more every epoch"
+        rows.append(Finetuned(name, "trained part", training=gradually))
+    return rows
+
+
+def _positions(n_ctx: int) -> list[Finetuned]:
+    """Where a text is read, and how far it is padded where padding is read."""
+    about = "token position"
+    mean_position = {"pooling": "mean_position", "pad_to": -1}
+    return [
+        Finetuned(
+            "last position, padded to the longest", about, Book(1, 95.00), head=LAST_POSITION
+        ),
+        Finetuned("first token", about, Book(2, 75.00), head={"pooling": "first_token"}),
+        Finetuned("mean over tokens", about, head={"pooling": "mean"}),
+        Finetuned(
+            "mean over positions, padded to the longest", about, Book(19, 96.33), head=mean_position
+        ),
+        Finetuned(
+            f"last position, padded to {n_ctx} tokens",
+            "context",
+            Book(13, 78.33, "1,024 tokens"),
+            head=LAST_POSITION | {"pad_to": n_ctx},
+        ),
+    ]
+
+
+def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
+    """What is trained: the head, some last blocks, everything."""
+    about, read = "trained part", "read at the last position"
+    rows = [
+        Finetuned("head alone", about, training=HEAD_ALONE),
+        Finetuned("head alone, last position", about, Book(3, 72.00), HEAD_ALONE, LAST_POSITION),
+    ]
+    for n, word, book in ((2, "two", Book(4, 98.33, read)), (4, "four", None)):
+        if n_last_blocks != n <= n_layer:
+            rows.append(Finetuned(f"last {word} blocks", about, book, {"n_last_blocks": n}))
+    return [*rows, Finetuned("everything", about, Book(5, 96.67, read), {"trainable": "*"})]
+
+
+def _lora() -> list[Finetuned]:
+    """LoRA of several ranks in the last block, and of one rank in all blocks."""
+    frozen = {"n_last_blocks": 0}
+    rows = [
+        Finetuned(
+            f"LoRA {rank}, last block", "LoRA", None, frozen, {"lora": rank, "lora_blocks": 1}
+        )
+        for rank in (1, 4, 16)
+    ]
+    note = "rank 16, read at the last position; scaled 16 times, not once"
+    book = Book(11, 96.67, note)
+    return [*rows, Finetuned("LoRA 8, every block", "LoRA", book, frozen, {"lora": 8})]
+
+
+def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The first row and those whose name or kind is among `names`; all rows for no names.
+
+    Raises UsageError for a name that is neither.
+    """
+    kinds = dict.fromkeys(row.about for row in rows if row.about)
+    every = [row.name for row in rows]
+    if unknown := [name for name in names if name not in {*kinds, *every}]:
+        raise UsageError(
+            f"unknown row {unknown[0]!r}; choose from the kinds {', '.join(kinds)}; "
+            f"or from the rows {', '.join(every)}"
+        )
+    wanted = {*names, every[0]} if names else {*every}
+    return [row for row in rows if row.name in wanted or row.about in wanted]

@@ -1,0 +1,457 @@
+"""What a study compares: each row fits itself on a split and answers the split's test set.
+
+Rows are data: a text baseline, frozen features, a finetuned GPT-2 with some settings changed, a
+finished run.
+
+N texts, C = n_embd, K classes.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.freezing import count_trainable
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.train import finetune, freeze
+from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
+from gpt2_from_scratch.evaluation.baselines import (
+    Baseline,
+    answered_by,
+    baseline_fits,
+    class_numbers,
+)
+from gpt2_from_scratch.evaluation.metrics import Answered, read_answered
+from gpt2_from_scratch.gpt2.weights import random_twin
+from gpt2_from_scratch.progress import silenced
+from gpt2_from_scratch.runs.folder import read_settings
+from gpt2_from_scratch.runs.recipes import new_classifier, three_parts
+from gpt2_from_scratch.runs.results import TEST_ANSWERS, VAL_ANSWERS, calibrate
+from gpt2_from_scratch.speed.batching import by_length
+from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.storage.files import check_listed, read_json
+
+log = logging.getLogger(__name__)
+
+TEXT = "text baselines"  # what rows of that kind are about
+AT_ONCE = 1024  # texts whose states are Python's numbers for a moment
+AUXILIARY = 0.5  # weight of the loss of the next token: Radford et al. 2018 (GPT-1), section 3.2
+STATED = {"lr", "batch_size"}  # rows state these themselves: the default may have any value
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # l2 of frozen features' regression, strongest first
+
+# what is trained besides the one head: nothing; GPT-2's own, which predicts the next token; or
+# instead of it a head whose loss is taken at every token
+Extra = Literal["", "language", "tokens"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings that all rows of a study share."""
+
+    model: str | Path = "mini"
+    training: TrainConfig = field(default_factory=TrainConfig)  # each split has its own seed
+    head: HeadSettings = field(default_factory=HeadSettings)
+    labels: tuple[str, ...] = ()  # the K classes, in the order of the probabilities
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class StudySplit:
+    """What rows are fitted on, and the test set that they answer."""
+
+    name: str
+    seed: int  # of first weights and the order of messages
+    parts: Split
+    near_duplicates: np.ndarray | None = None  # (N,) bool: test texts that training nearly has too
+    unbalanced: Sequence[Message] = ()  # training set before balancing, where a row needs it
+
+
+@dataclass(frozen=True)
+class Book:
+    """A row of the book's table: its number there and its test accuracy in %."""
+
+    row: int
+    accuracy: float
+    note: str = ""  # how it differs from ours, or why it is wrong
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. A plain Row has nothing to fit: its answers come from other rows."""
+
+    name: str
+    about: str = ""  # what it varies: rows of one kind are shown together
+    book: Book | None = None
+
+    @property
+    def work(self) -> float:
+        """About how long it takes, the default row being 1: only the order matters."""
+        return 1.0
+
+    def answer(self, setup: Setup, split: StudySplit) -> "Result | None":
+        """Fit on a split and answer its test set; None if the row has nothing to fit there."""
+        return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row's answers to one split's test set, and how they came about."""
+
+    row: Row
+    split: str
+    predictions: Answered
+    n_train: int = 0
+    val_accuracy: float | None = None
+    learned: str = ""  # where that can be said in a few words
+    epochs: int | None = None
+    n_trainable: int | None = None
+    seconds: float = 0.0  # to fit and to answer
+    cpu_seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """The proportion of correct answers."""
+        return float(self.predictions.right.mean())
+
+
+def result_of(row: Row, setup: Setup, split: StudySplit, fitted: Baseline, **known: Any) -> Result:
+    """Let a fitted row answer the validation and test sets; `known` are more fields of Result."""
+    parts, labels = split.parts, setup.labels
+    val = answered_by(fitted, parts.val, labels).right.mean() if parts.val else None
+    return Result(
+        row,
+        split.name,
+        answered_by(fitted, parts.test, labels, split.near_duplicates),
+        val_accuracy=None if val is None else float(val),
+        learned=fitted.name.partition(": ")[2],
+        **{"n_train": len(parts.train)} | known,
+    )
+
+
+@dataclass(frozen=True)
+class TextBaseline(Row):
+    """One of `evaluation.baselines`, by its name."""
+
+    about: str = TEXT
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result | None:
+        """Fit the baseline; None if these texts give it nothing to fit."""
+        fitted = baseline_fits()[self.name](split.parts, setup.labels)
+        return None if fitted is None else result_of(self, setup, split, fitted)
+
+
+def text_baselines(*, quick: bool) -> list[Row]:
+    """All text baselines, or those that take a moment only."""
+    return [TextBaseline(name) for name in baseline_fits(quick=quick)]
+
+
+@dataclass(frozen=True)
+class FrozenFeatures(Row):
+    """Logistic regression on the final states of GPT-2 as it was pretrained."""
+
+    name: str = "frozen GPT-2 features, logistic regression"
+    about: str = "frozen features"
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result | None:
+        """Fit on the last token's state next to the mean over tokens.
+
+        The penalty is the one of the lowest cross-entropy on the validation set; on a tie the
+        strongest. None if the training set has one label only.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import log_loss
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        poolings: tuple[Any, ...] = ("last_token", "mean")
+        heads = [HeadConfig(pooling, "features", pooling=pooling) for pooling in poolings]
+        max_tokens = setup.head.max_tokens or None
+        classifier = Classifier.on_base(
+            setup.model, heads=heads, max_tokens=max_tokens, dtype=setup.dtype
+        )
+        classifier.model.to(setup.device)
+        train, val = split.parts.train, split.parts.val
+        y_train, y_val = class_numbers(train, setup.labels), class_numbers(val, setup.labels)
+        if len(set(y_train.tolist())) < 2:
+            log.warning(f"{self.name}: left out, all training texts have one label")
+            return None
+        x_train, x_val = (_states(classifier, [m.text for m in part]) for part in (train, val))
+        K = len(setup.labels)
+        # the mean of the cross-entropies plus l2 / 2 times the squares of all classes' weights
+        scale = (
+            2 if len(set(y_train.tolist())) == 2 else 1
+        )  # of two classes one vector is penalised
+        fits = []
+        for l2 in PENALTIES:
+            C = scale / (l2 * len(train))
+            regression = LogisticRegression(C=C, tol=1e-6, max_iter=10_000)
+            fitted = make_pipeline(StandardScaler(), regression).fit(x_train, y_train)
+            loss = log_loss(y_val, _of_all_classes(fitted, x_val, K), labels=range(K))
+            fits.append((loss, fitted))
+        best = min(fits, key=lambda fit: fit[0])[1]
+
+        def probabilities(texts: Sequence[str]) -> np.ndarray:
+            return _of_all_classes(best, _states(classifier, texts), K)
+
+        return result_of(self, setup, split, Baseline(self.name, probabilities))
+
+
+def _states(classifier: Classifier, texts: Sequence[str]) -> np.ndarray:
+    """The states that a classifier's heads read, next to each other: (N, 2C) float64."""
+    rows = [np.empty((0, 2 * classifier.model.config.n_embd))]
+    for first in range(0, len(texts), AT_ONCE):
+        some = classifier.predict(texts[first : first + AT_ONCE])
+        values = [[v for state in p.answers.values() for v in state.values] for p in some if p]
+        rows.append(np.array(values, dtype=float))
+    return np.concatenate(rows)
+
+
+def _of_all_classes(fitted: Any, states: np.ndarray, K: int) -> np.ndarray:
+    """Probabilities (N, K) by a pipeline that knows only the classes that training had."""
+    probabilities = np.zeros((len(states), K))
+    if len(states):
+        probabilities[:, fitted.classes_] = fitted.predict_proba(states)
+    return probabilities
+
+
+@dataclass(frozen=True)
+class Finetuned(Row):
+    """A finetuned GPT-2: what is changed from the study's settings."""
+
+    training: dict[str, Any] = field(default_factory=dict)  # of TrainConfig
+    head: dict[str, Any] = field(default_factory=dict)  # of HeadSettings
+    random_weights: bool = False  # in place of the pretrained ones
+    all_messages: bool = False  # train on all that validation and test leave, without balancing
+    extra: Extra = ""
+
+    @property
+    def work(self) -> float:
+        """About how long it takes, the default row being 1: only the order matters."""
+        training, head = self.training, self.head
+        if training.get("trainable") or (head.get("lora") and "lora_blocks" not in head):
+            return 20.0
+        work = float(training.get("n_last_blocks", 1) ** 2 or 0.5)
+        work *= 3 if self.extra or head.get("pooling", "").startswith("mean") else 1
+        work *= 4 if self.all_messages else 1
+        work *= 6 if 1 in (training.get("batch_size"), training.get("micro_batch")) else 1
+        return work * (8 if head.get("pad_to", 0) > 0 else 1)
+
+    def changed(
+        self, training: TrainConfig, head: HeadSettings
+    ) -> tuple[TrainConfig, HeadSettings]:
+        """This row's settings, given those of the default row."""
+        return replace(training, **self.training), replace(head, **self.head)
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result:
+        """Train as `train` does: the best epoch by the validation set, and its temperature.
+
+        Raises DataError if the row wants messages that balancing left out, and there are none.
+        """
+        training, head = self.changed(replace(setup.training, seed=split.seed), setup.head)
+        setup = replace(setup, training=training, head=head)
+        parts = split.parts
+        if self.all_messages:
+            if len(split.unbalanced) == len(parts.train):
+                raise DataError("there are no messages besides those of the default; try --balance")
+            parts = replace(parts, train=list(split.unbalanced))
+        with TemporaryDirectory() as folder, silenced():
+            run = Path(folder) / "run"
+            run.mkdir()
+            if self.random_weights:
+                twin = random_twin(setup.model, Path(folder) / "twin", split.seed)
+                # a twin's features belong to one seed: not worth space on disk
+                setup = replace(setup, model=twin, cache=False)
+            classifier, parts = self._prepared(setup, parts)
+            store = FeatureStore() if setup.cache else None
+            history = finetune(classifier, parts, training, run, store=store)
+            n_trainable = count_trainable(classifier.model)
+            if classifier.description.head.task == "classification":
+                calibrate(classifier, parts.val)
+            classifier.merge()
+            fitted = Baseline("", lambda texts: _probabilities(classifier, texts, setup.labels))
+            known = {"n_train": len(parts.train), "epochs": len(history)}
+            return result_of(self, setup, split, fitted, n_trainable=n_trainable, **known)
+
+    def _prepared(self, setup: Setup, parts: Split) -> tuple[Classifier, Split]:
+        """The untrained classifier of this row, and the messages as it learns from them."""
+        training, dtype = setup.training, setup.dtype
+        max_tokens = setup.head.max_tokens or None
+        classifier = new_classifier(
+            setup.model, parts, training, setup.head, max_tokens=max_tokens, dtype=dtype
+        )
+        if self.extra:
+            head = classifier.description.head
+            label: Callable[[Message], Any]
+            if self.extra == "tokens":
+                heads = [replace(head, task="token-classification", one_output=False)]
+                label = _label_of_every_token
+            else:
+                heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
+                label = lambda message: {"label": message.label}  # noqa: E731
+            parts = Split(
+                *(
+                    [Message(m.text, label(m)) for m in part]
+                    for part in (parts.train, parts.val, parts.test)
+                )
+            )
+            classifier = Classifier.on_base(
+                setup.model, heads=heads, max_tokens=max_tokens, seed=training.seed, dtype=dtype
+            )
+            freeze(classifier, training)
+        classifier.model.to(setup.device)
+        return classifier, parts
+
+
+def _label_of_every_token(message: Message) -> list[Span]:
+    """A text's label as that of each character, and so of the tokens that contain it."""
+    return [Span(n, n + 1, message.label) for n, c in enumerate(message.text) if not c.isspace()]
+
+
+def _probabilities(
+    classifier: Classifier, texts: Sequence[str], labels: Sequence[str]
+) -> np.ndarray:
+    """What the first head gives each of `labels`: (N, K). A head for tokens answers at the last."""
+    head = classifier.description.head
+    if head.reads_one_state:
+        found = [answer.probabilities for answer in classifier.predict(list(texts)) if answer]
+        return np.array([[p[label] for label in labels] for p in found], dtype=float)
+    encoded, _ = classifier.encode(list(texts))
+    read = classifier.texts(encoded)
+    columns = [head.labels.index(label) for label in labels]
+    probabilities = np.empty((len(encoded), len(labels)))
+    classifier.model.eval()
+    with torch.no_grad():
+        for batch in by_length(encoded, 32):
+            outputs, lengths = classifier.batch_outputs(read, batch)
+            last = outputs[head.name][torch.arange(len(batch)), lengths - 1]  # (B, K)
+            probabilities[batch] = last.double().softmax(dim=1)[:, columns].cpu().numpy()
+    return probabilities
+
+
+def finetuned(setup: Setup) -> Finetuned:
+    """A row without changes, named after the model and what of it is trained."""
+    training, lora = setup.training, setup.head.lora
+    blocks = {0: "head alone", 1: "last block"}
+    trains = blocks.get(training.n_last_blocks, f"last {training.n_last_blocks} blocks")
+    if training.trainable:
+        trains = f"trainable {training.trainable}"
+    elif lora:
+        trains = f"LoRA {lora}" + (f" and {trains}" if training.n_last_blocks else "")
+    return Finetuned(f"GPT-2 {Path(setup.model).name}, {trains}", "finetuned")
+
+
+def with_random_weights(setup: Setup) -> Finetuned:
+    """The same architecture and tokenizer from random weights, trained in the same way."""
+    name = f"GPT-2 {Path(setup.model).name} with random weights"
+    return Finetuned(name, "random weights", random_weights=True)
+
+
+@dataclass(frozen=True)
+class FinishedRun(Row):
+    """A run that was trained earlier, by the answers it kept."""
+
+    folder: Path = Path()
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result:
+        """Take the run's answers to its test set. Raises DataError for other texts than these."""
+        test = replace(self.test_answers(setup.labels, split), near_twins=split.near_duplicates)
+        val = float(self.kept(VAL_ANSWERS).right.mean())
+        return Result(self, split.name, test, len(split.parts.train), val)
+
+    def kept(self, file: str) -> Answered:
+        """One of the run's files of answers. Raises DataError if it is missing."""
+        path = self.folder / file
+        if not path.exists():
+            raise DataError(f"{path} is missing: a run by an earlier version cannot be compared")
+        check_listed(path)
+        return read_answered(path)
+
+    def test_answers(self, labels: Sequence[str], split: StudySplit) -> Answered:
+        """The answers to the test set, labels and texts in the order given.
+
+        Raises DataError that names the first difference if the texts or labels are others.
+        """
+        found = self.kept(TEST_ANSWERS)
+        if sorted(found.labels) != sorted(labels):
+            raise DataError(f"{self.name} has labels {found.labels}, not {tuple(labels)}")
+        mine = [(t, found.labels[k]) for t, k in zip(found.texts, found.true, strict=True)]
+        wanted = [(m.text, m.label) for m in split.parts.test]
+        for (text, label), (other, others) in zip(sorted(mine), sorted(wanted), strict=False):
+            if (text, label) != (other, others):
+                raise DataError(
+                    f"{self.name} has other test texts; the first difference in alphabetical "
+                    f"order: {text!r:.80} ({label}) instead of {other!r:.80} ({others})"
+                )
+        if len(mine) != len(wanted):
+            raise DataError(f"{self.name} has {len(mine)} test texts instead of {len(wanted)}")
+        order = np.empty(len(mine), dtype=int)
+        order[_sorted_places(wanted)] = _sorted_places(mine)
+        columns = [found.labels.index(label) for label in labels]
+        messages = split.parts.test
+        return Answered(
+            tuple(labels),
+            [message.text for message in messages],
+            class_numbers(messages, labels),
+            found.probabilities[order][:, columns],
+        )
+
+    def split(self) -> Split | None:
+        """The run's split, made again from its data.
+
+        None, after a warning that says why, if the data is not available or has changed.
+        """
+        why = "the data has changed"
+        try:
+            settings, _ = read_settings(self.folder)
+            sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
+            columns = ("text_column", "label_column", "encoding", "on_error", "keep_empty")
+            reading = {name: settings[name] for name in columns}
+            balance, together = settings["balance"], settings["together"]
+            with silenced():  # this was logged when the run was made
+                found = three_parts(
+                    sources, settings["task"], reading, balance, settings["seed"], together=together
+                )
+            saved = read_json(self.folder / "config.json").get("messages_sha256")
+            if messages_sha256(found) == saved:
+                return found
+        except GPT2Error as error:
+            why = f"{error}"
+        log.warning(
+            f"no text baselines: the split of {self.folder} cannot be made again: {why:.300}"
+        )
+        return None
+
+
+def _sorted_places(pairs: Sequence[tuple[str, str]]) -> list[int]:
+    return sorted(range(len(pairs)), key=lambda n: pairs[n])
+
+
+def refuse_unfit(setup: Setup, rows: Sequence[Row]) -> None:
+    """Raise UsageError if the study's settings do not fit its rows.
+
+    Settings that rows vary must have their usual values, so that each row is what it is called.
+    """
+    changing = [row for row in rows if isinstance(row, Finetuned)]
+    settings = asdict(setup.training) | asdict(setup.head)
+    default = asdict(TrainConfig()) | asdict(HeadSettings())
+    for name in {name for row in changing for name in (*row.training, *row.head)} - STATED:
+        given, usual = settings[name], default[name]
+        if given != usual:
+            raise UsageError(
+                f"{name} = {given!r}: rows vary it, so the default must have {usual!r}"
+            )
+    for row in changing:
+        try:
+            row.changed(setup.training, setup.head)
+        except UsageError as error:
+            raise UsageError(f"row {row.name!r} does not fit the default: {error}") from None

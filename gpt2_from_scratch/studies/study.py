@@ -1,0 +1,493 @@
+"""A study: every row on every split, answers kept on disk, one scoreboard of all of them.
+
+In a study's folder: `settings.json`; `answers-ROW-SPLIT.jsonl`, what a row answered to a split's
+test set; `finished.json`, what else is known of finished pairs of row and split; and at the end
+the scoreboard as .json, .md, .png and .html.
+"""
+
+import logging
+import re
+import time
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2_from_scratch.classifier.saving import read_classifier
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.data.messages import (
+    DataConfig,
+    Message,
+    count_labels,
+    load_messages,
+    on_one_line,
+)
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
+from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_messages
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.evaluation.baselines import class_numbers
+from gpt2_from_scratch.evaluation.metrics import rarer_label, read_answered, write_answered
+from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.progress import progress_bar, silenced
+from gpt2_from_scratch.runs.results import TEST_ANSWERS
+from gpt2_from_scratch.speed.devices import check_dtype, set_threads
+from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
+from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
+from gpt2_from_scratch.storage.states import refuse_changes
+from gpt2_from_scratch.studies.book import book_rows
+from gpt2_from_scratch.studies.page import write_study_page
+from gpt2_from_scratch.studies.rows import (
+    Finetuned,
+    FinishedRun,
+    FrozenFeatures,
+    Result,
+    Row,
+    Setup,
+    StudySplit,
+    finetuned,
+    refuse_unfit,
+    text_baselines,
+    with_random_weights,
+)
+from gpt2_from_scratch.studies.scoreboard import (
+    COMPARED,
+    EXPERIMENTS,
+    Scoreboard,
+    ensembles,
+    make_scoreboard,
+    write_scoreboard,
+)
+
+log = logging.getLogger(__name__)
+
+VERSION = 2  # of a study's folder
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings in common, rows and splits."""
+
+    setup: Setup
+    rows: Sequence[Row]
+    splits: Sequence[StudySplit]
+    reference: str  # the row that all others are compared with
+    settings: dict[str, Any]  # what decides the answers: a folder keeps those of one choice
+    positive: str = ""  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
+    stem: str = "scoreboard"  # of the names of the scoreboard's files
+    columns: Sequence[str] = COMPARED  # of the table
+    ranked: bool = True  # the best row first; otherwise rows keep their order
+
+
+def run_study(
+    study: Study,
+    out: str | Path,
+    *,
+    only: Sequence[str] | None = None,
+    jobs: int = 1,
+    threads: int | None = None,
+) -> Scoreboard:
+    """Run what is not finished in `out`, score all that is finished there.
+
+    Ctrl-C loses only the pairs of row and split under way. A row that fails is reported, left out,
+    and tried again the next time; if the reference fails, its error is raised.
+
+    Args:
+        study: The rows and splits.
+        out: The folder, which is made if it does not exist.
+        only: Names of rows to run now, next to the reference; None for all rows. The others are
+            scored too if they are finished.
+        jobs: Number of processes.
+        threads: Threads per process; None for this process's own number.
+
+    Raises:
+        UsageError: If `out` was begun with other settings, or is used by another process.
+        Interrupted: After Ctrl-C or SIGTERM.
+    """
+    if jobs < 1:
+        raise UsageError(f"jobs = {jobs} must be at least 1")
+    wanted = [row for row in study.rows if only is None or row.name in {*only, study.reference}]
+    out = Path(out)
+    with _working_in(out, study.settings):
+        answers = _Answers(out)
+        pairs = [(row, split) for split in study.splits for row in wanted]
+        todo = [(row, split) for row, split in pairs if not answers.have(row, split)]
+        if len(todo) < len(pairs):
+            log.info(f"{len(pairs) - len(todo)} of {len(pairs)} results are already in {out}")
+        if jobs > 1:  # the longest first, so that no process is left alone with one at the end
+            todo.sort(key=lambda pair: -pair[0].work)
+        found = _side_by_side(study.setup, todo, jobs, threads)
+        with closing(found), progress_bar(total=len(todo), desc="rows") as bar:
+            for row, split, result in found:
+                pair = on_one_line(f"{split.name}, {row.name}")
+                if isinstance(result, GPT2Error):
+                    if row.name == study.reference:
+                        raise result
+                    log.warning(f"{pair}: failed, left out: {result}")
+                else:
+                    answers.keep(row, split, result)
+                    log.info(f"{pair}: {_outcome(result)}")
+                bar.update()
+        results = _results(study, answers, wanted)
+        board = make_scoreboard(
+            results, study.reference, positive=study.positive, ranked=study.ranked
+        )
+        write_scoreboard(board, out, study.stem, study.columns)
+        write_study_page(
+            board, results, study.settings, out / f"{study.stem}.html", study.setup.device
+        )
+    return board
+
+
+def _outcome(result: Result | None) -> str:
+    if result is None:
+        return "left out"
+    learned = f"{on_one_line(result.learned)}: " if result.learned else ""
+    n, correct = len(result.predictions.texts), int(result.predictions.right.sum())
+    return f"{learned}{100 * result.accuracy:.2f}% ({correct} of {n}; {result.seconds:.1f} s)"
+
+
+def _results(study: Study, answers: "_Answers", wanted: Sequence[Row]) -> list[Result]:
+    """All finished results of rows that were wanted now, or have all splits; then ensembles."""
+    results = []
+    for row in study.rows:
+        some = [answers.result(row, split) for split in study.splits]
+        found = [result for result in some if result]
+        if row in wanted or len(found) == len(study.splits):
+            results += found
+    order = [split.name for split in study.splits]
+    results.sort(key=lambda result: order.index(result.split))
+    return [*results, *ensembles(results, study.reference)]
+
+
+class _Answers:
+    """What a study's folder keeps of finished pairs of row and split."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.path = folder / "finished.json"
+        # {split: {row: the fields of Result but predictions; None if there was nothing to fit}}
+        self.finished: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+
+    def file(self, row: Row, split: StudySplit) -> Path:
+        """Where a row's answers to a split are kept."""
+        return self.folder / f"answers-{slug(row.name)}-{slug(split.name)}.jsonl"
+
+    def have(self, row: Row, split: StudySplit) -> bool:
+        """Whether a pair is finished."""
+        done = self.finished.get(split.name, {})
+        return row.name in done and (done[row.name] is None or self.file(row, split).exists())
+
+    def keep(self, row: Row, split: StudySplit, result: Result | None) -> None:
+        """Write the answers, then note that the pair is finished."""
+        known = None
+        if result:
+            write_answered(self.file(row, split), result.predictions)
+            names = [
+                f.name for f in fields(Result) if f.name not in ("row", "split", "predictions")
+            ]
+            known = {name: getattr(result, name) for name in names}
+        self.finished.setdefault(split.name, {})[row.name] = known
+        write_json(self.path, self.finished)
+
+    def result(self, row: Row, split: StudySplit) -> Result | None:
+        """Read a finished pair; None if it is not finished or had nothing to fit."""
+        if not self.have(row, split) or not (known := self.finished[split.name][row.name]):
+            return None
+        try:
+            return Result(row, split.name, read_answered(self.file(row, split)), **known)
+        except TypeError as error:
+            raise CheckpointError(f"{self.path}: {split.name}, {row.name}: {error}") from None
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"\W+", "-", name.lower().removeprefix("seed ")).strip("-")
+
+
+@contextmanager
+def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Keep other processes out of a study's folder; refuse one that was begun otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=False):
+        sweep(folder)
+        path = folder / "settings.json"
+        if path.exists():
+            saved = read_json(path)
+            if saved.get("version") != VERSION:
+                raise UsageError(
+                    f"{folder} is of another version of this package; choose another --out"
+                )
+            refuse_changes(saved, {"version": VERSION} | settings, folder)
+        elif any(found.name != ".lock" for found in folder.iterdir()):
+            raise UsageError(f"{folder} holds something else; choose another --out")
+        write_json(path, {"version": VERSION} | settings)
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            number = getattr(error, "exit_code", 130) - 128
+            raise Interrupted("interrupted; the same command resumes", number) from None
+
+
+Outcome = tuple[Row, StudySplit, Result | None | GPT2Error]
+
+
+def _side_by_side(
+    setup: Setup, todo: Iterable[tuple[Row, StudySplit]], jobs: int, threads: int | None
+) -> Generator[Outcome]:
+    """Each pair's result as soon as it is there, from this process or from several."""
+    if jobs == 1:
+        yield from (_attempt(setup, row, split, threads) for row, split in todo)
+        return
+    from joblib import Parallel, delayed
+
+    # one pair at a time; arrays go to the processes as they are, not as files
+    parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
+    found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
+    try:
+        for outcome in found:  # `yield from` would close it before the warning is off
+            yield outcome  # noqa: UP028
+    finally:
+        with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost
+            found.close()  # which ends the processes
+
+
+def _attempt(setup: Setup, row: Row, split: StudySplit, threads: int | None) -> Outcome:
+    """Fit one row on one split; an error that the user can fix is returned, not raised."""
+    if threads:
+        set_threads(threads)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    try:
+        result = row.answer(setup, split)
+    except GPT2Error as error:
+        return row, split, error
+    if result:
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        result = replace(result, seconds=seconds, cpu_seconds=cpu_seconds)
+    return row, split, result
+
+
+# --- the three studies of the command line ---
+
+
+def new_study(
+    setup: Setup,
+    data: DataConfig,
+    rows: Sequence[Row],
+    *,
+    seeds: Sequence[int] = (),
+    n_folds: int = 0,
+    reference: str,
+    **look: Any,
+) -> Study:
+    """Rows on splits of one data set: a split per seed, or folds; `look` are fields of Study.
+
+    Raises UsageError for another task than classification, for seeds together with folds, for a
+    seed that occurs twice, and for settings that do not fit the rows.
+    """
+    if setup.head.task != "classification":
+        raise UsageError(f"studies are for classification, not for {setup.head.task}")
+    if seeds and n_folds:
+        raise UsageError("give seeds, one per split, or a number of folds, not both")
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"seeds {list(seeds)}: one of them occurs twice")
+    check_dtype(setup.dtype)
+    refuse_unfit(setup, rows)
+    read_config(model_folder(setup.model))  # fails now if at all
+    messages = load_messages(data)
+    counts = count_labels(messages)
+    given = [part.strip() for part in setup.head.labels.split(",") if part.strip()]
+    labels = tuple(given or counts)
+    class_numbers(messages, labels)  # raises DataError for an unknown label
+    settings = asdict(data) | asdict(setup.head) | asdict(setup.training)
+    settings |= {
+        "source": data_name(data.source),
+        "model": model_name(setup.model),
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "n_folds": n_folds,
+        "messages_sha256": messages_sha256(Split(messages, [], [])),
+    }
+    if not n_folds:
+        settings.pop("seed")  # each split has its own
+    return Study(
+        replace(setup, labels=labels),
+        rows,
+        _splits(messages, data, seeds or (setup.training.seed,), n_folds, rows),
+        reference,
+        settings,
+        rarer_label(labels, [counts.get(label, 0) for label in labels]),
+        **look,
+    )
+
+
+def _splits(
+    messages: Sequence[Message],
+    data: DataConfig,
+    seeds: Sequence[int],
+    n_folds: int,
+    rows: Sequence[Row],
+) -> list[StudySplit]:
+    cut: dict[str, Any] = {"keep_together": data.keep_together, "on_error": data.on_error}
+    if n_folds:
+        found = folds(messages, n_folds, seed=seeds[0], balance=data.balance, **cut)
+        splits = [
+            StudySplit(f"fold {n}", seeds[0], parts) for n, parts in enumerate(found, start=1)
+        ]
+    else:
+        splits = []
+        for seed in seeds:
+            parts = split_messages(messages, seed=seed, balance=data.balance, **cut)
+            split = StudySplit(f"seed {seed}", seed, parts)
+            if any(isinstance(row, Finetuned) and row.all_messages for row in rows):
+                with silenced():  # it would log the same again
+                    whole = split_messages(messages, seed=seed, **cut)
+                kept = {message.text for message in (*parts.val, *parts.test)}
+                every = [*whole.train, *whole.val, *whole.test]
+                split = replace(split, unbalanced=[m for m in every if m.text not in kept])
+            splits.append(split)
+    return [replace(split, near_duplicates=_near_duplicates(split.parts)) for split in splits]
+
+
+def _near_duplicates(parts: Split) -> Any:
+    return has_near_duplicate([m.text for m in parts.test], [m.text for m in parts.train])
+
+
+def compare(
+    model: str | Path = "mini",
+    data: str | Path | DataConfig = "demo",
+    training: TrainConfig | None = None,
+    head: HeadSettings | None = None,
+    *,
+    seeds: Sequence[int] = (),
+    n_folds: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache: bool = True,
+    out: str | Path | None = None,
+    quick: bool = False,
+) -> Scoreboard:
+    """Compare a finetuned GPT-2 with what it must beat, on the same splits.
+
+    The others are text baselines, frozen features, and random weights trained in the same way.
+
+    Args:
+        model: Name or folder of a GPT-2.
+        data: Labelled texts. A name or a path with `n_folds` keeps near duplicates together.
+        training: How GPT-2 is finetuned, as in `train_classifier`.
+        head: The head, as in `train_classifier`.
+        seeds: One split each; none for the seed of `training`.
+        n_folds: Number of folds instead, each of which is tested once.
+        device: Where the models compute.
+        dtype: Of the frozen blocks.
+        cache: Whether the frozen blocks' output is kept on disk.
+        out: The study's folder; None for `runs/compare-MODEL-DATA`.
+        quick: Leave out random weights and the slower baselines.
+
+    Raises:
+        UsageError: For another task than classification, seeds together with folds, and a folder
+            that was begun with other settings.
+    """
+    if not isinstance(data, DataConfig):
+        data = DataConfig(str(data), keep_together="near-duplicates" if n_folds else "copies")
+    head = head or HeadSettings()
+    training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
+    setup = Setup(model, training, head, device=device, dtype=dtype, cache=cache)
+    ours = finetuned(setup)
+    rows = [*text_baselines(quick=quick), FrozenFeatures()]
+    rows += [ours] if quick else [with_random_weights(setup), ours]
+    study = new_study(setup, data, rows, seeds=seeds, n_folds=n_folds, reference=ours.name)
+    return run_study(study, out or compare_folder(model, data.source))
+
+
+def compare_folder(model: str | Path, data: str | Path) -> Path:
+    """Where a comparison is kept unless another folder is named."""
+    return Path("runs") / f"compare-{Path(model).resolve().name}-{Path(data).stem}"
+
+
+def experiments(
+    model: str | Path = "mini",
+    data: str | Path | DataConfig = "demo",
+    training: TrainConfig | None = None,
+    head: HeadSettings | None = None,
+    *,
+    seeds: Sequence[int] = (1, 2, 3, 4, 5),
+    dtype: torch.dtype = torch.float32,
+) -> Study:
+    """The book's table of experiments, for `run_study`: each row one change from the default.
+
+    Each seed is a split with its own first weights and order of messages, the same for all rows.
+    Raises as `new_study` does.
+    """
+    if not isinstance(data, DataConfig):
+        data = DataConfig(str(data))
+    if not seeds:
+        raise UsageError("experiments need at least one seed")
+    setup = Setup(model, training or TrainConfig(), head or HeadSettings(), dtype=dtype)
+    rows = book_rows(read_config(model_folder(model)), setup.training)
+    look: dict[str, Any] = {"stem": "experiments", "columns": EXPERIMENTS, "ranked": False}
+    return new_study(setup, data, rows, seeds=seeds, reference=rows[0].name, **look)
+
+
+def compare_runs(
+    runs: Sequence[str | Path], *, out: str | Path | None = None, quick: bool = False
+) -> Scoreboard:
+    """Compare finished runs with the first one, by the answers they kept to the same test set.
+
+    Text baselines are fitted too if the first run's split can be made again from its data;
+    otherwise a warning says why not. `out` is the study's folder, None for `runs/compare-RUN`.
+    Raises UsageError for another task than classification and for two runs with one name,
+    DataError that names the first difference if the runs' test texts or labels differ.
+    """
+    rows = [FinishedRun(_run_name(run), "runs", folder=Path(run)) for run in runs]
+    baselines = text_baselines(quick=quick)
+    slugs = [slug(row.name) for row in (*rows, *text_baselines(quick=False))]
+    if len(set(slugs)) < len(slugs):
+        raise UsageError(
+            f"runs are named after their folders, and of {[row.name for row in rows]} two are alike "
+            "or one is named like a baseline"
+        )
+    described = {row.name: read_classifier(row.folder / "best.safetensors")[0] for row in rows}
+    for name, description in described.items():
+        if description.head.task != "classification":
+            raise UsageError(
+                f"studies are for classification, but {name} is for {description.head.task}"
+            )
+    first = rows[0].kept(TEST_ANSWERS)
+    test = [Message(t, first.labels[k]) for t, k in zip(first.texts, first.true, strict=True)]
+    parts = rows[0].split()
+    split = StudySplit(
+        "test set",
+        0,
+        replace(parts, test=test) if parts else Split([], [], test),
+        first.near_twins,
+    )
+    for row in rows:
+        row.test_answers(first.labels, split)  # fails now if at all
+    counts = count_labels([*split.parts.train, *split.parts.val, *test])
+    study = Study(
+        Setup(labels=first.labels),
+        [*(baselines if parts else []), *rows],
+        [split],
+        rows[0].name,
+        {
+            "model": ", ".join(dict.fromkeys(d.base for d in described.values())),
+            "runs": {
+                str(row.folder.resolve()): sha256_of(row.folder / "best.safetensors")
+                for row in rows
+            },
+        },
+        rarer_label(first.labels, [counts.get(label, 0) for label in first.labels]),
+    )
+    return run_study(study, out or runs_folder(runs))
+
+
+def runs_folder(runs: Sequence[str | Path]) -> Path:
+    """Where a comparison of runs is kept unless another folder is named."""
+    return Path("runs") / f"compare-{_run_name(runs[0])}"
+
+
+def _run_name(run: str | Path) -> str:
+    return Path(run).resolve().name

@@ -1,0 +1,48 @@
+"""The book's table as rows: all of it, each one change, and how rows are chosen."""
+
+import pytest
+from scipy.stats import binomtest
+
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.config import GPT2Config
+from gpt2_from_scratch.studies.book import NOT_RUN, book_rows, chosen
+from gpt2_from_scratch.studies.rows import Setup, refuse_unfit
+from gpt2_from_scratch.studies.scoreboard import ABOUT_THE_BOOK
+
+EVERY = book_rows(GPT2Config(4096, 384, 256, 4, 6), TrainConfig(epochs=5))
+
+
+def test_every_row_of_the_book_is_there_once_or_said_not_to_be_run():
+    rows = [row.book.row for row in EVERY if row.book]
+    assert sorted([*rows, *NOT_RUN]) == list(range(1, 20))
+
+
+def test_every_row_is_another_change_from_the_default():
+    base = TrainConfig(epochs=5), HeadSettings()
+    changed = {
+        repr((row.changed(*base), row.random_weights, row.all_messages, row.extra)): row.name
+        for row in EVERY
+    }
+    assert len(changed) == len({row.name for row in EVERY}) == len(EVERY) >= 30
+    assert EVERY[0].changed(*base) == base and EVERY[0].name == "default"
+    refuse_unfit(Setup(training=TrainConfig(epochs=5, lr=1e-4, batch_size=8)), EVERY)
+
+
+def test_rows_a_small_model_cannot_have_are_left_out():
+    names = [row.name for row in book_rows(GPT2Config(300, 32, 32, 2, 2), TrainConfig())]
+    assert "last two blocks" in names and "last four blocks" not in names
+    assert not [name for name in names if name.startswith("three blocks")]
+
+
+def test_rows_are_chosen_by_name_or_kind():
+    found = [row.name for row in chosen(EVERY, ["LoRA", "first token"])]
+    assert found[:2] == ["default", "first token"] and len(found) == 6
+    assert chosen(EVERY, []) == EVERY
+    with pytest.raises(UsageError, match="'lora'.*token position.*first token"):
+        chosen(EVERY, ["lora"])
+
+
+def test_the_books_interval_is_wilsons():
+    found = binomtest(285, 300).proportion_ci(method="wilson")
+    assert f"95.00% is {100 * found.low:.1f} to {100 * found.high:.1f}" in ABOUT_THE_BOOK
