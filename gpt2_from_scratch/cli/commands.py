@@ -82,7 +82,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     """Print the learning rate that a short run in which it rises suggests, and draw the losses."""
     from gpt2_from_scratch.reports.plots import plot_rates, save_picture
     from gpt2_from_scratch.runs.recipes import new_classifier, three_parts
-    from gpt2_from_scratch.studies.learning_rate import find_rate
+    from gpt2_from_scratch.studies.learning_rate import find_learning_rate
 
     device, dtype = computing_on(args)
     settings, config = settings_of(args, HeadSettings), train_config(args)
@@ -98,7 +98,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     model = args.model or "mini"
     classifier = new_classifier(model, split, config, settings, args.max_tokens, dtype)
     classifier.model.to(device)
-    found = find_rate(classifier, split, config, steps=args.steps)
+    found = find_learning_rate(classifier, split, config, steps=args.steps)
     save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
     log.info(f"the loss at each rate: {args.out}; train with the rate below")
     print(f"{found.suggested:.1e}")
@@ -128,7 +128,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
     from gpt2_from_scratch.classifier.tasks.scores import scores_as_json
     from gpt2_from_scratch.data.formats import load_examples
-    from gpt2_from_scratch.evaluation.assessment import as_json, format_assessment
+    from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
     from gpt2_from_scratch.runs.folder import read_test_part
     from gpt2_from_scratch.runs.recipes import evaluate_classifier
     from gpt2_from_scratch.runs.results import assess_again
@@ -151,12 +151,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
             messages,
             folder if is_best else None,
             store=store,
-            **options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"),
+            **options_given(args, "positive", "allowed_per_1000", "cost", "n_shown"),
         )
-        print(json.dumps(as_json(found)) if args.json else format_assessment(found))
+        print(json.dumps(assessment_as_json(found)) if args.json else format_assessment(found))
         return
-    if others := options_given(args, "watch", "lose_at_most", "cost_of_losing", "n_shown"):
-        raise UsageError(f"{', '.join(others)}: for classifiers that choose a class, not {task}")
+    if options_given(args, "positive", "allowed_per_1000", "cost", "n_shown"):
+        options = "--watch, --lose-at-most, --cost-of-losing and --show"
+        raise UsageError(f"{options} are for classifiers that choose a class, not for {task}")
     scores = evaluate_classifier(classifier, messages, store=store)
     print(json.dumps(scores_as_json(scores)) if args.json else format_scores(scores))
 

@@ -24,15 +24,15 @@ from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_twin
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.evaluation.assessment import Assessment, as_json, assess
-from gpt2_from_scratch.evaluation.baselines import answered_by, fit_baselines
+from gpt2_from_scratch.evaluation.assessment import Assessment, assess, assessment_as_json
+from gpt2_from_scratch.evaluation.baselines import fit_baselines, predictions_of
 from gpt2_from_scratch.evaluation.calibration import fit_temperature
 from gpt2_from_scratch.evaluation.metrics import (
-    Answered,
     Evaluation,
+    LabelledPredictions,
     evaluate_predictions,
-    read_answered,
-    write_answered,
+    read_predictions,
+    write_predictions,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
@@ -76,7 +76,7 @@ def answered_with(
     messages: Sequence[Message],
     *,
     store: FeatureStore | None = None,
-) -> Answered:
+) -> LabelledPredictions:
     """What a classifier says of labelled messages. Raises as `class_logits_of` does."""
     logits, true = class_logits_of(
         classifier,
@@ -93,13 +93,13 @@ def answers_at(
     logits: np.ndarray,
     true: np.ndarray,
     near_twins: np.ndarray | None = None,
-) -> Answered:
+) -> LabelledPredictions:
     """The answers that logits (N, K) of messages give at a temperature; `near_twins` (N,) are the
     texts to which training had one that is nearly the same.
     """
     shares = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
     texts = [message.text for message in messages]
-    return Answered(classifier.description.head.labels, texts, true, shares, near_twins)
+    return LabelledPredictions(classifier.description.head.labels, texts, true, shares, near_twins)
 
 
 def calibrate(
@@ -107,7 +107,7 @@ def calibrate(
     messages: Sequence[Message],
     *,
     store: FeatureStore | None = None,
-) -> Answered:
+) -> LabelledPredictions:
     """Set the first head's temperature by messages it was not trained on; its answers to them, then.
 
     No answer changes, only how sure it claims to be. Source: Guo et al. 2017, "On Calibration of
@@ -156,7 +156,7 @@ def finish_run(
     """Score a run on its test part and write all that it leaves; from then on it is complete.
 
     A classifier that chooses one class gets its temperature, by the validation part, unless it is
-    not to be `calibrated`, and is compared with text baselines, where scikit-learn is there.
+    not to be `calibrated`, and is compared with text baselines.
     """
     run, classifier, split = finished.run, finished.classifier, finished.split
     twins = _near_twins(split, classifier.description.head.task)
@@ -172,10 +172,10 @@ def finish_run(
         baselines = _baselines(
             split,
             classifier.description.labels,
-            answered.right,
+            answered.correct,
         )
         facts = {"assessment": assessment, "answered": answered, "baselines": baselines}
-        written = as_json(assessment)
+        written = assessment_as_json(assessment)
     else:
         labelled = to_labelled(
             classifier,
@@ -214,17 +214,17 @@ def assess_again(
     """
     before, val = (_kept(run / name) if run else None for name in (TEST_ANSWERS, VAL_ANSWERS))
     texts = [message.text for message in messages]
-    twins = before.near_twins if before is not None and before.texts == texts else None
+    twins = before.near_duplicates if before is not None and before.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
         val = None
     return _assessed(classifier, messages, twins, val, store, **options)[0]
 
 
-def _kept(path: Path) -> Answered | None:
+def _kept(path: Path) -> LabelledPredictions | None:
     if not path.exists():
         return None
     check_listed(path)
-    return read_answered(path)
+    return read_predictions(path)
 
 
 def _assess(
@@ -232,7 +232,7 @@ def _assess(
     twins: np.ndarray | None,
     calibrated: bool,
     store: FeatureStore | None,
-) -> tuple[Assessment, Answered]:
+) -> tuple[Assessment, LabelledPredictions]:
     """The assessment, and the answers to the test part that it was made from."""
     run, classifier, split = finished.run, finished.classifier, finished.split
     answer = calibrate if calibrated else answered_with
@@ -250,8 +250,8 @@ def _assess(
         val,
         store,
     )
-    write_answered(run / TEST_ANSWERS, test)
-    write_answered(run / VAL_ANSWERS, val)
+    write_predictions(run / TEST_ANSWERS, test)
+    write_predictions(run / VAL_ANSWERS, val)
     return assessment, test
 
 
@@ -259,10 +259,10 @@ def _assessed(
     classifier: Classifier,
     messages: Sequence[Message],
     twins: np.ndarray | None,
-    val: Answered | None,
+    val: LabelledPredictions | None,
     store: FeatureStore | None,
     **options: Any,
-) -> tuple[Assessment, Answered]:
+) -> tuple[Assessment, LabelledPredictions]:
     """The assessment on labelled messages, before and after the temperature, and the answers."""
     temperature = classifier.description.head.temperature
     logits, true = class_logits_of(
@@ -305,9 +305,9 @@ def _baselines(
         labels,
         quick=True,
     ):
-        answered = answered_by(baseline, split.test, labels)
+        answered = predictions_of(baseline, split.test, labels)
         evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))
-        found.append((baseline.name, evaluation, compare_paired(right, answered.right)))
+        found.append((baseline.name, evaluation, compare_paired(right, answered.correct)))
     adjusted = holm([paired.p for _, _, paired in found])
     return [
         (name, e, replace(paired, p=p))

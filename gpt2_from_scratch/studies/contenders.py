@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2_from_scratch.classifier.classifier import Classifier
@@ -23,8 +22,7 @@ from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.runs.results import calibrate
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
-from gpt2_from_scratch.studies.probes import PENALTIES
+from gpt2_from_scratch.studies.probes import PENALTIES, fit_logistic
 
 FROZEN = "frozen GPT-2 features, logistic regression"
 AT_ONCE = 1024  # texts whose states are numbers of Python's for a moment
@@ -99,28 +97,23 @@ def fit_frozen(finetuning: Finetuning, split: Split, labels: Sequence[str]) -> B
     """Logistic regression on GPT-2's final states as pretraining left them: of the last token, and
     the mean over tokens, side by side.
 
-    The penalty is the one of the lowest cross-entropy on the validation part, of equals the
-    strongest.
+    The penalty is selected by the cross-entropy on the validation set.
     """
     f = finetuning
     heads = [HeadConfig(pooling, "features", pooling=pooling) for pooling in ("last_token", "mean")]
     classifier = Classifier.on_base(f.model, heads=heads, max_tokens=f.max_tokens, dtype=f.dtype)
     classifier.model.to(f.device)
-    n_train = len(split.train)
-    states = _states(classifier, [m.text for m in (*split.train, *split.val)])  # (N, 2C)
-    train, val = standardize(states[None], n_train).split([n_train, len(split.val)], dim=1)
-    y_train, y_val = (torch.from_numpy(class_numbers(p, labels)) for p in (split.train, split.val))
-    fits: list[tuple[float, Tensor]] = []  # (cross-entropy of validation, weights)
-    for l2 in sorted(PENALTIES, reverse=True):
-        start = fits[-1][1] if fits else None
-        weights = fit_logistic(train, y_train, len(labels), l2, start=start)
-        fits.append((F.cross_entropy((with_ones(val) @ weights)[0], y_val).item(), weights))
-    best = min(fits, key=lambda fit: fit[0])[1][0]  # (2C + 1, K)
+    train, val = (
+        (_states(classifier, [m.text for m in part]).numpy(), class_numbers(part, labels))
+        for part in (split.train, split.val)
+    )
+    model, _ = fit_logistic(train, val, PENALTIES)
 
     def probabilities(texts: Sequence[str]) -> np.ndarray:
-        both = torch.cat((states[:n_train], _states(classifier, texts)))
-        x = with_ones(standardize(both[None], n_train))[0, n_train:]
-        return (x @ best).softmax(dim=1).numpy()
+        found = np.zeros((len(texts), len(labels)))
+        if texts:
+            found[:, model.classes_] = model.predict_proba(_states(classifier, texts).numpy())
+        return found
 
     return Baseline(FROZEN, probabilities)
 

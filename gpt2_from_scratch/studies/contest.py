@@ -21,8 +21,8 @@ from gpt2_from_scratch.data.messages import Message, on_one_line
 from gpt2_from_scratch.data.near_duplicates import has_twin
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import Interrupted, UsageError
-from gpt2_from_scratch.evaluation.baselines import Baseline, answered_by, baseline_fits
-from gpt2_from_scratch.evaluation.metrics import read_answered, write_answered
+from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits, predictions_of
+from gpt2_from_scratch.evaluation.metrics import read_predictions, write_predictions
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.plots import plot_scores, save_picture
 from gpt2_from_scratch.storage.files import locked, read_json, sweep, write_json, write_text
@@ -84,7 +84,7 @@ def play(contests: Sequence[Contest], labels: Sequence[str], folder: Path) -> li
                     log.info(_line(c, kind, done[kind]))
                 if done[kind]:
                     known = {key: done[kind][key] for key in ("name", "seconds", "val_accuracy")}
-                    results.append(Result(split=c.name, answered=read_answered(file), **known))
+                    results.append(Result(split=c.name, answered=read_predictions(file), **known))
                 bar.update()
     return results
 
@@ -154,11 +154,11 @@ def _answer(
     found = fit()
     if found is None:
         return None
-    answered = answered_by(found, c.test, labels, c.near_twins)
+    answered = predictions_of(found, c.test, labels, c.near_twins)
     seconds = time.perf_counter() - began
-    val = float(answered_by(found, c.val, labels).right.mean()) if c.val else None
-    write_answered(file, answered)
-    right = int(answered.right.sum())
+    val = float(predictions_of(found, c.val, labels).correct.mean()) if c.val else None
+    write_predictions(file, answered)
+    right = int(answered.correct.sum())
     return {
         "name": found.name,
         "seconds": seconds,

@@ -40,7 +40,7 @@ def summarize(rows: Sequence[Row], results: Sequence[Result]) -> list[Summary]:
     """Each row against the first, the default, over the same seeds.
 
     With several seeds by their splits (the corrected resampled t-test), with one by its messages
-    (McNemar). Raises UsageError without scikit-learn.
+    (McNemar)..
     """
     of = {row.name: [r for r in results if r.row == row.name] for row in rows}
     default = of[rows[0].name]

@@ -13,7 +13,7 @@ import numpy as np
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions, rankings
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions, rankings
 from gpt2_from_scratch.evaluation.significance import (
     accuracy_interval,
     compare_accuracies,
@@ -35,7 +35,7 @@ class Result:
 
     split: str
     name: str  # behind ": " what it learned there
-    answered: Answered
+    answered: LabelledPredictions
     seconds: float  # to fit it and to answer
     val_accuracy: float | None = None
 
@@ -47,7 +47,7 @@ class Result:
     @property
     def accuracy(self) -> float:
         """The share of right answers."""
-        return float(self.answered.right.mean())
+        return float(self.answered.correct.mean())
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Score:
     f1: float | None  # of the label watched, or the mean of all
     roc_auc: float | None  # of the label watched, or the mean of all against the rest
     brier: float
-    without_twins: float | None  # accuracy on texts without a near twin in training
+    without_near_duplicates: float | None  # accuracy on texts without a near twin in training
     against_ours: Difference | None  # None for ours
     seconds: float
     learned: tuple[str, ...] = ()  # on each split, where that can be said
@@ -148,7 +148,9 @@ def mean_result(name: str, results: Sequence[Result]) -> Result:
     _refuse_other_texts(results)
     first = results[0].answered
     shares = np.mean([result.answered.probabilities for result in results], axis=0)  # (N, K)
-    answered = Answered(first.labels, first.texts, first.true, shares, first.near_twins)
+    answered = LabelledPredictions(
+        first.labels, first.texts, first.true, shares, first.near_duplicates
+    )
     return Result(results[0].split, name, answered, sum(result.seconds for result in results))
 
 
@@ -164,12 +166,12 @@ def _score(
     return Score(
         name=kind,
         accuracy=float(np.mean(accuracies)),
-        interval=accuracy_interval([a.right for a in answers], n_train),
+        interval=accuracy_interval([a.correct for a in answers], n_train),
         accuracies=accuracies,
         f1=_mean([_f1(a, watched) for a in answers]),
         roc_auc=_mean([_roc_auc(a, watched) for a in answers]),
         brier=float(np.mean([calibration(a.probabilities, a.true).brier for a in answers])),
-        without_twins=_mean([_right_without_twins(a) for a in answers]),
+        without_near_duplicates=_mean([_right_without_twins(a) for a in answers]),
         against_ours=against,
         seconds=float(np.mean([result.seconds for result in results])),
         learned=learned if any(learned) else (),
@@ -178,12 +180,12 @@ def _score(
 
 def _difference(results: Sequence[Result], ours: Sequence[Result], n_train: int) -> Difference:
     """With p as it is, not adjusted yet."""
-    a, b = ([result.answered.right for result in some] for some in (results, ours))
+    a, b = ([result.answered.correct for result in some] for some in (results, ours))
     found = compare_accuracies(a, b, n_train)
     return Difference(found.difference, found.interval, found.p)
 
 
-def _f1(answered: Answered, watched: str) -> float | None:
+def _f1(answered: LabelledPredictions, watched: str) -> float | None:
     """Of the label watched, or the mean over labels; a label never found or meant counts as 0."""
     scores = evaluate_predictions(answered.true, answered.predicted, list(answered.labels)).classes
     if watched:
@@ -191,15 +193,15 @@ def _f1(answered: Answered, watched: str) -> float | None:
     return float(np.mean([s.f1 or 0.0 for s in scores]))
 
 
-def _roc_auc(answered: Answered, watched: str) -> float | None:
+def _roc_auc(answered: LabelledPredictions, watched: str) -> float | None:
     found = rankings(answered.probabilities, answered.true, answered.labels)
     return _mean([r.roc_auc for r in found if r.label == watched or not watched])
 
 
-def _right_without_twins(answered: Answered) -> float | None:
-    if answered.near_twins is None or answered.near_twins.all():
+def _right_without_twins(answered: LabelledPredictions) -> float | None:
+    if answered.near_duplicates is None or answered.near_duplicates.all():
         return None
-    return float(answered.right[~answered.near_twins].mean())
+    return float(answered.correct[~answered.near_duplicates].mean())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -209,7 +211,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _without_twins(results: Sequence[Result]) -> int | None:
-    twins = [result.answered.near_twins for result in results]
+    twins = [result.answered.near_duplicates for result in results]
     if any(known is None for known in twins):
         return None
     return sum(int((~known).sum()) for known in twins if known is not None)
@@ -259,7 +261,7 @@ def _cells(row: Score, several: bool) -> list[str]:
         _number(row.f1, 100, 1),
         _number(row.roc_auc, 1, 4),
         f"{row.brier:.4f}",
-        _number(row.without_twins, 100, 2),
+        _number(row.without_near_duplicates, 100, 2),
         against,
         f"{row.seconds:.1f}",
     ]

@@ -16,7 +16,7 @@ from gpt2_from_scratch.data.near_duplicates import has_twin
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.errors import DataError, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline
-from gpt2_from_scratch.evaluation.metrics import read_answered
+from gpt2_from_scratch.evaluation.metrics import read_predictions
 from gpt2_from_scratch.runs.recipes import train_classifier
 from gpt2_from_scratch.studies import compare as compare_module
 from gpt2_from_scratch.studies import compare_runs, contest
@@ -113,10 +113,10 @@ def test_answers_are_to_the_split_that_train_makes(
     twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
     assert 0 < twins.sum() < len(twins)
     for path in out.glob("answers-*-2.jsonl"):
-        answered = read_answered(path)
+        answered = read_predictions(path)
         assert answered.texts == [m.text for m in split.test]
         assert [answered.labels[k] for k in answered.true] == [m.label for m in split.test]
-        assert answered.near_twins is not None and (answered.near_twins == twins).all()
+        assert answered.near_duplicates is not None and (answered.near_duplicates == twins).all()
 
 
 def test_the_mean_takes_the_baseline_that_validation_prefers(compared) -> None:
@@ -128,7 +128,7 @@ def test_the_mean_takes_the_baseline_that_validation_prefers(compared) -> None:
         assert board.rows[-1].learned[n] == best
         slug = {kind: contest.slug(kind) for kind in (best, board.ours)}
         a, b = (
-            read_answered(out / f"answers-{slug[kind]}-{n + 1}.jsonl")
+            read_predictions(out / f"answers-{slug[kind]}-{n + 1}.jsonl")
             for kind in (best, board.ours)
         )
         mean = (a.probabilities + b.probabilities) / 2
@@ -195,7 +195,7 @@ def test_folds_test_every_text_once(tiny_checkpoint: Path, table: Path, tmp_path
     tested = [
         t
         for n in (1, 2, 3)
-        for t in read_answered(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
+        for t in read_predictions(out / f"answers-bag-of-words-fold-{n}.jsonl").texts
     ]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
     assert json.loads((out / "settings.json").read_text())["together"] == "near-twins"

@@ -9,7 +9,7 @@ from html_reader import Reader
 
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.data.messages import Message, write_messages
-from gpt2_from_scratch.evaluation.metrics import Answered
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions
 from gpt2_from_scratch.evaluation.significance import compare_paired, format_p, holm
 from gpt2_from_scratch.reports.render import Page, Picture, Table, Text, Texts, render, write_page
 from gpt2_from_scratch.studies.compare import compare
@@ -32,7 +32,9 @@ def result(name: str, wrong: range, n: int = 200, split: str = "seed 1", twins=N
     shares[np.arange(n), called] = np.linspace(0.99, 0.6, n)
     shares[np.arange(n), 1 - called] = 1 - shares[np.arange(n), called]
     texts = [f"{split}, text {k}" for k in range(n)]
-    return Result(split, name, Answered(("ham", "spam"), texts, true, shares, twins), 1.5)
+    return Result(
+        split, name, LabelledPredictions(("ham", "spam"), texts, true, shares, twins), 1.5
+    )
 
 
 def page_of(results: list[Result], settings=SETTINGS, **options) -> Page:
@@ -85,7 +87,7 @@ def test_a_win_a_loss_and_a_tie(ours: int, bag: int, expected: str) -> None:
         result(BAG, range(200 - bag, 200)),
     ]
     told = beats_text(make_scoreboard(results, OURS, 700))
-    right = [r.answered.right for r in results]
+    right = [r.answered.correct for r in results]
     found = compare_paired(right[0], right[2])  # ours less the bag: signs as a reader expects them
     [low, high] = map(float, re.findall(r"difference (\S+) to (\S+) points", told)[0])
     assert (low, high) == pytest.approx(
@@ -101,7 +103,7 @@ def test_it_is_holms_p_that_decides() -> None:
     """p is 0.03 by itself, and above 0.05 as one of three."""
     close = result(BAG, range(5, 5 + 14))  # 4 texts against 14
     ours = result(OURS, range(4))
-    alone = compare_paired(close.answered.right, ours.answered.right).p
+    alone = compare_paired(close.answered.correct, ours.answered.correct).p
     assert 0.025 < alone < 0.05
     assert " beats " in beats_text(make_scoreboard([ours, close], OURS, 700))
     others = [result("frozen", range(10)), result("random", range(11))]

@@ -8,7 +8,7 @@ from html_reader import Reader
 from sklearn.metrics import f1_score, roc_auc_score
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import Answered, rarer_label, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, rarer_label, wilson_interval
 from gpt2_from_scratch.evaluation.significance import (
     compare_paired,
     compare_repeated,
@@ -37,7 +37,9 @@ def result(
     logits[np.arange(n), true] += skill
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     twins = np.arange(n) % 4 == 0
-    return Result(split, name, Answered(labels, texts, true, shares, twins), seconds=seed)
+    return Result(
+        split, name, LabelledPredictions(labels, texts, true, shares, twins), seconds=seed
+    )
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_rows_are_sorted_and_scored_as_scikit_learn_does(three: list[Result]) ->
         assert row.f1 == pytest.approx(f1_score(true == 1, shares.argmax(axis=1) == 1))
         assert row.roc_auc == pytest.approx(roc_auc_score(true == 1, shares[:, 1]))
         assert row.brier == pytest.approx(((shares - np.eye(2)[true]) ** 2).sum(axis=1).mean())
-        assert row.without_twins == pytest.approx(right[np.arange(60) % 4 != 0].mean())
+        assert row.without_near_duplicates == pytest.approx(right[np.arange(60) % 4 != 0].mean())
     assert board.rows[1].learned == ("a|b",) and board.rows[0].learned == ()
 
 
@@ -66,7 +68,7 @@ def test_one_split_is_compared_text_by_text(three: list[Result]) -> None:
     board = make_scoreboard(three, "ours", 100, watched="spam")
     rows = {row.name: row for row in board.rows}
     assert rows["ours"].against_ours is None
-    right = {r.kind: r.answered.right for r in three}
+    right = {r.kind: r.answered.correct for r in three}
     paired = {kind: compare_paired(right[kind], right["ours"]) for kind in ("bag", "regex")}
     adjusted = holm([paired["bag"].p, paired["regex"].p])
     for kind, p in zip(("bag", "regex"), adjusted, strict=True):
@@ -84,7 +86,7 @@ def test_several_splits_are_compared_split_by_split() -> None:
     board = make_scoreboard(results, "ours", 140, watched="spam")
     ours, bag = board.rows
     assert board.splits == (*splits,) and ours.name == "ours"
-    expected = [r.answered.right.mean() for r in results]
+    expected = [r.answered.correct.mean() for r in results]
     assert ours.accuracies == pytest.approx(expected[:3])
     assert ours.accuracy == pytest.approx(np.mean(expected[:3]))
     least = spread_by_chance(float(np.mean(expected[:3])), 60)
@@ -107,9 +109,9 @@ def test_more_labels_are_averaged() -> None:
 
 def test_what_is_not_known_is_no_number() -> None:
     one = result("ours", 1, 1.0)
-    unknown = replace(one, answered=replace(one.answered, near_twins=None))
+    unknown = replace(one, answered=replace(one.answered, near_duplicates=None))
     board = make_scoreboard([unknown], "ours", 100, watched="spam")
-    assert board.rows[0].without_twins is None and board.n_without_twins is None
+    assert board.rows[0].without_near_duplicates is None and board.n_without_twins is None
     only_ham = one.answered.only(one.answered.true == 0)
     row = make_scoreboard([replace(one, answered=only_ham)], "ours", 100, watched="spam").rows[0]
     assert row.roc_auc is None and "without near twins, %" in format_scoreboard(board)
@@ -158,7 +160,9 @@ def test_as_a_person_reads_it() -> None:
     wrong = certain.copy()
     wrong[0] = [0.25, 0.75]
     ours, other = (
-        Result("seed 1", name, Answered(LABELS, list("abcd"), true, shares, true == 1), 1.26)
+        Result(
+            "seed 1", name, LabelledPredictions(LABELS, list("abcd"), true, shares, true == 1), 1.26
+        )
         for name, shares in (("ours", certain), (r"one regex: x|\? is spam", wrong))
     )
     text = format_scoreboard(make_scoreboard([other, ours], "ours", 1200, watched="spam"))

@@ -14,7 +14,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     Evaluation,
     format_classes,
     format_evaluation,
-    format_share,
+    format_proportion,
     percent,
 )
 
@@ -31,7 +31,7 @@ def format_scores(scores: Scores) -> str:
         case TagScores():
             lines = _tag_lines(scores)
         case SpanScores():
-            exact = format_share("exact match", scores.exact, scores.total, scores.interval)
+            exact = format_proportion("exact match", scores.exact, scores.total, scores.interval)
             lines = [f"F1 {100 * scores.f1:.2f} %", exact]
         case LanguageScores():
             lines = _language_lines(scores)
@@ -43,7 +43,7 @@ def format_scores(scores: Scores) -> str:
 def _multi_label_lines(scores: MultiLabelScores) -> list[str]:
     return [
         f"micro F1 {percent(scores.micro_f1).strip()} %, macro F1 {percent(scores.macro_f1).strip()} %",
-        format_share("exactly the right set", scores.exact, scores.total, scores.interval),
+        format_proportion("exactly the right set", scores.exact, scores.total, scores.interval),
         "",
         *format_classes(scores.classes, "label"),
     ]
@@ -65,7 +65,7 @@ def _regression_lines(scores: RegressionScores) -> list[str]:
 
 
 def _tag_lines(scores: TagScores) -> list[str]:
-    words = format_share("word accuracy", scores.correct, scores.total, scores.interval)
+    words = format_proportion("word accuracy", scores.correct, scores.total, scores.interval)
     if scores.entities is None:
         return [words, "", *format_classes(scores.classes, "tag", "words")]
     return [

@@ -523,7 +523,7 @@ def test_sets_as_read():
     )
     assert format_scores(small).splitlines() == [
         "micro F1 57.14 %, macro F1 40.00 %",
-        "exactly the right set 50.00 %  (2 of 4; 95 % interval 15.0 to 85.0)",
+        "exactly the right set 50.00%  (2 of 4; 95% interval 15.0 to 85.0)",
         "",
         "label      precision  recall      F1   texts",
         "politics      100.00   66.67   80.00       3",
@@ -547,7 +547,7 @@ def test_entities_as_read():
     predicted = [["B-PER", "I-PER", "O", "O"], ["O", "O"]]
     assert format_scores(tag_scores(true, predicted)).splitlines() == [
         "entity F1 66.67 %",
-        "word accuracy 83.33 %  (5 of 6; 95 % interval 43.6 to 97.0)",
+        "word accuracy 83.33%  (5 of 6; 95% interval 43.6 to 97.0)",
         "",
         "entity     precision  recall      F1  entities",
         "LOC                -    0.00    0.00         1",
@@ -558,7 +558,7 @@ def test_entities_as_read():
 
 def test_words_as_read():
     assert format_scores(WORDS).splitlines() == [
-        "word accuracy 66.67 %  (2 of 3; 95 % interval 20.8 to 93.9)",
+        "word accuracy 66.67%  (2 of 3; 95% interval 20.8 to 93.9)",
         "",
         "tag        precision  recall      F1   words",
         "DET           100.00  100.00  100.00       1",
@@ -570,7 +570,7 @@ def test_words_as_read():
 def test_answers_and_tokens_as_read():
     assert format_scores(SPANS).splitlines() == [
         "F1 55.56 %",
-        "exact match 33.33 %  (1 of 3; 95 % interval 6.1 to 79.2)",
+        "exact match 33.33%  (1 of 3; 95% interval 6.1 to 79.2)",
     ]
     assert format_scores(LANGUAGE).splitlines() == [
         "next-token accuracy 31.00 %  (31 of 100)",
