@@ -7,12 +7,13 @@
 # %%
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from gpt2_from_scratch import Classifier, load_messages, split_messages
 from gpt2_from_scratch.classifier.settings import POOLINGS
 from gpt2_from_scratch.course import picture, setting
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
 from gpt2_from_scratch.studies.probes import format_probes, plot_probes, pooled_states, probe_layers
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
@@ -39,15 +40,26 @@ def stream(ids):
     return [x] + [x := block(x) for block in model.blocks]  # n_layer + 1 times (1, T, C)
 
 
+def standardized(x):  # each input: mean 0 and spread 1 over the training texts
+    return torch.tensor(StandardScaler().fit(x[:N]).transform(x))
+
+
+def fit(x, labels, l2):  # C weighs the summed loss against the squares of one weight vector
+    probe = LogisticRegression(C=2 / (l2 * N), tol=1e-8, max_iter=10_000)
+    return probe.fit(x[:N], labels[:N])
+
+
 half = torch.stack([stream(ids)[L // 2][0, -1] for ids in encoded])  # (N, C), the last token's
-x = standardize(half[None], N)  # each input: mean 0 and spread 1 over the training texts
-weights = fit_logistic(x[:, :N], labels[:N], 2, l2=1.0).requires_grad_()  # (1, C + 1, 2)
-right = ((with_ones(x) @ weights)[0].argmax(dim=1) == labels)[-len(split.test) :]
+x = standardized(half.double())
+probe = fit(x, labels, l2=1.0)
+right = (torch.tensor(probe.predict(x)) == labels)[-len(split.test) :]
 print(f"layer {L // 2} of {L}: {100 * right.float().mean():.1f} % of the test messages right")
 
 # %% check
-loss = F.cross_entropy((with_ones(x[:, :N]) @ weights)[0], labels[:N])
-(slope,) = torch.autograd.grad(loss + (weights[:, :-1] ** 2).sum() / 2, weights)
+weights = torch.tensor(probe.coef_, requires_grad=True)  # (1, C)
+logits = (x[:N] @ weights.T)[:, 0] + probe.intercept_[0]
+loss = F.binary_cross_entropy_with_logits(logits, labels[:N].double())
+(slope,) = torch.autograd.grad(loss + (weights**2).sum() / 4, weights)
 assert slope.abs().max() < 1e-4 and right.float().mean() > 0.5
 print("checked: the slope is zero there, and the probe knows more than chance")
 
@@ -102,7 +114,7 @@ for pooling in POOLINGS[:2]:
     z = states[pooling, True][-1]  # (N, C): the last layer's, final-normed
     apart = (z[:N] - z[:N].mean(dim=0)).norm(dim=1).mean() / z[:N].norm(dim=1).mean()
     print(f"{pooling}: apart {apart:.2f} of a length, probe {100 * score[pooling, True, L]:.1f} %")
-    for kind, x in (("as is", z), ("standardized", standardize(z[None], N)[0].float())):
+    for kind, x in (("as is", z), ("standardized", standardized(z))):
         for rate in (5e-5, 5e-3):
             losses, right = zip(*[learn(x, rate, seed) for seed in (123, 7, 1)], strict=True)
             loss.append(sum(losses) / 3)
@@ -128,10 +140,9 @@ print("checked: the same steps get further at the last token, and on standardize
 
 # %%
 drawn = labels[:N][torch.randperm(N, generator=torch.Generator().manual_seed(123))]
-z = standardize(states["last_token", True][-1:], N)
+z = standardized(states["last_token", True][-1].double())
 for l2 in (1.0, 0.001):
-    logits = (with_ones(z) @ fit_logistic(z[:, :N], drawn, 2, l2))[0].argmax(dim=1)
-    chance[l2] = (logits[:N] == drawn).float().mean().item()
+    chance[l2] = fit(z, drawn, l2).score(z[:N], drawn)
     print(f"l2 {l2}: {100 * chance[l2]:.1f} % of the random labels right")
 
 # %% check

@@ -53,7 +53,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train_classifier",
         ],
         "gpt2.generate": ["generate"],
-        "studies": ["compare", "find_rate", "probe_layers", "run_study"],
+        "studies": ["compare", "find_learning_rate", "probe_layers", "run_study"],
         "errors": ["GPT2Error"],
         "evaluation": ["format_evaluation"],
     },

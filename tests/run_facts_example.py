@@ -7,34 +7,40 @@ import numpy as np
 
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.evaluation.assessment import Assessment, assess
-from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation, evaluate_predictions
+from gpt2_from_scratch.evaluation.metrics import (
+    Evaluation,
+    LabelledPredictions,
+    evaluate_predictions,
+)
 from gpt2_from_scratch.evaluation.significance import compare_paired
 from gpt2_from_scratch.reports.findings import RunFacts
 
 LABELS = ("ham", "spam")
 
 
-def answers(n: int, wrong: int, labels: tuple[str, str] = LABELS, sure: float = 0.9) -> Answered:
+def answers(
+    n: int, wrong: int, labels: tuple[str, str] = LABELS, sure: float = 0.9
+) -> LabelledPredictions:
     """n texts, every other one of the second label, of which the first `wrong` are called wrong."""
     true = np.arange(n) % 2
     said = np.where(np.arange(n) < wrong, 1 - true, true)
     spread = sure - 0.3 * np.arange(n) / n  # no two texts with one probability
     shares = np.where(np.arange(2) == said[:, None], spread[:, None], 1 - spread[:, None])
-    return Answered(labels, [f"text {i}" for i in range(n)], true, shares)
+    return LabelledPredictions(labels, [f"text {i}" for i in range(n)], true, shares)
 
 
 def assessed(n: int = 300, wrong: int = 15, twins: int = 0, **others: Any) -> Assessment:
-    test = replace(answers(n, wrong, **others), near_twins=np.arange(n) >= n - twins)
+    test = replace(answers(n, wrong, **others), near_duplicates=np.arange(n) >= n - twins)
     val = answers(200, 8, **others)
     return assess(test, val, temperature=1.5, uncalibrated=answers(n, wrong, sure=0.99, **others))
 
 
 def baseline(name: str, wrong: int, n: int = 300, ours: int = 15) -> tuple:
-    right, theirs = answers(n, ours).right, answers(n, wrong)
-    return name, scored(theirs), compare_paired(right, theirs.right)
+    right, theirs = answers(n, ours).correct, answers(n, wrong)
+    return name, scored(theirs), compare_paired(right, theirs.correct)
 
 
-def scored(answered: Answered) -> Evaluation:
+def scored(answered: LabelledPredictions) -> Evaluation:
     return evaluate_predictions(answered.true, answered.predicted, list(answered.labels))
 
 

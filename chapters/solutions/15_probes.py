@@ -3,10 +3,12 @@
 
 # %%
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from gpt2_from_scratch import Classifier, load_messages, split_messages
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
 from gpt2_from_scratch.studies.probes import pooled_states
 
 split = split_messages(load_messages("demo"), balance=True)
@@ -21,9 +23,12 @@ states = pooled_states(trunk, model.ln_f, encoded, ["last_token", "mean"], 0, 1)
 
 def probe(x, count=N, l2=1.0):
     """Right test answers, %, of probes of x (P, texts, C), fitted to the first `count` texts."""
-    x = standardize(x, count)
-    logits = with_ones(x) @ fit_logistic(x[:, :count], labels[:count], 2, l2)
-    return [100 * share for share in (logits.argmax(2) == labels)[:, N:].double().mean(1).tolist()]
+    found = []
+    for states in x.double():
+        logistic = LogisticRegression(C=2 / (l2 * count), max_iter=10_000)
+        fitted = make_pipeline(StandardScaler(), logistic).fit(states[:count], labels[:count])
+        found.append(100 * fitted.score(states[N:], labels[N:]))
+    return found
 
 
 # %% [markdown]

@@ -161,21 +161,24 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--watch",
         type=something,
+        dest="positive",
         metavar="LABEL",
-        help="the label looked for, spam: thresholds are for it (default: of two the rarer)",
+        help="the positive label, spam, that thresholds are for (default: the rarer of two)",
     )
     evaluate.add_argument(
         "--lose-at-most",
         type=float,
         nargs="+",
+        dest="allowed_per_1000",
         metavar="N",
-        help="of 1,000 texts that are of other labels (default: 0 5 10 20)",
+        help="false positives per 1,000 texts of other labels (default: 0 5 10 20)",
     )
     evaluate.add_argument(
         "--cost-of-losing",
         type=float,
+        dest="cost",
         metavar="N",
-        help="what losing such a text costs, if letting one through that is watched for costs 1",
+        help="cost of a false positive, relative to a false negative (which costs 1)",
     )
     evaluate.add_argument(
         "--show",

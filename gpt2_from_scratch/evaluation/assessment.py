@@ -1,4 +1,4 @@
-"""All there is to say of one classifier on labelled texts, and how a person reads it.
+"""Everything known about one classifier on a labelled test set, as numbers, JSON and text.
 
 N texts, K classes.
 """
@@ -11,32 +11,34 @@ import numpy as np
 
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.evaluation.calibration import Calibration, calibration
+from gpt2_from_scratch.evaluation.calibration import (
+    AtThreshold,
+    Calibration,
+    at_cost,
+    at_threshold,
+    calibration,
+    choose_threshold,
+    format_threshold,
+)
 from gpt2_from_scratch.evaluation.metrics import (
-    Answered,
     Evaluation,
+    LabelledPredictions,
     Ranking,
     evaluate_predictions,
     format_evaluation,
-    format_share,
+    format_proportion,
     rankings,
     rarer_label,
-)
-from gpt2_from_scratch.evaluation.thresholds import (
-    AtThreshold,
-    at_threshold,
-    cheapest,
-    choose_threshold,
-    cost_of,
-    format_threshold,
+    text_table,
 )
 
 LONGEST = 100  # characters of a text that are shown
+JSON_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Told:
-    """A text, what it is, and what the classifier called it with which probability."""
+class PredictedText:
+    """A text, its true label, the predicted one and the probability of that."""
 
     text: str
     true: str
@@ -45,271 +47,222 @@ class Told:
 
 
 @dataclass(frozen=True)
-class AtLeastCost:
-    """What comes of choosing the answer with the least expected cost, in place of the likeliest."""
-
-    losing: float  # a text of another label called by the one watched; the opposite costs 1
-    threshold: float  # of the probability: what this cost comes to
-    cost: float  # a test text, in the mean
-    cost_of_likeliest: float  # the same when the likeliest class is answered
-    lost: int
-    caught: int
-
-
-@dataclass(frozen=True)
 class Assessment:
-    """What one classifier does on the test part."""
+    """The quality of one classifier on the test set."""
 
     evaluation: Evaluation
-    without_twins: Evaluation | None  # on the texts to which training had no near twin
+    without_near_duplicates: Evaluation | None  # of texts without a near duplicate in training
     temperature: float
     calibration: Calibration
     uncalibrated: Calibration | None  # the same before the temperature
-    rankings: list[Ranking]  # a class each; none without scikit-learn
-    thresholds: list[AtThreshold]  # a number of lost texts each
-    mistakes: list[Told]  # the most confident first
-    least_certain: list[Told]  # the smallest margin between the two likeliest classes first
-    watched: str | None = None  # the label that is looked for, spam
-    at_least_cost: AtLeastCost | None = None  # where a cost was given
+    rankings: list[Ranking]  # one per class
+    thresholds: list[AtThreshold]  # one per allowed number of false positives
+    mistakes: list[PredictedText]  # the most confident first
+    least_certain: list[PredictedText]  # the smallest margin between the two best classes first
+    positive: str | None = None  # the label that is looked for, spam
+    at_cost: AtThreshold | None = None  # the threshold for a cost; None if none was given
 
 
 def assess(
-    test: Answered,
-    val: Answered | None = None,
+    test: LabelledPredictions,
+    val: LabelledPredictions | None = None,
     *,
     temperature: float = 1.0,
-    uncalibrated: Answered | None = None,
-    watch: str | None = None,
-    lose_at_most: Sequence[float] = (0, 5, 10, 20),
-    cost_of_losing: float | None = None,
+    uncalibrated: LabelledPredictions | None = None,
+    positive: str | None = None,
+    allowed_per_1000: Sequence[float] = (0, 5, 10, 20),
+    cost: float | None = None,
     n_shown: int = 10,
 ) -> Assessment:
-    """Assess a classifier by its answers to the test part; on the validation part choose thresholds.
+    """Assess a classifier by its predictions for the test set.
 
-    Both have `temperature` applied already; `uncalibrated` are the answers to the test part before
-    that. `watch` is the label whose thresholds are asked for, each losing at most so many of 1,000
-    texts of other labels; of two labels by default the rarer, of more none. Without `val`, or where
-    that has texts of one side only, there are no thresholds. `cost_of_losing` is what it costs to call
-    a text of another label by the one watched, in units of the opposite mistake. Raises DataError for no texts and for
-    other labels in `val`, UsageError for a `watch` that is no label.
+    Args:
+        test: predictions for the test set, with `temperature` applied.
+        val: the same for the validation set, on which thresholds are chosen. Without it, or if its
+            texts are all positive or all negative, there are no thresholds.
+        temperature: the one that was applied; it is only reported.
+        uncalibrated: predictions for the test set before the temperature.
+        positive: the label that thresholds are for. Default: the rarer of two labels; none of more.
+        allowed_per_1000: false positives per 1,000 negative texts, one threshold for each number.
+        cost: the cost of a false positive; a false negative costs 1.
+        n_shown: mistakes and least certain predictions to keep.
+
+    Raises:
+        DataError: there are no texts, or `val` has other labels than `test`.
+        UsageError: `positive` is not a label, or `cost` is not above 0 or has no positive label.
     """
     if val is not None and val.labels != test.labels:
-        raise DataError(f"labels of the validation part {val.labels} are not {test.labels}")
-    if watch is not None and watch not in test.labels:
-        raise UsageError(f"there is no label {watch!r} to watch: {', '.join(test.labels)}")
-    watched = watch or _rarer(test if val is None else val)
-    without_twins = None
-    if test.near_twins is not None and not test.near_twins.all():
-        without_twins = _evaluate(test.only(~test.near_twins))
+        raise DataError(f"the validation set has labels {val.labels}, the test set {test.labels}")
+    if positive is not None and positive not in test.labels:
+        raise UsageError(f"unknown label {positive!r}; choose from: {', '.join(test.labels)}")
+    chosen_on = test if val is None else val
+    counts = np.bincount(chosen_on.true, minlength=len(test.labels)).tolist()  # K numbers
+    positive = positive or rarer_label(test.labels, counts) or None
+    before, for_cost = uncalibrated, None
+    evaluation = evaluate_predictions(test.true, test.predicted, test.labels)
+    if cost is not None:
+        if positive is None:
+            raise UsageError("a cost needs a positive label. Choose one with --watch")
+        for_cost = at_cost(*test.one_class(positive), positive, cost)
     return Assessment(
-        evaluation=_evaluate(test),
-        without_twins=without_twins,
+        evaluation=evaluation,
+        without_near_duplicates=_without_near_duplicates(test),
         temperature=temperature,
         calibration=calibration(test.probabilities, test.true),
-        uncalibrated=None
-        if uncalibrated is None
-        else calibration(uncalibrated.probabilities, uncalibrated.true),
-        rankings=_rankings(test),
-        thresholds=_thresholds(test, val, watched, lose_at_most),
+        uncalibrated=calibration(before.probabilities, before.true) if before else None,
+        rankings=rankings(test.probabilities, test.true, test.labels),
+        thresholds=_thresholds(test, val, positive, allowed_per_1000) if val and positive else [],
         mistakes=_mistakes(test, n_shown),
         least_certain=_least_certain(test, n_shown),
-        watched=watched,
-        at_least_cost=_at_least_cost(test, watched, cost_of_losing),
+        positive=positive,
+        at_cost=for_cost,
     )
 
 
-def as_json(assessment: Assessment) -> dict[str, Any]:
-    """Plain dicts and lists: the evaluation's fields, `accuracy` first, then the others."""
+def assessment_as_json(assessment: Assessment) -> dict[str, Any]:
+    """Plain dicts and lists: `version`, the evaluation's fields, then the others.
+
+    Version 2 renamed, of version 1, which had no key `version`: without_twins to
+    without_near_duplicates, watched to positive, at_least_cost to at_cost; in thresholds lost to
+    false_positives, good to negatives, caught to true_positives, wanted to positives, lost_at_most
+    to false_positive_rate_bound, asked to allowed_per_1000.
+    """
     found = asdict(assessment)
-    evaluation = {"accuracy": assessment.evaluation.accuracy} | found.pop("evaluation")
-    if assessment.without_twins:
-        found["without_twins"]["accuracy"] = assessment.without_twins.accuracy
-    return evaluation | found
+    del found["evaluation"]
+    if fewer := assessment.without_near_duplicates:
+        found["without_near_duplicates"] = fewer.as_json()
+    return {"version": JSON_VERSION} | assessment.evaluation.as_json() | found
 
 
-def format_assessment(assessment: Assessment) -> str:
-    """The assessment as a person reads it: scores, then what stands behind them, then texts."""
-    mistakes = assessment.evaluation.total - assessment.evaluation.correct
-    shown = assessment.mistakes
-    return "\n".join(
-        [
-            format_evaluation(assessment.evaluation),
-            "",
-            *_format_twins(assessment.without_twins),
-            *_format_rankings(assessment.rankings, assessment.watched),
-            _format_calibration(assessment),
-            *_format_thresholds(assessment.thresholds),
-            *_format_cost(assessment.at_least_cost, assessment.watched),
-            *_format_told(f"the most confident mistakes ({len(shown)} of {mistakes})", shown),
-            *_format_told("the least certain answers", assessment.least_certain),
-        ]
-    )
-
-
-def _evaluate(answered: Answered) -> Evaluation:
-    return evaluate_predictions(answered.true, answered.predicted, list(answered.labels))
-
-
-def _rarer(answered: Answered) -> str | None:
-    counts = np.bincount(answered.true, minlength=len(answered.labels))  # (K,)
-    return rarer_label(answered.labels, counts.tolist()) or None
-
-
-def _rankings(test: Answered) -> list[Ranking]:
-    return rankings(test.probabilities, test.true, test.labels)
+def _without_near_duplicates(test: LabelledPredictions) -> Evaluation | None:
+    near = test.near_duplicates
+    if near is None or near.all():
+        return None
+    return evaluate_predictions(test.true[~near], test.predicted[~near], test.labels)
 
 
 def _thresholds(
-    test: Answered, val: Answered | None, watched: str | None, lose_at_most: Sequence[float]
+    test: LabelledPredictions,
+    val: LabelledPredictions,
+    positive: str,
+    allowed_per_1000: Sequence[float],
 ) -> list[AtThreshold]:
-    if val is None or watched is None:
-        return []
-    k = test.labels.index(watched)
-    is_it = val.true == k
-    if is_it.all() or not is_it.any():
+    probabilities, is_positive = val.one_class(positive)
+    if is_positive.all() or not is_positive.any():
         return []
     found = []
-    for asked in lose_at_most:
-        threshold = choose_threshold(val.probabilities[:, k], is_it, asked)
-        at = at_threshold(test.probabilities[:, k], test.true == k, watched, threshold)
-        found.append(replace(at, asked=float(asked)))
+    for allowed in allowed_per_1000:
+        threshold = choose_threshold(probabilities, is_positive, allowed)
+        at = at_threshold(*test.one_class(positive), positive, threshold)
+        found.append(replace(at, allowed_per_1000=float(allowed)))
     return found
 
 
-def _at_least_cost(test: Answered, watched: str | None, losing: float | None) -> AtLeastCost | None:
-    """Of the label watched against all others together."""
-    if losing is None:
-        return None
-    if watched is None or not 0 < losing < float("inf"):
-        raise UsageError(
-            f"a cost of losing, {losing}, is a number above 0, and for a label watched"
-        )
-    k = test.labels.index(watched)
-    true, share = (test.true == k).astype(int), test.probabilities[:, k]  # 1 is the label watched
-    costs = np.array([[0.0, losing], [1.0, 0.0]])  # [true][called]
-    called = cheapest(np.stack([1 - share, share], axis=1), costs)
-    likeliest = (test.predicted == k).astype(int)
-    return AtLeastCost(
-        losing,
-        losing / (1 + losing),
-        cost_of(true, called, costs),
-        cost_of(true, likeliest, costs),
-        int((called > true).sum()),
-        int((called & true).sum()),
-    )
+def _mistakes(test: LabelledPredictions, n_shown: int) -> list[PredictedText]:
+    wrong = np.flatnonzero(~test.correct)
+    most_confident = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")
+    return [_predicted_text(test, n) for n in wrong[most_confident][:n_shown]]
 
 
-def _mistakes(test: Answered, n_shown: int) -> list[Told]:
-    wrong = np.flatnonzero(~test.right)
-    surest = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")
-    return [_tell(test, n) for n in wrong[surest][:n_shown]]
-
-
-def _least_certain(test: Answered, n_shown: int) -> list[Told]:
+def _least_certain(test: LabelledPredictions, n_shown: int) -> list[PredictedText]:
     ordered = np.sort(test.probabilities, axis=1)  # (N, K)
-    closest = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")
-    return [_tell(test, n) for n in closest[:n_shown]]
+    smallest_margin = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")
+    return [_predicted_text(test, n) for n in smallest_margin[:n_shown]]
 
 
-def _tell(test: Answered, n: int) -> Told:
+def _predicted_text(test: LabelledPredictions, n: int) -> PredictedText:
     true, predicted = test.labels[test.true[n]], test.labels[test.predicted[n]]
-    return Told(test.texts[n], true, predicted, float(test.probabilities[n].max()))
+    return PredictedText(test.texts[n], true, predicted, float(test.probabilities[n].max()))
 
 
-def _format_twins(evaluation: Evaluation | None) -> list[str]:
-    if evaluation is None:
-        return []
-    share = format_share("accuracy", evaluation.correct, evaluation.total, evaluation.interval)
-    return [f"without near twins in training: {share}"]
+# --- Text for people ---
 
 
-def _format_rankings(found: list[Ranking], watched: str | None) -> list[str]:
-    """A line a class; of two classes one, as both have the same ROC-AUC."""
-    if len(found) == 2:
-        found = [ranking for ranking in found if ranking.label == watched]
-    return [
-        f"ranking by the probability of {on_one_line(ranking.label)}: "
-        f"ROC-AUC {_four(ranking.roc_auc)}, PR-AUC {_four(ranking.average_precision)}"
-        for ranking in found
+def format_assessment(assessment: Assessment) -> str:
+    """The assessment as text: scores, then calibration and thresholds, then single texts."""
+    mistakes = assessment.evaluation.total - assessment.evaluation.correct
+    shown = assessment.mistakes
+    lines = [format_evaluation(assessment.evaluation), ""]
+    if fewer := assessment.without_near_duplicates:
+        accuracy = format_proportion("accuracy", fewer.correct, fewer.total, fewer.interval)
+        lines.append(f"without near duplicates in training: {accuracy}")
+    lines += [
+        *_format_rankings(assessment),
+        _format_calibration(assessment),
+        *_format_thresholds(assessment.thresholds),
+        *_format_cost(assessment.at_cost),
+        *_format_texts(f"most confident mistakes ({len(shown)} of {mistakes})", shown),
+        *_format_texts("least certain predictions", assessment.least_certain),
     ]
+    return "\n".join(lines)
+
+
+def _format_rankings(assessment: Assessment) -> list[str]:
+    """One line per class; of two classes only the positive, as both have the same ROC-AUC."""
+    found = assessment.rankings
+    if len(found) == 2:
+        found = [ranking for ranking in found if ranking.label == assessment.positive]
+    lines = []
+    for ranking in found:
+        areas = (ranking.roc_auc, ranking.average_precision)
+        roc, pr = ("-" if area is None else f"{area:.4f}" for area in areas)
+        label = on_one_line(ranking.label)
+        lines.append(f"ranking by the probability of {label}: ROC-AUC {roc}, PR-AUC {pr}")
+    return lines
 
 
 def _format_calibration(assessment: Assessment) -> str:
     found, before = assessment.calibration, assessment.uncalibrated
     ece = f"{found.ece:.4f}" if before is None else f"{before.ece:.4f} -> {found.ece:.4f}"
-    told = f"calibration: Brier {found.brier:.4f}, log loss {found.log_loss:.4f}, ECE {ece}"
+    line = f"calibration: Brier {found.brier:.4f}, log loss {found.log_loss:.4f}, ECE {ece}"
     if before is None and assessment.temperature == 1:
-        return told
-    return f"{told} (temperature {assessment.temperature:.3g})"
+        return line
+    return f"{line} (temperature {assessment.temperature:.3g})"
 
 
-def _format_thresholds(thresholds: list[AtThreshold]) -> list[str]:
+def _format_thresholds(thresholds: Sequence[AtThreshold]) -> list[str]:
     if not thresholds:
         return []
     label = on_one_line(thresholds[0].label)
+    headers = ["allowed per 1,000", f"{label} if p >="]
+    headers += ["false positives", "rate at most (95%)", "true positives"]
     rows = [
         [
-            "at most lost of 1,000",
-            f"{label} if p >=",
-            "lost of good (test)",
-            "surely at most (95 %)",
-            "caught",
-        ],
-        *(
-            [
-                "-" if at.asked is None else f"{at.asked:g}",
-                format_threshold(at.threshold),
-                _of(at.lost, at.good),
-                f"{100 * at.lost_at_most:.2f} %",
-                _of(at.caught, at.wanted),
-            ]
-            for at in thresholds
-        ),
+            "-" if at.allowed_per_1000 is None else f"{at.allowed_per_1000:g}",
+            format_threshold(at.threshold),
+            _of(at.false_positives, at.negatives),
+            f"{100 * at.false_positive_rate_bound:.2f}%",
+            _of(at.true_positives, at.positives),
+        ]
+        for at in thresholds
     ]
-    title = f"how much {label} is caught when hardly anything else may be lost; p is chosen on the validation part"
-    return ["", title, *_columns(rows)]
+    title = f"thresholds for {label}, chosen on the validation set by the false positives allowed"
+    return ["", title, *text_table(headers, rows, left=0)]
 
 
-def _format_cost(found: AtLeastCost | None, watched: str | None) -> list[str]:
-    if found is None:
+def _format_cost(at: AtThreshold | None) -> list[str]:
+    if at is None:
         return []
-    label = on_one_line(watched or "")
     return [
         "",
-        f"where losing a text costs {found.losing:g} times letting one of {label} through: {label} if "
-        f"p >= {format_threshold(found.threshold)}; {found.lost} lost, {found.caught} caught; "
-        f"{found.cost:.4f} a text instead of {found.cost_of_likeliest:.4f}",
+        f"a false positive costs {at.cost:g}, a false negative 1: {on_one_line(at.label)} if "
+        f"p >= {format_threshold(at.threshold)}; {at.false_positives} false positives, "
+        f"{at.true_positives} true positives, cost per text {at.mean_cost:.4f}",
     ]
 
 
-def _format_told(title: str, told: list[Told]) -> list[str]:
-    if not told:
+def _format_texts(title: str, texts: Sequence[PredictedText]) -> list[str]:
+    if not texts:
         return []
-    rows = [("true", "called"), *((on_one_line(t.true), on_one_line(t.predicted)) for t in told)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    names = ["  ".join(map(str.ljust, row, widths)) for row in rows]
-    texts = [on_one_line(t.text) for t in told]
-    cut = [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in texts]
-    return [
-        "",
-        title,
-        f"{names[0]}       p  text",
-        *(
-            f"{name}  {t.probability:.4f}  {text}"
-            for name, t, text in zip(names[1:], told, cut, strict=True)
-        ),
-    ]
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    """Lines with columns that end below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    lines = text_table(
+        ["true", "predicted", "p"],
+        [[on_one_line(t.true), on_one_line(t.predicted), f"{t.probability:.4f}"] for t in texts],
+        left=2,
+    )
+    shown = ["text", *(on_one_line(t.text) for t in texts)]
+    cut = [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in shown]
+    return ["", title, *(f"{line}  {text}" for line, text in zip(lines, cut, strict=True))]
 
 
 def _of(count: int, total: int) -> str:
-    return f"{count} of {total}" + (f" ({100 * count / total:.2f} %)" if total else "")
-
-
-def _four(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return f"{count} of {total}" + (f" ({100 * count / total:.2f}%)" if total else "")

@@ -1,15 +1,13 @@
-"""What a text classifier must beat: answers from letters and words alone, without a model.
+"""What a text classifier must beat: predictions from characters and words alone, without a model.
 
-From always saying the same to logistic regression on pieces of words. Each is fitted on the
-training part, and how strongly it is regularised is chosen on the validation part, as finetuning
-chooses its epoch.
+Each baseline is fitted with scikit-learn on the training set. How strongly it is regularised is
+selected on the validation set, as finetuning selects its epoch there.
 
-N texts, K classes, P patterns.
+N texts, K classes.
 """
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,21 +18,21 @@ import numpy as np
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import Answered
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions
 
 log = logging.getLogger(__name__)
 
-PENALTIES = (0.1, 1, 10, 100)  # C of scikit-learn: how little weights are held down
+INVERSE_PENALTIES = (0.1, 1, 10, 100)  # C of scikit-learn, for the linear baselines
 PATTERNS = (r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?")
-MOST_WORDS, MOST_PARTS = 500, 5  # of a regular expression: words to choose from, parts chosen
+MOST_HINTS = 500  # patterns and words that the tree may ask for, the most common ones
 QUICK = ("commonest label", "length alone", "bag of words")
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted classifier: what it is called, and the probabilities (N, K) that it gives N texts."""
+    """A fitted classifier: its name, and the probabilities (N, K) that it gives N texts."""
 
-    name: str  # the kind of classifier; behind ": " what it learned, where that can be said
+    name: str  # the kind of classifier; after ": " what it learned, if that is short
     probabilities: Callable[[Sequence[str]], np.ndarray]
 
     @property
@@ -49,11 +47,11 @@ Fit = Callable[[Split, Sequence[str]], Baseline | None]
 def fit_baselines(
     split: Split, labels: Sequence[str], *, quick: bool = False
 ) -> Iterator[Baseline]:
-    """Each baseline as soon as it is fitted; `quick` leaves out those that take more than a moment.
+    """Fit the baselines one by one; `quick` leaves out those that take more than a moment.
 
-    `labels` are the K classes in the order of the probabilities. What cannot be had of these texts
-    is left out, and `say` is told. Raises UsageError without scikit-learn, DataError for an empty
-    part and for a label of the split that is not among `labels`.
+    `labels` are the K classes in the order of the probabilities. A baseline that cannot be fitted
+    to these texts is left out, and the log says why. Raises DataError for an empty training or
+    validation set and for a label of the split that is not one of `labels`.
     """
     for fit in baseline_fits(quick=quick).values():
         if found := fit(split, labels):
@@ -61,203 +59,160 @@ def fit_baselines(
 
 
 def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
-    """{kind: a function that fits it, and gives None where there is nothing to fit}."""
+    """{kind: a function that fits it, or returns None if there is nothing to fit}."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
     characters = partial(TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
     fits: dict[str, Fit] = {
         "commonest label": fit_commonest,
-        "one regex": fit_regex,
+        "patterns and words": fit_patterns,
         "length alone": fit_length,
-        "bag of words": partial(fit_linear, "bag of words", CountVectorizer),
-        "TF-IDF of words": partial(fit_linear, "TF-IDF of words", TfidfVectorizer),
-        "TF-IDF of characters, 2 to 5": partial(
-            fit_linear, "TF-IDF of characters, 2 to 5", characters
-        ),
     }
+    for kind, vectorizer in (
+        ("bag of words", CountVectorizer),
+        ("TF-IDF of words", TfidfVectorizer),
+        ("TF-IDF of characters, 2 to 5", characters),
+    ):
+        fits[kind] = partial(fit_linear, kind, vectorizer)
     return {kind: fit for kind, fit in fits.items() if not quick or kind in QUICK}
 
 
-def answered_by(
+def predictions_of(
     baseline: Baseline,
     messages: Sequence[Message],
     labels: Sequence[str],
-    near_twins: np.ndarray | None = None,
-) -> Answered:
-    """What a baseline says of labelled messages; `near_twins` (N,), bool, where known."""
+    near_duplicates: np.ndarray | None = None,
+) -> LabelledPredictions:
+    """A baseline's predictions for labelled messages; `near_duplicates` (N,), bool, if known."""
     texts = [message.text for message in messages]
-    return Answered(
-        tuple(labels),
-        texts,
-        class_numbers(messages, labels),
-        baseline.probabilities(texts),
-        near_twins,
-    )
+    true, probabilities = class_numbers(messages, labels), baseline.probabilities(texts)
+    return LabelledPredictions(tuple(labels), texts, true, probabilities, near_duplicates)
 
 
 def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndarray:
-    """(N,) int: the number of each message's label. Raises DataError for one that is not known."""
+    """The number of each message's label: (N,) int. Raises DataError for an unknown label."""
     numbers = {label: k for k, label in enumerate(labels)}
     for message in messages:
         if message.label not in numbers:
-            raise DataError(f"label {message.label!r:.80} is none of {', '.join(labels)}")
+            raise DataError(
+                f"unknown label {message.label!r:.80}; the labels are: {', '.join(labels)}"
+            )
     return np.array([numbers[message.label] for message in messages], dtype=int)
 
 
-# --- the baselines ---
+# --- The baselines ---
 
 
 def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
-    """Always the commonest label, with the shares that labels have in training."""
-    counts = np.bincount(_train(split, labels)[1], minlength=len(labels))  # (K,)
-    shares = counts / counts.sum()
-    return Baseline(
-        f"commonest label: {labels[int(shares.argmax())]}",
-        lambda texts: np.tile(shares, (len(texts), 1)),
-    )
+    """Always the most common training label; each label's probability is its proportion there."""
+    from sklearn.dummy import DummyClassifier
+
+    texts, true = _training_set(split, labels)
+    model = DummyClassifier(strategy="prior").fit(texts, true)
+    commonest = labels[model.predict(texts[:1])[0]]
+    return _as_baseline(f"commonest label: {commonest}", model, labels)
 
 
-def fit_regex(split: Split, labels: Sequence[str]) -> Baseline | None:
-    """One regular expression: a text that matches has the one label, any other text the other.
+def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
+    """A decision tree of at most three questions: does the text have this pattern or word?
 
-    An alternation, grown greedily out of a few plain patterns and the commonest words: the part is
-    added that lets most training texts more be right, while one does. Either label is tried as the
-    one that matches. A probability is the label's share among the training texts that match, or
-    that do not, one more of each label added. Only for two labels; None otherwise.
+    The patterns are `PATTERNS`, the words the most common ones of the training set. None if no
+    question changes the answer.
     """
-    if len(labels) != 2:
-        log.warning(f"one regex is left out: it tells two labels apart, not {len(labels)}")
-        return None
-    texts, true = _train(split, labels)
-    candidates, hits = _candidates(texts)
-    grown = [_grow(hits, true == k) for k in (0, 1)]
-    k = max((0, 1), key=lambda k: (grown[k][1], -len(grown[k][0])))  # of equals the shorter
-    parts, _ = grown[k]
-    if not parts:
-        log.warning("one regex is left out: none is right more often than always the same label")
-        return None
-    pattern = re.compile("|".join(_inline(candidates[n]) for n in parts))
-    matches = _matches(pattern, texts)
-    shares = np.array([_smoothed(true[matches == there]) for there in (0, 1)])  # (2, K)
-    shown = "|".join(candidates[n] for n in parts)
-    return Baseline(
-        f"one regex: {shown} is {labels[k]}", lambda texts: shares[_matches(pattern, texts)]
-    )
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.tree import DecisionTreeClassifier
+
+    texts, true = _training_set(split, labels)
+    vectorizer = CountVectorizer(analyzer=_hints, binary=True, max_features=MOST_HINTS)
+    tree = DecisionTreeClassifier(max_depth=3, random_state=0)
+    if any(map(_hints, texts)):
+        model = make_pipeline(vectorizer, tree).fit(texts, true)
+        names = [labels[k] for k in tree.classes_]
+        rule = _rule(tree.tree_, vectorizer.get_feature_names_out(), names)
+        if rule not in labels:
+            return _as_baseline(f"patterns and words: {rule}", model, labels)
+    log.warning("patterns and words is left out: no pattern or word changes the answer")
+    return None
 
 
 def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
-    """The number of characters alone: a decision tree of as many leaves as labels."""
+    """The number of characters alone: a decision tree with as many leaves as labels."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
     from sklearn.tree import DecisionTreeClassifier
 
-    texts, true = _train(split, labels)
+    texts, true = _training_set(split, labels)
     tree = DecisionTreeClassifier(max_leaf_nodes=max(2, len(labels)), random_state=0)
-    tree.fit(_lengths(texts), true)
-    return Baseline(
-        "length alone" + _cut_told(tree, labels),
-        lambda texts: _in_order(tree.predict_proba(_lengths(texts)), tree.classes_, len(labels)),
-    )
+    model = make_pipeline(FunctionTransformer(_lengths), tree).fit(texts, true)
+    learned = ""
+    below, above = (int(tree.predict([[n]])[0]) for n in (-1.0, np.finfo(np.float32).max))
+    if len(labels) == 2 and below != above:  # one cut
+        learned = f": {labels[above]} from {int(np.floor(tree.tree_.threshold[0])) + 1} characters"
+    return _as_baseline("length alone" + learned, model, labels)
 
 
 def fit_linear(
     name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
 ) -> Baseline | None:
-    """Logistic regression on the features that `vectorizer()` makes of a text; None if it makes
-    none, and where all training texts are of one label. C is the one of `PENALTIES` that is right
-    most often on the validation part, of equals the smallest.
+    """Logistic regression on the features that `vectorizer()` makes of a text.
+
+    C is the one of `INVERSE_PENALTIES` with the most correct predictions on the validation set; on
+    a tie the smallest. None if the texts have none of the features or only one label.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    texts, true = _train(split, labels)
-    analyze = vectorizer().build_analyzer()
-    if not any(analyze(text) for text in texts):
+    texts, true = _training_set(split, labels)
+    if not any(map(vectorizer().build_analyzer(), texts)):
         log.warning(f"{name} is left out: the training texts have none of its features")
         return None
     if len(set(true.tolist())) < 2:
-        log.warning(f"{name} is left out: all training texts are of one label")
+        log.warning(f"{name} is left out: all training texts have the same label")
         return None
-    val, val_true = [m.text for m in split.val], class_numbers(split.val, labels)
-    best, most = None, -1
-    for C in PENALTIES:
-        classifier = make_pipeline(vectorizer(), LogisticRegression(max_iter=5000, C=C))
-        classifier.fit(texts, true)
-        right = int((classifier.predict(val) == val_true).sum())
-        if right > most:
-            best, most = classifier, right
-    assert best is not None
-    return Baseline(
-        name, lambda texts: _in_order(best.predict_proba(texts), best.classes_, len(labels))
-    )
+    models = [
+        make_pipeline(vectorizer(), LogisticRegression(max_iter=5000, C=C)).fit(texts, true)
+        for C in INVERSE_PENALTIES
+    ]
+    val, val_true = [message.text for message in split.val], class_numbers(split.val, labels)
+    return _as_baseline(name, max(models, key=lambda model: model.score(val, val_true)), labels)
 
 
-# --- their parts ---
-
-
-def _train(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Texts of the training part, and the numbers of their labels (N,)."""
+def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Texts of the training set, and the numbers of their labels (N,)."""
     if not split.train or not split.val:
-        raise DataError("a baseline is fitted on training texts and chosen on validation texts")
+        raise DataError("a baseline needs a training set and a validation set; one has no texts")
     return [message.text for message in split.train], class_numbers(split.train, labels)
 
 
-def _in_order(shares: np.ndarray, classes: np.ndarray, K: int) -> np.ndarray:
-    """Probabilities of the classes that training had as those of all: (N, fewer) -> (N, K)."""
-    found = np.zeros((len(shares), K))
-    found[:, classes] = shares
-    return found
+def _as_baseline(name: str, model: Any, labels: Sequence[str]) -> Baseline:
+    """A fitted scikit-learn model; a label that the training set lacks has probability 0."""
+
+    def probabilities(texts: Sequence[str]) -> np.ndarray:
+        found = np.zeros((len(texts), len(labels)))
+        if len(texts):
+            found[:, model.classes_] = model.predict_proba(texts)
+        return found
+
+    return Baseline(name, probabilities)
+
+
+def _hints(text: str) -> set[str]:
+    """The patterns and words of a text; no pattern is a word."""
+    return {p for p in PATTERNS if re.search(p, text)} | {*re.findall(r"\w+", text.lower())}
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:
     return np.array([len(text) for text in texts], dtype=float)[:, None]  # (N, 1)
 
 
-def _cut_told(tree: Any, labels: Sequence[str]) -> str:
-    """`: spam from 108 characters`, where a tree tells two labels apart by one cut."""
-    below, above = (int(tree.predict([[length]])[0]) for length in (-1.0, np.finfo(np.float32).max))
-    if len(labels) != 2 or below == above:
-        return ""
-    cut = int(np.floor(tree.tree_.threshold[0])) + 1
-    return f": {labels[above]} from {cut} characters"
-
-
-def _candidates(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Patterns to choose from, and which of the texts each matches: P of them, (P, N) bool."""
-    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    counts = Counter(word for text in texts for word in re.findall(r"\w+", text.lower()))
-    common = [word for word, _ in counts.most_common(MOST_WORDS)]
-    hits = [_matches(re.compile(pattern), texts) for pattern in PATTERNS]
-    # \bword\b matches where a run of word characters is the word: to look it up is quicker
-    hits += [np.array([word in some for some in words], dtype=int) for word in common]
-    return [*PATTERNS, *(rf"\b{re.escape(word)}\b" for word in common)], np.array(hits, dtype=bool)
-
-
-def _grow(hits: np.ndarray, wanted: np.ndarray) -> tuple[list[int], int]:
-    """Greedily the patterns of an alternation, and how many texts it gets right.
-
-    hits (P, N): the texts each pattern matches; wanted (N,): those that should match.
-    """
-    parts: list[int] = []
-    right, left = int((~wanted).sum()), np.ones(len(wanted), dtype=bool)  # left: none matches yet
-    while len(parts) < MOST_PARTS:
-        gains = (hits & (left & wanted)).sum(axis=1) - (hits & (left & ~wanted)).sum(axis=1)
-        best = int(gains.argmax())  # of equals the first: plain patterns, then the commoner word
-        if gains[best] < 1:
-            break
-        parts.append(best)
-        right, left = right + int(gains[best]), left & ~hits[best]
-    return parts, right
-
-
-def _inline(pattern: str) -> str:
-    """A pattern as it stands in the alternation: words in upper or lower case."""
-    return pattern if pattern in PATTERNS else f"(?i:{pattern})"
-
-
-def _matches(pattern: re.Pattern, texts: Sequence[str]) -> np.ndarray:
-    return np.array([pattern.search(text) is not None for text in texts], dtype=int)
-
-
-def _smoothed(true: np.ndarray) -> np.ndarray:
-    """Shares of two classes among some texts, as if there were one more of each."""
-    counts = np.bincount(true, minlength=2) + 1
-    return counts / counts.sum()
+def _rule(tree: Any, features: Sequence[str], labels: Sequence[str], node: int = 0) -> str:
+    """A tree as text: `spam if \\d{4,} else (spam if free else ham)`."""
+    left, right = tree.children_left[node], tree.children_right[node]
+    if left == right:  # a leaf
+        return labels[int(tree.value[node][0].argmax())]
+    without, with_it = (_rule(tree, features, labels, child) for child in (left, right))
+    if without == with_it:
+        return without
+    without, with_it = (f"({r})" if r not in labels else r for r in (without, with_it))
+    return f"{with_it} if {features[tree.feature[node]]} else {without}"

@@ -1,10 +1,9 @@
-"""What a classifier said of labelled texts: all that scores and comparisons of it are made from.
+"""How good a classifier is: scores, rankings, and the labelled predictions they are made from.
 
 N texts, K classes.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,195 +11,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.storage.files import write_text
-
-
-def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
-    """Of two labels the rarer, of equals the second, as "spam" stands behind "ham"; "" for more."""
-    if len(labels) != 2:
-        return ""
-    return labels[0] if counts[0] < counts[1] else labels[1]
-
-
-# --- How good a classifier is, and how sure one can be of it. K classes, N texts. ---
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """One class: of those called it, the share that is (precision); of those that are, the share
-    found (recall); their harmonic mean (F1). None where there is nothing to divide by.
-    """
-
-    label: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int  # texts that are of this class
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of one classifier on one set of labelled texts."""
-
-    measure: ClassVar[str] = "accuracy"  # what `main` is
-    correct: int
-    total: int
-    interval: tuple[float, float]  # 95 % Wilson interval of the accuracy
-    classes: list[ClassScores]
-    confusion: list[list[int]]  # (K, K): row the true class, column the predicted one
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return self.correct / self.total
-
-    @property
-    def main(self) -> float:
-        """What epochs are chosen by: higher is better."""
-        return self.accuracy
-
-    def as_table(self) -> str:
-        """Format the scores for a person."""
-        return format_evaluation(self)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the scores as JSON accepts them, the accuracy first."""
-        return {"accuracy": self.accuracy} | asdict(self)
-
-
-def evaluate_predictions(true: np.ndarray, predicted: np.ndarray, labels: list[str]) -> Evaluation:
-    """Score predicted class numbers (N,) against the true ones (N,). Raises DataError for N = 0."""
-    confusion = np.zeros((len(labels), len(labels)), dtype=int)
-    np.add.at(confusion, (true, predicted), 1)
-    correct, total = int(confusion.trace()), int(confusion.sum())
-    called, support = confusion.sum(axis=0), confusion.sum(axis=1)  # (K,)
-    classes = [
-        class_scores(label, int(confusion[k, k]), int(called[k]), int(support[k]))
-        for k, label in enumerate(labels)
-    ]
-    return Evaluation(correct, total, wilson_interval(correct, total), classes, confusion.tolist())
-
-
-def class_scores(label: str, hits: int, called: int, support: int) -> ClassScores:
-    """Score one class: `called` answers named it, `support` should have, `hits` did both."""
-    return ClassScores(
-        label,
-        precision=hits / called if called else None,
-        recall=hits / support if support else None,
-        f1=2 * hits / (called + support) if called + support else None,
-        support=support,
-    )
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval that holds the true accuracy in 95 of 100 samples of this size.
-
-    Source: Wilson 1927; unlike the normal approximation it stays within 0 and 1 and is right near
-    them.
-    """
-    if total < 1:
-        raise DataError("there is nothing to evaluate: no labelled texts")
-    p, spread = correct / total, z * z / total
-    middle = p + spread / 2
-    half = z * math.sqrt(p * (1 - p) / total + spread / (4 * total))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    # at the ends exactly, where rounding would leave out the share itself
-    return 0.0 if correct == 0 else low, 1.0 if correct == total else high
-
-
-def format_evaluation(evaluation: Evaluation) -> str:
-    """The scores as a person reads them: accuracy with its interval, classes, confusion matrix."""
-    labels = [scores.label for scores in evaluation.classes]
-    width = max(len("true / predicted"), *map(len, labels))
-    lines = [
-        format_share("accuracy", evaluation.correct, evaluation.total, evaluation.interval),
-        "",
-        *format_classes(evaluation.classes),
-        "",
-        f"{'true / predicted':<{width}}" + "".join(f"  {label:>8}" for label in labels),
-        *(
-            f"{label:<{width}}"
-            + "".join(f"  {n:>{max(8, len(name))}d}" for n, name in zip(row, labels, strict=True))
-            for label, row in zip(labels, evaluation.confusion, strict=True)
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def format_share(name: str, correct: int, total: int, interval: tuple[float, float]) -> str:
-    """One line: a share of right answers with its interval."""
-    low, high = (100 * bound for bound in interval)
-    return (
-        f"{name} {100 * correct / total:.2f} %  ({correct} of {total}; "
-        f"95 % interval {low:.1f} to {high:.1f})"
-    )
-
-
-def format_classes(
-    classes: list[ClassScores], what: str = "class", counted: str = "texts"
-) -> list[str]:
-    """A table with one line a class; `what` and `counted` head its first and last column."""
-    width = max([len("predicted"), *(len(scores.label) for scores in classes)])
-    column = max(6, len(counted))
-    return [
-        f"{what:<{width}}  precision  recall      F1  {counted:>{column}}",
-        *(
-            f"{s.label:<{width}}     {percent(s.precision)}  {percent(s.recall)}  {percent(s.f1)}"
-            f"  {s.support:{column}d}"
-            for s in classes
-        ),
-    ]
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent, six characters wide; a dash where there is none."""
-    return "     -" if value is None else f"{100 * value:6.2f}"
-
-
-# --- How well probabilities rank texts, whatever threshold one would cut them at. ---
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One class against all others; None where no text is of it, or every one."""
-
-    label: str
-    roc_auc: float | None  # chance that a text of it ranks above one of another; 0.5 is guessing
-    average_precision: (
-        float | None
-    )  # area under precision and recall; the class's share is guessing
-
-
-def rankings(probabilities: np.ndarray, true: np.ndarray, labels: Sequence[str]) -> list[Ranking]:
-    """Rank all texts by each class's probability: (N, K), true (N,) int -> one of each class.
-
-    Of two classes both have the same ROC-AUC, and each its own average precision. Raises UsageError
-    without scikit-learn, DataError for shapes that do not fit.
-    """
-    if probabilities.shape != (len(true), len(labels)):
-        raise DataError(
-            f"{len(true)} texts and {len(labels)} labels, but probabilities {probabilities.shape}"
-        )
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    found = []
-    for k, label in enumerate(labels):
-        is_it, shares = true == k, probabilities[:, k]  # (N,)
-        if is_it.all() or not is_it.any():
-            found.append(Ranking(label, None, None))
-            continue
-        area, precision = roc_auc_score(is_it, shares), average_precision_score(is_it, shares)
-        found.append(Ranking(label, float(area), float(precision)))
-    return found
-
 
 LARGEST_SUM_ERROR = 1e-6  # of a row of probabilities, from 1
 
 
+# --- Labelled predictions ---
+
+
 @dataclass(frozen=True)
-class Answered:
-    """Labelled texts and the probability a classifier gives each class.
+class LabelledPredictions:
+    """Labelled texts and the probability that a classifier gives each class.
 
     Raises DataError for shapes that do not fit, class numbers outside 0 to K - 1, and rows of
     `probabilities` that do not sum to 1.
@@ -210,83 +33,258 @@ class Answered:
     texts: list[str]
     true: np.ndarray  # (N,) int: the number of each text's class
     probabilities: np.ndarray  # (N, K) float64
-    # (N,) bool: training had a text that is nearly the same; None where that is not known
-    near_twins: np.ndarray | None = None
+    # (N,) bool: the training set has a text that is nearly the same; None if not known
+    near_duplicates: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         N, K = len(self.texts), len(self.labels)
-        twins = self.near_twins
         if self.true.shape != (N,) or self.probabilities.shape != (N, K):
             raise DataError(
                 f"{N} texts and {K} classes, but true is {self.true.shape} and probabilities "
                 f"{self.probabilities.shape}"
             )
-        if twins is not None and twins.shape != (N,):
-            raise DataError(f"{N} texts, but near_twins is {twins.shape}")
+        if self.near_duplicates is not None and self.near_duplicates.shape != (N,):
+            raise DataError(f"{N} texts, but near_duplicates is {self.near_duplicates.shape}")
         if N and not (0 <= self.true.min() <= self.true.max() < K):
             raise DataError(f"class numbers must be from 0 to {K - 1}")
-        off = np.abs(self.probabilities.sum(axis=1) - 1)
-        if not (off <= LARGEST_SUM_ERROR).all() or (self.probabilities < 0).any():
-            raise DataError("probabilities of a text must be from 0 up and sum to 1")
+        error = np.abs(self.probabilities.sum(axis=1) - 1)
+        if not (error <= LARGEST_SUM_ERROR).all() or (self.probabilities < 0).any():
+            raise DataError("a text's probabilities must be at least 0 and sum to 1")
 
     @property
     def predicted(self) -> np.ndarray:
-        """The likeliest class of each text, of equals the first: (N,) int."""
+        """The most probable class of each text, on a tie the first: (N,) int."""
         return self.probabilities.argmax(axis=1)
 
     @property
-    def right(self) -> np.ndarray:
-        """Whether the likeliest class is the true one: (N,) bool."""
+    def correct(self) -> np.ndarray:
+        """Whether the most probable class is the true one: (N,) bool."""
         return self.predicted == self.true
 
-    def only(self, wanted: np.ndarray) -> "Answered":
-        """The texts for which `wanted` (N,), bool, holds."""
-        twins = self.near_twins
+    def one_class(self, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Each text's probability of one class (N,), and whether that is its true class (N,) bool."""
+        k = self.labels.index(label)
+        return self.probabilities[:, k], self.true == k
+
+    def only(self, wanted: np.ndarray) -> "LabelledPredictions":
+        """The texts for which `wanted` (N,), bool, is true."""
+        near = self.near_duplicates
         return replace(
             self,
             texts=[text for text, is_wanted in zip(self.texts, wanted, strict=True) if is_wanted],
             true=self.true[wanted],
             probabilities=self.probabilities[wanted],
-            near_twins=None if twins is None else twins[wanted],
+            near_duplicates=None if near is None else near[wanted],
         )
 
 
-def write_answered(path: Path, answered: Answered) -> None:
-    """Write a line of JSON a text, atomically: its label, what each class got, near_twin."""
+def write_predictions(path: Path, predictions: LabelledPredictions) -> None:
+    """Write one line of JSON per text, atomically."""
     lines = []
-    for n, text in enumerate(answered.texts):
-        shares = dict(zip(answered.labels, answered.probabilities[n].tolist(), strict=True))
+    for n, text in enumerate(predictions.texts):
+        row = predictions.probabilities[n].tolist()
         line = {
             "text": text,
-            "label": answered.labels[answered.true[n]],
-            "predicted": answered.labels[answered.predicted[n]],
-            "probabilities": shares,
+            "label": predictions.labels[predictions.true[n]],
+            "predicted": predictions.labels[predictions.predicted[n]],
+            "probabilities": dict(zip(predictions.labels, row, strict=True)),
         }
-        if answered.near_twins is not None:
-            line["near_twin"] = bool(answered.near_twins[n])
-        lines.append(json.dumps(line))
-    write_text(path, "".join(line + "\n" for line in lines))
+        if predictions.near_duplicates is not None:
+            line["near_duplicate"] = bool(predictions.near_duplicates[n])
+        lines.append(json.dumps(line) + "\n")
+    write_text(path, "".join(lines))
 
 
-def read_answered(path: Path) -> Answered:
-    """Read what `write_answered` wrote. Raises DataError for anything else, and for no text."""
+def read_predictions(path: Path) -> LabelledPredictions:
+    """Read what `write_predictions` wrote; earlier versions called near_duplicate near_twin.
+
+    Raises DataError for other files and for a file without texts.
+    """
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
         labels = tuple(lines[0]["probabilities"])
-        return Answered(
+        key = next((key for key in ("near_duplicate", "near_twin") if key in lines[0]), None)
+        return LabelledPredictions(
             labels,
             [line["text"] for line in lines],
             np.array([labels.index(line["label"]) for line in lines]),
             np.array([[line["probabilities"][k] for k in labels] for line in lines], dtype=float),
-            _near_twins(lines),
+            np.array([line[key] for line in lines], dtype=bool) if key else None,
         )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path} is no file of answers: {error!r:.200}") from None
+        raise DataError(f"{path} is not a file of labelled predictions: {error!r:.200}") from None
 
 
-def _near_twins(lines: Sequence[dict]) -> np.ndarray | None:
-    if "near_twin" not in lines[0]:
-        return None
-    return np.array([line["near_twin"] for line in lines], dtype=bool)
+# --- Scores of the most probable class ---
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Precision, recall and F1 of one class; None if there is nothing to divide by."""
+
+    label: str
+    precision: float | None  # of the texts predicted as this class, the proportion that are
+    recall: float | None  # of the texts of this class, the proportion predicted as it
+    f1: float | None  # harmonic mean of the two
+    support: int  # texts of this class
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one classifier on one set of labelled texts."""
+
+    measure: ClassVar[str] = "accuracy"  # the name of `main`
+    correct: int
+    total: int
+    interval: tuple[float, float]  # 95% Wilson interval of the accuracy
+    classes: list[ClassScores]
+    confusion: list[list[int]]  # (K, K): row the true class, column the predicted one
+
+    @property
+    def accuracy(self) -> float:
+        """The proportion of correct predictions."""
+        return self.correct / self.total
+
+    @property
+    def main(self) -> float:
+        """The score that selects the best epoch: higher is better."""
+        return self.accuracy
+
+    def as_table(self) -> str:
+        """Text of the scores."""
+        return format_evaluation(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, the accuracy first."""
+        return {"accuracy": self.accuracy} | asdict(self)
+
+
+def evaluate_predictions(
+    true: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
+) -> Evaluation:
+    """Score predicted class numbers (N,) against the true ones (N,). Raises DataError for N = 0."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    correct, total = int((true == predicted).sum()), len(true)
+    interval = wilson_interval(correct, total)
+    K = range(len(labels))
+    *ratios, support = precision_recall_fscore_support(
+        true, predicted, labels=K, zero_division=np.nan
+    )
+    rows = [[None if np.isnan(x) else float(x) for x in row] for row in zip(*ratios, strict=True)]
+    classes = [ClassScores(labels[k], *rows[k], int(support[k])) for k in K]
+    confusion = confusion_matrix(true, predicted, labels=K).tolist()
+    return Evaluation(correct, total, interval, classes, confusion)
+
+
+def class_scores(label: str, hits: int, called: int, support: int) -> ClassScores:
+    """Scores from counts: `called` were predicted, `support` are true, `hits` are both."""
+    return ClassScores(
+        label,
+        precision=hits / called if called else None,
+        recall=hits / support if support else None,
+        f1=2 * hits / (called + support) if called + support else None,
+        support=support,
+    )
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95% confidence interval of a proportion. Source: Wilson 1927.
+
+    Unlike the normal approximation it stays between 0 and 1 and is accurate near them. Raises
+    DataError if `total` is 0.
+    """
+    from scipy.stats import binomtest
+
+    if total < 1:
+        raise DataError("there are no labelled texts to evaluate")
+    low, high = binomtest(correct, total).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
+
+
+# --- Rankings by probability, independent of a threshold ---
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One class against all others; None if no text or every text is of this class."""
+
+    label: str
+    roc_auc: float | None  # probability that a text of this class ranks above another; chance: 0.5
+    average_precision: float | None  # area under precision and recall; chance: class's proportion
+
+
+def rankings(probabilities: np.ndarray, true: np.ndarray, labels: Sequence[str]) -> list[Ranking]:
+    """Rank all texts by each class's probability: (N, K), true (N,) int -> one Ranking per class.
+
+    Of two classes both have the same ROC-AUC, and each its own average precision. Raises DataError
+    for shapes that do not fit.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if probabilities.shape != (len(true), len(labels)):
+        raise DataError(
+            f"{len(true)} texts and {len(labels)} labels, but probabilities {probabilities.shape}"
+        )
+    found = []
+    for k, label in enumerate(labels):
+        is_class, scores = true == k, probabilities[:, k]  # (N,)
+        if is_class.all() or not is_class.any():
+            found.append(Ranking(label, None, None))
+            continue
+        area = float(roc_auc_score(is_class, scores))
+        found.append(Ranking(label, area, float(average_precision_score(is_class, scores))))
+    return found
+
+
+def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
+    """The rarer of two labels; on a tie the second. Empty if there are more than two."""
+    if len(labels) != 2:
+        return ""
+    return labels[0] if counts[0] < counts[1] else labels[1]
+
+
+# --- Text for people ---
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """Accuracy with its interval, then the classes, then the confusion matrix."""
+    labels = [on_one_line(scores.label) for scores in evaluation.classes]
+    counts = [[label, *row] for label, row in zip(labels, evaluation.confusion, strict=True)]
+    accuracy = (evaluation.correct, evaluation.total, evaluation.interval)
+    lines = [format_proportion("accuracy", *accuracy), "", *format_classes(evaluation.classes), ""]
+    return "\n".join([*lines, *text_table(["true / predicted", *labels], counts)])
+
+
+def format_proportion(name: str, count: int, total: int, interval: tuple[float, float]) -> str:
+    """One line: a proportion with its counts and its 95% interval."""
+    low, high = (100 * bound for bound in interval)
+    counts = f"{count} of {total}; 95% interval {low:.1f} to {high:.1f}"
+    return f"{name} {100 * count / total:.2f}%  ({counts})"
+
+
+def format_classes(
+    classes: Sequence[ClassScores], what: str = "class", counted: str = "texts"
+) -> list[str]:
+    """Lines of a table with one row per class; `what` and `counted` head its first and last column."""
+    rows = [
+        [on_one_line(s.label), *map(percent, (s.precision, s.recall, s.f1)), s.support]
+        for s in classes
+    ]
+    return text_table([what, "precision", "recall", "F1", counted], rows)
+
+
+def percent(value: float | None) -> str:
+    """A proportion in per cent with two decimals; a dash for None."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> list[str]:
+    """Lines of a table whose first `left` columns are aligned left and all others right."""
+    from tabulate import tabulate
+
+    align = ["left" if column < left else "right" for column in range(len(headers))]
+    table = tabulate(rows, headers, "plain", disable_numparse=True, colalign=align)
+    return table.splitlines()

@@ -15,7 +15,7 @@ from gpt2_from_scratch.classifier.train import Epoch, best_epoch
 from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment
-from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation
+from gpt2_from_scratch.evaluation.metrics import Evaluation, LabelledPredictions
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
 
 PARTS = {"train": "to train on", "val": "to choose by", "test": "to test"}
@@ -55,7 +55,9 @@ class RunFacts:
     seconds: float | None = None  # told if given; no two runs have the same
     split: str = ""  # how the parts were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
-    answered: Answered | None = None  # what that was made from: the answers to the test part
+    answered: LabelledPredictions | None = (
+        None  # what that was made from: the answers to the test part
+    )
     # (name, scores on the same test texts, this run against it: p adjusted for their number by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired | None]] = ()
     n_near_twins: int | None = None  # test texts nearly in training; None where that is not known
@@ -95,7 +97,7 @@ def how_good(facts: RunFacts) -> str:
             facts.scores.as_table().splitlines()[0] + "."
         )
     told = f"On texts kept for the test its accuracy is {_accuracy(facts.scores)}."
-    fewer = facts.assessment.without_twins if facts.assessment else None
+    fewer = facts.assessment.without_near_duplicates if facts.assessment else None
     if fewer and fewer.total < facts.scores.total:
         told += f" On those that have no near twin in training it is {_accuracy(fewer)}."
     return told
@@ -190,7 +192,7 @@ def _near_twins(facts: RunFacts) -> str:
         f"{'has' if facts.n_near_twins == 1 else 'have'} a near twin in training, so that the score "
         "tells in part what was remembered. "
     )
-    fewer = facts.assessment.without_twins if facts.assessment else None
+    fewer = facts.assessment.without_near_duplicates if facts.assessment else None
     if fewer:
         told += f"On those that have none its accuracy is {_accuracy(fewer)}. "
     own_files = facts.settings.get("val_data") or facts.settings.get("test_data")

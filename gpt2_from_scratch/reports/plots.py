@@ -21,9 +21,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.calibration import Calibration
+from gpt2_from_scratch.evaluation.calibration import (
+    NEVER,
+    AtThreshold,
+    Calibration,
+    format_threshold,
+)
 from gpt2_from_scratch.evaluation.metrics import Evaluation, wilson_interval
-from gpt2_from_scratch.evaluation.thresholds import NEVER, AtThreshold, format_threshold
 from gpt2_from_scratch.storage.files import atomic_path
 
 # Okabe and Ito's colours, told apart by people who confuse red and green too
@@ -466,14 +470,16 @@ def _draw_counts(axes: Axes, one: Calibration, n: int, of: int) -> None:
 def _draw_chosen(axes: Axes, same: Sequence[AtThreshold], n: int) -> None:
     """One threshold, and in the legend the numbers for which it was chosen."""
     at = same[0]
-    lost = 1000 * at.lost / at.good if at.good else 0.0
-    caught = 100 * at.caught / at.wanted if at.wanted else 0.0
-    asked = ", ".join(f"{one.asked:g}" for one in same if one.asked is not None)
+    lost = 1000 * at.false_positives / at.negatives if at.negatives else 0.0
+    caught = 100 * at.true_positives / at.positives if at.positives else 0.0
+    asked = ", ".join(
+        f"{one.allowed_per_1000:g}" for one in same if one.allowed_per_1000 is not None
+    )
     p = "never" if at.threshold >= NEVER else f"p ≥ {format_threshold(at.threshold)}"
     axes.errorbar(
         [lost],
         [caught],
-        xerr=[[0.0], [1000 * at.lost_at_most - lost]],
+        xerr=[[0.0], [1000 * at.false_positive_rate_bound - lost]],
         color=PALETTE[1:][n % (len(PALETTE) - 1)],
         marker=MARKS[n % len(MARKS)],
         markersize=7,

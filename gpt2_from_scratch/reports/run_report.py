@@ -6,10 +6,10 @@ Sections that do not apply to a run are left out.
 from collections import Counter
 
 from gpt2_from_scratch.data.messages import on_one_line
-from gpt2_from_scratch.evaluation.assessment import Assessment, Told
+from gpt2_from_scratch.evaluation.assessment import Assessment, PredictedText
+from gpt2_from_scratch.evaluation.calibration import AtThreshold, format_threshold
 from gpt2_from_scratch.evaluation.metrics import ClassScores, Evaluation
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
-from gpt2_from_scratch.evaluation.thresholds import AtThreshold, format_threshold
 from gpt2_from_scratch.reports.findings import (
     FILES,
     P_TOLD,
@@ -141,7 +141,7 @@ def _scores(facts: RunFacts) -> Section:
     if not isinstance(facts.scores, Evaluation):
         return Section("Scores", [Preformatted(facts.scores.as_table())])
     rows = [_accuracy_row("all test texts", facts.scores)]
-    fewer = facts.assessment.without_twins if facts.assessment else None
+    fewer = facts.assessment.without_near_duplicates if facts.assessment else None
     if fewer:
         rows.append(_accuracy_row("without a near twin in training", fewer))
     accuracies = Table(["", "accuracy", "95 % interval", "right", "of"], rows)
@@ -272,11 +272,11 @@ def _thresholds(facts: RunFacts) -> Section:
     label = on_one_line(thresholds[0].label)
     rows = [
         [
-            DASH if at.asked is None else f"{at.asked:g} of 1,000",
+            DASH if at.allowed_per_1000 is None else f"{at.allowed_per_1000:g} of 1,000",
             format_threshold(at.threshold),
-            f"{at.lost:,} of {at.good:,}",
-            percent(at.lost_at_most),
-            f"{at.caught:,} of {at.wanted:,}",
+            f"{at.false_positives:,} of {at.negatives:,}",
+            percent(at.false_positive_rate_bound),
+            f"{at.true_positives:,} of {at.positives:,}",
         ]
         for at in thresholds
     ]
@@ -300,7 +300,7 @@ def _thresholds(facts: RunFacts) -> Section:
 def _trade(facts: RunFacts, thresholds: list[AtThreshold]) -> list[Part]:
     """The picture of all thresholds, if the answers are there and are of both sides."""
     at = thresholds[0]
-    if facts.answered is None or not at.good or not at.wanted:
+    if facts.answered is None or not at.negatives or not at.positives:
         return []
     k = facts.answered.labels.index(at.label)
     shares, is_it = facts.answered.probabilities[:, k], facts.answered.true == k  # (N,)
@@ -324,7 +324,7 @@ def _texts(facts: RunFacts) -> list[Section]:
     return sections
 
 
-def _row(told: Told) -> tuple[str, str, str, float]:
+def _row(told: PredictedText) -> tuple[str, str, str, float]:
     return told.text, on_one_line(told.true), on_one_line(told.predicted), told.probability
 
 

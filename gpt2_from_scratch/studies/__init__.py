@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "probes": ["format_probes", "plot_probes", "probe_layers"],
-        "learning_rate": ["find_rate"],
+        "learning_rate": ["find_learning_rate"],
         "rows": ["Finetuned", "Result", "Row", "Setup", "TextBaseline"],
         "book": ["book_rows"],
         "scoreboard": ["Scoreboard", "format_scoreboard", "make_scoreboard"],

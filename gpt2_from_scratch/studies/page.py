@@ -11,7 +11,7 @@ import torch
 from gpt2_from_scratch.data.check import WIDE
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, wilson_interval
 from gpt2_from_scratch.evaluation.significance import ROUNDING, format_p
 from gpt2_from_scratch.reports.findings import (
     FILES,
@@ -167,7 +167,7 @@ def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
 # --- warnings ---
 
 
-def _warnings(board: Scoreboard, mine: Sequence[Answered]) -> list[str]:
+def _warnings(board: Scoreboard, mine: Sequence[LabelledPredictions]) -> list[str]:
     found = [
         _one_split(board),
         _small_test(board, mine),
@@ -189,10 +189,10 @@ def _one_split(board: Scoreboard) -> str:
     )
 
 
-def _small_test(board: Scoreboard, mine: Sequence[Answered]) -> str:
+def _small_test(board: Scoreboard, mine: Sequence[LabelledPredictions]) -> str:
     halves = []
     for answered in mine:
-        low, high = wilson_interval(int(answered.right.sum()), len(answered.texts))
+        low, high = wilson_interval(int(answered.correct.sum()), len(answered.texts))
         halves.append((high - low) / 2)
     if max(halves) <= WIDE:
         return ""
@@ -202,7 +202,7 @@ def _small_test(board: Scoreboard, mine: Sequence[Answered]) -> str:
     )
 
 
-def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
+def _near_twins(board: Scoreboard, mine: Sequence[LabelledPredictions]) -> str:
     total = sum(len(answered.texts) for answered in mine)
     if board.n_without_near_duplicates is None or board.n_without_near_duplicates == total:
         return ""
@@ -301,7 +301,10 @@ def _picture(board: Scoreboard) -> Section:
 
 
 def _reliability(
-    board: Scoreboard, best: Score | None, mine: Sequence[Answered], theirs: Sequence[Answered]
+    board: Scoreboard,
+    best: Score | None,
+    mine: Sequence[LabelledPredictions],
+    theirs: Sequence[LabelledPredictions],
 ) -> Section:
     found = {on_one_line(board.reference): mine} | (
         {on_one_line(best.name): theirs} if best else {}
@@ -357,7 +360,10 @@ def _chance(board: Scoreboard) -> Section:
 
 
 def _mistakes(
-    board: Scoreboard, best: Score | None, mine: Sequence[Answered], theirs: Sequence[Answered]
+    board: Scoreboard,
+    best: Score | None,
+    mine: Sequence[LabelledPredictions],
+    theirs: Sequence[LabelledPredictions],
 ) -> list[Section]:
     if best is None:
         return []
@@ -366,12 +372,15 @@ def _mistakes(
 
 
 def _only_right(
-    wrong_name: str, wrong: Sequence[Answered], right_name: str, right: Sequence[Answered]
+    wrong_name: str,
+    wrong: Sequence[LabelledPredictions],
+    right_name: str,
+    right: Sequence[LabelledPredictions],
 ) -> Section:
     """What one of two classifiers said of texts that the other has right and it has not."""
     found: list[tuple[str, str, str, float]] = []
     for a, b in zip(wrong, right, strict=True):
-        for n in np.flatnonzero(b.right & ~a.right):
+        for n in np.flatnonzero(b.correct & ~a.correct):
             true, called = (on_one_line(a.labels[k]) for k in (a.true[n], a.predicted[n]))
             found.append((a.texts[n], true, called, float(a.probabilities[n].max())))
     once: dict[str, tuple[str, str, str, float]] = {}
@@ -414,7 +423,7 @@ def _best_text(board: Scoreboard) -> Score | None:
     return next((row for row in board.rows if row.about == TEXT), None)
 
 
-def _answers(board: Scoreboard, results: Sequence[Result], kind: str) -> list[Answered]:
+def _answers(board: Scoreboard, results: Sequence[Result], kind: str) -> list[LabelledPredictions]:
     """What a kind of classifier answered on each split, in the board's order."""
     found = {result.split: result.predictions for result in results if result.row.name == kind}
     return [found[split] for split in board.splits]

@@ -1,23 +1,24 @@
-"""Probes: what can be read off a frozen model at each layer, by a linear classifier.
+"""Linear probes: what a logistic regression can read from a frozen model at each layer.
 
-A probe is a logistic regression on one state a text. One pass over the texts gives the states of
-every layer: the residual stream behind the embeddings and behind each block, as it is (raw) and
-through the model's final norm, read in each way of `config.POOLINGS`. Nothing of the model trains.
+A probe is fitted on one state per text. One pass over the texts gives the states of every layer:
+the residual stream after the embeddings and after each block, as it is (raw) and through the
+model's final norm, for each pooling. Nothing of the model is trained.
 
 Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes".
 
 U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd, N texts, L = n_layer
-+ 1 layers, K classes.
++ 1 layers.
 """
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,77 +29,45 @@ from gpt2_from_scratch.classifier.heads import pool, read_positions
 from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, Pooling
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.evaluation.metrics import wilson_interval
+from gpt2_from_scratch.evaluation.baselines import class_numbers
+from gpt2_from_scratch.evaluation.metrics import text_table, wilson_interval
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION, without_formulas
+from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
-from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize, with_ones
 
 log = logging.getLogger(__name__)
+
+# all that do not read padding; for the others every text is padded: six times the work if short
+WITHOUT_PADDING: tuple[Pooling, ...] = ("last_token", "first_token", "mean")
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
+TOLERANCE, MOST_STEPS = 1e-6, 10_000  # of logistic regression
+ROUNDING_NOISE = 1e-5  # a feature that varies by less, relative to its size, is constant
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe: where it read the model, and how often it was right."""
+    """One probe: what it reads in the model, and its scores."""
 
-    layer: int  # blocks in front of the point it reads; 0: behind the embeddings
-    final_norm: bool  # it read through ln_f; False: the residual stream as it is
+    layer: int  # number of blocks before the point it reads; 0: after the embeddings
+    final_norm: bool  # it reads through ln_f; False: the residual stream as it is
     pooling: Pooling
-    l2: float  # the penalty, chosen on the validation part
+    l2: float  # the penalty, selected on the validation set
     n_train: int
     train_accuracy: float
     val_accuracy: float
-    correct: int  # of the test part
+    correct: int  # on the test set
     total: int
-    interval: tuple[float, float]  # 95 % Wilson interval of the accuracy
-    majority: float  # what always giving the commonest label of the training part gets there
+    interval: tuple[float, float]  # 95% Wilson interval of the accuracy
+    majority: float  # test accuracy of always predicting the most common training label
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers on the test part."""
+        """The proportion of correct predictions on the test set."""
         return self.correct / self.total
-
-
-def format_probes(probes: Sequence[Probe]) -> str:
-    """The test accuracies as a table: a row a layer, and of each pooling raw and final-normed."""
-    poolings = list(dict.fromkeys(probe.pooling for probe in probes))
-    found = {(p.layer, p.pooling, p.final_norm): 100 * p.accuracy for p in probes}
-    lines = [
-        f"test accuracy of a probe at each layer, % of {probes[0].total:,} texts; "
-        f"always the commonest label: {100 * probes[0].majority:.1f}",
-        "",
-        "       " + "".join(f"  {pooling:>15}" for pooling in poolings),
-        "  layer" + "      raw  normed" * len(poolings),
-    ]
-    for layer in sorted({probe.layer for probe in probes}):
-        pairs = [(found[layer, p, False], found[layer, p, True]) for p in poolings]
-        lines.append(
-            f"{layer:7d}" + "".join(f"  {raw:7.1f} {normed:7.1f}" for raw, normed in pairs)
-        )
-    widest = max(probes, key=lambda p: p.interval[1] - p.interval[0])
-    half = 50 * (widest.interval[1] - widest.interval[0])
-    lines += ["", f"95 % intervals reach up to {half:.1f} points to either side"]
-    return "\n".join(lines)
-
-
-# all but those that read pads, for which every text is padded: on short messages six times the work
-WITHOUT_PADS: tuple[Pooling, ...] = ("last_token", "first_token", "mean")
-PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
-AT_ONCE = 8  # probes that are fitted together: some 20 MB of states each at 124M's width
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Labels of a split's texts, in the order train, val, test."""
-
-    labels: Tensor  # (N,) class numbers
-    sizes: tuple[int, int, int]
-    num_classes: int
-    majority: float  # of the test part, what the commonest training label gets right
 
 
 def probe_layers(
@@ -106,42 +75,146 @@ def probe_layers(
     tokenizer: Tokenizer,
     split: Split,
     *,
-    poolings: Sequence[Pooling] = WITHOUT_PADS,
+    poolings: Sequence[Pooling] = WITHOUT_PADDING,
     penalties: Sequence[float] = PENALTIES,
     dtype: torch.dtype = torch.float32,
 ) -> list[Probe]:
-    """A probe at every layer, raw and final-normed, for each pooling: fitted on the training part,
-    its penalty chosen by the validation part's cross-entropy, scored on the test part.
+    """Fit a probe at every layer, raw and final-normed, for each pooling.
 
-    For `last_position` and `mean_position` texts are padded with <|endoftext|> to the longest of the training part, and
-    longer ones cut to it, as the lecture does; no other pooling sees that. All states are held in
-    memory: 8 N L C bytes a pooling. Raises UsageError for an unknown pooling, a penalty that is not
-    above 0, and a model with parts that are not GPT-2's; DataError for an empty part, for labels
-    that are no strings, and for one that the training part does not have.
+    Args:
+        model: GPT-2 with its own blocks.
+        tokenizer: the model's.
+        split: labelled texts. Probes are fitted on the training set, their penalty is selected by
+            the cross-entropy on the validation set, and they are scored on the test set.
+        poolings: which state of a text is read. For `last_position` and `mean_position` texts are
+            padded with <|endoftext|> to the longest of the training set, and longer ones cut.
+        penalties: numbers above 0 to select from.
+        dtype: of the forward pass.
+
+    Returns:
+        One probe per pooling, norm and layer. All states are in memory: 8 N L C bytes per pooling.
+
+    Raises:
+        UsageError: for an unknown pooling, a penalty that is not above 0, or a model with parts
+            that are not GPT-2's.
+        DataError: for an empty set, for labels that are not strings, and for a label that the
+            training set does not have.
     """
-    _check_settings(model, poolings, penalties)
-    parts = _labels_of(split)
+    if isinstance(poolings, str) or not poolings or len(set(poolings)) != len(poolings):
+        raise UsageError(f"poolings must be one or more different ones of {', '.join(POOLINGS)}")
+    for pooling in poolings:
+        if pooling not in POOLINGS:
+            raise UsageError(f"unknown pooling {pooling!r}; choose from: {', '.join(POOLINGS)}")
+    depth, reason = plain_depth(model)
+    if depth < len(model.blocks):
+        raise UsageError(f"probes need GPT-2's own blocks: {reason}")
+    y_train, y_val, y_test = _labels_of(split)
     texts = [message.text for part in (split.train, split.val, split.test) for message in part]
     encoded, cut = encode_texts(texts, tokenizer, model.config.n_ctx)
     if any(cut):
         log.warning(
             f"{sum(cut)} of {len(cut)} texts are longer than {model.config.n_ctx} tokens and were cut"
         )
-    pad_to = max(len(ids) for ids in encoded[: parts.sizes[0]])
+    pad_to = max(len(ids) for ids in encoded[: len(y_train)])
     trunk = Trunk(model, len(model.blocks), arithmetic(dtype, model.wte.weight.device))
     states = pooled_states(trunk, model.ln_f, encoded, poolings, tokenizer.end_of_text_id, pad_to)
+    majority = float((y_test == np.bincount(y_train).argmax()).mean())
+    probes = []
     with progress_bar(total=len(states) * (trunk.depth + 1), desc="probes") as bar:
-        probes = []
-        for (pooling, final_norm), x in states.items():  # x (L, N, C)
-            for first in range(0, len(x), AT_ONCE):
-                layers = range(first, min(first + AT_ONCE, len(x)))
-                scores = _fit(x[layers.start : layers.stop], parts, sorted(penalties, reverse=True))
-                probes += [
-                    _probe(n, final_norm, pooling, parts, *score)
-                    for n, score in zip(layers, scores, strict=True)
-                ]
-                bar.update(len(layers))
+        for (pooling, final_norm), layers in states.items():  # layers (L, N, C)
+            for layer, x in enumerate(layers.double().numpy()):
+                train, val, test = np.split(x, [len(y_train), len(y_train) + len(y_val)])
+                probe, l2 = fit_logistic((train, y_train), (val, y_val), penalties)
+                train_accuracy, val_accuracy = probe.score(train, y_train), probe.score(val, y_val)
+                correct = int((probe.predict(test) == y_test).sum())
+                interval = wilson_interval(correct, len(y_test))
+                probes.append(
+                    Probe(
+                        layer,
+                        final_norm,
+                        pooling,
+                        l2,
+                        len(y_train),
+                        float(train_accuracy),
+                        float(val_accuracy),
+                        correct,
+                        len(y_test),
+                        interval,
+                        majority,
+                    )
+                )
+                bar.update()
     return probes
+
+
+def _labels_of(split: Split) -> list[np.ndarray]:
+    """Class numbers (N,) of the training, validation and test set; labels in alphabetical order."""
+    sets = {"training": split.train, "validation": split.val, "test": split.test}
+    for name, messages in sets.items():
+        if not messages:
+            raise DataError(f"the {name} set has no texts; probes need all three sets")
+        for message in messages:
+            if not isinstance(message.label, str):
+                raise DataError(
+                    f"probes are for classes: a label must be a string, not {message.label!r:.80}"
+                )
+    names = sorted({str(message.label) for message in split.train})
+    if len(names) < 2:
+        raise DataError(f"the training set has only one label, {names}")
+    return [class_numbers(messages, names) for messages in sets.values()]
+
+
+def fit_logistic(
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    penalties: Sequence[float],
+) -> tuple[Any, float]:
+    """Fit logistic regression on standardised features; select the penalty on the validation set.
+
+    The loss is the mean cross-entropy plus penalty / 2 times the squares of the K weight vectors.
+    The penalty with the lowest cross-entropy on the validation set is selected; on a tie the
+    strongest.
+
+    Args:
+        train: features (N, C) and class numbers (N,), of at least two classes.
+        val: the same of the validation set.
+        penalties: numbers above 0.
+
+    Returns:
+        A fitted scikit-learn model that takes features (N, C), and its penalty.
+
+    Raises:
+        UsageError: a penalty is not above 0, or there is none.
+        DataError: a feature is NaN or infinite, or `val` has a class that `train` does not have.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    if not penalties or not all(0 < penalty < float("inf") for penalty in penalties):
+        raise UsageError(f"penalties {[*penalties]} must be one or more numbers above 0")
+    (x, y), (x_val, y_val) = train, val
+    if not np.isfinite(x).all() or not np.isfinite(x_val).all():
+        raise DataError("features for logistic regression must be finite numbers")
+    if not np.isin(y_val, y).all():
+        raise DataError("the validation set has a label that the training set does not have")
+    spread, size = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0)
+    varies = spread > ROUNDING_NOISE * size  # (C,): otherwise noise would be scaled up to 1
+    scale = make_pipeline(
+        FunctionTransformer(lambda features: np.where(varies, features, 0.0)), StandardScaler()
+    ).fit(x)
+    x, x_val = scale.transform(x), scale.transform(x_val)
+    # of two classes scikit-learn has one weight vector, the difference of two: half the squares
+    factor = 2 if len(np.unique(y)) == 2 else 1
+    logistic = LogisticRegression(tol=TOLERANCE, max_iter=MOST_STEPS, warm_start=True)
+    fits = []
+    for penalty in sorted(penalties, reverse=True):
+        logistic.set_params(C=factor / (penalty * len(x))).fit(x, y)
+        loss = log_loss(y_val, logistic.predict_proba(x_val), labels=logistic.classes_)
+        fits.append((loss, penalty, deepcopy(logistic)))
+    _, penalty, best = min(fits, key=lambda fit: fit[0])
+    return make_pipeline(scale, best), penalty
 
 
 @torch.no_grad()
@@ -153,10 +226,10 @@ def pooled_states(
     pad_id: int,
     pad_to: int,
 ) -> dict[tuple[Pooling, bool], Tensor]:
-    """{(pooling, final-normed): one state of each text at each layer (L, N, C)}, from one pass.
+    """Read the states of all layers in one pass: {(pooling, final-normed): (L, N, C)}.
 
-    A padded text is a longer text, and attention looks back only: what stands at its real tokens is
-    what stands there without pads. So one pass over the padded texts serves every pooling.
+    A padded text is a longer text, and attention looks back only: the states of its real tokens are
+    the same without padding. So one pass over the padded texts serves every pooling.
     """
     texts = encoded
     if {*OF_PADS} & {*poolings}:
@@ -182,7 +255,7 @@ def pooled_states(
 
 
 def _pooled(x: Tensor, rows: Tensor, lengths: Tensor, pooling: Pooling, pad_to: int) -> Tensor:
-    """One state a text: x (U, C), the rows of each text (B, T), its real tokens (B,) -> (B, C)."""
+    """One state per text: x (U, C), the rows of each text (B, T), its real tokens (B,) -> (B, C)."""
     if pooling == "mean":
         return pool(x[rows], lengths, pooling)
     if pooling == "mean_position":
@@ -191,111 +264,40 @@ def _pooled(x: Tensor, rows: Tensor, lengths: Tensor, pooling: Pooling, pad_to: 
     return x[rows.gather(1, at[:, None]).flatten()]
 
 
-def _fit(
-    x: Tensor, parts: Parts, penalties: Sequence[float]
-) -> list[tuple[float, float, float, int]]:
-    """(penalty, training accuracy, validation accuracy, right test answers) of each layer's probe.
-
-    x (P, N, C). From the strongest penalty to the weakest, each from where the one before ended; of
-    equals the strongest is kept.
-    """
-    x = standardize(x, parts.sizes[0])
-    train, val, test = x.split(parts.sizes, dim=1)
-    y_train, y_val, y_test = parts.labels.split(parts.sizes)
-    best: list[tuple[float, tuple[float, float, float, int]]] = []
-    weights = None
-    for l2 in penalties:
-        weights = fit_logistic(train, y_train, parts.num_classes, l2, start=weights)
-        fitted, chosen, scored = (with_ones(part) @ weights for part in (train, val, test))
-        losses = [F.cross_entropy(logits, y_val).item() for logits in chosen]
-        right = zip(
-            losses,
-            _right(fitted, y_train),
-            _right(chosen, y_val),
-            _right(scored, y_test),
-            strict=True,
-        )
-        now = [(loss, (l2, a / len(y_train), b / len(y_val), c)) for loss, a, b, c in right]
-        best = [min(pair, key=lambda p: p[0]) for pair in zip(best or now, now, strict=True)]
-    return [score for _, score in best]
+# --- Table and picture ---
 
 
-def _right(logits: Tensor, labels: Tensor) -> list[int]:
-    """How many answers of each probe are right: (P, N, K), (N,) -> P numbers."""
-    return (logits.argmax(dim=2) == labels).sum(dim=1).tolist()
-
-
-def _probe(
-    layer: int,
-    final_norm: bool,
-    pooling: Pooling,
-    parts: Parts,
-    l2: float,
-    train_accuracy: float,
-    val_accuracy: float,
-    correct: int,
-) -> Probe:
-    total = parts.sizes[2]
-    return Probe(
-        layer,
-        final_norm,
-        pooling,
-        l2,
-        parts.sizes[0],
-        train_accuracy,
-        val_accuracy,
-        correct,
-        total,
-        wilson_interval(correct, total),
-        parts.majority,
+def format_probes(probes: Sequence[Probe]) -> str:
+    """Table of test accuracies: one row per layer; raw and final-normed for each pooling."""
+    poolings = list(dict.fromkeys(probe.pooling for probe in probes))
+    columns = [(pooling, final_norm) for pooling in poolings for final_norm in (False, True)]
+    headers = [f"{pooling}\n{'normed' if norm else 'raw'}" for pooling, norm in columns]
+    found = {(p.layer, p.pooling, p.final_norm): f"{100 * p.accuracy:.1f}" for p in probes}
+    rows = [
+        [layer, *(found[layer, *column] for column in columns)]
+        for layer in sorted({probe.layer for probe in probes})
+    ]
+    widest = max(probe.interval[1] - probe.interval[0] for probe in probes)
+    return "\n".join(
+        [
+            f"test accuracy of a probe at each layer, % of {probes[0].total:,} texts; "
+            f"always the most common label: {100 * probes[0].majority:.1f}",
+            "",
+            *text_table(["layer", *headers], rows, left=0),
+            "",
+            f"95% intervals reach up to {50 * widest:.1f} points to either side",
+        ]
     )
 
 
-def _labels_of(split: Split) -> Parts:
-    parts = {"training": split.train, "validation": split.val, "test": split.test}
-    for name, messages in parts.items():
-        if not messages:
-            raise DataError(f"the {name} part has no texts; probes need all three parts")
-        for message in messages:
-            if not isinstance(message.label, str):
-                raise DataError(
-                    f"probes tell classes apart: a label must be a string, not {message.label!r:.80}"
-                )
-    counts = Counter(message.label for message in split.train)
-    names = sorted(counts)
-    if len(names) < 2:
-        raise DataError(f"the training part has one label only, {names}: nothing to tell apart")
-    unknown = sorted({m.label for m in [*split.val, *split.test]} - counts.keys())
-    if unknown:
-        raise DataError(f"labels {unknown} are not in the training part, which has {names}")
-    labels = [names.index(m.label) for messages in parts.values() for m in messages]
-    commonest = max(names, key=lambda name: counts[name])
-    majority = sum(m.label == commonest for m in split.test) / len(split.test)
-    sizes = (len(split.train), len(split.val), len(split.test))
-    return Parts(torch.tensor(labels), sizes, len(names), majority)
-
-
-def _check_settings(model: GPT2, poolings: Sequence[Pooling], penalties: Sequence[float]) -> None:
-    if isinstance(poolings, str) or not poolings or len(set(poolings)) != len(poolings):
-        raise UsageError(f"poolings must be some different ones of {', '.join(POOLINGS)}")
-    for pooling in poolings:
-        if pooling not in POOLINGS:
-            raise UsageError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
-    if not penalties:
-        raise UsageError("penalties must be at least one number above 0")
-    depth, reason = plain_depth(model)
-    if depth < len(model.blocks):
-        raise UsageError(f"probes need GPT-2's own blocks: {reason}")
-
-
 def plot_probes(probes: Sequence[Probe]) -> Figure:
-    """Test accuracy of a probe at each layer with its 95 % interval: a panel a pooling, raw and
-    final-normed beside each other, the share of the commonest label dashed.
+    """Draw the test accuracy at each layer with its 95% interval, one panel per pooling.
 
-    Raises DataError for no probes.
+    Raw and final-normed are next to each other; the accuracy of always predicting the most common
+    label is dashed. Raises DataError for no probes.
     """
     if not probes:
-        raise DataError("there is nothing to draw: no probes")
+        raise DataError("there are no probes to draw")
     poolings = list(dict.fromkeys(probe.pooling for probe in probes))
     columns = len(poolings) if len(poolings) < 4 else 2
     rows = math.ceil(len(poolings) / columns)
@@ -309,7 +311,7 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
             color=DARK,
             linestyle="--",
             linewidth=1,
-            label="always the commonest label",
+            label="always the most common label",
         )
         for final_norm, aside in ((False, -0.1), (True, 0.1)):
             found = [p for p in probes if (p.pooling, p.final_norm) == (pooling, final_norm)]
@@ -318,20 +320,20 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(
-        f"A probe at each layer: {probes[0].n_train:,} texts to fit on, {probes[0].total:,} to test"
+        f"A probe at each layer: {probes[0].n_train:,} training texts, {probes[0].total:,} test texts"
     )
     for axes in panels[-1]:
-        axes.set_xlabel("layer" if columns > 2 else "layer (0: behind the embeddings)")
+        axes.set_xlabel("layer" if columns > 2 else "layer (0: after the embeddings)")
     for axes in panels[:, 0]:
         axes.set_ylabel("test accuracy (%)")
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
     )
-    return without_formulas(figure)
+    return figure
 
 
 def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: float) -> None:
-    """One curve with its intervals, moved aside so that two of them can be told apart."""
+    """One curve with its intervals, moved aside so that two curves do not overlap."""
     layers = [probe.layer + aside for probe in probes]
     accuracies = [100 * probe.accuracy for probe in probes]
     below = [100 * (p.accuracy - p.interval[0]) for p in probes]
@@ -348,6 +350,3 @@ def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: f
         elinewidth=0.8,
         label=name,
     )
-
-
-# --- What probes found, and how a person reads it. ---

@@ -101,7 +101,7 @@ def test_evaluate_repeats_the_scores_of_the_run(
     assert code == 0
     assert json.loads(out) == json.loads((run / "evaluation.json").read_text())
     code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint)
-    assert re.search(r"accuracy [\d.]+ %  \(\d+ of 12; 95 % interval", out)
+    assert re.search(r"accuracy [\d.]+%  \(\d+ of 12; 95% interval", out)
 
 
 def test_predict_answers_in_three_forms(

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import Answered, read_answered, write_answered
+from gpt2_from_scratch.evaluation.metrics import (
+    LabelledPredictions,
+    read_predictions,
+    write_predictions,
+)
 
 
 def some(near_twins=None):
-    return Answered(
+    return LabelledPredictions(
         ("ham", "spam"),
         ["see you\u2028at six", 'win "now"', "é \x1f \ud800 ok"],
         np.array([0, 1, 0]),
@@ -23,7 +27,7 @@ def test_predicted_and_right():
 
 
 def test_of_equals_the_first_class():
-    answered = Answered(("a", "b"), ["x"], np.array([1]), np.array([[0.5, 0.5]]))
+    answered = LabelledPredictions(("a", "b"), ["x"], np.array([1]), np.array([[0.5, 0.5]]))
     assert answered.predicted.tolist() == [0]
 
 
@@ -36,8 +40,8 @@ def test_only_some():
 
 @pytest.mark.parametrize("twins", [None, np.array([True, False, False])])
 def test_written_and_read(tmp_path, twins):
-    write_answered(tmp_path / "a.jsonl", some(twins))
-    again = read_answered(tmp_path / "a.jsonl")
+    write_predictions(tmp_path / "a.jsonl", some(twins))
+    again = read_predictions(tmp_path / "a.jsonl")
     assert again.texts == some().texts and again.labels == some().labels
     assert np.array_equal(again.probabilities, some().probabilities)  # to the bit
     assert again.true.tolist() == [0, 1, 0]
@@ -48,9 +52,9 @@ def test_written_and_read(tmp_path, twins):
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(DataError, match="no file of answers"):
-        read_answered(tmp_path / "a.jsonl")
+        read_predictions(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
-        read_answered(tmp_path / "missing.jsonl")
+        read_predictions(tmp_path / "missing.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -66,4 +70,6 @@ def test_other_files_are_refused(tmp_path, content):
 )
 def test_what_does_not_fit_is_refused(true, probabilities):
     with pytest.raises(DataError):
-        Answered(("a", "b"), ["x", "y", "z"], np.array(true), np.array(probabilities, dtype=float))
+        LabelledPredictions(
+            ("a", "b"), ["x", "y", "z"], np.array(true), np.array(probabilities, dtype=float)
+        )

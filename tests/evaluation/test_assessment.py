@@ -12,15 +12,19 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.assessment import Told, as_json, assess, format_assessment
 from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions, format_evaluation
+from gpt2_from_scratch.evaluation.metrics import (
+    LabelledPredictions,
+    evaluate_predictions,
+    format_evaluation,
+)
 
 LABELS = ("ham", "spam")
 
 
-def two(spam: list[float], true: str, twins: list[int] | None = None) -> Answered:
+def two(spam: list[float], true: str, twins: list[int] | None = None) -> LabelledPredictions:
     """Texts named by their place; `true` has a letter each, h or s."""
     shares = np.array(spam)
-    return Answered(
+    return LabelledPredictions(
         LABELS,
         [f"text {n}" for n in range(len(spam))],
         np.array(["hs".index(letter) for letter in true]),
@@ -29,13 +33,15 @@ def two(spam: list[float], true: str, twins: list[int] | None = None) -> Answere
     )
 
 
-def made_up(seed: int, K: int, N: int = 200) -> Answered:
+def made_up(seed: int, K: int, N: int = 200) -> LabelledPredictions:
     rng = np.random.default_rng(seed)
     true = rng.integers(K, size=N)
     p = rng.dirichlet(np.ones(K), size=N) + 0.7 * np.eye(K)[true]
     p /= p.sum(axis=1, keepdims=True)
     labels = tuple(f"label {k}" for k in range(K))
-    return Answered(labels, [f"text {n}" for n in range(N)], true, p, rng.random(N) < 0.3)
+    return LabelledPredictions(
+        labels, [f"text {n}" for n in range(N)], true, p, rng.random(N) < 0.3
+    )
 
 
 TEST = two([0.9, 0.2, 0.95, 0.44, 0.55, 0.7, 0.08, 0.28], "shhshshs", [0, 1, 0, 0, 1, 0, 0, 0])
@@ -65,7 +71,7 @@ def test_texts_by_hand():
 def test_the_margin_is_between_the_two_likeliest():
     """The first is likelier wrong than the second, but its two likeliest are further apart."""
     p = np.array([[0.45, 0.3, 0.25], [0.5, 0.48, 0.02], [0.9, 0.05, 0.05]])
-    found = assess(Answered(("a", "b", "c"), ["x", "y", "z"], np.array([0, 0, 0]), p))
+    found = assess(LabelledPredictions(("a", "b", "c"), ["x", "y", "z"], np.array([0, 0, 0]), p))
     assert [told.text for told in found.least_certain] == ["y", "x", "z"]
 
 
@@ -73,10 +79,10 @@ def test_without_twins():
     """Without texts 1 and 4: three of six right."""
     found = assess(TEST)
     assert (found.evaluation.correct, found.evaluation.total) == (4, 8)
-    assert (found.without_twins.correct, found.without_twins.total) == (3, 6)
-    assert assess(VAL).without_twins is None
-    assert assess(two([0.9, 0.2], "sh", [1, 1])).without_twins is None
-    assert assess(two([0.9, 0.2], "sh", [0, 0])).without_twins.total == 2
+    assert (found.without_near_duplicates.correct, found.without_near_duplicates.total) == (3, 6)
+    assert assess(VAL).without_near_duplicates is None
+    assert assess(two([0.9, 0.2], "sh", [1, 1])).without_near_duplicates is None
+    assert assess(two([0.9, 0.2], "sh", [0, 0])).without_near_duplicates.total == 2
 
 
 def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
@@ -119,7 +125,7 @@ def test_scikit_learns_scores(K):
     assert found.evaluation.accuracy == accuracy_score(test.true, test.predicted)
     alone = ~test.near_twins
     expected = accuracy_score(test.true[alone], test.predicted[alone])
-    assert found.without_twins.accuracy == expected != found.evaluation.accuracy
+    assert found.without_near_duplicates.accuracy == expected != found.evaluation.accuracy
     assert found.calibration.log_loss == pytest.approx(log_loss(test.true, test.probabilities))
     areas = [roc_auc_score(test.true == k, test.probabilities[:, k]) for k in range(K)]
     assert [r.roc_auc for r in found.rankings] == pytest.approx(areas)
@@ -222,7 +228,7 @@ def test_thresholds_near_the_ends_can_be_read(val, written):
 
 def test_long_and_hostile_texts():
     """Nothing that a terminal would obey, and one line a text."""
-    long = Answered(
+    long = LabelledPredictions(
         LABELS,
         ["a\n\x1b[2J" + "b" * 200, "c" * 100],
         np.array([0, 0]),
@@ -242,7 +248,7 @@ def test_long_and_hostile_texts():
 def test_as_json():
     found = assess(TEST, VAL, uncalibrated=TEST)
     plain = json.loads(json.dumps(as_json(found), allow_nan=False))
-    assert (plain["accuracy"], plain["correct"], plain["without_twins"]["accuracy"]) == (
+    assert (plain["accuracy"], plain["correct"], plain["without_near_duplicates"]["accuracy"]) == (
         0.5,
         4,
         0.5,
@@ -251,7 +257,7 @@ def test_as_json():
     assert plain["mistakes"][0] == asdict(Told("text 2", "ham", "spam", 0.95))
     assert plain["thresholds"][0]["asked"] == 0 and plain["rankings"][1]["label"] == "spam"
     assert plain["calibration"] == plain["uncalibrated"] == asdict(found.calibration)
-    assert as_json(assess(VAL))["without_twins"] is None
+    assert as_json(assess(VAL))["without_near_duplicates"] is None
 
 
 def test_light():

@@ -19,12 +19,12 @@ from gpt2_from_scratch.evaluation.baselines import (
     PATTERNS,
     QUICK,
     Baseline,
-    answered_by,
     baseline_fits,
     fit_baselines,
     fit_commonest,
     fit_length,
     fit_regex,
+    predictions_of,
 )
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions
 
@@ -83,12 +83,12 @@ def test_answers_are_scored_as_texts_and_labels_are(
     fitted: dict[str, Baseline], demo: Split
 ) -> None:
     twins = np.arange(len(demo.test)) % 2 == 0
-    answered = answered_by(fitted["bag of words"], demo.test, ["ham", "spam"], twins)
+    answered = predictions_of(fitted["bag of words"], demo.test, ["ham", "spam"], twins)
     assert answered.texts == texts_of(demo.test) and answered.near_twins is twins
     told = [answered.labels[k] for k in answered.true]
     assert told == [message.label for message in demo.test]
     with pytest.raises(DataError, match="'egg' is none of ham, spam"):
-        answered_by(fitted["bag of words"], [Message("a", "egg")], ["ham", "spam"])
+        predictions_of(fitted["bag of words"], [Message("a", "egg")], ["ham", "spam"])
 
 
 def test_a_split_without_validation_is_refused(demo: Split) -> None:
@@ -129,7 +129,7 @@ def test_the_numbers_published_in_the_readme(sms_file) -> None:
     for kind, share in zip(VECTORIZERS, ("95.0", "94.7", "96.2"), strict=True):
         found = fits[kind](split, ["ham", "spam"], quietly)
         assert found
-        answered = answered_by(found, split.test, ["ham", "spam"])
+        answered = predictions_of(found, split.test, ["ham", "spam"])
         evaluation = evaluate_predictions(answered.true, answered.predicted, ["ham", "spam"])
         assert f"{100 * evaluation.accuracy:.1f}" == share and evaluation.total == 262
 
@@ -151,7 +151,7 @@ def test_training_texts_of_one_label_leave_logistic_regression_out() -> None:
     for kind in VECTORIZERS:
         assert f"{kind} is left out: all training texts are of one label" in said
     for baseline in found:
-        assert answered_by(baseline, both, ["x", "y"]).right.tolist() == [True, False]
+        assert predictions_of(baseline, both, ["x", "y"]).right.tolist() == [True, False]
 
 
 def test_a_class_that_training_lacks_gets_nothing() -> None:
@@ -229,7 +229,7 @@ def test_a_regex_is_grown_by_the_best_part_at_each_step(demo: Split) -> None:
     found = fit_regex(demo, ["ham", "spam"])
     shown = "|".join(chosen).replace("(?i:", "").replace(r"\b)", r"\b")
     assert found and found.name == f"one regex: {shown} is {label}"
-    right = answered_by(found, demo.train, ["ham", "spam"]).right
+    right = predictions_of(found, demo.train, ["ham", "spam"]).right
     assert right.sum() == most > len(demo.train) / 2
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.evaluation.thresholds import (
+from gpt2_from_scratch.evaluation.calibration import (
     NEVER,
     AtThreshold,
     at_threshold,

@@ -9,7 +9,7 @@ from run_facts_example import LABELS, answers, assessed, baseline, run_facts, sc
 
 from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.evaluation.assessment import assess
-from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines, how_good, trained_on
 from gpt2_from_scratch.reports.render import (
     Page,
@@ -178,8 +178,8 @@ def test_a_threshold_never_looks_like_one_that_it_is_not(share, told):
     """A good text that gets `share` of spam: the threshold lies midway from there to 1, or above."""
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
-    val = Answered(LABELS, ["good", "spam"], np.array([0, 1]), shares)
-    found = assess(answers(300, 15), val, watch="spam", lose_at_most=(0,))
+    val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
+    found = assess(answers(300, 15), val, positive="spam", allowed_per_1000=(0,))
     [table] = tables(run_page(run_facts(assessment=found)), "Thresholds")
     assert table.rows[0][1].startswith(told)
 

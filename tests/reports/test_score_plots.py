@@ -1,5 +1,7 @@
 """What is on the pictures of scores is what was given, and can be read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from legible import nothing_leaves, nothing_small, overlapping
@@ -9,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.calibration import calibration
+from gpt2_from_scratch.evaluation.calibration import NEVER, at_threshold, calibration
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
-from gpt2_from_scratch.evaluation.thresholds import NEVER, AtThreshold, at_threshold
 from gpt2_from_scratch.reports.plots import (
     BLUE,
     ORANGE,
@@ -176,13 +177,13 @@ def test_every_threshold():
 
 def test_chosen_ones_are_marked_once():
     one = at_threshold(SHARES, IS_IT, "spam", 0.75)
-    chosen = [AtThreshold(*list(vars(one).values())[:-1], asked) for asked in (0.0, 5.0)]
+    chosen = [replace(one, allowed_per_1000=asked) for asked in (0.0, 5.0)]
     never = at_threshold(SHARES, IS_IT, "spam", NEVER)
     axes = plot_trade(SHARES, IS_IT, "spam", [*chosen, never]).axes[0]
     first, second = axes.containers
     line, _, (bar,) = first
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((250, 100 / 3))
-    assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.lost_at_most])
+    assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.false_positive_rate_bound])
     assert (second[0].get_xdata()[0], second[0].get_ydata()[0]) == (0, 0)
     assert in_legend(axes) == [
         "every threshold",

@@ -14,7 +14,7 @@ from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import masked
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.evaluation.metrics import read_answered
+from gpt2_from_scratch.evaluation.metrics import read_predictions
 from gpt2_from_scratch.runs.folder import read_test_part
 from gpt2_from_scratch.runs.results import (
     answered_with,
@@ -157,10 +157,12 @@ def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> 
 def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     listed = json.loads((run / "MANIFEST.json").read_text())["sha256"]
     assert {"report.html", "model_card.md", "test-answers.jsonl", "val-answers.jsonl"} <= {*listed}
-    test, val = (read_answered(run / f"{part}-answers.jsonl") for part in ("test", "val"))
-    assert len(test.texts) == 120 and len(val.texts) == 60 and val.near_twins is None
+    test, val = (read_predictions(run / f"{part}-answers.jsonl") for part in ("test", "val"))
+    assert len(test.texts) == 120 and len(val.texts) == 60 and val.near_duplicates is None
     written = json.loads((run / "evaluation.json").read_text())
-    assert written["correct"] == int(test.right.sum()) and written["accuracy"] == test.right.mean()
+    assert (
+        written["correct"] == int(test.correct.sum()) and written["accuracy"] == test.correct.mean()
+    )
     classifier = Classifier.load(run)
     assert written["temperature"] == classifier.description.head.temperature
     again = answered_with(
@@ -170,7 +172,7 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     np.testing.assert_allclose(again.probabilities, test.probabilities, atol=1e-6)
     page = (run / "report.html").read_text()
     assert "GPT-2 mini on demo" in page and "bag of words" in page and "<script" not in page
-    assert f"{100 * test.right.mean():.1f}" in (run / "model_card.md").read_text()
+    assert f"{100 * test.correct.mean():.1f}" in (run / "model_card.md").read_text()
 
 
 def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
@@ -193,12 +195,12 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
         tmp_path / "run",
         config,
     )
-    test = read_answered(tmp_path / "run" / "test-answers.jsonl")
-    assert test.near_twins is not None
+    test = read_predictions(tmp_path / "run" / "test-answers.jsonl")
+    assert test.near_duplicates is not None
     offers = ["offer" in masked(text) for text in test.texts]
-    assert test.near_twins.tolist() == offers and 0 < sum(offers) < len(offers)
+    assert test.near_duplicates.tolist() == offers and 0 < sum(offers) < len(offers)
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert written["without_twins"]["total"] == len(offers) - sum(offers)
+    assert written["without_near_duplicates"]["total"] == len(offers) - sum(offers)
 
 
 def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixture) -> None:
@@ -220,13 +222,13 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
     )
     told = json.loads(capsys.readouterr().out)
     written = json.loads((run / "evaluation.json").read_text())
-    for name in ("accuracy", "confusion", "calibration", "uncalibrated", "without_twins"):
+    for name in ("accuracy", "confusion", "calibration", "uncalibrated", "without_near_duplicates"):
         assert told[name] == pytest.approx(written[name]) if name == "accuracy" else True
         assert json.dumps(told[name])[:40] == json.dumps(written[name])[:40]
-    assert [t["asked"] for t in told["thresholds"]] == [50.0]
+    assert [t["allowed_per_1000"] for t in told["thresholds"]] == [50.0]
     assert len(told["mistakes"]) == len(told["least_certain"]) == 2
-    cost = told["at_least_cost"]
-    assert cost["threshold"] == pytest.approx(0.9) and cost["cost"] >= 0
+    at = told["at_cost"]
+    assert at["threshold"] == pytest.approx(0.9) and at["cost"] == 9
     classifier = Classifier.load(run)
     messages = read_test_part(run, "classification")
     spam = np.array(
@@ -234,8 +236,8 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
     )
     is_spam = np.array([m.label == "spam" for m in messages])
     lost, caught = int((~is_spam & (spam > 0.9)).sum()), int((is_spam & (spam > 0.9)).sum())
-    assert (cost["lost"], cost["caught"]) == (lost, caught)
-    assert cost["cost"] == pytest.approx((9 * lost + is_spam.sum() - caught) / 120)
+    assert (at["false_positives"], at["true_positives"]) == (lost, caught)
+    assert at["mean_cost"] == pytest.approx((9 * lost + is_spam.sum() - caught) / 120)
 
 
 def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
@@ -245,7 +247,7 @@ def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
         load_messages("demo")[:40],
         run,
     )
-    assert found.without_twins is None and len(found.thresholds) == 4
+    assert found.without_near_duplicates is None and len(found.thresholds) == 4
     bare = assess_again(
         classifier,
         load_messages("demo")[:40],
@@ -282,7 +284,7 @@ def test_evaluate_says_which_options_are_for_classes(
         str(tmp_path / "m.jsonl"),
     ]
     assert main([*given, "--watch", "a"]) == 2
-    assert "watch: for classifiers that choose a class" in capsys.readouterr().err
+    assert "--watch" in capsys.readouterr().err
 
 
 def test_the_last_epoch_has_no_thresholds_of_the_best(

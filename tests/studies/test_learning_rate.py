@@ -10,16 +10,16 @@ from gpt2_from_scratch.classifier.train import TrainingRun
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import GPT2Error, ResourceError, UsageError
-from gpt2_from_scratch.studies.learning_rate import Rates, find_rate
+from gpt2_from_scratch.studies.learning_rate import RateCurve, find_learning_rate
 
 MESSAGES = [Message(f"{'win' if n % 2 else 'see'} the house {n}", "ab"[n % 2]) for n in range(12)]
 
 
-def find(base: Path, steps: int) -> tuple[Rates, Classifier]:
+def find(base: Path, steps: int) -> tuple[RateCurve, Classifier]:
     classifier = Classifier.on_base(base, ["a", "b"])
     split = Split(MESSAGES[:8], MESSAGES[8:10], MESSAGES[10:])
     config = TrainConfig(batch_size=4, n_last_blocks=0)
-    return find_rate(classifier, split, config, steps=steps), classifier
+    return find_learning_rate(classifier, split, config, steps=steps), classifier
 
 
 def test_rates_rise_and_the_weights_are_put_back(tiny_checkpoint: Path) -> None:

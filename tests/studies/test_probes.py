@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize
 from said import listen
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -21,7 +22,6 @@ from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.studies.logistic_regression import fit_logistic, standardize
 from gpt2_from_scratch.studies.probes import PENALTIES, format_probes, pooled_states, probe_layers
 
 TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [200] * 12, [5, 6, 9]]
