@@ -1,4 +1,4 @@
-"""The command `gpt2-classifier`: what it does around a command.
+"""The command `gpt2-classifier`: its parser, and what surrounds each command.
 
 Results go to standard output, everything else to standard error. Nothing heavy is imported before
 a command is chosen, so that --help answers at once.
@@ -9,14 +9,69 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 
-from gpt2_from_scratch.cli.commands import COMMANDS
-from gpt2_from_scratch.cli.parser import build_parser
+from gpt2_from_scratch.cli import commands, studies
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.progress import log_to
 from gpt2_from_scratch.storage.interruption import terminable
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
+    "130 interrupted, 143 terminated"
+)
+
+
+class Commands:
+    """The commands of a parser; each is added with its function, its help and its examples."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        self.parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], None], what: str, *examples: str
+    ) -> argparse.ArgumentParser:
+        """Add a command; returns its parser, for its options."""
+        parser = self.parsers.add_parser(
+            name,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            epilog="examples:\n  " + "\n  ".join(examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        parser.set_defaults(command=name, run=run)
+        return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="gpt2-classifier",
+        description="GPT-2, written by hand, as a text classifier you can trust.",
+        epilog="gpt2-classifier COMMAND --help shows examples.  " + EXIT_CODES,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"gpt2-classifier {version('gpt2-from-scratch')}"
+    )
+    added = Commands(parser)
+    commands.add_train(added)
+    commands.add_find_rate(added)
+    studies.add_compare(added)
+    studies.add_experiments(added)
+    commands.add_evaluate(added)
+    commands.add_predict(added)
+    commands.add_features(added)
+    commands.add_check(added)
+    commands.add_verify(added)
+    commands.add_generate(added)
+    commands.add_pretrain(added)
+    commands.add_download(added)
+    commands.add_cache(added)
+    commands.add_probe(added)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminable():
             args = _parse(sys.argv[1:] if arguments is None else list(arguments))
             verbose = args.verbose
-            COMMANDS[args.command](args)
+            args.run(args)
             sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
@@ -42,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
-    except OSError as error:  # files that are written raise ResourceError, but not standard output
+    except OSError as error:  # writing files raises ResourceError, but not writing standard output
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         return _failed(error, (ResourceError if full else DataError).exit_code, verbose)
 
 
 def _open_streams() -> None:
-    """Where the shell closed a stream there is none; and an argument may hold what is no UTF-8."""
+    """Replace a stream that the shell closed; arguments may hold what is not UTF-8."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -57,11 +112,11 @@ def _open_streams() -> None:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse the command line; texts may stand anywhere, and behind `--` begin with anything."""
+    """Parse the command line; texts may be anywhere, and after `--` begin with anything."""
     parser = build_parser()
     end = words.index("--") if "--" in words else len(words)
     args, rest = parser.parse_known_args(words[:end])
-    texts = rest + words[end + 1 :]  # argparse passes over texts behind an option, and over `--`
+    texts = rest + words[end + 1 :]  # argparse ignores texts after an option, and after `--`
     if any(text.startswith("-") for text in rest) or (texts and not hasattr(args, "texts")):
         hint = "; put -- before texts that begin with -" if hasattr(args, "texts") else ""
         parser.error(f"unrecognized arguments: {' '.join(texts)}{hint}")
@@ -73,7 +128,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
     if verbose:
         traceback.print_exc()
-    with suppress(OSError):  # not through the log: where memory is short it may not load tqdm
+    with suppress(OSError):  # not through the log: if memory is short it may not load tqdm
         print(
             f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}", file=sys.stderr
         )

@@ -1,10 +1,14 @@
-"""The folder of one run: a new one, kept for one process, and what it is a run of."""
+"""The folder of one run: its settings, its lock, its test set, its checks.
+
+`config.json` holds exactly a `RunConfig`; `provenance.json` what the run was made from. A finished
+run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume from.
+"""
 
 import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,38 +30,90 @@ from gpt2_from_scratch.storage.files import (
     read_json,
     read_manifest,
     sweep,
+    write_json,
 )
+from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
-SETTINGS = {  # in `config.json`, beside those of TrainConfig and HeadSettings
-    "model": str,
-    "data": str,
-    "val_data": str,
-    "test_data": str,
-    "balance": bool,
-    "together": str,
-    "max_tokens": int,
-    "text_column": str,
-    "label_column": str,
-    "encoding": str,
-    "on_error": str,
-    "keep_empty": bool,
-    "dtype": str,
-    "cache": bool,
-}
-KINDS = (TrainConfig, HeadSettings)
+VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
+CONFIG, PROVENANCE = "config.json", "provenance.json"
 
 
-def new_run_folder(run: str | Path | None, model: str | Path, data: str | Path, seed: int) -> Path:
-    """Make `run`, or `runs/MODEL-DATA-SEED` with a number behind it where that is taken.
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides how a run comes out, except the processor it runs on."""
 
-    Raises UsageError when the named folder holds something: no run is ever written over.
+    version: int = setting(VERSION, "of this format", at_least=VERSION, at_most=VERSION)
+    recipe: str = setting("default", "how it is trained", choices=("default", "lecture"))
+    model: str = setting("mini", "name or folder of the pretrained GPT-2")
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    dtype: str = setting("float32", "precision of the frozen blocks", choices=tuple(DTYPES))
+    cache: bool = setting(True, "keep the frozen blocks' output on disk")
+    threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its name, in one flat dictionary, to compare and to show."""
+        flat = asdict(self)
+        parts = [flat.pop(name) for name in ("data", "training", "head")]
+        return flat | {name: value for part in parts for name, value in part.items()}
+
+    def write(self, run: Path) -> None:
+        """Write `config.json`."""
+        write_json(run / CONFIG, asdict(self))
+
+    @classmethod
+    def read(cls, run: Path) -> "RunConfig":
+        """Read `config.json`.
+
+        Raises CheckpointError unless all settings are there and valid, UsageError for a run of
+        another version of this format.
+        """
+        path = run / CONFIG
+        values = read_json(path)
+        if values.get("version") != VERSION:
+            raise UsageError(
+                f"{path} is of another version of this package. The run can still predict and be "
+                "evaluated, but not be resumed or trained again from its folder."
+            )
+        try:
+            for name, kind in (("data", DataConfig), ("training", TrainConfig), ("head", HeadSettings)):
+                _refuse_missing(kind, values[name])
+                values[name] = from_json(kind, values[name])
+            _refuse_missing(cls, values)
+            return from_json(cls, values)
+        except (UsageError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
+    missing = {known.name for known in fields(kind)} - values.keys()
+    if missing:
+        raise UsageError(f"{kind.__name__} lacks {sorted(missing)}")
+
+
+# --- a new folder, and one process in it ---
+
+
+def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
+    """Make `run`, or `runs/MODEL-DATA-SEED` with a number appended if that exists.
+
+    Raises UsageError if the named folder holds something: no run is ever overwritten.
     """
     try:
         if run is not None:
-            return _named_folder(Path(run))
-        stem = f"{Path(model).resolve().name}-{Path(data).stem}-{seed}"
+            run = Path(run)
+            refuse_odd_name(run)
+            if run.exists() and (not run.is_dir() or any(run.iterdir())):
+                raise UsageError(f"{run} exists already. Choose another --out.")
+            run.mkdir(parents=True, exist_ok=True)
+            return run
+        stem = f"{Path(config.model).name}-{Path(config.data.source).stem}-{config.training.seed}"
         number = 1
         while True:
             run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
@@ -67,109 +123,76 @@ def new_run_folder(run: str | Path | None, model: str | Path, data: str | Path, 
             number += 1
     except OSError as error:
         raise ResourceError(
-            f"{run} cannot be made: {error.strerror}; choose another --out"
+            f"{run} cannot be made: {error.strerror}. Choose another --out."
         ) from error
-
-
-def _named_folder(run: Path) -> Path:
-    refuse_odd_name(run)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(f"{run} is there already; choose another --out, nothing is overwritten")
-    run.mkdir(parents=True, exist_ok=True)
-    return run
 
 
 @contextmanager
 def working_in(run: Path, *, resumable: bool) -> Iterator[None]:
-    """Keep other processes out of a run's folder; say how to go on when the work is interrupted."""
-    with locked(
-        run / ".lock",
-        wait=False,
-    ):
+    """Keep other processes out of a run's folder; say how to resume after an interruption."""
+    with locked(run / ".lock", wait=False):
         sweep(run)
         try:
             yield
         except KeyboardInterrupt as error:
-            how = f"gpt2-classifier train --resume {shlex.quote(str(run))}" if resumable else ""
-            how = how or "the same command again: what the frozen blocks gave is kept"
+            how = "the same command again: the frozen blocks' output is kept"
+            if resumable:
+                how = f"gpt2-classifier train --resume {shlex.quote(str(run))}"
             number = getattr(error, "exit_code", 130) - 128
-            raise Interrupted(f"{error or 'interrupted'}; go on with\n  {how}", number) from None
+            raise Interrupted(f"{error or 'interrupted'}; resume with\n  {how}", number) from None
 
 
-def describe(
-    settings: dict[str, Any], split: Split, classifier: Classifier, recipe: str = "default"
-) -> dict[str, Any]:
-    """What `config.json` holds: all that decides how a run comes out."""
-    where = environment(classifier.model.wte.weight.device)
+# --- what it was made from ---
+
+
+def write_provenance(run: Path, split: Split, classifier: Classifier) -> None:
+    """Write `provenance.json`: the messages' number and hash, the classifier, the environment."""
+    write_json(run / PROVENANCE, _provenance(split, classifier))
+
+
+def refuse_other_run(run: Path, split: Split, classifier: Classifier) -> None:
+    """Raise UsageError unless the run was begun with this base model and these messages."""
+    saved = read_json(run / PROVENANCE)
+    now = json.loads(json.dumps(_provenance(split, classifier)))  # tuples are lists there
+    names = ("messages_sha256", "classifier")
+    refuse_changes({n: saved.get(n) for n in names}, {n: now[n] for n in names}, run)
+
+
+def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
     return {
-        "recipe": recipe,
-        "settings": settings,
-        "classifier": asdict(classifier.description),
         "messages": {part: len(messages) for part, messages in vars(split).items()},
         "messages_sha256": messages_sha256(split),
-        "environment": where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+        "classifier": asdict(classifier.description),
+        "environment": environment(classifier.device)
+        | {"gpt2_from_scratch": version("gpt2-from-scratch")},
     }
 
 
-def read_settings(run: Path) -> tuple[dict[str, Any], int]:
-    """The settings that `config.json` has, and the number of threads.
-
-    Raises CheckpointError unless all are there and of their types, UsageError for a run of the
-    lecture's recipe, which keeps no state.
-    """
-    path = run / "config.json"
-    saved = read_json(path)
-    if saved.get("recipe") == "lecture":
-        raise UsageError(
-            f"{run} is a run of the lecture's recipe, which keeps no state; start it anew: what the "
-            "frozen blocks gave is kept"
-        )
-    settings, where = saved.get("settings"), saved.get("environment")
-    if isinstance(settings, dict):  # of a run before there was such a setting
-        settings = {"together": "copies", "pad_to": 0, "causal_mask": True} | settings
-    if not isinstance(settings, dict) or not isinstance(where, dict):
-        raise CheckpointError(f"{path} holds no settings of a run")
-    types = SETTINGS | {f.name: type(f.default) for kind in KINDS for f in fields(kind)}
-    for name in types.keys() | settings.keys():
-        value, wanted = settings.get(name), types.get(name)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise CheckpointError(f"{path}: {name} is {value!r:.80}, not as it was written")
-    if settings["dtype"] not in DTYPES or type(where.get("threads")) is not int:
-        raise CheckpointError(f"{path}: dtype or threads are not as they were written")
-    return settings, where["threads"]
-
-
-def refuse_other_run(run: Path, described: dict[str, Any]) -> None:
-    """Raise UsageError unless the run was begun with this base model and these messages."""
-    saved = read_json(run / "config.json")
-    described = json.loads(json.dumps(described))  # tuples are lists there
-    was, now = (
-        {name: d.get(name) for name in ("messages_sha256", "classifier")}
-        for d in (saved, described)
-    )
-    refuse_changes(was, now, run)
+# --- its test set ---
 
 
 def write_test_part(run: Path, messages: Sequence[Message], task: str) -> None:
-    """Write the messages kept for the test: `test.csv`, or `test.jsonl` of other tasks."""
-    if task == "classification":
-        write_messages(_test_part(run, task), messages)
-    else:
-        write_examples(_test_part(run, task), messages)
+    """Write the test set: `test.csv`, or `test.jsonl` for other tasks than classification."""
+    write = write_messages if task == "classification" else write_examples
+    write(_test_part(run, task), messages)
 
 
 def read_test_part(run: Path, task: str) -> list[Message]:
-    """What `write_test_part` wrote, held against the run's manifest; empty texts too."""
-    check_listed(_test_part(run, task))
-    return load_examples(DataConfig(source=str(_test_part(run, task)), keep_empty=True), task)
+    """Read the test set, checked against the run's manifest; empty texts too."""
+    path = _test_part(run, task)
+    check_listed(path)
+    return load_examples(DataConfig(source=str(path), keep_empty=True), task)
 
 
 def _test_part(run: Path, task: str) -> Path:
     return run / ("test.csv" if task == "classification" else "test.jsonl")
 
 
+# --- its checks ---
+
+
 def verify_run(folder: Path) -> Iterator[Check]:
-    """Check a finished run's folder: each file against its manifest, the classifiers by themselves."""
+    """Check each file of a finished run against its manifest, and the classifiers themselves."""
     check, listed = attempt(
         MANIFEST, lambda: read_manifest(folder), lambda files: f"{len(files)} files"
     )

@@ -1,11 +1,10 @@
-"""The lecture's recipe, step by step, so that its printed numbers can be had again.
+"""The lecture's recipe, step by step, so that its printed numbers can be reproduced.
 
 With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S.
-Raschka's *Build a Large Language Model (From Scratch)*. It is kept apart because it is not the
-sound way: it reads the file with csv quotes, lets copies of test messages into training, pads
-every text to the longest, and reads the last *position*, which is a pad for nearly all of them.
-Every pass over a loader draws from torch's global random numbers, so even the order of the passes
-matters here.
+Raschka's *Build a Large Language Model (From Scratch)*. It is separate because it is not sound: it
+reads the file with csv quotes, lets copies of test messages into training, pads every text to the
+longest, and reads the last *position*, which is padding for nearly all of them. Every pass over a
+loader draws from torch's global random numbers, so even the order of the passes matters here.
 """
 
 import logging
@@ -22,8 +21,8 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger, set_trainable
 from gpt2_from_scratch.classifier.heads import replace_head
 from gpt2_from_scratch.classifier.saving import Description
-from gpt2_from_scratch.classifier.settings import HeadConfig, Pooling
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.classifier.settings import HeadConfig, Pooling, TrainConfig
+from gpt2_from_scratch.data.messages import Message, load_messages
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.model import GPT2
@@ -31,6 +30,7 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import base_sha256
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.storage.paths import sms_collection
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ EPOCHS = 5
 LR, WEIGHT_DECAY = 5e-5, 0.1
 EVAL_EVERY, EVAL_BATCHES = 50, 5
 SPLIT_RULE = (
-    "The lecture's: as many messages of each label, copies among them, 70, 10 and 20 % at random."
+    "The lecture's split: equal numbers of messages per label, copies included, divided at random "
+    "into 70% training, 10% validation, and 20% test."
 )
 CHECK_TEXT = "Do you have time"
 
@@ -49,24 +50,45 @@ Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test
 
 @dataclass
 class Trace:
-    """Every number the lecture prints; accuracies as shares of 1."""
+    """Every number that the lecture prints; accuracies from 0 to 1."""
 
     check_logits: list[list[float]] = field(default_factory=list)  # (4, 2) for "Do you have time"
-    initial_accuracy: list[float] = field(
-        default_factory=list
-    )  # train, val, test; first 10 batches
-    initial_loss: list[float] = field(default_factory=list)  # train, val, test; first 5 batches
+    # train, val, test: of the first 10 batches, of the first 5, of whole loaders
+    initial_accuracy: list[float] = field(default_factory=list)
+    initial_loss: list[float] = field(default_factory=list)
     losses: list[tuple[int, float, float]] = field(default_factory=list)  # step, train, val
-    accuracies: list[tuple[float, float]] = field(default_factory=list)  # train, val; an epoch each
-    final_accuracy: list[float] = field(default_factory=list)  # train, val, test; whole loaders
+    accuracies: list[tuple[float, float]] = field(default_factory=list)  # train, val; per epoch
+    final_accuracy: list[float] = field(default_factory=list)
+
+
+def lecture_settings(seed: int) -> TrainConfig:
+    """The lecture's settings of training, as a run's `config.json` holds them."""
+    return TrainConfig(
+        n_last_blocks=1,
+        final_norm=True,
+        epochs=EPOCHS,
+        patience=EPOCHS,
+        batch_size=BATCH_SIZE,
+        lr=LR,
+        warmup=0.0,
+        weight_decay=WEIGHT_DECAY,
+        seed=seed,
+    )
+
+
+def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
+    """Read "sms" or a file, and split it as the lecture does. Raises DataError as `lecture_split`."""
+    path = sms_collection() if source == "sms" else Path(source)
+    messages = load_messages(source)  # checks the file, whichever way it is then read
+    return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
 
 
 def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     """The lecture's 1045 / 149 / 300 messages, in its order.
 
     A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting:
-    5,572 rows of 5,574, 53 of them altered. All spam is kept and as many ham drawn. Raises
-    DataError for other labels.
+    5,572 rows of 5,574, 53 of them altered. All spam is kept, and the same number of ham drawn.
+    Raises DataError for other labels.
     """
     import pandas
 
@@ -79,8 +101,8 @@ def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     ham, spam = (table[table["label"] == label] for label in LABELS)
     if len(ham) + len(spam) != len(table) or not 10 <= len(spam) <= len(ham):
         raise DataError(
-            f"the lecture's recipe tells ham from spam, with at least as much ham; found "
-            f"{table['label'].value_counts().to_dict()}; use the default recipe"
+            "the lecture's recipe needs ham and spam, with at least as much ham; found "
+            f"{table['label'].value_counts().to_dict()}. Use the default recipe."
         )
     drawn = pandas.concat([ham.sample(len(spam), random_state=seed), spam])
     shuffled = drawn.sample(frac=1, random_state=seed)
@@ -94,9 +116,9 @@ def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
 
 
 def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, list[list[int]], int]:
-    """Loaders of (numbers of texts, labels), the texts' ids, the longest training text in tokens.
+    """Make loaders of (numbers of texts, labels); also the texts' ids and the longest length.
 
-    Every text is cut to that length.
+    That length is of the longest training text, in tokens; every text is cut to it.
     """
     encoded: list[list[int]] = []
     loaders = []
@@ -123,10 +145,10 @@ def lecture(
     dtype: torch.dtype = torch.float32,
     store: FeatureStore | None = None,
 ) -> tuple[Classifier, Trace]:
-    """Finetune `model`, in place, as the lecture does; say its lines and return them as numbers.
+    """Finetune `model`, in place, as the lecture does; log its lines and return their numbers.
 
-    The classifier it returns pads every text as in training and reads the last position. With
-    another `pooling` nothing is padded. The frozen blocks are computed once a text, in `dtype`.
+    The classifier pads every text as in training and reads the last position. With another
+    `pooling` nothing is padded. The frozen blocks are computed once per text, in `dtype`.
     """
     trace = Trace()
     identity = base_sha256(model, tokenizer)
@@ -141,22 +163,11 @@ def lecture(
     pad_to = longest if pooling == "last_position" else None
     head = HeadConfig(labels=tuple(LABELS), layer=model.config.n_layer, pooling=pooling)
     description = Description(base, identity, (head,), longest, pad_to)
-    classifier = Classifier(model, tokenizer, description, dtype=dtype, store=store)
+    classifier = Classifier(model, tokenizer, description, dtype, store)
     texts = classifier.texts(encoded)
-    _before_training(
-        classifier,
-        texts,
-        loaders,
-        trace,
-        seed,
-    )
+    _before_training(classifier, texts, loaders, trace, seed)
     torch.manual_seed(seed)
-    _train(
-        classifier,
-        texts,
-        loaders,
-        trace,
-    )
+    _train(classifier, texts, loaders, trace)
     trace.final_accuracy = [accuracy(classifier, texts, loader) for loader in loaders]
     log.info("Training {} | Validation {} | Test {}".format(*map(_percent, trace.final_accuracy)))
     return classifier, trace
@@ -165,7 +176,7 @@ def lecture(
 def accuracy(
     classifier: Classifier, texts: Texts, loader: DataLoader, batches: int | None = None
 ) -> float:
-    """The share of right answers over the first `batches` batches of a new pass, or all of them."""
+    """Accuracy over the first `batches` batches of a new pass, or all of them."""
     logits, labels = _pass(classifier, texts, loader, batches)
     return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
@@ -207,7 +218,7 @@ def _train(
     trace: Trace,
 ) -> None:
     train, val, _ = loaders
-    # the lecture hands over all parameters; those without a gradient are passed over either way
+    # the lecture passes all parameters; AdamW skips those without a gradient either way
     trainable = [p for p in classifier.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     step = -1
@@ -241,5 +252,5 @@ def _pass(
     return torch.cat(logits).cpu(), labels
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f}%"

@@ -1,295 +1,227 @@
-"""From a model and messages to a finished run: the two recipes, each one call.
-
-A run's folder holds `config.json`, `metrics.jsonl`, `best.safetensors`, `last.safetensors`,
-the test messages as `test.csv` (`test.jsonl` of other tasks than classification), what
-`run_results.py` writes, and `MANIFEST.json` when all of it is there; until then
-`state-*.safetensors`.
-"""
+"""From a model and a data set to a finished run: the two recipes, each one call."""
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import finetune, freeze, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.formats import label_names
-from gpt2_from_scratch.data.messages import (
-    DataConfig,
-    Message,
-    count_labels,
-    load_messages,
-    write_messages,
-)
+from gpt2_from_scratch.data.messages import DataConfig, Message, count_labels
 from gpt2_from_scratch.data.split import Split, load_split
-from gpt2_from_scratch.data.tables import checked_encoding
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
-from gpt2_from_scratch.reports.plots import plot_training
 from gpt2_from_scratch.runs.folder import (
-    describe,
+    RunConfig,
     new_run_folder,
-    read_settings,
     read_test_part,
     refuse_other_run,
     working_in,
+    write_provenance,
     write_test_part,
 )
-from gpt2_from_scratch.runs.lecture import SPLIT_RULE, lecture, lecture_split
-from gpt2_from_scratch.runs.results import Finished, finish_run
+from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
+from gpt2_from_scratch.runs.results import Run, score_run
 from gpt2_from_scratch.speed.batching import encode_texts
-from gpt2_from_scratch.speed.devices import DTYPES, check_dtype, set_threads
+from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import check_listed, is_complete, write_json
-from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name, sms_collection
-from gpt2_from_scratch.storage.states import refuse_changes
+from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
 
 log = logging.getLogger(__name__)
 
 
 def train_classifier(
     model: str | Path = "mini",
-    data: str | Path = "demo",
-    run: str | Path | None = None,
-    config: TrainConfig | None = None,
-    settings: HeadSettings | None = None,
+    data: str | Path | DataConfig = "demo",
+    training: TrainConfig | None = None,
+    head: HeadSettings | None = None,
     *,
-    val_data: str | Path = "",
-    test_data: str | Path = "",
-    text_column: str = "text",
-    label_column: str = "label",
-    encoding: str = "utf-8",
-    on_error: str = "stop",
-    keep_empty: bool = False,
-    balance: bool = False,
-    together: str = "copies",
-    max_tokens: int | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    run: str | Path | None = None,
+    device: torch.device | str = "auto",
+    dtype: str = "float32",
     cache: bool = True,
-    resume: bool = False,
-) -> tuple[Path, Classifier, Any]:
-    """The default recipe: split without duplicates, finetune, keep the best, score the test part.
+) -> Run:
+    """Finetune a classifier, keep its best epoch, and score it on the test set.
 
-    `data` is "demo", "topics", "sms" or a file, in a format of the settings' task (examples.py);
-    where parts to choose by and to test come in files of their own, all of `data` is trained on;
-    else `together` says what stays in one part (see `split_messages`).
-    `run` is the folder to write (none: a new one in `runs`), which is returned with the classifier
-    and its scores on the test part (an Evaluation, or its like in scores.py). With LoRA the blocks
-    stay frozen unless `config` says how many train. With `on_error` "skip" rows that cannot be used
-    are left out, and texts that have two labels. `dtype` is that of the frozen blocks' arithmetic
-    and output, which `cache` keeps on disk for the next run. `resume` goes on in a `run` that was
-    interrupted, with the same settings (`resume_training` reads them there). Raises Interrupted,
-    after saving, when Ctrl-C or SIGTERM comes.
+    Args:
+        model: "mini", "124M", ... or a model's folder.
+        data: "demo", "topics", "sms", a file, or a DataConfig that says how to read and split it.
+        training: How it is trained. Default: the last block and the final norm; with LoRA no block.
+        head: What the head answers and how it is built. Default: one class per text.
+        run: The folder to write. Default: a new one in `runs/`.
+        device: "auto", "cpu", "cuda", "mps" or a torch device.
+        dtype: Precision of the frozen blocks, "float32" or "bfloat16".
+        cache: Keep the frozen blocks' output on disk for the next run.
+
+    Returns:
+        The finished run: `run.classifier`, `run.scores`; `run.write_report()` writes the page, the
+        model card and the pictures.
+
+    Raises:
+        DataError: The data cannot be read, or not be split.
+        CheckpointError: The model cannot be loaded.
+        UsageError: Settings contradict each other.
+        Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
-    settings = settings or HeadSettings()
-    config = config or TrainConfig(n_last_blocks=0 if settings.lora else 1)
-    check_dtype(dtype)
+    head = head or HeadSettings()
+    training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
+    data = data if isinstance(data, DataConfig) else DataConfig(source=str(data))
     sources = {
-        "data": data_name(data),
-        "val_data": data_name(val_data) if val_data else "",
-        "test_data": data_name(test_data) if test_data else "",
+        name: data_name(value)
+        for name in ("source", "val_source", "test_source")
+        if (value := getattr(data, name))
     }
-    reading: dict[str, Any] = {
-        "text_column": text_column,
-        "label_column": label_column,
-        "encoding": checked_encoding(encoding),
-        "on_error": on_error,
-        "keep_empty": keep_empty,
-    }
-    where = DataConfig(
-        source=sources["data"],
-        val_source=sources["val_data"],
-        test_source=sources["test_data"],
-        balance=balance,
-        keep_together=together,
-        **reading,
-    )
-    split = load_split(where, settings.task, config.seed)
-    if settings.task == "regression" and not settings.labels:
-        settings = replace(settings, labels=_value_names(label_column, split))
-    if settings.pooling in OF_PADS and not settings.pad_to:
-        log.warning(
-            "pads are read, as many as the longest text beside needs: answers depend on those"
-        )
-    classifier = new_classifier(model, split, config, settings, max_tokens, dtype)
-    classifier.to(device)
-    log.info(_counted(split, settings.task))
-    lines = ledger(classifier.model, config, classifier.description.heads)
-    log.info(format_ledger(lines))
-    saved = (
-        sources
-        | reading
-        | asdict(settings)
-        | {
-            "model": model_name(model),
-            "balance": balance,
-            "together": together,
-            "max_tokens": classifier.description.max_tokens,
-            "dtype": str(dtype).removeprefix("torch."),
-            "cache": cache,
-        }
-    )
-    run = Path(run) if run and resume else new_run_folder(run, model, data, config.seed)
-    with working_in(run, resumable=True):
-        described = describe(saved | asdict(config), split, classifier)
-        if resume:
-            refuse_other_run(run, described)
-        # first of all, so that an interrupted run can be scored and gone on with
-        write_test_part(run, split.test, settings.task)
-        write_json(run / "config.json", described)
-        classifier.store = FeatureStore() if cache else None
-        history = finetune(classifier, split, config, run, resume=resume)
-        done = Finished(run, classifier, split, history, saved | asdict(config), lines)
-        scores = finish_run(done)
-    return run, classifier, scores
-
-
-def new_classifier(
-    model: str | Path,
-    split: Split,
-    config: TrainConfig,
-    settings: HeadSettings,
-    max_tokens: int | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Classifier:
-    """A base model with the head and the LoRA that settings and texts ask for, frozen as `config`
-    has it, untrained.
-    """
-    every, folder = [*split.train, *split.val, *split.test], model_folder(model)
-    sizes = read_config(folder)
-    head = settings.head_config(label_names(every, settings.task), split.train, sizes.n_embd)
-    pad_to = settings.pad_to or None
-    if settings.pad_to == -1:
-        texts = [message.text for message in split.train]
-        pad_to = max(map(len, encode_texts(texts, Tokenizer(folder), max_tokens or sizes.n_ctx)[0]))
-    classifier = Classifier.on_base(
-        model,
-        heads=[head],
-        lora=settings.lora_config(),
-        max_tokens=min(max_tokens or sizes.n_ctx, pad_to) if pad_to else max_tokens,
-        pad_to=pad_to,
-        causal_mask=settings.causal_mask,
-        seed=config.seed,
+    config = RunConfig(
+        model=model_name(model),
+        data=replace(data, **sources),
+        training=training,
+        head=head,
         dtype=dtype,
+        cache=cache,
+        threads=torch.get_num_threads(),
     )
-    freeze(classifier, config)
+    split = load_split(config.data, head.task, training.seed)
+    config = _with_value_names(config, split)
+    classifier = new_classifier(config, split).to(choose_device(str(device)))
+    folder = new_run_folder(run, config)
+    with working_in(folder, resumable=True):
+        write_test_part(folder, split.test, head.task)  # an interrupted run can be scored with it
+        write_provenance(folder, split, classifier)
+        config.write(folder)
+        return _train(folder, config, split, classifier, resume=False)
+
+
+def resume_training(run: str | Path, *, device: torch.device | str = "auto") -> Run:
+    """Resume a run that was interrupted or killed, to the same end.
+
+    The settings are read from the run's folder, including the number of threads. A complete run is
+    only scored again. Raises UsageError for a run of the lecture's recipe, which keeps no state, and
+    for one whose data or base model have changed.
+    """
+    folder = Path(run)
+    if is_complete(folder):
+        check_listed(folder / "config.json")
+    config = RunConfig.read(folder)
+    if config.recipe == "lecture":
+        raise UsageError(
+            f"{folder} is a run of the lecture's recipe, which keeps no state. Start it again: the "
+            "frozen blocks' output is kept."
+        )
+    set_threads(config.threads)
+    where = choose_device(str(device))
+    if is_complete(folder):
+        log.info(f"{folder} is complete")
+        classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
+        scores = evaluate_classifier(classifier, read_test_part(folder, config.head.task))
+        return Run(folder, config, classifier, scores)
+    split = load_split(config.data, config.head.task, config.training.seed)
+    classifier = new_classifier(config, split).to(where)
+    with working_in(folder, resumable=True):
+        refuse_other_run(folder, split, classifier)
+        write_test_part(folder, split.test, config.head.task)
+        return _train(folder, config, split, classifier, resume=True)
+
+
+def _train(
+    folder: Path, config: RunConfig, split: Split, classifier: Classifier, *, resume: bool
+) -> Run:
+    if config.head.pooling in OF_PADS and not config.head.pad_to:
+        log.warning(
+            "this pooling reads padding, so predictions depend on the longest text in the batch; "
+            "set pad_to to avoid that"
+        )
+    every = [*split.train, *split.val, *split.test]
+    labels = f" {count_labels(every)}" if config.head.task == "classification" else ""
+    log.info(
+        f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
+        f"{len(split.val):,} validation, {len(split.test):,} test"
+    )
+    lines = ledger(classifier.model, config.training, classifier.description.heads)
+    log.info(format_ledger(lines))
+    classifier.store = FeatureStore() if config.cache else None
+    finetune(classifier, split, config.training, folder, resume=resume)
+    return score_run(folder, config, classifier, split)
+
+
+def new_classifier(config: RunConfig, split: Split) -> Classifier:
+    """An untrained classifier: base model, head and LoRA as configured, frozen as configured."""
+    every, folder, head = [*split.train, *split.val, *split.test], model_folder(config.model), config.head
+    sizes = read_config(folder)
+    max_tokens, pad_to = head.max_tokens or sizes.n_ctx, head.pad_to or None
+    if head.pad_to == -1:
+        texts = [message.text for message in split.train]
+        pad_to = max(map(len, encode_texts(texts, Tokenizer(folder), max_tokens)[0]))
+    classifier = Classifier.on_base(
+        config.model,
+        heads=[head.head_config(label_names(every, head.task), split.train, sizes.n_embd)],
+        lora=head.lora_config(),
+        max_tokens=min(max_tokens, pad_to) if pad_to else max_tokens,
+        pad_to=pad_to,
+        causal_mask=head.causal_mask,
+        seed=config.training.seed,
+        dtype=DTYPES[config.dtype],
+    )
+    freeze(classifier, config.training)
     return classifier
 
 
-def _value_names(label_column: str, split: Split) -> str:
-    """The columns' names as the values', unless one column holds several."""
-    names = label_column.split(",")
-    return label_column if len(names) == len(split.train[0].label) else ""
-
-
-def _counted(split: Split, task: str) -> str:
-    every = [*split.train, *split.val, *split.test]
-    labels = f" {count_labels(every)}" if task == "classification" else ""
-    return (
-        f"{len(every):,} distinct texts{labels}: {len(split.train):,} to train on, "
-        f"{len(split.val):,} to choose by, {len(split.test):,} to test"
-    )
-
-
-def resume_training(
-    run: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    **given: Any,
-) -> tuple[Path, Classifier, Any]:
-    """Go on with a run of `train_classifier` that was interrupted or killed, to the same end.
-
-    The settings are read from the run's folder, the number of threads too; `given` are those the
-    caller believes it has. Of a complete run only the scores are taken again. Raises UsageError for
-    a setting that differs, and for a run of the lecture's recipe, which cannot go on.
-    """
-    run = Path(run)
-    if is_complete(run):
-        check_listed(run / "config.json")
-    settings, threads = read_settings(run)
-    saved = settings | {"threads": threads}
-    refuse_changes(saved, saved | _as_saved(given), run)
-    config = _taken_out(TrainConfig, settings)
-    put_on = _taken_out(HeadSettings, settings)
-    dtype = DTYPES[settings.pop("dtype")]
-    set_threads(threads)
-    if is_complete(run):
-        log.info(f"{run} is complete")
-        classifier = Classifier.load(run, settings["model"], dtype=dtype)
-        classifier.to(device)
-        return run, classifier, evaluate_classifier(classifier, read_test_part(run, put_on.task))
-    return train_classifier(
-        run=run,
-        config=config,
-        settings=put_on,
-        dtype=dtype,
-        device=device,
-        resume=True,
-        **settings,
-    )
-
-
-def _taken_out(kind: Any, settings: dict[str, Any]) -> Any:
-    """The dataclass whose fields stand among the settings; they are removed there."""
-    return kind(**{field.name: settings.pop(field.name) for field in fields(kind)})
-
-
-def _as_saved(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as `config.json` has them, to compare with it."""
-    called = {"model": model_name, "encoding": checked_encoding}
-    called |= dict.fromkeys(("data", "val_data", "test_data"), data_name)
-    return {name: called.get(name, lambda x: x)(value) for name, value in given.items()}
+def _with_value_names(config: RunConfig, split: Split) -> RunConfig:
+    """Name the values of a regression after their columns, unless one column holds several."""
+    if config.head.task != "regression" or config.head.labels:
+        return config
+    columns = config.data.label_column
+    if len(columns.split(",")) != len(split.train[0].label):
+        return config
+    return replace(config, head=replace(config.head, labels=columns))
 
 
 def train_as_the_lecture(
     model: str | Path = "124M",
     data: str | Path = "sms",
-    run: str | Path | None = None,
     *,
+    run: str | Path | None = None,
     seed: int = 123,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: str = "float32",
     cache: bool = True,
-) -> tuple[Path, Classifier, Any]:
-    """The lecture's recipe; see `lecture.py` for what it does and why it is not the default."""
-    path = sms_collection() if data == "sms" else Path(data)
-    messages = load_messages(data)  # checks the file, whichever way it is then read
-    split = lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
-    gpt2, folder = load_gpt2(model).to(device), model_folder(model)
-    run = new_run_folder(run, model, data, seed)
+) -> Run:
+    """Train by the lecture's recipe; `lecture.py` says what it does and why it is not the default."""
+    split = read_lecture_split(data, seed)
+    gpt2, folder = load_gpt2(model).to(choose_device(str(device))), model_folder(model)
+    config = RunConfig(
+        recipe="lecture",
+        model=model_name(model),
+        data=DataConfig(source=data_name(data)),
+        training=lecture_settings(seed),
+        dtype=dtype,
+        cache=cache,
+        threads=torch.get_num_threads(),
+    )
+    run = new_run_folder(run, config)
     with working_in(run, resumable=False):
-        write_messages(run / "test.csv", split.test)
+        write_test_part(run, split.test, "classification")
         store = FeatureStore() if cache else None
         classifier, trace = lecture(
-            gpt2,
-            Tokenizer(folder),
-            split,
-            base=model_name(model),
-            seed=seed,
-            dtype=dtype,
-            store=store,
+            gpt2, Tokenizer(folder), split, base=config.model, seed=seed, dtype=DTYPES[dtype], store=store
         )
-        settings = {"model": model_name(model), "data": data_name(data), "seed": seed}
-        write_json(run / "config.json", describe(settings, split, classifier, "lecture"))
+        length = classifier.description.max_tokens
+        head = HeadSettings(pooling="last_position", pad_to=length, max_tokens=length)
+        config = replace(config, head=head)
+        config.write(run)
+        write_provenance(run, split, classifier)
         write_json(run / "trace.json", asdict(trace))
         classifier.save(run / "best.safetensors")
-        steps, *losses = zip(*trace.losses, strict=True)
-        train, val = zip(*trace.accuracies, strict=True)
-        curves = plot_training(steps, (losses[0], losses[1]), (train, val), step_name="step")
-        done = Finished(
-            run, classifier, split, [], settings, ledger(classifier.model), SPLIT_RULE, curves
-        )
-        scores = finish_run(done, calibrated=False)
-    return run, classifier, scores
+        return score_run(run, config, classifier, split)
 
 
-def evaluate_classifier(classifier: Classifier, messages: list[Message]) -> Any:
-    """Score a classifier's first head on labelled messages: an Evaluation, or its like in scores.py."""
+def evaluate_classifier(classifier: Classifier, messages: list[Message]) -> Scores:
+    """Score a classifier's first head on labelled messages."""
     labelled = to_labelled(classifier, messages)
     return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]

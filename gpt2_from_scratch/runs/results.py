@@ -1,11 +1,12 @@
-"""A classifier's answers to labelled texts, and the temperature that makes its shares honest.
+"""The results of a run: its classifier's predictions, their scores, and the report on request.
 
 N texts, K classes.
 """
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,77 +17,94 @@ import torch
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.freezing import LedgerLine, format_ledger
-from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
+from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
+from gpt2_from_scratch.classifier.tasks.classification import class_scores
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
-from gpt2_from_scratch.data.split import Split
-from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.evaluation.assessment import Assessment, as_json, assess
-from gpt2_from_scratch.evaluation.baselines import answered_by, fit_baselines
+from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.evaluation.assessment import Assessment, assess, assessment_as_json
+from gpt2_from_scratch.evaluation.baselines import fit_baselines, predictions_of
 from gpt2_from_scratch.evaluation.calibration import fit_temperature
 from gpt2_from_scratch.evaluation.metrics import (
-    Answered,
     Evaluation,
+    LabelledPredictions,
     evaluate_predictions,
-    read_answered,
-    write_answered,
+    read_predictions,
+    write_predictions,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
-from gpt2_from_scratch.reports.model_card import model_card
-from gpt2_from_scratch.reports.plots import plot_epochs, save_picture
-from gpt2_from_scratch.reports.render import write_page
-from gpt2_from_scratch.reports.run_report import run_page
+from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
+from gpt2_from_scratch.reports.render import write_run_report
+from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig
+from gpt2_from_scratch.runs.lecture import SPLIT_RULE, read_lecture_split
 from gpt2_from_scratch.speed.devices import environment
-from gpt2_from_scratch.storage.files import check_listed, write_json, write_manifest, write_text
+from gpt2_from_scratch.storage.files import (
+    add_to_manifest,
+    check_listed,
+    read_json,
+    write_json,
+    write_manifest,
+)
 from gpt2_from_scratch.storage.states import remove_states
 
 log = logging.getLogger(__name__)
+
+MOST_FOR_BASELINES = 20_000  # training texts; beyond, `compare` fits them, at its own time
+MOST_FOR_NEAR_DUPLICATES = 100_000
+TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
+REPORT = ("report.html", "model_card.md", "curves.png")
+
+
+# --- predictions for labelled texts, and the temperature ---
 
 
 def class_logits_of(
     classifier: Classifier, messages: Sequence[Message]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the first head gives each class, before any softmax (N, K) float64, and true classes (N,).
+    """Logits of each class (N, K) float64 and the true classes (N,), from the first head.
 
-    Raises UsageError for a head that does not choose one class, DataError for an unknown label.
+    Raises UsageError unless the head is for classification, DataError for an unknown label.
     """
     head = classifier.description.head
     if head.task != "classification":
-        raise UsageError(f"head {head.name!r} is for {head.task}; this is for classification")
+        raise UsageError(f"head {head.name!r} is for {head.task}; this needs classification")
     labelled = to_labelled(classifier, messages)
-    scores = logit_per_class(head, classifier.logits(labelled.texts))
-    return scores.double().numpy(), labelled.labels.numpy()
+    logits = class_scores(head, classifier.logits(labelled.texts))
+    return logits.double().numpy(), labelled.labels.numpy()
 
 
-def answered_with(classifier: Classifier, messages: Sequence[Message]) -> Answered:
-    """What a classifier says of labelled messages. Raises as `class_logits_of` does."""
-    logits, true = class_logits_of(classifier, messages)
-    return answers_at(classifier.description.head.temperature, classifier, messages, logits, true)
-
-
-def answers_at(
+def predictions_at(
     temperature: float,
     classifier: Classifier,
     messages: Sequence[Message],
     logits: np.ndarray,
     true: np.ndarray,
-    near_twins: np.ndarray | None = None,
-) -> Answered:
-    """The answers that logits (N, K) of messages give at a temperature; `near_twins` (N,) are the
-    texts to which training had one that is nearly the same.
-    """
-    shares = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
+    near_duplicates: np.ndarray | None = None,
+) -> LabelledPredictions:
+    """The predictions that logits (N, K) give at a temperature."""
+    probabilities = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
     texts = [message.text for message in messages]
-    return Answered(classifier.description.head.labels, texts, true, shares, near_twins)
+    labels = classifier.description.head.labels
+    return LabelledPredictions(labels, texts, true, probabilities, near_duplicates)
 
 
-def calibrate(classifier: Classifier, messages: Sequence[Message]) -> Answered:
-    """Set the first head's temperature by messages it was not trained on; its answers to them, then.
+def labelled_predictions(
+    classifier: Classifier, messages: Sequence[Message]
+) -> LabelledPredictions:
+    """A classifier's predictions for labelled messages. Raises as `class_logits_of` does."""
+    logits, true = class_logits_of(classifier, messages)
+    temperature = classifier.description.head.temperature
+    return predictions_at(temperature, classifier, messages, logits, true)
 
-    No answer changes, only how sure it claims to be. Source: Guo et al. 2017, "On Calibration of
+
+def calibrate(classifier: Classifier, messages: Sequence[Message]) -> LabelledPredictions:
+    """Set the first head's temperature by messages it was not trained on; return its predictions.
+
+    No predicted label changes, only its probability. Source: Guo et al. 2017, "On Calibration of
     Modern Neural Networks". Raises as `class_logits_of` does.
     """
     logits, true = class_logits_of(classifier, messages)
@@ -94,193 +112,201 @@ def calibrate(classifier: Classifier, messages: Sequence[Message]) -> Answered:
     first, *others = classifier.description.heads
     heads = (replace(first, temperature=temperature), *others)
     classifier.description = replace(classifier.description, heads=heads)
-    return answers_at(temperature, classifier, messages, logits, true)
+    return predictions_at(temperature, classifier, messages, logits, true)
 
 
-# --- What a finished run leaves: scores and answers, curves, a page to send, a card for its model. ---
+# --- scores ---
 
 
-MOST_FOR_BASELINES = 20_000  # texts to train on: beyond, `compare` has them, at its own time
-MOST_FOR_TWINS = 100_000
-TEST_ANSWERS, VAL_ANSWERS = "test-answers.jsonl", "val-answers.jsonl"
+@dataclass
+class Run:
+    """A finished run: its folder, its classifier, and its scores on the test set."""
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A run whose training is over, and how it came about."""
-
-    run: Path
+    folder: Path
+    config: RunConfig
     classifier: Classifier
-    split: Split
-    history: Sequence[Epoch]
-    settings: Mapping[str, Any]  # as config.json has them
-    ledger: list[LedgerLine]
-    split_rule: str = ""  # how the parts were made, if not as the default recipe makes them
-    curves: Figure | None = None  # none: drawn from the history
+    scores: Scores
+    assessment: Assessment | None = None  # of a classification
+    split: Split | None = None  # None: `load_split` splits the data again
 
+    def load_split(self) -> Split:
+        """The messages it was trained, validated and tested on, split again from their source.
 
-def finish_run(finished: Finished, *, calibrated: bool = True) -> Any:
-    """Score a run on its test part and write all that it leaves; from then on it is complete.
+        Raises DataError if they have changed since.
+        """
+        config = self.config
+        if config.recipe == "lecture":
+            split = read_lecture_split(config.data.source, config.training.seed)
+        else:
+            split = load_split(config.data, config.head.task, config.training.seed)
+        if messages_sha256(split) != read_json(self.folder / PROVENANCE).get("messages_sha256"):
+            raise DataError(f"{config.data.source} has changed since {self.folder} was trained")
+        return split
 
-    A classifier that chooses one class gets its temperature, by the validation part, unless it is
-    not to be `calibrated`, and is compared with text baselines, where scikit-learn is there.
-    """
-    run, classifier, split = finished.run, finished.classifier, finished.split
-    twins = _near_twins(split, classifier.description.head.task)
-    facts: dict[str, Any] = {}
-    if classifier.description.head.task == "classification":
-        assessment, answered = _assess(finished, twins, calibrated)
-        scores: Any = assessment.evaluation
-        baselines = _baselines(
-            split,
-            classifier.description.labels,
-            answered.right,
+    def load_history(self) -> list[Epoch]:
+        """Each epoch's losses and scores; none for the lecture's recipe, which counts steps."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [Epoch(**json.loads(line)) for line in lines]
+
+    def write_report(self) -> None:
+        """Write the page `report.html`, the card `model_card.md`, and `curves.png`.
+
+        Fits the text baselines that the page compares with. Raises DataError if the run's data have
+        changed since it was trained.
+        """
+        facts = self._facts(self.split or self.load_split())
+        write_run_report(facts, self.folder, self._curves(facts.history))
+        add_to_manifest(self.folder, REPORT)
+        if sentence := against_baselines(facts):
+            log.info(sentence)
+        log.info(f"report: {self.folder / 'report.html'}")
+
+    def _curves(self, history: Sequence[Epoch]) -> Figure:
+        if self.config.recipe != "lecture":
+            return plot_epochs(history, self.scores.measure)
+        trace = read_json(self.folder / "trace.json")
+        steps, train_losses, val_losses = zip(*trace["losses"], strict=True)
+        train, val = zip(*trace["accuracies"], strict=True)
+        return plot_training(steps, (train_losses, val_losses), (train, val), step_name="step")
+
+    def _facts(self, split: Split) -> RunFacts:
+        """Everything that the page and the card report."""
+        classifier, description, config = self.classifier, self.classifier.description, self.config
+        parts = vars(split)
+        classes = description.head.task == "classification"
+        texts = [message.text for part in parts.values() for message in part]
+        lines = ledger(classifier.model, config.training, description.heads)
+        predictions = read_predictions(self.folder / TEST_PREDICTIONS) if classes else None
+        if predictions:
+            near_duplicates = predictions.near_duplicates
+        else:
+            near_duplicates = _near_duplicates(split, description.head.task)
+        return RunFacts(
+            run=str(self.folder),
+            model=config.model,
+            data=config.data,
+            training=config.training,
+            head=config.head,
+            task=description.head.task,
+            counts={
+                name: Counter(m.label if classes else "texts" for m in part)
+                for name, part in parts.items()
+            },
+            ledger=format_ledger(lines),
+            n_parameters=sum(line.numbers for line in lines),
+            n_trained=sum(line.trainable for line in lines),
+            history=self.load_history(),
+            scores=self.scores,
+            base_sha256=description.base_sha256,
+            versions=environment(classifier.device)
+            | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+            split=SPLIT_RULE if config.recipe == "lecture" else "",
+            assessment=self.assessment,
+            predictions=predictions,
+            baselines=_baselines(split, predictions) if predictions else [],
+            n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),
+            max_tokens=description.max_tokens,
+            n_cut=sum(classifier.encode(texts)[1]),
         )
-        facts = {"assessment": assessment, "answered": answered, "baselines": baselines}
-        written = as_json(assessment)
+
+
+def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Split) -> Run:
+    """Score a trained classifier on its test set and keep its predictions; the run is then complete.
+
+    A classification gets its temperature from the validation set, except by the lecture's recipe.
+    """
+    head, assessment = classifier.description.head, None
+    if head.task == "classification":
+        calibrated = config.recipe != "lecture"
+        val = (calibrate if calibrated else labelled_predictions)(classifier, split.val)
+        if calibrated:
+            classifier.save(folder / "best.safetensors")
+        near_duplicates = _near_duplicates(split, head.task)
+        assessment, test = _assessed(classifier, split.test, near_duplicates, val)
+        write_predictions(folder / TEST_PREDICTIONS, test)
+        write_predictions(folder / VAL_PREDICTIONS, val)
+        scores: Scores = assessment.evaluation
+        write_json(folder / "evaluation.json", assessment_as_json(assessment))
     else:
-        labelled = to_labelled(classifier, split.test)
-        scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
-        written = scores.as_json()
-    told = _facts(
-        finished, scores=scores, n_near_twins=None if twins is None else int(twins.sum()), **facts
-    )
-    curves = finished.curves or plot_epochs(finished.history, scores.measure)
-    save_picture(curves, run / "curves.png")
-    write_json(run / "evaluation.json", written)
-    write_page(run / "report.html", run_page(told))
-    write_text(run / "model_card.md", model_card(told))
-    remove_states(run)
-    write_manifest(run)
-    if sentence := against_baselines(told):
-        log.info(sentence)
-    log.info(f"what to think of it, to open or to send: {run / 'report.html'}")
-    return scores
+        scores = loss_and_scores(classifier, to_labelled(classifier, split.test))[1][head.name]
+        write_json(folder / "evaluation.json", scores.as_json())
+    remove_states(folder)
+    write_manifest(folder)
+    return Run(folder, config, classifier, scores, assessment, split)
 
 
 def assess_again(
-    classifier: Classifier,
-    messages: Sequence[Message],
-    run: Path | None,
-    **options: Any,
+    classifier: Classifier, messages: Sequence[Message], run: Path | None, **options: Any
 ) -> Assessment:
-    """Assess a saved classifier on labelled messages, with what the run's folder still knows whose
-    best it is: the answers to the validation part, and which test texts have near twins. `options`
-    are `assess`'s.
+    """Assess a saved classifier on labelled messages.
+
+    From the folder `run` whose best classifier it is come the predictions for the validation set,
+    on which thresholds are chosen, and which test texts have near duplicates. `options` are those of
+    `assess`.
     """
-    before, val = (_kept(run / name) if run else None for name in (TEST_ANSWERS, VAL_ANSWERS))
+    test, val = (
+        _kept(run / name) if run else None for name in (TEST_PREDICTIONS, VAL_PREDICTIONS)
+    )
     texts = [message.text for message in messages]
-    twins = before.near_twins if before is not None and before.texts == texts else None
+    near_duplicates = test.near_duplicates if test is not None and test.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
         val = None
-    return _assessed(classifier, messages, twins, val, **options)[0]
+    return _assessed(classifier, messages, near_duplicates, val, **options)[0]
 
 
-def _kept(path: Path) -> Answered | None:
+def _kept(path: Path) -> LabelledPredictions | None:
     if not path.exists():
         return None
     check_listed(path)
-    return read_answered(path)
-
-
-def _assess(
-    finished: Finished,
-    twins: np.ndarray | None,
-    calibrated: bool,
-) -> tuple[Assessment, Answered]:
-    """The assessment, and the answers to the test part that it was made from."""
-    run, classifier, split = finished.run, finished.classifier, finished.split
-    answer = calibrate if calibrated else answered_with
-    val = answer(classifier, split.val)
-    if calibrated:
-        classifier.save(run / "best.safetensors")
-    assessment, test = _assessed(classifier, split.test, twins, val)
-    write_answered(run / TEST_ANSWERS, test)
-    write_answered(run / VAL_ANSWERS, val)
-    return assessment, test
+    return read_predictions(path)
 
 
 def _assessed(
     classifier: Classifier,
     messages: Sequence[Message],
-    twins: np.ndarray | None,
-    val: Answered | None,
+    near_duplicates: np.ndarray | None,
+    val: LabelledPredictions | None,
     **options: Any,
-) -> tuple[Assessment, Answered]:
-    """The assessment on labelled messages, before and after the temperature, and the answers."""
+) -> tuple[Assessment, LabelledPredictions]:
+    """The assessment on labelled messages, before and after the temperature, and the predictions."""
     temperature = classifier.description.head.temperature
     logits, true = class_logits_of(classifier, messages)
     test, before = (
-        answers_at(t, classifier, messages, logits, true, twins) for t in (temperature, 1.0)
+        predictions_at(t, classifier, messages, logits, true, near_duplicates)
+        for t in (temperature, 1.0)
     )
     uncalibrated = before if temperature != 1 else None
     found = assess(test, val, temperature=temperature, uncalibrated=uncalibrated, **options)
     return found, test
 
 
-def _near_twins(split: Split, task: str) -> np.ndarray | None:
-    """Which test texts training has nearly too: (N,) bool; None where it is not looked for: among
-    very many texts, and of spans, whose contexts are shared.
+def _near_duplicates(split: Split, task: str) -> np.ndarray | None:
+    """Which test texts have a near duplicate in training: (N,) bool.
+
+    None if that is not looked for: in very many texts, and for spans, whose contexts are shared.
     """
-    if task == "span" or len(split.train) > MOST_FOR_TWINS:
+    if task == "span" or len(split.train) > MOST_FOR_NEAR_DUPLICATES:
         return None
     train, test = ([message.text for message in part] for part in (split.train, split.test))
     return has_near_duplicate(test, train)
 
 
 def _baselines(
-    split: Split,
-    labels: Sequence[str],
-    right: np.ndarray,
-) -> Sequence[tuple[str, Evaluation, Paired | None]]:
-    """Text baselines on the same split, the classifier compared with each; p is adjusted (Holm)."""
+    split: Split, predictions: LabelledPredictions
+) -> list[tuple[str, Evaluation, Paired]]:
+    """Text baselines on the same split, compared with the classifier; p adjusted by Holm."""
     if len(split.train) > MOST_FOR_BASELINES:
-        log.info(
-            "text baselines are left out, as there are many texts: gpt2-classifier compare has them"
-        )
+        log.warning("too many texts for text baselines: use gpt2-classifier compare")
         return []
     found: list[tuple[str, Evaluation, Paired]] = []
-    for baseline in fit_baselines(
-        split,
-        labels,
-        quick=True,
-    ):
-        answered = answered_by(baseline, split.test, labels)
-        evaluation = evaluate_predictions(answered.true, answered.predicted, list(labels))
-        found.append((baseline.name, evaluation, compare_paired(right, answered.right)))
+    labels = list(predictions.labels)
+    for baseline in fit_baselines(split, labels, quick=True):
+        theirs = predictions_of(baseline, split.test, labels)
+        evaluation = evaluate_predictions(theirs.true, theirs.predicted, labels)
+        found.append((baseline.name, evaluation, compare_paired(predictions.correct, theirs.correct)))
     adjusted = holm([paired.p for _, _, paired in found])
     return [
-        (name, e, replace(paired, p=p))
-        for (name, e, paired), p in zip(found, adjusted, strict=True)
+        (name, evaluation, replace(paired, p=p))
+        for (name, evaluation, paired), p in zip(found, adjusted, strict=True)
     ]
-
-
-def _facts(finished: Finished, **found: Any) -> RunFacts:
-    """All that page and card tell; `found` is what the test part showed."""
-    classifier, settings = finished.classifier, finished.settings
-    description = classifier.description
-    parts = vars(finished.split)
-    texts = [message.text for part in parts.values() for message in part]
-    where = environment(classifier.model.wte.weight.device)
-    classes = description.head.task == "classification"
-    return RunFacts(
-        run=str(finished.run),
-        model=settings["model"],
-        data=settings["data"],
-        seed=settings["seed"],
-        task=description.head.task,
-        settings=settings,
-        counts={
-            name: Counter(m.label if classes else "texts" for m in part)
-            for name, part in parts.items()
-        },
-        ledger=format_ledger(finished.ledger),
-        n_parameters=sum(line.parameters for line in finished.ledger),
-        n_trained=sum(line.trainable for line in finished.ledger),
-        history=finished.history,
-        base_sha256=description.base_sha256,
-        versions=where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
-        split=finished.split_rule,
-        n_cut=sum(classifier.encode(texts)[1]),
-        **found,
-    )
