@@ -16,12 +16,11 @@ log = logging.getLogger(__name__)
 
 def run_table(args: argparse.Namespace) -> None:
     """Run the rows that are not done yet; print the table in Markdown and write it to a folder."""
-    from gpt2_from_scratch.reports.plots import plot_scores, save_picture
-    from gpt2_from_scratch.reports.render import write_page
+    from gpt2_from_scratch.reports.render import write_study_report
     from gpt2_from_scratch.speed.devices import usable_processors
     from gpt2_from_scratch.storage.files import write_json, write_text
     from gpt2_from_scratch.studies.ablations import ablations, chosen
-    from gpt2_from_scratch.studies.experiment_report import experiment_page
+    from gpt2_from_scratch.studies.experiment_report import experiment_facts
     from gpt2_from_scratch.studies.experiment_table import (
         agreement,
         as_json,
@@ -71,20 +70,11 @@ def run_table(args: argparse.Namespace) -> None:
     table = format_table(summaries)
     write_text(out / "experiments.md", f"{table}\n\n{notes}\n")
     write_json(out / "table.json", as_json(summaries, agrees))
-    picture = plot_scores(
-        [s.row for s in summaries],
-        [s.mean for s in summaries],
-        [s.interval for s in summaries],
-        reference=0,
-        others=[s.book.accuracy / 100 if s.book else None for s in summaries],
-        others_name="the book, 124M, one seed",
+    told = format_notes(summaries, None, len(results[0].right))  # the page has the order itself
+    facts = experiment_facts(
+        summaries, agrees, results, told, model=str(model), data=data_name(data)
     )
-    save_picture(picture, out / "experiments.png")
-    told = format_notes(summaries, None, len(results[0].right))  # the order has a section there
-    page = experiment_page(
-        summaries, agrees, results, told, picture, model=str(model), data=str(data)
-    )
-    write_page(out / "experiments.html", page)
+    write_study_report(facts, out, "experiments")
     print(f"{table}\n\n{notes}")
     log.info(
         f"in {out}: experiments.html, experiments.md, table.json, experiments.png, results.jsonl"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from gpt2_from_scratch.data.lines import Fault, Row, checked_encoding, lines_in, read_lines
 from gpt2_from_scratch.data.tables import is_table, read_rows, tab_separated
@@ -21,6 +21,7 @@ from gpt2_from_scratch.storage.paths import (
     expanded,
     sms_collection,
 )
+from gpt2_from_scratch.storage.settings import check_settings, setting
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,29 @@ class Message:
 
     text: str
     label: Any
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the texts of a run come from, and how they are read and split."""
+
+    source: str = setting("demo", "demo, topics, sms or a file")
+    val_source: str = setting("", "file of the validation set; default: part of the source")
+    test_source: str = setting("", "file of the test set; default: part of the source")
+    text_column: str = setting("text", "column of the text")
+    label_column: str = setting("label", "column of the label")
+    encoding: str = setting("utf-8", "encoding of the file")
+    on_error: Literal["stop", "skip"] = setting(
+        "stop", "what to do with faulty rows", choices=("stop", "skip")
+    )
+    keep_empty: bool = setting(False, "keep empty texts")
+    balance: bool = setting(False, "keep equally many texts of each label")
+    keep_together: Literal["copies", "near-duplicates"] = setting(
+        "copies", "texts that go into the same part", choices=("copies", "near-duplicates")
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def load_messages(

@@ -6,7 +6,7 @@ N texts, K classes.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import LedgerLine, format_ledger
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.losses import class_scores
 from gpt2_from_scratch.classifier.tasks.scores import Scores, scores_as_json
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import DataConfig, Message
 from gpt2_from_scratch.data.near_duplicates import has_twin
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
@@ -36,13 +37,10 @@ from gpt2_from_scratch.evaluation.metrics import (
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
-from gpt2_from_scratch.reports.model_card import model_card
-from gpt2_from_scratch.reports.plots import plot_epochs, save_picture
-from gpt2_from_scratch.reports.render import write_page
-from gpt2_from_scratch.reports.run_report import run_page
+from gpt2_from_scratch.reports.render import write_run_report
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.storage.files import check_listed, write_json, write_manifest, write_text
+from gpt2_from_scratch.storage.files import check_listed, write_json, write_manifest
 from gpt2_from_scratch.storage.states import remove_states
 
 log = logging.getLogger(__name__)
@@ -185,18 +183,18 @@ def finish_run(
         scores = loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
         written = scores_as_json(scores)
     told = _facts(
-        finished, scores=scores, n_near_twins=None if twins is None else int(twins.sum()), **facts
+        finished,
+        scores=scores,
+        n_near_duplicates=None if twins is None else int(twins.sum()),
+        **facts,
     )
-    curves = finished.curves or plot_epochs(finished.history, scores.measure)
-    save_picture(curves, run / "curves.png")
     write_json(run / "evaluation.json", written)
-    write_page(run / "report.html", run_page(told))
-    write_text(run / "model_card.md", model_card(told))
+    write_run_report(told, run, finished.curves)
     remove_states(run)
     write_manifest(run)
     if sentence := against_baselines(told):
         log.info(sentence)
-    log.info(f"what to think of it, to open or to send: {run / 'report.html'}")
+    log.info(f"report: {run / 'report.html'}")
     return scores
 
 
@@ -326,10 +324,20 @@ def _facts(finished: Finished, **found: Any) -> RunFacts:
     return RunFacts(
         run=str(finished.run),
         model=settings["model"],
-        data=settings["data"],
+        data=DataConfig(
+            source=settings["data"],
+            val_source=settings.get("val_data", ""),
+            test_source=settings.get("test_data", ""),
+            keep_together="near-duplicates"
+            if settings.get("together") == "near-twins"
+            else "copies",
+            **_of(DataConfig, settings),
+        ),
+        training=None if finished.split_rule else TrainConfig(**_of(TrainConfig, settings)),
+        head=None if finished.split_rule else HeadSettings(**_of(HeadSettings, settings)),
+        max_tokens=description.max_tokens,
         seed=settings["seed"],
         task=description.head.task,
-        settings=settings,
         counts={
             name: Counter(m.label if classes else "texts" for m in part)
             for name, part in parts.items()
@@ -339,8 +347,17 @@ def _facts(finished: Finished, **found: Any) -> RunFacts:
         n_trained=sum(line.trainable for line in finished.ledger),
         history=finished.history,
         base_sha256=description.base_sha256,
-        versions=where | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+        versions=where
+        | {
+            "dtype": settings.get("dtype", "float32"),
+            "gpt2_from_scratch": version("gpt2-from-scratch"),
+        },
         split=finished.split_rule,
         n_cut=sum(classifier.encode(texts)[1]),
         **found,
     )
+
+
+def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are fields of a dataclass."""
+    return {known.name: settings[known.name] for known in fields(kind) if known.name in settings}

@@ -15,11 +15,11 @@ from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_me
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.baselines import class_numbers
 from gpt2_from_scratch.evaluation.metrics import rarer_label
-from gpt2_from_scratch.reports.render import write_page
+from gpt2_from_scratch.reports.render import write_study_report
 from gpt2_from_scratch.speed.devices import check_dtype
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.paths import data_name, model_name
-from gpt2_from_scratch.studies.compare_report import compare_page, versions_on
+from gpt2_from_scratch.studies.compare_report import comparison_facts, versions_on
 from gpt2_from_scratch.studies.contenders import (
     FROZEN,
     Finetuning,
@@ -133,7 +133,7 @@ def compare(
         )
         write_scoreboard(out, board)
         told = saved | {"dtype": str(dtype).removeprefix("torch.")}
-        write_page(out / "scoreboard.html", compare_page(board, results, told, versions_on(device)))
+        write_study_report(comparison_facts(board, results, told, versions_on(device)), out)
     return board
 
 

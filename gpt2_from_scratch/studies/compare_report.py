@@ -1,419 +1,81 @@
-"""The page of a comparison: which classifier is best, whether ours beats text baselines, and what of
-it may be chance.
-
-N texts, K classes, S splits.
-"""
+"""What a comparison found, as the facts of a study's page."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 
-from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.evaluation.baselines import baseline_fits
-from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, wilson_interval
-from gpt2_from_scratch.evaluation.significance import ROUNDING, format_p
-from gpt2_from_scratch.reports.findings import (
-    FILES,
-    NAMED,
-    SURE,
-    WIDE,
-    between,
-    file_name,
-    listed,
-    percent,
-    texts_told,
-)
-from gpt2_from_scratch.reports.plots import plot_reliability, plot_scores
-from gpt2_from_scratch.reports.render import Page, Part, Picture, Section, Table, Text, Texts
+from gpt2_from_scratch.evaluation.metrics import Answered
+from gpt2_from_scratch.reports.findings import file_name
+from gpt2_from_scratch.reports.study_findings import StudyFacts, StudyRow
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.studies.contest import ENSEMBLE
-from gpt2_from_scratch.studies.scoreboard import CALIBRATED, Difference, Result, Score, Scoreboard
-
-DASH = "–"
-SHOWN = 15  # mistakes of a kind
+from gpt2_from_scratch.studies.scoreboard import Result, Score, Scoreboard
 
 
-def compare_page(
+def comparison_facts(
     board: Scoreboard,
     results: Sequence[Result],
     settings: Mapping[str, Any],
     versions: Mapping[str, str | int],
-) -> Page:
-    """The page of a comparison; `page.write_page` writes it.
+) -> StudyFacts:
+    """Collect the facts of a comparison; `results` are those that the board was made of.
 
-    `results` are those that the board was made of, `settings` those of the comparison: "model" and
-    "data" are named at the top, "runs" are {folder: SHA-256}. Differences are those of ours from
-    the others, above 0 where ours is better: the board has them the other way round. Raises
-    UsageError without scikit-learn.
+    Of the settings, "model" and "data" are named at the top; "runs" are {folder: SHA-256}.
     """
-    best = _best_text(board)
-    mine = _answers(board, results, board.ours)
-    theirs = _answers(board, results, best.name) if best else []
-    sections = [
-        _scores(board),
-        _picture(board),
-        _reliability(board, best, mine, theirs),
-        _chance(board),
-        *_mistakes(board, best, mine, theirs),
-        _settings(settings),
-        _versions(board, versions),
-    ]
-    return Page(
-        f"{on_one_line(board.ours)} and what it must beat",
-        [_compared(board, settings), _which_is_best(board, best), beats_text(board)],
-        _warnings(board, mine),
-        [section for section in sections if section.parts],
+    rows = [_row(score, score.name in baseline_fits()) for score in board.rows]
+    shown = dict(settings)
+    for run, found in shown.pop("runs", {}).items():
+        shown[f"SHA-256 of run {file_name(run)}"] = found
+    facts = StudyFacts(
+        title=f"{board.ours} and what it must beat",
+        model=settings.get("model", ""),
+        data=settings.get("data", ""),
+        rows=rows,
+        reference=board.ours,
+        splits=board.splits,
+        n_train=board.n_train,
+        n_test=board.n_test,
+        labels=board.labels,
+        positive=board.watched,
+        predictions={row.name: _predictions(board, results, row.name) for row in rows},
+        warnings=board.notes,
+        settings=shown,
+        versions=versions,
     )
+    return facts
 
 
 def versions_on(device: torch.device | str) -> dict[str, str | int]:
-    """Of what decides the last bits of a comparison, as a run has them."""
+    """Name the versions that decide the last bits of a comparison."""
     where = environment(torch.device(device))
     return where | {"gpt2_from_scratch": version("gpt2-from-scratch")}
 
 
-# --- the first lines ---
-
-
-def beats_text(board: Scoreboard) -> str:
-    """Whether ours beats the best text baseline, in one sentence."""
-    ours, best = on_one_line(board.ours), _best_text(board)
-    if best is None or best.against_ours is None:
-        return f"No text baseline was run: nothing shows whether {ours} beats one."
-    n_texts = sum(row.name in baseline_fits() for row in board.rows)
-    of = f"the best of {n_texts} text baselines" if n_texts > 1 else "the only text baseline"
-    name = f"{on_one_line(best.name)} ({of})"
-    points, sure = _points(best.against_ours), _sure(best.against_ours)
-    if abs(points) < 100 * ROUNDING:
-        return f"{ours} does not beat {name}: both are right as often; {sure}."
-    how = f"{abs(points):.2f} points {'more' if points > 0 else 'less'} often"
-    if best.against_ours.p > SURE:
-        return f"{ours} does not beat {name}: it is right {how}, which may be chance; {sure}."
-    if points > 0:
-        return f"{ours} beats {name}: it is right {how}; {sure}."
-    return f"{ours} loses to {name}: it is right {how}; {sure}."
-
-
-def _compared(board: Scoreboard, settings: Mapping[str, Any]) -> str:
-    S, labels = len(board.splits), [on_one_line(label) for label in board.labels]
-    task = (
-        f"tell {labels[0]} from {labels[1]}"
-        if len(labels) == 2
-        else f"tell {len(labels)} labels apart"
-    )
-    data = f" in {file_name(settings['data'])}" if settings.get("data") else ""
-    base = f" Base model: {file_name(settings['model'])}." if settings.get("model") else ""
-    train = f"{texts_told(board.n_train)} to train on and " if board.n_train else ""
-    return (
-        f"{len(board.rows)} classifiers were compared at how well they {task}{data}.{base} "
-        f"{S} split{'' if S == 1 else 's'} ({_few(board.splits)}), {'with' if S == 1 else 'each with'} "
-        f"{train}{texts_told(board.n_test)} to test."
+def _row(score: Score, is_text_baseline: bool) -> StudyRow:
+    against = score.against_ours
+    return StudyRow(
+        name=score.name,
+        accuracy=score.accuracy,
+        interval=score.interval,
+        accuracies=score.accuracies,
+        difference=against.difference if against else None,
+        difference_interval=against.interval if against else None,
+        p=against.p if against else None,
+        is_text_baseline=is_text_baseline,
+        is_combination=score.name == ENSEMBLE,
+        f1=score.f1,
+        roc_auc=score.roc_auc,
+        brier=score.brier,
+        without_near_duplicates=score.without_twins,
+        learned=score.learned,
+        seconds=score.seconds,
     )
 
 
-def _which_is_best(board: Scoreboard, best_text: Score | None) -> str:
-    """Of the single classifiers; that several together are better is told behind it."""
-    single = [row for row in board.rows if row.name != ENSEMBLE]
-    most = max(row.accuracy for row in single)
-    best = [row for row in single if row.accuracy > most - ROUNDING]
-    names = listed([on_one_line(row.name) for row in best])
-    over = f" in the mean over {len(board.splits)} splits" if len(board.splits) > 1 else ""
-    told = f"Most often right {'is' if len(best) == 1 else 'are'} {names}: {percent(most)} of the test texts{over}"
-    if len(best) == 1:
-        told += f" (95 % interval {between(best[0].interval)})"
-        if best[0].against_ours and best[0] is not best_text:
-            told += f"; {on_one_line(board.ours)} against it: {_told(best[0].against_ours)}"
-    both = next((row for row in board.rows if row.name == ENSEMBLE), None)
-    if both and both.against_ours and both.accuracy > most + ROUNDING:
-        told += (
-            f". The {ENSEMBLE} is right more often, {percent(both.accuracy)}; ours alone against it: "
-            f"{_told(both.against_ours)}"
-        )
-    return told + "."
-
-
-# --- warnings ---
-
-
-def _warnings(board: Scoreboard, mine: Sequence[Answered]) -> list[str]:
-    found = [
-        _one_split(board),
-        _small_test(board, mine),
-        _near_twins(board, mine),
-        _by_chance(board),
-        _ensemble(board),
-        *map(on_one_line, board.notes),
-    ]
-    return [warning for warning in found if warning]
-
-
-def _one_split(board: Scoreboard) -> str:
-    if len(board.splits) > 1:
-        return ""
-    return (
-        "This is one split only: another split, or another seed, gives other scores and perhaps "
-        'another order, by chance alone. "gpt2-classifier compare --seeds 1 2 3" trains and scores '
-        "on several splits."
-    )
-
-
-def _small_test(board: Scoreboard, mine: Sequence[Answered]) -> str:
-    halves = []
-    for answered in mine:
-        low, high = wilson_interval(int(answered.right.sum()), len(answered.texts))
-        halves.append((high - low) / 2)
-    if max(halves) <= WIDE:
-        return ""
-    return (
-        f"The test part is small: {texts_told(board.n_test)} leave {100 * max(halves):.0f} points of doubt "
-        "to either side of the score of ours on one split. More labelled texts would help most."
-    )
-
-
-def _near_twins(board: Scoreboard, mine: Sequence[Answered]) -> str:
-    total = sum(len(answered.texts) for answered in mine)
-    if board.n_without_twins is None or board.n_without_twins == total:
-        return ""
-    twins = total - board.n_without_twins
-    return (
-        f"{twins:,} of {texts_told(total)} to test {'has' if twins == 1 else 'have'} a near twin in "
-        'training, so that scores tell in part what was remembered. The column "without near twins" '
-        'leaves them out; "--together near-twins" splits so that none has one.'
-    )
-
-
-def _by_chance(board: Scoreboard) -> str:
-    rows = [
-        f"{on_one_line(row.name)} ({_points(row.against_ours):+.2f} points, {format_p(row.against_ours.p)})"
-        for row in board.rows
-        if row.against_ours and row.against_ours.p > SURE
-    ]
-    if not rows:
-        return ""
-    return (
-        f"Chance alone may have made the difference of {on_one_line(board.ours)} from {_few(rows)}: "
-        "nothing here shows which is better."
-    )
-
-
-def _ensemble(board: Scoreboard) -> str:
-    if all(row.name != ENSEMBLE for row in board.rows):
-        return ""
-    return (
-        f'Which text baseline is in the "{ENSEMBLE}" was chosen with a look at the validation part only, '
-        "on each split anew; it need not be the one that is best on the test part."
-    )
-
-
-# --- sections ---
-
-
-def _scores(board: Scoreboard) -> Section:
-    several = len(board.splits) > 1
-    columns = [
-        "classifier",
-        "accuracy",
-        "95 % interval",
-        *(["each split"] if several else []),
-        f"F1 of {on_one_line(board.watched)}" if board.watched else "mean F1",
-        "ROC-AUC",
-        "Brier",
-        "without near twins",
-        "seconds",
-    ]
-    rows = [
-        [
-            on_one_line(row.name),
-            percent(row.accuracy),
-            between(row.interval),
-            *([", ".join(f"{100 * share:.1f}" for share in row.accuracies)] if several else []),
-            _share(row.f1),
-            DASH if row.roc_auc is None else f"{row.roc_auc:.4f}",
-            f"{row.brier:.4f}",
-            _share(row.without_twins),
-            f"{row.seconds:.1f}",
-        ]
-        for row in board.rows
-    ]
-    learned = [
-        [on_one_line(row.name), split, on_one_line(what)]
-        for row in board.rows
-        for split, what in zip(board.splits, row.learned, strict=False)  # most have learned none
-    ]
-    about = "On the test part; means over splits where there are several. Of Brier scores the lower is better."
-    parts: list[Part] = [Text(about), Table(columns, rows)]
-    if learned:
-        parts.append(
-            Table(
-                ["classifier", "split", "what it is"],
-                learned,
-                "What was found on the training part",
-                3,
-            )
-        )
-    return Section("Scoreboard", parts)
-
-
-def _picture(board: Scoreboard) -> Section:
-    names = [on_one_line(row.name) for row in board.rows]
-    figure = plot_scores(
-        names,
-        [row.accuracy for row in board.rows],
-        [row.interval for row in board.rows],
-        reference=[row.name for row in board.rows].index(board.ours),
-    )
-    alt = "Accuracies with their 95 % intervals. " + "; ".join(
-        f"{name} {percent(row.accuracy)}" for name, row in zip(names, board.rows, strict=True)
-    )
-    return Section("Accuracies beside each other", [Picture(figure, alt + ".")])
-
-
-def _reliability(
-    board: Scoreboard, best: Score | None, mine: Sequence[Answered], theirs: Sequence[Answered]
-) -> Section:
-    found = {on_one_line(board.ours): mine} | ({on_one_line(best.name): theirs} if best else {})
-    scores = {
-        name: calibration(
-            np.concatenate([a.probabilities for a in some]),  # (S N, K)
-            np.concatenate([a.true for a in some]),
-        )
-        for name, some in found.items()
-    }
-    about = f"Of texts called something with 90 %, 90 % should be it. Here {CALIBRATED}."
-    if len(board.splits) > 1:
-        about += " Drawn are the answers on all splits together."
-    told = [f"expected calibration error of {name} {one.ece:.3f}" for name, one in scores.items()]
-    alt = f"Reliability diagram: {' and '.join(told)}."
-    return Section(
-        "Do probabilities mean what they say?",
-        [Text(about), Picture(plot_reliability(scores), alt)],
-    )
-
-
-def _chance(board: Scoreboard) -> Section:
-    others = [(row.name, row.against_ours) for row in board.rows if row.against_ours]
-    if not others:
-        return Section("What chance does", [])
-    if len(board.splits) == 1:
-        how = (
-            "Intervals are of texts drawn again from these, smoothed by half a text of each kind "
-            "(bootstrap); p is McNemar's, exact"
-        )
-    else:
-        how = (
-            "Intervals and p are of the corrected resampled t-test over splits (Nadeau and Bengio 2003), "
-            "which knows that splits share texts"
-        )
-    about = (
-        f"Ours is {on_one_line(board.ours)}. {how}. p is the chance of such a difference if there were none, adjusted by Holm for "
-        f"{len(others)} comparison{'' if len(others) == 1 else 's'}; intervals are not adjusted."
-    )
-    rows = [
-        [
-            on_one_line(name),
-            f"{_points(d):+.2f}",
-            _range(d),
-            format_p(d.p).removeprefix("p ").removeprefix("= "),
-            "yes" if d.p > SURE else "no",
-        ]
-        for name, d in others
-    ]
-    columns = ["against", "ours better by, points", "95 % interval", "p", "may be chance"]
-    return Section("What chance does", [Text(about), Table(columns, rows)])
-
-
-def _mistakes(
-    board: Scoreboard, best: Score | None, mine: Sequence[Answered], theirs: Sequence[Answered]
-) -> list[Section]:
-    if best is None:
-        return []
-    ours, text = on_one_line(board.ours), on_one_line(best.name)
-    return [_only_right(ours, mine, text, theirs), _only_right(text, theirs, ours, mine)]
-
-
-def _only_right(
-    wrong_name: str, wrong: Sequence[Answered], right_name: str, right: Sequence[Answered]
-) -> Section:
-    """What one of two classifiers said of texts that the other has right and it has not."""
-    found: list[tuple[str, str, str, float]] = []
-    for a, b in zip(wrong, right, strict=True):
-        for n in np.flatnonzero(b.right & ~a.right):
-            true, called = (on_one_line(a.labels[k]) for k in (a.true[n], a.predicted[n]))
-            found.append((a.texts[n], true, called, float(a.probabilities[n].max())))
-    once: dict[str, tuple[str, str, str, float]] = {}
-    for row in sorted(found, key=lambda row: -row[3]):  # of equals as they came
-        once.setdefault(row[0], row)
-    about = f"{texts_told(len(once))}, what {wrong_name} said of {'it' if len(once) == 1 else 'them'}, the surest first"
-    if len(wrong) > 1:
-        about += "; what is in several test parts stands here once"
-    if len(once) > SHOWN:
-        about += f"; the first {SHOWN} are shown"
-    parts: list[Part] = (
-        [Text(about + "."), Texts(list(once.values())[:SHOWN])] if once else [Text("No text.")]
-    )
-    return Section(f"Only {right_name} has these right", parts)
-
-
-def _settings(settings: Mapping[str, Any]) -> Section:
-    rows = []
-    for name, value in settings.items():
-        if name == "runs":
-            rows += [
-                [f"SHA-256 of run {file_name(run)}", str(found)] for run, found in value.items()
-            ]
-        else:
-            rows.append([name, file_name(value) if name in FILES and value else str(value)])
-    return Section("Settings", [Table(["setting", "value"], rows, numeric=2)] if rows else [])
-
-
-def _versions(board: Scoreboard, versions: Mapping[str, str | int]) -> Section:
-    rows = [[name, str(value)] for name, value in versions.items()]
-    rows.append(["splits and their seeds", ", ".join(board.splits)])
-    return Section("Versions and seeds", [Table(["", ""], rows, numeric=2)])
-
-
-# --- words and numbers ---
-
-
-def _best_text(board: Scoreboard) -> Score | None:
-    """The text baseline that is right most often, of equals the first."""
-    kinds = baseline_fits()
-    return next((row for row in board.rows if row.name in kinds), None)
-
-
-def _answers(board: Scoreboard, results: Sequence[Result], kind: str) -> list[Answered]:
-    """What a kind of classifier answered on each split, in the board's order."""
+def _predictions(board: Scoreboard, results: Sequence[Result], kind: str) -> list[Answered]:
+    """A row's predictions on each split, in the board's order; none if a split is missing."""
     found = {result.split: result.answered for result in results if result.kind == kind}
     return [found[split] for split in board.splits]
-
-
-def _points(d: Difference) -> float:
-    """By how many points of accuracy ours is better."""
-    return 0.0 - 100 * d.difference  # and not -0.0
-
-
-def _range(d: Difference) -> str:
-    low, high = (0.0 - 100 * bound for bound in reversed(d.interval))
-    return f"{low:+.2f} to {high:+.2f}"
-
-
-def _sure(d: Difference) -> str:
-    return f"95 % interval of the difference {_range(d)} points, {format_p(d.p)}, adjusted by Holm"
-
-
-def _told(d: Difference) -> str:
-    return f"{_points(d):+.2f} points, {_sure(d)}"
-
-
-def _share(share: float | None) -> str:
-    return DASH if share is None else percent(share)
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first of many, and how many more there are."""
-    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
-    return listed([*names[:NAMED], *more])

@@ -16,11 +16,11 @@ from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits
 from gpt2_from_scratch.evaluation.metrics import rarer_label
 from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.reports.findings import file_name
-from gpt2_from_scratch.reports.render import write_page
+from gpt2_from_scratch.reports.render import write_study_report
 from gpt2_from_scratch.runs.folder import read_settings, read_test_part
 from gpt2_from_scratch.runs.recipes import three_parts
 from gpt2_from_scratch.storage.files import read_json, sha256_of
-from gpt2_from_scratch.studies.compare_report import compare_page, versions_on
+from gpt2_from_scratch.studies.compare_report import comparison_facts, versions_on
 from gpt2_from_scratch.studies.contenders import saved_as_baseline
 from gpt2_from_scratch.studies.contest import (
     ENSEMBLE,
@@ -93,7 +93,7 @@ def compare_runs(
         bases = dict.fromkeys(file_name(description.base) for description in described)
         data = first.get("settings", {}).get("data", "")
         told = {"model": ", ".join(bases), "data": data} | settings
-        write_page(out / "scoreboard.html", compare_page(board, results, told, versions_on(device)))
+        write_study_report(comparison_facts(board, results, told, versions_on(device)), out)
     return board
 
 

@@ -24,7 +24,6 @@ from gpt2_from_scratch.errors import Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline, answered_by, baseline_fits
 from gpt2_from_scratch.evaluation.metrics import read_answered, write_answered
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.reports.plots import plot_scores, save_picture
 from gpt2_from_scratch.storage.files import locked, read_json, sweep, write_json, write_text
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.scoreboard import Result, Scoreboard, format_scoreboard, mean_result
@@ -104,16 +103,9 @@ def ensembles(results: Sequence[Result], ours: str) -> Iterator[Result]:
 
 
 def write_scoreboard(folder: Path, board: Scoreboard) -> None:
-    """Write it as JSON, as Markdown, and as a picture."""
+    """Write it as JSON and as Markdown."""
     write_json(folder / "scoreboard.json", asdict(board))
     write_text(folder / "scoreboard.md", format_scoreboard(board) + "\n")
-    figure = plot_scores(
-        [row.name for row in board.rows],
-        [row.accuracy for row in board.rows],
-        [row.interval for row in board.rows],
-        reference=[row.name for row in board.rows].index(board.ours),
-    )
-    save_picture(figure, folder / "scoreboard.png")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gpt2_from_scratch.evaluation.significance import (
     format_p,
     holm,
 )
-from gpt2_from_scratch.reports.render import escape
+from gpt2_from_scratch.reports.render import escape_markdown as escape
 
 CALIBRATED = (
     "probabilities of a finetuned GPT-2, and of its twin with random weights, have a temperature "
