@@ -119,7 +119,8 @@ def compared(facts: StudyFacts) -> str:
     if facts.tries_changes:
         what = f"{n - 1} change{'s' if n != 2 else ''} of {facts.reference} {'were' if n != 2 else 'was'}"
     where = f" on {file_name(facts.data)}" if facts.data else ""
-    labels = f"{len(facts.labels)} labels" if len(facts.labels) != 2 else listed(facts.labels)
+    two = len(facts.labels) == 2
+    labels = " from ".join(facts.labels) if two else f"{len(facts.labels)} labels"
     task = f", to distinguish {labels}" if facts.labels else ""
     base = f" Base model: GPT-2 {file_name(facts.model)}." if facts.model else ""
     train = f"{facts.n_train:,} training and " if facts.n_train else ""
@@ -141,9 +142,9 @@ def most_accurate(facts: StudyFacts) -> str:
     found = [f"Highest accuracy: {percent(most)}{over}, by {names}{interval}."]
     if facts.reference_row not in best:
         ours = facts.reference_row
+        lead = f"; the best is better by {_difference(best[0])}" if len(best) == 1 else ""
         found.append(
-            f"{ours.name} has {percent(ours.accuracy)} (95% interval {between(ours.interval)})"
-            + (f"; the difference is {_difference(best[0])}." if len(best) == 1 else ".")
+            f"{ours.name} has {percent(ours.accuracy)} (95% interval {between(ours.interval)}){lead}."
         )
     for row in facts.rows:
         if row.is_combination and row.accuracy > most + ROUNDING:
@@ -265,7 +266,7 @@ def _combination(facts: StudyFacts) -> str:
     if not names:
         return ""
     return (
-        f"The text baseline in the {listed(names)} was selected on the validation set, separately "
+        f'The text baseline in "{listed(names)}" was selected on the validation set, separately '
         "for each split. It need not be the best one on the test set."
     )
 

@@ -32,7 +32,7 @@ from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION, without_formulas
+from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
@@ -327,7 +327,7 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
     )
-    return without_formulas(figure)
+    return figure
 
 
 def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: float) -> None:
