@@ -85,7 +85,7 @@ def render(template: str, **findings: Any) -> str:
     What HTML cannot hold (control characters, lone surrogates) becomes U+FFFD; a carriage return
     becomes the line end that browsers would make of it.
     """
-    return _environment(Path(template).suffix).get_template(template).render(**findings)
+    return environment(Path(template).suffix).get_template(template).render(**findings)
 
 
 def escape_markdown(text: str) -> str:
@@ -94,8 +94,9 @@ def escape_markdown(text: str) -> str:
 
 
 @cache
-def _environment(suffix: str) -> Environment:
-    environment = Environment(
+def environment(suffix: str) -> Environment:
+    """Return the jinja2 environment of a format; every value that it prints is escaped for it."""
+    made = Environment(
         loader=PackageLoader("gpt2_from_scratch.reports"),
         undefined=StrictUndefined,
         autoescape=suffix == ".html",
@@ -104,7 +105,7 @@ def _environment(suffix: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "between": between,
         "count": lambda n: f"{n:,}",
         "fenced": _fenced,
@@ -119,12 +120,12 @@ def _environment(suffix: str) -> Environment:
         "points": lambda difference, digits=1: f"{100 * difference:+.{digits}f}",
         "threshold": format_threshold,
     }
-    environment.globals |= {
+    made.globals |= {
         "ALPHA": ALPHA,
         "MOST_MISTAKES": MOST_MISTAKES,
         "NARROWEST": NARROWEST,
     }
-    return environment
+    return made
 
 
 def _in_html(value: object) -> object:
