@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.data.messages import CONTROL, REPLACEMENT, on_one_line, without_halves
@@ -130,20 +129,21 @@ def environment(suffix: str) -> Environment:
 
 def _in_html(value: object) -> object:
     """A value as HTML can hold it; jinja2 escapes it afterwards, unless it is markup already."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     text = without_halves(value).replace("\r\n", "\n").replace("\r", "\n")
     return CONTROL.sub(REPLACEMENT, text)
 
 
 def _in_markdown(value: object) -> object:
-    return value if isinstance(value, Markup) else escape_markdown(str(value))
+    """A value as Markdown text, unless the template marks it as `safe`."""
+    return value if hasattr(value, "__html__") else escape_markdown(str(value))
 
 
-def _fenced(text: str, language: str = "") -> Markup:
+def _fenced(text: str, language: str = "") -> str:
     """Lines as Markdown code, between fences longer than any run of backticks in them."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return Markup(f"{fence}{language}\n{text}\n{fence}")  # noqa: S704
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:

@@ -530,7 +530,7 @@ def test_addresses_make_no_links_and_numbers_stay_as_they_are(text, escaped):
 
 def test_code_does_not_end_early():
     text = "a\n```\n# b\n````\nc"
-    read = rendered(environment(".md").from_string("{{ text|fenced }}").render(text=text))
+    read = rendered(environment(".md").from_string("{{ text|fenced|safe }}").render(text=text))
     assert read.texts["code"] == [text + "\n"] and "h1" not in read.texts
 
 
