@@ -1,7 +1,7 @@
 """Pictures and pages for people.
 
-`findings` says what was found, the templates say it in words, `plots` and `drawings` show it.
-Nothing here trains or scores anything.
+`findings` and `study_findings` say what was found, `templates/` lay it out and hold the other prose,
+`render` fills them, `plots` and `drawings` draw. Nothing here trains or scores anything.
 """
 
 import lazy_loader
@@ -9,6 +9,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "findings": ["RunFacts", "run_warnings"],
+        "study_findings": ["StudyFacts", "StudyRow", "study_warnings"],
+        "render": ["escape_markdown", "write_run_report", "write_study_report"],
         "plots": [
             "plot_confusion",
             "plot_epochs",
@@ -16,6 +19,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "plot_rates",
             "plot_reliability",
             "plot_scores",
+            "plot_seconds",
+            "plot_trade",
             "plot_training",
             "save_picture",
         ],

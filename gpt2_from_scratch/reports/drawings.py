@@ -1,7 +1,7 @@
-"""A picture of the network: every part with its shapes and counts, and one block opened up.
+"""Drawings of the model and of what it does: network, ledger, attention, batches, answers by token.
 
-Returns a matplotlib Figure, as the functions of `plots.py` do. B texts, T tokens of the longest,
-C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
+Each function returns a matplotlib Figure, as those of `plots.py` do. B texts, T tokens of the
+longest, C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
 """
 
 import math
@@ -24,8 +24,8 @@ from gpt2_from_scratch.reports.plots import (
     GREEN,
     ORANGE,
     PALETTE,
+    PROPORTIONS,
     PURPLE,
-    SHARES,
     SKY,
     SMALL,
     VERMILION,
@@ -33,93 +33,104 @@ from gpt2_from_scratch.reports.plots import (
     draw_bar,
     make_room,
     shown,
-    without_formulas,
+    shown_token,
 )
 
-# --- Pictures of what the model does: what of it trains, where it looks, what it reads, what it says. ---
-
-
 GREY = "#D0D0D0"
-STATES = {"trainable": VERMILION, "partly": PURPLE, "frozen": SKY}
+TRAINABLE, PARTLY, FROZEN = VERMILION, PURPLE, SKY
 REAL, PAD = BLUE, ORANGE
 LONGEST = 14  # characters of a token that are shown
 
 
-def draw_ledger(lines: list[LedgerLine]) -> Figure:
-    """The ledger as a stack of boxes, the embeddings at the bottom, coloured by what trains.
+# --- what is trained ---
 
-    Boxes are of one height; how many numbers a part has is told in figures and by a bar. Raises
-    UsageError for a ledger without lines.
+
+def draw_ledger(lines: list[LedgerLine]) -> Figure:
+    """Draw the ledger as a stack of boxes, the embeddings at the bottom, coloured by what trains.
+
+    Boxes have one height; bars and figures show how many parameters a part has. Raises UsageError
+    for a ledger without lines.
     """
     if not lines:
         raise UsageError("there is nothing to draw: the ledger has no lines")
     height = min(0.32, max(0.15, 7.0 / len(lines)))
+    points = 9 if height > 0.2 else SMALL
     figure = Figure(figsize=(8.5, 1.3 + height * len(lines)), layout="constrained")
     stack, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
+    names = {TRAINABLE: "trainable", PARTLY: "partly trainable", FROZEN: "frozen"}
+    found = set()
     for y, line in enumerate(lines):
-        _draw_part(stack, bars, y, line, 9 if height > 0.2 else SMALL)
+        colour = FROZEN if not line.trainable else PARTLY
+        colour = TRAINABLE if line.trainable == line.numbers else colour
+        found.add(colour)
+        stack.barh(y, 1, height=0.86, color=colour)
+        stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=points)
+        trainable, end = line.trainable / 1e6, line.numbers / 1e6
+        draw_bar(bars, y, 0.0, trainable, TRAINABLE)
+        draw_bar(bars, y, trainable, end - trainable, FROZEN)
+        bars.annotate(
+            f"{line.numbers:,}",
+            (end, y),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=points,
+        )
     stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
     stack.set_axis_off()
-    most = max(line.parameters for line in lines) / 1e6
-    bars.set(title="How many numbers each has", xlabel="numbers (millions)")
+    bars.set(title="Parameters of each part", xlabel="parameters (millions)")
     bars.tick_params(left=False, labelleft=False)
-    make_room(bars, most, 1.2)
-    total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
-    figure.suptitle(f"{trainable:,} of {total:,} numbers train ({100 * trainable / total:.2f} %)")
-    found = [state for state in STATES if state in {line.state for line in lines}]
-    handles = [Patch(color=STATES[state], label=state) for state in found]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return without_formulas(figure)
-
-
-def _draw_part(stack: Axes, bars: Axes, y: int, line: LedgerLine, size: float) -> None:
-    """Its box, and its bar: what trains first."""
-    stack.barh(y, 1, height=0.86, color=STATES[line.state])
-    stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=size)
-    trains, end = line.trainable / 1e6, line.parameters / 1e6
-    draw_bar(bars, y, 0.0, trains, STATES["trainable"])
-    draw_bar(bars, y, trains, end - trains, STATES["frozen"])
-    bars.annotate(
-        f"{line.parameters:,}",
-        (end, y),
-        (5, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=size,
+    make_room(bars, max(line.numbers for line in lines) / 1e6, 1.2)
+    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
+    figure.suptitle(
+        f"{trainable:,} of {total:,} parameters are trainable ({100 * trainable / total:.2f}%)"
     )
+    handles = [Patch(color=c, label=name) for c, name in names.items() if c in found]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+# --- where each head looks ---
 
 
 def draw_attention(
     weights: Any, tokens: list[str], *, title: str = "Where each head looks"
 ) -> Figure:
-    """Where each head of a block looks: weights (H, T, T), a tensor or an array, one panel a head.
+    """Draw the attention weights of a block's heads (H, T, T), tensor or array, a panel per head.
 
-    A row is the token that looks (query), a column the one that is looked at (key); a row's weights
-    add up to 1. What lies behind the query is grey when no weight is there. Raises DataError for
-    another shape than `tokens` asks for, and for weights outside 0 to 1.
+    A row is the token that looks (query), a column the token it looks at (key); the weights of a
+    row add up to 1. What comes after the query is grey if it has no weight. Raises DataError for a
+    shape that does not fit `tokens`, and for weights outside 0 to 1.
     """
-    T, weights = len(tokens), _checked(weights, len(tokens))
+    T = len(tokens)
+    if hasattr(weights, "detach"):  # a tensor, on any device, in any precision
+        weights = weights.detach().cpu().float()
+    weights = np.asarray(weights, dtype=float)
+    if weights.ndim != 3 or weights.shape[1:] != (T, T) or not weights.size:
+        raise DataError(f"{T} tokens need weights (heads, {T}, {T}), found {weights.shape}")
+    if not ((weights >= 0) & (weights <= 1.001)).all():
+        raise DataError("attention weights must be from 0 to 1, as a softmax gives them")
     later = np.triu(np.ones((T, T), dtype=bool), 1)
     masked = later if not weights[:, later].any() else np.zeros_like(later)
     H = len(weights)
     columns = 2 if 2 <= H <= 4 else min(H, 3 if H <= 9 else 4)
-    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # a panel's, in inches
+    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # of a panel, in inches
     size = (1.3 + side * columns, 1.9 + (side + 0.15) * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    _label_tokens(panels, tokens, 72 * (side - 0.05) / T)
+    _label_cells(panels, tokens, 72 * (side - 0.05) / T)
     for head, axes in enumerate(panels.flat):
         if head >= H:
             axes.set_axis_off()
             continue
         axes.set_facecolor(GREY)
         cells = np.ma.array(weights[head], mask=masked)
-        image = axes.imshow(cells, cmap=SHARES, norm=PowerNorm(0.5, 0, 1))
+        image = axes.imshow(cells, cmap=PROPORTIONS, norm=PowerNorm(0.5, 0, 1))
         axes.set_title(f"Head {head}", fontsize=9)
         axes.tick_params(labelbottom=head + columns >= H)  # the lowest in its column
     figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
     figure.supylabel("query: the token that looks", fontsize=10)
-    figure.supxlabel("key: the token looked at", fontsize=10)
+    figure.supxlabel("key: the token it looks at", fontsize=10)
     bar = figure.colorbar(
         image,
         ax=panels,
@@ -130,116 +141,99 @@ def draw_attention(
         ticks=[0, 0.05, 0.2, 0.5, 1],
     )
     bar.set_label("attention weight (a row adds up to 1)", fontsize=9)
-    return without_formulas(figure)
+    return figure
 
 
-def _checked(weights: Any, T: int) -> np.ndarray:
-    """As an array (H, T, T); raises DataError for what cannot be attention over T tokens."""
-    if hasattr(weights, "detach"):  # a tensor, on whatever device, in whatever precision
-        weights = weights.detach().cpu().float()
-    found = np.asarray(weights, dtype=float)
-    if found.ndim != 3 or found.shape[1:] != (T, T) or not found.size:
-        raise DataError(f"{T} tokens want weights (heads, {T}, {T}), found {found.shape}")
-    if not ((found >= 0) & (found <= 1.001)).all():
-        raise DataError("attention weights must be from 0 to 1: they come out of a softmax")
-    return found
-
-
-def _label_tokens(panels: np.ndarray, tokens: list[str], points: float) -> None:
-    """Tokens along the left and the bottom of a grid, every n-th where a cell has few points."""
+def _label_cells(panels: np.ndarray, tokens: list[str], points: float) -> None:
+    """Label rows and columns with tokens, every n-th if a cell has few points."""
     step = math.ceil(SMALL / points)
     size = min(9.0, max(SMALL, points - 1))
-    labels = [shown(token, LONGEST) for token in tokens][::step]
+    labels = [shown_token(token, LONGEST) for token in tokens][::step]
     for axes in panels.flat:
         axes.set_xticks(range(0, len(tokens), step), labels, rotation=90, fontsize=size)
         axes.set_yticks(range(0, len(tokens), step), labels, fontsize=size)
 
 
-def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
-    """The same texts as three ways of batching lay them out, with the share of pads in each.
+# --- what padding costs ---
 
-    Padded to the longest of all; padded to the longest of each batch of `batch_size`; packed end to
-    end without padding, as `trunk.py` computes them. Cells are tokens, and as large in each panel.
-    Raises DataError for no texts and for one without tokens, UsageError for batches of none.
+
+def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
+    """Draw three ways to lay out the same texts in batches, with the proportion of padding.
+
+    Padded to the longest of all texts; padded to the longest of each batch of `batch_size`; packed
+    end to end without padding, as `FrozenTrunk` computes them. A cell is a token. Raises DataError
+    for no texts and for one without tokens, UsageError for a batch size below 1.
     """
     lengths = [int(length) for length in lengths]  # of an array or a tensor too
     if not lengths or min(lengths) < 1:
-        raise DataError("there is nothing to draw: every text needs a token, and there must be one")
+        raise DataError("there is nothing to draw: give texts with at least one token each")
     if batch_size < 1:
         raise UsageError(f"batch_size = {batch_size} must be at least 1")
     longest, N = max(lengths), len(lengths)
     widths = [max(lengths[n - n % batch_size :][:batch_size]) for n in range(N)]
+    column = np.arange(longest)
+    real = column < np.array(lengths)[:, None]  # (N, T)
+    filled = column < np.array(widths)[:, None]
+    ends = np.cumsum(lengths)
+    packed = (np.arange(-(-ends[-1] // longest) * longest) < ends[-1]).reshape(-1, longest)
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    _draw_padded(panels[0], lengths, [longest] * N, "Padded to the longest of all")
-    _draw_padded(panels[1], lengths, widths, "Padded to the longest of its batch")
-    _draw_packed(panels[2], lengths, longest)
+    for axes, name, cells in (
+        (panels[0], "Padded to the longest of all", np.where(real, 1, 2)),
+        (panels[1], "Padded to the longest of its batch", np.where(real, 1, 2 * filled)),
+        (panels[2], "Packed, no padding", packed.astype(int)),
+    ):
+        axes.imshow(  # 0 nothing, 1 a real token, 2 padding
+            cells,
+            ListedColormap(["white", REAL, PAD]),
+            vmin=0,
+            vmax=2,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, longest, len(cells) - 0.5, -0.5),
+        )
+        padding, total = int((cells == 2).sum()), int((cells > 0).sum())
+        axes.set_title(
+            f"{name}\n{padding:,} of {total:,} cells are padding: {100 * padding / total:.0f}%",
+            fontsize=9,
+        )
+        axes.set_xlabel("tokens in a row")
     frames = [
         Rectangle((0, first - 0.5), widths[first], min(batch_size, N - first))
         for first in range(0, N, batch_size)
     ]
     panels[1].add_collection(PatchCollection(frames, facecolor="none", edgecolor=DARK, lw=0.7))
+    rows, columns = np.divmod(ends[:-1], longest)
+    panels[2].vlines(columns, rows - 0.5, rows + 0.5, color="white", linewidth=1)  # between texts
     panels[0].set(xlim=(0, longest), ylim=(N - 0.5, -0.5), ylabel="rows")
     panels[0].yaxis.get_major_locator().set_params(integer=True)
-    for axes in panels:
-        axes.set_xlabel("tokens in a row")
-    handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="pad")]
+    handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="padding")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     figure.suptitle(
         f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}"
     )
-    return without_formulas(figure)
+    return figure
 
 
-def _draw_padded(axes: Axes, lengths: Sequence[int], widths: list[int], name: str) -> None:
-    column = np.arange(max(widths))
-    real, filled = (column < np.array(ends)[:, None] for ends in (lengths, widths))
-    _draw_cells(axes, np.where(real, 1, np.where(filled, 2, 0)))
-    _say_pads(axes, name, sum(widths) - sum(lengths), sum(widths))
-
-
-def _draw_packed(axes: Axes, lengths: Sequence[int], width: int) -> None:
-    """Texts end to end, a new row where the panel ends; a white line between two of them."""
-    ends = np.cumsum(lengths)
-    cells = np.zeros(-(-ends[-1] // width) * width)
-    cells[: ends[-1]] = 1
-    _draw_cells(axes, cells.reshape(-1, width))
-    rows, columns = np.divmod(ends[:-1], width)
-    axes.vlines(columns, rows - 0.5, rows + 0.5, color="white", linewidth=1)
-    _say_pads(axes, "Packed, no padding", 0, ends[-1])
-
-
-def _draw_cells(axes: Axes, cells: np.ndarray) -> None:
-    """(rows, T): 0 nothing, 1 a real token, 2 a pad. As one image, however many texts there are."""
-    extent = (0, cells.shape[1], len(cells) - 0.5, -0.5)
-    colours = ListedColormap(["white", REAL, PAD])
-    axes.imshow(
-        cells, colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=extent
-    )
-
-
-def _say_pads(axes: Axes, name: str, pads: int, cells: int) -> None:
-    axes.set_title(
-        f"{name}\n{pads:,} of {cells:,} cells are pads: {100 * pads / cells:.0f} %", fontsize=9
-    )
+# --- answers that change token by token ---
 
 
 def draw_label_by_token(
     tokens: list[str], probabilities: Sequence[float], label: str, *, pads: int = 0
 ) -> Figure:
-    """P(label) after each token of a message, of which the last `pads` are pads.
+    """Draw P(label) after each token of a message; its last `pads` tokens are padding.
 
-    Raises DataError unless there is one for each token, and a token before the pads.
+    Raises DataError unless there is one probability per token, and a token before the padding.
     """
     if not tokens or len(tokens) != len(probabilities):
         raise DataError(
-            f"{len(tokens)} tokens and {len(probabilities)} probabilities: there must be one each"
+            f"{len(tokens)} tokens and {len(probabilities)} probabilities: give one per token"
         )
     if not all(0 <= p <= 1 for p in probabilities):
         raise DataError("probabilities must be from 0 to 1")
     if not 0 <= pads < len(tokens):
-        raise DataError(f"{pads} pads of {len(tokens)} tokens leave no message")
-    T, name = len(tokens), shown(label, 24, visible=False)
+        raise DataError(f"{pads} tokens of padding among {len(tokens)} tokens leave no message")
+    T, name = len(tokens), shown(label, 24)
     percents = [100 * float(p) for p in probabilities]
     figure = Figure(figsize=(min(9.5, max(7.0, 2 + 0.22 * T)), 4), layout="constrained")
     axes = figure.subplots()
@@ -247,7 +241,7 @@ def draw_label_by_token(
     axes.text(
         1.01,
         0.75,
-        "more likely than not",
+        "more probable than not",
         transform=axes.transAxes,
         rotation=270,
         va="center",
@@ -255,17 +249,11 @@ def draw_label_by_token(
     )
     axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
     axes.plot(range(T), percents, color=BLUE, marker="o", markersize=4)
-    step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
-    axes.set_xticks(
-        range(0, T, step),
-        [shown(token, LONGEST) for token in tokens][::step],
-        rotation=90,
-        fontsize=8 if T <= 45 else SMALL,
-    )
-    title = f"P({name}) after each token of the message: {percents[-1 - pads]:.1f} % at the end"
+    _label_positions(axes, tokens)
+    title = f"P({name}) after each token of the message: {percents[-1 - pads]:.1f}% at the end"
     if pads:
         axes.axvspan(T - pads - 0.5, T - 0.5, color=(PAD, 0.25), lw=0)
-        title += f", {percents[-1]:.1f} % at the last pad"
+        title += f", {percents[-1]:.1f}% after the padding"
     axes.set(
         title=title,
         xlabel="the message so far, token by token (· is a space)",
@@ -274,7 +262,7 @@ def draw_label_by_token(
         xlim=(-0.6, T - 0.4),
     )
     axes.grid(axis="y", alpha=0.3)
-    return without_formulas(figure)
+    return figure
 
 
 def draw_heads_by_token(
@@ -284,56 +272,53 @@ def draw_heads_by_token(
     *,
     n_prompt: int = 0,
 ) -> Figure:
-    """What several heads say after each of T tokens: a panel a curve, a strip of colours a class.
+    """Draw what several heads answer after each of T tokens: panels of curves, strips of classes.
 
-    `curves` {name: T numbers}, each with a scale of its own; `classes` {name: T labels}. The first
-    `n_prompt` tokens are shaded. Raises DataError unless there is one for each token.
+    `curves` {name: T numbers} have a scale each; `classes` are {name: T labels}. The first
+    `n_prompt` tokens are shaded. Raises DataError unless each has one value per token.
     """
     T, classes = len(tokens), classes or {}
     for name, values in (*curves.items(), *classes.items()):
         if not 0 < len(values) == T:
-            raise DataError(f"{name}: {len(values)} values for {T} tokens: there must be one each")
+            raise DataError(f"{name}: {len(values)} values for {T} tokens: give one per token")
     if not curves and not classes:
-        raise DataError("there is nothing to draw: no head says anything")
+        raise DataError("there is nothing to draw: no head has an answer")
     heights = [2.0] * len(curves) + [0.5] * len(classes)
     figure = Figure(figsize=(9.5, 1.2 + 0.9 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[
-        :, 0
-    ]
-    for axes, (name, values) in zip(panels, curves.items(), strict=False):
-        axes.plot(
-            range(T), [float(value) for value in values], color=BLUE, marker="o", markersize=4
-        )
-        axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
+    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
+    for axes, (name, values) in zip(panels.flat, curves.items(), strict=False):
+        numbers = [float(value) for value in values]
+        axes.plot(range(T), numbers, color=BLUE, marker="o", markersize=4)
+        axes.set_title(shown(name, 60), fontsize=9, loc="left")
         axes.grid(axis="y", alpha=0.3)
-    for axes, (name, labels) in zip(panels[len(curves) :], classes.items(), strict=True):
+    for axes, (name, labels) in zip(panels.flat[len(curves) :], classes.items(), strict=True):
         _draw_strip(axes, name, labels)
-    for axes in panels:
+    for axes in panels.flat:
         axes.axvspan(-0.5, n_prompt - 0.5, color=(GREY, 0.5), lw=0, zorder=0)
+    _label_positions(axes, tokens)
+    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: the prompt")
+    return figure
+
+
+def _label_positions(axes: Axes, tokens: list[str]) -> None:
+    """Label positions along the bottom with tokens, every n-th of many."""
+    T = len(tokens)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
-    axes.set_xticks(
-        range(0, T, step),
-        [shown(token, LONGEST) for token in tokens][::step],
-        rotation=90,
-        fontsize=8 if T <= 45 else SMALL,
-    )
-    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: what was given")
-    return without_formulas(figure)
+    labels = [shown_token(token, LONGEST) for token in tokens][::step]
+    size = 8 if T <= 45 else SMALL
+    axes.set_xticks(range(0, T, step), labels, rotation=90, fontsize=size)
 
 
 def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
-    """A coloured cell a label; the commonest is nearly white."""
+    """Draw a coloured cell per label; the most frequent label is nearly white."""
     names = list(dict.fromkeys(labels))
     common = max(names, key=list(labels).count)
     others = [label for label in names if label != common]
     colours = {common: "#F2F2F2"} | {n: PALETTE[k % len(PALETTE)] for k, n in enumerate(others)}
     for t, label in enumerate(labels):
         axes.axvspan(t - 0.42, t + 0.42, 0.1, 0.9, color=colours[label], zorder=2)
-    axes.set_title(shown(name, 60, visible=False), fontsize=9, loc="left")
-    handles = [
-        Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20, visible=False))
-        for n in names
-    ]
+    axes.set_title(shown(name, 60), fontsize=9, loc="left")
+    handles = [Patch(facecolor=colours[n], edgecolor=DARK, label=shown(n, 20)) for n in names]
     axes.legend(
         handles=handles,
         loc="lower right",
@@ -345,37 +330,40 @@ def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
     axes.set_yticks([])
 
 
-# where the opened block stands, in inches
+# --- the network ---
+
+
+# where the opened block is, in inches
 LEFT, RIGHT, LOWER, UPPER, STREAM = 3.7, 9.4, 0.3, 8.1, 4.35
 ARROW = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
 
 
 def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Figure:
-    """The network from the bottom up, with shapes and counts of numbers; one block opened beside it.
+    """Draw the network from the bottom up with shapes and parameter counts, and one block in detail.
 
-    With `num_classes` it ends in a classifier's head, without in GPT-2's own, tied to `wte`. Raises
-    UsageError for fewer than two classes.
+    With `num_classes` it ends in a classifier's head, without it in GPT-2's own, tied to `wte`.
+    Raises UsageError for fewer than two classes.
     """
     if num_classes is not None and num_classes < 2:
-        raise UsageError(f"num_classes = {num_classes}: a choice needs at least 2")
-    numbers = part_numbers(config, num_classes)
-    total = sum(numbers[name] for name in ("wte", "wpe", "ln_f", "head"))
-    total += config.n_layer * numbers["block"]
+        raise UsageError(f"num_classes = {num_classes}: a classifier needs at least 2")
+    counts = parameter_counts(config, num_classes)
+    total = sum(counts[name] for name in ("wte", "wpe", "ln_f", "head"))
+    total += config.n_layer * counts["block"]
     figure = Figure(figsize=(9.5, 8.8), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 9.5), ylim=(0, 8.4))
     axes.set_axis_off()
     kind = "GPT-2" if num_classes is None else f"GPT-2 as a classifier of {num_classes} classes"
-    axes.set_title(f"{kind}: {total:,} numbers")
-    _draw_network(axes, config, num_classes, numbers)
-    _draw_block(axes, config, numbers)
-    return without_formulas(figure)
+    axes.set_title(f"{kind}: {total:,} parameters")
+    _draw_network(axes, config, num_classes, counts)
+    _draw_block(axes, config, counts)
+    return figure
 
 
-def part_numbers(config: GPT2Config, num_classes: int | None = None) -> dict[str, int]:
-    """How many numbers each part has: weights and biases; of a block, of each part in it.
+def parameter_counts(config: GPT2Config, num_classes: int | None = None) -> dict[str, int]:
+    """Count the parameters of each part, and of each part of a block.
 
-    GPT-2's own head has none, for it is `wte` again.
+    GPT-2's own head has none of its own: it is `wte` again.
     """
     C, wide = config.n_embd, 4 * config.n_embd
     block = {
@@ -397,32 +385,32 @@ def part_numbers(config: GPT2Config, num_classes: int | None = None) -> dict[str
 
 
 def _draw_network(
-    axes: Axes, config: GPT2Config, num_classes: int | None, numbers: dict[str, int]
+    axes: Axes, config: GPT2Config, num_classes: int | None, counts: dict[str, int]
 ) -> None:
-    """On the left: ids, embeddings, blocks, final norm, head."""
+    """Draw ids, embeddings, blocks, final norm and head on the left."""
     x, y = 1.65, 2.55
     state = f"(B, T, C = {config.n_embd:,})"
     axes.text(x, 0.2, "token ids", ha="center", va="center", weight="bold")
     _up(axes, x, 0.4, 1.05, "(B, T)")
     for side, name, what in ((-0.7, "wte", "token"), (0.7, "wpe", "position")):
-        _box(axes, (x + side, 1.45), (1.22, 0.8), f"{name} ({what})\n{numbers[name]:,}", GREEN)
+        _box(axes, (x + side, 1.45), (1.22, 0.8), f"{name} ({what})\n{counts[name]:,}", GREEN)
     axes.text(x, 1.45, "+", ha="center", va="center", fontsize=14, weight="bold")
     _up(axes, x, 1.85, y, state)
-    y = _draw_blocks(axes, x, y, config.n_layer, numbers["block"])
+    y = _draw_blocks(axes, x, y, config.n_layer, counts["block"])
     _up(axes, x, y, y + 0.6, state)
-    _box(axes, (x, y + 0.85), (2.6, 0.5), f"ln_f   {numbers['ln_f']:,}", YELLOW)
+    _box(axes, (x, y + 0.85), (2.6, 0.5), f"ln_f   {counts['ln_f']:,}", YELLOW)
     _up(axes, x, y + 1.1, y + 1.7, state)
-    count = "wte again" if num_classes is None else f"{numbers['head']:,}"
+    count = "wte again" if num_classes is None else f"{counts['head']:,}"
     _box(axes, (x, y + 1.95), (2.6, 0.5), f"head   {count}", VERMILION)
     out = f"V = {config.n_vocab:,}" if num_classes is None else f"K = {num_classes}"
     _up(axes, x, y + 2.2, y + 2.8, f"(B, T, {out})")
     axes.text(x, y + 3.0, "logits", ha="center", va="center", weight="bold")
 
 
-def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, numbers: int) -> float:
-    """Up to three blocks, or the first and the last with dots between; returns where they end.
+def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, count: int) -> float:
+    """Draw up to three blocks, or the first and the last; return where they end.
 
-    Dashed lines lead from the last one to where a block is drawn opened up.
+    Dashed lines lead from the last one to the block that is drawn in detail.
     """
     names = [f"blocks.{n}" for n in range(n_layer)]
     if n_layer > 3:
@@ -432,7 +420,7 @@ def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, numbers: int) -> 
             axes.text(x - 0.03, y + 0.12, name, ha="left", va="center", fontsize=9)
             y += 0.27
         else:
-            _box(axes, (x, y + 0.3), (2.6, 0.6), f"{name}\n{numbers:,}", SKY)
+            _box(axes, (x, y + 0.3), (2.6, 0.6), f"{name}\n{count:,}", SKY)
             y += 0.6
         if name != names[-1]:
             _up(axes, x, y, y + 0.3)
@@ -442,8 +430,8 @@ def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, numbers: int) -> 
     return y
 
 
-def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None:
-    """On the right: one block opened up, the residual stream and its two branches."""
+def _draw_block(axes: Axes, config: GPT2Config, counts: dict[str, int]) -> None:
+    """Draw one block on the right: the residual stream and its two branches."""
     C, H = config.n_embd, config.n_head
     _box(
         axes, ((LEFT + RIGHT) / 2, (LOWER + UPPER) / 2), (RIGHT - LEFT, UPPER - LOWER), "", SKY, 0.1
@@ -451,7 +439,7 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
     axes.text(
         RIGHT - 0.15,
         UPPER - 0.25,
-        f"one block: {numbers['block']:,} numbers",
+        f"one block: {counts['block']:,} parameters",
         ha="right",
         va="center",
         weight="bold",
@@ -468,16 +456,16 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
         fontsize=9,
     )
     attention = [
-        (f"ln_1   {numbers['ln_1']:,}", YELLOW, state),
-        (f"c_attn   {numbers['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),
+        (f"ln_1   {counts['ln_1']:,}", YELLOW, state),
+        (f"c_attn   {counts['attn.c_attn']:,}", ORANGE, f"q, k, v: (B, T, 3C = {3 * C:,})"),
         (f"{H} heads: softmax(q kᵀ / √D) v", ORANGE, f"(B, H = {H}, T, D = {C // H:,})"),
-        (f"c_proj   {numbers['attn.c_proj']:,}", ORANGE, state),
+        (f"c_proj   {counts['attn.c_proj']:,}", ORANGE, state),
     ]
     mlp = [
-        (f"ln_2   {numbers['ln_2']:,}", YELLOW, state),
-        (f"c_fc   {numbers['mlp.c_fc']:,}", PURPLE, f"(B, T, 4C = {4 * C:,})"),
+        (f"ln_2   {counts['ln_2']:,}", YELLOW, state),
+        (f"c_fc   {counts['mlp.c_fc']:,}", PURPLE, f"(B, T, 4C = {4 * C:,})"),
         ("GELU", PURPLE, f"(B, T, 4C = {4 * C:,})"),
-        (f"c_proj   {numbers['mlp.c_proj']:,}", PURPLE, state),
+        (f"c_proj   {counts['mlp.c_proj']:,}", PURPLE, state),
     ]
     _draw_branch(axes, 0.55, attention, "attn: looks back, never ahead", ORANGE)
     _draw_branch(axes, 4.25, mlp, "mlp: each position alone", PURPLE)
@@ -486,8 +474,9 @@ def _draw_block(axes: Axes, config: GPT2Config, numbers: dict[str, int]) -> None
 def _draw_branch(
     axes: Axes, y: float, parts: list[tuple[str, str, str]], name: str, colour: str
 ) -> None:
-    """From the stream through a norm and the parts of attn or mlp, each (text, colour, what comes
-    out), and back to be added.
+    """Draw a branch off the stream: norm, parts of attn or mlp, and the addition to the stream.
+
+    Each part is (text, colour, shape of its output).
     """
     x = 6.75
     middles = [y + 0.5 + 0.72 * n + (0.14 if n else 0) for n in range(len(parts))]
@@ -515,7 +504,7 @@ def _box(
     colour: str,
     tint: float = 0.4,
 ) -> None:
-    """A rounded box with text in it, filled with a tint that lets nothing through."""
+    """Draw a rounded box with text, filled with an opaque tint of its colour."""
     fill = tuple(1 - tint * (1 - part) for part in to_rgb(colour))
     (x, y), (width, height) = middle, size
     corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.06"
@@ -525,7 +514,7 @@ def _box(
 
 
 def _up(axes: Axes, x: float, low: float, high: float, text: str = "", width: float = 1.5) -> None:
-    """An arrow upwards, what goes along it written to its right."""
+    """Draw an arrow upwards, with text to its right."""
     axes.annotate("", (x, high), (x, low), arrowprops=ARROW | {"linewidth": width})
     if text:
         axes.text(x + 0.1, (low + high) / 2, text, ha="left", va="center", fontsize=8, color=DARK)

@@ -1,374 +1,461 @@
-"""What is to be told of one training run, in sentences: for its page and its model card.
+"""What was found about a run, and what to know before relying on it.
 
-A share of test texts is told with its interval, a difference with its p, a warning with what
-follows from it.
+Numbers come from `evaluation`. They become sentences here where that takes a decision, or where
+page, model card and log share them; all other prose is in the templates. Every proportion is given
+with its interval, every difference with its p-value, every warning with its consequence.
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.classifier.tasks.task import Scores
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
+from gpt2_from_scratch.classifier.tasks.scores import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
-from gpt2_from_scratch.data.check import UNEVEN, WIDE
-from gpt2_from_scratch.data.messages import on_one_line
+from gpt2_from_scratch.data.check import MOST_UNEVEN, WIDEST
+from gpt2_from_scratch.data.messages import DataConfig, on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment
-from gpt2_from_scratch.evaluation.metrics import Evaluation, LabelledPredictions
+from gpt2_from_scratch.evaluation.calibration import Calibration
+from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
 
-PARTS = {"train": "to train on", "val": "to choose by", "test": "to test"}
-FILES = ("model", "data", "val_data", "test_data")  # settings that may be paths
-PURPOSE = {
-    "multi-label": "to name all labels of a text",
-    "regression": "to give a text its numbers",
-    "token-classification": "to give each word its tag",
+TASK_PURPOSES = {
+    "multi-label": "to predict all labels of a text",
+    "regression": "to predict numbers for a text",
+    "token-classification": "to tag each word",
     "span": "to find the answer to a question in a text",
 }
-TINY = 100  # texts to choose by: with fewer an epoch is chosen by chance as much as by merit
-APART = 0.1  # precision from recall
-SURE = 0.05  # a difference of a greater p may be chance
-NAMED = 8  # labels that a sentence lists
-P_TOLD = "p is McNemar's, adjusted for the number of baselines (Holm)"
+FEW_VALIDATION_TEXTS = 100  # with fewer, chance selects the epoch as much as merit does
+FAR_APART = 0.1  # difference of precision and recall that is worth a warning
+ALPHA = 0.05  # a difference with a larger p may be chance
+MOST_NAMED = 8  # names that a sentence lists
+MOST_CONFUSED = 10  # pairs of labels that are listed
+TO_SEPARATE = '"train --keep-together near-duplicates"'
+PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that is known of a finished run."""
+    """Everything that is known about a finished run."""
 
-    run: str  # its folder, as commands are to name it
+    run: str  # its folder, as commands name it
     model: str
-    data: str
+    data: DataConfig
     seed: int
     task: str
-    settings: Mapping[str, Any]  # as config.json has them
-    # {"train": {label: texts}, "val": ..., "test": ...}; {"texts": n} where labels are no classes
+    # {"train": {label: texts}, "val": ..., "test": ...}; {"texts": n} if labels are not classes
     counts: Mapping[str, Mapping[str, int]]
-    ledger: str  # what finetuning.format_ledger made
+    ledger: str  # as `format_ledger` writes it
     n_parameters: int
     n_trained: int
     history: Sequence[Epoch]
-    scores: Scores | Evaluation  # on the test part
+    scores: Scores  # on the test set
     base_sha256: str
     versions: Mapping[str, str | int]  # of Python and packages; the processor
-    seconds: float | None = None  # told if given; no two runs have the same
-    split: str = ""  # how the parts were made, if not as `train` makes them
+    training: TrainConfig | None = None  # None: the lecture's recipe
+    head: HeadSettings | None = None
+    max_tokens: int = 0  # longer texts were cut to these; 0: unknown
+    n_cut: int = 0  # texts that were cut
+    split: str = ""  # how the three sets were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
-    answered: LabelledPredictions | None = (
-        None  # what that was made from: the answers to the test part
-    )
-    # (name, scores on the same test texts, this run against it: p adjusted for their number by Holm)
-    baselines: Sequence[tuple[str, Evaluation, Paired | None]] = ()
-    n_near_twins: int | None = None  # test texts nearly in training; None where that is not known
-    n_cut: int = 0  # texts longer than max_tokens
+    answered: Answered | None = None  # the predictions on the test set that it was made from
+    # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
+    baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
+    n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown
 
     def n_texts(self, part: str) -> int:
-        """How many texts "train", "val" or "test" has."""
+        """Number of texts in "train", "val" or "test"."""
         return sum(self.counts.get(part, {}).values())
 
     @property
-    def labels(self) -> list[str]:
-        """The labels of the training part, on one line each."""
-        return [on_one_line(label) for label in self.counts["train"]]
+    def classified(self) -> Evaluation | None:
+        """The scores, if the run is a classification."""
+        return self.scores if isinstance(self.scores, Evaluation) else None
 
     @property
-    def best_baseline(self) -> tuple[str, Evaluation, Paired | None] | None:
+    def score_table(self) -> str:
+        """The scores as text; the first line has the most important one."""
+        return format_scores(self.scores)
+
+    @property
+    def without_near_duplicates(self) -> Evaluation | None:
+        """Scores on the test texts without a near duplicate in the training set."""
+        return self.assessment.without_twins if self.assessment else None
+
+    @property
+    def best_baseline(self) -> tuple[str, Evaluation, Paired] | None:
         """The baseline with the highest test accuracy."""
         return max(self.baselines, key=lambda baseline: baseline[1].accuracy, default=None)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, without folders."""
+        groups = [group for group in (self.data, self.training, self.head) if group is not None]
+        found = {"model": self.model, "seed": self.seed}
+        for group in groups:
+            found |= asdict(group)
+        return without_folders(found)
 
-# --- sentences ---
+
+def run_findings(facts: RunFacts) -> dict[str, Any]:
+    """Return what the templates `run.html` and `model_card.md` need."""
+    return {
+        "facts": facts,
+        "summary": sentences(trained_on(facts), how_good(facts), against_baselines(facts)),
+        "warnings": sentences(*run_warnings(facts)),
+        "split_rule": split_rule(facts),
+        "confused": confused(facts.classified) if facts.classified else [],
+        "ranked": ranked(facts),
+        "calibrations": calibrations(facts.assessment) if facts.assessment else {},
+        "commands": shell_commands(facts.run),
+        "python": python_lines(facts.run),
+    }
 
 
 def trained_on(facts: RunFacts) -> str:
-    """What was trained on what."""
+    """Say what was trained on which texts."""
     return (
-        f"GPT-2 {file_name(facts.model)} was finetuned on {texts_told(facts.n_texts('train'))} of "
-        f"{file_name(facts.data)} {_purpose(facts)}. {facts.n_trained:,} of its "
-        f"{facts.n_parameters:,} numbers were trained{_time(facts.seconds)}, with seed {facts.seed}."
+        f"GPT-2 {file_name(facts.model)} was finetuned on {count_texts(facts.n_texts('train'))} of "
+        f"{file_name(facts.data.source)} {_purpose(facts)}. {facts.n_trained:,} of its "
+        f"{facts.n_parameters:,} parameters were trained, with seed {facts.seed}."
     )
 
 
 def how_good(facts: RunFacts) -> str:
-    """The score on the test part with its interval; of classes, without near twins too."""
-    if not isinstance(facts.scores, Evaluation):
-        return f"On {texts_told(facts.n_texts('test'))} kept for the test: " + (
-            facts.scores.as_table().splitlines()[0] + "."
+    """Give the score on the test set with its interval."""
+    if not facts.classified:
+        score = facts.score_table.splitlines()[0]
+        return f"On the test set ({count_texts(facts.n_texts('test'))}): {score}."
+    sentence = f"On the test set its accuracy is {_accuracy(facts.classified)}."
+    fewer = facts.without_near_duplicates
+    if fewer and fewer.total < facts.classified.total:
+        sentence += (
+            " On the test texts without a near duplicate in the training set it is "
+            f"{_accuracy(fewer)}."
         )
-    told = f"On texts kept for the test its accuracy is {_accuracy(facts.scores)}."
-    fewer = facts.assessment.without_near_duplicates if facts.assessment else None
-    if fewer and fewer.total < facts.scores.total:
-        told += f" On those that have no near twin in training it is {_accuracy(fewer)}."
-    return told
+    return sentence
 
 
 def against_baselines(facts: RunFacts) -> str:
-    """Whether it beats the best of the text baselines; empty where there are none."""
-    if not facts.best_baseline or not isinstance(facts.scores, Evaluation):
+    """Say whether the run beats the best text baseline; empty without baselines."""
+    if not facts.best_baseline or not facts.classified:
         return ""
     name, theirs, paired = facts.best_baseline
-    points = 100 * (facts.scores.accuracy - theirs.accuracy)
-    many = f"the best of {len(facts.baselines)} text baselines"
-    best = f"{many if len(facts.baselines) > 1 else 'the text baseline'} ({on_one_line(name)})"
-    how = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} often than"
-    if paired is None:
-        how = how if points else "as often as"
-        return f"It is right {how} {best}; whether that is chance was not tested."
+    points = 100 * (facts.classified.accuracy - theirs.accuracy)
+    n = len(facts.baselines)
+    best = f"the best of {n} text baselines" if n > 1 else "the text baseline"
+    best += f" ({on_one_line(name)})"
     low, high = (100 * bound for bound in paired.interval)
-    sure = f"95 % interval of the difference {low:+.1f} to {high:+.1f} points, {format_p(paired.p)}"
+    chance = (
+        f"95% interval of the difference {low:+.1f} to {high:+.1f} points, {format_p(paired.p)}"
+    )
     if not points:
-        return f"It is right as often as {best}: {sure}."
-    if paired.p > SURE:
-        return f"It is right {how} {best}, which may be chance: {sure}."
+        return f"It is as accurate as {best}: {chance}."
+    if paired.p > ALPHA:
+        direction = "more" if points > 0 else "less"
+        return (
+            f"It is {abs(points):.1f} points {direction} accurate than {best}, which may be chance: "
+            f"{chance}."
+        )
     if points > 0:
-        return f"It beats {best} by {points:.1f} points: {sure}."
-    return f"It is worse than {best} by {-points:.1f} points: {sure}."
+        return f"It beats {best} by {points:.1f} points: {chance}."
+    return f"It is {-points:.1f} points worse than {best}: {chance}."
 
 
 def split_rule(facts: RunFacts) -> str:
-    """How the three parts were made."""
-    settings = facts.settings
+    """Say how training, validation and test set were made."""
     if facts.split:
-        return on_one_line(facts.split)
-    if settings.get("val_data"):
-        return "The three parts came in files of their own; texts in an earlier part were left out."
-    drawn = " of as many texts of each label as the rarest has" if settings.get("balance") else ""
-    rule = f"Seed {facts.seed} cut 70 % to train on, 10 % to choose by and 20 % to test{drawn}"
-    if settings.get("together") == "near-duplicates":
-        return f"{rule}; texts that are nearly the same went into one part together."
-    return f"{rule}; equal texts count once, so that no test text was trained on."
+        return facts.split
+    if facts.data.val_source:
+        return (
+            "Training, validation and test set came from separate files. Texts that are already in "
+            "an earlier set were left out."
+        )
+    drawn = ", after drawing equally many texts of each label" if facts.data.balance else ""
+    rule = (
+        f"Seed {facts.seed} split the texts into 70% training, 10% validation and 20% test "
+        f"set{drawn}."
+    )
+    if facts.data.keep_together == "near-duplicates":
+        return f"{rule} Near duplicates are in the same set."
+    return f"{rule} Equal texts count once, so no test text was trained on."
 
 
-# --- warnings ---
+def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
+    """List (true label, predicted label, texts) of wrong predictions, the most frequent first."""
+    labels = [found.label for found in scores.classes]
+    wrong = Counter(
+        {
+            (labels[true], labels[predicted]): n
+            for true, row in enumerate(scores.confusion)
+            for predicted, n in enumerate(row)
+            if n and true != predicted
+        }
+    )
+    return [(*pair, n) for pair, n in wrong.most_common(MOST_CONFUSED)]
+
+
+def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:
+    """List this run and its baselines, the most accurate first; empty without baselines."""
+    if not facts.baselines or not facts.classified:
+        return []
+    this = (f"GPT-2 {file_name(facts.model)}, this run", facts.classified, None)
+    return sorted([this, *facts.baselines], key=lambda found: -found[1].accuracy)
+
+
+def calibrations(assessment: Assessment) -> dict[str, Calibration]:
+    """Name the calibrations before and after the temperature, if there is one."""
+    if assessment.temperature == 1:
+        return {"as trained": assessment.calibration}
+    before = {"as trained": assessment.uncalibrated} if assessment.uncalibrated else {}
+    return before | {f"temperature {assessment.temperature:.2f}": assessment.calibration}
+
+
+def shell_commands(run: str) -> str:
+    """Write the commands that use a run from the shell."""
+    name = shlex.quote(run)
+    return "\n".join(
+        [
+            f"gpt2-classifier predict {name} 'your text'",
+            f"gpt2-classifier predict {name} --file texts.csv --csv > answers.csv",
+            f"gpt2-classifier evaluate {name}",
+            f"gpt2-classifier verify {name}",
+        ]
+    )
+
+
+def python_lines(run: str) -> str:
+    """Write the lines that use a run from Python."""
+    return "\n".join(
+        [
+            "from gpt2_from_scratch import Classifier",
+            "",
+            f"classifier = Classifier.load({run!r})",
+            'print(classifier.predict(["your text"])[0].answer)',
+        ]
+    )
+
+
+# --- warnings about a run ---
 
 
 def run_warnings(facts: RunFacts) -> list[str]:
-    """What one should know before relying on the run, each with what follows from it."""
-    found = [
-        _no_better(facts),
+    """Write what to know before relying on the run; empty where it does not apply."""
+    return [
+        _no_better_than_text(facts),
         _small_test(facts),
-        _near_twins(facts),
+        _near_duplicates(facts),
         _one_seed(facts),
-        _few_to_choose_by(facts),
-        _chosen_on_validation(facts),
-        _uneven(facts),
-        _one_sided(facts),
-        _cut(facts),
+        _few_validation_texts(facts),
+        _selected_on_validation(facts),
+        _uneven_labels(facts),
+        _one_sided_errors(facts),
+        _cut_texts(facts),
     ]
-    return [warning for warning in found if warning]
 
 
-def _no_better(facts: RunFacts) -> str:
-    if not facts.best_baseline or not isinstance(facts.scores, Evaluation):
+def _no_better_than_text(facts: RunFacts) -> str:
+    if not facts.best_baseline or not facts.classified:
         return ""
     name, theirs, paired = facts.best_baseline
-    behind = theirs.accuracy >= facts.scores.accuracy
-    if not behind and (paired is None or paired.p <= SURE):
+    as_good = theirs.accuracy >= facts.classified.accuracy
+    if not as_good and paired.p <= ALPHA:
         return ""
     return (
-        f"A text baseline, {on_one_line(name)}, is {'as good or better' if behind else 'about as good'} "
-        f"({percent(theirs.accuracy)} of the same test texts). On this data nothing shows that GPT-2 is "
-        "worth its cost: the baseline is smaller, faster and easier to explain."
+        f"The text baseline {name} is {'as good or better' if as_good else 'about as good'} "
+        f"({percent(theirs.accuracy)} of the same test texts). Nothing shows that GPT-2 is worth its "
+        "cost on this data: the baseline is smaller, faster and easier to explain."
     )
 
 
 def _small_test(facts: RunFacts) -> str:
     interval = getattr(facts.scores, "interval", None)
-    if interval is None or (half := (interval[1] - interval[0]) / 2) <= WIDE:
-        return ""
-    return (
-        f"The test part is small: {texts_told(facts.n_texts('test'))} leave {100 * half:.0f} points of "
-        "doubt to either side of the score. Classifiers that differ by less cannot be told apart "
-        "by it; more labelled texts would help most."
-    )
+    return "" if interval is None else small_test(facts.n_texts("test"), interval)
 
 
-def _near_twins(facts: RunFacts) -> str:
-    if not facts.n_near_twins:
+def _near_duplicates(facts: RunFacts) -> str:
+    n = facts.n_near_duplicates
+    if not n:
         return ""
-    told = (
-        f"{facts.n_near_twins:,} of {texts_told(facts.n_texts('test'))} to test "
-        f"{'has' if facts.n_near_twins == 1 else 'have'} a near twin in training, so that the score "
-        "tells in part what was remembered. "
-    )
-    fewer = facts.assessment.without_near_duplicates if facts.assessment else None
-    if fewer:
-        told += f"On those that have none its accuracy is {_accuracy(fewer)}. "
-    own_files = facts.settings.get("val_data") or facts.settings.get("test_data")
-    if own_files or facts.split:  # not cut by `train`, which could cut otherwise
-        return told.rstrip()
-    return told + '"train --together near-duplicates" splits so that none has one.'
+    found = [near_duplicates_in_training(n, facts.n_texts("test"))]
+    if facts.without_near_duplicates:
+        found.append(
+            f"On the other test texts the accuracy is {_accuracy(facts.without_near_duplicates)}."
+        )
+    if not (facts.data.val_source or facts.data.test_source or facts.split):
+        found.append(f"{TO_SEPARATE} puts them into the same set.")
+    return " ".join(found)
 
 
 def _one_seed(facts: RunFacts) -> str:
-    told = (
-        "This is one run, with one seed and one split: another seed gives another score, by chance "
+    sentence = (
+        "This is one run, with one seed and one split. Another seed gives another score, by chance "
         "alone. "
     )
     if facts.task != "classification":
-        return (
-            told + '"gpt2-classifier train --seed" with other seeds shows how far apart they are.'
-        )
-    return told + (
-        '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, beside the '
-        'baselines, and tells the mean with its interval; "gpt2-classifier experiments" does so for '
-        "other settings."
+        return sentence + '"gpt2-classifier train --seed N" shows how much the score varies.'
+    return sentence + (
+        '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, next to the baselines, '
+        'and gives the mean with its interval; "gpt2-classifier experiments" does so for other '
+        "settings."
     )
 
 
-def _few_to_choose_by(facts: RunFacts) -> str:
+def _few_validation_texts(facts: RunFacts) -> str:
     n = facts.n_texts("val")
-    if not 0 < n < TINY:
+    if not 0 < n < FEW_VALIDATION_TEXTS:
         return ""
-    guess = "All that is chosen by it is a rough guess."
-    if facts.history:
-        guess = "Which epoch was best is a rough guess, and so is all else chosen by it."
+    rough = "The choice of the best epoch" if facts.history else "Everything that is selected on it"
     return (
-        f"The part to choose by has {texts_told(n)} only: one text more or less right moves its score "
-        f"by {100 / n:.1f} points. {guess}"
+        f"The validation set has only {count_texts(n)}: one more correct text changes its score by "
+        f"{100 / n:.1f} points. {rough} is a rough guess."
     )
 
 
-def _chosen_on_validation(facts: RunFacts) -> str:
-    chosen = []
+def _selected_on_validation(facts: RunFacts) -> str:
+    selected = []
     if len(facts.history) > 1:
-        chosen.append(f"the epoch ({best_epoch(facts.history).epoch} of {len(facts.history)})")
+        selected.append(f"the epoch ({best_epoch(facts.history).epoch} of {len(facts.history)})")
     if facts.assessment and facts.assessment.temperature != 1:
-        chosen.append(f"the temperature ({facts.assessment.temperature:.2f})")
+        selected.append(f"the temperature ({facts.assessment.temperature:.2f})")
     if facts.assessment and facts.assessment.thresholds:
-        chosen.append("the thresholds")
-    if not chosen:
+        selected.append("the thresholds")
+    if not selected:
         return ""
     return (
-        f"The part to choose by has chosen {listed(chosen)}, so that its own scores are too good. "
-        "Quote those of the test part only, and choose nothing by these."
+        f"The validation set selected {listed(selected)}, so its own scores are too good. Report "
+        "only the scores of the test set, and select nothing by them."
     )
 
 
-def _uneven(facts: RunFacts) -> str:
-    counts = {on_one_line(label): n for label, n in facts.counts["train"].items()}
+def _uneven_labels(facts: RunFacts) -> str:
+    counts = facts.counts["train"]
     if facts.task != "classification" or len(counts) < 2:
         return ""
     most, fewest = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
-    if counts[most] <= UNEVEN * counts[fewest]:
+    if counts[most] <= MOST_UNEVEN * counts[fewest]:
         return ""
-    share = counts[most] / sum(counts.values())
     return (
-        f"Labels are uneven in training: {counts[most]:,} texts are {most}, {counts[fewest]:,} are "
-        f"{fewest}. Always answering {most} would be right {percent(share)} of the time: read the recall "
-        f"of {fewest} rather than the accuracy; --balance or --class-weights balanced may raise it."
+        f"The labels are uneven in the training set: {counts[most]:,} texts are {most}, "
+        f"{counts[fewest]:,} are {fewest}. Always predicting {most} would be correct "
+        f"{percent(counts[most] / sum(counts.values()))} of the time. Look at the recall of {fewest} "
+        "rather than at the accuracy; --balance or --class-weights balanced may raise it."
     )
 
 
-def _one_sided(facts: RunFacts) -> str:
-    """Of the class whose precision and recall are furthest apart, or that was never answered."""
-    if not isinstance(facts.scores, Evaluation):
+def _one_sided_errors(facts: RunFacts) -> str:
+    """Warn about the class whose precision and recall differ most, or that is never predicted."""
+    if not facts.classified:
         return ""
-    there = [scores for scores in facts.scores.classes if scores.support]
-    for scores in there:
+    present = [scores for scores in facts.classified.classes if scores.support]
+    for scores in present:
         if scores.precision is None:
             return (
-                f"{on_one_line(scores.label)} was never answered, though {texts_told(scores.support)} of "
-                "the test are: it was not learned. It wants more texts, or --class-weights balanced."
+                f"{scores.label} was never predicted, but {count_texts(scores.support)} "
+                "of the test set have this label: it was not learned. It needs more texts, or "
+                "--class-weights balanced."
             )
     precision, recall, label = max(
-        ((s.precision or 0.0, s.recall or 0.0, on_one_line(s.label)) for s in there),
+        ((s.precision or 0.0, s.recall or 0.0, s.label) for s in present),
         key=lambda scores: abs(scores[0] - scores[1]),
     )
-    if abs(precision - recall) <= APART:
+    if abs(precision - recall) <= FAR_APART:
         return ""
     return (
-        f"Errors fall to one side: of texts that are {label} {percent(recall)} are found, of those "
-        f"called {label} {percent(precision)} are. If one of the two errors costs more, choose a "
-        "threshold for it instead of the likeliest label."
+        f"The errors are one-sided: {label} has a recall of {percent(recall)} and a precision of "
+        f"{percent(precision)}. If one of the two errors costs more, use a threshold for {label} "
+        "instead of the most probable label."
     )
 
 
-def _cut(facts: RunFacts) -> str:
+def _cut_texts(facts: RunFacts) -> str:
     if not facts.n_cut:
         return ""
     return (
-        f"{texts_told(facts.n_cut)} of all parts were cut to their first "
-        f"{facts.settings.get('max_tokens', 0):,} tokens: what stands behind was neither learned nor "
-        "read. If labels are decided there, raise --max-tokens or cut texts into pieces."
+        f"{count_texts(facts.n_cut)} of the three sets were cut after {facts.max_tokens:,} tokens: "
+        "the rest was neither learned nor read. If it decides the label, raise --max-tokens or split "
+        "the texts into pieces."
     )
 
 
-# --- how to use it ---
+# --- what runs and studies share ---
 
 
-def shell_commands(facts: RunFacts) -> str:
-    """What can be done with the run from the shell."""
-    run = shlex.quote(facts.run)
-    return "\n".join(
-        [
-            f"gpt2-classifier predict {run} 'a text of yours'",
-            f"gpt2-classifier predict {run} --file texts.csv --csv > answers.csv",
-            f"gpt2-classifier evaluate {run}",
-            f"gpt2-classifier verify {run}",
-        ]
+def sentences(*found: str) -> list[str]:
+    """Return those that are not empty, each on one line and without control characters."""
+    return [on_one_line(sentence) for sentence in found if sentence]
+
+
+def small_test(n_texts: int, interval: tuple[float, float]) -> str:
+    """Warn if the interval of the test score is wide; empty if it is not."""
+    half = (interval[1] - interval[0]) / 2
+    if half <= WIDEST:
+        return ""
+    return (
+        f"The test set is small: with {count_texts(n_texts)} the score is known to plus or minus "
+        f"{100 * half:.0f} points. It cannot separate classifiers that differ by less. More labelled "
+        "texts would help most."
     )
 
 
-def python_lines(facts: RunFacts) -> str:
-    """The same from Python."""
-    return "\n".join(
-        [
-            "from gpt2_from_scratch import Classifier",
-            "",
-            f"classifier = Classifier.load({facts.run!r})",
-            'print(classifier.predict(["a text of yours"])[0].answer)',
-        ]
+def near_duplicates_in_training(n: int, total: int) -> str:
+    """Warn that `n` of `total` test texts have a near duplicate in the training set."""
+    return (
+        f"{n:,} of {total:,} test texts {'has' if n == 1 else 'have'} a near duplicate in the "
+        "training set, so the score shows in part what was memorised."
     )
-
-
-# --- words ---
 
 
 def file_name(name: str) -> str:
-    """A model's or a file's name without its folders, which are nobody's business."""
-    return on_one_line(Path(name).name or name)
+    """Return a model's or a file's name without its folders, which are private."""
+    return Path(name).name or name
 
 
-def texts_told(n: int) -> str:
-    """So many texts."""
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with paths cut to their last part."""
+    return {
+        name: file_name(value) if name in PATHS and isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+def count_texts(n: int) -> str:
+    """Write a number of texts."""
     return f"{n:,} text{'' if n == 1 else 's'}"
 
 
-def percent(share: float) -> str:
-    """A share in per cent with one decimal."""
-    return f"{100 * share:.1f} %"
+def percent(proportion: float | None) -> str:
+    """Write a proportion as a percentage with one decimal; a dash for None."""
+    return "–" if proportion is None else f"{100 * proportion:.1f}%"
 
 
 def between(interval: tuple[float, float]) -> str:
-    """An interval of shares, in per cent."""
+    """Write an interval of proportions in percent."""
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence lists them."""
+def listed(names: Sequence[str], most: int | None = None) -> str:
+    """Write names as a sentence lists them; after the first `most`, how many more there are."""
+    if most is not None and len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _accuracy(scores: Evaluation) -> str:
     return (
-        f"{percent(scores.accuracy)} ({scores.correct:,} of {scores.total:,} right; 95 % interval "
+        f"{percent(scores.accuracy)} ({scores.correct:,} of {scores.total:,} correct; 95% interval "
         f"{between(scores.interval)})"
     )
 
 
 def _purpose(facts: RunFacts) -> str:
-    labels = facts.labels
     if facts.task != "classification":
-        return PURPOSE.get(facts.task, f"for {facts.task}")
+        return TASK_PURPOSES.get(facts.task, f"for {facts.task}")
+    labels = list(facts.counts["train"])
     if len(labels) == 2:
-        return f"to tell {labels[0]} from {labels[1]}"
-    more = [*labels[:NAMED], f"{len(labels) - NAMED} more"] if len(labels) > NAMED else labels
-    return f"to tell {len(labels)} labels apart: {listed(more)}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f", in {seconds:.1f} seconds" if seconds < 120 else f", in {seconds / 60:.1f} minutes"
+        return f"to distinguish {labels[0]} from {labels[1]}"
+    return f"to distinguish {len(labels)} labels: {listed(labels, MOST_NAMED)}"

@@ -1,157 +1,181 @@
-"""One HTML page a person can open and send: text, tables and pictures, all in one file.
+"""Render findings with the templates: HTML pages and Markdown cards.
 
-The page asks no one for anything: no scripts, no fonts or styles from elsewhere, pictures inside;
-its Content-Security-Policy holds browsers to that. Texts come out as text, whatever is in them.
-The layout is in `page.html`.
+A page asks no one for anything: no scripts, no fonts or styles from elsewhere, pictures inside. Its
+Content-Security-Policy makes browsers enforce that. Every value is escaped, whatever is in it.
 """
 
 import base64
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.data.messages import CONTROL, REPLACEMENT, on_one_line, without_halves
+from gpt2_from_scratch.evaluation.significance import format_p
+from gpt2_from_scratch.evaluation.thresholds import format_threshold
+from gpt2_from_scratch.reports.findings import (
+    ALPHA,
+    RunFacts,
+    between,
+    file_name,
+    percent,
+    run_findings,
+)
+from gpt2_from_scratch.reports.plots import (
+    plot_confusion,
+    plot_epochs,
+    plot_reliability,
+    plot_scores,
+    plot_trade,
+    save_picture,
+)
+from gpt2_from_scratch.reports.study_findings import MOST_MISTAKES, StudyFacts, study_findings
 from gpt2_from_scratch.storage.files import write_text
 
-
-def escape(text: str) -> str:
-    """The text on one line, of which Markdown and HTML take nothing for theirs."""
-    return BEGINNING.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", on_one_line(text)))
-
+DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
+SHARPNESS = 2  # pixels of a picture per pixel of the page, for sharp screens
+NARROWEST = 460  # pixels: on a phone a wide picture scrolls instead of shrinking below this
+AT_ONCE = 300  # characters of a text that are shown before a click
+LARGEST_MATRIX = 30  # classes for which a picture of the confusion matrix has room
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
-
-
 BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
 
 
-TEMPLATE = Path(__file__).with_name("page.html")
-DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
-SHARPNESS = 2  # pixels of a picture a pixel of the page, for screens that have them
-NARROWEST = 460  # pixels: on a phone a wide picture scrolls rather than shrinks below this
-AT_ONCE = 300  # characters of a text that are shown before one asks for the rest
+def write_run_report(facts: RunFacts, folder: Path, curves: Figure | None = None) -> None:
+    """Write report.html, model_card.md and curves.png into a run's folder.
 
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; its line ends are kept."""
-
-    kind: ClassVar[str] = "text"
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under named columns; those from column `numeric` on stand at the right.
-
-    Columns without any name have no line of their own.
+    `curves` are drawn from the history if they are not given. Equal facts give equal bytes.
     """
-
-    kind: ClassVar[str] = "table"
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    numeric: int = 1
-
-
-@dataclass(frozen=True)
-class Preformatted:
-    """Lines in letters of one width, each space as it is."""
-
-    kind: ClassVar[str] = "preformatted"
-    text: str
+    curves = curves or plot_epochs(facts.history, facts.scores.measure)
+    save_picture(curves, folder / "curves.png")
+    found = run_findings(facts)
+    page = render("run.html", **found, curves=curves, **_run_pictures(found))
+    write_text(folder / "report.html", page)
+    write_text(folder / "model_card.md", render("model_card.md", **found))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure, and what it shows in words for who cannot see it."""
-
-    kind: ClassVar[str] = "picture"
-    figure: Figure
-    alt: str
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Texts with what they are and what was said of them: (text, true, predicted, probability).
-
-    Of a long text the beginning is shown; a click shows the rest.
-    """
-
-    kind: ClassVar[str] = "texts"
-    rows: Sequence[tuple[str, str, str, float]]
-
-
-Part = Text | Table | Preformatted | Picture | Texts
+def write_study_report(facts: StudyFacts, folder: Path, name: str = "scoreboard") -> None:
+    """Write the page NAME.html and its picture of all scores, NAME.png, into a folder."""
+    rows = facts.rows
+    picture = plot_scores(
+        [row.name for row in rows],
+        [row.accuracy for row in rows],
+        [row.interval for row in rows],
+        reference=[row.name for row in rows].index(facts.reference),
+        others=[row.published for row in rows],
+        others_name=facts.published_in,
+    )
+    save_picture(picture, folder / f"{name}.png")
+    found = study_findings(facts)
+    calibrations = found["calibrations"]
+    reliability = plot_reliability(calibrations) if calibrations else None
+    page = render("study.html", **found, scores=picture, reliability=reliability)
+    write_text(folder / f"{name}.html", page)
 
 
-@dataclass(frozen=True)
-class Section:
-    """Parts under a heading."""
-
-    title: str
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Page:
-    """What stands on a page, from the top: the summary a paragraph a line, then the warnings."""
-
-    title: str
-    summary: list[str]
-    warnings: list[str] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
-
-
-def write_page(path: Path, page: Page) -> None:
-    """Write the page as one .html file, atomically; equal pages give equal bytes."""
-    write_text(path, render(page))
-
-
-def render(page: Page) -> str:
-    """The page as HTML.
+def render(template: str, **findings: Any) -> str:
+    """Fill a template, .html or .md; every value that it prints is escaped for that format.
 
     What HTML cannot hold (control characters, lone surrogates) becomes U+FFFD; a carriage return
     becomes the line end that browsers would make of it.
     """
-    return _template().render(page=page)
+    return environment(Path(template).suffix).get_template(template).render(**findings)
+
+
+def escape_markdown(text: str) -> str:
+    """Write text on one line so that Markdown and HTML read none of it as markup."""
+    return BEGINNING.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", on_one_line(text)))
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
+def environment(suffix: str) -> Environment:
+    """Return the jinja2 environment of a format; every value that it prints is escaped for it."""
+    made = Environment(
+        loader=PackageLoader("gpt2_from_scratch.reports"),
         undefined=StrictUndefined,
-        finalize=_printable,
+        autoescape=suffix == ".html",
+        finalize=_in_markdown if suffix == ".md" else _in_html,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "address": _address,
-        "pixels": _pixels,
+    made.filters |= {
+        "between": between,
+        "count": lambda n: f"{n:,}",
+        "fenced": _fenced,
+        "file_name": file_name,
+        "four_digits": lambda value: "–" if value is None else f"{value:.4f}",
+        "one_line": lambda value: on_one_line(str(value)),
+        "p": lambda p: format_p(p).removeprefix("p ").removeprefix("= "),
         "parted": _parted,
-        "percent": _percent,
+        "percent": percent,
+        "pixels": _pixels,
+        "png": _png,
+        "points": lambda difference, digits=1: f"{100 * difference:+.{digits}f}",
+        "threshold": format_threshold,
     }
-    environment.globals["NARROWEST"] = NARROWEST
-    return environment.from_string(TEMPLATE.read_text("utf-8"))
+    made.globals |= {
+        "ALPHA": ALPHA,
+        "MOST_MISTAKES": MOST_MISTAKES,
+        "NARROWEST": NARROWEST,
+    }
+    return made
 
 
-def _printable(value: object) -> object:
-    if not isinstance(value, str):
+def _in_html(value: object) -> object:
+    """A value as HTML can hold it; jinja2 escapes it afterwards, unless it is markup already."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     text = without_halves(value).replace("\r\n", "\n").replace("\r", "\n")
     return CONTROL.sub(REPLACEMENT, text)
 
 
-def _address(figure: Figure) -> str:
+def _in_markdown(value: object) -> object:
+    """A value as Markdown text, unless the template marks it as `safe`."""
+    return value if hasattr(value, "__html__") else escape_markdown(str(value))
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Lines as Markdown code, between fences longer than any run of backticks in them."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
+    """The pictures of a run's page besides its curves; None for those that do not apply."""
+    facts, ranked = found["facts"], found["ranked"]
+    few_classes = facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX
+    return {
+        "confusion": plot_confusion(facts.classified) if few_classes else None,
+        "accuracies": plot_scores(
+            [name for name, _, _ in ranked],
+            [scores.accuracy for _, scores, _ in ranked],
+            [scores.interval for _, scores, _ in ranked],
+            reference=[paired for _, _, paired in ranked].index(None),
+        )
+        if ranked
+        else None,
+        "reliability": plot_reliability(found["calibrations"]) if found["calibrations"] else None,
+        "trade": _trade(facts),
+    }
+
+
+def _trade(facts: RunFacts) -> Figure | None:
+    """The picture of all thresholds, if the predictions are known and have both sides."""
+    thresholds = facts.assessment.thresholds if facts.assessment else []
+    if not thresholds or not facts.answered or not thresholds[0].good or not thresholds[0].wanted:
+        return None
+    k = facts.answered.labels.index(thresholds[0].label)
+    probabilities, is_it = facts.answered.probabilities[:, k], facts.answered.true == k  # (N,)
+    return plot_trade(probabilities, is_it, thresholds[0].label, thresholds)
+
+
+def _png(figure: Figure) -> str:
     """The figure as a data: address of a PNG on white."""
     file = BytesIO()
     # by default matplotlib writes its version into the file
@@ -173,7 +197,3 @@ def _parted(text: str) -> tuple[str, str]:
         return text, ""
     cut = text.rfind(" ", AT_ONCE // 2, AT_ONCE) + 1 or AT_ONCE
     return text[:cut], text[cut:]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

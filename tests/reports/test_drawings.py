@@ -18,17 +18,19 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.reports.drawings import (
+    FROZEN,
     GREY,
     PAD,
+    PARTLY,
     REAL,
-    STATES,
+    TRAINABLE,
     draw_architecture,
     draw_attention,
     draw_batches,
     draw_heads_by_token,
     draw_label_by_token,
     draw_ledger,
-    part_numbers,
+    parameter_counts,
 )
 
 MINI = GPT2Config(n_vocab=4096, n_ctx=384, n_embd=256, n_head=4, n_layer=6)
@@ -81,7 +83,7 @@ def test_the_network_bottom_to_top():
         "(B, T, K = 2)",
         "logits",
     ]
-    assert "GPT-2 as a classifier of 2 classes: 5,886,466 numbers" in said(figure)
+    assert "GPT-2 as a classifier of 2 classes: 5,886,466 parameters" in said(figure)
 
 
 def test_one_block_opened_up():
@@ -97,13 +99,13 @@ def test_one_block_opened_up():
         "c_fc   2,362,368",
         "GELU",
         "c_proj   2,360,064",
-        "one block: 7,087,872 numbers",
+        "one block: 7,087,872 parameters",
     ]
     everything = said(figure)
     for shape in ("q, k, v: (B, T, 3C = 2,304)", "(B, H = 12, T, D = 64)", "(B, T, V = 50,257)"):
         assert shape in everything
     assert everything.count("(B, T, 4C = 3,072)") == 2
-    assert "head   wte again" in everything and "GPT-2: 124,439,808 numbers" in everything
+    assert "head   wte again" in everything and "GPT-2: 124,439,808 parameters" in everything
 
 
 @pytest.mark.parametrize("n_layer", [1, 2, 3, 4])
@@ -126,12 +128,12 @@ def test_the_network_is_legible(config, num_classes):
 def test_numbers_of_the_parts_are_those_of_the_model(tiny_config):
     model = GPT2(tiny_config)
     replace_head(model, 3)
-    numbers = part_numbers(tiny_config, 3)
+    numbers = parameter_counts(tiny_config, 3)
     named = dict(model.blocks[0].named_modules()) | dict(model.named_children())
     named["block"] = model.blocks[0]
     for part, count in numbers.items():
         assert count == sum(p.numel() for p in named[part].parameters()), part
-    assert part_numbers(tiny_config)["head"] == 0
+    assert parameter_counts(tiny_config)["head"] == 0
 
 
 def test_one_class_is_none():
@@ -158,24 +160,28 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
         "head",
     ]
     assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first at the bottom
-    states = ["frozen"] * 7 + ["partly"] + ["trainable"] * 2
-    assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(STATES[s]) for s in states]
-    assert [text.get_text() for text in bars.texts] == [f"{x.parameters:,}" for x in lines]
+    states = [FROZEN] * 7 + [PARTLY] + [TRAINABLE] * 2
+    assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(state) for state in states]
+    assert [text.get_text() for text in bars.texts] == [f"{x.numbers:,}" for x in lines]
     trains = 1e6 * sum(
-        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(STATES["trainable"])
+        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(TRAINABLE)
     )
     assert round(trains) == sum(x.trainable for x in lines)
     assert len(bars.patches) == 11  # one each, and two where a part trains in part
-    assert f"{round(trains):,} of 5,886,466 numbers train (4.51 %)" in said(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(STATES)
+    assert f"{round(trains):,} of 5,886,466 parameters are trainable (4.51%)" in said(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "trainable",
+        "partly trainable",
+        "frozen",
+    ]
     assert legible(figure)
 
 
-def test_parts_of_500_numbers_are_seen_beside_those_of_a_million():
+def test_a_part_of_500_parameters_is_visible_next_to_one_of_a_million():
     figure = draw_ledger([line(38_597_376, 0, "wte"), line(1536, 1536, "ln_f")])
     image = pixels(figure)
     left = round(figure.axes[1].get_window_extent().x0)
-    assert has(image[:, left - 5 : left + 15], STATES["trainable"]) > 10
+    assert has(image[:, left - 5 : left + 15], TRAINABLE) > 10
 
 
 def test_a_ledger_of_48_blocks_is_legible():
@@ -216,7 +222,7 @@ def test_one_panel_a_head():
         # one scale for all
         assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (0, 1)
     labels = Counter(said(figure))
-    assert labels["·$"] == labels["↵"] == labels["·free"] == 2 + 3  # left of rows, below columns
+    assert labels[r"·\$"] == labels["↵"] == labels["·free"] == 2 + 3  # left of rows, below columns
     assert any("key" in text for text in labels) and any("query" in text for text in labels)
     assert legible(figure)
 
@@ -250,10 +256,10 @@ def test_a_tensor_is_an_array():
 @pytest.mark.parametrize(
     ("weights", "tokens", "words"),
     [
-        (attention(2, 4), ["a"] * 5, "5 tokens want"),
-        (attention(2, 4)[0], ["a"] * 4, "4 tokens want"),
-        (np.zeros((0, 1, 1)), ["a"], "1 tokens want"),
-        (np.zeros((1, 0, 0)), [], "0 tokens want"),
+        (attention(2, 4), ["a"] * 5, "5 tokens"),
+        (attention(2, 4)[0], ["a"] * 4, "4 tokens"),
+        (np.zeros((0, 1, 1)), ["a"], "1 tokens"),
+        (np.zeros((1, 0, 0)), [], "0 tokens"),
         (np.full((1, 1, 1), np.nan), ["a"], "from 0 to 1"),
         (np.full((1, 1, 1), -2), ["a"], "from 0 to 1"),
     ],
@@ -283,7 +289,9 @@ def test_pads_are_counted(lengths, size):
     figure = draw_batches(lengths, size)
     for axes, count in zip(figure.axes, cells, strict=True):
         assert area(axes, REAL) == real and area(axes, PAD) == count - real
-        told = f"{count - real:,} of {count:,} cells are pads: {100 * (count - real) / count:.0f} %"
+        told = (
+            f"{count - real:,} of {count:,} cells are padding: {100 * (count - real) / count:.0f}%"
+        )
         assert axes.get_title().split("\n")[1] == told
         assert axes.get_xlim() == (0, max(lengths))
     (frames,) = figure.axes[1].collections
@@ -324,21 +332,21 @@ def test_a_label_token_by_token():
     assert np.allclose(curve.get_ydata(), [10 * n for n in range(8)])
     assert list(half.get_ydata()) == [50, 50]
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["Win", "·$", "x", "_", "1", "$", "↵", "·free"]
-    assert axes.get_title() == "P($spam_1$) after each token of the message: 70.0 % at the end"
-    assert axes.get_ylabel() == "P($spam_1$) (%)"
+    assert labels == ["Win", r"·\$", "x", "_", "1", r"\$", "↵", "·free"]
+    assert axes.get_title() == r"P(\$spam_1\$) after each token of the message: 70.0% at the end"
+    assert axes.get_ylabel() == r"P(\$spam_1\$) (%)"
     assert legible(figure)
 
 
-def test_pads_behind_a_message_are_shaded():
-    """And the title tells the answer where the message ends, not where its pads do."""
+def test_padding_after_a_message_is_shaded():
+    """And the title has the answer at the end of the message, not after its padding."""
     (axes,) = draw_label_by_token(
         ["a", "b", "(pad)", "(pad)"], [0.1, 0.8, 0.5, 0.4], "spam", pads=2
     ).axes
-    assert axes.get_title().endswith("message: 80.0 % at the end, 40.0 % at the last pad")
+    assert axes.get_title().endswith("message: 80.0% at the end, 40.0% after the padding")
     (shade,) = [p for p in axes.patches if np.allclose(p.get_facecolor()[:3], to_rgb(PAD))]
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == (1.5, 3.5)
-    with pytest.raises(DataError, match="2 pads of 2 tokens"):
+    with pytest.raises(DataError, match="2 tokens of padding among 2"):
         draw_label_by_token(["(pad)"] * 2, [0.5] * 2, "spam", pads=2)
 
 
@@ -385,7 +393,7 @@ def test_each_head_has_a_panel_with_its_numbers():
     assert first.lines[0].get_ydata().tolist() == curves["P(spam)"]
     assert second.lines[0].get_ydata().tolist() == [5, -1, 2, 3, 4]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["P(spam)", "size", "kind"]
-    assert [t.get_text() for t in strip.get_xticklabels()] == ["Hi", "·you", "↵", "·5$", "·$x"]
+    assert [t.get_text() for t in strip.get_xticklabels()] == ["Hi", "·you", "↵", r"·5\$", r"·\$x"]
     assert [t.get_text() for t in strip.get_legend().get_texts()] == ["a", "b", "c"]
     cells = [patch.get_facecolor() for patch in strip.patches[:5]]
     assert cells[0] == cells[2] == cells[4] and len(set(cells)) == 3
@@ -399,5 +407,5 @@ def test_each_head_has_a_panel_with_its_numbers():
     ("tokens", "curves"), [(["a", "b"], {"p": [0.1]}), ([], {"p": []}), (["a"], {})]
 )
 def test_heads_that_do_not_speak_of_every_token_are_refused(tokens, curves):
-    with pytest.raises(DataError, match="one each|nothing to draw"):
+    with pytest.raises(DataError, match="one per token|nothing to draw"):
         draw_heads_by_token(tokens, curves)

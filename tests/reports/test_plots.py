@@ -1,4 +1,4 @@
-"""Pictures are written whole, in the size asked for, and what is on them is what was given."""
+"""Plots show what was given, can be read, and are written completely in the size asked for."""
 
 from pathlib import Path
 
@@ -6,26 +6,33 @@ import matplotlib.image
 import numpy as np
 import pytest
 from legible import nothing_leaves, nothing_small, overlapping
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from gpt2_from_scratch.classifier.settings import POOLINGS, Pooling
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.calibration import calibration
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
+from gpt2_from_scratch.evaluation.thresholds import NEVER, AtThreshold, at_threshold
 from gpt2_from_scratch.reports.plots import (
     BLUE,
+    ORANGE,
     PALETTE,
     TRAIN,
     VAL,
     VERMILION,
     plot_confusion,
     plot_pretraining,
+    plot_reliability,
+    plot_scores,
     plot_seconds,
+    plot_trade,
     plot_training,
     save_picture,
     shown,
+    shown_token,
 )
-from gpt2_from_scratch.studies.probes import Probe, plot_probes
 
 LOSSES = ([0.69, 0.4, 0.2], [0.69, 0.5, 0.4])
 ACCURACIES = ([0.5, 0.8, 0.95], [0.5, 0.75, 0.9])
@@ -124,32 +131,31 @@ def scored(confusion: list[list[int]], labels: list[str]):
 
 def test_confusion_cells_hold_the_counts_and_the_shares_of_their_row():
     counts = [[50, 10, 0], [3, 40, 1], [0, 0, 0]]
-    axes = plot_confusion(scored(counts, ["ham", "$x_1$", "no_one"])).axes[0]
+    axes = plot_confusion(scored(counts, ["ham", "x_1", "no_one"])).axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {
-        (0, 0): "50\n83.3 %",
-        (1, 0): "10\n16.7 %",
-        (2, 0): "0\n0.0 %",
-        (0, 1): "3\n6.8 %",
-        (1, 1): "40\n90.9 %",
-        (2, 1): "1\n2.3 %",
+        (0, 0): "50\n83.3%",
+        (1, 0): "10\n16.7%",
+        (2, 0): "0\n0.0%",
+        (0, 1): "3\n6.8%",
+        (1, 1): "40\n90.9%",
+        (2, 1): "1\n2.3%",
         (0, 2): "0\n–",
         (1, 2): "0\n–",
         (2, 2): "0\n–",
     }
     assert np.allclose(axes.images[0].get_array()[1], [3 / 44, 40 / 44, 1 / 44])
     for axis in (axes.xaxis, axes.yaxis):
-        assert [label.get_text() for label in axis.get_ticklabels()] == ["ham", "$x_1$", "no_one"]
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["ham", "x_1", "no_one"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted label", "true label")
-    assert axes.get_title().startswith("Confusion matrix: 90 of 104 right (86.5 %)")
+    assert axes.get_title().startswith("Confusion matrix: 90 of 104 correct (86.5%)")
 
 
 def test_confusion_of_many_long_labels():
     labels = [f"a label of more than twenty characters {k}" for k in range(13)]
-    for K, first in ((10, "5\n100.0 %"), (13, "5")):
+    for K, first in ((10, "5\n100.0%"), (13, "5")):
         figure = plot_confusion(scored((5 * np.eye(K, dtype=int)).tolist(), labels[:K]))
         assert figure.axes[0].texts[0].get_text() == first
-        assert len(figure.axes) == 1 + (K == 13)  # where shares are not written: a colour bar
         assert nothing_leaves(figure) and nothing_small(figure)
         ticks = figure.axes[0].get_yticklabels()
         assert {len(label.get_text()) for label in ticks} == {20}
@@ -162,7 +168,7 @@ def test_white_on_dark_and_black_on_light():
 
 # --- where the time goes ---
 
-BARS = {"plain": {"steps": 90.0, "looks": 10.0}, "ours_$x$_1": {"_once": 3.0, "steps": 1.0}}
+BARS = {"plain": {"steps": 90.0, "looks": 10.0}, "ours_x_1": {"once": 3.0, "steps": 1.0}}
 
 
 def test_seconds_are_stacked_in_the_order_given():
@@ -185,11 +191,11 @@ def test_seconds_are_stacked_in_the_order_given():
         "100 seconds",
         "4.00 seconds  (25 times less)",
     ]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "ours_$x$_1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "ours_x_1"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     assert (axes.get_title(), axes.get_xlabel()) == ("Where the time goes", "seconds")
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["steps", "looks", "_once"]
+    assert [text.get_text() for text in legend.get_texts()] == ["steps", "looks", "once"]
     assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == [steps, looks, once]
 
 
@@ -226,57 +232,198 @@ def test_more_parts_than_colours():
 
 @pytest.mark.parametrize("seconds", [{}, {"a": {}}, {"a": {"x": -1.0}}, {"a": {"x": float("nan")}}])
 def test_seconds_that_are_none(seconds):
-    with pytest.raises(DataError, match="nothing to draw|is no number from 0 up"):
+    with pytest.raises(DataError, match="nothing to draw|number from 0 up"):
         plot_seconds(seconds)
 
 
-# --- probes ---
+# --- scores with intervals ---
+
+NAMES = ["GPT-2 124M, last block", r"one regex: \d{4,}|£|x_1", "_length alone"]
+VALUES = [0.97, 0.9, 0.805]
+INTERVALS = [(0.944, 0.984), (0.861, 0.929), None]
 
 
-def probed(layers: int, *poolings: Pooling) -> list[Probe]:
-    """Right more often the deeper they read, and once more behind the final norm."""
-    return [
-        Probe(
-            n, norm, p, 0.1, 99, 1.0, 0.8, n + norm + 7, 60, wilson_interval(n + norm + 7, 60), 0.4
-        )
-        for p in poolings
-        for norm in (False, True)
-        for n in range(layers)
+def can_be_read(figure: Figure) -> bool:
+    return nothing_leaves(figure) and nothing_small(figure) and not overlapping(figure)
+
+
+def in_legend(owner: Figure | Axes) -> list[str]:
+    legends = owner.legends if isinstance(owner, Figure) else [owner.get_legend()]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def test_a_dot_and_a_line_a_row():
+    axes, numbers = plot_scores(NAMES, VALUES, INTERVALS, reference=1).axes
+    dashed, *drawn = axes.lines
+    assert list(dashed.get_xdata()) == [90, 90] and dashed.get_linestyle() == "--"
+    dots = {int(d.get_ydata()[0]): d for d in drawn if d.get_marker() == "o"}
+    bars = {int(d.get_ydata()[0]): d for d in drawn if d.get_marker() != "o"}
+    assert [dots[row].get_xdata()[0] for row in range(3)] == pytest.approx([97, 90, 80.5])
+    assert sorted(bars) == [0, 1]
+    for row, bar in bars.items():
+        assert list(bar.get_xdata()) == pytest.approx([100 * x for x in INTERVALS[row]])
+        assert list(bar.get_ydata()) == [row, row]
+    colours = [to_rgb(dots[row].get_color()) for row in range(3)]
+    assert colours == [to_rgb(BLUE), to_rgb(VERMILION), to_rgb(BLUE)]
+    assert [t.get_text() for t in axes.get_yticklabels()] == NAMES
+    told = [t.get_text() for t in numbers.get_yticklabels()]
+    assert told == ["97.0  (94.4 to 98.4)", "90.0  (86.1 to 92.9)", "80.5"]
+    assert axes.get_ylim() == numbers.get_ylim() and axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert axes.get_xlabel() == "test accuracy (%)"
+
+
+def test_scores_from_elsewhere():
+    figure = plot_scores(
+        NAMES,
+        VALUES,
+        INTERVALS,
+        reference=None,
+        others=[0.95, None, 0.8],
+        others_name="the book",
+        unit="F1 (%)",
+    )
+    axes = figure.axes[0]
+    (diamonds,) = (line for line in axes.lines if line.get_marker() == "D")
+    assert list(diamonds.get_xdata()) == pytest.approx([95, 80])
+    assert [round(y) for y in diamonds.get_ydata()] == [0, 2]
+    assert to_rgb(diamonds.get_color()) == to_rgb(ORANGE)
+    assert in_legend(figure) == ["the book"] and axes.get_xlabel() == "F1 (%)"
+    assert not any(line.get_linestyle() == "--" for line in axes.lines)
+    none = plot_scores(NAMES, VALUES, INTERVALS, reference=0, others=[None] * 3, others_name="x")
+    assert none.legends == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 40])
+def test_few_and_many_rows(count):
+    names = [f"{n}: {'a long name of a classifier ' * 3}" for n in range(count)]
+    values = np.linspace(0.5, 1, count).tolist()
+    bounds = [wilson_interval(round(300 * value), 300) for value in values]
+    figure = plot_scores(names, values, bounds, reference=0, others=values, others_name="book")
+    assert can_be_read(figure)
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "intervals", "others"),
+    [
+        ([], [], [], []),
+        (NAMES, VALUES[:2], INTERVALS, []),
+        (NAMES, VALUES, INTERVALS[:1], []),
+        (NAMES, VALUES, INTERVALS, [0.5]),
+    ],
+)
+def test_rows_that_do_not_fit(names, values, intervals, others):
+    with pytest.raises(DataError, match="one length"):
+        plot_scores(names, values, intervals, reference=None, others=others)
+
+
+# --- reliability ---
+
+
+def calibrated(seed: int, sharpness: float, K: int = 2):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(K, size=300)
+    p = np.exp(sharpness * (rng.normal(size=(300, K)) + 2 * np.eye(K)[true]))
+    return calibration(p / p.sum(axis=1, keepdims=True), true)
+
+
+def test_reliability_is_the_bins():
+    found = {"as trained": calibrated(0, 4.0), "T = 2": calibrated(0, 2.0)}
+    figure = plot_reliability(found)
+    upper, lower = figure.axes
+    assert list(upper.lines[0].get_xdata()) == list(upper.lines[0].get_ydata()) == [0, 100]
+    assert len(upper.containers) == 2
+    for curve, one in zip(upper.containers, found.values(), strict=True):
+        line, _, (bars,) = curve
+        full = [b for b in one.bins if b.count]
+        assert len(full) > 3
+        assert list(line.get_xdata()) == pytest.approx([100 * b.confidence for b in full])
+        assert list(line.get_ydata()) == pytest.approx([100 * b.accuracy for b in full])
+        ends = [wilson_interval(round(b.accuracy * b.count), b.count) for b in full]
+        assert np.allclose([bar[:, 1] for bar in bars.get_segments()], 100 * np.array(ends))
+    heights = [bar.get_height() for bar in lower.patches]
+    assert heights == [b.count for one in found.values() for b in one.bins if b.count]
+    for bar, b in zip(
+        lower.patches, [b for o in found.values() for b in o.bins if b.count], strict=True
+    ):
+        assert 100 * b.low < bar.get_x() < bar.get_x() + bar.get_width() < 100 * b.high
+    eces = [f"{one.ece:.3f}" for one in found.values()]
+    assert in_legend(figure) == [
+        "calibrated",
+        f"as trained (ECE {eces[0]})",
+        f"T = 2 (ECE {eces[1]})",
     ]
 
 
-def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
-    figure = plot_probes(probed(4, "mean", "last_token"))
-    assert [axes.get_title() for axes in figure.axes] == ["mean", "last_token"]
-    for axes in figure.axes:
-        (raw, normed), (dashed, *_) = axes.containers, axes.lines
-        assert list(dashed.get_ydata()) == pytest.approx([40, 40])
-        for curve, colour, more in ((raw, BLUE, 0), (normed, VERMILION, 1)):
-            line, _, (bars,) = curve
-            assert to_rgb(line.get_color()) == to_rgb(colour)
-            assert [round(x) for x in line.get_xdata()] == [0, 1, 2, 3]
-            right = [7 + n + more for n in range(4)]
-            assert list(line.get_ydata()) == pytest.approx([100 * n / 60 for n in right])
-            ends = [[100 * bound for bound in wilson_interval(n, 60)] for n in right]
-            assert np.allclose([bar[:, 1] for bar in bars.get_segments()], ends)
-    (legend,) = figure.legends
-    names = {"always the commonest label", "raw", "final-normed"}
-    assert {text.get_text() for text in legend.get_texts()} == names
+@pytest.mark.parametrize("sharpness", [0.2, 2.0, 40.0])
+@pytest.mark.parametrize("K", [2, 10])
+def test_reliability_can_be_read(sharpness, K):
+    figure = plot_reliability(
+        {"as trained": calibrated(1, sharpness, K), "other": calibrated(2, 1, K)}
+    )
+    assert can_be_read(figure)
+    tallest = max(bar.get_height() for bar in figure.axes[1].patches)
+    assert figure.axes[1].get_ylim()[1] > tallest
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("layers", [2, 13, 49])
-def test_probes_can_be_read_at_a_notebook_s_size(count, layers):
-    figure = plot_probes(probed(layers, *POOLINGS[:count]))
-    assert nothing_leaves(figure) and nothing_small(figure) and not overlapping(figure)
-
-
-def test_no_probes():
+def test_nothing_to_be_reliable_about():
     with pytest.raises(DataError, match="nothing to draw"):
-        plot_probes([])
+        plot_reliability({})
 
 
-# --- words on pictures ---
+# --- what a threshold costs ---
+
+SHARES = np.array([0.9, 0.8, 0.7, 0.7, 0.3, 0.2, 0.1])
+IS_IT = np.array([1, 0, 1, 0, 1, 0, 0]).astype(bool)  # good: 0.8 0.7 0.2 0.1
+
+
+def test_every_threshold():
+    axes = plot_trade(SHARES, IS_IT, "spam").axes[0]
+    (curve,) = axes.lines
+    points = list(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
+    expected = [(0, 0), (0, 1), (1, 1), (2, 2), (2, 3), (3, 3), (4, 3)]  # of 4 and of 3
+    assert points == [pytest.approx((250 * lost, 100 * hit / 3)) for lost, hit in expected]
+    assert curve.get_drawstyle() == "steps-post"
+    assert (
+        axes.get_xlabel()
+        == "false positives per 1,000 other texts (one of the 4 texts here is 250)"
+    )
+    assert "spam" in axes.get_title() and axes.get_ylabel() == "true positives (%)"
+
+
+def test_chosen_ones_are_marked_once():
+    one = at_threshold(SHARES, IS_IT, "spam", 0.75)
+    chosen = [AtThreshold(*list(vars(one).values())[:-1], asked) for asked in (0.0, 5.0)]
+    never = at_threshold(SHARES, IS_IT, "spam", NEVER)
+    axes = plot_trade(SHARES, IS_IT, "spam", [*chosen, never]).axes[0]
+    first, second = axes.containers
+    line, _, (bar,) = first
+    assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((250, 100 / 3))
+    assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.lost_at_most])
+    assert (second[0].get_xdata()[0], second[0].get_ydata()[0]) == (0, 0)
+    assert in_legend(axes) == [
+        "every threshold",
+        "limit 0, 5 of 1,000: p ≥ 0.7500",
+        "never",
+    ]
+
+
+@pytest.mark.parametrize("N", [20, 300, 5000])
+def test_the_trade_can_be_read(N):
+    rng = np.random.default_rng(N)
+    is_it = rng.random(N) < 0.3
+    shares = np.where(is_it, rng.beta(4, 1, N), rng.beta(1, 4, N))
+    chosen = [at_threshold(shares, is_it, "s", t) for t in (0.5, 0.8, 0.9, 0.99)]
+    figure = plot_trade(shares, is_it, "a label of more than twenty characters", chosen)
+    assert can_be_read(figure)
+
+
+@pytest.mark.parametrize("is_it", [np.zeros(7, dtype=bool), np.ones(7, dtype=bool)])
+def test_one_sided(is_it):
+    with pytest.raises(DataError, match="one of each is needed"):
+        plot_trade(SHARES, is_it, "spam")
+
+
+# --- text on pictures ---
 
 
 @pytest.mark.parametrize(
@@ -284,29 +431,35 @@ def test_no_probes():
     [
         (" free", "·free"),
         ("\n", "↵"),
-        ("\t\r", "⇥\\r"),
-        ("$x_1$", "$x_1$"),
-        ("\x1b[0m", "\\x1b[0m"),
-        ("\ud83d", "\\ud83d"),
-        ("\ufffd", "\ufffd"),
+        ("\t\r", "⇥↵"),
+        ("$x_1$", r"\$x_1\$"),
+        ("\x1b[0m", "\ufffd[0m"),
+        ("\ud83d", "\ufffd"),
         ("é中", "é□"),
         ("abcdefghij", "abcdefgh…"),
     ],
 )
 def test_tokens_are_visible(token, seen):
-    assert shown(token, 9) == seen
+    assert shown_token(token, 9) == seen
 
 
 def test_spaces_of_labels_stay():
-    assert shown("not spam", 9, visible=False) == "not spam"
+    assert shown("not spam", 9) == "not spam"
 
 
 def test_dollars_are_no_formula(tmp_path):
-    """Written as one, `$x_1$` would be narrower, and `$\\none$` an error."""
-    for name in ("$x_1$", r"$\none$"):
-        figure = plot_seconds({name: {name: 1.0}}, unit=name, title=name)
-        save_picture(figure, tmp_path / "a.png")
-        assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    """As a formula, `$\\none$` would be an error, and `$x_1$` narrower."""
+    bad, mark = r"$\none$", at_threshold(SHARES, IS_IT, "a", 0.75)
+    figures = [
+        plot_seconds({bad: {bad: 1.0}}),
+        plot_confusion(scored([[9, 1], [4, 6]], [bad, "$x_1$"])),
+        plot_scores([bad], [0.5], [None], reference=0, others=[0.5], others_name=bad),
+        plot_reliability({bad: calibrated(3, 2.0)}),
+        plot_trade(SHARES, IS_IT, bad, [mark]),
+    ]
+    for n, figure in enumerate(figures):
+        save_picture(figure, tmp_path / f"{n}.png")
+        assert any(shown(bad, 44) in text.get_text() for text in figure.findobj(Text))
 
 
 def test_the_same_once_more(tmp_path):
