@@ -4,19 +4,20 @@ Each command imports what it needs when it runs, so that --help answers at once.
 """
 
 import argparse
+import csv
 import json
 import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from gpt2_from_scratch.classifier.settings import POOLINGS, HeadConfig, HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import POOLINGS, HeadConfig, HeadSettings
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
     RUN_SETTINGS,
@@ -33,13 +34,13 @@ from gpt2_from_scratch.cli.options import (
     settings_of,
     train_config,
 )
-from gpt2_from_scratch.data.messages import DataConfig
+from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, without_halves
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.storage.paths import MODELS, data_name, model_name
 
 if TYPE_CHECKING:
-    from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
     from gpt2_from_scratch.runs.results import Run
 
 log = logging.getLogger(__name__)
@@ -126,11 +127,15 @@ def _resume(args: argparse.Namespace) -> "Run":
     from gpt2_from_scratch.storage.states import refuse_changes
 
     if args.out or args.recipe == "lecture":
-        raise UsageError("--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe.")
+        raise UsageError(
+            "--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe."
+        )
     saved = RunConfig.read(args.resume).settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
     typed = given(args, "model", "dtype", "cache", "threads", *names)
-    called = {"model": model_name} | dict.fromkeys(("source", "val_source", "test_source"), data_name)
+    called = {"model": model_name} | dict.fromkeys(
+        ("source", "val_source", "test_source"), data_name
+    )
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
     refuse_changes(saved, saved | typed, args.resume)
     return resume_training(args.resume, device=choose_device(args.device))
@@ -174,7 +179,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.reports.plots import plot_rates, save_picture
     from gpt2_from_scratch.runs.folder import RunConfig
     from gpt2_from_scratch.runs.recipes import new_classifier
-    from gpt2_from_scratch.studies.learning_rate import find_rate
+    from gpt2_from_scratch.studies.learning_rate import find_learning_rate
 
     device, dtype = computing_on(args)
     config = RunConfig(
@@ -186,7 +191,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     )
     split = load_split(config.data, config.head.task, config.training.seed)
     classifier = new_classifier(config, split).to(device)
-    found = find_rate(classifier, split, config.training, steps=args.steps)
+    found = find_learning_rate(classifier, split, config.training, steps=args.steps)
     save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
     log.info(f"loss at each learning rate: {args.out}; suggested learning rate:")
     print(f"{found.suggested:.1e}")
@@ -206,7 +211,10 @@ def add_evaluate(commands: Any) -> None:
         "gpt2-classifier evaluate runs/mini-demo-123 --watch spam --lose-at-most 1 --show 30",
     )
     parser.add_argument(
-        "classifier", type=existing_or_new_path, metavar="RUN", help="a run's folder, or its best.safetensors"
+        "classifier",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="a run's folder, or its best.safetensors",
     )
     add_base(parser)
     parser.add_argument(
@@ -227,7 +235,7 @@ def add_evaluate(commands: Any) -> None:
         "--lose-at-most",
         type=float,
         nargs="+",
-        dest="false_positives",
+        dest="allowed_per_1000",
         metavar="N",
         help="false positives per 1,000 texts of other labels (default: 0 5 10 20)",
     )
@@ -269,7 +277,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         messages = load_examples(data, head.task)
     else:
         messages = read_test_part(folder, head.task)
-    options = given(args, "positive", "false_positives", "cost", "n_shown")
+    options = given(args, "positive", "allowed_per_1000", "cost", "n_shown")
     if head.task == "classification":
         is_best = args.classifier.is_dir() or args.classifier.name == "best.safetensors"
         found = assess_again(classifier, messages, folder if is_best else None, **options)
@@ -309,7 +317,10 @@ def add_predict(commands: Any) -> None:
         "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
     )
     parser.add_argument(
-        "classifier", type=existing_or_new_path, metavar="RUN", help="a run's folder, or its best.safetensors"
+        "classifier",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="a run's folder, or its best.safetensors",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
     add_base(parser)
@@ -338,8 +349,6 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.classifier.classifier import at_least
-    from gpt2_from_scratch.cli.printing import Csv, as_json, as_line
     from gpt2_from_scratch.data.messages import lines_of, read_texts
 
     if args.file and args.texts:
@@ -355,17 +364,21 @@ def run_predict(args: argparse.Namespace) -> None:
     else:
         options = given(args, "encoding", "on_error")
         texts = lines_of(sys.stdin.buffer, "standard input", **options)
-    table = Csv(sys.stdout, classifier.description.heads, args.with_text) if args.csv else None
+    table = (
+        PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
+        if args.csv
+        else None
+    )
     numbered, texts = tee(texts)  # predictions come in windows, each text's number with them
     predictions = _with_progress(classifier.predict_stream(text for _, text in texts))
     if args.threshold:
         label, threshold = _threshold(args.threshold, classifier.description.head)
-        predictions = ((text, at_least(p, label, threshold)) for text, p in predictions)
+        predictions = ((text, p.at_threshold(label, threshold)) for text, p in predictions)
     for (text, prediction), (number, _) in zip(predictions, numbered, strict=False):
         if table:
             table.write(number, text, prediction)
         else:
-            print(as_json(number, prediction) if args.json else as_line(text, prediction))
+            print(prediction.as_json(number) if args.json else prediction.in_words(text))
         sys.stdout.flush()  # the reader of a pipe waits for it
 
 
@@ -388,6 +401,38 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
         if 0 <= float(number) <= 1:
             return label, float(number)
     raise UsageError(f"--threshold {typed}: expected LABEL=P, with P from 0 to 1")
+
+
+class PredictionTable:
+    """Predictions as csv rows: number, label, probabilities and, if wanted, the text.
+
+    Several labels are separated by bars; values have a column each. No label and no text becomes a
+    formula in a spreadsheet. Raises UsageError for several heads, and for a head whose answers are
+    not rows.
+    """
+
+    def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
+        from gpt2_from_scratch.classifier.tasks import TASKS
+
+        head, columns = heads[0], TASKS[heads[0].task].columns(heads[0])
+        if len(heads) > 1 or columns is None:
+            what = f"answers of {head.task}" if len(heads) == 1 else "several heads' answers"
+            raise UsageError(f"{what} have no columns for --csv. Use --json.")
+        # with line ends of \n, csv leaves a \r unquoted, which most readers take for a line end
+        odd = with_text or any("\r" in label for label in head.labels)
+        self._writer = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+        )
+        self._with_text = with_text
+        self._write(["number", *columns], "text")
+
+    def write(self, number: int, text: str, prediction: "Prediction") -> None:
+        """Write one prediction as a row."""
+        self._write([str(number), *prediction.answer.as_row()], without_halves(text))
+
+    def _write(self, cells: list[str], text: str) -> None:
+        row = [*cells, text] if self._with_text else cells
+        self._writer.writerow([for_spreadsheet(cell) for cell in row])
 
 
 # --- features ---
@@ -433,7 +478,7 @@ def run_features(args: argparse.Namespace) -> None:
         "features",
         layer=None if asked.layer < 0 else asked.layer,
         final_norm=asked.state == "normed",
-        pooling=asked.pooling,  # type: ignore[arg-type]
+        pooling=asked.pooling,
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
     texts = [text for _, text in read_texts(args.file, **given(args, *READING))]
@@ -461,7 +506,12 @@ def add_probe(commands: Any) -> None:
     add_settings(
         parser,
         DataConfig,
-        "source", "text_column", "label_column", "encoding", "on_error", "balance",
+        "source",
+        "text_column",
+        "label_column",
+        "encoding",
+        "on_error",
+        "balance",
     )
     parser.add_argument(
         "--pooling",
@@ -630,7 +680,9 @@ def add_pretrain(commands: Any) -> None:
     parser.add_argument(
         "--corpus", type=existing_or_new_path, required=True, help="a folder of .txt files"
     )
-    parser.add_argument("--out", type=existing_or_new_path, required=True, help="the model's folder")
+    parser.add_argument(
+        "--out", type=existing_or_new_path, required=True, help="the model's folder"
+    )
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     parser.add_argument(
         "--dtype",

@@ -1,24 +1,69 @@
-"""What `gpt2-classifier compare` and `gpt2-classifier experiments` do."""
+"""The commands that compare many trainings: `compare` and `experiments`."""
 
 import argparse
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.cli.options import (
+    add_computing,
+    add_training,
     computing_on,
-    data_options,
-    options_given,
+    existing_or_new_path,
+    given,
     settings_of,
     train_config,
 )
+from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-OF_RUNS = set("command runs model out quick verbose device dtype threads".split())
+# options that comparing finished runs takes
+OF_RUNS = set("command run runs model out quick verbose device dtype threads".split())
+
+
+def add_compare(commands: Any) -> None:
+    """Add `compare`."""
+    parser = commands.add(
+        "compare",
+        run_compare,
+        "compare a finetuned GPT-2 with its baselines on the same splits",
+        "gpt2-classifier compare",
+        "gpt2-classifier compare --data sms --balance --seeds 1 2 3",
+        "gpt2-classifier compare --data reviews.csv --folds 5 --n-last-blocks 2 --quick",
+        "gpt2-classifier compare runs/mini-demo-123 runs/another-on-the-same-split",
+    )
+    parser.add_argument(
+        "runs",
+        type=existing_or_new_path,
+        nargs="*",
+        metavar="RUN",
+        help="finished runs with the same test set; the others are compared with the first",
+    )
+    add_training(parser)
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="one split and training per seed"
+    )
+    many.add_argument(
+        "--folds", type=int, metavar="N", help="cross-validation with N folds instead"
+    )
+    parser.add_argument(
+        "--out",
+        type=existing_or_new_path,
+        help="a folder; what is finished there is not computed again (default: runs/compare-...)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        default=None,
+        help="leave out random weights and the slower baselines",
+    )
+    add_computing(parser, cache=True)
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -28,10 +73,10 @@ def run_compare(args: argparse.Namespace) -> None:
 
     quick = bool(args.quick)
     if args.runs:
-        given = {name for name, value in vars(args).items() if value is not None}
-        if others := sorted(given - OF_RUNS):
+        typed = {name for name, value in vars(args).items() if value is not None}
+        if others := sorted(typed - OF_RUNS):
             raise UsageError(
-                f"finished runs have their settings: leave out {', '.join(others)}, or RUN"
+                f"finished runs have their own settings. Leave out {', '.join(others)}, or RUN."
             )
         out = args.out or runs_folder(args.runs)
         board = compare_runs(args.runs, out=out, quick=quick)
@@ -51,10 +96,44 @@ def run_compare(args: argparse.Namespace) -> None:
             out=out,
             quick=quick,
             n_folds=args.folds or 0,
-            **options_given(args, "seeds", "cache"),
+            **given(args, "seeds", "cache"),
         )
     print(format_scoreboard(board))
     log.info(f"\nscores, answers, a picture and a page: {out}")
+
+
+def add_experiments(commands: Any) -> None:
+    """Add `experiments`."""
+    parser = commands.add(
+        "experiments",
+        run_experiments,
+        "run a table of experiments, each with one change from the default",
+        "gpt2-classifier experiments --list",
+        "gpt2-classifier experiments --data sms --balance --epochs 5",
+        "gpt2-classifier experiments --rows 'token position' LoRA --seeds 1 2 3",
+    )
+    add_training(parser)
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3, 4, 5],
+        metavar="N",
+        help="one split, head and order of messages per seed (default: 1 2 3 4 5)",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="rows, or kinds of rows, besides the default"
+    )
+    parser.add_argument("--list", action="store_true", help="only list the rows")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="processes (default: one per processor core)"
+    )
+    parser.add_argument(
+        "--out",
+        type=existing_or_new_path,
+        help="a folder; what is finished there is not run again (default: runs/experiments-...)",
+    )
+    add_computing(parser, device=False)
 
 
 def run_experiments(args: argparse.Namespace) -> None:
@@ -62,7 +141,6 @@ def run_experiments(args: argparse.Namespace) -> None:
     import joblib
 
     from gpt2_from_scratch.gpt2.config import read_config
-    from gpt2_from_scratch.speed.devices import DTYPES
     from gpt2_from_scratch.storage.paths import data_name, model_folder
     from gpt2_from_scratch.studies.book import book_rows, chosen
     from gpt2_from_scratch.studies.scoreboard import EXPERIMENTS, format_scoreboard
@@ -77,7 +155,7 @@ def run_experiments(args: argparse.Namespace) -> None:
         print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
         return
     only = [row.name for row in chosen(rows, args.rows or [])]
-    head, dtype = settings_of(args, HeadSettings), DTYPES[args.dtype or "float32"]
+    head, dtype = settings_of(args, HeadSettings), args.dtype or "float32"
     study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
     stem = Path(data_name(data.source)).stem
     out = args.out or Path("runs") / f"experiments-{folder.name}-{stem}"
@@ -90,14 +168,9 @@ def run_experiments(args: argparse.Namespace) -> None:
     log.info(f"scores, answers, a picture and a page: {out}")
 
 
-def _data_config(args: argparse.Namespace) -> Any:
-    """Where the texts come from and how they are split; folds keep near duplicates together."""
-    from gpt2_from_scratch.data.messages import DataConfig
-
-    together = args.together or ("near-twins" if getattr(args, "folds", None) else "copies")
-    return DataConfig(
-        args.data or "demo",
-        balance=bool(args.balance),
-        keep_together=together.replace("near-twins", "near-duplicates"),
-        **data_options(args),
-    )
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    """The data and how it is split; folds keep near duplicates together."""
+    data = settings_of(args, DataConfig)
+    if getattr(args, "folds", None) and not args.keep_together:
+        return replace(data, keep_together="near-duplicates")
+    return data

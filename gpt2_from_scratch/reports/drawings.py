@@ -61,15 +61,15 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
     found = set()
     for y, line in enumerate(lines):
         colour = FROZEN if not line.trainable else PARTLY
-        colour = TRAINABLE if line.trainable == line.numbers else colour
+        colour = TRAINABLE if line.trainable == line.parameters else colour
         found.add(colour)
         stack.barh(y, 1, height=0.86, color=colour)
         stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=points)
-        trainable, end = line.trainable / 1e6, line.numbers / 1e6
+        trainable, end = line.trainable / 1e6, line.parameters / 1e6
         draw_bar(bars, y, 0.0, trainable, TRAINABLE)
         draw_bar(bars, y, trainable, end - trainable, FROZEN)
         bars.annotate(
-            f"{line.numbers:,}",
+            f"{line.parameters:,}",
             (end, y),
             (5, 0),
             textcoords="offset points",
@@ -80,8 +80,8 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
     stack.set_axis_off()
     bars.set(title="Parameters of each part", xlabel="parameters (millions)")
     bars.tick_params(left=False, labelleft=False)
-    make_room(bars, max(line.numbers for line in lines) / 1e6, 1.2)
-    total, trainable = sum(x.numbers for x in lines), sum(x.trainable for x in lines)
+    make_room(bars, max(line.parameters for line in lines) / 1e6, 1.2)
+    total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
     figure.suptitle(
         f"{trainable:,} of {total:,} parameters are trainable ({100 * trainable / total:.2f}%)"
     )

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-from gpt2_from_scratch.classifier.tasks.scores import Scores
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
-from gpt2_from_scratch.data.check import MOST_UNEVEN, WIDEST
+from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import DataConfig, on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment
 from gpt2_from_scratch.evaluation.calibration import Calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, Evaluation
+from gpt2_from_scratch.evaluation.metrics import Evaluation, LabelledPredictions
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
 
 TASK_PURPOSES = {
@@ -62,7 +61,7 @@ class RunFacts:
     n_cut: int = 0  # texts that were cut
     split: str = ""  # how the three sets were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
-    answered: Answered | None = None  # the predictions on the test set that it was made from
+    predictions: LabelledPredictions | None = None  # on the test set
     # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
     n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown
@@ -79,12 +78,12 @@ class RunFacts:
     @property
     def score_table(self) -> str:
         """The scores as text; the first line has the most important one."""
-        return format_scores(self.scores)
+        return self.scores.as_table()
 
     @property
     def without_near_duplicates(self) -> Evaluation | None:
         """Scores on the test texts without a near duplicate in the training set."""
-        return self.assessment.without_twins if self.assessment else None
+        return self.assessment.without_near_duplicates if self.assessment else None
 
     @property
     def best_baseline(self) -> tuple[str, Evaluation, Paired] | None:
@@ -337,7 +336,7 @@ def _uneven_labels(facts: RunFacts) -> str:
     if facts.task != "classification" or len(counts) < 2:
         return ""
     most, fewest = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
-    if counts[most] <= MOST_UNEVEN * counts[fewest]:
+    if counts[most] <= UNEVEN * counts[fewest]:
         return ""
     return (
         f"The labels are uneven in the training set: {counts[most]:,} texts are {most}, "
@@ -393,7 +392,7 @@ def sentences(*found: str) -> list[str]:
 def small_test(n_texts: int, interval: tuple[float, float]) -> str:
     """Warn if the interval of the test score is wide; empty if it is not."""
     half = (interval[1] - interval[0]) / 2
-    if half <= WIDEST:
+    if half <= WIDE:
         return ""
     return (
         f"The test set is small: with {count_texts(n_texts)} the score is known to plus or minus "

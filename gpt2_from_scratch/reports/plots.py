@@ -22,9 +22,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.calibration import Calibration
+from gpt2_from_scratch.evaluation.calibration import (
+    NEVER,
+    AtThreshold,
+    Calibration,
+    format_threshold,
+)
 from gpt2_from_scratch.evaluation.metrics import Evaluation, wilson_interval
-from gpt2_from_scratch.evaluation.thresholds import NEVER, AtThreshold, format_threshold
 from gpt2_from_scratch.storage.files import atomic_path
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart
@@ -322,14 +326,16 @@ def plot_trade(
 def _draw_chosen(axes: Axes, same: Sequence[AtThreshold], n: int) -> None:
     """Draw one threshold; the legend has the limits for which it was chosen."""
     at = same[0]
-    false = 1000 * at.lost / at.good if at.good else 0.0
-    true = 100 * at.caught / at.wanted if at.wanted else 0.0
-    limits = ", ".join(f"{one.asked:g}" for one in same if one.asked is not None)
+    false = 1000 * at.false_positives / at.negatives if at.negatives else 0.0
+    true = 100 * at.true_positives / at.positives if at.positives else 0.0
+    limits = ", ".join(
+        f"{one.allowed_per_1000:g}" for one in same if one.allowed_per_1000 is not None
+    )
     p = "never" if at.threshold >= NEVER else f"p ≥ {format_threshold(at.threshold)}"
     axes.errorbar(
         [false],
         [true],
-        xerr=[[0.0], [1000 * at.lost_at_most - false]],
+        xerr=[[0.0], [1000 * at.false_positive_rate_bound - false]],
         color=PALETTE[1:][n % (len(PALETTE) - 1)],
         marker=MARKERS[n % len(MARKERS)],
         markersize=7,

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from gpt2_from_scratch.data.messages import CONTROL, REPLACEMENT, on_one_line, without_halves
+from gpt2_from_scratch.evaluation.calibration import format_threshold
 from gpt2_from_scratch.evaluation.significance import format_p
-from gpt2_from_scratch.evaluation.thresholds import format_threshold
 from gpt2_from_scratch.reports.findings import (
     ALPHA,
     RunFacts,
@@ -168,11 +168,12 @@ def _run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
 def _trade(facts: RunFacts) -> Figure | None:
     """The picture of all thresholds, if the predictions are known and have both sides."""
     thresholds = facts.assessment.thresholds if facts.assessment else []
-    if not thresholds or not facts.answered or not thresholds[0].good or not thresholds[0].wanted:
+    if not thresholds or not facts.predictions:
         return None
-    k = facts.answered.labels.index(thresholds[0].label)
-    probabilities, is_it = facts.answered.probabilities[:, k], facts.answered.true == k  # (N,)
-    return plot_trade(probabilities, is_it, thresholds[0].label, thresholds)
+    first = thresholds[0]
+    if not first.negatives or not first.positives:
+        return None
+    return plot_trade(*facts.predictions.one_class(first.label), first.label, thresholds)
 
 
 def _png(figure: Figure) -> str:

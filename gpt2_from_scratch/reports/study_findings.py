@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.evaluation.assessment import Told
+from gpt2_from_scratch.evaluation.assessment import PredictedText
 from gpt2_from_scratch.evaluation.calibration import Calibration, calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, wilson_interval
 from gpt2_from_scratch.evaluation.significance import ROUNDING, format_p
 from gpt2_from_scratch.reports.findings import (
     ALPHA,
@@ -71,7 +71,7 @@ class StudyFacts:
     published_in: str = ""  # where the published accuracies are from
     # {row: predictions on the test set of each split}, at least of the reference and the best text
     # baseline; the calibration, the mistakes and two warnings are left out without them
-    predictions: Mapping[str, Sequence[Answered]] = field(default_factory=dict)
+    predictions: Mapping[str, Sequence[LabelledPredictions]] = field(default_factory=dict)
     warnings: Sequence[str] = ()  # besides those that follow from the numbers
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -217,7 +217,7 @@ def _one_split(facts: StudyFacts) -> str:
 
 def _small_test(facts: StudyFacts) -> str:
     intervals = [
-        wilson_interval(int(answered.right.sum()), len(answered.texts))
+        wilson_interval(int(answered.correct.sum()), len(answered.texts))
         for answered in facts.predictions.get(facts.reference, ())
     ]
     widest = max(intervals, key=lambda interval: interval[1] - interval[0], default=(0.0, 0.0))
@@ -225,7 +225,7 @@ def _small_test(facts: StudyFacts) -> str:
 
 
 def _near_duplicates(facts: StudyFacts) -> str:
-    tests = [answered.near_twins for answered in facts.predictions.get(facts.reference, ())]
+    tests = [answered.near_duplicates for answered in facts.predictions.get(facts.reference, ())]
     known = [near for near in tests if near is not None]
     n = sum(int(near.sum()) for near in known)
     if not n or len(known) < len(tests):
@@ -282,7 +282,7 @@ def calibrations(facts: StudyFacts) -> dict[str, Calibration]:
     }
 
 
-def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[Told]]]:
+def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[PredictedText]]]:
     """List (row that is correct, row that is wrong, texts): the reference and the text baseline.
 
     The most confident mistakes come first; a text that is in several test sets is listed once.
@@ -297,25 +297,27 @@ def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[Told]]]:
     ]
 
 
-def _main_predictions(facts: StudyFacts) -> dict[str, Sequence[Answered]]:
+def _main_predictions(facts: StudyFacts) -> dict[str, Sequence[LabelledPredictions]]:
     """Predictions of the reference and of the best text baseline, as far as they are known."""
     best = facts.best_text_baseline
     names = [facts.reference] + ([best.name] if best else [])
     return {name: facts.predictions[name] for name in names if facts.predictions.get(name)}
 
 
-def _only_correct(right: Sequence[Answered], wrong: Sequence[Answered]) -> list[Told]:
+def _only_correct(
+    right: Sequence[LabelledPredictions], wrong: Sequence[LabelledPredictions]
+) -> list[PredictedText]:
     found = [
-        Told(
+        PredictedText(
             b.texts[n],
             b.labels[b.true[n]],
             b.labels[b.predicted[n]],
             float(b.probabilities[n].max()),
         )
         for a, b in zip(right, wrong, strict=True)
-        for n in np.flatnonzero(a.right & ~b.right)
+        for n in np.flatnonzero(a.correct & ~b.correct)
     ]
-    once: dict[str, Told] = {}
+    once: dict[str, PredictedText] = {}
     for mistake in sorted(found, key=lambda mistake: -mistake.probability):
         once.setdefault(mistake.text, mistake)
     return list(once.values())

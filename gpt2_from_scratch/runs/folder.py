@@ -82,7 +82,11 @@ class RunConfig:
                 "evaluated, but not be resumed or trained again from its folder."
             )
         try:
-            for name, kind in (("data", DataConfig), ("training", TrainConfig), ("head", HeadSettings)):
+            for name, kind in (
+                ("data", DataConfig),
+                ("training", TrainConfig),
+                ("head", HeadSettings),
+            ):
                 _refuse_missing(kind, values[name])
                 values[name] = from_json(kind, values[name])
             _refuse_missing(cls, values)

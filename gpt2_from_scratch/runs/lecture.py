@@ -163,7 +163,7 @@ def lecture(
     pad_to = longest if pooling == "last_position" else None
     head = HeadConfig(labels=tuple(LABELS), layer=model.config.n_layer, pooling=pooling)
     description = Description(base, identity, (head,), longest, pad_to)
-    classifier = Classifier(model, tokenizer, description, dtype, store)
+    classifier = Classifier(model, tokenizer, description, dtype=dtype, store=store)
     texts = classifier.texts(encoded)
     _before_training(classifier, texts, loaders, trace, seed)
     torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from gpt2_from_scratch.classifier.train import finetune, freeze, loss_and_scores
 from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import DataConfig, Message, count_labels
 from gpt2_from_scratch.data.split import Split, load_split
+from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -72,15 +73,11 @@ def train_classifier(
     """
     head = head or HeadSettings()
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
-    data = data if isinstance(data, DataConfig) else DataConfig(source=str(data))
-    sources = {
-        name: data_name(value)
-        for name in ("source", "val_source", "test_source")
-        if (value := getattr(data, name))
-    }
+    data = DataConfig.of(data)
+    val, test = (data_name(name) if name else "" for name in (data.val_source, data.test_source))
     config = RunConfig(
         model=model_name(model),
-        data=replace(data, **sources),
+        data=replace(data, source=data_name(data.source), val_source=val, test_source=test),
         training=training,
         head=head,
         dtype=dtype,
@@ -152,7 +149,11 @@ def _train(
 
 def new_classifier(config: RunConfig, split: Split) -> Classifier:
     """An untrained classifier: base model, head and LoRA as configured, frozen as configured."""
-    every, folder, head = [*split.train, *split.val, *split.test], model_folder(config.model), config.head
+    every, folder, head = (
+        [*split.train, *split.val, *split.test],
+        model_folder(config.model),
+        config.head,
+    )
     sizes = read_config(folder)
     max_tokens, pad_to = head.max_tokens or sizes.n_ctx, head.pad_to or None
     if head.pad_to == -1:
@@ -209,7 +210,13 @@ def train_as_the_lecture(
         write_test_part(run, split.test, "classification")
         store = FeatureStore() if cache else None
         classifier, trace = lecture(
-            gpt2, Tokenizer(folder), split, base=config.model, seed=seed, dtype=DTYPES[dtype], store=store
+            gpt2,
+            Tokenizer(folder),
+            split,
+            base=config.model,
+            seed=seed,
+            dtype=DTYPES[dtype],
+            store=store,
         )
         length = classifier.description.max_tokens
         head = HeadSettings(pooling="last_position", pad_to=length, max_tokens=length)

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
-from gpt2_from_scratch.classifier.tasks.classification import class_scores
-from gpt2_from_scratch.classifier.tasks.task import Scores
+from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
@@ -73,7 +72,7 @@ def class_logits_of(
     if head.task != "classification":
         raise UsageError(f"head {head.name!r} is for {head.task}; this needs classification")
     labelled = to_labelled(classifier, messages)
-    logits = class_scores(head, classifier.logits(labelled.texts))
+    logits = logit_per_class(head, classifier.logits(labelled.texts))
     return logits.double().numpy(), labelled.labels.numpy()
 
 
@@ -125,7 +124,7 @@ class Run:
     folder: Path
     config: RunConfig
     classifier: Classifier
-    scores: Scores
+    scores: Any  # an Evaluation, or another task's Scores
     assessment: Assessment | None = None  # of a classification
     split: Split | None = None  # None: `load_split` splits the data again
 
@@ -188,13 +187,14 @@ class Run:
             data=config.data,
             training=config.training,
             head=config.head,
+            seed=config.training.seed,
             task=description.head.task,
             counts={
                 name: Counter(m.label if classes else "texts" for m in part)
                 for name, part in parts.items()
             },
             ledger=format_ledger(lines),
-            n_parameters=sum(line.numbers for line in lines),
+            n_parameters=sum(line.parameters for line in lines),
             n_trained=sum(line.trainable for line in lines),
             history=self.load_history(),
             scores=self.scores,
@@ -216,7 +216,8 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
 
     A classification gets its temperature from the validation set, except by the lecture's recipe.
     """
-    head, assessment = classifier.description.head, None
+    head = classifier.description.head
+    assessment: Assessment | None = None
     if head.task == "classification":
         calibrated = config.recipe != "lecture"
         val = (calibrate if calibrated else labelled_predictions)(classifier, split.val)
@@ -226,7 +227,7 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         assessment, test = _assessed(classifier, split.test, near_duplicates, val)
         write_predictions(folder / TEST_PREDICTIONS, test)
         write_predictions(folder / VAL_PREDICTIONS, val)
-        scores: Scores = assessment.evaluation
+        scores: Any = assessment.evaluation
         write_json(folder / "evaluation.json", assessment_as_json(assessment))
     else:
         scores = loss_and_scores(classifier, to_labelled(classifier, split.test))[1][head.name]
@@ -245,9 +246,7 @@ def assess_again(
     on which thresholds are chosen, and which test texts have near duplicates. `options` are those of
     `assess`.
     """
-    test, val = (
-        _kept(run / name) if run else None for name in (TEST_PREDICTIONS, VAL_PREDICTIONS)
-    )
+    test, val = (_kept(run / name) if run else None for name in (TEST_PREDICTIONS, VAL_PREDICTIONS))
     texts = [message.text for message in messages]
     near_duplicates = test.near_duplicates if test is not None and test.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
@@ -304,7 +303,9 @@ def _baselines(
     for baseline in fit_baselines(split, labels, quick=True):
         theirs = predictions_of(baseline, split.test, labels)
         evaluation = evaluate_predictions(theirs.true, theirs.predicted, labels)
-        found.append((baseline.name, evaluation, compare_paired(predictions.correct, theirs.correct)))
+        found.append(
+            (baseline.name, evaluation, compare_paired(predictions.correct, theirs.correct))
+        )
     adjusted = holm([paired.p for _, _, paired in found])
     return [
         (name, evaluation, replace(paired, p=p))

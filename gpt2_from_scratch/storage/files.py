@@ -281,6 +281,12 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"sha256": listed})
 
 
+def add_to_manifest(folder: Path, names: Sequence[str]) -> None:
+    """List these files of a complete run too; what the manifest says of others stays."""
+    listed = read_manifest(folder) | {name: sha256_of(folder / name) for name in names}
+    write_json(folder / MANIFEST, {"sha256": dict(sorted(listed.items()))})
+
+
 def is_complete(folder: Path) -> bool:
     """Whether the run in this folder came to its end."""
     return (folder / MANIFEST).exists()

@@ -21,21 +21,22 @@ from gpt2_from_scratch.classifier.freezing import count_trainable
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.messages import Message, Span
-from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.evaluation.baselines import (
     Baseline,
-    answered_by,
     baseline_fits,
     class_numbers,
+    predictions_of,
 )
-from gpt2_from_scratch.evaluation.metrics import Answered, read_answered
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, read_predictions
 from gpt2_from_scratch.gpt2.weights import random_twin
 from gpt2_from_scratch.progress import silenced
-from gpt2_from_scratch.runs.folder import read_settings
-from gpt2_from_scratch.runs.recipes import new_classifier, three_parts
-from gpt2_from_scratch.runs.results import TEST_ANSWERS, VAL_ANSWERS, calibrate
+from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig
+from gpt2_from_scratch.runs.recipes import new_classifier
+from gpt2_from_scratch.runs.results import TEST_PREDICTIONS, VAL_PREDICTIONS, calibrate
 from gpt2_from_scratch.speed.batching import by_length
+from gpt2_from_scratch.speed.devices import DTYPES
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import check_listed, read_json
 
@@ -61,7 +62,7 @@ class Setup:
     head: HeadSettings = field(default_factory=HeadSettings)
     labels: tuple[str, ...] = ()  # the K classes, in the order of the probabilities
     device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"  # precision of the frozen blocks
     cache: bool = True
 
 
@@ -109,7 +110,7 @@ class Result:
 
     row: Row
     split: str
-    predictions: Answered
+    predictions: LabelledPredictions
     n_train: int = 0
     val_accuracy: float | None = None
     learned: str = ""  # where that can be said in a few words
@@ -121,17 +122,17 @@ class Result:
     @property
     def accuracy(self) -> float:
         """The proportion of correct answers."""
-        return float(self.predictions.right.mean())
+        return float(self.predictions.correct.mean())
 
 
 def result_of(row: Row, setup: Setup, split: StudySplit, fitted: Baseline, **known: Any) -> Result:
     """Let a fitted row answer the validation and test sets; `known` are more fields of Result."""
     parts, labels = split.parts, setup.labels
-    val = answered_by(fitted, parts.val, labels).right.mean() if parts.val else None
+    val = predictions_of(fitted, parts.val, labels).correct.mean() if parts.val else None
     return Result(
         row,
         split.name,
-        answered_by(fitted, parts.test, labels, split.near_duplicates),
+        predictions_of(fitted, parts.test, labels, split.near_duplicates),
         val_accuracy=None if val is None else float(val),
         learned=fitted.name.partition(": ")[2],
         **{"n_train": len(parts.train)} | known,
@@ -177,9 +178,12 @@ class FrozenFeatures(Row):
         heads = [HeadConfig(pooling, "features", pooling=pooling) for pooling in poolings]
         max_tokens = setup.head.max_tokens or None
         classifier = Classifier.on_base(
-            setup.model, heads=heads, max_tokens=max_tokens, dtype=setup.dtype
+            setup.model,
+            heads=heads,
+            max_tokens=max_tokens,
+            dtype=DTYPES[setup.dtype],
+            device=setup.device,
         )
-        classifier.model.to(setup.device)
         train, val = split.parts.train, split.parts.val
         y_train, y_val = class_numbers(train, setup.labels), class_numbers(val, setup.labels)
         if len(set(y_train.tolist())) < 2:
@@ -272,8 +276,8 @@ class Finetuned(Row):
                 # a twin's features belong to one seed: not worth space on disk
                 setup = replace(setup, model=twin, cache=False)
             classifier, parts = self._prepared(setup, parts)
-            store = FeatureStore() if setup.cache else None
-            history = finetune(classifier, parts, training, run, store=store)
+            classifier.store = FeatureStore() if setup.cache else None
+            history = finetune(classifier, parts, training, run)
             n_trainable = count_trainable(classifier.model)
             if classifier.description.head.task == "classification":
                 calibrate(classifier, parts.val)
@@ -284,11 +288,10 @@ class Finetuned(Row):
 
     def _prepared(self, setup: Setup, parts: Split) -> tuple[Classifier, Split]:
         """The untrained classifier of this row, and the messages as it learns from them."""
-        training, dtype = setup.training, setup.dtype
-        max_tokens = setup.head.max_tokens or None
-        classifier = new_classifier(
-            setup.model, parts, training, setup.head, max_tokens=max_tokens, dtype=dtype
+        config = RunConfig(
+            model=str(setup.model), training=setup.training, head=setup.head, dtype=setup.dtype
         )
+        classifier = new_classifier(config, parts)
         if self.extra:
             head = classifier.description.head
             label: Callable[[Message], Any]
@@ -305,11 +308,14 @@ class Finetuned(Row):
                 )
             )
             classifier = Classifier.on_base(
-                setup.model, heads=heads, max_tokens=max_tokens, seed=training.seed, dtype=dtype
+                setup.model,
+                heads=heads,
+                max_tokens=setup.head.max_tokens or None,
+                seed=setup.training.seed,
+                dtype=DTYPES[setup.dtype],
             )
-            freeze(classifier, training)
-        classifier.model.to(setup.device)
-        return classifier, parts
+            freeze(classifier, setup.training)
+        return classifier.to(setup.device), parts
 
 
 def _label_of_every_token(message: Message) -> list[Span]:
@@ -364,24 +370,26 @@ class FinishedRun(Row):
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
         """Take the run's answers to its test set. Raises DataError for other texts than these."""
-        test = replace(self.test_answers(setup.labels, split), near_twins=split.near_duplicates)
-        val = float(self.kept(VAL_ANSWERS).right.mean())
+        test = replace(
+            self.test_answers(setup.labels, split), near_duplicates=split.near_duplicates
+        )
+        val = float(self.kept(VAL_PREDICTIONS).correct.mean())
         return Result(self, split.name, test, len(split.parts.train), val)
 
-    def kept(self, file: str) -> Answered:
+    def kept(self, file: str) -> LabelledPredictions:
         """One of the run's files of answers. Raises DataError if it is missing."""
         path = self.folder / file
         if not path.exists():
             raise DataError(f"{path} is missing: a run by an earlier version cannot be compared")
         check_listed(path)
-        return read_answered(path)
+        return read_predictions(path)
 
-    def test_answers(self, labels: Sequence[str], split: StudySplit) -> Answered:
+    def test_answers(self, labels: Sequence[str], split: StudySplit) -> LabelledPredictions:
         """The answers to the test set, labels and texts in the order given.
 
         Raises DataError that names the first difference if the texts or labels are others.
         """
-        found = self.kept(TEST_ANSWERS)
+        found = self.kept(TEST_PREDICTIONS)
         if sorted(found.labels) != sorted(labels):
             raise DataError(f"{self.name} has labels {found.labels}, not {tuple(labels)}")
         mine = [(t, found.labels[k]) for t, k in zip(found.texts, found.true, strict=True)]
@@ -398,7 +406,7 @@ class FinishedRun(Row):
         order[_sorted_places(wanted)] = _sorted_places(mine)
         columns = [found.labels.index(label) for label in labels]
         messages = split.parts.test
-        return Answered(
+        return LabelledPredictions(
             tuple(labels),
             [message.text for message in messages],
             class_numbers(messages, labels),
@@ -412,16 +420,10 @@ class FinishedRun(Row):
         """
         why = "the data has changed"
         try:
-            settings, _ = read_settings(self.folder)
-            sources = {name: settings[name] for name in ("data", "val_data", "test_data")}
-            columns = ("text_column", "label_column", "encoding", "on_error", "keep_empty")
-            reading = {name: settings[name] for name in columns}
-            balance, together = settings["balance"], settings["together"]
+            config = RunConfig.read(self.folder)
             with silenced():  # this was logged when the run was made
-                found = three_parts(
-                    sources, settings["task"], reading, balance, settings["seed"], together=together
-                )
-            saved = read_json(self.folder / "config.json").get("messages_sha256")
+                found = load_split(config.data, config.head.task, config.training.seed)
+            saved = read_json(self.folder / PROVENANCE).get("messages_sha256")
             if messages_sha256(found) == saved:
                 return found
         except GPT2Error as error:

@@ -15,15 +15,14 @@ import numpy as np
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions, rankings
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions, rankings
 from gpt2_from_scratch.evaluation.significance import (
     accuracy_interval,
     compare_accuracies,
     format_p,
     holm,
 )
-from gpt2_from_scratch.reports.plots import plot_scores, save_picture
-from gpt2_from_scratch.reports.render import escape
+from gpt2_from_scratch.reports.render import escape_markdown as escape
 from gpt2_from_scratch.storage.files import write_json, write_text
 from gpt2_from_scratch.studies.book import NOT_RUN
 from gpt2_from_scratch.studies.rows import TEXT, Book, Result, Row
@@ -117,7 +116,7 @@ def make_scoreboard(
     rows = [_score(some, positive, differences.get(name), n_train) for name, some in whole.items()]
     if ranked:  # ties keep their order
         rows.sort(key=lambda row: (row.about == ENSEMBLE.about, -row.accuracy))
-    masks = [result.predictions.near_twins for result in first]
+    masks = [result.predictions.near_duplicates for result in first]
     known = [mask for mask in masks if mask is not None]
     return Scoreboard(
         reference,
@@ -137,7 +136,9 @@ def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Resul
     _refuse_other_texts(results)
     first = results[0].predictions
     mean = np.mean([result.predictions.probabilities for result in results], axis=0)  # (N, K)
-    predictions = Answered(first.labels, first.texts, first.true, mean, first.near_twins)
+    predictions = LabelledPredictions(
+        first.labels, first.texts, first.true, mean, first.near_duplicates
+    )
     seconds = sum(result.seconds for result in results)
     n_train = max(result.n_train for result in results)
     return Result(row, results[0].split, predictions, n_train, learned=learned, seconds=seconds)
@@ -160,7 +161,7 @@ def ensembles(results: Sequence[Result], reference: str) -> Iterator[Result]:
 def _differences(
     results: dict[str, list[Result]], reference: str, n_train: int
 ) -> dict[str, Difference]:
-    correct = {n: [r.predictions.right for r in some] for n, some in results.items()}
+    correct = {n: [r.predictions.correct for r in some] for n, some in results.items()}
     others = [name for name in results if name != reference]
     found = [compare_accuracies(correct[name], correct[reference], n_train) for name in others]
     adjusted = holm([f.p for f in found])
@@ -181,7 +182,7 @@ def _score(
         name=row.name,
         about=row.about,
         accuracy=float(np.mean(accuracies)),
-        interval=accuracy_interval([p.right for p in every], n_train),
+        interval=accuracy_interval([p.correct for p in every], n_train),
         accuracies=accuracies,
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         f1=_mean([_f1(p, positive) for p in every]),
@@ -195,21 +196,21 @@ def _score(
     )
 
 
-def _f1(p: Answered, positive: str) -> float:
+def _f1(p: LabelledPredictions, positive: str) -> float:
     """Of the positive label, or the mean over labels; a label that never occurs counts as 0."""
     scores = evaluate_predictions(p.true, p.predicted, list(p.labels)).classes
     return float(np.mean([s.f1 or 0.0 for s in scores if s.label == positive or not positive]))
 
 
-def _roc_auc(p: Answered, positive: str) -> float | None:
+def _roc_auc(p: LabelledPredictions, positive: str) -> float | None:
     found = rankings(p.probabilities, p.true, p.labels)
     return _mean([r.roc_auc for r in found if r.label == positive or not positive])
 
 
-def _without_near_duplicates(p: Answered) -> float | None:
-    if p.near_twins is None or p.near_twins.all():
+def _without_near_duplicates(p: LabelledPredictions) -> float | None:
+    if p.near_duplicates is None or p.near_duplicates.all():
         return None
-    return float(p.right[~p.near_twins].mean())
+    return float(p.correct[~p.near_duplicates].mean())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -409,17 +410,6 @@ def _code(text: str) -> str:
 def write_scoreboard(
     board: Scoreboard, folder: Path, stem: str = "scoreboard", columns: Sequence[str] = COMPARED
 ) -> None:
-    """Write STEM.json, STEM.md and STEM.png."""
+    """Write STEM.json and STEM.md."""
     write_json(folder / f"{stem}.json", asdict(board))
     write_text(folder / f"{stem}.md", format_scoreboard(board, columns) + "\n")
-    names = [row.name for row in board.rows]
-    books = [row.book.accuracy / 100 if row.book else None for row in board.rows]
-    figure = plot_scores(
-        names,
-        [row.accuracy for row in board.rows],
-        [row.interval for row in board.rows],
-        reference=names.index(board.reference),
-        others=books if any(books) else (),
-        others_name="the book, 124M, one seed",
-    )
-    save_picture(figure, folder / f"{stem}.png")

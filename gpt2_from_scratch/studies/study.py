@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,24 @@ from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_messages
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import class_numbers
-from gpt2_from_scratch.evaluation.metrics import rarer_label, read_answered, write_answered
+from gpt2_from_scratch.evaluation.metrics import (
+    LabelledPredictions,
+    rarer_label,
+    read_predictions,
+    write_predictions,
+)
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.progress import progress_bar, silenced
-from gpt2_from_scratch.runs.results import TEST_ANSWERS
-from gpt2_from_scratch.speed.devices import check_dtype, set_threads
+from gpt2_from_scratch.reports.render import write_study_report
+from gpt2_from_scratch.reports.study_findings import StudyFacts, StudyRow
+from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
+from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
 from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
-from gpt2_from_scratch.studies.page import write_study_page
 from gpt2_from_scratch.studies.rows import (
+    TEXT,
     Finetuned,
     FinishedRun,
     FrozenFeatures,
@@ -55,6 +63,7 @@ from gpt2_from_scratch.studies.rows import (
 )
 from gpt2_from_scratch.studies.scoreboard import (
     COMPARED,
+    ENSEMBLE,
     EXPERIMENTS,
     Scoreboard,
     ensembles,
@@ -136,9 +145,7 @@ def run_study(
             results, study.reference, positive=study.positive, ranked=study.ranked
         )
         write_scoreboard(board, out, study.stem, study.columns)
-        write_study_page(
-            board, results, study.settings, out / f"{study.stem}.html", study.setup.device
-        )
+        write_study_report(_facts(study, board, results), out, study.stem)
     return board
 
 
@@ -146,7 +153,7 @@ def _outcome(result: Result | None) -> str:
     if result is None:
         return "left out"
     learned = f"{on_one_line(result.learned)}: " if result.learned else ""
-    n, correct = len(result.predictions.texts), int(result.predictions.right.sum())
+    n, correct = len(result.predictions.texts), int(result.predictions.correct.sum())
     return f"{learned}{100 * result.accuracy:.2f}% ({correct} of {n}; {result.seconds:.1f} s)"
 
 
@@ -185,7 +192,7 @@ class _Answers:
         """Write the answers, then note that the pair is finished."""
         known = None
         if result:
-            write_answered(self.file(row, split), result.predictions)
+            write_predictions(self.file(row, split), result.predictions)
             names = [
                 f.name for f in fields(Result) if f.name not in ("row", "split", "predictions")
             ]
@@ -198,9 +205,60 @@ class _Answers:
         if not self.have(row, split) or not (known := self.finished[split.name][row.name]):
             return None
         try:
-            return Result(row, split.name, read_answered(self.file(row, split)), **known)
+            return Result(row, split.name, read_predictions(self.file(row, split)), **known)
         except TypeError as error:
             raise CheckpointError(f"{self.path}: {split.name}, {row.name}: {error}") from None
+
+
+def _facts(study: Study, board: Scoreboard, results: Sequence[Result]) -> StudyFacts:
+    """What the page of a study shows."""
+    predictions: dict[str, list[LabelledPredictions]] = {}
+    for result in results:
+        predictions.setdefault(result.row.name, []).append(result.predictions)
+    changes = not study.ranked  # rows that keep their order are changes of the reference
+    rows = [
+        StudyRow(
+            name=row.name,
+            accuracy=row.accuracy,
+            interval=row.interval,
+            accuracies=row.accuracies,
+            difference=row.difference.difference if row.difference else None,
+            difference_interval=row.difference.interval if row.difference else None,
+            p=row.difference.p_adjusted if row.difference else None,
+            change=row.about if changes else "",
+            is_text_baseline=row.about == TEXT,
+            is_combination=row.about == ENSEMBLE.about,
+            f1=row.f1,
+            roc_auc=row.roc_auc,
+            brier=row.brier,
+            without_near_duplicates=row.without_near_duplicates,
+            published=row.book.accuracy / 100 if row.book else None,
+            published_as=f"row {row.book.row}" if row.book else "",
+            learned=row.learned,
+            seconds=row.seconds,
+        )
+        for row in board.rows
+    ]
+    data = str(study.settings.get("source", ""))
+    what = "One change at a time" if changes else f"{board.reference} and its baselines"
+    return StudyFacts(
+        title=f"{what} on {Path(data).name}" if data else what,
+        model=str(study.settings["model"]),
+        data=data,
+        rows=rows,
+        reference=board.reference,
+        splits=board.splits,
+        n_test=board.n_test,
+        n_train=board.n_train,
+        labels=board.labels,
+        positive=board.positive,
+        published_in="the book, 124M, one seed" if any(row.book for row in board.rows) else "",
+        predictions=predictions,
+        notes=board.notes,
+        settings=study.settings,
+        versions=environment(torch.device(study.setup.device))
+        | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+    )
 
 
 def slug(name: str) -> str:
@@ -248,8 +306,9 @@ def _side_by_side(
     parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
     try:
-        for outcome in found:  # `yield from` would close it before the warning is off
-            yield outcome  # noqa: UP028
+        # `yield from` would close it before the warning is off
+        for outcome in found:  # noqa: UP028
+            yield outcome
     finally:
         with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost
             found.close()  # which ends the processes
@@ -294,7 +353,6 @@ def new_study(
         raise UsageError("give seeds, one per split, or a number of folds, not both")
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds {list(seeds)}: one of them occurs twice")
-    check_dtype(setup.dtype)
     refuse_unfit(setup, rows)
     read_config(model_folder(setup.model))  # fails now if at all
     messages = load_messages(data)
@@ -306,7 +364,7 @@ def new_study(
     settings |= {
         "source": data_name(data.source),
         "model": model_name(setup.model),
-        "dtype": str(setup.dtype).removeprefix("torch."),
+        "dtype": setup.dtype,
         "n_folds": n_folds,
         "messages_sha256": messages_sha256(Split(messages, [], [])),
     }
@@ -364,7 +422,7 @@ def compare(
     seeds: Sequence[int] = (),
     n_folds: int = 0,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     cache: bool = True,
     out: str | Path | None = None,
     quick: bool = False,
@@ -391,7 +449,9 @@ def compare(
             that was begun with other settings.
     """
     if not isinstance(data, DataConfig):
-        data = DataConfig(str(data), keep_together="near-duplicates" if n_folds else "copies")
+        data = DataConfig(
+            source=str(data), keep_together="near-duplicates" if n_folds else "copies"
+        )
     head = head or HeadSettings()
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
     setup = Setup(model, training, head, device=device, dtype=dtype, cache=cache)
@@ -414,7 +474,7 @@ def experiments(
     head: HeadSettings | None = None,
     *,
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
 ) -> Study:
     """The book's table of experiments, for `run_study`: each row one change from the default.
 
@@ -422,7 +482,7 @@ def experiments(
     Raises as `new_study` does.
     """
     if not isinstance(data, DataConfig):
-        data = DataConfig(str(data))
+        data = DataConfig(source=str(data))
     if not seeds:
         raise UsageError("experiments need at least one seed")
     setup = Setup(model, training or TrainConfig(), head or HeadSettings(), dtype=dtype)
@@ -455,14 +515,14 @@ def compare_runs(
             raise UsageError(
                 f"studies are for classification, but {name} is for {description.head.task}"
             )
-    first = rows[0].kept(TEST_ANSWERS)
+    first = rows[0].kept(TEST_PREDICTIONS)
     test = [Message(t, first.labels[k]) for t, k in zip(first.texts, first.true, strict=True)]
     parts = rows[0].split()
     split = StudySplit(
         "test set",
         0,
         replace(parts, test=test) if parts else Split([], [], test),
-        first.near_twins,
+        first.near_duplicates,
     )
     for row in rows:
         row.test_answers(first.labels, split)  # fails now if at all
