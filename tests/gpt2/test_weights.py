@@ -538,5 +538,5 @@ def test_files_are_held_against_the_sums_beside_them(tmp_path, arrays, name):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes here")
 def test_a_pipe_in_the_place_of_the_sums_does_not_hang(tiny_checkpoint: Path) -> None:
     os.mkfifo(tiny_checkpoint / "SHA256SUMS")
-    with pytest.raises(CheckpointError, match="SHA256SUMS cannot be read: it is no regular file"):
+    with pytest.raises(CheckpointError, match="SHA256SUMS .*not a regular file"):
         load_gpt2(tiny_checkpoint)
