@@ -35,7 +35,7 @@ def _user_cache() -> Path:
     """`~/.cache/gpt2_from_scratch` or in $XDG_CACHE_HOME; on macOS and Windows what is usual there."""
     from platformdirs import user_cache_path  # here, because most commands do not need it
 
-    return expanded(user_cache_path("gpt2_from_scratch", appauthor=False))
+    return user_cache_path("gpt2_from_scratch", appauthor=False)
 
 
 def sms_collection() -> Path:

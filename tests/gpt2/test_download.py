@@ -274,35 +274,54 @@ def test_the_next_run_resumes(server, file, get, target):
 
 
 KILLED = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
+from gpt2_from_scratch.gpt2 import download
 from gpt2_from_scratch.gpt2.download import Limits, PinnedFile, fetch
-url, size, known_hash, origin, target, *places = sys.argv[1:]
-part = Path(f"{target}.part")
-for place in map(int, places):
-    child = os.fork()
-    if not child:
-        fetch(PinnedFile("a.bin", int(size), known_hash, (url,)), Path(target), None, Limits((origin,)))
-        os._exit(0)
-    while not part.exists() or part.stat().st_size < place:
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL and not Path(target).exists()
+url, size, known_hash, origin, root = sys.argv[1:]
+file = PinnedFile("a.bin", int(size), known_hash, (url,))
+
+def die_at(step, owner, name):
+    function = getattr(owner, name)
+    def counted(*arguments, **options):
+        global steps
+        steps += 1
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    setattr(owner, name, counted)
+
+def download_in_a_child(target, step):
+    if child := os.fork():
+        return os.waitpid(child, 0)[1]
+    for place in [(os, "replace"), (os, "fsync"), (download, "_within"), *[
+        (Path, name) for name in ("unlink", "write_bytes", "write_text")
+    ]]:
+        die_at(step, *place)
+    fetch(file, target, None, Limits((origin,)))
+    os._exit(0)
+
+for step in range(1, 1000):
+    steps, target = 0, Path(root, str(step), "a.bin")
+    ended = download_in_a_child(target, step)
+    assert not target.exists() or not file.difference(target)
+    assert ended in (0, signal.SIGKILL) and download_in_a_child(target, None) == 0
+    assert not file.difference(target)
+    left = {path.name for path in target.parent.iterdir()}
+    assert left <= {"a.bin", "a.bin.part.json", ".a.bin.lock"}, left  # of kills after the rename
+    if ended == 0:
+        sys.exit(step)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX has them")
-def test_a_killed_download_is_resumed(server, file, get, target):
-    places = [0, CHUNK, 2 * CHUNK, FIRST]
-    server.answers = [
-        Answer(cut=later - place, then="silence")
-        for place, later in zip([0, *places[:-1]], places, strict=True)
-    ]
-    words = [file.urls[0], len(CONTENT), file.known_hash, server.origin, target, *places]
-    subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], check=True, timeout=120)
-    assert get(file).read_bytes() == CONTENT
-    assert server.ranges == [None, None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-", RESUMED]
-    assert_alone(target)
+def test_a_download_killed_at_any_step_is_completed_by_the_next(server, file, tmp_path):
+    """Before each chunk and each change on the disk; each kill in a folder of its own."""
+    words = [file.urls[0], len(CONTENT), file.known_hash, server.origin, tmp_path]
+    found = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], timeout=300)
+    assert 15 < found.returncode < 30
+    for n in range(1, len(CONTENT) // CHUNK):  # each kill after n chunks was resumed there
+        assert f"bytes={n * CHUNK}-" in server.ranges
 
 
 def test_a_whole_part_needs_no_request(server, file, get, target):
