@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
+from gpt2_from_scratch.classifier.tasks.scores import SpanScores
 from html_reader import Reader
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from run_facts_example import LABELS, answers, assessed, baseline, run_facts, scored
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
-from gpt2_from_scratch.classifier.tasks.scores import SpanScores
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.evaluation.assessment import Told, assess
 from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions
