@@ -12,6 +12,7 @@ LECTURE.md are brought up to date on the way.
 """
 
 import argparse
+import asyncio
 import os
 import re
 import sys
@@ -38,16 +39,6 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# The same on every machine that builds: threads change the last bits of sums, a file of an earlier
-# run changes what is printed, and a start-up file of the user's would run first.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",
-    "TQDM_DISABLE": "1",
-    "COLUMNS": "100",
-    "GPT2_FROM_SCRATCH_COURSE": "mini",
-}
 COLAB = "https://colab.research.google.com/github/"
 
 
@@ -55,6 +46,23 @@ def scripts(names: list[str]) -> list[Path]:
     """The chapters' scripts whose names begin with one of `names`; all, for none."""
     found = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
     return [path for path in found if not names or path.name.startswith(tuple(names))]
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """Variables that make a build the same on every machine; `scratch` is an empty folder.
+
+    Threads change the last bits of sums, a file of an earlier run changes what is printed, and a
+    start-up file of the user's would run first.
+    """
+    own = ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "GPT2_FROM_SCRATCH_CACHE")
+    return {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "TQDM_DISABLE": "1",
+        "COLUMNS": "100",
+        "GPT2_FROM_SCRATCH_COURSE": "mini",
+    } | {name: str(scratch / name) for name in own}
 
 
 def repository() -> str:
@@ -109,7 +117,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         extra_arguments=["--IPKernelApp.log_level=40"],  # errors only; it warns of its sockets
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    asyncio.run(client.async_execute())  # closes its event loop, as `execute` does not
     notebook.metadata = NotebookNode(METADATA)  # without this Python's version
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -175,11 +183,7 @@ def main() -> None:
         parser.error(f"no chapter begins with {' or '.join(arguments.chapters)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        own = {
-            name: f"{scratch}/{name}"
-            for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-        }
-        os.environ |= ENVIRONMENT | own | {"GPT2_FROM_SCRATCH_CACHE": f"{scratch}/features"}
+        os.environ |= environment(Path(scratch))
         failed = build_all(chosen, arguments.out, arguments.repository)
     if failed:
         sys.exit("\n".join(failed))

@@ -1,8 +1,10 @@
 """What several tests share: a GPT-2 small enough to check by hand, as a model and as a folder."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start; before torch
 import pytest
 import torch
 from said import stop_listening
@@ -16,6 +18,18 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run slow tests first, each on the next free worker; the others of a file share a worker.
+
+    The tests of a file share its fixtures, and quick tests at the end keep both workers busy.
+    """
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

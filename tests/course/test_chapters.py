@@ -1,22 +1,21 @@
 """The course: every chapter runs, keeps to its form, and says nothing that its run does not show.
 
-The notebooks are built once, in a folder of their own, by the command that README names. What
-differs from one processor to another (the last bits of trained numbers) is not compared; cells,
-kinds of output and our own source on the page are.
+Each test of a notebook builds its own, in a folder of its own, so that several processes can share
+the work. What differs from one processor to another (the last bits of trained numbers) is not
+compared; cells, kinds of output and our own source on the page are.
 """
 
 import ast
+import importlib.util
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from base64 import b64decode
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -31,6 +30,7 @@ CHAPTERS = ROOT / "chapters"
 SCRIPTS = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
 SOLUTIONS = sorted((CHAPTERS / "solutions").glob("[0-9][0-9]_*.py"))
 NAMES = [path.stem for path in SCRIPTS]
+BUILT_TWICE = "03_network"  # it has tensors, sources and pictures
 
 # phrases with numbers that a chapter quotes from elsewhere, and what holds them (of test_data.py and
 # test_lecture.py where the SMS Spam Collection and OpenAI's vocabulary are there)
@@ -96,7 +96,7 @@ def parts_of(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
 def test_it_is_short_and_says_what_it_is_for(path):
-    assert 60 <= path.read_text("utf-8").count("\n") <= 150
+    assert 60 <= path.read_text("utf-8").count("\n") <= 170
     head, title = cells_of(path)[0]
     assert head == "[markdown]" and prose(title).startswith(f"# {int(path.stem[:2])}. ")
     assert "**At the end you will know**" in title and "**Time:**" in title
@@ -152,23 +152,25 @@ def test_the_course_is_whole():
 # --- what came out of the run ---
 
 
-def run_builder(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CHAPTERS / "build.py"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
+@pytest.fixture
+def builder(tmp_path, monkeypatch) -> ModuleType:
+    """chapters/build.py as a module, in an environment as its command makes it."""
+    spec = importlib.util.spec_from_file_location("build", CHAPTERS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (scratch := tmp_path / "scratch").mkdir()
+    for name, value in module.environment(scratch).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return module
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Path:
-    """All chapters, built now; fails with what the builder said."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    done = run_builder("--out", str(folder))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
 
 
-def read(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.ipynb").read_text("utf-8"))
+def kept_notebook(name: str) -> dict[str, Any]:
+    return read(CHAPTERS / "notebooks" / f"{name}.ipynb")
 
 
 def kinds(output: dict[str, Any]) -> list[str]:
@@ -194,10 +196,8 @@ def size_of(png: str | None) -> tuple[int, int] | None:
     return None if png is None else matplotlib.image.imread(BytesIO(b64decode(png))).shape[:2]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_notebook_is_up_to_date(name, built):
+def assert_up_to_date(now: dict[str, Any], kept: dict[str, Any]) -> None:
     """Rebuild with `make notebooks`. A cell tagged `varies` prints words that hang on trained numbers."""
-    now, kept = read(built, name), read(CHAPTERS / "notebooks", name)
     assert now["metadata"] == kept["metadata"]
     assert [c["source"] for c in now["cells"]] == [c["source"] for c in kept["cells"]]
     for cell, old_cell in zip(now["cells"], kept["cells"], strict=True):
@@ -216,33 +216,63 @@ BESIDE = r"\]\([^)]*\)|`[^`]*`|[Cc]hapters? \d+|^# \d+\. |^\d\. "
 NUMBER = r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\w)"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_numbers_in_the_prose_come_from_the_run(name, built):
+def assert_numbers_come_from_the_run(name: str, cells: list[dict[str, Any]]) -> None:
     """Every number of two digits or more in a Markdown cell stands in the code, in what it printed,
     or in a phrase quoted from elsewhere, for which other tests answer.
     """
-    quoted = [phrase for chapter, phrase in QUOTED if name.startswith(chapter)]
-    for folder in (built, CHAPTERS / "notebooks"):
-        cells = read(folder, name)["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code"]
-        known = " ".join(["".join(cell["source"]) + text_of(cell) for cell in code])
-        numbers = set(re.findall(NUMBER, known.replace("_", "")))
-        numbers |= {n.replace(",", "") for n in numbers}
-        said = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        for phrase in quoted:
-            assert phrase in said, f"{phrase!r} is quoted no more"
-            said = said.replace(phrase, "")
-        said = re.sub(BESIDE, "", said, flags=re.MULTILINE)
-        wrong = {n for n in re.findall(NUMBER, said) if len(n) > 1} - numbers
-        assert not wrong, f"these numbers come from nowhere: {sorted(wrong)}"
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    known = " ".join(["".join(cell["source"]) + text_of(cell) for cell in code])
+    numbers = set(re.findall(NUMBER, known.replace("_", "")))
+    numbers |= {n.replace(",", "") for n in numbers}
+    said = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    for phrase in [phrase for chapter, phrase in QUOTED if name.startswith(chapter)]:
+        assert phrase in said, f"{phrase!r} is quoted no more"
+        said = said.replace(phrase, "")
+    said = re.sub(BESIDE, "", said, flags=re.MULTILINE)
+    wrong = {n for n in re.findall(NUMBER, said) if len(n) > 1} - numbers
+    assert not wrong, f"these numbers come from nowhere: {sorted(wrong)}"
+
+
+def clocked(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells that print this machine's seconds."""
+    return [cell for cell in cells if "clock" in cell["metadata"].get("tags", [])]
+
+
+def assert_this_machine_does_not_show(cells: list[dict[str, Any]]) -> None:
+    """Neither its seconds nor what a program tells on standard error."""
+    assert not any(cell["outputs"] for cell in clocked(cells))
+    assert {out.get("name", "stdout") for c in cells for out in c.get("outputs", [])} == {"stdout"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_is_up_to_date(name, builder, tmp_path):
+    """The chapter runs, and what it shows now is what the kept notebook shows."""
+    script, path = CHAPTERS / f"{name}.py", tmp_path / f"{name}.ipynb"
+    builder.build(script, tmp_path, "")
+    now, raw = read(path), path.read_bytes()
+    assert_up_to_date(now, kept_notebook(name))
+    assert_numbers_come_from_the_run(name, now["cells"])
+    assert_this_machine_does_not_show(now["cells"])
+    if name == BUILT_TWICE:
+        builder.build(script, tmp_path, "")
+        assert path.read_bytes() == raw, "a second build gives other bytes"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_shows_nobody_s_folders(name):
+def test_the_kept_notebook_is_sound(name):
+    cells = kept_notebook(name)["cells"]
+    assert_numbers_come_from_the_run(name, cells)
+    assert_this_machine_does_not_show(cells)
     raw = (CHAPTERS / "notebooks" / f"{name}.ipynb").read_text("utf-8")
-    assert not re.search(r"/(tmp|home|root|Users|work)/", raw)
+    assert not re.search(r"/(tmp|home|root|Users|work)/", raw), "somebody's folder"
 
 
+def test_some_cells_print_seconds():
+    assert any(clocked(kept_notebook(name)["cells"]) for name in NAMES)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 def test_solutions(path, tmp_path, monkeypatch, capsys):
     """Three exercises, three solutions, which run and hold."""
@@ -259,50 +289,54 @@ def test_solutions(path, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_a_second_build_gives_the_same_bytes(built, tmp_path):
-    """Of a chapter with tensors, sources and pictures in it."""
-    assert run_builder("03", "--out", str(tmp_path)).returncode == 0
-    again = (tmp_path / "03_network.ipynb").read_bytes()
-    assert again == (built / "03_network.ipynb").read_bytes()
+# --- the command ---
 
 
-def test_seconds_of_this_machine_are_not_kept(built):
-    cells = [cell for name in NAMES for cell in read(built, name)["cells"]]
-    clocks = [cell for cell in cells if "clock" in cell["metadata"].get("tags", [])]
-    assert clocks and not any(cell["outputs"] for cell in clocks)
-    streams = [out for cell in cells for out in cell.get("outputs", []) if "name" in out]
-    assert {out["name"] for out in streams} == {"stdout"}
+ADDRESS = "https://github.com/somebody/project"
 
 
-def test_what_colab_needs(built, tmp_path):
-    """The link and the cell that installs the package, once it is known where it can be had."""
-    address = "https://github.com/somebody/project"
-    assert run_builder("01", "--out", str(tmp_path), "--repository", address).returncode == 0
-    for folder, link, known in (
-        (built, "https://colab.research.google.com/github/)", ""),
+@pytest.mark.parametrize(
+    ("address", "link"),
+    [
+        ("", "https://colab.research.google.com/github/)"),
         (
-            tmp_path,
+            ADDRESS,
             "https://colab.research.google.com/github/somebody/project/blob/main/chapters/notebooks/01_messages.ipynb)",
-            address,
         ),
-    ):
-        _, how, install, *_ = read(folder, "01_messages")["cells"]
-        assert link in "".join(how["source"])
-        assert install["source"][0].startswith(f'REPOSITORY = "{known}"') and not install["outputs"]
-        assert (
-            install["source"][-1]
-            == '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'
-        )
+    ],
+)
+def test_what_colab_needs(address, link, builder):
+    """The link and the cell that installs the package, once it is known where it can be had."""
+    _, how, install, *_ = builder.to_notebook(CHAPTERS / "01_messages.py", address).cells
+    first, *_, last = install["source"].splitlines()
+    assert link in how["source"] and first.startswith(f'REPOSITORY = "{address}"')
+    assert last == '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'
 
 
-def test_no_such_chapter(tmp_path):
-    done = run_builder("99", "--out", str(tmp_path))
-    assert done.returncode == 2 and "no chapter begins with 99" in done.stderr
+@pytest.mark.slow
+def test_the_command_builds_one_chapter(builder, tmp_path, monkeypatch, capsys):
+    """Outside Colab, the cell that installs the package does nothing."""
+    words = ["build.py", "01", "--out", str(tmp_path / "new"), "--repository", ADDRESS]
+    monkeypatch.setattr(sys, "argv", words)
+    builder.main()
+    assert re.fullmatch(r"01_messages +[\d.]+ s\n", capsys.readouterr().out)
+    (notebook,) = (tmp_path / "new").iterdir()
+    _, how, install, *rest = read(notebook)["cells"]
+    assert f"{ADDRESS.removeprefix('https://github.com/')}/blob" in "".join(how["source"])
+    assert not install["outputs"] and any(cell.get("outputs") for cell in rest)
 
 
-def test_the_companion_points_at_the_lines_it_names():
+def test_no_such_chapter(builder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["build.py", "99", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        builder.main()
+    assert stopped.value.code == 2 and "no chapter begins with 99" in capsys.readouterr().err
+
+
+def test_the_companion_points_at_the_lines_it_names(builder):
     """Its line numbers are set by `make notebooks`."""
     page = (CHAPTERS / "LECTURE.md").read_text("utf-8")
+    assert builder.point_to_lines(page) == page
     links = re.findall(r"\(([\w./]+\.py)#L(\d+)\) `([^`]+)`", page)
     assert len(links) >= 20 and page.count("#L") == len(links)
     for file, line, code in links:
