@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.classifier.tasks.scores import LanguageScores, RegressionScores, SpanScores
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 from scipy.stats import binomtest

@@ -5,7 +5,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from gpt2_from_scratch.evaluation.thresholds import NEVER, AtThreshold, at_threshold
 from legible import nothing_leaves, nothing_small, overlapping
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.calibration import calibration
+from gpt2_from_scratch.evaluation.calibration import NEVER, AtThreshold, at_threshold, calibration
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
 from gpt2_from_scratch.reports.plots import (
     BLUE,

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpt2_from_scratch.classifier.tasks.score_tables import format_scores
 from gpt2_from_scratch.classifier.tasks.scores import SpanScores
 from html_reader import Reader
 from huggingface_hub import ModelCard
@@ -20,8 +19,8 @@ from run_facts_example import LABELS, answers, assessed, baseline, run_facts, sc
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import DataConfig
-from gpt2_from_scratch.evaluation.assessment import Told, assess
-from gpt2_from_scratch.evaluation.metrics import Answered, evaluate_predictions
+from gpt2_from_scratch.evaluation.assessment import PredictedText, assess
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions
 from gpt2_from_scratch.reports.findings import RunFacts, run_findings
 from gpt2_from_scratch.reports.render import (
     environment,
@@ -69,7 +68,7 @@ PAGE_TAGS = set(
 def page(text: str, figure: Figure | None = None) -> str:
     """A page with every kind of part, three times."""
     template = environment(".html").from_string(PARTS)
-    told = Told(text, text, text, 0.987)
+    told = PredictedText(text, text, text, 0.987)
     return template.render(
         text=text, told=told, figure=figure, summary=[text, "second"], warnings=[text]
     )
@@ -342,7 +341,7 @@ def test_a_threshold_never_looks_like_one_that_it_is_not(tmp_path, share, told):
     """A ham that gets `share` of spam: the threshold lies midway from there to 1, or above."""
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
-    val = Answered(LABELS, ["good", "spam"], np.array([0, 1]), shares)
+    val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
     found = assess(answers(300, 15), val, watch="spam", lose_at_most=(0,))
     [table] = run_page(tmp_path, run_facts(assessment=found)).tables["Thresholds"]
     assert table[0][1].startswith(told)

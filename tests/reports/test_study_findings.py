@@ -8,7 +8,7 @@ import pytest
 from run_facts_example import answers
 
 from gpt2_from_scratch.evaluation.calibration import calibration
-from gpt2_from_scratch.evaluation.metrics import Answered
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions
 from gpt2_from_scratch.reports.study_findings import (
     StudyFacts,
     StudyRow,
@@ -157,11 +157,11 @@ def test_a_warning_where_it_applies(changed, facts):
 
 
 def test_near_duplicates_are_counted_over_all_splits():
-    tests = [replace(answers(900, 20), near_twins=np.arange(900) < n) for n in (3, 4)]
+    tests = [replace(answers(900, 20), near_duplicates=np.arange(900) < n) for n in (3, 4)]
     [told] = warned(study(predictions={OURS: tests}))
     assert "7 of 1,800 test texts have a near duplicate" in told
     assert "--keep-together near-duplicates" in told
-    unknown = replace(tests[0], near_twins=None)
+    unknown = replace(tests[0], near_duplicates=None)
     assert warned(study(predictions={OURS: [tests[0], unknown]})) == []
 
 
@@ -181,16 +181,18 @@ def test_a_row_taken_for_its_score_was_selected_on_the_test_set():
 # --- predictions ---
 
 
-def predicted(wrong: Sequence[int], texts: Sequence[str] = ()) -> Answered:
+def predicted(wrong: Sequence[int], texts: Sequence[str] = ()) -> LabelledPredictions:
     """200 texts, all correct but these, the first of them the most confident."""
     n = np.arange(200)
     said = np.where(np.isin(n, wrong), 1 - n % 2, n % 2)
     sure = np.linspace(0.99, 0.6, 200)[:, None]
     probabilities = np.where(np.arange(2) == said[:, None], sure, 1 - sure)
-    return Answered(("ham", "spam"), list(texts) or [f"text {k}" for k in n], n % 2, probabilities)
+    return LabelledPredictions(
+        ("ham", "spam"), list(texts) or [f"text {k}" for k in n], n % 2, probabilities
+    )
 
 
-def facts_of(ours: list[Answered], theirs: list[Answered]) -> StudyFacts:
+def facts_of(ours: list[LabelledPredictions], theirs: list[LabelledPredictions]) -> StudyFacts:
     found = {OURS: ours, BAG: theirs, "another": ours}
     return study(row(OURS, 0.9), bag(0.8, 0.01), row("another", 0.9, 1.0), predictions=found)
 

@@ -119,11 +119,11 @@ def test_ours_is_what_train_makes(
     answers = found.predictions
     assert answers.texts == [m.text for m in split.parts.test]
     assert [LABELS[k] for k in answers.true] == [m.label for m in split.parts.test]
-    assert (answers.near_twins == twins).all()
+    assert (answers.near_duplicates == twins).all()
     alone = [classifier.predict([text])[0].probabilities for text in answers.texts]
     expected = [[p[label] for label in LABELS] for p in alone]
     np.testing.assert_allclose(answers.probabilities, expected, atol=1e-6)
-    assert int(answers.right.sum()) == scores.correct and found.n_train == len(split.parts.train)
+    assert int(answers.correct.sum()) == scores.correct and found.n_train == len(split.parts.train)
     val = [classifier.predict([m.text])[0].label == m.label for m in split.parts.val]
     assert found.val_accuracy == np.mean(val) and found.epochs == 2
     turned = finetuned(setup).answer(replace(setup, labels=LABELS[::-1]), split).predictions
@@ -269,8 +269,8 @@ def test_a_finished_run_answers_in_the_order_asked_for(tmp_path: Path):
     found = row.answer(Setup(labels=LABELS), split)
     assert found.predictions.texts == ["b", "a", "c"]
     np.testing.assert_allclose(found.predictions.probabilities[:, 1], [0.2, 0.9, 0.7])
-    assert found.predictions.right.tolist() == [True, True, False]
-    assert found.predictions.near_twins.tolist() == [True, False, False]
+    assert found.predictions.correct.tolist() == [True, True, False]
+    assert found.predictions.near_duplicates.tolist() == [True, False, False]
     assert found.val_accuracy == pytest.approx(2 / 3)
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import Answered, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, wilson_interval
 from gpt2_from_scratch.evaluation.significance import (
     compare_paired,
     compare_repeated,
@@ -45,7 +45,7 @@ def result(
     logits = draw.normal(size=(n, K))
     logits[np.arange(n), true] += skill
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    answers = Answered(labels, texts, true, probabilities, np.arange(n) % 4 == 0)
+    answers = LabelledPredictions(labels, texts, true, probabilities, np.arange(n) % 4 == 0)
     return Result(row, split, answers, n_train=100, seconds=seed)
 
 
@@ -55,7 +55,7 @@ def of(row: Row, correct: list[str]) -> list[Result]:
         Result(
             row,
             f"seed {n}",
-            Answered(
+            LabelledPredictions(
                 LABELS,
                 list("abcdefghij"),
                 np.ones(10, dtype=int),
@@ -97,7 +97,7 @@ def test_rows_are_ranked_and_scored_as_scikit_learn_does(three: list[Result]):
 def test_one_split_is_compared_text_by_text(three: list[Result]):
     rows = {row.name: row for row in make_scoreboard(three, "ours").rows}
     assert rows["ours"].difference is None
-    correct = {r.row.name: r.predictions.right for r in three}
+    correct = {r.row.name: r.predictions.correct for r in three}
     ps = []
     for name in ("bag", "regex"):
         only = [int((correct[a] & ~correct[b]).sum()) for a, b in ((name, "ours"), ("ours", name))]
@@ -117,7 +117,7 @@ def test_several_splits_are_compared_split_by_split():
     board = make_scoreboard(results, "ours", positive="spam")
     ours, bag = board.rows
     assert board.splits == (*splits,) and ours.name == "ours"
-    expected = [r.predictions.right.mean() for r in results]
+    expected = [r.predictions.correct.mean() for r in results]
     assert ours.accuracies == pytest.approx(expected[:3])
     assert ours.accuracy == pytest.approx(np.mean(expected[:3]))
     assert ours.spread == pytest.approx(statistics.stdev(expected[:3]))
@@ -154,7 +154,7 @@ def test_more_labels_are_averaged():
 
 def test_what_is_not_known_is_no_number():
     one = result(OURS, 1, 1.0)
-    unknown = replace(one, predictions=replace(one.predictions, near_twins=None))
+    unknown = replace(one, predictions=replace(one.predictions, near_duplicates=None))
     board = make_scoreboard([unknown], "ours", positive="spam")
     assert board.rows[0].without_near_duplicates is None
     assert board.n_without_near_duplicates is None
@@ -203,7 +203,11 @@ def test_as_a_person_reads_it(tmp_path: Path):
     wrong[0] = [0.25, 0.75]
     ours, other = (
         Result(
-            row, "seed 1", Answered(LABELS, list("abcd"), true, p, true == 1), 1200, seconds=1.26
+            row,
+            "seed 1",
+            LabelledPredictions(LABELS, list("abcd"), true, p, true == 1),
+            1200,
+            seconds=1.26,
         )
         for row, p in ((OURS, certain), (Row("one regex"), wrong))
     )

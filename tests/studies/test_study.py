@@ -14,10 +14,10 @@ from said import listen
 from gpt2_from_scratch import Message, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.data.messages import DataConfig, write_messages
-from gpt2_from_scratch.data.near_duplicates import has_twin
+from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import Baseline
-from gpt2_from_scratch.evaluation.metrics import read_answered
+from gpt2_from_scratch.evaluation.metrics import read_predictions
 from gpt2_from_scratch.runs.recipes import train_classifier
 from gpt2_from_scratch.storage.files import locked
 from gpt2_from_scratch.studies import study as study_module
@@ -275,15 +275,15 @@ def test_compare_answers_the_splits_that_train_makes(
     assert (board.splits, board.positive) == (("seed 1", "seed 2"), "spam")
     split = split_messages(load_messages(table), seed=2)
     assert (board.n_train, board.n_test) == (len(split.train), len(split.test))
-    twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
+    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
     assert 0 < twins.sum() < len(twins)
     files = list((tmp_path / "out").glob("answers-*-2.jsonl"))
     assert {path.name for path in files} == {f"answers-{slug(name)}-2.jsonl" for name in names}
     for path in files:
-        answers = read_answered(path)
+        answers = read_predictions(path)
         assert answers.texts == [m.text for m in split.test]
         assert [answers.labels[k] for k in answers.true] == [m.label for m in split.test]
-        assert (answers.near_twins == twins).all()
+        assert (answers.near_duplicates == twins).all()
 
 
 def test_folds_test_every_text_once(
@@ -293,7 +293,7 @@ def test_folds_test_every_text_once(
     assert board.splits == ("fold 1", "fold 2", "fold 3")
     assert len(board.rows) == 6  # commonest, length, words, frozen, ours and their mean
     files = [tmp_path / f"answers-bag-of-words-fold-{n}.jsonl" for n in (1, 2, 3)]
-    tested = [text for path in files for text in read_answered(path).texts]
+    tested = [text for path in files for text in read_predictions(path).texts]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
     assert (
         json.loads((tmp_path / "settings.json").read_text())["keep_together"] == "near-duplicates"
@@ -365,7 +365,7 @@ def test_runs_are_compared_with_the_first_and_baselines(
     assert {row.name for row in board.rows} == {"one", "two", *TEXTS_ONLY, ENSEMBLE}
     split = split_messages(load_messages(table), seed=1)
     assert (board.reference, board.n_train) == ("one", len(split.train))
-    twins = has_twin([m.text for m in split.test], [m.text for m in split.train])
+    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
     assert board.n_without_near_duplicates == (~twins).sum()
     for row in board.rows:
         if row.name in ("one", "two"):
