@@ -1,8 +1,7 @@
-"""Is a model's folder what it should be? File by file, tensor by tensor, then the model as a whole.
+"""Verify a model's folder: file by file, tensor by tensor, then the model as a whole.
 
-A damaged folder raises nothing: what is wrong becomes a check that failed, and what cannot be
-looked at for that reason is said too. OpenAI's genuine 124M weights must also give the numbers
-that were published for them.
+Damage raises nothing: each finding becomes a check that failed, and so does each check that the
+damage prevents. OpenAI's genuine 124M weights must also give the numbers published for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,65 +14,69 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config
-from gpt2_from_scratch.gpt2.download import DATA, INDEX, INDEX_SHA256, model_files
+from gpt2_from_scratch.gpt2.download import DATA, INDEX, PinnedFile, model_files
 from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
-from gpt2_from_scratch.gpt2.pinned import PinnedFile
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2, meta_gpt2, stored_parameters
-from gpt2_from_scratch.storage.files import SUMS, read_sums, sha256_of
+from gpt2_from_scratch.storage.files import SUMS, read_sums
 from gpt2_from_scratch.storage.paths import model_folder
 
-# --- What others published about OpenAI's 124M weights, to hold a loaded model against. ---
-
-
-IDS = (5211, 345, 423, 640)  # "Do you have time"
-SEED = 123  # set just before the new head is drawn
-LOGITS = ((-1.5854, 0.9904), (-3.7235, 7.4548), (-2.2661, 6.6049), (-3.5983, 3.9902))
-TOLERANCE = 5e-4
-PROMPT = "Every effort moves you"
-CONTINUATION = " forward.\n\nThe first step is to understand the importance of your work"
-
-
-def logits_difference(model: GPT2) -> float:
-    """How far the 124M model with a new head of two classes is from the book's logits, at most."""
-    found = logits_of_new_head(model, torch.tensor(IDS), 2, SEED)
-    return (found - torch.tensor(LOGITS)).abs().max().item()
-
-
-def logits_of_new_head(model: GPT2, ids: Tensor, num_classes: int, seed: int) -> Tensor:
-    """(T,) -> (T, num_classes), through a head drawn after `seed`, as `replace_head` draws it."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        head = nn.Linear(model.config.n_embd, num_classes, device=model.wte.weight.device)
-        return head(model.hidden(ids[None])[0])
-
-
-def greedy_continuation(model: GPT2, tokenizer: Tokenizer, prompt: str, tokens: int) -> str:
-    """What follows `prompt` when the likeliest token is taken each time."""
-    ids = torch.tensor(tokenizer.encode(prompt))
-    return tokenizer.decode(generate(model, ids, tokens)[len(ids) :].tolist())
-
-
 SAFETENSORS = "model.safetensors"
+INDEX_124M = next(file for file in model_files("124M") if file.name == INDEX)
 HUGGING_FACE_124M = PinnedFile(  # openai-community/gpt2, revision 607a30d7
     SAFETENSORS,
-    size=548_105_171,
-    sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    548_105_171,
+    "sha256:248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
 )
-TENSOR = "tensor "  # begins what each tensor's check is called
+TENSOR = "tensor "  # the name of each tensor's check begins with it
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and how it was found."""
+    """One thing that was checked, and what was found."""
 
     what: str
     ok: bool
     detail: str
+
+
+def attempt(
+    what: str, function: Callable[[], Value], describe: Callable[[Any], str]
+) -> tuple[Check, Value | None]:
+    """Check that `function` raises nothing: returns the check and the function's value."""
+    try:
+        value = function()
+        return Check(what, True, describe(value)), value
+    except Exception as error:  # whatever damage leads to is the result here
+        return Check(what, False, f"{error}" or type(error).__name__), None
+
+
+def not_possible(what: str, reason: str) -> Check:
+    """A check that other damage prevents, as failed."""
+    return Check(what, False, f"not possible, because {reason}")
+
+
+def format_checks(checks: Iterable[Check]) -> str:
+    """One line per check; the tensors' checksums share a line, and damaged ones have their own."""
+    lines, tensors = [], []
+    for check in checks:
+        if check.what.startswith(TENSOR):
+            tensors.append(check)
+        if not check.what.startswith(TENSOR) or not check.ok:
+            lines.append(check)
+    if tensors:
+        correct = sum(check.ok for check in tensors)
+        detail = f"{correct} of {len(tensors)} have the CRC-32C in the index"
+        lines.append(Check("tensors", correct == len(tensors), detail))
+    width = max((len(check.what) for check in lines), default=0)
+    return "\n".join(
+        f"{'ok    ' if check.ok else 'FAILED'}  {check.what:{width}}  {check.detail}"
+        for check in lines
+    )
 
 
 def verify_model(model: str | Path) -> Iterator[Check]:
@@ -83,52 +86,20 @@ def verify_model(model: str | Path) -> Iterator[Check]:
     """
     folder = model_folder(model)
     openai = any((folder / name).exists() for name in (INDEX, DATA))
-    check, config = attempt("sizes", lambda: _sizes(folder), str)
+    sizes, config = attempt("sizes", lambda: _sizes(folder), str)
     yield from _check_files(folder, config, openai)
-    yield check
+    yield sizes
     check, tokenizer = attempt(
         "tokenizer", lambda: _tokenizer(folder, config), lambda found: f"{found.n_vocab:,} tokens"
     )
     yield check
     if openai:
-        yield from _check_bundle(folder)
+        yield from _check_checkpoint(folder)
     yield from _check_parameters(folder, config)
-    if _is_openais_124M(folder):
+    known = INDEX_124M if openai else HUGGING_FACE_124M
+    _, difference = attempt(known.name, lambda: known.difference(folder / known.name), str)
+    if difference == "":
         yield from _check_published(folder, tokenizer)
-
-
-def format_checks(checks: Iterable[Check]) -> str:
-    """One line a check; the tensors' checksums are one line together, and one for each damaged."""
-    lines, tensors = [], []
-    for check in checks:
-        if check.what.startswith(TENSOR):
-            tensors.append(check)
-        if not check.what.startswith(TENSOR) or not check.ok:
-            lines.append(check)
-    if tensors:
-        right = sum(check.ok for check in tensors)
-        detail = f"{right} of {len(tensors)} have the CRC-32C that the index names"
-        lines.append(Check("tensors", right == len(tensors), detail))
-    width = max((len(check.what) for check in lines), default=0)
-    return "\n".join(
-        f"{'ok    ' if check.ok else 'FAILED'}  {check.what:{width}}  {check.detail}"
-        for check in lines
-    )
-
-
-def attempt(
-    what: str, function: Callable[[], Value], describe: Callable[[Any], str]
-) -> tuple[Check, Value | None]:
-    """Check that `function` raises nothing: the check, and what it returned."""
-    try:
-        value = function()
-        return Check(what, True, describe(value)), value
-    except Exception as error:  # whatever damage leads to is the answer here, not a reason to stop
-        return Check(what, False, f"{error}" or type(error).__name__), None
-
-
-def _not_possible(what: str, reason: str) -> Check:
-    return Check(what, False, f"not possible, because {reason}")
 
 
 def _sizes(folder: Path) -> GPT2Config:
@@ -145,11 +116,11 @@ def _tokenizer(folder: Path, config: GPT2Config | None) -> Tokenizer:
     return tokenizer
 
 
-# --- files ---
+# --- Files. ---
 
 
 def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Iterator[Check]:
-    """Each file that the model needs or `SHA256SUMS` names, against all that is known of it."""
+    """Compare each file that the model needs or `SHA256SUMS` lists with all that is known of it."""
     check, listed = attempt(SUMS, lambda: read_sums(folder), lambda sums: f"{len(sums)} files")
     if listed is None or listed:
         yield check
@@ -159,7 +130,7 @@ def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Itera
         if name in published:
             pins["as published"] = published[name]
         if name in (listed or ()):
-            pins[f"as in {SUMS}"] = PinnedFile(name, sha256=(listed or {})[name])
+            pins[f"as in {SUMS}"] = PinnedFile(name, known_hash=f"sha256:{(listed or {})[name]}")
         check, _ = attempt(name, lambda n=name, p=pins: _check_file(folder / n, p), str)  # type: ignore[misc]
         if listed and name not in listed:
             check = Check(name, False, f"not in {SUMS}; {check.detail}")
@@ -172,7 +143,7 @@ def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
     for pin in pins.values():
         if difference := pin.difference(path):
             raise CheckpointError(difference)
-    compared = [source for source, pin in pins.items() if pin.size is not None or pin.hashes()]
+    compared = [source for source, pin in pins.items() if pin.size is not None or pin.known_hash]
     return (
         f"{path.stat().st_size:,} bytes, {' and '.join(compared) or 'nothing to compare it with'}"
     )
@@ -201,46 +172,46 @@ def _published_files(
     return {SAFETENSORS: HUGGING_FACE_124M} if named == "124M" else {}
 
 
-# --- weights ---
+# --- Weights. ---
 
 
-def _check_bundle(folder: Path) -> Iterator[Check]:
-    """OpenAI's format: the index by its own checksums, the tensors by the index's."""
+def _check_checkpoint(folder: Path) -> Iterator[Check]:
+    """OpenAI's format: check the index by its own checksums, the tensors by those of the index."""
     check, entries = attempt(
         "index",
         lambda: read_index(folder / INDEX),
-        lambda found: f"{len(found)} arrays, CRCs right",
+        lambda found: f"{len(found)} arrays, CRCs correct",
     )
     yield check
     if entries is None:
-        yield _not_possible("tensors' checksums", "the index cannot be read")
+        yield not_possible("tensors' checksums", "the index cannot be read")
         return
     try:
         for entry, ok, expected, found in check_tensors(folder):
             detail = f"CRC-32C {found:08x}" + ("" if ok else f", expected {expected:08x}")
             yield Check(f"{TENSOR}{entry.name}", ok, detail)
     except CheckpointError as error:
-        yield _not_possible("tensors' checksums", str(error))
+        yield not_possible("tensors' checksums", str(error))
 
 
 def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check]:
-    """Names and shapes one to one, and only finite numbers."""
+    """Match names and shapes one to one; find numbers that are not finite."""
     names, numbers = "names and shapes", "finite numbers"
     if config is None:
-        yield _not_possible(names, "the sizes cannot be read")
+        yield not_possible(names, "the sizes cannot be read")
         return
     check, found = attempt(
         names,
         lambda: [
             (parameter, value.numel(), bool(torch.isfinite(value.sum()) or value.isfinite().all()))
-            # without CRCs: `check_tensors` has held them, one by one
+            # without CRCs: `check_tensors` has compared them, one by one
             for parameter, value in stored_parameters(folder, meta_gpt2(config), check_crcs=False)
         ],
         lambda found: f"{len(found)} arrays, each one parameter",
     )
     yield check
     if found is None:
-        yield _not_possible(numbers, "the parameters cannot be read")
+        yield not_possible(numbers, "the parameters cannot be read")
         return
     bad = [parameter for parameter, _, finite in found if not finite]
     detail = f"all {sum(count for _, count, _ in found):,}"
@@ -249,15 +220,31 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
     yield Check(numbers, not bad, detail)
 
 
-def _is_openais_124M(folder: Path) -> bool:
-    """By the pinned SHA-256 of the index, or of Hugging Face's file."""
-    try:
-        if (folder / INDEX).exists():
-            return sha256_of(folder / INDEX) == INDEX_SHA256["124M"]
-        path = folder / SAFETENSORS
-        return path.exists() and not HUGGING_FACE_124M.difference(path)
-    except OSError:
-        return False
+# --- Outputs that others published for OpenAI's 124M weights. ---
+
+IDS = (5211, 345, 423, 640)  # "Do you have time"
+SEED = 123  # set just before the new head is drawn
+LOGITS = ((-1.5854, 0.9904), (-3.7235, 7.4548), (-2.2661, 6.6049), (-3.5983, 3.9902))
+TOLERANCE = 5e-4
+PROMPT = "Every effort moves you"
+CONTINUATION = " forward.\n\nThe first step is to understand the importance of your work"
+
+
+def logits_of_new_head(model: GPT2, ids: Tensor, num_classes: int, seed: int) -> Tensor:
+    """Logits of a head that is drawn after `seed`, as `replace_head` draws it.
+
+    (T,) token ids -> (T, num_classes).
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        head = nn.Linear(model.config.n_embd, num_classes, device=model.wte.weight.device)
+        return head(model.hidden(ids[None])[0])
+
+
+def greedy_continuation(model: GPT2, tokenizer: Tokenizer, prompt: str, tokens: int) -> str:
+    """The text after `prompt` if the most probable token is taken each time."""
+    ids = torch.tensor(tokenizer.encode(prompt))
+    return tokenizer.decode(generate(model, ids, tokens)[len(ids) :].tolist())
 
 
 def _check_published(folder: Path, tokenizer: Tokenizer | None) -> Iterator[Check]:
@@ -265,13 +252,14 @@ def _check_published(folder: Path, tokenizer: Tokenizer | None) -> Iterator[Chec
     check, model = attempt("model", lambda: load_gpt2(folder), lambda model: "loaded")
     yield check
     if model is None:
-        yield _not_possible(logits, "the model cannot be loaded")
-        yield _not_possible(text, "the model cannot be loaded")
+        yield not_possible(logits, "the model cannot be loaded")
+        yield not_possible(text, "the model cannot be loaded")
         return
-    difference = logits_difference(model)
+    found = logits_of_new_head(model, torch.tensor(IDS), 2, SEED)
+    difference = (found - torch.tensor(LOGITS)).abs().max().item()
     yield Check(logits, difference <= TOLERANCE, f"at most {difference:.1e} from the book's")
     if tokenizer is None:
-        yield _not_possible(text, "the tokenizer cannot be read")
+        yield not_possible(text, "the tokenizer cannot be read")
         return
-    found = greedy_continuation(model, tokenizer, PROMPT, 15)
-    yield Check(text, found == CONTINUATION, f"{PROMPT!r} goes on {found!r}")
+    continued = greedy_continuation(model, tokenizer, PROMPT, 15)
+    yield Check(text, continued == CONTINUATION, f"{PROMPT!r} continues with {continued!r}")

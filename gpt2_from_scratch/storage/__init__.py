@@ -1,7 +1,7 @@
 """Files that are written completely or not at all: JSON, tensors, resumable states, locks.
 
 For maintainers. A kill at any moment leaves the old file or the new one, never half of one.
-Nothing here knows what the files are about, except where models and data sets are kept.
+This room knows where models and data sets are kept, and nothing else of what the files are about.
 """
 
 import lazy_loader
@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tensors": ["read_tensors", "write_tensors"],
         "states": ["newest_state", "save_state"],
         "paths": ["features_folder", "home", "model_folder"],
+        "settings": ["check_settings", "setting"],
     },
 )

@@ -1,4 +1,8 @@
-"""Files that are written completely or not at all, JSON of bounded size, checksums, manifests, locks."""
+"""Files that are written completely or not at all, and files that are what they should be.
+
+Five sections: atomic writes; reading with limits; checksums of a model's folder (`SHA256SUMS`); the
+manifest of a finished run (`MANIFEST.json`); locks.
+"""
 
 import errno
 import hashlib
@@ -18,15 +22,83 @@ from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
 
 log = logging.getLogger(__name__)
 
-# --- What a file is that came instead of the one that should be there, by its first bytes. ---
+# --- Atomic writes. ---
+
+STALE = 3600  # seconds after which a temporary folder has no writer any more
 
 
-HEAD = 64  # bytes to look at
-LFS = "a git-LFS pointer; `git lfs pull` fetches the file itself"
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `path` when the block ends.
+
+    The file is synced and renamed, then its folder is synced, so a reader sees the old file or the
+    new one, never a part. If the block raises, the old file stays and the temporary one is removed.
+    Only a kill leaves the temporary folder, `.NAME.*.tmp` next to `path`, for `sweep` to remove.
+    Raises ResourceError if there is no space or no permission.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            temporary = folder / path.name
+            yield temporary
+            # a library may write files that only their owner can read; the umask decides instead
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{path} could not be written: {error.strerror or error}; the file before is unchanged"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder to sync it
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> None:
+    """Remove the temporary folders of killed writers that were not touched for `older_than` seconds.
+
+    Use 0 only if no other process can be writing.
+    """
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # its writer was faster, or it belongs to somebody else
+            touched = max(path.stat().st_mtime for path in (left, *left.glob("*")))
+            if time.time() - touched >= older_than:
+                shutil.rmtree(left)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; refuses NaN and infinities."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# --- Reading with limits, and a word for a file of another kind. ---
+
+LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has a million
+HEAD = 64  # bytes that show the kind of a file
+LFS = "a git-LFS pointer; `git lfs pull` downloads the file itself"
 PAGE = "a web page"
-PICKLE = "a Python pickle, perhaps PyTorch's, which could run a stranger's code and is never read"
+PICKLE = "a Python pickle, perhaps PyTorch's, which can run foreign code and is never read"
 ZIP = "a zip archive, perhaps PyTorch's or a spreadsheet's"
-KINDS = {  # how it begins (in lower case, white space before it left out), what it is
+KINDS = {  # {first bytes, in lower case and without leading white space: kind of file}
     b"version https://git-lfs": LFS,
     b"<!doctype": PAGE,
     b"<html": PAGE,
@@ -45,7 +117,10 @@ KINDS = {  # how it begins (in lower case, white space before it left out), what
 
 
 def and_is(head: bytes) -> str:
-    """A clause such as " and is a web page" for a message; empty if the first bytes say nothing."""
+    """Name the kind of an unexpected file by its first bytes, as " and is a web page".
+
+    Empty if they do not show one.
+    """
     if not head:
         return " and is empty"
     start = head[:HEAD].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -53,81 +128,17 @@ def and_is(head: bytes) -> str:
     return kinds[0] if kinds else ""
 
 
-# --- Writing files so that nothing is lost, and naming their bytes. ---
-
-
-LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has a million
-STALE = 3600  # seconds after which a temporary folder belongs to nobody
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write to in a temporary folder; when the block ends well, it becomes `path`.
-
-    The file is synced and renamed, then its folder is synced, so a reader sees the old file or the
-    new one, never a part. When the block raises, the old file stands and the temporary one is gone.
-    Only a kill leaves the temporary folder, `.NAME.*.tmp` beside `path`, for `sweep` to remove.
-    Raises ResourceError when there is no room or no permission.
-    """
-    try:
-        with _temporary_folder(path) as folder:
-            temporary = folder / path.name
-            yield temporary
-            # a library may make files only their owner can read; give what umask would have given
-            temporary.chmod(0o666 & ~_umask())
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-    except OSError as error:
-        raise ResourceError(
-            f"{path} could not be written: {error.strerror or error}; what was there before stands"
-        ) from error
-
-
-def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> None:
-    """Remove the temporary folders that killed writers left, if untouched for so many seconds.
-
-    With 0 only where no other process may be writing.
-    """
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # its writer was quicker, or it is somebody else's
-            touched = max(path.stat().st_mtime for path in (left, *left.glob("*")))
-            if time.time() - touched >= older_than:
-                shutil.rmtree(left)
-
-
-@contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinities are refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read bytes; a pipe or a device, which may never end, raises OSError."""
+    """Open a file to read bytes; raises OSError for a pipe or a device, which may never end."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path.open("rb")
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """All bytes of a small file of a model's or a run's folder.
+    """Read all bytes of a small file of a model's or a run's folder.
 
-    Raises CheckpointError where there is none, or more than `most` bytes.
+    Raises CheckpointError if it is missing or has more than `most` bytes.
     """
     try:
         with open_regular(path) as file:
@@ -142,9 +153,9 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model's or a run's folder; a key twice or NaN is no JSON here.
+    """Read a JSON object of a model's or a run's folder; refuses repeated keys and NaN.
 
-    Raises CheckpointError that names what it is instead.
+    Raises CheckpointError that names what the file is instead.
     """
     raw = read_bounded(path, LARGEST_JSON)
     try:
@@ -158,63 +169,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: the object of these pairs; raises ValueError for a repeated key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def no_number(name: str) -> float:
+    """For json.loads, which accepts NaN and Infinity: raises ValueError."""
+    raise ValueError(f"{name} is not a value in JSON")
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of these pairs, for json.loads; raises ValueError for a key that is there twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands there twice")
-        found[key] = value
-    return found
-
-
-def no_number(name: str) -> float:
-    """For json.loads, which would take NaN and Infinity: raises ValueError."""
-    raise ValueError(f"{name} is no value in JSON")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder to sync it
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# --- `SHA256SUMS` in a model's folder: what its files should be, as the program sha256sum writes it. ---
-
+# --- `SHA256SUMS` in a model's folder, as the program sha256sum writes it. ---
 
 SUMS = "SHA256SUMS"
 LARGEST_SUMS = 1 << 20  # bytes
 
 
 def check_sums(folder: Path, names: Sequence[str]) -> None:
-    """Raise CheckpointError where a file is there, listed, and not what the list says."""
+    """Raise CheckpointError if one of these files is listed with another SHA-256 than it has."""
     listed = read_sums(folder)
     for name in names:
         if name in listed and (folder / name).is_file():
             if (digits := sha256_of(folder / name)) != listed[name]:
                 raise CheckpointError(
-                    f"{folder / name} has sha256 {digits}, {SUMS} says {listed[name]}: it was changed"
+                    f"{folder / name} has sha256 {digits}, but {SUMS} lists {listed[name]}: "
+                    "the file was changed"
                 )
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """{file: SHA-256} of `SHA256SUMS`, as the program sha256sum writes it; {} if there is none."""
+    """Read `SHA256SUMS` as {file: SHA-256}; {} if there is none."""
     if not (folder / SUMS).exists():
         return {}
     try:
@@ -226,79 +221,50 @@ def read_sums(folder: Path) -> dict[str, str]:
         digits, name = line[:64], line[66:]
         whole = len(digits) == 64 and set(digits) <= set("0123456789abcdef")
         if not whole or line[64:66] not in ("  ", " *") or Path(name).name != name:
-            raise CheckpointError(f"{folder / SUMS} has the line {line!r:.100}")
+            raise CheckpointError(f"{folder / SUMS} has the invalid line {line!r:.100}")
         sums[name] = digits
     if lines[-1] or not sums:
         raise CheckpointError(f"{folder / SUMS} is cut off")
     return sums
 
 
-# --- One process at a time at one piece of work. ---
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path` during the block; no other process or thread holds it meanwhile.
-
-    If another one does, `say` so and wait for it; without `wait` raise UsageError. The lock of a
-    process that was killed is free. Raises ResourceError where no lock file can be made.
-    """
-    from filelock import FileLock, Timeout  # here, as it takes a twentieth of a second
-
-    lock, busy = FileLock(path), f"another process is at work in {path.parent}"
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        if not wait:
-            raise UsageError(f"{busy}; let it end first, or choose another folder") from None
-        log.info(f"{busy}; waiting for it to end")
-        lock.acquire()
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be made: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        # Removed while it is held: who waits for this file sees that it has no name any more and
-        # makes a new one. After the release it might be another's. Needs filelock 4: earlier ones
-        # do not look whether it has a name, or remove it themselves too, which may be another's.
-        with suppress(OSError):  # Windows removes no open file; then it stays
-            path.unlink()
-        lock.release()
-
+# --- The manifest of a finished run: any file changed since then is reported before it is used. ---
 
 MANIFEST = "MANIFEST.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file of a folder, but hidden ones, what was put aside, and the manifest itself."""
+    """List every file of a folder, except hidden ones, damaged states (`.bad`) and the manifest."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     listed = {
         path.name: sha256_of(path)
         for path in files
-        if path.name[0] != "." and path.suffix != ".bad"
+        if path.name[0] != "." and path.suffix != ".bad" and path.name != MANIFEST
     }
-    listed.pop(MANIFEST, None)
     write_json(folder / MANIFEST, {"sha256": listed})
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the run in this folder came to its end."""
+    """Whether the run in this folder has finished."""
     return (folder / MANIFEST).exists()
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """{file: SHA-256}, in order of names; raises CheckpointError for anything else."""
+    """Read the manifest as {file: SHA-256}, sorted by name.
+
+    Raises CheckpointError for anything else.
+    """
     path = folder / MANIFEST
     listed = read_json(path).get("sha256")
     if not isinstance(listed, dict) or not all(type(digits) is str for digits in listed.values()):
-        raise CheckpointError(f"{path} lists no files with their sha256")
+        raise CheckpointError(f"{path} does not list files with their sha256")
     if foreign := [name for name in listed if Path(name).name != name]:
-        raise CheckpointError(f"{path} names what is no file of its folder: {foreign[0]!r:.100}")
+        raise CheckpointError(f"{path} names a file outside its folder: {foreign[0]!r:.100}")
     return dict(sorted(listed.items()))
 
 
 def check_listed(path: Path) -> None:
-    """Raise CheckpointError where a file is not as its folder's manifest has it, if it has one."""
+    """Raise CheckpointError if a file differs from the manifest of its folder, if there is one."""
     if not is_complete(path.parent):
         return
     expected = read_manifest(path.parent).get(path.name)
@@ -307,6 +273,39 @@ def check_listed(path: Path) -> None:
     if expected is None:
         raise CheckpointError(f"{path} is not in {MANIFEST}: it came after the run was complete")
     if sha256_of(path) != expected:
-        raise CheckpointError(
-            f"{path} is not what {MANIFEST} has: changed since the run was complete"
-        )
+        raise CheckpointError(f"{path} differs from {MANIFEST}: changed since the run was complete")
+
+
+# --- Locks: one process at a time does one piece of work. ---
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path` during the block; no other process or thread holds it meanwhile.
+
+    If another one holds it, waits for it and logs that, or raises UsageError if `wait` is false. The
+    lock of a killed process is free. Raises ResourceError if no lock file can be made.
+    """
+    from filelock import FileLock, Timeout  # here, because it takes a twentieth of a second
+
+    lock, busy = FileLock(path), f"another process is at work in {path.parent}"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not wait:
+            raise UsageError(
+                f"{busy}; wait until it has finished, or choose another folder"
+            ) from None
+        log.info(f"{busy}; waiting for it to finish")
+        lock.acquire()
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be made: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        # Removed while it is held: a process that waits for this file sees that it has no name any
+        # more and makes a new one. After the release it might be another process's. This needs
+        # filelock 4: earlier versions do not look for the name, or remove the file themselves.
+        with suppress(OSError):  # Windows does not remove an open file; then it stays
+            path.unlink()
+        lock.release()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a loop to end after its step, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first ends a loop after its current step, the second ends it at once."""
 
 import logging
 import signal
@@ -16,10 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """True once Ctrl-C or SIGTERM came."""
+    """True after Ctrl-C or SIGTERM."""
 
     def __init__(self) -> None:
-        self.signal = 0  # the number of the one that came
+        self.signal = 0  # the number of the signal that came
 
     def __bool__(self) -> bool:
         return self.signal != 0
@@ -28,12 +28,12 @@ class Stop:
         if self.signal:
             raise Interrupted("stopped at once", number)
         self.signal = number
-        log.info("finishing this step, then saving; once more stops at once")
+        log.info("finishing this step, then saving; press Ctrl-C again to stop at once")
 
 
 @contextmanager
 def stop_after_step() -> Iterator[Stop]:
-    """While the block runs, a first Ctrl-C or SIGTERM only makes the yielded Stop true.
+    """During the block, a first Ctrl-C or SIGTERM only makes the yielded Stop true.
 
     Outside the main thread, where Python delivers no signals, it never becomes true.
     """
@@ -44,7 +44,7 @@ def stop_after_step() -> Iterator[Stop]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While the block runs, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+    """During the block, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Interrupted("terminated", number)

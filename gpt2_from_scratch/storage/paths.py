@@ -1,4 +1,4 @@
-"""Where models and data lie: in the package, in the checkout, or in a cache of the user's."""
+"""Locations of models, data sets and caches: in the package, in the checkout, or in a user cache."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,15 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
-MODELS = ("mini", "124M", "355M", "774M", "1558M")  # a test holds them equal to `SIZES`
+MODELS = ("mini", "124M", "355M", "774M", "1558M")  # a test compares them with `SIZES`
 EMBEDDED_DATA = ("demo", "topics")  # these ship with the package
 DATA_SETS = (*EMBEDDED_DATA, "sms")
 
 
 def home() -> Path:
-    """The folder that holds `weights/` and `data/`: $GPT2_FROM_SCRATCH_HOME, else the checkout the
-    package runs from, else `~/.cache/gpt2_from_scratch`.
+    """The folder that holds `weights/` and `data/`.
+
+    $GPT2_FROM_SCRATCH_HOME, else the checkout that the package runs from, else the user's cache.
     """
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_HOME"):
         return expanded(chosen)
@@ -24,14 +25,21 @@ def home() -> Path:
 
 
 def features_folder() -> Path:
-    """Where features are kept: $GPT2_FROM_SCRATCH_CACHE, else the user's cache."""
+    """The folder of cached features: $GPT2_FROM_SCRATCH_CACHE, else in the user's cache."""
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_CACHE"):
         return expanded(chosen)
     return _user_cache() / "features"
 
 
+def _user_cache() -> Path:
+    """`~/.cache/gpt2_from_scratch` or in $XDG_CACHE_HOME; on macOS and Windows what is usual there."""
+    from platformdirs import user_cache_path  # here, because most commands do not need it
+
+    return user_cache_path("gpt2_from_scratch", appauthor=False)
+
+
 def sms_collection() -> Path:
-    """Where `download sms` puts the SMS Spam Collection."""
+    """The file to which `download sms` writes the SMS Spam Collection."""
     return home() / "data" / "sms_spam" / "SMSSpamCollection"
 
 
@@ -42,19 +50,19 @@ def embedded(name: str) -> Path:
 
 
 def model_name(model: str | Path) -> str:
-    """What to call a model later: its known name, or else the whole path of its folder."""
+    """The name under which a model is found again: its known name, or its folder's full path."""
     return str(model) if model in MODELS else str(model_folder(model).resolve())
 
 
 def data_name(data: str | Path) -> str:
-    """What to call a data set later: its known name, or else the whole path of its file."""
+    """The name under which data are found again: a known name, or the file's full path."""
     return str(data) if data in DATA_SETS else str(expanded(data).resolve())
 
 
 def model_folder(model: str | Path) -> Path:
     """The folder of a model given as a name ("mini", "124M", ...) or as a path ("./mini").
 
-    Raises CheckpointError when there is none, saying how to get it.
+    Raises CheckpointError if there is none, with the command that downloads it.
     """
     if model in MODELS:
         folder = embedded("weights/mini") if model == "mini" else home() / "weights" / str(model)
@@ -72,12 +80,8 @@ def model_folder(model: str | Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """With `~` written out. Raises UsageError for a user that there is not."""
+    """The path with `~` expanded. Raises UsageError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-def _user_cache() -> Path:
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gpt2_from_scratch"

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: fields with a meaning and bounds, checked in one loop.
+"""Settings as frozen dataclasses: each field has a meaning and bounds, checked in one loop.
 
 The command line's --help is written from the same fields.
 """
@@ -20,16 +20,17 @@ def setting(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field with its meaning, for --help, and the values it may have."""
+    """A dataclass field with its meaning, for --help, and its allowed values."""
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
 
 
 def check_settings(settings: Any, what: str = "") -> None:
-    """Raise UsageError, naming `what` this is, unless each field has its type and is in bounds.
+    """Check the type and the bounds of each field of a settings dataclass.
 
-    A field has its default's type; an int will do for a float; floats must be finite. Where the
-    default is None, an int may be given.
+    A value must have the type of the field's default; an int is accepted for a float, and a float
+    must be finite. If the default is None, an int or None is accepted. Raises UsageError with the
+    name of the field, after `what`.
     """
     for known in fields(settings):
         value: Any = getattr(settings, known.name)
@@ -62,9 +63,11 @@ def _holds(value: float, words: str, bound: float) -> bool:
 
 
 def from_json(kind: Any, values: dict[str, Any]) -> Any:
-    """A settings dataclass from what JSON made of one. Raises UsageError for unknown keys."""
-    unknown = values.keys() - {known.name for known in fields(kind)}
-    if unknown:
-        raise UsageError(f"{kind.__name__} has unknown keys {sorted(unknown)}")
+    """Rebuild a settings dataclass from its JSON object. Raises UsageError for unknown keys."""
+    known = [one.name for one in fields(kind)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise UsageError(
+            f"{kind.__name__} has unknown keys {unknown}; known are {', '.join(known)}"
+        )
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return kind(**values | lists)

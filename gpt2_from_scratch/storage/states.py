@@ -1,8 +1,7 @@
-"""The state of a run on disk, from which it goes on as if it had never stopped.
+"""The state of a run on disk, from which it resumes as if it had never stopped.
 
-A run's folder holds its two latest states, each one file with everything in it and a checksum over
-it. They are written whole or not at all; should one be damaged later all the same, the one before
-is taken.
+A run's folder holds its two newest states. Each is one file with everything in it and a checksum
+over it, written completely or not at all. If one is damaged later, the state before is used.
 """
 
 import json
@@ -27,9 +26,10 @@ KEPT = 2
 def save_state(
     folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Write the state after so many steps; `record` is what JSON can hold. Older ones go.
+    """Write the state after `step` steps, and remove all older ones but one.
 
-    Raises CheckpointError for NaN among the numbers: then the state before is the last good one.
+    `record` is stored as JSON. Raises CheckpointError if a tensor holds NaN or infinity; the state
+    before is then the last good one.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -42,33 +42,33 @@ def save_state(
 
 
 def newest_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Record and tensors of the newest state that is whole; None where there is none.
+    """Read the newest state that is whole: its record and tensors; None if there is none.
 
-    A damaged one is told and put aside as `.bad`.
+    A damaged state is reported and renamed to `.bad`.
     """
     for path in reversed(_states(folder)):
         try:
             metadata, tensors = read_tensors(path, FORMAT)
             record = json.loads(metadata["record"])
         except CheckpointError as error:
-            if isinstance(error.__cause__, OSError):  # it may be whole
+            if isinstance(error.__cause__, OSError):  # it may be whole, but cannot be read now
                 raise
-            log.warning(f"{error}; put aside as {path.name}.bad, the state before it is taken")
+            log.warning(f"{error}; renamed to {path.name}.bad, the state before it is used")
             os.replace(path, path.with_name(f"{path.name}.bad"))
         else:
-            log.info(f"going on from {path}")
+            log.info(f"resuming from {path}")
             return record, tensors
     return None
 
 
 def remove_states(folder: Path) -> None:
-    """Remove all of them: the run is complete."""
+    """Remove all states of a run, because it is complete."""
     for path in _states(folder):
         path.unlink()
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raise UsageError that lists what differs, if anything does."""
+    """Raise UsageError with the settings that differ from the saved ones, if any do."""
     changed = [
         f"{name}: {saved.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(saved.keys() | now.keys())
@@ -78,12 +78,12 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
         raise UsageError(
             f"{where} was started with other settings:\n  "
             + "\n  ".join(changed)
-            + "\nLeave them as they were, or start a new run"
+            + "\nKeep the old settings, or start a new run"
         )
 
 
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """All that optimizers remember, by names for `restore_optimizers`."""
+    """The state of optimizers as named tensors, for `restore_optimizers`."""
     return {
         f"optimizer/{n}/{index}/{name}": value
         for n, optimizer in enumerate(optimizers)
@@ -93,7 +93,7 @@ def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Load the state that `optimizer_tensors` returned."""
     for n, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():

@@ -12,7 +12,6 @@ CAMPAIGNS = {  # how often in full: the longest first
     "resume": 200,
     "text": 100_000,
     "mutation": 1_000_000,
-    "download": 1_000,
     "saving": 1_000,
 }
 

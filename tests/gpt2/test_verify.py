@@ -16,15 +16,13 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2 import verify
-from gpt2_from_scratch.gpt2 import verify as published
+from gpt2_from_scratch.gpt2.download import PinnedFile
 from gpt2_from_scratch.gpt2.openai_checkpoint import read_index
-from gpt2_from_scratch.gpt2.pinned import PinnedFile
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
 from gpt2_from_scratch.gpt2.verify import Check, format_checks, verify_model
 from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2
 from gpt2_from_scratch.storage.files import write_manifest
 
-OPENAI = Path(__file__).parents[3] / "shared" / "openai_124M"
 TINY = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 1}
 MERGES = [(a, b) for a in "abcde" for b in "wxyz"]  # 20, so that 256 + 20 + 1 tokens are 277
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -110,7 +108,7 @@ def test_a_bit_that_flips_in_any_file_is_reported(openai, name):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "hparams.json", "SHA256SUMS"])
-def test_a_bit_that_flips_beside_safetensors_is_reported(safetensors, name):
+def test_a_bit_that_flips_in_a_safetensors_folder_is_reported(safetensors, name):
     raw = (safetensors / name).read_bytes()
     for place in places(len(raw), 12):
         damaged = bytearray(raw)
@@ -119,7 +117,7 @@ def test_a_bit_that_flips_beside_safetensors_is_reported(safetensors, name):
         assert failed(safetensors), f"bit {place % 8} of byte {place} of {name}"
 
 
-def test_without_sums_the_index_still_vouches_for_itself_and_the_data(openai):
+def test_without_sums_the_index_still_verifies_itself_and_the_data(openai):
     for name in (INDEX, DATA):
         raw = (openai / name).read_bytes()
         for place in places(len(raw), 12):
@@ -170,7 +168,7 @@ def test_an_empty_folder_is_reported(tmp_path):
     assert "model.safetensors" in [check.what for check in failed(tmp_path)]
 
 
-def test_numbers_that_are_none(openai, safetensors):
+def test_numbers_that_are_not_finite(openai, safetensors):
     arrays = random_gpt2(TINY)
     arrays["model/wpe"][3, 2] = np.nan
     write_bundle(openai, arrays)
@@ -206,7 +204,7 @@ def test_other_names_and_shapes(openai):
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text.replace("model.safetensors", "../model.safetensors"),
         lambda text: text + f"{'0' * 64}  more.json\n",
-        lambda text: text.split("\n", 1)[1],  # encoder.json is no longer vouched for
+        lambda text: text.split("\n", 1)[1],  # encoder.json is no longer listed
         lambda text: text.replace("model", "mödel"),
     ],
 )
@@ -219,17 +217,15 @@ def test_sums_that_do_not_fit(safetensors, change):
 # --- OpenAI's 124M ---
 
 
-def test_the_genuine_index_without_its_data(tmp_path):
-    if not OPENAI.exists():
-        pytest.skip(f"{OPENAI} is not here")
-    found = {check.what: check for check in verify_model(OPENAI)}
+def test_the_genuine_index_without_its_data(openai_124M, tmp_path):
+    found = {check.what: check for check in verify_model(openai_124M)}
     for name in ("hparams.json", "vocab.bpe", "encoder.json", INDEX, "sizes", "tokenizer", "index"):
         assert found[name].ok, name
     for name in (DATA, "names and shapes", "model", "published logits", "published continuation"):
         assert not found[name].ok, name
     assert "is missing" in found[DATA].detail
     folder = tmp_path / "124M"  # by this name the files are compared even if sizes cannot be read
-    shutil.copytree(OPENAI, folder, copy_function=shutil.copyfile)
+    shutil.copytree(openai_124M, folder, copy_function=shutil.copyfile)
     (folder / "hparams.json").write_text("{}")
     (folder / "vocab.bpe").write_text("#version: 0.2\n")
     details = {check.what: check.detail for check in failed(folder)}
@@ -247,7 +243,7 @@ def test_logits_of_a_new_head(openai):
     model, ids = load_gpt2(openai), torch.tensor([5, 1, 200, 7])
     expected_head = nn.Linear(8, 3)
     before = torch.get_rng_state()
-    found = published.logits_of_new_head(model, ids, 3, seed=123)
+    found = verify.logits_of_new_head(model, ids, 3, seed=123)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.head.weight is model.wte.weight
     generator = torch.Generator().manual_seed(123)  # nn.Linear: U(-1/sqrt(C), 1/sqrt(C)), both
@@ -265,29 +261,30 @@ def test_a_greedy_continuation(openai):
     for _ in range(6):
         with torch.no_grad():
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    found = published.greedy_continuation(model, tokenizer, "axe", 6)
+    found = verify.greedy_continuation(model, tokenizer, "axe", 6)
     assert "axe" + found == tokenizer.decode(ids)
 
 
 def test_published_numbers_are_compared(openai, safetensors, monkeypatch):
     """As if the tiny folders were the ones that numbers were published for."""
     model, tokenizer = load_gpt2(openai), Tokenizer(openai)
-    path = safetensors / "model.safetensors"
-    pin = PinnedFile(path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(verify, "HUGGING_FACE_124M", pin)
-    digest = hashlib.sha256((openai / INDEX).read_bytes()).hexdigest()
-    monkeypatch.setitem(verify.INDEX_SHA256, "124M", digest)
-    monkeypatch.setattr(published, "IDS", (5, 1, 200, 7))
-    logits = published.logits_of_new_head(model, torch.tensor([5, 1, 200, 7]), 2, 123)
-    monkeypatch.setattr(published, "LOGITS", tuple(map(tuple, logits.tolist())))
+    for name, path in (
+        ("HUGGING_FACE_124M", safetensors / "model.safetensors"),
+        ("INDEX_124M", openai / INDEX),
+    ):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setattr(verify, name, PinnedFile(path.name, known_hash=f"sha256:{digest}"))
+    monkeypatch.setattr(verify, "IDS", (5, 1, 200, 7))
+    logits = verify.logits_of_new_head(model, torch.tensor([5, 1, 200, 7]), 2, 123)
+    monkeypatch.setattr(verify, "LOGITS", tuple(map(tuple, logits.tolist())))
     monkeypatch.setattr(verify, "PROMPT", "axe")
-    text = published.greedy_continuation(model, tokenizer, "axe", 15)
+    text = verify.greedy_continuation(model, tokenizer, "axe", 15)
     monkeypatch.setattr(verify, "CONTINUATION", text)
     for folder in (openai, safetensors):
         checks = {check.what: check for check in verify_model(folder)}
         assert checks["published logits"].ok and checks["published continuation"].ok
     logits[2, 1] += 1e-3
-    monkeypatch.setattr(published, "LOGITS", tuple(map(tuple, logits.tolist())))
+    monkeypatch.setattr(verify, "LOGITS", tuple(map(tuple, logits.tolist())))
     monkeypatch.setattr(verify, "CONTINUATION", text + "!")
     for folder in (openai, safetensors):
         names = [check.what for check in failed(folder)]

@@ -1,4 +1,4 @@
-"""Where models and data lie."""
+"""Locations of models, data sets and caches, in a checkout and in an installed package."""
 
 import json
 import os
@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_from_scratch.errors import CheckpointError
-from gpt2_from_scratch.storage import paths
-from gpt2_from_scratch.storage.paths import CHECKOUT, EMBEDDED_DATA, embedded, home, model_folder
+from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.gpt2.config import SIZES
+from gpt2_from_scratch.storage.paths import (
+    CHECKOUT,
+    EMBEDDED_DATA,
+    MODELS,
+    PACKAGE,
+    data_name,
+    embedded,
+    features_folder,
+    home,
+    model_folder,
+    model_name,
+)
 
-PACKAGE = paths.PACKAGE
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="XDG's folders")
 VARIABLES = ("GPT2_FROM_SCRATCH_HOME", "XDG_CACHE_HOME")
 
 
@@ -33,7 +44,7 @@ def site_packages(tmp_path_factory) -> Path:
 
 
 def installed(site_packages: Path, **variables: str) -> dict[str, str]:
-    """What the installed package says, run in a process and in a folder of its own."""
+    """The installed package's locations, from a process and a folder of its own."""
     code = (
         "import json; from gpt2_from_scratch.storage import paths as p; "
         "print(json.dumps([str(p.home()), str(p.embedded('weights/mini')), str(p.model_folder('mini'))]))"
@@ -68,22 +79,29 @@ def test_an_empty_variable_is_none(monkeypatch):
     assert home() == CHECKOUT
 
 
-def test_then_a_cache_of_the_users(site_packages, tmp_path):
-    found = installed(site_packages, HOME=str(tmp_path))
+@LINUX
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": ""}], ids=["unset", "empty"])
+def test_then_the_users_cache(site_packages, tmp_path, variables):
+    """The XDG base directory specification: "either not set or empty"."""
+    found = installed(site_packages, HOME=str(tmp_path), **variables)
     assert found["home"] == str(tmp_path / ".cache" / "gpt2_from_scratch")
     inside = str(site_packages / "gpt2_from_scratch" / "weights" / "mini")
     assert found["embedded"] == found["mini"] == inside
 
 
-def test_the_users_cache_may_lie_elsewhere(site_packages, tmp_path):
+@LINUX
+def test_the_users_cache_may_be_elsewhere(site_packages, tmp_path):
     found = installed(site_packages, XDG_CACHE_HOME=str(tmp_path))
     assert found["home"] == str(tmp_path / "gpt2_from_scratch")
 
 
-def test_an_empty_cache_variable_is_none(site_packages, tmp_path):
-    """The XDG base directory specification: "either not set or empty"."""
-    found = installed(site_packages, HOME=str(tmp_path), XDG_CACHE_HOME="")
-    assert found["home"] == str(tmp_path / ".cache" / "gpt2_from_scratch")
+@LINUX
+def test_features_are_cached_there_unless_a_variable_names_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path / "features"))
+    assert features_folder() == tmp_path / "features"
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert features_folder() == tmp_path / "gpt2_from_scratch" / "features"
 
 
 def test_what_ships_with_the_package():
@@ -118,8 +136,24 @@ def test_models_by_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["none", "124m", "file.txt"])
 def test_neither_a_model_nor_a_folder(tmp_path, name):
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(
+        CheckpointError, match=f"{tmp_path / name} .* mini, 124M, 355M, 774M, 1558M"
+    ):
         model_folder(tmp_path / name)
-    assert str(error.value) == (
-        f"{tmp_path / name} is not a folder, nor one of the models mini, 124M, 355M, 774M, 1558M"
-    )
+
+
+def test_a_user_that_does_not_exist():
+    with pytest.raises(UsageError, match="~nobody-of-this-name/x"):
+        model_folder("~nobody-of-this-name/x")
+
+
+def test_names_under_which_models_and_data_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert (model_name("mini"), data_name("sms")) == ("mini", "sms")
+    assert model_name("mine") == str(tmp_path.resolve() / "mine")
+    assert data_name("mine/texts.csv") == str(tmp_path.resolve() / "mine" / "texts.csv")
+
+
+def test_the_names_of_models_are_the_published_sizes():
+    assert MODELS == ("mini", *SIZES)

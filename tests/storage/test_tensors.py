@@ -1,4 +1,4 @@
-"""Safetensors files: what is none is named, and no change of what we wrote passes."""
+"""Safetensors files: other kinds are named, and no change of a written file passes."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "t.safetensors"
 
 
-def spelled(header: str, data: bytes = b"") -> bytes:
+def file_of(header: str, data: bytes = b"") -> bytes:
     """The bytes of a file with this header, right or wrong."""
     raw = header.encode()
     return len(raw).to_bytes(8, "little") + raw + data
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(path):
     assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
-def test_another_format_is_told(path):
+def test_another_format_is_reported(path):
     with pytest.raises(CheckpointError, match="'ours', not 'theirs'"):
         read_tensors(path, "theirs")
 
@@ -65,12 +65,13 @@ def test_no_change_passes(path):
         changed.append(whole[:start] + draw.randbytes(length) + whole[start + length :])
     passed = 0
     for raw in changed:
+        path.unlink()  # writing over a file would wait for the disk each time
         path.write_bytes(raw)
         passed += outcome(path) == ""  # asserts that nothing differs
     assert passed < len(changed) / 50  # white space of the header
 
 
-def test_a_missing_checksum_is_told(path):
+def test_a_missing_checksum_is_reported(path):
     save_file(TENSORS, path, metadata={"gpt2_from_scratch": json.dumps(METADATA)})
     assert "damaged" in outcome(path)
     save_file(TENSORS, path)
@@ -94,34 +95,34 @@ def test_equal_contents_are_equal_bytes(path):
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\x80\x02}q\x00.", "pickle"),
         (b"PK\x03\x04torch", "zip archive"),
-        (spelled('{"a":{}}')[:12], "header"),
-        ((2**40).to_bytes(8, "little") + b'{"a":1}', "likely size"),
-        (spelled('{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'), "twice"),
-        (spelled('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}'), "twice"),
-        (spelled("{" * 5000), "header"),
-        (spelled('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)), "whole"),
-        (spelled('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', bytes(4)), "whole"),
+        (file_of('{"a":{}}')[:12], "header"),
+        ((2**40).to_bytes(8, "little") + b'{"a":1}', "plausible size"),
+        (file_of('{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'), "twice"),
+        (file_of('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}'), "twice"),
+        (file_of("{" * 5000), "header"),
+        (file_of('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', bytes(8)), "complete"),
+        (file_of('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', bytes(4)), "complete"),
     ],
 )
-def test_what_is_none_is_named(path, raw, message):
+def test_other_kinds_are_named(path, raw, message):
     path.write_bytes(raw)
     assert message in outcome(path)
     with pytest.raises(CheckpointError), open_tensors(path):
         pass
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path):
+def test_a_missing_file_and_a_folder_are_reported(tmp_path):
     assert "is missing" in outcome(tmp_path / "none.safetensors")
     assert str(tmp_path) in outcome(tmp_path)
 
 
 def test_a_giant_header_is_never_read(path, monkeypatch):
     """It may be as long as the file says, 100 MB by the format's own rule."""
-    path.write_bytes(spelled(json.dumps({"__metadata__": {"x": "y" * (1 << 20)}})))
-    assert "likely size" in outcome(path)
+    path.write_bytes(file_of(json.dumps({"__metadata__": {"x": "y" * (1 << 20)}})))
+    assert "plausible size" in outcome(path)
 
 
-def test_no_permission_is_told(path):
+def test_a_place_that_cannot_be_written_is_reported(path):
     folder = path.parent / "below a file"
     folder.write_text("")
     with pytest.raises(ResourceError, match="below a file"):
