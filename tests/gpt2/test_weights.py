@@ -16,7 +16,7 @@ from write_bundle import random_gpt2, write_bundle, write_random_gpt2
 
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2 import weights
-from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config, write_hparams
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays, read_index
 from gpt2_from_scratch.gpt2.weights import (
@@ -446,7 +446,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path, arrays, damage):
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    assert f"{path} " in outcome(folder)
+    assert str(path) in outcome(folder)
 
 
 @pytest.mark.parametrize(
@@ -544,16 +544,13 @@ def test_a_flipped_bit_of_the_data_is_refused_on_loading(openai):
 def test_files_are_compared_with_their_sums(tmp_path, arrays, name):
     """Another number of heads fits the same weights, and is another model."""
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
-    path = folder / "hparams.json"
-    if not path.exists():
-        write_hparams(path, read_config(folder))
-    lines = [f"{sha256_of(p)}  {p.name}\n" for p in (path, folder / "model.safetensors")]
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / "SHA256SUMS").write_text("".join(lines))
     assert load_gpt2(folder)
     raw = bytearray((folder / name).read_bytes())
     raw[-10] ^= 1
     (folder / name).write_bytes(raw)
-    assert "SHA256SUMS says" in outcome(folder)
+    assert re.search(f"{name} .*SHA256SUMS", outcome(folder))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no such pipes")
