@@ -62,7 +62,7 @@ class RunFacts:
     n_cut: int = 0  # texts that were cut
     split: str = ""  # how the three sets were made, if not as `train` makes them
     assessment: Assessment | None = None  # of classification
-    answered: Answered | None = None  # the predictions on the test set that it was made from
+    predictions: Answered | None = None  # on the test set, of which the assessment was made
     # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
     n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown

@@ -168,10 +168,18 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
 def _trade(facts: RunFacts) -> Figure | None:
     """The picture of all thresholds, if the predictions are known and have both sides."""
     thresholds = facts.assessment.thresholds if facts.assessment else []
-    if not thresholds or not facts.answered or not thresholds[0].good or not thresholds[0].wanted:
+    if (
+        not thresholds
+        or not facts.predictions
+        or not thresholds[0].good
+        or not thresholds[0].wanted
+    ):
         return None
-    k = facts.answered.labels.index(thresholds[0].label)
-    probabilities, is_it = facts.answered.probabilities[:, k], facts.answered.true == k  # (N,)
+    k = facts.predictions.labels.index(thresholds[0].label)
+    probabilities, is_it = (
+        facts.predictions.probabilities[:, k],
+        facts.predictions.true == k,
+    )  # (N,)
     return plot_trade(probabilities, is_it, thresholds[0].label, thresholds)
 
 

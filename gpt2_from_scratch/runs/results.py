@@ -172,7 +172,7 @@ def finish_run(
             classifier.description.labels,
             answered.right,
         )
-        facts = {"assessment": assessment, "answered": answered, "baselines": baselines}
+        facts = {"assessment": assessment, "predictions": answered, "baselines": baselines}
         written = as_json(assessment)
     else:
         labelled = to_labelled(

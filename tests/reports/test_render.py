@@ -327,7 +327,7 @@ def test_the_calibration_before_and_after_the_temperature(changed, names):
 
 
 def test_thresholds_and_their_picture():
-    facts = run_facts(assessment=assessed(), answered=answers(300, 15))
+    facts = run_facts(assessment=assessed(), predictions=answers(300, 15))
     page = run_page(facts, trade=figure())
     [table] = page.tables["Thresholds"]
     assert [row[0] for row in table] == [f"{n} of 1,000" for n in (0, 5, 10, 20)]
@@ -336,7 +336,7 @@ def test_thresholds_and_their_picture():
     [image] = page.sections["Thresholds"].all("img")
     assert "spam" in image["alt"]
     assert run_pictures(run_findings(facts))["trade"]
-    assert not run_pictures(run_findings(replace(facts, answered=None)))["trade"]
+    assert not run_pictures(run_findings(replace(facts, predictions=None)))["trade"]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_hostile_labels_and_texts_of_a_run_stay_text(tmp_path):
         counts=counts,
         scores=scored(test),
         assessment=found,
-        answered=test,
+        predictions=test,
         data=DataConfig(source="<b>.csv"),
         ledger="<b>",
         split="<i>",
