@@ -1,4 +1,4 @@
-"""Reads a page back, by Python's own parser, and refuses tags that do not balance."""
+"""Read a page with Python's own parser; refuse tags that do not balance."""
 
 from html.parser import HTMLParser
 

@@ -1,4 +1,4 @@
-"""Whether a picture can be read at a notebook's size: what the tests of pictures share."""
+"""Whether a picture can be read at the size a notebook shows it."""
 
 from functools import lru_cache
 
@@ -9,11 +9,11 @@ from matplotlib.transforms import Bbox
 from gpt2_from_scratch.reports.plots import SMALL
 
 
-@lru_cache(maxsize=2)  # to lay out a picture takes a while
+@lru_cache(maxsize=2)  # laying out a picture takes a while
 def words(figure: Figure) -> list[tuple[Text, Bbox]]:
-    """Every text that is drawn, and where, in pixels."""
+    """Every text that is drawn, and its place in pixels."""
     figure.draw_without_rendering()
-    hidden = set[int]()  # labels of ticks that are not shown: out of sight, or left to a neighbour
+    hidden = set[int]()  # labels of ticks that are not shown: out of view, or left to a neighbour
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
@@ -25,7 +25,7 @@ def words(figure: Figure) -> list[tuple[Text, Bbox]]:
 
 
 def nothing_small(figure: Figure) -> bool:
-    """No text is written smaller than may be."""
+    """No text is smaller than SMALL."""
     return all(text.get_fontsize() >= SMALL for text, _ in words(figure))
 
 
@@ -40,7 +40,7 @@ def nothing_leaves(figure: Figure) -> bool:
 
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts that stand on each other, by more than a pixel or two."""
+    """Pairs of texts that overlap by more than two pixels."""
     found = words(figure)
     return [
         (one.get_text(), other.get_text())

@@ -54,7 +54,7 @@ def write_run_report(facts: RunFacts, folder: Path, curves: Figure | None = None
     curves = curves or plot_epochs(facts.history, facts.scores.measure)
     save_picture(curves, folder / "curves.png")
     found = run_findings(facts)
-    page = render("run.html", **found, curves=curves, **_run_pictures(found))
+    page = render("run.html", **found, curves=curves, **run_pictures(found))
     write_text(folder / "report.html", page)
     write_text(folder / "model_card.md", render("model_card.md", **found))
 
@@ -146,8 +146,8 @@ def _fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
-    """The pictures of a run's page besides its curves; None for those that do not apply."""
+def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
+    """Draw the pictures of a run's page besides its curves; None for those that do not apply."""
     facts, ranked = found["facts"], found["ranked"]
     few_classes = facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX
     return {

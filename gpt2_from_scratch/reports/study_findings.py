@@ -142,7 +142,7 @@ def most_accurate(facts: StudyFacts) -> str:
     found = [f"Highest accuracy: {percent(most)}{over}, by {names}{interval}."]
     if facts.reference_row not in best:
         ours = facts.reference_row
-        lead = f"; the best is better by {_difference(best[0])}" if len(best) == 1 else ""
+        lead = f"; the best row differs by {_difference(best[0])}" if len(best) == 1 else ""
         found.append(
             f"{ours.name} has {percent(ours.accuracy)} (95% interval {between(ours.interval)}){lead}."
         )

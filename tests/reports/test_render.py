@@ -26,6 +26,7 @@ from gpt2_from_scratch.reports.render import (
     environment,
     escape_markdown,
     render,
+    run_pictures,
     write_run_report,
     write_study_report,
 )
@@ -202,9 +203,11 @@ def rows(table: str) -> list[list[str]]:
     return [["".join(Reader(c).texts[c[1:3]]) for c in row] for row in cells]
 
 
-def run_page(folder, facts: RunFacts) -> Page:
-    write_run_report(facts, folder)
-    return Page((folder / "report.html").read_text("utf-8"))
+def run_page(facts: RunFacts, **pictures: Figure | None) -> Page:
+    """The page of a run, with small pictures in place of its own."""
+    small = dict.fromkeys(["curves", "accuracies", "reliability"], figure())
+    given = {"confusion": None, "trade": None} | small | pictures
+    return Page(render("run.html", **run_findings(facts), **given))
 
 
 def whole() -> RunFacts:
@@ -212,7 +215,8 @@ def whole() -> RunFacts:
 
 
 def test_all_of_a_run_in_order(tmp_path):
-    page = run_page(tmp_path, whole())
+    write_run_report(whole(), tmp_path)
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
     assert page.read.texts["title"] == page.read.texts["h1"] == ["GPT-2 mini on inbox.csv"]
     assert page.read.texts["p"][:3] == run_findings(whole())["summary"]
     assert (
@@ -258,9 +262,9 @@ def test_nobodys_folders_are_in_a_report(tmp_path):
         (None, "–", "–"),
     ],
 )
-def test_what_was_trained(tmp_path, training, blocks, epochs):
+def test_what_was_trained(training, blocks, epochs):
     head = HeadSettings(lora=8) if training else None
-    page = run_page(tmp_path, run_facts(training=training, head=head))
+    page = run_page(run_facts(training=training, head=head))
     found = dict(page.tables["What was trained"][0])
     assert found["trainable blocks"] == blocks and found["epochs"] == f"1 of at most {epochs}"
     assert found["trainable parameters"] == "790,786 of 5,886,466 (13.4%)"
@@ -268,8 +272,8 @@ def test_what_was_trained(tmp_path, training, blocks, epochs):
     assert found["head"] == ("linear, reads last_token" if head else "–")
 
 
-def test_the_counts_and_the_scores(tmp_path):
-    page = run_page(tmp_path, whole())
+def test_the_counts_and_the_scores():
+    page = run_page(whole())
     assert page.tables["Data"] == [
         [
             ["ham", "525", "100", "150", "775"],
@@ -292,9 +296,9 @@ def test_the_counts_and_the_scores(tmp_path):
     assert classes[1][6] == f"{precision:.4f}"
 
 
-def test_baselines_are_next_to_the_run_the_best_first(tmp_path):
+def test_baselines_are_next_to_the_run_the_best_first():
     found = [baseline("length | alone", 100), baseline("bag", 12), baseline("regex", 60)]
-    [table] = run_page(tmp_path, run_facts(baselines=found)).tables["Baselines on the same split"]
+    [table] = run_page(run_facts(baselines=found)).tables["Baselines on the same split"]
     names = ["bag", "GPT-2 mini, this run", "regex", "length | alone"]
     assert [row[0] for row in table] == names
     assert [row[1] for row in table] == ["96.0%", "95.0%", "80.0%", "66.7%"]
@@ -311,9 +315,9 @@ def test_baselines_are_next_to_the_run_the_best_first(tmp_path):
         ({"uncalibrated": None}, ["temperature 1.50"]),
     ],
 )
-def test_the_calibration_before_and_after_the_temperature(tmp_path, changed, names):
+def test_the_calibration_before_and_after_the_temperature(changed, names):
     found = replace(assessed(), **changed)
-    page = run_page(tmp_path, run_facts(assessment=found))
+    page = run_page(run_facts(assessment=found))
     [table] = page.tables["Calibration"]
     assert [row[0] for row in table] == names
     assert table[-1][1] == f"{found.calibration.brier:.4f}"
@@ -321,41 +325,41 @@ def test_the_calibration_before_and_after_the_temperature(tmp_path, changed, nam
     assert fitted == (names[-1] != "as trained")
 
 
-def test_thresholds_and_their_picture(tmp_path):
-    facts = run_facts(assessment=assessed(), answered=answers(300, 15))
-    page = run_page(tmp_path, facts)
+def test_thresholds_and_their_picture():
+    facts = run_facts(assessment=assessed(), predictions=answers(300, 15))
+    page = run_page(facts, trade=figure())
     [table] = page.tables["Thresholds"]
     assert [row[0] for row in table] == [f"{n} of 1,000" for n in (0, 5, 10, 20)]
     for row, at in zip(table, facts.assessment.thresholds, strict=True):
         assert (row[2], row[4]) == (f"{at.lost} of 150", f"{at.caught} of 150")
     [image] = page.sections["Thresholds"].all("img")
     assert "spam" in image["alt"]
-    without = run_page(tmp_path, replace(facts, answered=None))
-    assert not without.sections["Thresholds"].all("img")
+    assert run_pictures(run_findings(facts))["trade"]
+    assert not run_pictures(run_findings(replace(facts, predictions=None)))["trade"]
 
 
 @pytest.mark.parametrize(
     ("share", "told"), [(1.0, "never"), (1 - 1e-7, "1.0000"), (1 - 1e-5, "0.999995"), (0.5, "0.7")]
 )
-def test_a_threshold_never_looks_like_one_that_it_is_not(tmp_path, share, told):
+def test_a_threshold_never_looks_like_one_that_it_is_not(share, told):
     """A ham that gets `share` of spam: the threshold lies midway from there to 1, or above."""
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
     val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
     found = assess(answers(300, 15), val, watch="spam", lose_at_most=(0,))
-    [table] = run_page(tmp_path, run_facts(assessment=found)).tables["Thresholds"]
+    [table] = run_page(run_facts(assessment=found)).tables["Thresholds"]
     assert table[0][1].startswith(told)
 
 
-def test_mistakes_are_shown_as_they_are(tmp_path):
-    page = run_page(tmp_path, whole())
+def test_mistakes_are_shown_as_they_are():
+    page = run_page(whole())
     table = page.read.texts["td"]
     start = table.index("text 0")
     assert table[start : start + 4] == ["text 0", "ham", "spam", "90.0%"]
     assert len(page.sections["Mistakes"].all("tr")) == 1 + 10
 
 
-def test_most_frequent_confusions_of_many_labels(tmp_path):
+def test_most_frequent_confusions_of_many_labels():
     labels = [f"c{k}" for k in range(40)]
     true = np.repeat(np.arange(40), 5)
     said = np.where(true == 7, 3, true)
@@ -363,9 +367,9 @@ def test_most_frequent_confusions_of_many_labels(tmp_path):
     scores = evaluate_predictions(true, said, labels)
     counts = {p: dict.fromkeys(labels, 5) for p in ("train", "val", "test")}
     facts = run_facts(scores=scores, counts=counts, assessment=None, baselines=[])
-    page = run_page(tmp_path, facts)
+    page = run_page(facts)
     assert page.tables["Confusion"] == [[["c7", "c3", "5"], ["c0", "c9", "1"]]]
-    assert not page.sections["Confusion"].all("img")  # no room for 40 classes
+    assert not run_pictures(run_findings(facts))["confusion"]  # no room for 40 classes
 
 
 def another_task() -> RunFacts:
@@ -374,16 +378,16 @@ def another_task() -> RunFacts:
     return run_facts(task="span", scores=scores, counts=counts, assessment=None, baselines=[])
 
 
-def test_another_task_has_its_own_scores_and_no_classes(tmp_path):
-    page = run_page(tmp_path, another_task())
+def test_another_task_has_its_own_scores_and_no_classes():
+    page = run_page(another_task())
     without = {"Confusion", "Baselines on the same split", "Calibration", "Thresholds"}
     without |= {"Mistakes", "Least certain"}
     assert list(page.sections) == [title for title in SECTIONS if title not in without]
     assert page.sections["Scores"].texts["pre"] == [format_scores(another_task().scores)]
 
 
-def test_without_a_history_there_are_no_curves(tmp_path):
-    page = run_page(tmp_path, run_facts(history=[]))
+def test_without_a_history_there_are_no_curves():
+    page = run_page(run_facts(history=[]))
     assert "Curves" not in page.sections and "Calibration" in page.sections
     assert "epochs" not in dict(page.tables["What was trained"][0])
 
@@ -398,14 +402,15 @@ def test_hostile_labels_and_texts_of_a_run_stay_text(tmp_path):
         counts=counts,
         scores=scored(test),
         assessment=found,
-        answered=test,
+        predictions=test,
         data=DataConfig(source="<b>.csv"),
         ledger="<b>",
         split="<i>",
         run="<u>'",
         versions={"<s>": "<s>"},
     )
-    read = run_page(tmp_path, facts).read
+    write_run_report(facts, tmp_path)
+    read = Reader((tmp_path / "report.html").read_text("utf-8"))
     assert {tag for tag, _ in read.tags} <= PAGE_TAGS | {"img"}
     assert len(read.all("img")) == 5 and "<script>0</script>" in read.texts["td"]
     assert evil[0] in read.texts["th"] and "GPT-2 mini on <b>.csv" in read.texts["h1"]
