@@ -1,6 +1,7 @@
 """Inspect labelled messages before training: read every row and report everything found."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,7 +211,11 @@ def check_data(
         contradictions=_groups(
             messages, lambda text: text, lambda group: group[0].text in contradictory
         ),
-        near_contradictions=_groups(messages, masked, _has_two_texts_and_labels),
+        near_contradictions=_groups(
+            messages,
+            masked,
+            lambda group: _has_two_texts(group) and len({m.label for m in group}) > 1,
+        ),
         characters=length_range([len(text) for text in texts]),
         tokens=length_range(lengths),
         model=str(model),
@@ -268,34 +273,33 @@ def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
     texts = [message.text for message in messages]
     order = np.random.RandomState(seed).permutation(len(texts))
     first, second = (int(fraction * len(texts)) for fraction in FRACTIONS)
-    plain = [texts[n] for n in order[:first]], [texts[n] for n in order[first + second :]]
-    ours = [m.text for m in split.train], [m.text for m in split.test]
+    plain_train = [texts[n] for n in order[:first]]
+    plain_test = [texts[n] for n in order[first + second :]]
+    plain_seen, plain_near = _seen_and_near(plain_train, plain_test)
+    our_seen, our_near = _seen_and_near(*_texts(split))
     kept = None
-    try:
-        together = split_messages(
-            messages, seed=seed, keep_together="near-duplicates", on_error="skip"
-        )
-        kept = [m.text for m in together.train], [m.text for m in together.test]
-    except DataError:
-        pass  # too few groups of near duplicates
-
-    def seen(train: list[str], test: list[str]) -> int:
-        known = set(train)
-        return sum(text in known for text in test)
-
-    def near(train: list[str], test: list[str]) -> int:
-        return int(has_near_duplicate(test, train).sum())
-
+    with suppress(DataError):  # too few groups of near duplicates
+        kept = split_messages(messages, seed=seed, keep_together="near-duplicates", on_error="skip")
     return Leak(
-        plain_test=len(plain[1]),
-        plain_seen=seen(*plain),
-        plain_near=near(*plain),
-        our_test=len(ours[1]),
-        our_seen=seen(*ours),
-        our_near=near(*ours),
-        together_test=len(kept[1]) if kept else None,
-        together_near=near(*kept) if kept else None,
+        plain_test=len(plain_test),
+        plain_seen=plain_seen,
+        plain_near=plain_near,
+        our_test=len(split.test),
+        our_seen=our_seen,
+        our_near=our_near,
+        together_test=len(kept.test) if kept else None,
+        together_near=_seen_and_near(*_texts(kept))[1] if kept else None,
     )
+
+
+def _texts(split: Split) -> tuple[list[str], list[str]]:
+    return [m.text for m in split.train], [m.text for m in split.test]
+
+
+def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
+    """How many test texts are in training, and how many have a near duplicate or a copy there."""
+    seen = set(train)
+    return sum(text in seen for text in test), int(has_near_duplicate(test, train).sum())
 
 
 def remarks(
@@ -400,10 +404,6 @@ def _has_two_texts(group: list[Message]) -> bool:
     return any(message.text != group[0].text for message in group)
 
 
-def _has_two_texts_and_labels(group: list[Message]) -> bool:
-    return _has_two_texts(group) and len({message.label for message in group}) > 1
-
-
 # --- The report as text ---
 
 
@@ -424,7 +424,13 @@ def format_report(report: Report) -> str:
         ]
     if report.remarks:
         lines += ["remarks", *(f"  {on_one_line(remark)}" for remark in report.remarks)]
-    return "\n".join([*lines, _verdict(report)])
+    if not report.obstacles:
+        return "\n".join([*lines, "ready to train"])
+    obstacles = "; ".join(map(on_one_line, report.obstacles))
+    rest = "--on-error skip is not enough"
+    if not report.obstacles_with_skip:
+        rest = "or leave them out with --on-error skip"
+    return "\n".join([*lines, f"to fix: {obstacles}; {rest}"])
 
 
 def _format_labels(report: Report) -> list[str]:
@@ -523,12 +529,3 @@ def _table(title: str, headers: list[str], rows: Sequence[tuple[str, ...]]) -> l
 def _where(found: Found) -> str:
     more = ", ..." if found.rows > len(found.lines) else ""
     return f": line {', '.join(map(str, found.lines))}{more}" if found.lines else ""
-
-
-def _verdict(report: Report) -> str:
-    if not report.obstacles:
-        return "ready to train"
-    told = "to fix: " + "; ".join(on_one_line(obstacle) for obstacle in report.obstacles)
-    if report.obstacles_with_skip:
-        return told + "; --on-error skip is not enough"
-    return told + "; or leave them out with --on-error skip"

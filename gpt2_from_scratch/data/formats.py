@@ -277,7 +277,11 @@ def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
         if fault:
             yield fault
         elif words:
-            yield _sentence([(columns[0], columns[-1]) for columns in words], start)
+            spans, end = [], -1
+            for word, *_, tag in words:
+                spans.append(Span(end + 1, end + 1 + len(word), tag))
+                end = spans[-1].end
+            yield Message(" ".join(columns[0] for columns in words), tuple(spans), start)
         words, fault = [], None
 
 
@@ -301,14 +305,6 @@ def _fault_of_word(number: int, columns: tuple[str, ...]) -> Fault | None:
             what = f"the {name} {value!r:.80} is empty or contains white space"
             return Fault(number, what, f"{name}s that are empty or contain white space")
     return None
-
-
-def _sentence(words: Sequence[tuple[str, str]], line: int) -> Message:
-    spans, end = [], -1
-    for word, tag in words:
-        start, end = end + 1, end + 1 + len(word)
-        spans.append(Span(start, end, tag))
-    return Message(" ".join(word for word, _ in words), tuple(spans), line)
 
 
 # --- SQuAD: questions whose answer is part of a context ---
