@@ -243,8 +243,8 @@ def _side_by_side(
     parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
     try:
-        for outcome in found:  # `yield from` would close it before the warning is off
-            yield outcome  # noqa: UP028
+        for outcome in found:  # noqa: UP028 (that would close it before the warning is off)
+            yield outcome
     finally:
         with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost
             found.close()  # which ends the processes
