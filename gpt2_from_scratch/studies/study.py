@@ -126,7 +126,8 @@ def run_study(
                     answers.keep(row, split, result)
                     log.info(f"{pair}: {_outcome(result)}")
                 bar.update()
-        results = _results(study, answers, wanted)
+        results = finished_results(study, out, wanted)
+        results += ensembles(results, study.reference)
         board = make_scoreboard(
             results, study.reference, positive=study.positive, ranked=study.ranked
         )
@@ -145,17 +146,22 @@ def _outcome(result: Result | None) -> str:
     return f"{learned}{100 * result.accuracy:.2f}% ({correct} of {n}; {result.seconds:.1f} s)"
 
 
-def _results(study: Study, answers: "_Answers", wanted: Sequence[Row]) -> list[Result]:
-    """All finished results of rows that were wanted now, or have all splits; then ensembles."""
+def finished_results(
+    study: Study, folder: str | Path, wanted: Sequence[Row] | None = None
+) -> list[Result]:
+    """What a folder has of a study's rows, split by split.
+
+    All of `wanted` (None: all rows), and of the others those that have every split.
+    """
+    answers = _Answers(Path(folder))
     results = []
     for row in study.rows:
         some = [answers.result(row, split) for split in study.splits]
         found = [result for result in some if result]
-        if row in wanted or len(found) == len(study.splits):
+        if wanted is None or row in wanted or len(found) == len(study.splits):
             results += found
     order = [split.name for split in study.splits]
-    results.sort(key=lambda result: order.index(result.split))
-    return [*results, *ensembles(results, study.reference)]
+    return sorted(results, key=lambda result: order.index(result.split))
 
 
 class _Answers:
