@@ -99,11 +99,14 @@ def run_study(
         threads: Threads per process; None for this process's own number.
 
     Raises:
-        UsageError: If `out` was begun with other settings, or is used by another process.
+        UsageError: If `out` was begun with other settings or is used by another process, or if two
+            rows have the same name.
         Interrupted: After Ctrl-C or SIGTERM.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
+    if len({slug(row.name) for row in study.rows}) < len(study.rows):
+        raise UsageError(f"two rows have the same name: {[row.name for row in study.rows]}")
     wanted = [row for row in study.rows if only is None or row.name in {*only, study.reference}]
     out = Path(out)
     with _working_in(out, study.settings):
