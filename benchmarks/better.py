@@ -10,26 +10,30 @@ n-grams. Resumable, like `gpt2-classifier compare`.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from bench import measure_machine, note, sms_path
+from bench import measure_machine, sms_path
 
 from gpt2_from_scratch import Classifier, HeadConfig, Message, Split, TrainConfig, finetune
 from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.split import split_messages
-from gpt2_from_scratch.evaluation.baselines import Baseline, baseline_fits
 from gpt2_from_scratch.gpt2.weights import copy_tokenizer, save_gpt2
 from gpt2_from_scratch.speed.devices import set_threads
 from gpt2_from_scratch.storage.paths import model_folder
-from gpt2_from_scratch.studies.contenders import Finetuning, fit_finetuned
-from gpt2_from_scratch.studies.contest import contest, play, working_in
+from gpt2_from_scratch.studies.rows import (
+    Finetuned,
+    Result,
+    Row,
+    Setup,
+    StudySplit,
+    TextBaseline,
+)
 from gpt2_from_scratch.studies.scoreboard import format_scoreboard, make_scoreboard, mean_result
+from gpt2_from_scratch.studies.study import Study, finished_results, run_study
 
 LABELS = ("ham", "spam")
 CHARACTERS = "TF-IDF of characters, 2 to 5"
@@ -43,30 +47,36 @@ def adapted(model: str, messages: Sequence[Message], split: Split, seed: int, fo
     classifier = Classifier.on_base(model, heads=[HeadConfig("next", "language")], seed=seed)
     parts = ([Message(text, {}) for text in some] for some in (texts, [m.text for m in split.val]))
     with TemporaryDirectory() as run:
-        finetune(
-            classifier,
-            Split(*parts, []),
-            replace(CLOSER, seed=seed),
-            Path(run),
-        )
+        finetune(classifier, Split(*parts, []), replace(CLOSER, seed=seed), Path(run))
     save_gpt2(classifier.model, folder)
     copy_tokenizer(model_folder(model), folder)
     return folder
 
 
-def mean_of(fits: Iterable[Baseline]) -> Baseline:
-    """The mean of what several say."""
-    every = list(fits)
-    return Baseline("", lambda texts: np.mean([b.probabilities(texts) for b in every], axis=0))
+@dataclass(frozen=True)
+class MeanOfFive(Row):
+    """The mean of five finetunings that differ in first weights and the order of messages."""
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result:
+        """Finetune five times."""
+        one = Finetuned("")
+        results = [one.answer(setup, replace(split, seed=100 + n)) for n in range(5)]
+        return mean_result(self, results)
 
 
-def named(name: str, baseline: Baseline) -> Baseline:
-    """The same under another name."""
-    return replace(baseline, name=name)
+@dataclass(frozen=True)
+class OnCloserText(Finetuned):
+    """A finetuning that begins with GPT-2 after a pass over closer text."""
 
+    folder: Path = Path()
+    messages: Sequence[Message] = ()
 
-def quietly(line: str) -> None:
-    """Say nothing."""
+    def answer(self, setup: Setup, split: StudySplit) -> Result:
+        """Pretrain on closer text unless that was done, then finetune."""
+        closer = self.folder / f"closer-{split.seed}"
+        if not (closer / "model.safetensors").exists():
+            adapted(str(setup.model), self.messages, split.parts, split.seed, closer)
+        return super().answer(replace(setup, model=closer), split)
 
 
 def main() -> None:
@@ -78,41 +88,30 @@ def main() -> None:
     args = parser.parse_args()
     set_threads()
     messages = load_messages(args.data or sms_path())
-    contests = []
-    for seed in args.seeds:
-        split = split_messages(messages, balance=True, seed=seed)
-        fit = partial(fit_finetuned, split=split, labels=LABELS, say=quietly)
-        one = Finetuning(args.model, TrainConfig(seed=seed))
-        three = replace(one, config=replace(one.config, n_last_blocks=3))
-        closer = args.out / f"closer-{seed}"
-        others = [replace(one, config=replace(one.config, seed=100 + n)) for n in range(5)]
-
-        def on_closer(name, finetuning, split=split, seed=seed, closer=closer, fit=fit):  # type: ignore[no-untyped-def]
-            if not (closer / "model.safetensors").exists():
-                adapted(args.model, messages, split, seed, closer)
-            return named(name, fit(replace(finetuning, model=closer)))
-
-        fits = {
-            CHARACTERS: partial(baseline_fits()[CHARACTERS], split, LABELS, quietly),
-            "last block": partial(lambda f, o: named("last block", f(o)), fit, one),
-            "last three blocks": partial(lambda f, o: named("last three blocks", f(o)), fit, three),
-            "mean of five last blocks": partial(
-                lambda f, os: named("mean of five last blocks", mean_of(map(f, os))), fit, others
-            ),
-            "closer text, last block": partial(on_closer, "closer text, last block", one),
-            "closer text, last three blocks": partial(
-                on_closer, "closer text, last three blocks", three
-            ),
-        }
-        contests.append(contest(f"seed {seed}", split, fits))
-    with working_in(args.out, {"model": args.model}, note):
-        results = play(contests, LABELS, args.out, say=note)
-    for seed in args.seeds:
-        of = {r.kind: r for r in results if r.split == f"seed {seed}"}
+    splits = [
+        StudySplit(f"seed {seed}", seed, split_messages(messages, balance=True, seed=seed))
+        for seed in args.seeds
+    ]
+    three = {"n_last_blocks": 3}
+    closer = {"folder": args.out.with_name(f"{args.out.name}-closer"), "messages": messages}
+    rows = [
+        TextBaseline(CHARACTERS),
+        Finetuned("last block"),
+        Finetuned("last three blocks", training=three),
+        MeanOfFive("mean of five last blocks"),
+        OnCloserText("closer text, last block", **closer),
+        OnCloserText("closer text, last three blocks", training=three, **closer),
+    ]
+    settings = {"model": args.model, "source": "sms"}
+    study = Study(Setup(args.model, labels=LABELS), rows, splits, CHARACTERS, settings, "spam")
+    run_study(study, args.out)
+    results = finished_results(study, args.out)
+    for split in splits:
+        of = {r.row.name: r for r in results if r.split == split.name}
         for name in ("mean of five last blocks", "closer text, last three blocks"):
-            results.append(mean_result(f"{name}, and characters", [of[name], of[CHARACTERS]]))
-    n_train = len(split.train)
-    board = make_scoreboard(results, CHARACTERS, n_train, watched="spam")
+            row = Row(f"{name}, and characters")
+            results.append(mean_result(row, [of[name], of[CHARACTERS]]))
+    board = make_scoreboard(results, CHARACTERS, positive="spam")
     print(f"{measure_machine().describe()}; torch {torch.__version__}\n")
     print(format_scoreboard(board))
 

@@ -1,8 +1,10 @@
-"""What a finished table of experiments took, against the same rows by plain training.
+"""What a finished table of experiments took, and how its order agrees with the book's.
 
-Plain training is what the book's script does for a row: every batch padded to the longest text,
-through the whole model in every step and at every look at validation and test. A few of its steps
-are measured here for every row, on all processors, and multiplied by the steps that the row took.
+Its time is compared with plain training, which is what the book's script does for a row: every
+batch padded to the longest text, through the whole model in every step and at every look at
+validation and test. A few of its steps are measured here for every row, on all processors, and
+multiplied by the steps that the row took. The order is compared by Kendall's tau, and by pairs of
+rows that are significantly reversed here.
 
     gpt2-classifier experiments --data sms --balance --epochs 5 --out runs/table
     python benchmarks/experiments.py runs/table
@@ -13,39 +15,81 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bench import measure_machine, note
+from gpt2_from_scratch.studies.until_merge import DataConfig
 from torch import Tensor
 
 from gpt2_from_scratch import Classifier, Split, TrainConfig
 from gpt2_from_scratch.classifier.freezing import parameter_groups
 from gpt2_from_scratch.classifier.heads import pool
 from gpt2_from_scratch.classifier.settings import HeadSettings
-from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.evaluation.significance import compare_accuracies, format_p, holm
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.speed.devices import set_threads
+from gpt2_from_scratch.speed.devices import DTYPES, set_threads
 from gpt2_from_scratch.storage.files import read_json
-from gpt2_from_scratch.storage.paths import model_folder
-from gpt2_from_scratch.studies.ablations import Row, ablations
-from gpt2_from_scratch.studies.experiments import Plan, Result, read_results, split_for
+from gpt2_from_scratch.studies.rows import Finetuned, Result, Setup
+from gpt2_from_scratch.studies.study import Study, experiments, finished_results
 
 STEPS = 4  # that are measured, after one that is not
+APART = 2.0  # points: of two rows of 300 messages and one seed that are nearer none is better
 
 
-def read_plan(folder: Path) -> Plan:
-    """What the experiments of a folder have in common."""
-    saved = read_json(folder / "experiments.json")
-    del saved["messages_sha256"]
-    saved["config"] = TrainConfig(**saved["config"])
-    saved["settings"] = HeadSettings(**saved["settings"])
-    saved["reading"] = tuple(tuple(pair) for pair in saved["reading"])
-    return Plan(seeds=(1,), **saved)
+def read_study(folder: Path) -> Study:
+    """The study of a folder, with every seed that it has."""
+    saved = read_json(folder / "settings.json")
+    seeds = [int(split.split()[1]) for split in read_json(folder / "finished.json")]
+
+    def of(kind: Any) -> Any:
+        names = {field.name for field in fields(kind)}
+        return kind(**{name: value for name, value in saved.items() if name in names})
+
+    dtype = DTYPES[saved["dtype"]]
+    return experiments(
+        saved["model"], of(DataConfig), of(TrainConfig), of(HeadSettings), seeds=seeds, dtype=dtype
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the order of rows agrees with the book's."""
+
+    rows: int  # that both have
+    tau: float  # Kendall's tau-b: 1 the same order, 0 none, -1 reversed
+    p: float  # probability of a tau at least as far from 0 if the orders were unrelated
+    # (better in the book by two points or more, significantly better here: p < 0.05 by Holm)
+    contrary: list[tuple[str, str]]
+
+
+def agreement(results: list[Result]) -> Agreement | None:
+    """Compare the order of the rows that the book has too; None if there is no order."""
+    from scipy.stats import kendalltau
+
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        if result.row.book:
+            found.setdefault(result.row.name, []).append(result)
+    most = max(map(len, found.values()), default=0)
+    found = {name: some for name, some in found.items() if len(some) == most}
+    mean = {name: statistics.fmean(r.accuracy for r in some) for name, some in found.items()}
+    books = {name: some[0].row.book.accuracy for name, some in found.items()}  # type: ignore[union-attr]
+    if len(found) < 3 or len({*mean.values()}) == 1 or len({*books.values()}) == 1:
+        return None
+    tau = kendalltau([*mean.values()], [*books.values()])
+    pairs = [(a, b) for a in found for b in found if books[a] - books[b] >= APART]
+    correct = {name: [r.predictions.right for r in some] for name, some in found.items()}
+    n_train = next(iter(found.values()))[0].n_train
+    adjusted = holm([compare_accuracies(correct[b], correct[a], n_train).p for a, b in pairs])
+    contrary = [
+        (a, b) for (a, b), p in zip(pairs, adjusted, strict=True) if mean[a] < mean[b] and p < 0.05
+    ]
+    return Agreement(len(found), float(tau.statistic), float(tau.pvalue), contrary)
 
 
 def plain_logits(classifier: Classifier, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -67,10 +111,10 @@ def seconds(step: Callable[[list[int]], Any], batches: list[list[int]]) -> float
     return statistics.median(taken[1:])
 
 
-def plain_seconds(plan: Plan, row: Row, split: Split, result: Result) -> float:
+def plain_seconds(setup: Setup, row: Finetuned, split: Split, result: Result) -> float:
     """About what a row takes in the plain way, with as many epochs as it took in ours."""
-    config, settings = row.changed(replace(plan.config, seed=1), plan.settings)
-    classifier = new_classifier(plan.model, split, config, settings, plan.max_tokens)
+    config, head = row.changed(replace(setup.training, seed=1), setup.head)
+    classifier = new_classifier(setup.model, split, config, head, head.max_tokens or None)
     encoded, _ = classifier.encode([message.text for message in split.train])
     labels = torch.tensor([classifier.description.labels.index(m.label) for m in split.train])
     B = 1 if config.micro_batch == 1 else config.batch_size
@@ -93,8 +137,9 @@ def plain_seconds(plan: Plan, row: Row, split: Split, result: Result) -> float:
     one_step = seconds(train, some)
     with torch.no_grad():
         one_look = seconds(forward, some)
-    looks = result.epochs * math.ceil(len(split.val) / B) + math.ceil(len(split.test) / B)
-    return result.epochs * math.ceil(result.n_train / B) * one_step + looks * one_look
+    epochs = result.epochs or 0
+    looks = epochs * math.ceil(len(split.val) / B) + math.ceil(len(split.test) / B)
+    return epochs * math.ceil(result.n_train / B) * one_step + looks * one_look
 
 
 def main() -> None:
@@ -102,25 +147,30 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of finished experiments")
     args = parser.parse_args()
     set_threads()
-    plan, results = read_plan(args.folder), read_results(args.folder)
-    rows = ablations(read_config(model_folder(plan.model)), plan.config)
-    splits = {
-        every: split_for(plan, replace(rows[0], all_messages=every), 1) for every in (False, True)
-    }
+    study = read_study(args.folder)
+    results = finished_results(study, args.folder)
+    parts = study.splits[0].parts
     print(f"{measure_machine().describe()}\n")
     print("| row | seeds | ours, s of one processor | plain training, s | times |")
     print("|---|---|---|---|---|")
     sums = [0.0, 0.0]
-    for row in rows:
-        done = [result for (name, _), result in results.items() if name == row.name]
-        if not done:
+    for row in study.rows:
+        done = [result for result in results if result.row.name == row.name]
+        if not done or not isinstance(row, Finetuned):
             continue
         note(row.name)
-        plain = len(done) * plain_seconds(plan, row, splits[row.all_messages], done[0])
-        ours = sum(result.busy for result in done)
+        train = list(study.splits[0].unbalanced) if row.all_messages else parts.train
+        split = replace(parts, train=train)
+        plain = len(done) * plain_seconds(study.setup, row, split, done[0])
+        ours = sum(result.cpu_seconds for result in done)
         sums = [sums[0] + ours, sums[1] + plain]
         print(f"| {row.name} | {len(done)} | {ours:.0f} | {plain:.0f} | {plain / ours:.1f} |")
     print(f"| all | | {sums[0]:.0f} | {sums[1]:.0f} | {sums[1] / sums[0]:.1f} |")
+    if found := agreement(results):
+        order = f"Kendall's tau {found.tau:.2f} ({format_p(found.p)})"
+        print(f"\nOrder of the {found.rows} rows that the book has too: {order}.")
+        for better, worse in found.contrary:
+            print(f"{worse} is significantly better than {better} here; the book has the reverse.")
 
 
 if __name__ == "__main__":

@@ -113,11 +113,14 @@ def run_study(
         threads: Threads per process; None for this process's own number.
 
     Raises:
-        UsageError: If `out` was begun with other settings, or is used by another process.
+        UsageError: If `out` was begun with other settings or is used by another process, or if two
+            rows have the same name.
         Interrupted: After Ctrl-C or SIGTERM.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
+    if len({slug(row.name) for row in study.rows}) < len(study.rows):
+        raise UsageError(f"two rows have the same name: {[row.name for row in study.rows]}")
     wanted = [row for row in study.rows if only is None or row.name in {*only, study.reference}]
     out = Path(out)
     with _working_in(out, study.settings):
@@ -140,7 +143,8 @@ def run_study(
                     answers.keep(row, split, result)
                     log.info(f"{pair}: {_outcome(result)}")
                 bar.update()
-        results = _results(study, answers, wanted)
+        results = finished_results(study, out, wanted)
+        results += ensembles(results, study.reference)
         board = make_scoreboard(
             results, study.reference, positive=study.positive, ranked=study.ranked
         )
@@ -157,17 +161,22 @@ def _outcome(result: Result | None) -> str:
     return f"{learned}{100 * result.accuracy:.2f}% ({correct} of {n}; {result.seconds:.1f} s)"
 
 
-def _results(study: Study, answers: "_Answers", wanted: Sequence[Row]) -> list[Result]:
-    """All finished results of rows that were wanted now, or have all splits; then ensembles."""
+def finished_results(
+    study: Study, folder: str | Path, wanted: Sequence[Row] | None = None
+) -> list[Result]:
+    """What a folder has of a study's rows, split by split.
+
+    All of `wanted` (None: all rows), and of the others those that have every split.
+    """
+    answers = _Answers(Path(folder))
     results = []
     for row in study.rows:
         some = [answers.result(row, split) for split in study.splits]
         found = [result for result in some if result]
-        if row in wanted or len(found) == len(study.splits):
+        if wanted is None or row in wanted or len(found) == len(study.splits):
             results += found
     order = [split.name for split in study.splits]
-    results.sort(key=lambda result: order.index(result.split))
-    return [*results, *ensembles(results, study.reference)]
+    return sorted(results, key=lambda result: order.index(result.split))
 
 
 class _Answers:
@@ -306,8 +315,7 @@ def _side_by_side(
     parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
     try:
-        # `yield from` would close it before the warning is off
-        for outcome in found:  # noqa: UP028
+        for outcome in found:  # noqa: UP028 (that would close it before the warning is off)
             yield outcome
     finally:
         with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost

@@ -1,13 +1,18 @@
 """The book's table as rows: all of it, each one change, and how rows are chosen."""
 
+import importlib
+from pathlib import Path
+
+import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kendalltau
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.evaluation.metrics import Answered
 from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.studies.book import NOT_RUN, book_rows, chosen
-from gpt2_from_scratch.studies.rows import Setup, refuse_unfit
+from gpt2_from_scratch.studies.rows import Result, Row, Setup, refuse_unfit
 from gpt2_from_scratch.studies.scoreboard import ABOUT_THE_BOOK
 
 EVERY = book_rows(GPT2Config(4096, 384, 256, 4, 6), TrainConfig(epochs=5))
@@ -46,3 +51,34 @@ def test_rows_are_chosen_by_name_or_kind():
 def test_the_books_interval_is_wilsons():
     found = binomtest(285, 300).proportion_ci(method="wilson")
     assert f"95.00% is {100 * found.low:.1f} to {100 * found.high:.1f}" in ABOUT_THE_BOOK
+
+
+def results_of(row: Row, correct: list[str]) -> list[Result]:
+    """Results of a row, one per split, from strings with a 1 per correct answer."""
+    p = [np.array([[1 - int(c), int(c)] for c in one], dtype=float) for one in correct]
+    true = np.ones(10, dtype=int)
+    return [
+        Result(row, f"seed {n}", Answered(("ham", "spam"), ["x"] * 10, true, one), 70)
+        for n, one in enumerate(p)
+    ]
+
+
+def test_the_order_of_rows_is_compared_with_the_books(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    agreement = importlib.import_module("experiments").agreement
+    default, first, two, everything = (
+        next(row for row in EVERY if row.name == name)
+        for name in ("default", "first token", "last two blocks", "everything")
+    )
+    results = results_of(default, ["1111111110", "1111111100", "1111111110"])
+    results += results_of(first, ["1110000000", "1100000000", "1000000000"])
+    assert agreement(results) is None  # two rows have no order to speak of
+    results += results_of(two, ["1111111110", "1111111111", "1111111110"])
+    found = agreement(results)
+    expected = kendalltau([26 / 30, 6 / 30, 28 / 30], [98.33, 75.00, 98.33])
+    assert (found.rows, found.contrary) == (3, [])
+    assert found.tau == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+    contrary = results_of(default, ["1" * 10] * 5) + results_of(first, ["1" * 10] * 5)
+    contrary += results_of(everything, ["0" * 9 + "1"] * 5)
+    assert agreement(contrary).contrary == [("everything", "first token")]

@@ -202,6 +202,8 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
         run_study(study, tmp_path / "out")
     with pytest.raises(UsageError, match="jobs = 0"):
         run_study(study, tmp_path / "out", jobs=0)
+    with pytest.raises(UsageError, match="'a b', 'A-b'"):  # their answers would be in one file
+        run_study(fixed_study(Fixed("a b"), Fixed("A-b")), tmp_path / "two")
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path, no_pictures: None):
