@@ -22,13 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench import measure_machine, note
-from gpt2_from_scratch.studies.until_merge import DataConfig
 from torch import Tensor
 
 from gpt2_from_scratch import Classifier, Split, TrainConfig
 from gpt2_from_scratch.classifier.freezing import parameter_groups
 from gpt2_from_scratch.classifier.heads import pool
 from gpt2_from_scratch.classifier.settings import HeadSettings
+from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.evaluation.significance import compare_accuracies, format_p, holm
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import pad_batch

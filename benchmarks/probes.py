@@ -34,7 +34,7 @@ from gpt2_from_scratch import (
 from gpt2_from_scratch.classifier.settings import POOLINGS
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.reports.plots import save_picture
-from gpt2_from_scratch.runs.recipes import evaluate_classifier
+from gpt2_from_scratch.runs.results import evaluate_classifier
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk

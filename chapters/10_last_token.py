@@ -19,7 +19,7 @@ from gpt2_from_scratch.classifier.heads import read_positions
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.course import picture, setting, show
 from gpt2_from_scratch.reports.drawings import draw_label_by_token
-from gpt2_from_scratch.runs.recipes import evaluate_classifier
+from gpt2_from_scratch.runs.results import evaluate_classifier
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 

@@ -11,7 +11,8 @@ import torch
 from gpt2_from_scratch import Classifier, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.heads import outputs_from
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.runs.recipes import evaluate_classifier, finetune
+from gpt2_from_scratch.classifier.train import finetune
+from gpt2_from_scratch.runs.results import evaluate_classifier
 
 split = split_messages(load_messages("demo"))
 

@@ -262,8 +262,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
     from gpt2_from_scratch.runs.folder import read_test_part
-    from gpt2_from_scratch.runs.recipes import evaluate_classifier
-    from gpt2_from_scratch.runs.results import assess_again
+    from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
     from gpt2_from_scratch.speed.feature_store import FeatureStore
 
     classifier = _load_classifier(args)

@@ -10,12 +10,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "recipes": [
-            "evaluate_classifier",
             "resume_training",
             "train_as_the_lecture",
             "train_classifier",
         ],
-        "folder": ["verify_run"],
+        "folder": ["RunConfig", "verify_run"],
+        "results": ["Run", "calibrate", "evaluate_classifier"],
         "lecture": ["Trace"],
     },
 )

@@ -9,10 +9,9 @@ import torch
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.tasks.task import Scores
-from gpt2_from_scratch.classifier.train import finetune, freeze, loss_and_scores, to_labelled
+from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.formats import label_names
-from gpt2_from_scratch.data.messages import DataConfig, Message, count_labels
+from gpt2_from_scratch.data.messages import DataConfig, count_labels
 from gpt2_from_scratch.data.split import Split, load_split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import read_config
@@ -21,14 +20,13 @@ from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.folder import (
     RunConfig,
     new_run_folder,
-    read_test_part,
     refuse_other_run,
     working_in,
     write_provenance,
     write_test_part,
 )
 from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
-from gpt2_from_scratch.runs.results import Run, score_run
+from gpt2_from_scratch.runs.results import Run, score_again, score_run
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
@@ -116,8 +114,7 @@ def resume_training(run: str | Path, *, device: torch.device | str = "auto") -> 
     if is_complete(folder):
         log.info(f"{folder} is complete")
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
-        scores = evaluate_classifier(classifier, read_test_part(folder, config.head.task))
-        return Run(folder, config, classifier, scores)
+        return score_again(folder, config, classifier)
     split = load_split(config.data, config.head.task, config.training.seed)
     classifier = new_classifier(config, split).to(where)
     with working_in(folder, resumable=True):
@@ -226,9 +223,3 @@ def train_as_the_lecture(
         write_json(run / "trace.json", asdict(trace))
         classifier.save(run / "best.safetensors")
         return score_run(run, config, classifier, split)
-
-
-def evaluate_classifier(classifier: Classifier, messages: list[Message]) -> Scores:
-    """Score a classifier's first head on labelled messages."""
-    labelled = to_labelled(classifier, messages)
-    return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]

@@ -38,7 +38,7 @@ from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, ho
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
-from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig
+from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig, read_test_part
 from gpt2_from_scratch.runs.lecture import SPLIT_RULE, read_lecture_split
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.storage.files import (
@@ -230,11 +230,26 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores: Any = assessment.evaluation
         write_json(folder / "evaluation.json", assessment_as_json(assessment))
     else:
-        scores = loss_and_scores(classifier, to_labelled(classifier, split.test))[1][head.name]
+        scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     remove_states(folder)
     write_manifest(folder)
     return Run(folder, config, classifier, scores, assessment, split)
+
+
+def score_again(folder: Path, config: RunConfig, classifier: Classifier) -> Run:
+    """Score the classifier of a complete run on the test set that the run kept."""
+    messages = read_test_part(folder, config.head.task)
+    if config.head.task == "classification":
+        assessment = assess_again(classifier, messages, folder)
+        return Run(folder, config, classifier, assessment.evaluation, assessment)
+    return Run(folder, config, classifier, evaluate_classifier(classifier, messages))
+
+
+def evaluate_classifier(classifier: Classifier, messages: Sequence[Message]) -> Any:
+    """Score a classifier's first head on labelled messages: an Evaluation, or its task's scores."""
+    labelled = to_labelled(classifier, messages)
+    return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
 
 
 def assess_again(

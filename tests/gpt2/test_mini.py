@@ -86,11 +86,11 @@ def words_of(text: str) -> list[str]:
 def test_the_main_job(tmp_path: Path) -> None:
     """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
     config = TrainConfig(epochs=3, seed=1)
-    run, classifier, scores = train_classifier("mini", "demo", tmp_path / "run", config)
-    assert scores.interval[0] > 0.5  # better than chance, with its whole interval
-    again = Classifier.load(run)
+    run = train_classifier("mini", "demo", config, run=tmp_path / "run", device="cpu")
+    assert run.scores.interval[0] > 0.5  # better than chance, with its whole interval
+    again = Classifier.load(run.folder)
     texts = ["Claim your prize now", "see you at six"]
-    assert again.predict(texts) == classifier.predict(texts)
+    assert again.predict(texts) == run.classifier.predict(texts)
     assert again.description.base == "mini"
     assert again.description.base_sha256 == base_sha256(load_gpt2("mini"), Tokenizer(MINI))
-    assert (run / "best.safetensors").stat().st_size < 4e6
+    assert (run.folder / "best.safetensors").stat().st_size < 4e6

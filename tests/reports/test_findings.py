@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpt2_from_scratch.classifier.tasks.scores import LanguageScores, RegressionScores, SpanScores
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 from scipy.stats import binomtest
 
+from gpt2_from_scratch.classifier.tasks.language import LanguageScores
+from gpt2_from_scratch.classifier.tasks.regression import RegressionScores
+from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import DataConfig
@@ -226,7 +228,7 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
     counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
     facts = run_facts(scores=scores, task="span", counts=counts, assessment=None, baselines=[])
     assert "300 texts" in how_good(facts)
-    assert format_scores(scores).splitlines()[0] in how_good(facts)
+    assert scores.as_table().splitlines()[0] in how_good(facts)
     assert "to find the answer to a question in a text" in trained_on(facts)
     assert len(warned(facts)) == 1
 

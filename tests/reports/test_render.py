@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpt2_from_scratch.classifier.tasks.scores import SpanScores
 from html_reader import Reader
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from run_facts_example import LABELS, answers, assessed, baseline, run_facts, scored
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.evaluation.assessment import PredictedText, assess
 from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions
@@ -383,7 +383,7 @@ def test_another_task_has_its_own_scores_and_no_classes():
     without = {"Confusion", "Baselines on the same split", "Calibration", "Thresholds"}
     without |= {"Mistakes", "Least certain"}
     assert list(page.sections) == [title for title in SECTIONS if title not in without]
-    assert page.sections["Scores"].texts["pre"] == [format_scores(another_task().scores)]
+    assert page.sections["Scores"].texts["pre"] == [another_task().scores.as_table()]
 
 
 def test_without_a_history_there_are_no_curves():

@@ -21,6 +21,7 @@ from gpt2_from_scratch.classifier.train import TrainingRun
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
+from gpt2_from_scratch.runs.results import Run
 from gpt2_from_scratch.storage.files import check_listed, sha256_of
 from gpt2_from_scratch.storage.states import newest_state, save_state
 
@@ -46,9 +47,8 @@ def every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "SAVE_EVERY", 0.0)
 
 
-def train(base: Path, table: Path, out: Path, config: TrainConfig = CONFIG, **more):
-    quiet = {"quiet": True, "say": lambda line: None} | more
-    return train_classifier(base, table, out, config, **quiet)
+def train(base: Path, table: Path, out: Path, config: TrainConfig = CONFIG) -> Run:
+    return train_classifier(base, table, config, run=out, device="cpu")
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -87,15 +87,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     """In the middle of an epoch (4), at its end (6), behind it (7), and at the very end."""
     broken_off(monkeypatch, tiny_checkpoint, table, tmp_path / "run", steps)
     assert [p.name for p in (tmp_path / "run").glob("state*")] == [f"state-{steps:08}.safetensors"]
-    run, classifier, evaluation = resume_training(
-        tmp_path / "run",
+    run = resume_training(tmp_path / "run", device="cpu")
+    assert digests(run.folder) == digests(unbroken)
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted(
+        p.name for p in unbroken.iterdir()
     )
-    assert digests(run) == digests(unbroken)
-    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in unbroken.iterdir())
-    again = resume_training(
-        run,
-    )  # of what is complete, the scores
-    assert again[2] == evaluation
+    assert resume_training(run.folder).scores == run.scores  # a complete run is only scored again
 
 
 def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
@@ -111,12 +108,8 @@ def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, mon
     assert error.value.exit_code == 143
     for _ in range(23):
         with pytest.raises(Interrupted):
-            resume_training(
-                run,
-            )
-    resume_training(
-        run,
-    )
+            resume_training(run)
+    resume_training(run)
     assert digests(run) == digests(unbroken)
 
 
@@ -144,9 +137,7 @@ def test_features_computed_in_two_goes_are_the_same_bits(
         patch.setattr(trunk.Trunk, "__call__", interrupted)
         with pytest.raises(Interrupted, match="--resume"):
             train(tiny_checkpoint, table, tmp_path / "run")
-    resume_training(
-        tmp_path / "run",
-    )
+    resume_training(tmp_path / "run")
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 
 
@@ -171,9 +162,7 @@ def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
     raw[-1] ^= 1
     newer.write_bytes(raw)
     said = listen()
-    resume_training(
-        run,
-    )
+    resume_training(run)
     assert any(f"{newer} is damaged" in line and "the state before" in line for line in said)
     assert f"resuming from {older}" in said
     assert newer.with_name(f"{newer.name}.bad").exists()
@@ -188,9 +177,7 @@ def test_with_no_whole_state_the_run_begins_anew(
     for state in run.glob("state-*.safetensors"):
         state.write_bytes(state.read_bytes()[:-1])
     said = listen()
-    resume_training(
-        run,
-    )
+    resume_training(run)
     assert any("beginning at the first step" in line for line in said)
     assert digests(run) == digests(unbroken)
 
@@ -211,9 +198,7 @@ def test_another_processor_or_thread_count_is_told(
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 2)
     monkeypatch.setattr(training_run, "environment", lambda device: {"torch": "9.9"})
-    resume_training(
-        run,
-    )
+    resume_training(run)
     assert "not equal to the bit" in capsys.readouterr().out
 
 
@@ -233,21 +218,17 @@ def test_changed_settings_are_refused_with_the_difference(
     assert "together: 'copies' -> 'near-duplicates'" in err
     with pytest.raises(UsageError, match="epochs: 4 -> 5"):  # by hand, where no command looks
         edited = json.loads((run / "config.json").read_text())
-        edited["settings"]["epochs"] = 5
+        edited["training"]["epochs"] = 5
         (run / "config.json").write_text(json.dumps(edited))
-        resume_training(
-            run,
-        )
+        resume_training(run)
     with pytest.raises(UsageError, match="messages_sha256: "):
-        edited["settings"]["epochs"] = 4
+        edited["training"]["epochs"] = 4
         (run / "config.json").write_text(json.dumps(edited))
         changed = table.read_text().replace("a pill 0,", "a pill 1000,")
         original = table.read_text()
         try:
             table.write_text(changed)
-            resume_training(
-                run,
-            )
+            resume_training(run)
         finally:
             table.write_text(original)
     assert before and all(path.read_bytes() == raw for path, raw in before.items())
@@ -270,16 +251,12 @@ def test_one_process_at_a_time(tiny_checkpoint, table, tmp_path, monkeypatch):
 
     def second(self: TrainingRun, batch: list[int]) -> None:
         with pytest.raises(UsageError, match="another process"):
-            resume_training(
-                run,
-            )
+            resume_training(run)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingRun, "step", second)
     with pytest.raises(Interrupted):
-        resume_training(
-            run,
-        )
+        resume_training(run)
 
 
 # --- numbers that are none, memory that is not there ---
@@ -317,11 +294,7 @@ def test_out_of_memory_halves_what_goes_through_at_once(
 
     monkeypatch.setattr(Classifier, "batch_outputs", scarce)
     said = listen()
-    _, found, _ = train(
-        tiny_checkpoint,
-        table,
-        tmp_path / "run",
-    )
+    found = train(tiny_checkpoint, table, tmp_path / "run").classifier
     micro = {4: 3, 3: 3, 2: 2, 1: 1}[room]
     assert f"not enough memory: {micro} messages go through at once now" in said
     expected = Classifier.load(unbroken / "best.safetensors", tiny_checkpoint)
@@ -448,12 +421,8 @@ def test_a_signal_while_the_epoch_is_judged(
                 if step == 6:
                     train(tiny_checkpoint, table, run)
                 else:
-                    resume_training(
-                        run,
-                    )
-    resume_training(
-        run,
-    )
+                    resume_training(run)
+    resume_training(run)
     assert digests(run) == digests(unbroken)
 
 
@@ -490,9 +459,7 @@ def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
     assert "could not be written" in found.stderr and found.stdout == ""
     assert not list(run.glob(".*.tmp"))
     if (run / "config.json").exists():  # then it goes on when there is room again
-        resume_training(
-            run,
-        )
+        resume_training(run)
         assert digests(run) == digests(unbroken)
 
 
@@ -507,9 +474,7 @@ def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_p
         (run / "test.csv").unlink()
         if forged:
             (run / "test.csv").write_text(forged)
-        resume_training(
-            run,
-        )
+        resume_training(run)
         assert digests(run) == digests(unbroken)
 
 
@@ -525,65 +490,75 @@ def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monk
     assert sorted(path.name for path in odd.iterdir()) == before
     odd.rename(run)
     assert cli.main(["train", "--out", str(odd)]) == 2 and not odd.exists()
-    resume_training(
-        run,
-    )
+    resume_training(run)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"data": 5},
-        {"data": None},
-        {"model": []},
-        {"seed": 1.5},
-        {"max_tokens": "5"},
-        {"zzz": 1},
-        {"resume": True},
-        {"say": 1},
-        {"final_norm": None},
-        {"text_column": None},
-        {"keep_empty": "no"},
-        {"cache": 1},
-        {"dtype": "float64"},
-        {"encoding": 5},
-        {"n_last_blocks": True},
-    ],
-)
-def test_settings_of_other_types_are_told(
-    tiny_checkpoint, table, tmp_path, unbroken, damage, capsys
+def test_settings_of_another_type_are_refused(tiny_checkpoint, table, tmp_path, unbroken, capsys):
+    """Each in a `config.json` that is right but for it; the message names the setting."""
+    saved = json.loads((unbroken / "config.json").read_text())
+    damages = [
+        ("", {"model": []}),
+        ("", {"zzz": 1}),
+        ("", {"cache": 1}),
+        ("", {"dtype": "float64"}),
+        ("", {"threads": "2"}),
+        ("data", {"source": 5}),
+        ("data", {"keep_empty": "no"}),
+        ("data", {"text_column": None}),
+        ("data", {"encoding": "rot13"}),
+        ("training", {"seed": 1.5}),
+        ("training", {"n_last_blocks": True}),
+        ("training", {"final_norm": None}),
+        ("training", {"say": 1}),
+        ("head", {"max_tokens": "5"}),
+    ]
+    for part, damage in damages:
+        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        run.mkdir()
+        changed = saved | (damage if not part else {part: saved[part] | damage})
+        (run / "config.json").write_text(json.dumps(changed))
+        code = cli.main(["train", "--resume", str(run)])
+        err = capsys.readouterr().err
+        assert code == 4 and "config.json" in err and "Traceback" not in err, damage
+        assert next(iter(damage)) in err, err
+    for part in ("data", "training", "head"):
+        name = next(iter(saved[part]))
+        less = saved | {part: {k: v for k, v in saved[part].items() if k != name}}
+        (run / "config.json").write_text(json.dumps(less))
+        assert cli.main(["train", "--resume", str(run)]) == 4
+        assert name in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_predicts_but_does_not_resume(
+    tiny_checkpoint, unbroken, tmp_path, capsys
 ):
-    run = tmp_path / "run"
+    """Version 1 had one flat dictionary of settings."""
+    run = tmp_path / "old"
     run.mkdir()
-    saved = json.loads((unbroken / "config.json").read_text())
-    saved["settings"] |= damage
-    (run / "config.json").write_text(json.dumps(saved))
-    assert cli.main(["train", "--resume", str(run)]) == 4
-    err = capsys.readouterr().err
-    assert "config.json" in err and "Traceback" not in err
-
-
-def test_settings_that_are_left_out_are_told(unbroken, tmp_path, capsys):
-    saved = json.loads((unbroken / "config.json").read_text())
-    damaged = [{"settings": "abc"}, {"environment": {"threads": 1.5}}, {"environment": 3}]
-    damaged += [{"settings": {k: v for k, v in saved["settings"].items() if k != "model"}}]
-    for change in damaged:
-        (tmp_path / "config.json").write_text(json.dumps(saved | change))
-        assert cli.main(["train", "--resume", str(tmp_path)]) == 4, change
+    for name in ("best.safetensors", "test.csv"):
+        (run / name).write_bytes((unbroken / name).read_bytes())
+    settings = {"model": str(tiny_checkpoint), "data": "kinds.csv", "epochs": 4, "lr": 0.01}
+    (run / "config.json").write_text(json.dumps({"recipe": "default", "settings": settings}))
+    model = ["--model", str(tiny_checkpoint)]
+    assert cli.main(["predict", str(run), "the goal", *model]) == 0
+    assert cli.main(["evaluate", str(run), "--json", *model]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(run)]) == 2
+    assert "another version" in capsys.readouterr().err
 
 
 def test_options_that_say_the_same_are_accepted(
-    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, capsys
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
-    same = ["--encoding", "UTF8", "--max-tokens", "32", "--recipe", "default", "--lr", "1e-2"]
+    same = ["--encoding", "UTF8", "--recipe", "default", "--lr", "1e-2"]
     same += ["--model", tiny_checkpoint, "--data", table, "--threads", torch.get_num_threads()]
     assert cli.main(["train", "--resume", str(run), "--device", "cpu", *map(str, same)]) == 0
     assert digests(run) == digests(unbroken)
-    edited = json.loads((run / "config.json").read_text()) | {"note": "mine"}
+    edited = json.loads((run / "config.json").read_text()) | {"cache": False}
     (run / "config.json").write_text(json.dumps(edited))
-    assert cli.main(["train", "--resume", str(run)]) == 4, "its manifest has config.json otherwise"
+    assert cli.main(["train", "--resume", str(run)]) == 4, "its manifest has another config.json"
 
 
 @POSIX

@@ -111,9 +111,10 @@ def test_ours_is_what_train_makes(
 ):
     write_messages(tmp_path / "m.csv", messages)
     config = replace(CONFIG, seed=3)
-    _, classifier, scores = train_classifier(
-        setup.model, tmp_path / "m.csv", tmp_path / "run", config, cache=False
+    run = train_classifier(
+        setup.model, tmp_path / "m.csv", config, run=tmp_path / "run", device="cpu", cache=False
     )
+    classifier, scores = run.classifier, run.scores
     twins = np.arange(len(split.parts.test)) % 2 == 0
     found = finetuned(setup).answer(setup, replace(split, near_duplicates=twins))
     answers = found.predictions

@@ -356,7 +356,7 @@ def runs(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("runs")
     for name, seed, blocks in (("one", 1, 1), ("two", 1, 2), ("other", 2, 1)):
         config = replace(CONFIG, seed=seed, n_last_blocks=blocks)
-        train_classifier(tiny_checkpoint, table, folder / name, config, cache=False)
+        train_classifier(tiny_checkpoint, table, config, run=folder / name, cache=False)
     return folder
 
 

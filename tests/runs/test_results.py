@@ -1,6 +1,7 @@
 """A classifier's answers to labelled texts, its temperature, and what a finished run leaves of both."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,18 @@ from gpt2_from_scratch.data.near_duplicates import masked
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.evaluation.metrics import read_predictions
 from gpt2_from_scratch.runs.folder import read_test_part
+from gpt2_from_scratch.runs.recipes import resume_training
 from gpt2_from_scratch.runs.results import (
-    answered_with,
-    answers_at,
     assess_again,
     calibrate,
     class_logits_of,
+    labelled_predictions,
+    predictions_at,
 )
+from gpt2_from_scratch.storage.files import check_listed
 
 TEXTS = ["see you", "win now", "call me", "free prize now", "home soon", "cash for you"]
 MESSAGES = [Message(text, "ab"[n % 2]) for n, text in enumerate(TEXTS)]
-
-
-def quietly(line: str) -> None:
-    pass
 
 
 @pytest.fixture
@@ -41,12 +40,7 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the demo messages."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train_classifier(
-        "mini",
-        "demo",
-        folder,
-        TrainConfig(epochs=3),
-    )
+    train_classifier("mini", "demo", TrainConfig(epochs=3), run=folder).write_report()
     return folder
 
 
@@ -57,18 +51,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -> None:
     head = HeadConfig(labels=("a", "b"), one_output=one_output, temperature=1.7)
     classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
-    answered = answered_with(
-        classifier,
-        MESSAGES,
-    )
+    answered = labelled_predictions(classifier, MESSAGES)
     told = [answer.probabilities for answer in classifier.predict(TEXTS) if answer]
     np.testing.assert_allclose(answered.probabilities, [[t["a"], t["b"]] for t in told], atol=1e-6)
     assert answered.true.tolist() == [0, 1, 0, 1, 0, 1] and answered.texts == TEXTS
-    logits, _ = class_logits_of(
-        classifier,
-        MESSAGES,
-    )
-    plain = answers_at(1.0, classifier, MESSAGES, logits, answered.true)
+    logits, _ = class_logits_of(classifier, MESSAGES)
+    plain = predictions_at(1.0, classifier, MESSAGES, logits, answered.true)
     expected = F.softmax(torch.from_numpy(logits), dim=1)
     np.testing.assert_allclose(plain.probabilities, expected)
 
@@ -76,27 +64,21 @@ def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -
 def test_other_tasks_have_no_classes(tiny_checkpoint: Path) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, heads=[HeadConfig("x", "multi-label", ("a",))])
     with pytest.raises(UsageError, match="'x' is for multi-label"):
-        answered_with(classifier, MESSAGES)
+        labelled_predictions(classifier, MESSAGES)
 
 
 # --- the temperature ---
 
 
 def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifier) -> None:
-    logits, true = class_logits_of(
-        classifier,
-        MESSAGES,
-    )
+    logits, true = class_logits_of(classifier, MESSAGES)
     smoothed = np.where(np.eye(2)[true] == 1, 7 / 8, 1 / 8)  # Platt's targets for six texts
 
     def loss(log_t: float) -> float:
         scores = torch.from_numpy(logits / np.exp(log_t)).log_softmax(dim=1).numpy()
         return float(-(smoothed * scores).sum())
 
-    told = calibrate(
-        classifier,
-        MESSAGES,
-    )
+    told = calibrate(classifier, MESSAGES)
     found = classifier.description.head.temperature
     best = minimize_scalar(
         loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
@@ -105,19 +87,13 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
     assert found != 1
     np.testing.assert_array_equal(
         told.probabilities,
-        answered_with(
-            classifier,
-            MESSAGES,
-        ).probabilities,
+        labelled_predictions(classifier, MESSAGES).probabilities,
     )
 
 
 def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_path: Path) -> None:
     before = classifier.predict(TEXTS)
-    calibrate(
-        classifier,
-        MESSAGES,
-    )
+    calibrate(classifier, MESSAGES)
     temperature = classifier.description.head.temperature
     after = classifier.predict(TEXTS)
     assert [a.label for a in after if a] == [b.label for b in before if b]
@@ -165,7 +141,7 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     )
     classifier = Classifier.load(run)
     assert written["temperature"] == classifier.description.head.temperature
-    again = answered_with(
+    again = labelled_predictions(
         classifier,
         read_test_part(run, "classification"),
     )
@@ -189,12 +165,7 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     config = TrainConfig(epochs=1)
-    train_classifier(
-        "mini",
-        tmp_path / "m.csv",
-        tmp_path / "run",
-        config,
-    )
+    train_classifier("mini", tmp_path / "m.csv", config, run=tmp_path / "run")
     test = read_predictions(tmp_path / "run" / "test-answers.jsonl")
     assert test.near_duplicates is not None
     offers = ["offer" in masked(text) for text in test.texts]
@@ -242,17 +213,9 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
 
 def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
     classifier = Classifier.load(run)
-    found = assess_again(
-        classifier,
-        load_messages("demo")[:40],
-        run,
-    )
+    found = assess_again(classifier, load_messages("demo")[:40], run)
     assert found.without_near_duplicates is None and len(found.thresholds) == 4
-    bare = assess_again(
-        classifier,
-        load_messages("demo")[:40],
-        run.parent,
-    )
+    bare = assess_again(classifier, load_messages("demo")[:40], run.parent)
     assert bare.thresholds == [] and bare.evaluation == found.evaluation
 
 
@@ -296,3 +259,31 @@ def test_the_last_epoch_has_no_thresholds_of_the_best(
     assert told["thresholds"] == [] and told["temperature"] == 1.0
     assert main(["evaluate", str(run / "best.safetensors"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["thresholds"]) == 4
+
+
+# --- the report on request ---
+
+
+def test_training_alone_writes_no_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = [f"{'see you' if n % 2 else 'win now'} {n},{'ab'[n % 2]}" for n in range(40)]
+    (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    config = TrainConfig(epochs=1)
+    run = train_classifier(tiny_checkpoint, tmp_path / "m.csv", config, run=tmp_path / "run")
+    before = {path.name for path in run.folder.iterdir()}
+    listed = json.loads((run.folder / "MANIFEST.json").read_text())["sha256"]
+    assert {*listed} == before - {"MANIFEST.json"}
+    run.write_report()
+    added = {path.name for path in run.folder.iterdir()} - before
+    assert added == {"report.html", "model_card.md", "curves.png"}
+    assert {*json.loads((run.folder / "MANIFEST.json").read_text())["sha256"]} == {*listed} | added
+
+
+def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_path: Path) -> None:
+    """A file that was changed before the report is written again stays refused."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + "\n")
+    resume_training(folder, device="cpu").write_report()
+    with pytest.raises(CheckpointError, match="metrics.jsonl"):
+        check_listed(folder / "metrics.jsonl")
+    check_listed(folder / "report.html")
