@@ -155,7 +155,7 @@ def test_another_task():
     data = ModelCard(card).data.to_dict()
     assert data["metrics"] == ["f1"] and "question-answering" in data["tags"]
     read = rendered(body(card))
-    assert "Calibration" not in read.texts["h2"] and "F1 97.00 %" in read.texts["code"][0]
+    assert "Calibration" not in read.texts["h2"] and "F1 97.00%" in read.texts["code"][0]
 
 
 def test_equal_facts_equal_cards():

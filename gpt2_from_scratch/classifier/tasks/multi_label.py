@@ -156,8 +156,6 @@ def _label_scores(label: str, true: np.ndarray, predicted: np.ndarray) -> ClassS
     """The scores of one yes-or-no decision: true and predicted (N,) bool."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = precision_recall_fscore_support(
-        true, predicted, average="binary", zero_division=np.nan
-    )
+    found = precision_recall_fscore_support(true, predicted, average="binary", zero_division=np.nan)
     precision, recall, f1 = (None if np.isnan(score) else float(score) for score in found[:3])
     return ClassScores(label, precision, recall, f1, int(true.sum()))
