@@ -58,7 +58,9 @@ class Description:
         read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
         # the last block has the mask: it makes no difference to the last token alone
         if not self.causal_mask and read != {"last_token"}:
-            raise UsageError("without the causal mask, heads must have pooling last_token")
+            raise UsageError(
+                "without the causal mask heads must read the last token: use pooling last_token"
+            )
 
     @property
     def head(self) -> HeadConfig:

@@ -804,6 +804,32 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
         assert torch.equal(ours, theirs)
 
 
+def test_a_state_of_an_earlier_version_is_resumed(
+    tiny_checkpoint, labelled_split, tmp_path, monkeypatch
+):
+    """It had other names for correct decisions and for their number."""
+    run_heads(tiny_checkpoint, labelled_split, tmp_path / "unbroken")
+    plain = TrainingRun.step
+
+    def step(self: TrainingRun, batch: list[int]) -> None:
+        plain(self, batch)
+        if self.at.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "step", step)
+        with pytest.raises(Interrupted):
+            run_heads(tiny_checkpoint, labelled_split, tmp_path / "stopped")
+    record, tensors = training_run.newest_state(tmp_path / "stopped")
+    progress = record["progress"]
+    progress |= {"right": progress.pop("correct"), "asked": progress.pop("decisions")}
+    monkeypatch.setattr(training_run, "newest_state", lambda folder: (record, tensors))
+    run_heads(tiny_checkpoint, labelled_split, tmp_path / "stopped", resume=True)
+    for name in ("metrics.jsonl", "last.safetensors", "best.safetensors"):
+        found, expected = (sha256_of(tmp_path / run / name) for run in ("stopped", "unbroken"))
+        assert found == expected, name
+
+
 def test_dropout_draws_another_time_at_each_step(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch
 ):

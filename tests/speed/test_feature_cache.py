@@ -170,7 +170,7 @@ def test_it_switches_itself_off_and_says_why(base: Path) -> None:
     set_trainable(classifier.model, 0)
     assert depth_of(classifier) == 3 and said == []
     classifier.model.wpe.weight.requires_grad_(True)
-    assert depth_of(classifier) == 0 and "the embeddings train" in said[0]
+    assert depth_of(classifier) == 0 and "embeddings are trainable" in said[0]
     set_trainable(classifier.model, 1)
     classifier.model.blocks[0].ln_1.bias.requires_grad_(True)
     assert depth_of(classifier) == 0
