@@ -139,7 +139,7 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
     """
     path = path or source_path("sms")
     found = labelled(_collection_rows(path), _class_of, keep_empty=False)
-    messages = collected(found, path, "stop", "messages")
+    messages = [message for _, message in without_faults(found, str(path), "stop")]
     counts = count_labels(messages)
     if counts != SMS_SPAM_COUNTS:
         raise DataError(f"{path} contains {counts}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
