@@ -114,7 +114,7 @@ for pooling in POOLINGS[:2]:
     z = states[pooling, True][-1]  # (N, C): the last layer's, final-normed
     apart = (z[:N] - z[:N].mean(dim=0)).norm(dim=1).mean() / z[:N].norm(dim=1).mean()
     print(f"{pooling}: apart {apart:.2f} of a length, probe {100 * score[pooling, True, L]:.1f} %")
-    for kind, x in (("as is", z), ("standardized", standardized(z))):
+    for kind, x in (("as is", z), ("standardized", standardized(z).float())):
         for rate in (5e-5, 5e-3):
             losses, right = zip(*[learn(x, rate, seed) for seed in (123, 7, 1)], strict=True)
             loss.append(sum(losses) / 3)

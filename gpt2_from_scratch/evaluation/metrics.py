@@ -173,8 +173,8 @@ def evaluate_predictions(
     *ratios, support = precision_recall_fscore_support(
         true, predicted, labels=K, zero_division=np.nan
     )
-    precision, recall, f1 = ([None if np.isnan(x) else float(x) for x in found] for found in ratios)
-    classes = [ClassScores(labels[k], precision[k], recall[k], f1[k], int(support[k])) for k in K]
+    p, r, f1 = ([None if np.isnan(x) else float(x) for x in row] for row in ratios)  # K each
+    classes = [ClassScores(labels[k], p[k], r[k], f1[k], int(support[k])) for k in K]
     confusion = confusion_matrix(true, predicted, labels=K).tolist()
     return Evaluation(correct, total, interval, classes, confusion)
 

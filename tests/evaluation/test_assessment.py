@@ -1,6 +1,7 @@
-"""An assessment of eight texts worked out on paper, of made-up ones by scikit-learn, and as text."""
+"""An assessment of eight texts worked out on paper, of made-up ones by scikit-learn, as text and JSON."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,7 +11,12 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.evaluation.assessment import Told, as_json, assess, format_assessment
+from gpt2_from_scratch.evaluation.assessment import (
+    PredictedText,
+    assess,
+    assessment_as_json,
+    format_assessment,
+)
 from gpt2_from_scratch.evaluation.calibration import calibration
 from gpt2_from_scratch.evaluation.metrics import (
     LabelledPredictions,
@@ -21,7 +27,7 @@ from gpt2_from_scratch.evaluation.metrics import (
 LABELS = ("ham", "spam")
 
 
-def two(spam: list[float], true: str, twins: list[int] | None = None) -> LabelledPredictions:
+def two(spam: list[float], true: str, near: list[int] | None = None) -> LabelledPredictions:
     """Texts named by their place; `true` has a letter each, h or s."""
     shares = np.array(spam)
     return LabelledPredictions(
@@ -29,7 +35,7 @@ def two(spam: list[float], true: str, twins: list[int] | None = None) -> Labelle
         [f"text {n}" for n in range(len(spam))],
         np.array(["hs".index(letter) for letter in true]),
         np.stack([1 - shares, shares], axis=1),
-        None if twins is None else np.array(twins, dtype=bool),
+        None if near is None else np.array(near, dtype=bool),
     )
 
 
@@ -55,10 +61,10 @@ def test_texts_by_hand():
     """Wrong are 2 (ham, 0.95), 7 (spam, 0.28), 3 (spam, 0.44) and 4 (ham, 0.55)."""
     found = assess(TEST)
     assert found.mistakes == [
-        Told("text 2", "ham", "spam", 0.95),
-        Told("text 7", "spam", "ham", 0.72),
-        Told("text 3", "spam", "ham", pytest.approx(0.56)),
-        Told("text 4", "ham", "spam", 0.55),
+        PredictedText("text 2", "ham", "spam", 0.95),
+        PredictedText("text 7", "spam", "ham", 0.72),
+        PredictedText("text 3", "spam", "ham", pytest.approx(0.56)),
+        PredictedText("text 4", "ham", "spam", 0.55),
     ]
     assert [told.text for told in found.least_certain] == [
         f"text {n}" for n in (4, 3, 5, 7, 1, 0, 6, 2)
@@ -75,7 +81,7 @@ def test_the_margin_is_between_the_two_likeliest():
     assert [told.text for told in found.least_certain] == ["y", "x", "z"]
 
 
-def test_without_twins():
+def test_without_near_duplicates():
     """Without texts 1 and 4: three of six right."""
     found = assess(TEST)
     assert (found.evaluation.correct, found.evaluation.total) == (4, 8)
@@ -87,35 +93,39 @@ def test_without_twins():
 
 def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
     """Good in VAL have 0.8, 0.4, 0.2 and 0.1, spam there 0.9 and 0.6."""
-    found = assess(TEST, VAL, lose_at_most=(0, 300, 1000)).thresholds
+    found = assess(TEST, VAL, allowed_per_1000=(0, 300, 1000)).thresholds
     assert [at.threshold for at in found] == pytest.approx([0.85, 0.5, 0.0])
     # good in TEST have 0.2, 0.95, 0.55 and 0.08, spam there 0.9, 0.44, 0.7 and 0.28
-    assert [(at.lost, at.good, at.caught, at.wanted) for at in found] == [
+    assert [
+        (at.false_positives, at.negatives, at.true_positives, at.positives) for at in found
+    ] == [
         (1, 4, 1, 4),
         (2, 4, 2, 4),
         (4, 4, 4, 4),
     ]
-    assert [at.asked for at in found] == [0, 300, 1000] and {at.label for at in found} == {"spam"}
+    assert [at.allowed_per_1000 for at in found] == [0, 300, 1000] and {
+        at.label for at in found
+    } == {"spam"}
 
 
-def test_which_label_is_watched():
+def test_which_label_is_positive():
     rare_ham = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], "sshsss")
-    assert assess(TEST, VAL).watched == "spam" == assess(TEST).watched  # 4 and 4: the second
-    assert assess(TEST, rare_ham).watched == "ham"  # as the validation part has it
-    assert assess(rare_ham).watched == "ham"
-    assert assess(TEST, rare_ham, watch="spam").thresholds[0].label == "spam"
+    assert assess(TEST, VAL).positive == "spam" == assess(TEST).positive  # 4 and 4: the second
+    assert assess(TEST, rare_ham).positive == "ham"  # as the validation part has it
+    assert assess(rare_ham).positive == "ham"
+    assert assess(TEST, rare_ham, positive="spam").thresholds[0].label == "spam"
     three = made_up(0, 3)
-    assert assess(three, three).thresholds == [] and assess(three, three).watched is None
-    named = assess(three, three, watch="label 1").thresholds
+    assert assess(three, three).thresholds == [] and assess(three, three).positive is None
+    named = assess(three, three, positive="label 1").thresholds
     assert [at.label for at in named] == ["label 1"] * 4
-    assert [at.asked for at in named] == [0, 5, 10, 20]
+    assert [at.allowed_per_1000 for at in named] == [0, 5, 10, 20]
 
 
 def test_no_thresholds():
     assert assess(TEST).thresholds == []
     for one_sided in ("hhhhhh", "ssssss"):
         val = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], one_sided)
-        assert assess(TEST, val, watch="spam").thresholds == []
+        assert assess(TEST, val, positive="spam").thresholds == []
 
 
 @pytest.mark.parametrize("K", [2, 4])
@@ -123,7 +133,7 @@ def test_scikit_learns_scores(K):
     test = made_up(1, K)
     found = assess(test)
     assert found.evaluation.accuracy == accuracy_score(test.true, test.predicted)
-    alone = ~test.near_twins
+    alone = ~test.near_duplicates
     expected = accuracy_score(test.true[alone], test.predicted[alone])
     assert found.without_near_duplicates.accuracy == expected != found.evaluation.accuracy
     assert found.calibration.log_loss == pytest.approx(log_loss(test.true, test.probabilities))
@@ -141,18 +151,27 @@ def test_before_the_temperature():
     assert found.uncalibrated.ece != found.calibration.ece and eces in format_assessment(found)
 
 
-def test_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    found = assess(TEST, VAL)
-    assert found.rankings == [] and len(found.thresholds) == 4
-    assert "ROC" not in format_assessment(found)
+def test_the_threshold_of_a_cost():
+    """From 3 / 4 on: text 0 is spam, text 2 is not; 3, 5 and 7 are missed."""
+    found = assess(TEST, cost=3.0).at_cost
+    assert (found.label, found.threshold, found.cost) == ("spam", 0.75, 3.0)
+    assert (found.false_positives, found.true_positives) == (1, 1)
+    assert found.mean_cost == pytest.approx((3 + 3) / 8)
+    assert assess(TEST).at_cost is None
+    line = format_assessment(assess(TEST, cost=3.0))
+    assert "spam if p >= 0.7500; 1 false positives, 1 true positives, cost per text 0.7500" in line
+    for wrong in (0.0, -1.0):
+        with pytest.raises(UsageError, match="cost"):
+            assess(TEST, cost=wrong)
+    with pytest.raises(UsageError, match="--watch"):
+        assess(made_up(0, 3), cost=3.0)
 
 
 def test_what_does_not_fit():
-    with pytest.raises(DataError, match="labels of the validation part"):
+    with pytest.raises(DataError, match="'label 0', 'label 1'"):
         assess(TEST, made_up(0, 2))
-    with pytest.raises(UsageError, match="no label 'egg' to watch: ham, spam"):
-        assess(TEST, VAL, watch="egg")
+    with pytest.raises(UsageError, match="'egg'; choose from: ham, spam"):
+        assess(TEST, VAL, positive="egg")
     with pytest.raises(DataError, match="no labelled texts"):
         assess(TEST.only(np.zeros(8, dtype=bool)))
 
@@ -161,32 +180,36 @@ def test_what_does_not_fit():
 
 
 def test_the_report():
-    found = assess(TEST, VAL, lose_at_most=(0, 300), n_shown=2)
-    before = format_evaluation(evaluate_predictions(TEST.true, TEST.predicted, list(LABELS)))
+    found = assess(TEST, VAL, allowed_per_1000=(0, 300), n_shown=2)
+    scores = format_evaluation(evaluate_predictions(TEST.true, TEST.predicted, LABELS))
     report = format_assessment(found)
-    assert report.startswith(before + "\n\n")
-    bounds = [f"{100 * at.lost_at_most:.2f} %" for at in found.thresholds]
-    assert bounds == ["75.14 %", "90.24 %"]  # Clopper and Pearson of 1 and of 2 of 4
+    assert report.startswith(scores + "\n\n")
+    near, ranking, calibrated, _, _, head, *rows = report[len(scores) + 2 :].splitlines()
+    assert near.endswith("accuracy 50.00%  (3 of 6; 95% interval 18.8 to 81.2)")
     areas = next(r for r in found.rankings if r.label == "spam")
-    assert report[len(before) + 2 :].splitlines() == [
-        "without near twins in training: accuracy 50.00 %  (3 of 6; 95 % interval 18.8 to 81.2)",
-        f"ranking by the probability of spam: ROC-AUC {areas.roc_auc:.4f}, PR-AUC {areas.average_precision:.4f}",
-        f"calibration: Brier {found.calibration.brier:.4f}, log loss {found.calibration.log_loss:.4f}, ECE {found.calibration.ece:.4f}",
-        "",
-        "how much spam is caught when hardly anything else may be lost; p is chosen on the validation part",
-        "at most lost of 1,000  spam if p >=  lost of good (test)  surely at most (95 %)            caught",
-        "                    0        0.8500     1 of 4 (25.00 %)                75.14 %  1 of 4 (25.00 %)",
-        "                  300        0.5000     2 of 4 (50.00 %)                90.24 %  2 of 4 (50.00 %)",
-        "",
-        "the most confident mistakes (2 of 4)",
-        "true  called       p  text",
-        "ham   spam    0.9500  text 2",
-        "spam  ham     0.7200  text 7",
-        "",
-        "the least certain answers",
-        "true  called       p  text",
-        "ham   spam    0.5500  text 4",
-        "spam  ham     0.5600  text 3",
+    assert ranking.endswith(
+        f"spam: ROC-AUC {areas.roc_auc:.4f}, PR-AUC {areas.average_precision:.4f}"
+    )
+    c = found.calibration
+    assert calibrated.endswith(f"Brier {c.brier:.4f}, log loss {c.log_loss:.4f}, ECE {c.ece:.4f}")
+    assert re.split("  +", head.strip())[:3] == [
+        "allowed per 1,000",
+        "spam if p >=",
+        "false positives",
+    ]
+    # the bounds: Clopper and Pearson of 1 and of 2 of 4
+    assert [re.split("  +", row.strip()) for row in rows[:2]] == [
+        ["0", "0.8500", "1 of 4 (25.00%)", "75.14%", "1 of 4 (25.00%)"],
+        ["300", "0.5000", "2 of 4 (50.00%)", "90.24%", "2 of 4 (50.00%)"],
+    ]
+    assert "(2 of 4)" in rows[3]
+    texts = [re.split("  +", row) for row in (*rows[5:7], *rows[9:])]
+    assert texts == [
+        ["ham", "spam", "0.9500", "text 2"],
+        ["spam", "ham", "0.7200", "text 7"],
+        ["true", "predicted", "p", "text"],
+        ["ham", "spam", "0.5500", "text 4"],
+        ["spam", "ham", "0.5600", "text 3"],
     ]
 
 
@@ -197,7 +220,7 @@ def test_more_labels_and_a_temperature():
     (line,) = (line for line in lines if line.startswith("calibration"))
     ece = f"{calibration(test.probabilities, test.true).ece:.4f}"
     assert line.endswith(f"ECE {ece} -> {ece} (temperature 1.5)")
-    assert not any("hardly anything" in line for line in lines)
+    assert not any("thresholds" in line for line in lines)
     (line,) = (
         x
         for x in format_assessment(assess(test, temperature=0.75)).splitlines()
@@ -211,21 +234,6 @@ def test_nothing_wrong_and_one_class_missing():
     assert "mistakes" not in report and "ROC-AUC -, PR-AUC -" in report
 
 
-@pytest.mark.parametrize(
-    ("val", "written"),
-    [
-        ([1.0, 0.5], "never"),
-        ([1 - 4e-6, 0.5], "0.999998"),
-        ([4e-6, 8e-6], "0.000006"),
-        ([0.98, 0.5], "0.9900"),
-    ],
-)
-def test_thresholds_near_the_ends_can_be_read(val, written):
-    report = format_assessment(assess(TEST, two(val, "hs"), watch="spam", lose_at_most=[0]))
-    (row,) = (line for line in report.splitlines() if line.startswith(" " * 20 + "0"))
-    assert row[21:].strip().startswith(written + "  ")
-
-
 def test_long_and_hostile_texts():
     """Nothing that a terminal would obey, and one line a text."""
     long = LabelledPredictions(
@@ -236,9 +244,8 @@ def test_long_and_hostile_texts():
     )
     report = format_assessment(assess(long))
     assert "\x1b" not in report
-    shown = {
-        line.split("  ")[-1] for line in report.splitlines() if line.startswith("ham   spam  ")
-    }
+    rows = [line for line in report.splitlines() if re.match("ham +spam +0", line)]
+    shown = {line.split("  ")[-1] for line in rows}
     assert shown == {"a \ufffd[2J" + "b" * 93 + "…", "c" * 100}
 
 
@@ -247,17 +254,31 @@ def test_long_and_hostile_texts():
 
 def test_as_json():
     found = assess(TEST, VAL, uncalibrated=TEST)
-    plain = json.loads(json.dumps(as_json(found), allow_nan=False))
-    assert (plain["accuracy"], plain["correct"], plain["without_near_duplicates"]["accuracy"]) == (
-        0.5,
-        4,
-        0.5,
-    )
+    plain = json.loads(json.dumps(assessment_as_json(found), allow_nan=False))
+    fewer = plain["without_near_duplicates"]
+    assert (plain["accuracy"], plain["correct"], fewer["accuracy"]) == (0.5, 4, 0.5)
     assert plain["classes"][1]["label"] == "spam" and plain["confusion"] == [[2, 2], [2, 2]]
-    assert plain["mistakes"][0] == asdict(Told("text 2", "ham", "spam", 0.95))
-    assert plain["thresholds"][0]["asked"] == 0 and plain["rankings"][1]["label"] == "spam"
+    assert plain["mistakes"][0] == asdict(PredictedText("text 2", "ham", "spam", 0.95))
+    assert (
+        plain["thresholds"][0]["allowed_per_1000"] == 0 and plain["rankings"][1]["label"] == "spam"
+    )
     assert plain["calibration"] == plain["uncalibrated"] == asdict(found.calibration)
-    assert as_json(assess(VAL))["without_near_duplicates"] is None
+    assert assessment_as_json(assess(VAL))["without_near_duplicates"] is None
+
+
+def test_every_key():
+    """What others read; a change of a key is a new version."""
+    plain = assessment_as_json(assess(TEST, VAL, cost=3.0))
+    assert [*plain] == (
+        "version accuracy correct total interval classes confusion without_near_duplicates "
+        "temperature calibration uncalibrated rankings thresholds mistakes least_certain positive "
+        "at_cost"
+    ).split()
+    keys = (
+        "label threshold false_positives negatives true_positives positives "
+        "false_positive_rate_bound allowed_per_1000 cost mean_cost"
+    ).split()
+    assert [*plain["thresholds"][0]] == [*plain["at_cost"]] == keys and plain["version"] == 2
 
 
 def test_light():

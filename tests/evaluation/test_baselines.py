@@ -1,5 +1,5 @@
-"""Baselines of texts: against scikit-learn put together by hand, a search of all patterns by
-Python's re, and splits small enough to count.
+"""Baselines: against scikit-learn put together by hand, questions asked by hand, and splits small
+enough to count.
 """
 
 import re
@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from gpt2_from_scratch.data.messages import Message, load_messages, load_sms_spam
 from gpt2_from_scratch.data.split import Split, split_messages
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.baselines import (
     PATTERNS,
     QUICK,
@@ -23,7 +23,7 @@ from gpt2_from_scratch.evaluation.baselines import (
     fit_baselines,
     fit_commonest,
     fit_length,
-    fit_regex,
+    fit_patterns,
     predictions_of,
 )
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions
@@ -35,10 +35,6 @@ VECTORIZERS = {
         TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True
     ),
 }
-
-
-def quietly(line: str) -> None:
-    pass
 
 
 def messages(pairs: list[tuple[str, str]]) -> list[Message]:
@@ -63,7 +59,7 @@ def texts_of(part: list[Message]) -> list[str]:
 
 
 def test_their_order_and_the_quick_ones(fitted: dict[str, Baseline], demo: Split) -> None:
-    assert [*fitted] == ["commonest label", "one regex", "length alone", *VECTORIZERS]
+    assert [*fitted] == ["commonest label", "patterns and words", "length alone", *VECTORIZERS]
     quick = [baseline.kind for baseline in fit_baselines(demo, ["ham", "spam"], quick=True)]
     assert quick == [*QUICK] == [*baseline_fits(quick=True)]
 
@@ -75,8 +71,7 @@ def test_probabilities_are_those_of_the_labels_in_the_order_asked_for(
     for there in fit_baselines(demo, ["spam", "ham"]):
         here = fitted[there.kind].probabilities(texts)
         assert here.shape == (len(texts), 2)
-        if there.kind != "one regex":  # of parts that are equally good the first is taken
-            np.testing.assert_allclose(there.probabilities(texts)[:, ::-1], here, atol=1e-6)
+        np.testing.assert_allclose(there.probabilities(texts)[:, ::-1], here, atol=1e-6)
 
 
 def test_answers_are_scored_as_texts_and_labels_are(
@@ -84,22 +79,16 @@ def test_answers_are_scored_as_texts_and_labels_are(
 ) -> None:
     twins = np.arange(len(demo.test)) % 2 == 0
     answered = predictions_of(fitted["bag of words"], demo.test, ["ham", "spam"], twins)
-    assert answered.texts == texts_of(demo.test) and answered.near_twins is twins
+    assert answered.texts == texts_of(demo.test) and answered.near_duplicates is twins
     told = [answered.labels[k] for k in answered.true]
     assert told == [message.label for message in demo.test]
-    with pytest.raises(DataError, match="'egg' is none of ham, spam"):
+    with pytest.raises(DataError, match="'egg'; the labels are: ham, spam"):
         predictions_of(fitted["bag of words"], [Message("a", "egg")], ["ham", "spam"])
 
 
 def test_a_split_without_validation_is_refused(demo: Split) -> None:
-    with pytest.raises(DataError, match="chosen on validation"):
+    with pytest.raises(DataError, match="validation set"):
         fit_commonest(Split(demo.train, [], demo.test), ["ham", "spam"])
-
-
-def test_what_needs_scikit_learn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    with pytest.raises(UsageError, match=r"gpt2-from-scratch\[eval\]"):
-        baseline_fits()
 
 
 # --- logistic regression ---
@@ -127,7 +116,7 @@ def test_the_numbers_published_in_the_readme(sms_file) -> None:
     split = split_messages(load_sms_spam(sms_file), balance=True, seed=3)
     fits = baseline_fits()
     for kind, share in zip(VECTORIZERS, ("95.0", "94.7", "96.2"), strict=True):
-        found = fits[kind](split, ["ham", "spam"], quietly)
+        found = fits[kind](split, ["ham", "spam"])
         assert found
         answered = predictions_of(found, split.test, ["ham", "spam"])
         evaluation = evaluate_predictions(answered.true, answered.predicted, ["ham", "spam"])
@@ -149,9 +138,9 @@ def test_training_texts_of_one_label_leave_logistic_regression_out() -> None:
     found = list(fit_baselines(Split(one, both, both), ["x", "y"]))
     assert [baseline.kind for baseline in found] == ["commonest label", "length alone"]
     for kind in VECTORIZERS:
-        assert f"{kind} is left out: all training texts are of one label" in said
+        assert f"{kind} is left out: all training texts have the same label" in said
     for baseline in found:
-        assert predictions_of(baseline, both, ["x", "y"]).right.tolist() == [True, False]
+        assert predictions_of(baseline, both, ["x", "y"]).correct.tolist() == [True, False]
 
 
 def test_a_class_that_training_lacks_gets_nothing() -> None:
@@ -189,53 +178,51 @@ def test_length_of_several_labels_has_a_leaf_each() -> None:
     assert found.probabilities(["x" * n for n in (1, 5, 9)]).tolist() == np.eye(3).tolist()
 
 
-def test_a_regex_of_two_parts_by_hand() -> None:
+def test_patterns_by_hand() -> None:
+    """The best question is asked first: a number of four digits, then the word claim."""
     train = messages(
-        [("win 5000 now", "spam"), ("Claim 5000", "spam"), ("call Claim line", "spam")]
-        + [("no claims here", "ham"), ("see you", "ham"), ("at 5 then", "ham"), ("ok", "ham")]
+        [("win 5000 now", "spam"), ("Claim 5000", "spam"), ("see 7000", "spam")]
+        + [("call Claim line", "spam"), ("no claims here", "ham"), ("see you", "ham")]
+        + [("at 5 then", "ham"), ("ok", "ham"), ("call", "ham")]
     )
-    found = fit_regex(Split(train, train, []), ["ham", "spam"])
-    assert found and found.name == r"one regex: \d{4,}|\bclaim\b is spam"
+    found = fit_patterns(Split(train, train, []), ["ham", "spam"])
+    assert found and found.kind == "patterns and words"
+    assert found.name.endswith(r": spam if \d{4,} else (spam if claim else ham)")
     shares = found.probabilities(["12345", "CLAIM it", "claims", "5 at 5"])
-    # 3 spam and no ham match, 4 ham and no spam do not; one more of each
-    np.testing.assert_allclose(shares, [[1 / 5, 4 / 5]] * 2 + [[5 / 6, 1 / 6]] * 2)
+    assert shares.tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
 
 
-def test_a_regex_is_grown_by_the_best_part_at_each_step(demo: Split) -> None:
-    """Each step by trying every pattern with Python's re, none left out."""
-    demo = Split(demo.train[::5], demo.val, demo.test)
-    words = [w for m in demo.train for w in re.findall(r"\w+", m.text.lower())]
-    counts = {word: words.count(word) for word in dict.fromkeys(words)}
-    common = sorted(counts, key=lambda word: -counts[word])[:500]
-    candidates = [*PATTERNS, *(rf"(?i:\b{word}\b)" for word in common)]
-    ends = []
-    for label in ("ham", "spam"):
-        chosen: list[str] = []
-        most = sum(m.label != label for m in demo.train)
-        while len(chosen) < 5:
-            rights = [
-                sum(
-                    (re.search("|".join([*chosen, new]), m.text) is not None) == (m.label == label)
-                    for m in demo.train
-                )
-                for new in candidates
-            ]
-            if max(rights) <= most:
-                break
-            most = max(rights)
-            chosen.append(candidates[rights.index(most)])
-        ends.append((most, label, chosen))
-    most, label, chosen = max(ends, key=lambda end: (end[0], -len(end[2])))
-    found = fit_regex(demo, ["ham", "spam"])
-    shown = "|".join(chosen).replace("(?i:", "").replace(r"\b)", r"\b")
-    assert found and found.name == f"one regex: {shown} is {label}"
-    right = predictions_of(found, demo.train, ["ham", "spam"]).right
-    assert right.sum() == most > len(demo.train) / 2
+def test_patterns_of_three_labels() -> None:
+    train = messages(
+        [("why?", "a"), ("who is?", "a"), ("no!", "b"), ("go!", "b"), ("x", "c"), ("y", "c")] * 3
+    )
+    found = fit_patterns(Split(train, train, []), ["a", "b", "c"])
+    assert found and found.probabilities(["when?", "!", "z"]).tolist() == np.eye(3).tolist()
 
 
-def test_no_regex_of_three_labels_or_where_none_helps() -> None:
+def test_the_rule_that_is_shown_is_the_one_that_is_followed(demo: Split) -> None:
+    """Read as Python's conditional expressions, with the questions answered by re."""
+    found = fit_patterns(demo, ["ham", "spam"])
+    assert found
+    rule = found.name.removeprefix("patterns and words: ")
+    questions = {*re.findall(r" if (.+?) else ", rule)}
+    assert 1 <= len(questions) <= 7
+    texts = texts_of(demo.test)
+    for text, row in zip(texts, found.probabilities(texts), strict=True):
+        code, words = rule, re.findall(r"\w+", text.lower())
+        for asked in questions:
+            there = re.search(asked, text) is not None if asked in PATTERNS else asked in words
+            code = code.replace(f" if {asked} else ", f" if {there} else ")
+        while " if " in code:  # the innermost first
+            code = re.sub(r"(\w+) if True else \w+|\w+ if False else (\w+)", r"\1\2", code)
+            code = re.sub(r"\((\w+)\)", r"\1", code)
+        assert row[["ham", "spam"].index(code)] >= 0.5
+
+
+def test_no_patterns_where_none_helps() -> None:
     same = messages([("the same", "a"), ("the same", "b")] * 4)
-    for labels in (["a", "b"], ["a", "b", "c"]):
+    nothing = messages([(" ", "a"), ("  ", "b")] * 4)
+    for some in (same, nothing):
         said = listen()
-        assert fit_regex(Split(same, same, []), labels, said.append) is None
-        assert said[0].startswith("one regex is left out")
+        assert fit_patterns(Split(some, some, []), ["a", "b"]) is None
+        assert said[0].startswith("patterns and words is left out")

@@ -1,20 +1,119 @@
-"""Scores against scikit-learn's, intervals against published ones and the equation they solve."""
+"""Labelled predictions on disk; scores and areas counted text by text; published intervals, and the
+equation they solve.
+"""
 
+import json
 import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
     Evaluation,
+    LabelledPredictions,
+    Ranking,
     evaluate_predictions,
     format_evaluation,
+    rankings,
+    read_predictions,
     wilson_interval,
+    write_predictions,
 )
 
 LABELS = ["ham", "other", "spam"]
+
+
+# --- labelled predictions ---
+
+
+def some(near_duplicates=None):
+    return LabelledPredictions(
+        ("ham", "spam"),
+        ["see you\u2028at six", 'win "now"', "é \x1f \ud800 ok"],
+        np.array([0, 1, 0]),
+        np.array([[0.9, 0.1], [0.25, 0.75], [1 / 3, 2 / 3]]),
+        near_duplicates,
+    )
+
+
+def test_predicted_and_correct():
+    assert some().predicted.tolist() == [0, 1, 1]
+    assert some().correct.tolist() == [True, True, False]
+
+
+def test_ties_go_to_the_first_class():
+    predictions = LabelledPredictions(("a", "b"), ["x"], np.array([1]), np.array([[0.5, 0.5]]))
+    assert predictions.predicted.tolist() == [0]
+
+
+def test_only_some():
+    part = some(np.array([True, False, True])).only(np.array([False, True, True]))
+    assert part.texts == ['win "now"', "é \x1f \ud800 ok"] and part.true.tolist() == [1, 0]
+    assert part.probabilities.tolist() == [[0.25, 0.75], [1 / 3, 2 / 3]]
+    assert part.near_duplicates.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("near", [None, np.array([True, False, False])])
+def test_written_and_read(tmp_path, near):
+    write_predictions(tmp_path / "a.jsonl", some(near))
+    again = read_predictions(tmp_path / "a.jsonl")
+    assert again.texts == some().texts and again.labels == some().labels
+    assert np.array_equal(again.probabilities, some().probabilities)  # to the bit
+    assert again.true.tolist() == [0, 1, 0]
+    assert (
+        near is None
+        and again.near_duplicates is None
+        or again.near_duplicates.tolist() == near.tolist()
+    )
+
+
+def test_answers_of_earlier_versions_are_read(tmp_path):
+    """They call a near duplicate a near twin."""
+    near = np.array([True, False, False])
+    write_predictions(tmp_path / "a.jsonl", some(near))
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [*lines[0]] == ["text", "label", "predicted", "probabilities", "near_duplicate"]
+    for line in lines:
+        line["near_twin"] = line.pop("near_duplicate")
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_predictions(tmp_path / "old.jsonl").near_duplicates.tolist() == near.tolist()
+
+
+def test_one_class_against_the_others():
+    probabilities, is_class = some().one_class("spam")
+    assert probabilities.tolist() == [0.1, 0.75, 2 / 3]
+    assert is_class.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "no json", '{"probabilities": 3}\n', "[1]\n"])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match="a.jsonl is not"):
+        read_predictions(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    "true, probabilities",
+    [
+        ([0, 2, 0], [[1, 0]] * 3),
+        ([0, 1], [[1, 0]] * 3),
+        ([0, 1, 0], [[1, 0.1]] * 3),
+        ([0, 1, 0], [[1.5, -0.5]] * 3),
+        ([0, -1, 0], [[1, 0]] * 3),
+        ([0, 1, 0], [[np.nan, 1]] * 3),
+    ],
+)
+def test_what_does_not_fit_is_refused(true, probabilities):
+    with pytest.raises(DataError):
+        LabelledPredictions(
+            ("a", "b"), ["x", "y", "z"], np.array(true), np.array(probabilities, dtype=float)
+        )
+
+
+# --- scores ---
 
 
 def random_answers(seed: int, K: int = 3, N: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -24,20 +123,23 @@ def random_answers(seed: int, K: int = 3, N: int = 200) -> tuple[np.ndarray, np.
     return true, np.where(rng.random(N) < 0.5, true, rng.integers(K, size=N))
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_scores_are_scikit_learns(seed):
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_counts_divided(seed):
+    """Text by text, in whole numbers of Python."""
     true, predicted = random_answers(seed)
     found = evaluate_predictions(true, predicted, LABELS)
-    expected = precision_recall_fscore_support(
-        true, predicted, labels=range(3), zero_division=np.nan
-    )
-    ours = [(s.precision, s.recall, s.f1, s.support) for s in found.classes]
-    numbers = np.array([[math.nan if x is None else x for x in row] for row in ours])
-    np.testing.assert_allclose(numbers.T, np.array(expected), atol=1e-12, rtol=0)
-    assert found.confusion == confusion_matrix(true, predicted, labels=range(3)).tolist()
-    assert found.accuracy == accuracy_score(true, predicted)
-    assert [s.label for s in found.classes] == LABELS
-    assert (found.correct, found.total) == (int((true == predicted).sum()), 200)
+    pairs = list(zip(true.tolist(), predicted.tolist(), strict=True))
+    assert found.confusion == [[pairs.count((t, p)) for p in range(3)] for t in range(3)]
+    for k, scores in enumerate(found.classes):
+        hits = pairs.count((k, k))
+        called, support = sum(p == k for _, p in pairs), sum(t == k for t, _ in pairs)
+        assert (scores.label, scores.support) == (LABELS[k], support)
+        assert scores.precision == (pytest.approx(hits / called) if called else None)
+        assert scores.recall == (pytest.approx(hits / support) if support else None)
+        both = called + support
+        assert scores.f1 == (pytest.approx(2 * hits / both) if both else None)
+    assert (found.correct, found.total) == (sum(t == p for t, p in pairs), 200)
+    assert found.accuracy == found.correct / 200
 
 
 def test_rows_are_true_and_columns_predicted():
@@ -70,9 +172,9 @@ def test_plain_python_numbers():
 
 def test_nothing_to_evaluate():
     empty = np.array([], dtype=int)
-    with pytest.raises(DataError, match="nothing to evaluate"):
+    with pytest.raises(DataError, match="no labelled texts"):
         evaluate_predictions(empty, empty, LABELS)
-    with pytest.raises(DataError, match="nothing to evaluate"):
+    with pytest.raises(DataError, match="no labelled texts"):
         wilson_interval(0, 0)
 
 
@@ -100,7 +202,7 @@ def test_published_intervals(correct, total, low, high, digits):
 @pytest.mark.parametrize("total", [1, 2, 7, 100, 5574])
 def test_the_ends_of_the_interval(total):
     """0 of n gives [0, z²/(n + z²)], n of n its mirror; never outside 0 and 1."""
-    z2 = 1.959964**2
+    z2 = 1.959963984540054**2
     assert wilson_interval(0, total)[0] == 0 and wilson_interval(total, total)[1] == 1
     assert wilson_interval(0, total) == pytest.approx((0, z2 / (total + z2)), abs=1e-12)
     assert wilson_interval(total, total) == pytest.approx((total / (total + z2), 1), abs=1e-12)
@@ -111,7 +213,7 @@ def test_the_ends_of_the_interval(total):
 
 
 def test_the_bounds_solve_wilsons_equation():
-    """Each bound b is where the share found lies z standard errors of b away: |p - b| = z
+    """Each bound b is where the proportion found is z standard errors of b away: |p - b| = z
     √(b(1-b)/n).
     """
     for correct, total in [(3, 10), (287, 300), (5, 1000)]:
@@ -132,24 +234,22 @@ def test_the_interval_covers_as_it_says():
         assert 0.92 < inside < 0.985
 
 
-# --- as a person reads it ---
+# --- as text ---
 
 
-def test_the_report():
+def test_the_table():
     true = np.array([0] * 150 + [1] * 150)
     predicted = np.array([0] * 145 + [1] * 5 + [0] * 8 + [1] * 142)
     text = format_evaluation(evaluate_predictions(true, predicted, ["ham", "spam"]))
-    assert text.splitlines() == [
-        "accuracy 95.67 %  (287 of 300; 95 % interval 92.7 to 97.5)",
-        "",
-        "class      precision  recall      F1   texts",
-        "ham            94.77   96.67   95.71     150",
-        "spam           96.60   94.67   95.62     150",
-        "",
-        "true / predicted       ham      spam",
-        "ham                    145         5",
-        "spam                     8       142",
+    accuracy, _, *classes, _, head, ham, spam = text.splitlines()
+    assert accuracy == "accuracy 95.67%  (287 of 300; 95% interval 92.7 to 97.5)"
+    assert [line.split() for line in classes] == [
+        ["class", "precision", "recall", "F1", "texts"],
+        ["ham", "94.77", "96.67", "95.71", "150"],
+        ["spam", "96.60", "94.67", "95.62", "150"],
     ]
+    assert head.split() == ["true", "/", "predicted", "ham", "spam"]
+    assert [ham.split(), spam.split()] == [["ham", "145", "5"], ["spam", "8", "142"]]
 
 
 def test_a_dash_where_there_is_no_number():
@@ -160,14 +260,76 @@ def test_a_dash_where_there_is_no_number():
     ]
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], ["x" * 30, "b"], ["ham", "a rather long label"]])
-def test_columns_stand_below_each_other(labels):
-    found = evaluate_predictions(np.array([0, 1] * 500), np.array([0, 0] * 500), labels)
-    _, _, head, *classes, _, _, _, _ = lines = format_evaluation(found).splitlines()
-    assert len({len(line) for line in (head, *classes)}) == 1
-    assert len({len(line) for line in lines[-3:]}) == 1
-    assert all(line.startswith(label) for line, label in zip(classes, labels, strict=True))
+def test_labels_stay_as_they_are():
+    """tabulate would make a number of "007" and two lines of a label with a line break."""
+    found = evaluate_predictions(np.array([0, 1]), np.array([0, 0]), ["007", "1e5\n\x1b[2J"])
+    lines = format_evaluation(found).splitlines()
+    assert len(lines) == 9 and "\x1b" not in "".join(lines)
+    assert sum(line.startswith("007 ") for line in lines) == 2
+    assert sum(line.startswith("1e5 ") for line in lines) == 2
 
 
-def test_accuracy_is_the_share():
-    assert Evaluation(3, 4, (0.0, 1.0), [], []).accuracy == 0.75
+def test_accuracy_is_the_proportion():
+    found = Evaluation(3, 4, (0.0, 1.0), [], [])
+    assert found.accuracy == found.main == found.as_json()["accuracy"] == 0.75
+    assert [*found.as_json()] == [
+        "accuracy",
+        "correct",
+        "total",
+        "interval",
+        "classes",
+        "confusion",
+    ]
+
+
+# --- rankings ---
+
+
+def pairs(is_class: np.ndarray, scores: np.ndarray) -> float:
+    """The proportion of pairs (one of the class, one not) in which the first ranks above; ties half."""
+    above = scores[is_class][:, None] - scores[~is_class]
+    return float(np.mean((above > 0) + 0.5 * (above == 0)))
+
+
+def cuts(is_class: np.ndarray, scores: np.ndarray) -> float:
+    """Precision at each cut, weighted by the recall it adds."""
+    total, recall = 0.0, 0.0
+    for cut in sorted(set(scores), reverse=True):
+        hits, predicted = (is_class & (scores >= cut)).sum(), (scores >= cut).sum()
+        total += hits / predicted * (hits / is_class.sum() - recall)
+        recall = hits / is_class.sum()
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("digits", [1, 6])  # with one digit there are many ties
+def test_areas_are_what_they_mean(seed, digits):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(3), size=80).round(digits)
+    true = np.where(rng.random(80) < 0.5, p.argmax(axis=1), rng.integers(3, size=80))
+    found = rankings(p, true, ["a", "b", "c"])
+    assert [r.label for r in found] == ["a", "b", "c"]
+    for k, ranking in enumerate(found):
+        assert ranking.roc_auc == pytest.approx(pairs(true == k, p[:, k]))
+        assert ranking.average_precision == pytest.approx(cuts(true == k, p[:, k]))
+        assert type(ranking.roc_auc) is type(ranking.average_precision) is float
+
+
+def test_two_classes_on_paper():
+    """Spam ranks first, third and fifth of five: 3 of 6 pairs, precision 1, 2/3 and 3/5."""
+    spam = np.array([0.9, 0.8, 0.7, 0.4, 0.1])
+    true = np.array([1, 0, 1, 0, 1])
+    ham, found = rankings(np.stack([1 - spam, spam], axis=1), true, ("ham", "spam"))
+    assert (found.roc_auc, ham.roc_auc) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.average_precision == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert ham.average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_one_class_only_has_no_ranking():
+    found = rankings(np.eye(3)[[0, 0]], np.array([0, 0]), ["a", "b", "c"])
+    assert found == [Ranking(label, None, None) for label in "abc"]
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(DataError, match="2 texts and 3 labels"):
+        rankings(np.eye(2), np.array([0, 1]), ["a", "b", "c"])
