@@ -60,9 +60,7 @@ def train(lora, n_last_blocks, lr):
     classifier = Classifier.on_base("mini", LABELS, lora=lora)
     config = TrainConfig(n_last_blocks, lr=lr, epochs=3)
     with TemporaryDirectory() as folder:
-        history = finetune(
-            classifier, split, config, Path(folder)
-        )
+        history = finetune(classifier, split, config, Path(folder))
     return classifier, history[-1].train_loss
 
 
