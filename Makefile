@@ -1,10 +1,14 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both work on a fresh clone.
+# `make check` is for daily work: under a minute.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint notebooks course bench faults clean
+# a slow test goes to the next free process, quick ones by file (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test check lint notebooks course bench faults clean
 
 demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
 	@rm -rf runs/demo
@@ -13,8 +17,11 @@ demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then c
 		"Congratulations, your number was drawn. Reply now to claim your prize" \
 		"Running late, start dinner without me"
 
-test: $(INSTALLED) lint  ## every check, offline
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED) lint  ## every check, offline (under five minutes on two cores)
+	$(PYTEST)
+
+check: $(INSTALLED) lint  ## what is quick: lint, types and the tests that train nothing large
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

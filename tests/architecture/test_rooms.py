@@ -17,24 +17,19 @@ NAME = "gpt2_from_scratch"
 PACKAGE = Path(gpt2_from_scratch.__file__).parent
 ROOMS = "storage gpt2 speed data evaluation classifier reports runs studies cli".split()
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers", "sklearn"}
-LIGHT = [  # no torch at import time: --help and the reading of data need none
+LIGHT_ROOMS = ("data", "evaluation", "cli")
+LIGHT = {  # no torch at import time: --help and the reading of data need none
+    "errors",
+    "progress",
     "storage.files",
     "storage.paths",
+    "storage.settings",
     "gpt2.config",
     "gpt2.tokenizer",
     "gpt2.openai_checkpoint",
     "gpt2.download",
-    "data.messages",
-    "data.tables",
-    "data.formats",
-    "data.split",
-    "data.near_duplicates",
-    "data.check",
-    "evaluation.metrics",
-    "evaluation.baselines",
     "classifier.settings",
-    "cli.main",
-]
+}
 LIBRARIES = set(
     "numpy scipy sklearn torch tiktoken safetensors pandas matplotlib tqdm requests filelock "
     "tokenizers jinja2 joblib google_crc32c pooch platformdirs tabulate lazy_loader".split()
@@ -78,7 +73,7 @@ def test_no_import_cycles():
 
 
 def test_a_room_imports_only_from_the_rooms_before_it():
-    order = {room: n for n, room in enumerate(["errors", *ROOMS])}
+    order = {room: n for n, room in enumerate(["errors", "progress", *ROOMS])}
     assert {name.split(".")[0] for name in MODULES} == {*order, "course", "__main__", ""}
     wrong = []
     for name in MODULES:
@@ -113,18 +108,24 @@ def test_the_package_costs_nothing():
 
 
 def test_light_modules_load_nothing_heavy():
-    assert not loaded_by(f"{NAME}.{f', {NAME}.'.join(LIGHT)}") & HEAVY
+    light = LIGHT | {name for name in MODULES if name.split(".")[0] in LIGHT_ROOMS}
+    assert light <= MODULES.keys()
+    assert not loaded_by(f"{NAME}.{f', {NAME}.'.join(sorted(light))}") & HEAVY
 
 
-def test_nothing_is_printed_by_help():
-    """And torch stays unloaded: the help answers at once."""
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_loads_little(words):
+    """So it answers at once; `benchmarks/load.py` measures the seconds."""
     code = (
         f"import sys; from {NAME}.cli.main import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit as end: print(end.code, 'torch' in sys.modules, file=sys.stderr)"
+        f"try: main({words})\n"
+        "except SystemExit as end: print(end.code, *sys.modules, file=sys.stderr)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert found.stderr == "0 False\n" and "train" in found.stdout
+    result, *modules = found.stderr.split()
+    assert result == "0" and "train" in found.stdout
+    assert len(modules) < 400, "287 in 2025, most of them numpy's and the standard library's"
+    assert not {name.split(".")[0] for name in modules} & (HEAVY | {"scipy", "requests", "pooch"})
 
 
 # --- what is never called ---
@@ -233,6 +234,8 @@ def test_public_definitions_have_docstrings():
             id(n)
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef)
+            or isinstance(node, ast.ClassDef)
+            and node.name.startswith("_")
             for n in ast.walk(node)
             if n is not node
         }
@@ -246,6 +249,19 @@ def test_public_definitions_have_docstrings():
             and not ast.get_docstring(node)
         ]
     assert not mute
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for(room):
+    """The subject in one line, then for whom it is or what it promises."""
+    first, *more = (ast.get_docstring(MODULES[room]) or "").splitlines()
+    assert first.endswith(".") and 1 <= len([line for line in more if line]) <= 4
+
+
+def test_ruff_formats_every_line():
+    folders = [PACKAGE, *(PACKAGE.parent / name for name in ("chapters", "benchmarks"))]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert not [p for p in files if re.search(r"# fmt: *(skip|off)", p.read_text("utf-8"))]
 
 
 @pytest.mark.parametrize("room", ["", *ROOMS])

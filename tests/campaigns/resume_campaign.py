@@ -1,11 +1,10 @@
-"""Kills finetuning runs at random moments and lets them go on: they end with the same bits."""
+"""Kill finetuning runs at drawn changes of files and resume them: they end with the same bits."""
 
 import csv
 import os
 import random
 import shutil
 import signal
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,21 @@ import torch
 from tiny import write_checkpoint
 
 from gpt2_from_scratch.classifier import train as training_run
-from gpt2_from_scratch.classifier.settings import TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.reports import plots
 from gpt2_from_scratch.runs import recipes
 from gpt2_from_scratch.storage.files import sha256_of
 
 LASTING = ("best.safetensors", "last.safetensors", "metrics.jsonl", "evaluation.json", "test.csv")
-CONFIG = TrainConfig(epochs=5, batch_size=4, lr=0.01, patience=5)
+CONFIG = TrainConfig(epochs=3, batch_size=4, lr=0.01, patience=5)
 KINDS = {  # of runs
     "last block": (CONFIG, {}),
-    "batches of 7, mean": (replace(CONFIG, batch_size=7, seed=1), {"pooling": "mean"}),
-    "all blocks": (replace(CONFIG, n_last_blocks=2, epochs=4), {}),
+    "batches of 7, mean": (
+        replace(CONFIG, batch_size=7, seed=1),
+        {"settings": HeadSettings(pooling="mean")},
+    ),
+    "all blocks": (replace(CONFIG, n_last_blocks=2), {}),
     "early stop, no cache": (replace(CONFIG, patience=1, lr=0.05, epochs=9), {"cache": False}),
     "bfloat16": (replace(CONFIG, seed=2), {"dtype": torch.bfloat16}),
 }
@@ -48,33 +51,44 @@ class Trials:
                 (f"{'the goal' if n % 2 else 'a pill'} {n * n}", "ab"[n % 2]) for n in range(60)
             ]
             csv.writer(file).writerows([("text", "label"), *rows])
-        self.unbroken: dict[str, tuple[float, dict[str, str]]] = {}
+        self.unbroken: dict[str, tuple[int, dict[str, str]]] = {}
 
-    def undisturbed(self, kind: str) -> tuple[float, dict[str, str]]:
-        """How long such a run takes, and the digests of what it ends with."""
+    def undisturbed(self, kind: str) -> tuple[int, dict[str, str]]:
+        """How often such a run changes files, and the digests of what it ends with."""
         if kind not in self.unbroken:
-            begun, run = time.monotonic(), self.folder / "whole"
-            assert campaign.end_of(self.start(kind, run)) == 0
-            self.unbroken[kind] = time.monotonic() - begun, self.digests(run)
-            shutil.rmtree(run)
+            run, count = self.folder / "whole", self.folder / "count"
+
+            def work() -> None:
+                changes = campaign.at_change(0, campaign.die)
+                self.work(kind, run)
+                count.write_text(str(changes()))
+
+            assert campaign.end_of(campaign.fork(work)) == 0
+            self.unbroken[kind] = int(count.read_text()), self.digests(run)
+            self.remove(run)
         return self.unbroken[kind]
 
-    def start(self, kind: str, run: Path) -> int:
-        """A process that begins a run, or goes on with the one that is there."""
-        return campaign.fork(lambda: self.work(kind, run))
+    def start(self, kind: str, run: Path, moment: int = 0, stop: int = signal.SIGKILL) -> int:
+        """A process that begins a run, or resumes it, and gets a signal at a change of a file."""
+
+        def work() -> None:
+            campaign.at_change(moment, lambda: os.kill(os.getpid(), stop))
+            self.work(kind, run)
+
+        return campaign.fork(work)
 
     def work(self, kind: str, run: Path) -> None:
         torch.set_num_threads(1)
         training_run.SAVE_EVERY = 0.0  # after every step
         os.environ["GPT2_FROM_SCRATCH_CACHE"] = str(run.with_suffix(".cache"))
-        quiet = {"quiet": True, "say": lambda line: None}
-        if (run / "config.json").exists():
-            recipes.resume_training(run, **quiet)
-            return
-        shutil.rmtree(run, ignore_errors=True)  # killed before it had begun
-        config, more = KINDS[kind]
-        model, texts = self.folder / "model", self.folder / "texts.csv"
-        recipes.train_classifier(model, texts, run, config, **more, **quiet)
+        with silenced():
+            if (run / "config.json").exists():
+                recipes.resume_training(run)
+                return
+            shutil.rmtree(run, ignore_errors=True)  # killed before it had begun
+            config, more = KINDS[kind]
+            model, texts = self.folder / "model", self.folder / "texts.csv"
+            recipes.train_classifier(model, texts, run, config, **more)
 
     def digests(self, run: Path) -> dict[str, str]:
         return {name: sha256_of(run / name) for name in LASTING}
@@ -85,24 +99,23 @@ class Trials:
         life, expected = self.undisturbed(kind)
         stops, wanted = 0, self.draw.randint(1, 4)
         while stops < wanted:
-            child = self.start(kind, run)
-            time.sleep(self.draw.uniform(0.0, life))
-            stopped = self.stop(child, run)
+            stopped = self.stop(kind, run, self.draw.randint(1, life))
             stops += stopped
             if not stopped and stops:
                 break  # it was stopped before and has come to its end
             if not stopped:
-                self.remove(run)  # it was too quick: once more
+                self.remove(run)  # the signal came too late: once more
         assert campaign.end_of(self.start(kind, run)) == 0
-        assert self.digests(run) == expected, f"{kind}, trial {number}: other bits"
+        other = [name for name, digest in self.digests(run).items() if digest != expected[name]]
+        assert not other, f"{kind}, trial {number}: other bits in {', '.join(other)}"
         assert not [*run.glob(".*"), *run.glob("*.bad"), *run.glob("state-*")], "something is left"
         self.remove(run)
         self.seen["trials that ended bit-equal"] += 1
 
-    def stop(self, child: int, run: Path) -> bool:
+    def stop(self, kind: str, run: Path, moment: int) -> bool:
         """Kill a run, or ask it to stop; False if it came to its end before."""
         how = self.draw.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM])
-        code = campaign.kill(child, how)
+        code = campaign.end_of(self.start(kind, run, moment, how))
         assert code in (0, -how, 130, 143), f"a run ended with {code}"
         self.seen["SIGKILLs"] += code == -signal.SIGKILL
         self.seen["Ctrl-C and SIGTERM"] += code in (130, 143, -signal.SIGTERM)

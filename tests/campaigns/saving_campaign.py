@@ -1,11 +1,10 @@
-"""Kills processes while they save, and reads after each kill all that they ever wrote."""
+"""Kill processes while they save, and read after each kill all that they ever wrote."""
 
 import csv
 import json
 import os
 import random
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import read_json, sweep, write_json
 from gpt2_from_scratch.storage.states import newest_state, save_state
 
-LIFE = 0.06  # seconds after which a process is killed, at most
+LIFE = 100  # changes of files before a process is killed, at most: two steps or so
+SIZE = 480_000  # bytes of a state or classifier, of half a megabyte each
 DESCRIPTION = Description("mini", "0" * 64, (HeadConfig(labels=("ham", "spam")),))
 
 
@@ -77,7 +77,7 @@ def look_at_features(folder: Path) -> None:
 
 
 def kills(count: int, seed: int, folder: Path) -> Counter:
-    """Kill `count` processes at random moments of their saving."""
+    """Kill `count` processes, each at a drawn change of a file, or at a byte of a file after it."""
     torch.set_num_threads(1)
     csv.field_size_limit(10**8)
     draw, seen = random.Random(seed), Counter({"orphans at the end": 0})
@@ -85,10 +85,16 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
     progress = campaign.Progress(count, "kills")
     while seen["kills"] < count:
         reading, writing = os.pipe()
-        child = campaign.fork(lambda at=step, to=writing: save_for_ever(folder, at, to))
+        moment, size = draw.randint(1, LIFE), draw.randrange(SIZE)
+        end = draw.choice([campaign.die, lambda size=size: campaign.die_at_byte(size)])
+
+        def work(moment=moment, end=end, step=step, writing=writing) -> None:
+            campaign.at_change(moment, end)
+            save_for_ever(folder, step, writing)
+
+        child = campaign.fork(work)
         os.close(writing)
-        time.sleep(draw.uniform(0.0, LIFE))
-        assert campaign.kill(child) == -9, "it ended by itself"
+        assert campaign.end_of(child) in campaign.DEATHS, "it ended by itself"
         with os.fdopen(reading, "rb") as pipe:
             told = pipe.read()
         seen["kills"] += 1
