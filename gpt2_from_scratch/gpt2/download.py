@@ -296,7 +296,9 @@ def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
             faults.append(f"{path} {difference}")
         if check and file.size in (None, path.stat().st_size):
             check(path)  # after a difference too: it may name what is damaged
-    except (GPT2Error, OSError) as error:
+    except OSError as error:  # it may be right, so it is not replaced
+        raise ResourceError(f"{path} cannot be read: {error.strerror}") from error
+    except GPT2Error as error:
         faults.append(str(error))
     return "; ".join(faults)
 
@@ -421,12 +423,14 @@ class Transfer:
         most, chunks = MOST if size is None else size, response.iter_content(CHUNK)
         bar = progress_bar(total=size, initial=done, unit="B", unit_scale=True, desc=self.file.name)
         with self.part.open("ab") as out, bar:
-            while (chunk := _within(self.limits.patience, next, chunks, None)) is not None:
+            while chunk := _within(self.limits.patience, next, chunks, b""):
                 done += out.write(chunk)
                 bar.update(len(chunk))
                 if done > most:
-                    self.part.unlink()
-                    raise DownloadError(f"more than {most:,} bytes came")
+                    break
+        if done > most:
+            self.part.unlink()
+            raise DownloadError(f"more than {most:,} bytes came")
         if size is not None and done < size:
             raise _TryAgain(f"cut off after {done:,} of {size:,} bytes")
 
