@@ -171,7 +171,7 @@ def main() -> None:
     print(f"probes, {args.model}: {measure_machine().describe()}")
     one_by_one(args.model, split)
     base = Classifier.on_base(args.model, LABELS)
-    probes = probe_layers(base.model, base.tokenizer, split, poolings=POOLINGS, quiet=False)
+    probes = probe_layers(base.model, base.tokenizer, split, poolings=POOLINGS)
     print(format_probes(probes), flush=True)
     if args.out:
         save_picture(plot_probes(probes), args.out)

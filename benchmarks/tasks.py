@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from bench import SHARED, first_that_exists
 
-from gpt2_from_scratch import Message, TrainConfig
+from gpt2_from_scratch import DataConfig, Message, TrainConfig
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.classifier.tasks.tagging import entities, most_frequent_tag, tag_scores
+from gpt2_from_scratch.classifier.train import format_epoch
 from gpt2_from_scratch.data.formats import load_examples
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.runs.folder import read_test_part
@@ -47,22 +47,20 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     print("the most frequent tag of each word:\n")
     found = [[tag_of(word) for word in text] for text in words]
     print(tag_scores(tags, found, names).as_table())
-    said: list[str] = []
     config = TrainConfig(epochs=epochs, patience=epochs, n_last_blocks=n_last_blocks)
     with tempfile.TemporaryDirectory() as run:
-        _, classifier, scores = train_classifier(
+        sources = [str(folder / part) for part in PARTS]
+        done = train_classifier(
             "mini",
-            folder / PARTS[0],
-            Path(run) / "run",
+            DataConfig(*sources),
             config,
             HeadSettings("token-classification"),
-            val_data=folder / PARTS[1],
-            test_data=folder / PARTS[2],
-            dtype=torch.bfloat16,
-            quiet=True,
-            say=said.append,
+            run=Path(run) / "run",
+            dtype="bfloat16",
         )
-        kept = read_test_part(Path(run) / "run", "token-classification")
+        classifier, scores = done.classifier, done.scores
+        epochs_run = [format_epoch(epoch, epochs, scores.measure) for epoch in done.load_history()]
+        kept = read_test_part(done.folder, "token-classification")
     words, tags = tagged(kept)
     answers = [a.answer.words for a in classifier.predict([m.text for m in kept]) if a]
     ours = [[word.label for word in text] for text in answers]
@@ -70,7 +68,7 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     print(
         f"\nthe mini, last {n_last_blocks} blocks, {epochs} epochs; the epoch of the best F1 on dev:\n"
     )
-    print("\n".join(line for line in said if line.startswith("epoch")) + "\n")
+    print("\n".join(epochs_run) + "\n")
     print(scores.as_table())
     print(f"\nagainst the most frequent tag on the same {len(kept):,} texts: {format_p(p)}")
 

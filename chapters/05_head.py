@@ -92,9 +92,9 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 
 # %%
 config = TrainConfig(epochs=3, lr=0.256 / model.config.n_embd)  # few epochs, so a high rate
-options = {"config": config, "cache": False}
+options = {"training": config, "cache": False}
 with TemporaryDirectory() as folder:
-    _, spam_filter, _ = train_classifier(MODEL, DATA, f"{folder}/run", **options)
+    spam_filter = train_classifier(MODEL, DATA, run=f"{folder}/run", **options).classifier
 encoded = tokenizer.encode("Congratulations, your number was drawn. Reply now to claim your prize")
 with torch.no_grad():
     answers = spam_filter.model(torch.tensor([encoded]))[0].softmax(dim=1)[:, 1].tolist()
@@ -115,7 +115,8 @@ print(f"checked: one pass gave the {len(answers)} answers that {len(answers)} te
 
 # %%
 with TemporaryDirectory() as folder:
-    _, sorter, scores = train_classifier(MODEL, "topics", f"{folder}/run", **options)
+    run = train_classifier(MODEL, "topics", run=f"{folder}/run", **options)
+    sorter, scores = run.classifier, run.scores
 print(format_evaluation(scores))
 
 # %% tags=["varies"]

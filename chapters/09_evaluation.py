@@ -16,7 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
+from gpt2_from_scratch import (
+    DataConfig,
+    TrainConfig,
+    load_messages,
+    split_messages,
+    train_classifier,
+)
 from gpt2_from_scratch.course import picture, setting
 from gpt2_from_scratch.evaluation.metrics import format_evaluation, wilson_interval
 from gpt2_from_scratch.reports.plots import plot_confusion
@@ -31,10 +37,11 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collec
 # each time. The interval (Wilson's) is made to hold the truth in 95 of 100 such tests.
 
 # %%
-options = {"balance": True, "cache": False}
+balanced = DataConfig(source=DATA, balance=True)
 with TemporaryDirectory() as folder:
     config = TrainConfig(lr=5e-4 if MODEL == "mini" else 2e-4)
-    _, classifier, scores = train_classifier(MODEL, DATA, f"{folder}/run", config, **options)
+    run = train_classifier(MODEL, balanced, config, run=f"{folder}/run", cache=False)
+    classifier, scores = run.classifier, run.scores
 split = split_messages(load_messages(DATA), balance=True)  # the same: the seed decides
 answers = classifier.predict([message.text for message in split.test])
 print(format_evaluation(scores))

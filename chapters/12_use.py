@@ -14,7 +14,14 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gpt2_from_scratch import Classifier, GPT2Error, Message, TrainConfig, train_classifier
+from gpt2_from_scratch import (
+    Classifier,
+    DataConfig,
+    GPT2Error,
+    Message,
+    TrainConfig,
+    train_classifier,
+)
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.course import setting
 from gpt2_from_scratch.data.messages import load_messages, write_messages
@@ -23,7 +30,7 @@ from gpt2_from_scratch.data.split import split_messages
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 ROOM = TemporaryDirectory()  # gone when Python ends
 LR = 5e-4 if MODEL == "mini" else 2e-4  # the learning rate: wider models want a lower one
-room, how = Path(ROOM.name), {"balance": True, "cache": False}
+room, balanced = Path(ROOM.name), DataConfig(source=DATA, balance=True)
 
 # %% [markdown]
 # ## What a run leaves behind
@@ -31,7 +38,10 @@ room, how = Path(ROOM.name), {"balance": True, "cache": False}
 # `train_classifier` splits, trains, keeps the best epoch, scores the test part, and writes a folder:
 
 # %%
-run, trained, _ = train_classifier(MODEL, DATA, room / "run", TrainConfig(epochs=3, lr=LR), **how)
+config = TrainConfig(epochs=3, lr=LR)
+done = train_classifier(MODEL, balanced, config, run=room / "run", cache=False)
+done.write_report()
+run, trained = done.folder, done.classifier
 for path in sorted(run.iterdir()):
     print(f"{path.stat().st_size / 1e6:6.1f} MB  {path.name}")
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Classifier, TrainConfig, load_messages, train_classifier
+from gpt2_from_scratch import Classifier, DataConfig, TrainConfig, load_messages, train_classifier
 from gpt2_from_scratch.data.messages import count_labels
 
 # %% [markdown]
@@ -62,14 +62,14 @@ with TemporaryDirectory() as folder:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
     counts = count_labels(load_messages(path))
-    _, trained, scores = train_classifier(
+    run = train_classifier(
         "mini",
-        path,
-        Path(folder) / "run",
+        DataConfig(source=str(path), balance=True),
         TrainConfig(epochs=2, lr=1e-3),
-        balance=True,
+        run=Path(folder) / "run",
         cache=False,
     )
+    trained, scores = run.classifier, run.scores
 always = counts["other"] / sum(counts.values())
 low, high = scores.interval
 print(f"{counts}: 'always other' is right for {always:.1%}")

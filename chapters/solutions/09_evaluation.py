@@ -8,7 +8,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from gpt2_from_scratch import TrainConfig, load_messages, split_messages, train_classifier
+from gpt2_from_scratch import (
+    DataConfig,
+    TrainConfig,
+    load_messages,
+    split_messages,
+    train_classifier,
+)
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
 
 split = split_messages(load_messages("demo"), balance=True)
@@ -21,14 +27,11 @@ split = split_messages(load_messages("demo"), balance=True)
 
 # %%
 with TemporaryDirectory() as folder:
-    _, classifier, _ = train_classifier(
-        "mini",
-        "demo",
-        f"{folder}/run",
-        TrainConfig(epochs=4),
-        balance=True,
-        cache=False,
+    balanced = DataConfig(source="demo", balance=True)
+    run = train_classifier(
+        "mini", balanced, TrainConfig(epochs=4), run=f"{folder}/run", cache=False
     )
+    classifier = run.classifier
 answers = classifier.predict([message.text for message in split.test])
 p_spam = np.array([answer.probabilities["spam"] for answer in answers])
 truth = np.array([message.label == "spam" for message in split.test]).astype(int)

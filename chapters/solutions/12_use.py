@@ -23,9 +23,9 @@ from gpt2_from_scratch.storage.paths import model_folder
 
 ROOM = TemporaryDirectory()
 room, how = Path(ROOM.name), {"cache": False}
-run, classifier, _ = train_classifier(
-    "mini", "demo", room / "run", TrainConfig(epochs=1, seed=1), **how
-)
+done = train_classifier("mini", "demo", TrainConfig(epochs=1, seed=1), run=room / "run", **how)
+done.write_report()
+run, classifier = done.folder, done.classifier
 
 # %% [markdown]
 # ## 1. How large

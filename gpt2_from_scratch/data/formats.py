@@ -232,33 +232,6 @@ def read_conll(path: Path, encoding: str = "utf-8") -> Iterator[Message | Fault]
     return _sentences(read_lines(path, encoding))
 
 
-def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first word, after the last word, type) of each entity in a sentence's BIO tags.
-
-    B- begins an entity and I- continues one of its own type; if there is none to continue, I- begins
-    one too, as in conlleval and seqeval. Raises DataError for a tag that is not BIO.
-    """
-    found: list[tuple[int, int, str]] = []
-    for place, tag in enumerate(tags):
-        if not BIO.fullmatch(tag):
-            raise DataError(f"{tag!r} is not a BIO tag, such as O, B-person or I-person")
-        if tag == "O":
-            continue
-        start, kind = place, tag[2:]
-        if tag[0] == "I" and found and found[-1][1:] == (place, kind):
-            start = found.pop()[0]
-        found.append((start, place + 1, kind))
-    return found
-
-
-def is_bio(labels: Sequence[str]) -> bool:
-    """Whether these are BIO tags that mark entities: O, B-..., I-..., and not O alone.
-
-    Source: Ramshaw & Marcus, 1995, https://aclanthology.org/W95-0107.
-    """
-    return all(BIO.fullmatch(label) for label in labels) and bool(set(labels) - {"O"})
-
-
 def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
     words: list[tuple[str, ...]] = []  # the columns of each word of the current sentence
     fault: Fault | None = None  # its first

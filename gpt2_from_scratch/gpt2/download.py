@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pooch
 import requests
 
 from gpt2_from_scratch.errors import (
@@ -94,7 +93,9 @@ class PinnedFile:
             words = f"has {size:,} bytes, expected {self.size:,}"
         elif self.known_hash:
             kind, expected = self.known_hash.split(":")
-            if (digits := pooch.file_hash(path, kind)) != expected:
+            with path.open("rb") as file:
+                digits = hashlib.file_digest(file, kind).hexdigest()
+            if digits != expected:
                 words = f"has {kind} {digits}, expected {expected}"
         if not words:
             return ""

@@ -27,11 +27,11 @@ KINDS = {  # of runs
     "last block": (CONFIG, {}),
     "batches of 7, mean": (
         replace(CONFIG, batch_size=7, seed=1),
-        {"settings": HeadSettings(pooling="mean")},
+        {"head": HeadSettings(pooling="mean")},
     ),
     "all blocks": (replace(CONFIG, n_last_blocks=2), {}),
     "early stop, no cache": (replace(CONFIG, patience=1, lr=0.05, epochs=9), {"cache": False}),
-    "bfloat16": (replace(CONFIG, seed=2), {"dtype": torch.bfloat16}),
+    "bfloat16": (replace(CONFIG, seed=2), {"dtype": "bfloat16"}),
 }
 
 
@@ -83,12 +83,12 @@ class Trials:
         os.environ["GPT2_FROM_SCRATCH_CACHE"] = str(run.with_suffix(".cache"))
         with silenced():
             if (run / "config.json").exists():
-                recipes.resume_training(run)
+                recipes.resume_training(run, device="cpu")
                 return
             shutil.rmtree(run, ignore_errors=True)  # killed before it had begun
             config, more = KINDS[kind]
             model, texts = self.folder / "model", self.folder / "texts.csv"
-            recipes.train_classifier(model, texts, run, config, **more)
+            recipes.train_classifier(model, texts, config, run=run, device="cpu", **more)
 
     def digests(self, run: Path) -> dict[str, str]:
         return {name: sha256_of(run / name) for name in LASTING}

@@ -14,12 +14,11 @@ import pytest
 from said import listen
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.tagging import entities, is_bio
 from gpt2_from_scratch.data import formats
 from gpt2_from_scratch.data.formats import (
     TASKS,
     context_start,
-    entities,
-    is_bio,
     label_names,
     load_examples,
     read_conll,

@@ -9,7 +9,7 @@ from scipy.stats import binomtest, kendalltau
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.evaluation.metrics import Answered
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions
 from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.studies.book import NOT_RUN, book_rows, chosen
 from gpt2_from_scratch.studies.rows import Result, Row, Setup, refuse_unfit
@@ -58,7 +58,7 @@ def results_of(row: Row, correct: list[str]) -> list[Result]:
     p = [np.array([[1 - int(c), int(c)] for c in one], dtype=float) for one in correct]
     true = np.ones(10, dtype=int)
     return [
-        Result(row, f"seed {n}", Answered(("ham", "spam"), ["x"] * 10, true, one), 70)
+        Result(row, f"seed {n}", LabelledPredictions(("ham", "spam"), ["x"] * 10, true, one), 70)
         for n, one in enumerate(p)
     ]
 
