@@ -15,10 +15,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas
 
-from gpt2_from_scratch import check_data, load_messages, split_messages
+from gpt2_from_scratch import (
+    check_data,
+    count_labels,
+    load_messages,
+    split_messages,
+    tab_separated,
+)
 from gpt2_from_scratch.course import setting, show
-from gpt2_from_scratch.data.messages import count_labels
-from gpt2_from_scratch.data.tables import tab_separated
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -13,12 +13,21 @@ from itertools import pairwise
 import regex
 import torch
 
-from gpt2_from_scratch import Tokenizer, load_gpt2, load_messages, pad_right
+from gpt2_from_scratch import (
+    END_OF_TEXT,
+    SPLIT_PATTERN,
+    Tokenizer,
+    by_length,
+    bytes_to_characters,
+    draw_batches,
+    encode_texts,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    pad_batch,
+    pad_right,
+)
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, SPLIT_PATTERN, bytes_to_characters
-from gpt2_from_scratch.reports.drawings import draw_batches
-from gpt2_from_scratch.speed.batching import by_length, encode_texts, pad_batch
-from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -13,11 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from gpt2_from_scratch import GPT2, Tokenizer, load_gpt2, load_messages
+from gpt2_from_scratch import (
+    GPT2,
+    CausalSelfAttention,
+    Tokenizer,
+    TransformerBlock,
+    draw_architecture,
+    draw_attention,
+    load_gpt2,
+    load_messages,
+    model_folder,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.gpt2.model import CausalSelfAttention, TransformerBlock
-from gpt2_from_scratch.reports.drawings import draw_architecture, draw_attention
-from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 NEAR = {"atol": 1e-4, "rtol": 0.0}

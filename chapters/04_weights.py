@@ -16,13 +16,23 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from gpt2_from_scratch import GPT2, GPT2Config, GPT2Error, Tokenizer, load_gpt2, load_messages
+from gpt2_from_scratch import (
+    CONTINUATION,
+    GPT2,
+    PROMPT,
+    GPT2Config,
+    GPT2Error,
+    Tokenizer,
+    greedy_continuation,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    names_on_disk,
+    open_arrays,
+    save_gpt2,
+    sha256_of,
+)
 from gpt2_from_scratch.course import setting, show
-from gpt2_from_scratch.gpt2.openai_checkpoint import open_arrays
-from gpt2_from_scratch.gpt2.verify import CONTINUATION, PROMPT, greedy_continuation
-from gpt2_from_scratch.gpt2.weights import names_on_disk, save_gpt2
-from gpt2_from_scratch.storage.files import sha256_of
-from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 _ = torch.set_grad_enabled(False)  # nothing is trained here

@@ -13,12 +13,18 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Tokenizer, TrainConfig, format_evaluation, load_gpt2, train_classifier
-from gpt2_from_scratch.classifier.heads import replace_head
+from gpt2_from_scratch import (
+    Tokenizer,
+    TrainConfig,
+    draw_label_by_token,
+    format_evaluation,
+    load_gpt2,
+    logits_of_new_head,
+    model_folder,
+    replace_head,
+    train_classifier,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.gpt2.verify import logits_of_new_head
-from gpt2_from_scratch.reports.drawings import draw_label_by_token
-from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

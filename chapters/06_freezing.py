@@ -11,18 +11,22 @@
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, load_gpt2, load_messages, split_messages
-from gpt2_from_scratch.classifier.freezing import (
+from gpt2_from_scratch import (
+    Classifier,
+    class_logits,
+    draw_ledger,
     format_ledger,
     ledger,
+    load_gpt2,
+    load_messages,
+    pad_batch,
+    replace_head,
     set_trainable,
+    split_messages,
+    tensors_sha256,
     trainable_names,
 )
-from gpt2_from_scratch.classifier.heads import class_logits, replace_head
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.reports.drawings import draw_ledger
-from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -13,11 +13,16 @@ import math
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.classifier.freezing import set_trainable
-from gpt2_from_scratch.classifier.heads import pool, replace_head
+from gpt2_from_scratch import (
+    Classifier,
+    load_messages,
+    pool,
+    replace_head,
+    set_trainable,
+    split_messages,
+    wilson_interval,
+)
 from gpt2_from_scratch.course import setting
-from gpt2_from_scratch.evaluation.metrics import wilson_interval
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

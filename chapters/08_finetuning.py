@@ -15,17 +15,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, class_logits, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.classifier.settings import TrainConfig
-from gpt2_from_scratch.classifier.train import TrainingRun, best_epoch, finetune, to_labelled
+from gpt2_from_scratch import (
+    LABELS,
+    Classifier,
+    TrainConfig,
+    TrainingRun,
+    best_epoch,
+    class_logits,
+    evaluate_classifier,
+    finetune,
+    format_evaluation,
+    lecture,
+    lecture_split,
+    load_gpt2,
+    load_messages,
+    make_loaders,
+    pad_batch,
+    plot_epochs,
+    set_trainable,
+    sms_collection,
+    split_messages,
+    to_labelled,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.evaluation.metrics import format_evaluation
-from gpt2_from_scratch.gpt2.weights import load_gpt2
-from gpt2_from_scratch.reports.plots import plot_epochs
-from gpt2_from_scratch.runs.lecture import LABELS, lecture, lecture_split, make_loaders
-from gpt2_from_scratch.runs.results import evaluate_classifier
-from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.storage.paths import sms_collection
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

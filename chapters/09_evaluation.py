@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from gpt2_from_scratch import (
     DataConfig,
     TrainConfig,
+    format_evaluation,
     load_messages,
+    plot_confusion,
     split_messages,
     train_classifier,
+    wilson_interval,
 )
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.evaluation.metrics import format_evaluation, wilson_interval
-from gpt2_from_scratch.reports.plots import plot_confusion
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

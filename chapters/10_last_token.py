@@ -14,14 +14,20 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Classifier, class_logits, finetune, load_messages, split_messages
-from gpt2_from_scratch.classifier.heads import read_positions
-from gpt2_from_scratch.classifier.settings import TrainConfig
+from gpt2_from_scratch import (
+    Classifier,
+    FeatureStore,
+    TrainConfig,
+    class_logits,
+    draw_label_by_token,
+    evaluate_classifier,
+    finetune,
+    load_messages,
+    pad_batch,
+    read_positions,
+    split_messages,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.reports.drawings import draw_label_by_token
-from gpt2_from_scratch.runs.results import evaluate_classifier
-from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.speed.feature_store import FeatureStore
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -15,11 +15,16 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2_from_scratch import Classifier, load_messages, set_trainable, split_messages
+from gpt2_from_scratch import (
+    Classifier,
+    block_at,
+    load_messages,
+    pad_batch,
+    plot_seconds,
+    set_trainable,
+    split_messages,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.reports.plots import plot_seconds
-from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.speed.partial_blocks import block_at
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 B, EPOCHS = 8, 5  # the lecture's

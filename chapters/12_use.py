@@ -20,12 +20,13 @@ from gpt2_from_scratch import (
     GPT2Error,
     Message,
     TrainConfig,
+    load_messages,
+    split_messages,
     train_classifier,
+    write_messages,
 )
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.course import setting
-from gpt2_from_scratch.data.messages import load_messages, write_messages
-from gpt2_from_scratch.data.split import split_messages
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 ROOM = TemporaryDirectory()  # gone when Python ends

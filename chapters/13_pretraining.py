@@ -16,17 +16,23 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import GPT2, GPT2Config, PretrainConfig, Tokenizer
+from gpt2_from_scratch import (
+    GPT2,
+    GPT2Config,
+    PretrainConfig,
+    Tokenizer,
+    generate,
+    init_weights,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    plot_pretraining,
+    save_gpt2,
+    split_messages,
+    write_bpe,
+)
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.data.messages import load_messages
-from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.gpt2 import corpus, pretrain
-from gpt2_from_scratch.gpt2.generate import generate
-from gpt2_from_scratch.gpt2.model import init_weights
-from gpt2_from_scratch.gpt2.tokenizer import write_bpe
-from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2
-from gpt2_from_scratch.reports.plots import plot_pretraining
-from gpt2_from_scratch.storage.paths import model_folder
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 split = split_messages(load_messages(DATA))

@@ -15,15 +15,25 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.classifier.heads import head_layers
-from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.tasks import TASKS
-from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
-from gpt2_from_scratch.classifier.train import loss_and_scores, to_labelled
+from gpt2_from_scratch import (
+    TASKS,
+    Classifier,
+    FeatureStore,
+    HeadConfig,
+    Message,
+    Span,
+    Split,
+    TrainConfig,
+    finetune,
+    head_layers,
+    load_gpt2,
+    load_messages,
+    logit_per_class,
+    loss_and_scores,
+    split_messages,
+    to_labelled,
+)
 from gpt2_from_scratch.course import setting, show
-from gpt2_from_scratch.data.messages import Span
-from gpt2_from_scratch.runs.recipes import FeatureStore, finetune, load_gpt2
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

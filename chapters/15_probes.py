@@ -10,11 +10,18 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.classifier.settings import POOLINGS
+from gpt2_from_scratch import (
+    POOLINGS,
+    Classifier,
+    Trunk,
+    format_probes,
+    load_messages,
+    plot_probes,
+    pooled_states,
+    probe_layers,
+    split_messages,
+)
 from gpt2_from_scratch.course import picture, setting
-from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.studies.probes import format_probes, plot_probes, pooled_states, probe_layers
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 split = split_messages(load_messages(DATA), balance=True)

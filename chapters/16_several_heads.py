@@ -15,14 +15,23 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.classifier.generate import generate_with_heads
-from gpt2_from_scratch.classifier.heads import outputs_from
-from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
+from gpt2_from_scratch import (
+    Classifier,
+    HeadConfig,
+    Message,
+    Span,
+    Split,
+    TrainConfig,
+    draw_heads_by_token,
+    finetune,
+    generate_with_heads,
+    load_messages,
+    loss_and_scores,
+    outputs_from,
+    split_messages,
+    to_labelled,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.data.messages import Span
-from gpt2_from_scratch.reports.drawings import draw_heads_by_token
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

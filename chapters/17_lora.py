@@ -12,14 +12,24 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Classifier, TrainConfig, load_gpt2, load_messages, split_messages
-from gpt2_from_scratch.classifier.freezing import format_ledger, frozen_depth, ledger, set_trainable
-from gpt2_from_scratch.classifier.train import finetune
+from gpt2_from_scratch import (
+    Classifier,
+    LoRAConfig,
+    LoRALinear,
+    TrainConfig,
+    add_lora,
+    evaluate_classifier,
+    finetune,
+    format_ledger,
+    frozen_depth,
+    ledger,
+    load_gpt2,
+    load_messages,
+    plot_seconds,
+    set_trainable,
+    split_messages,
+)
 from gpt2_from_scratch.course import picture, setting, show
-from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.gpt2.lora import LoRALinear, add_lora
-from gpt2_from_scratch.reports.plots import plot_seconds
-from gpt2_from_scratch.runs.results import evaluate_classifier
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
 

@@ -9,7 +9,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from gpt2_from_scratch import DataConfig, GPT2Error, Message, load_messages, split_messages
+from gpt2_from_scratch import (
+    DataConfig,
+    GPT2Error,
+    Message,
+    load_messages,
+    split_messages,
+)
 from gpt2_from_scratch.progress import log_to
 
 messages = load_messages("demo")

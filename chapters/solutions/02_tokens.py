@@ -7,9 +7,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Tokenizer, load_gpt2, load_messages
-from gpt2_from_scratch.gpt2.tokenizer import write_bpe
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch import (
+    Tokenizer,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    write_bpe,
+)
 
 folder = model_folder("mini")
 tokenizer = Tokenizer(folder)

@@ -7,9 +7,13 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import GPT2, Tokenizer, load_gpt2
-from gpt2_from_scratch.gpt2.model import init_weights
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch import (
+    GPT2,
+    Tokenizer,
+    init_weights,
+    load_gpt2,
+    model_folder,
+)
 
 torch.set_grad_enabled(False)
 real = load_gpt2("mini").double()

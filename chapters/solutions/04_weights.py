@@ -7,9 +7,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Tokenizer, load_gpt2, load_messages, save_gpt2
-from gpt2_from_scratch.gpt2.verify import PROMPT, greedy_continuation
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch import (
+    PROMPT,
+    Tokenizer,
+    greedy_continuation,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    save_gpt2,
+)
 
 torch.set_grad_enabled(False)
 tokenizer = Tokenizer(model_folder("mini"))

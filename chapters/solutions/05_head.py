@@ -8,8 +8,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2_from_scratch import Classifier, DataConfig, TrainConfig, load_messages, train_classifier
-from gpt2_from_scratch.data.messages import count_labels
+from gpt2_from_scratch import (
+    Classifier,
+    DataConfig,
+    TrainConfig,
+    count_labels,
+    load_messages,
+    train_classifier,
+)
 
 # %% [markdown]
 # ## 1. One output for two classes

@@ -5,12 +5,19 @@
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import load_gpt2, load_messages, replace_head, set_trainable, split_messages
-from gpt2_from_scratch.classifier.freezing import ledger
-from gpt2_from_scratch.classifier.heads import class_logits
-from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
-from gpt2_from_scratch.speed.batching import encode_texts, pad_batch
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch import (
+    Tokenizer,
+    class_logits,
+    encode_texts,
+    ledger,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    pad_batch,
+    replace_head,
+    set_trainable,
+    split_messages,
+)
 
 batch = split_messages(load_messages("demo")).train[:16]
 encoded, _ = encode_texts([message.text for message in batch], Tokenizer(model_folder("mini")), 384)

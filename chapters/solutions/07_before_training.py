@@ -7,9 +7,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.classifier.freezing import set_trainable
-from gpt2_from_scratch.classifier.heads import pool
+from gpt2_from_scratch import (
+    Classifier,
+    load_messages,
+    pool,
+    set_trainable,
+    split_messages,
+)
 
 train = split_messages(load_messages("demo")).train[:120]
 answers = torch.tensor([message.label == "spam" for message in train]).long()

@@ -6,8 +6,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, TrainConfig, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.runs.lecture import LABELS
+from gpt2_from_scratch import (
+    LABELS,
+    Classifier,
+    TrainConfig,
+    load_messages,
+    set_trainable,
+    split_messages,
+)
 
 split = split_messages(load_messages("demo"))
 LR = TrainConfig().lr

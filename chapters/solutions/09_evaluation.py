@@ -11,11 +11,12 @@ import numpy as np
 from gpt2_from_scratch import (
     DataConfig,
     TrainConfig,
+    evaluate_predictions,
     load_messages,
     split_messages,
     train_classifier,
+    wilson_interval,
 )
-from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
 
 split = split_messages(load_messages("demo"), balance=True)
 

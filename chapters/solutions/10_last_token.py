@@ -4,8 +4,12 @@
 # %%
 import torch
 
-from gpt2_from_scratch import Classifier, class_logits, pad_right
-from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch import (
+    Classifier,
+    class_logits,
+    pad_batch,
+    pad_right,
+)
 
 base = Classifier.on_base(
     "mini", ["ham", "spam"]

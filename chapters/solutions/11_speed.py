@@ -5,8 +5,13 @@
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch import (
+    Classifier,
+    load_messages,
+    pad_batch,
+    set_trainable,
+    split_messages,
+)
 
 B = 8
 messages = split_messages(load_messages("demo")).train[: 12 * B]

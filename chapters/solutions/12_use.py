@@ -14,12 +14,12 @@ from gpt2_from_scratch import (
     TrainConfig,
     load_gpt2,
     load_messages,
+    model_folder,
     save_gpt2,
     set_trainable,
     split_messages,
     train_classifier,
 )
-from gpt2_from_scratch.storage.paths import model_folder
 
 ROOM = TemporaryDirectory()
 room, how = Path(ROOM.name), {"cache": False}

@@ -10,12 +10,17 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import GPT2, GPT2Config, PretrainConfig, Tokenizer
-from gpt2_from_scratch.data.messages import load_messages
-from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch import (
+    GPT2,
+    GPT2Config,
+    PretrainConfig,
+    Tokenizer,
+    init_weights,
+    load_messages,
+    split_messages,
+    write_bpe,
+)
 from gpt2_from_scratch.gpt2 import corpus, pretrain
-from gpt2_from_scratch.gpt2.model import init_weights
-from gpt2_from_scratch.gpt2.tokenizer import write_bpe
 
 split = split_messages(load_messages("demo"))
 texts, unseen = ([m.text for m in part] for part in (split.train + split.val, split.test[:100]))

@@ -8,11 +8,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from gpt2_from_scratch import Classifier, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.classifier.heads import outputs_from
-from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.train import finetune
-from gpt2_from_scratch.runs.results import evaluate_classifier
+from gpt2_from_scratch import (
+    Classifier,
+    HeadConfig,
+    Split,
+    TrainConfig,
+    evaluate_classifier,
+    finetune,
+    load_messages,
+    outputs_from,
+    split_messages,
+)
 
 split = split_messages(load_messages("demo"))
 

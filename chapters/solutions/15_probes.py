@@ -7,9 +7,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gpt2_from_scratch import Classifier, load_messages, split_messages
-from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.studies.probes import pooled_states
+from gpt2_from_scratch import (
+    Classifier,
+    Trunk,
+    load_messages,
+    pooled_states,
+    split_messages,
+)
 
 split = split_messages(load_messages("demo"), balance=True)
 texts = split.train + split.test

@@ -9,10 +9,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
-from gpt2_from_scratch.classifier.heads import outputs_from
-from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
+from gpt2_from_scratch import (
+    Classifier,
+    HeadConfig,
+    Message,
+    Split,
+    TrainConfig,
+    finetune,
+    load_messages,
+    loss_and_scores,
+    outputs_from,
+    split_messages,
+    to_labelled,
+)
 
 parts = vars(split_messages(load_messages("demo"))).values()
 split = Split(

@@ -8,9 +8,15 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 
-from gpt2_from_scratch import Classifier, TrainConfig, load_messages, set_trainable, split_messages
-from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.runs.recipes import finetune
+from gpt2_from_scratch import (
+    Classifier,
+    LoRAConfig,
+    TrainConfig,
+    finetune,
+    load_messages,
+    set_trainable,
+    split_messages,
+)
 
 LABELS = ["ham", "spam"]
 short = [message for message in load_messages("demo") if len(message.text) <= 120]
