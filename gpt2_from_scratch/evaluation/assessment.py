@@ -245,7 +245,7 @@ def _format_cost(at: AtThreshold | None) -> list[str]:
         return []
     return [
         "",
-        f"a false positive costs {at.cost:g}, a false negative 1: {on_one_line(at.label)} if "
+        f"a false positive costs {at.false_positive_cost:g}, a false negative 1: {on_one_line(at.label)} if "
         f"p >= {format_threshold(at.threshold)}; {at.false_positives} false positives, "
         f"{at.true_positives} true positives, cost per text {at.mean_cost:.4f}",
     ]

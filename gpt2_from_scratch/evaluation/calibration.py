@@ -138,7 +138,7 @@ class AtThreshold:
     positives: int
     false_positive_rate_bound: float  # 95% upper bound of the false positive rate
     allowed_per_1000: float | None = None  # false positives that the threshold was chosen for
-    cost: float | None = None  # of a false positive that it is for; a false negative costs 1
+    false_positive_cost: float | None = None  # that it is for; a false negative costs 1
     mean_cost: float | None = None  # per text, with that cost
 
 
@@ -210,7 +210,7 @@ def at_cost(
         raise UsageError(f"cost = {cost} of a false positive must be a number above 0")
     at = at_threshold(probabilities, is_positive, label, cost / (1 + cost))
     total = cost * at.false_positives + at.positives - at.true_positives
-    return replace(at, cost=cost, mean_cost=total / len(probabilities))
+    return replace(at, false_positive_cost=cost, mean_cost=total / len(probabilities))
 
 
 def format_threshold(threshold: float) -> str:

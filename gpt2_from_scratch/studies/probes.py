@@ -122,7 +122,7 @@ def probe_layers(
     probes = []
     with progress_bar(total=len(states) * (trunk.depth + 1), desc="probes") as bar:
         for (pooling, final_norm), layers in states.items():  # layers (L, N, C)
-            for layer, x in enumerate(layers.double().numpy()):
+            for layer, x in enumerate(layers.numpy()):
                 train, val, test = np.split(x, [len(y_train), len(y_train) + len(y_val)])
                 probe, l2 = fit_logistic((train, y_train), (val, y_val), penalties)
                 train_accuracy, val_accuracy = probe.score(train, y_train), probe.score(val, y_val)
@@ -201,9 +201,11 @@ def fit_logistic(
         raise DataError("the validation set has a label that the training set does not have")
     spread, size = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0)
     varies = spread > ROUNDING_NOISE * size  # (C,): otherwise noise would be scaled up to 1
-    scale = make_pipeline(
-        FunctionTransformer(lambda features: np.where(varies, features, 0.0)), StandardScaler()
-    ).fit(x)
+
+    def clean(features: np.ndarray) -> np.ndarray:
+        return np.where(varies, features.astype(np.float64), 0.0)
+
+    scale = make_pipeline(FunctionTransformer(clean), StandardScaler()).fit(x)
     x, x_val = scale.transform(x), scale.transform(x_val)
     # of two classes scikit-learn has one weight vector, the difference of two: half the squares
     factor = 2 if len(np.unique(y)) == 2 else 1

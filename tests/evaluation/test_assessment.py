@@ -154,7 +154,7 @@ def test_before_the_temperature():
 def test_the_threshold_of_a_cost():
     """From 3 / 4 on: text 0 is spam, text 2 is not; 3, 5 and 7 are missed."""
     found = assess(TEST, cost=3.0).at_cost
-    assert (found.label, found.threshold, found.cost) == ("spam", 0.75, 3.0)
+    assert (found.label, found.threshold, found.false_positive_cost) == ("spam", 0.75, 3.0)
     assert (found.false_positives, found.true_positives) == (1, 1)
     assert found.mean_cost == pytest.approx((3 + 3) / 8)
     assert assess(TEST).at_cost is None
@@ -276,7 +276,7 @@ def test_every_key():
     ).split()
     keys = (
         "label threshold false_positives negatives true_positives positives "
-        "false_positive_rate_bound allowed_per_1000 cost mean_cost"
+        "false_positive_rate_bound allowed_per_1000 false_positive_cost mean_cost"
     ).split()
     assert [*plain["thresholds"][0]] == [*plain["at_cost"]] == keys and plain["version"] == 2
 

@@ -379,7 +379,7 @@ def test_the_mean_cost_by_hand():
     """From 0.9 on: 0.99 and 0.95 are spam, 0.9 is not; 0.8, 0.6 and 0.1 are missed."""
     found = at_cost(P_SPAM, IS_SPAM, "spam", 9.0)
     assert (found.threshold, found.false_positives, found.true_positives) == (0.9, 1, 2)
-    assert found.mean_cost == pytest.approx((9 + 3) / 10) and found.cost == 9.0
+    assert found.mean_cost == pytest.approx((9 + 3) / 10) and found.false_positive_cost == 9.0
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, math.inf, math.nan])

@@ -199,7 +199,7 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
     assert [t["allowed_per_1000"] for t in told["thresholds"]] == [50.0]
     assert len(told["mistakes"]) == len(told["least_certain"]) == 2
     at = told["at_cost"]
-    assert at["threshold"] == pytest.approx(0.9) and at["cost"] == 9
+    assert at["threshold"] == pytest.approx(0.9) and at["false_positive_cost"] == 9
     classifier = Classifier.load(run)
     messages = read_test_part(run, "classification")
     spam = np.array(

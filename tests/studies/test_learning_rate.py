@@ -1,4 +1,4 @@
-"""The rate rises, the loss is followed, and the weights are as they were."""
+"""The learning rate rises, the loss is recorded, and the weights are restored."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_what_ends_the_curve_and_what_stops(
     first: int,
     stops: bool,
 ) -> None:
-    """A loss that is no number ends it, behind the first step; lack of memory says nothing of rates."""
+    """A NaN loss ends it after the first step; lack of memory says nothing about rates."""
     step = TrainingRun.step
 
     def failing(self: TrainingRun, batch: list[int], factor: float | None = None) -> float:
