@@ -303,6 +303,7 @@ def test_an_unpaired_surrogate_is_no_traceback(
     assert call(capsys, *common, "a \ud800 b")[0] == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_can_be_scored(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -353,7 +354,7 @@ def test_the_lecture_runs_and_prints_its_lines(
 ) -> None:
     rows = [f"{'ham' if n % 2 else 'spam'},you and {n % 7} the {n}" for n in range(100)]
     (tmp_path / "two.csv").write_text("label,text\n" + "\n".join(rows) + "\n")
-    code, out, _ = call(
+    code, _, err = call(
         capsys,
         "train",
         "--recipe",
@@ -368,10 +369,10 @@ def test_the_lecture_runs_and_prints_its_lines(
         "cpu",
     )
     assert code == 0
-    assert "8 / 2 / 3 batches of" in out
-    assert "'Do you have time' -> [" in out
-    assert "Ep 1 (Step 000000): Train loss" in out
-    assert out.count("Training accuracy:") == 5
+    assert "8 / 2 / 3 batches of" in err
+    assert "'Do you have time' -> [" in err
+    assert "Ep 1 (Step 000000): Train loss" in err
+    assert err.count("Training accuracy:") == 5
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
     assert (
         json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"]
@@ -449,6 +450,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
         cli.main(["generate", "--prompt", "x"])
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_quiet(run: Path, tiny_checkpoint: Path) -> None:
     command = f"'{sys.executable}' -m gpt2_from_scratch predict '{run}' --model '{tiny_checkpoint}'"
     done = subprocess.run(
@@ -480,6 +482,7 @@ def shell(line: str, *words: object, **more) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
 @pytest.mark.parametrize(
     ("line", "code"),
