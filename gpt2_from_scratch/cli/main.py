@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
-from gpt2_from_scratch.cli import commands, studies
+from gpt2_from_scratch.cli import classifying, inspecting, studies, training
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.progress import log_to
 from gpt2_from_scratch.storage.interruption import terminable
@@ -57,20 +57,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"gpt2-classifier {version('gpt2-from-scratch')}"
     )
     added = Commands(parser)
-    commands.add_train(added)
-    commands.add_find_rate(added)
+    training.add_train(added)
+    training.add_find_rate(added)
     studies.add_compare(added)
     studies.add_experiments(added)
-    commands.add_evaluate(added)
-    commands.add_predict(added)
-    commands.add_features(added)
-    commands.add_check(added)
-    commands.add_verify(added)
-    commands.add_generate(added)
-    commands.add_pretrain(added)
-    commands.add_download(added)
-    commands.add_cache(added)
-    commands.add_probe(added)
+    classifying.add_evaluate(added)
+    classifying.add_predict(added)
+    classifying.add_features(added)
+    inspecting.add_check(added)
+    inspecting.add_verify(added)
+    inspecting.add_generate(added)
+    training.add_pretrain(added)
+    inspecting.add_download(added)
+    inspecting.add_cache(added)
+    inspecting.add_probe(added)
     return parser
 
 

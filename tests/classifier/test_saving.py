@@ -324,7 +324,7 @@ def test_a_cut_file_and_a_missing_one_are_refused(
         Classifier.load(path, tiny_checkpoint)
     classifier.save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         Classifier.load(path, tiny_checkpoint)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.cli import inspecting
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import DataConfig, load_messages
 from gpt2_from_scratch.data.split import split_messages
@@ -78,17 +79,19 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
         "last.safetensors",
         "metrics.jsonl",
         "model_card.md",
+        "provenance.json",
         "report.html",
         "test-answers.jsonl",
         "test.csv",
         "val-answers.jsonl",
     ]
     config = json.loads((run / "config.json").read_text())
-    settings = config["settings"]
-    assert settings["epochs"] == 2 and settings["lr"] == 0.005 and config["recipe"] == "default"
-    assert settings["label_column"] == "kind" and settings["balance"] is False
-    assert config["classifier"]["heads"][0]["labels"] == ["health", "sport", "tech"]
-    assert config["messages"] == {"train": 27, "val": 3, "test": 12}
+    assert config["training"]["epochs"] == 2 and config["training"]["lr"] == 0.005
+    assert config["recipe"] == "default" and config["version"] == 2
+    assert config["data"]["label_column"] == "kind" and config["data"]["balance"] is False
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["classifier"]["heads"][0]["labels"] == ["health", "sport", "tech"]
+    assert provenance["messages"] == {"train": 27, "val": 3, "test": 12}
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["total"] == len(load_messages(run / "test.csv"))
     assert sum(map(sum, evaluation["confusion"])) == evaluation["total"]
@@ -394,8 +397,8 @@ def test_the_lecture_runs_and_prints_its_lines(
         (3, ["pretrain", "--corpus", "nowhere", "--out", "out"], "no .txt files"),
         (2, ["train", "--epochs", "0"], "epochs = 0"),
         (2, ["train", "--seed", "-1"], "seed = -1"),
-        (2, ["train", "--recipe", "lecture", "--lr", "3", "--balance"], "leave out balance, lr"),
-        (2, ["generate", "--prompt", "x", "--tokens", "-5"], "-5 new tokens"),
+        (2, ["train", "--recipe", "lecture", "--lr", "3", "--balance"], "Leave out balance, lr"),
+        (2, ["generate", "--prompt", "x", "--tokens", "-5"], "max_new_tokens = -5"),
         (2, ["pretrain", "--corpus", "c", "--out", "o", "--steps", "0"], "steps = 0"),
         (2, ["pretrain", "--corpus", "c", "--out", "o", "--n-vocab", "100"], "n_vocab = 100"),
         (2, ["train", "--n-last-blocks", "99"], "99"),
@@ -429,7 +432,7 @@ def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Pa
         "kind",
         *SETTINGS,
     )
-    assert code == 2 and "nothing is overwritten" in err
+    assert code == 2 and "exists already" in err
     assert (run / "best.safetensors").read_bytes() == before
 
 
@@ -437,7 +440,7 @@ def test_an_interruption_is_130(monkeypatch, capsys: pytest.CaptureFixture) -> N
     def interrupted(args) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "generate", interrupted)
+    monkeypatch.setattr(inspecting, "run_generate", interrupted)
     assert call(capsys, "generate", "--prompt", "x")[0] == 130
 
 
@@ -445,7 +448,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
     def bug(args) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.COMMANDS, "generate", bug)
+    monkeypatch.setattr(inspecting, "run_generate", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["generate", "--prompt", "x"])
 

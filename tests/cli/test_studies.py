@@ -41,7 +41,7 @@ def test_compare_new_trainings_and_finished_runs(
     code, printed, _ = call(capsys, *given, "--quick", "--out", tmp_path / "runs")
     assert code == 0 and "| two |" in printed and "TF-IDF of characters" not in printed
     code, _, err = call(capsys, *given, "--epochs", 3)
-    assert code == 2 and "leave out epochs" in err
+    assert code == 2 and "Leave out epochs" in err
 
 
 def test_a_table_of_experiments(

@@ -162,7 +162,7 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
     assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first at the bottom
     states = [FROZEN] * 7 + [PARTLY] + [TRAINABLE] * 2
     assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(state) for state in states]
-    assert [text.get_text() for text in bars.texts] == [f"{x.numbers:,}" for x in lines]
+    assert [text.get_text() for text in bars.texts] == [f"{x.parameters:,}" for x in lines]
     trains = 1e6 * sum(
         b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(TRAINABLE)
     )

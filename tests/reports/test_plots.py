@@ -397,7 +397,7 @@ def test_chosen_ones_are_marked_once():
     first, second = axes.containers
     line, _, (bar,) = first
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((250, 100 / 3))
-    assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.lost_at_most])
+    assert bar.get_segments()[0][:, 0] == pytest.approx([250, 1000 * one.false_positive_rate_bound])
     assert (second[0].get_xdata()[0], second[0].get_ydata()[0]) == (0, 0)
     assert in_legend(axes) == [
         "every threshold",

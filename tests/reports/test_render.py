@@ -331,7 +331,7 @@ def test_thresholds_and_their_picture():
     [table] = page.tables["Thresholds"]
     assert [row[0] for row in table] == [f"{n} of 1,000" for n in (0, 5, 10, 20)]
     for row, at in zip(table, facts.assessment.thresholds, strict=True):
-        assert (row[2], row[4]) == (f"{at.lost} of 150", f"{at.caught} of 150")
+        assert (row[2], row[4]) == (f"{at.false_positives} of 150", f"{at.true_positives} of 150")
     [image] = page.sections["Thresholds"].all("img")
     assert "spam" in image["alt"]
     assert run_pictures(run_findings(facts))["trade"]
@@ -346,7 +346,7 @@ def test_a_threshold_never_looks_like_one_that_it_is_not(share, told):
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
     val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
-    found = assess(answers(300, 15), val, watch="spam", lose_at_most=(0,))
+    found = assess(answers(300, 15), val, positive="spam", allowed_per_1000=(0,))
     [table] = run_page(run_facts(assessment=found)).tables["Thresholds"]
     assert table[0][1].startswith(told)
 
@@ -561,7 +561,7 @@ def test_the_card_of_another_task():
     assert data["metrics"] == ["f1"] and "question-answering" in data["tags"]
     assert ModelCard(card(replace(another_task(), task="regression"))).data.metrics == ["r_squared"]
     read = body(another_task())
-    assert "Calibration" not in read.texts["h2"] and "F1 97.00 %" in read.texts["code"][0]
+    assert "Calibration" not in read.texts["h2"] and "F1 97.00%" in read.texts["code"][0]
 
 
 # --- the page of a study ---

@@ -97,7 +97,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures and pages take longer than all else."""
-    for name in ("write_scoreboard", "write_study_page"):
+    for name in ("write_scoreboard", "write_study_report"):
         monkeypatch.setattr(study_module, name, lambda *args: None)
 
 

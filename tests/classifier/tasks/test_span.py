@@ -232,7 +232,7 @@ def test_scores_compare_texts_at_the_labels() -> None:
 
 
 def test_no_answers_are_nothing_to_score() -> None:
-    with pytest.raises(DataError, match="nothing to evaluate"):
+    with pytest.raises(DataError, match="no labelled texts"):
         span_scores([], [])
 
 

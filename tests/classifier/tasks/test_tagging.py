@@ -318,7 +318,7 @@ def test_tags_must_be_one_a_word():
 
 def test_texts_without_words_are_nothing_to_score() -> None:
     for tags in ([], [[]]):
-        with pytest.raises(DataError, match="nothing to evaluate"):
+        with pytest.raises(DataError, match="no labelled texts"):
             tag_scores(tags, tags, TAGS)
 
 

@@ -1,0 +1,328 @@
+"""The commands that use a classifier: evaluate, predict, features.
+
+Each command imports what it needs when it runs, so that --help answers at once.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import tee
+from typing import TYPE_CHECKING, Any, TextIO
+
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
+from gpt2_from_scratch.cli.options import (
+    add_base,
+    add_computing,
+    add_model,
+    add_settings,
+    computing_on,
+    existing_or_new_path,
+    given,
+    non_empty,
+    settings_of,
+)
+from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, without_halves
+from gpt2_from_scratch.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
+
+log = logging.getLogger(__name__)
+
+READING = ("text_column", "encoding", "on_error")  # of texts without labels
+
+
+# --- evaluate ---
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add `evaluate`."""
+    parser = commands.add(
+        "evaluate",
+        run_evaluate,
+        "score a saved classifier on labelled messages",
+        "gpt2-classifier evaluate runs/mini-demo-123",
+        "gpt2-classifier evaluate runs/mini-demo-123 --data more.csv --json",
+        "gpt2-classifier evaluate runs/mini-demo-123 --watch spam --lose-at-most 1 --show 30",
+    )
+    parser.add_argument(
+        "classifier",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="a run's folder, or its best.safetensors",
+    )
+    add_base(parser)
+    parser.add_argument(
+        "--data",
+        dest="source",
+        type=non_empty,
+        help="demo, topics, sms, or a file (default: the run's own test set)",
+    )
+    add_settings(parser, DataConfig, "text_column", "label_column", "encoding", "on_error")
+    parser.add_argument(
+        "--watch",
+        type=non_empty,
+        dest="positive",
+        metavar="LABEL",
+        help="the positive label, for thresholds: spam (default: the rarer of two)",
+    )
+    parser.add_argument(
+        "--lose-at-most",
+        type=float,
+        nargs="+",
+        dest="allowed_per_1000",
+        metavar="N",
+        help="false positives per 1,000 texts of other labels (default: 0 5 10 20)",
+    )
+    parser.add_argument(
+        "--cost-of-losing",
+        type=float,
+        dest="cost",
+        metavar="N",
+        help="cost of a false positive, relative to a false negative (which costs 1)",
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        dest="n_shown",
+        metavar="N",
+        help="mistakes and least certain predictions to show (default: 10)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_computing(parser, cache=True)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Print a saved classifier's scores on labelled messages."""
+    from gpt2_from_scratch.data.formats import load_examples
+    from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
+    from gpt2_from_scratch.runs.folder import read_test_part
+    from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
+    from gpt2_from_scratch.speed.feature_store import FeatureStore
+
+    classifier = _load_classifier(args)
+    classifier.store = None if args.cache is False else FeatureStore()
+    head = classifier.description.head
+    folder = args.classifier if args.classifier.is_dir() else args.classifier.parent
+    if args.source:
+        data = settings_of(args, DataConfig)
+        if head.task == "regression" and head.labels[0] != "value_0" and not args.label_column:
+            data = DataConfig(**asdict(data) | {"label_column": ",".join(head.labels)})
+        messages = load_examples(data, head.task)
+    else:
+        messages = read_test_part(folder, head.task)
+    options = given(args, "positive", "allowed_per_1000", "cost", "n_shown")
+    if head.task == "classification":
+        is_best = args.classifier.is_dir() or args.classifier.name == "best.safetensors"
+        found = assess_again(classifier, messages, folder if is_best else None, **options)
+        print(json.dumps(assessment_as_json(found)) if args.json else format_assessment(found))
+        return
+    if options:
+        raise UsageError(
+            f"--watch, --lose-at-most, --cost-of-losing and --show are for classification, not for "
+            f"{head.task}"
+        )
+    scores = evaluate_classifier(classifier, messages)
+    print(json.dumps(scores.as_json()) if args.json else scores.as_table())
+
+
+def _load_classifier(args: argparse.Namespace) -> "Classifier":
+    from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.speed.devices import DTYPES
+
+    device, dtype = computing_on(args)
+    classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
+    classifier.merge()
+    return classifier
+
+
+# --- predict ---
+
+
+def add_predict(commands: Any) -> None:
+    """Add `predict`."""
+    parser = commands.add(
+        "predict",
+        run_predict,
+        "classify texts",
+        "gpt2-classifier predict runs/mini-demo-123 'You won! Call now' 'see you at six'",
+        "gpt2-classifier predict runs/mini-demo-123 --file inbox.txt --csv > labels.csv",
+        "gpt2-classifier predict runs/mini-demo-123 --threshold spam=0.95 --file inbox.txt",
+        "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
+    )
+    parser.add_argument(
+        "classifier",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="a run's folder, or its best.safetensors",
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
+    add_base(parser)
+    parser.add_argument(
+        "--threshold",
+        type=non_empty,
+        metavar="LABEL=P",
+        help="predict LABEL only if its probability is at least P; evaluate shows the consequences",
+    )
+    parser.add_argument(
+        "--file",
+        type=existing_or_new_path,
+        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
+    )
+    add_settings(parser, DataConfig, *READING)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
+    form.add_argument("--csv", action="store_true", help="number, label, probabilities")
+    parser.add_argument(
+        "--with-text",
+        action="store_true",
+        help="with --csv: the text too, with ' before what a spreadsheet would execute",
+    )
+    add_computing(parser)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Print the label and the probabilities of each text."""
+    from gpt2_from_scratch.data.messages import lines_of, read_texts
+
+    if args.file and args.texts:
+        raise DataError("give texts or --file, not both")
+    if args.with_text and not args.csv:
+        raise UsageError("--with-text adds a column to --csv")
+    classifier = _load_classifier(args)
+    texts: Iterable[tuple[int, str]]
+    if args.file:
+        texts = read_texts(args.file, **given(args, *READING))
+    elif args.texts:
+        texts = enumerate(args.texts, start=1)
+    else:
+        options = given(args, "encoding", "on_error")
+        texts = lines_of(sys.stdin.buffer, "standard input", **options)
+    table = (
+        PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
+        if args.csv
+        else None
+    )
+    numbered, texts = tee(texts)  # predictions come in windows, each text's number with them
+    predictions = _with_progress(classifier.predict_stream(text for _, text in texts))
+    if args.threshold:
+        label, threshold = _threshold(args.threshold, classifier.description.head)
+        predictions = ((text, p.at_threshold(label, threshold)) for text, p in predictions)
+    for (text, prediction), (number, _) in zip(predictions, numbered, strict=False):
+        if table:
+            table.write(number, text, prediction)
+        else:
+            print(prediction.as_json(number) if args.json else prediction.in_words(text))
+        sys.stdout.flush()  # the reader of a pipe waits for it
+
+
+def _with_progress(predictions: Iterable[Any]) -> Iterable[Any]:
+    """Show a progress bar, unless the results themselves scroll by on the same screen."""
+    from gpt2_from_scratch.progress import progress_bar
+
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    return progress_bar(predictions, desc="classified", unit=" texts", hidden=hidden)
+
+
+def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
+    """The label and the least probability in LABEL=P."""
+    label, _, number = typed.rpartition("=")
+    if head.task != "classification" or label not in head.labels:
+        raise UsageError(
+            f"--threshold {typed}: expected LABEL=P, the label one of {', '.join(head.labels)}"
+        )
+    with suppress(ValueError):
+        if 0 <= float(number) <= 1:
+            return label, float(number)
+    raise UsageError(f"--threshold {typed}: expected LABEL=P, with P from 0 to 1")
+
+
+class PredictionTable:
+    """Predictions as csv rows: number, label, probabilities and, if wanted, the text.
+
+    Several labels are separated by bars; values have a column each. No label and no text becomes a
+    formula in a spreadsheet. Raises UsageError for several heads, and for a head whose answers are
+    not rows.
+    """
+
+    def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
+        from gpt2_from_scratch.classifier.tasks import TASKS
+
+        head, columns = heads[0], TASKS[heads[0].task].columns(heads[0])
+        if len(heads) > 1 or columns is None:
+            what = f"answers of {head.task}" if len(heads) == 1 else "several heads' answers"
+            raise UsageError(f"{what} have no columns for --csv. Use --json.")
+        # with line ends of \n, csv leaves a \r unquoted, which most readers take for a line end
+        odd = with_text or any("\r" in label for label in head.labels)
+        self._writer = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+        )
+        self._with_text = with_text
+        self._write(["number", *columns], "text")
+
+    def write(self, number: int, text: str, prediction: "Prediction") -> None:
+        """Write one prediction as a row."""
+        self._write([str(number), *prediction.answer.as_row()], without_halves(text))
+
+    def _write(self, cells: list[str], text: str) -> None:
+        row = [*cells, text] if self._with_text else cells
+        self._writer.writerow([for_spreadsheet(cell) for cell in row])
+
+
+# --- features ---
+
+
+def add_features(commands: Any) -> None:
+    """Add `features`."""
+    parser = commands.add(
+        "features",
+        run_features,
+        "write hidden states of texts as an array, for other tools",
+        "gpt2-classifier features --file inbox.txt --out states.npy",
+        "gpt2-classifier features --file mail.csv --layer 4 --state raw --pooling mean --out x.npy",
+    )
+    parser.add_argument(
+        "--file",
+        type=existing_or_new_path,
+        required=True,
+        help="lines of a text file, or a column of a table",
+    )
+    add_settings(parser, DataConfig, *READING)
+    add_model(parser)
+    parser.add_argument(
+        "--out", type=existing_or_new_path, required=True, help="the .npy file, (texts, n_embd)"
+    )
+    add_settings(parser, HeadSettings, "layer", "state", "pooling")
+    add_computing(parser)
+
+
+def run_features(args: argparse.Namespace) -> None:
+    """Write the hidden states of texts as an array, one row per text; print its path."""
+    import numpy as np
+
+    from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.data.messages import read_texts
+    from gpt2_from_scratch.speed.devices import DTYPES
+    from gpt2_from_scratch.storage.files import atomic_path
+
+    device, dtype = computing_on(args)
+    asked = settings_of(args, HeadSettings)
+    head = HeadConfig(
+        "state",
+        "features",
+        layer=None if asked.layer < 0 else asked.layer,
+        final_norm=asked.state == "normed",
+        pooling=asked.pooling,
+    )
+    classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
+    texts = [text for _, text in read_texts(args.file, **given(args, *READING))]
+    states = classifier.logits(classifier.encode(texts)[0]).numpy()
+    with atomic_path(args.out) as temporary, temporary.open("wb") as file:
+        np.save(file, states)
+    log.info(f"{len(states):,} texts, {states.shape[1]} float32 values per text; read with np.load")
+    print(args.out)

@@ -1,0 +1,259 @@
+"""The commands that look at data, models and layers, and that download and clear files.
+
+Each command imports what it needs when it runs, so that --help answers at once.
+"""
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt2_from_scratch.classifier.settings import POOLINGS
+from gpt2_from_scratch.cli.options import (
+    MODEL_HELP,
+    add_computing,
+    add_device,
+    add_model,
+    add_settings,
+    computing_on,
+    existing_or_new_path,
+    given,
+    non_empty,
+    settings_of,
+)
+from gpt2_from_scratch.data.messages import DataConfig
+from gpt2_from_scratch.errors import CheckpointError, DataError
+from gpt2_from_scratch.storage.paths import MODELS
+
+log = logging.getLogger(__name__)
+
+
+# --- check ---
+
+
+def add_check(commands: Any) -> None:
+    """Add `check`."""
+    parser = commands.add(
+        "check",
+        run_check,
+        "read messages with one class each and report what is wrong with them",
+        "gpt2-classifier check reviews.csv --label-column stars",
+        "gpt2-classifier check reviews.csv --encoding cp1252 --json",
+    )
+    parser.add_argument("data", help="demo, topics, sms, or a .csv, .tsv or .jsonl file")
+    add_settings(parser, DataConfig, "text_column", "label_column", "encoding")
+    parser.add_argument(
+        "--model", type=non_empty, default="mini", help=f"{MODEL_HELP}; to count its tokens"
+    )
+    parser.add_argument("--max-tokens", type=int, help="report what this would cut, too")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Print what was found in a data set; raises DataError if it cannot be trained on."""
+    from gpt2_from_scratch.data.check import check_data, format_report
+
+    data = DataConfig(source=args.data, **given(args, "text_column", "label_column", "encoding"))
+    report = check_data(data, model=args.model, max_tokens=args.max_tokens)
+    print(json.dumps(asdict(report)) if args.json else format_report(report))
+    if report.obstacles:
+        raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")
+
+
+# --- verify ---
+
+
+def add_verify(commands: Any) -> None:
+    """Add `verify`."""
+    parser = commands.add(
+        "verify",
+        run_verify,
+        "check the files of a model or a finished run, one by one",
+        "gpt2-classifier verify mini",
+        "gpt2-classifier verify weights/124M",
+        "gpt2-classifier verify runs/mini-demo-123",
+    )
+    parser.add_argument("model", help=f"{MODEL_HELP}; or a run's folder")
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Print what was checked of a model or a run; raises CheckpointError if something failed."""
+    from gpt2_from_scratch.gpt2.verify import format_checks, verify_model
+    from gpt2_from_scratch.runs.folder import verify_run
+    from gpt2_from_scratch.storage.files import is_complete
+
+    run = Path(args.model)
+    checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
+    print(format_checks(checks))
+    failed = [check.what for check in checks if not check.ok]
+    if failed:
+        raise CheckpointError(
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed[:5])}"
+        )
+
+
+# --- probe ---
+
+
+def add_probe(commands: Any) -> None:
+    """Add `probe`."""
+    parser = commands.add(
+        "probe",
+        run_probe,
+        "see at which layers a linear classifier can separate the labels",
+        "gpt2-classifier probe",
+        "gpt2-classifier probe --data sms --balance --out probes.png",
+        "gpt2-classifier probe --data topics --pooling mean last_position --json",
+    )
+    add_model(parser)
+    add_settings(
+        parser,
+        DataConfig,
+        "source",
+        "text_column",
+        "label_column",
+        "encoding",
+        "on_error",
+        "balance",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        nargs="+",
+        dest="poolings",
+        help="where texts are read (default: all that read no padding)",
+    )
+    parser.add_argument("--seed", type=int, default=123, help="seed of the split (default: 123)")
+    parser.add_argument("--out", type=existing_or_new_path, help="the picture to write, a .png")
+    parser.add_argument("--json", action="store_true", help="a JSON list, one object per probe")
+    add_computing(parser)
+
+
+def run_probe(args: argparse.Namespace) -> None:
+    """Print the test accuracy of a linear probe at every layer; write its picture."""
+    from gpt2_from_scratch.data.split import load_split
+    from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+    from gpt2_from_scratch.gpt2.weights import load_gpt2
+    from gpt2_from_scratch.reports.plots import save_picture
+    from gpt2_from_scratch.speed.devices import DTYPES
+    from gpt2_from_scratch.storage.paths import model_folder
+    from gpt2_from_scratch.studies.probes import format_probes, plot_probes, probe_layers
+
+    device, dtype = computing_on(args)
+    split = load_split(settings_of(args, DataConfig), "classification", args.seed)
+    model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
+    began = time.perf_counter()
+    probes = probe_layers(model, tokenizer, split, **given(args, "poolings"), dtype=DTYPES[dtype])
+    log.info(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
+    if args.json:
+        print(json.dumps([{"accuracy": probe.accuracy} | asdict(probe) for probe in probes]))
+    else:
+        print(format_probes(probes))
+    if args.out:
+        save_picture(plot_probes(probes), args.out)
+        log.info(f"picture: {args.out}")
+
+
+# --- generate ---
+
+
+def add_generate(commands: Any) -> None:
+    """Add `generate`."""
+    parser = commands.add(
+        "generate",
+        run_generate,
+        "continue a text: see that the weights are right",
+        "gpt2-classifier generate --prompt 'Every effort moves you'",
+        "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
+    )
+    add_model(parser)
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0: the most probable token; 1: sampled (default: 0)",
+    )
+    parser.add_argument("--top-k", type=int, help="sample from the k most probable tokens only")
+    parser.add_argument("--seed", type=int, default=123, help="seed of the sampling (default: 123)")
+    add_device(parser)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Print a continued text."""
+    import torch
+
+    from gpt2_from_scratch.gpt2.generate import generate
+    from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+    from gpt2_from_scratch.gpt2.weights import load_gpt2
+    from gpt2_from_scratch.speed.devices import choose_device
+    from gpt2_from_scratch.storage.paths import model_folder
+
+    tokenizer = Tokenizer(model_folder(args.model))
+    device = choose_device(args.device)
+    ids = generate(
+        load_gpt2(args.model).to(device),
+        torch.tensor(tokenizer.encode(args.prompt), dtype=torch.int64, device=device),
+        args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        stop_id=tokenizer.end_of_text_id,
+        seed=args.seed,
+    )
+    print(tokenizer.decode([token for token in ids.tolist() if token != tokenizer.end_of_text_id]))
+
+
+# --- download, cache ---
+
+
+def add_download(commands: Any) -> None:
+    """Add `download`."""
+    parser = commands.add(
+        "download",
+        run_download,
+        "download OpenAI's weights or the SMS Spam Collection",
+        "gpt2-classifier download 124M",
+        "gpt2-classifier download sms",
+    )
+    parser.add_argument("what", choices=[*MODELS[1:], "sms"])
+
+
+def run_download(args: argparse.Namespace) -> None:
+    """Download files and print where they are."""
+    from gpt2_from_scratch.gpt2.download import download_model, download_sms_spam
+
+    print(download_sms_spam() if args.what == "sms" else download_model(args.what))
+
+
+def add_cache(commands: Any) -> None:
+    """Add `cache`."""
+    parser = commands.add(
+        "cache",
+        run_cache,
+        "show or clear the cached output of frozen blocks",
+        "gpt2-classifier cache",
+        "gpt2-classifier cache --clear",
+    )
+    parser.add_argument("--clear", action="store_true", help="remove all of it")
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    """Print what is cached of frozen blocks' output, or remove it."""
+    from datetime import datetime
+
+    from gpt2_from_scratch.speed.feature_store import GB, FeatureStore
+
+    store = FeatureStore()
+    if args.clear:
+        print(f"{store.clear() / 1e6:.1f} MB removed from {store.folder}")
+        return
+    spaces = store.spaces()
+    for name, shards, size, used in spaces:
+        when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
+        print(f"{size / 1e6:10.1f} MB  {shards:4d} files  last used {when}  {name}")
+    total = sum(size for _, _, size, _ in spaces)
+    print(f"{total / 1e6:10.1f} MB of at most {store.limit / GB:.1f} GB in {store.folder}")

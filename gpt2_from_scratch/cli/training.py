@@ -1,0 +1,248 @@
+"""The commands that train: for each its options, and next to them what it does.
+
+Each command imports what it needs when it runs, so that --help answers at once.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2_from_scratch.classifier.settings import HeadSettings
+from gpt2_from_scratch.cli.options import (
+    RUN_SETTINGS,
+    add_computing,
+    add_device,
+    add_settings,
+    add_training,
+    computing_on,
+    existing_or_new_path,
+    given,
+    settings_of,
+    train_config,
+)
+from gpt2_from_scratch.data.messages import DataConfig
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.config import PretrainConfig
+from gpt2_from_scratch.storage.paths import MODELS, data_name, model_name
+
+if TYPE_CHECKING:
+    from gpt2_from_scratch.runs.results import Run
+
+log = logging.getLogger(__name__)
+
+
+# --- train ---
+
+
+def add_train(commands: Any) -> None:
+    """Add `train`."""
+    parser = commands.add(
+        "train",
+        run_train,
+        "finetune a pretrained GPT-2 into a classifier",
+        "gpt2-classifier train",
+        "gpt2-classifier train --data sms --balance --seed 1",
+        "gpt2-classifier train --model 124M --data reviews.csv --label-column stars --out runs/reviews",
+        "gpt2-classifier train --data tickets.jsonl --task multi-label --head tanh --dropout 0.1",
+        "gpt2-classifier train --data train.conll --task token-classification --n-last-blocks 2",
+        "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
+        "gpt2-classifier train --model 124M --data sms --recipe lecture",
+        "gpt2-classifier train --resume runs/reviews",
+    )
+    add_training(parser)
+    parser.add_argument(
+        "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
+    )
+    parser.add_argument(
+        "--resume",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="resume a run that was interrupted, with its own settings",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=["default", "lecture"],
+        help="lecture: step by step as in the lecture; only --seed applies (default: default)",
+    )
+    add_computing(parser, cache=True)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train a classifier, write its report, and print its scores on the test set."""
+    from gpt2_from_scratch.runs.recipes import train_as_the_lecture, train_classifier
+
+    if args.resume:
+        run = _resume(args)
+    elif args.recipe == "lecture":
+        _refuse_settings_of_the_default_recipe(args)
+        device, dtype = computing_on(args)
+        options = given(args, "model", "seed", "cache")
+        if args.source:
+            options["data"] = args.source
+        run = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **options)
+    else:
+        device, dtype = computing_on(args)
+        run = train_classifier(
+            data=settings_of(args, DataConfig),
+            training=train_config(args),
+            head=settings_of(args, HeadSettings),
+            run=args.out,
+            device=device,
+            dtype=dtype,
+            **given(args, "model", "cache"),
+        )
+    if not (run.folder / "report.html").exists():
+        run.write_report()
+    print("Test set:")
+    print(run.scores.as_table())
+    base = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
+    log.info(
+        f"\nsaved in {run.folder}; use it with\n"
+        f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"
+    )
+
+
+def _resume(args: argparse.Namespace) -> "Run":
+    """Resume a run; options that contradict its settings are refused."""
+    from gpt2_from_scratch.runs.folder import RunConfig
+    from gpt2_from_scratch.runs.recipes import resume_training
+    from gpt2_from_scratch.speed.devices import choose_device
+    from gpt2_from_scratch.storage.states import refuse_changes
+
+    if args.out or args.recipe == "lecture":
+        raise UsageError(
+            "--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe."
+        )
+    saved = RunConfig.read(args.resume).settings()
+    names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
+    typed = given(args, "model", "dtype", "cache", "threads", *names)
+    called = {"model": model_name} | dict.fromkeys(
+        ("source", "val_source", "test_source"), data_name
+    )
+    typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
+    refuse_changes(saved, saved | typed, args.resume)
+    return resume_training(args.resume, device=choose_device(args.device))
+
+
+def _refuse_settings_of_the_default_recipe(args: argparse.Namespace) -> None:
+    free = "run command recipe model source out seed verbose device dtype threads cache".split()
+    typed = {name for name, value in vars(args).items() if value is not None}
+    if ignored := sorted(typed - set(free)):
+        raise UsageError(f"the lecture's recipe is fixed. Leave out {', '.join(ignored)}.")
+
+
+# --- find-rate ---
+
+
+def add_find_rate(commands: Any) -> None:
+    """Add `find-rate`."""
+    parser = commands.add(
+        "find-rate",
+        run_find_rate,
+        "let the learning rate rise, draw the loss, suggest a learning rate",
+        "gpt2-classifier find-rate --data sms --balance",
+        "gpt2-classifier find-rate --model 124M --data reviews.csv --lora 8 --out rates.png",
+    )
+    add_training(parser)
+    parser.add_argument(
+        "--steps", type=int, default=100, help="number of steps, at most (default: 100)"
+    )
+    parser.add_argument(
+        "--out",
+        type=existing_or_new_path,
+        default=Path("rates.png"),
+        help="the picture (default: rates.png)",
+    )
+    add_computing(parser)
+
+
+def run_find_rate(args: argparse.Namespace) -> None:
+    """Print the learning rate that a short run in which it rises suggests; draw the losses."""
+    from gpt2_from_scratch.data.split import load_split
+    from gpt2_from_scratch.reports.plots import plot_rates, save_picture
+    from gpt2_from_scratch.runs.folder import RunConfig
+    from gpt2_from_scratch.runs.recipes import new_classifier
+    from gpt2_from_scratch.studies.learning_rate import find_learning_rate
+
+    device, dtype = computing_on(args)
+    config = RunConfig(
+        data=settings_of(args, DataConfig),
+        training=train_config(args),
+        head=settings_of(args, HeadSettings),
+        dtype=dtype,
+        **given(args, "model"),
+    )
+    split = load_split(config.data, config.head.task, config.training.seed)
+    classifier = new_classifier(config, split).to(device)
+    found = find_learning_rate(classifier, split, config.training, steps=args.steps)
+    save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
+    log.info(f"loss at each learning rate: {args.out}; suggested learning rate:")
+    print(f"{found.suggested:.1e}")
+
+
+# --- pretrain ---
+
+
+def add_pretrain(commands: Any) -> None:
+    """Add `pretrain`."""
+    parser = commands.add(
+        "pretrain",
+        run_pretrain,
+        "train a small GPT-2 from scratch on plain text",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
+    )
+    parser.add_argument(
+        "--corpus", type=existing_or_new_path, required=True, help="a folder of .txt files"
+    )
+    parser.add_argument(
+        "--out", type=existing_or_new_path, required=True, help="the model's folder"
+    )
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="precision of the weights on disk (default: float32)",
+    )
+    add_settings(parser, PretrainConfig)
+    add_device(parser)
+
+
+def run_pretrain(args: argparse.Namespace) -> None:
+    """Pretrain a model into a folder, and draw its learning curve."""
+    import torch
+
+    from gpt2_from_scratch.gpt2.pretrain import pretrain
+    from gpt2_from_scratch.reports.plots import plot_pretraining, save_picture
+    from gpt2_from_scratch.speed.devices import choose_device
+    from gpt2_from_scratch.storage.files import read_json
+
+    try:
+        pretrain(
+            args.corpus,
+            args.out,
+            settings_of(args, PretrainConfig),
+            device=choose_device(args.device),
+            dtype=getattr(torch, args.dtype),
+            resume=args.resume,
+        )
+    except KeyboardInterrupt:
+        log.warning("interrupted; resume with the same command and --resume")
+        raise
+    lines = (args.out / "pretraining.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    curve = plot_pretraining(
+        [record["tokens"] for record in records],
+        [record["held_out_bits_per_byte"] for record in records],
+        {"gzip -9": read_json(args.out / "pretraining.json")["gzip_bits_per_byte"]},
+    )
+    save_picture(curve, args.out / "pretraining.png")
+    out = shlex.quote(str(args.out))
+    log.info(
+        f"saved in {args.out}; try it with\n  gpt2-classifier generate --model {out} --prompt Hi"
+    )
