@@ -260,7 +260,7 @@ def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
             ends = [[100 * bound for bound in wilson_interval(n, 60)] for n in right]
             assert np.allclose([bar[:, 1] for bar in bars.get_segments()], ends)
     (legend,) = figure.legends
-    names = {"always the commonest label", "raw", "final-normed"}
+    names = {"always the most common label", "raw", "final-normed"}
     assert {text.get_text() for text in legend.get_texts()} == names
 
 
@@ -272,7 +272,7 @@ def test_probes_can_be_read_at_a_notebook_s_size(count, layers):
 
 
 def test_no_probes():
-    with pytest.raises(DataError, match="nothing to draw"):
+    with pytest.raises(DataError, match="no probes"):
         plot_probes([])
 
 

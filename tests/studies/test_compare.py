@@ -26,7 +26,7 @@ from gpt2_from_scratch.studies.scoreboard import Scoreboard
 CONFIG = TrainConfig(epochs=2, lr=0.005)
 TEXTS_ONLY = [
     "commonest label",
-    "one regex",
+    "patterns and words",
     "length alone",
     "bag of words",
     "TF-IDF of words",
@@ -210,7 +210,7 @@ def test_what_makes_no_sense_is_refused(table: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             compare("mini", table, out=tmp_path / "out", **options)
     settings = HeadSettings(labels="ham,egg")
-    with pytest.raises(DataError, match="'spam' is none of ham, egg"):
+    with pytest.raises(DataError, match="'spam'.*ham, egg"):
         compare("mini", table, settings=settings, out=tmp_path / "out")
 
 
