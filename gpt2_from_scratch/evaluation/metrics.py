@@ -175,9 +175,15 @@ def evaluate_predictions(
     )
     p, r, f1 = ([None if np.isnan(x) else float(x) for x in row] for row in ratios)  # K each
     classes = [ClassScores(labels[k], p[k], r[k], f1[k], int(support[k])) for k in K]
+<<<<<<< HEAD
     confusion = np.zeros((len(labels), len(labels)), dtype=int)  # scikit-learn's warns of one class
     np.add.at(confusion, (true, predicted), 1)
     return Evaluation(correct, total, interval, classes, confusion.tolist())
+=======
+    # scikit-learn warns about a matrix of one class
+    confusion = confusion_matrix(true, predicted, labels=K).tolist() if len(K) > 1 else [[total]]
+    return Evaluation(correct, total, interval, classes, confusion)
+>>>>>>> eval
 
 
 def class_scores(label: str, hits: int, called: int, support: int) -> ClassScores:

@@ -162,6 +162,11 @@ def test_none_where_there_is_nothing_to_divide_by():
     ]
 
 
+def test_one_class_alone():
+    found = evaluate_predictions(np.array([0, 0]), np.array([0, 0]), ["a"])
+    assert found.confusion == [[2]] and found.classes[0].f1 == 1.0
+
+
 def test_plain_python_numbers():
     """So that json can write them."""
     found = evaluate_predictions(*random_answers(3), LABELS)
