@@ -83,7 +83,7 @@ def agreement(results: list[Result]) -> Agreement | None:
         return None
     tau = kendalltau([*mean.values()], [*books.values()])
     pairs = [(a, b) for a in found for b in found if books[a] - books[b] >= APART]
-    correct = {name: [r.predictions.right for r in some] for name, some in found.items()}
+    correct = {name: [r.predictions.correct for r in some] for name, some in found.items()}
     n_train = next(iter(found.values()))[0].n_train
     adjusted = holm([compare_accuracies(correct[b], correct[a], n_train).p for a, b in pairs])
     contrary = [

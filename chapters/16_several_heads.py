@@ -52,6 +52,7 @@ model = Classifier.on_base(MODEL, ["ham", "spam"]).model
 C, top, KINDS = model.config.n_embd, model.config.n_layer, ("other", "capital")
 parts = vars(split_messages(load_messages(DATA), balance=True)).values()
 split = Split(*([by_rule(message) for message in part] for part in parts))
+store = FeatureStore()  # what frozen blocks make of a text, for the next head
 LABEL = HeadConfig("label", labels=("ham", "spam"))
 LENGTH = HeadConfig("length", "regression", ("characters",))
 WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
@@ -84,9 +85,9 @@ def trained(*heads, **changes):
     config = TrainConfig(epochs=3, lr=0.256 / C, **changes)  # few epochs, so a high rate
     made = Classifier.on_base(MODEL, heads=heads)
     with TemporaryDirectory() as run:
-        finetune(made, split, config, Path(run))
+        finetune(made, split, config, Path(run), store=store)
         made = Classifier.load(Path(run) / "last.safetensors")  # the last epoch, chosen by nothing
-    labelled = [to_labelled(made, part) for part in (split.train, split.test)]
+    labelled = [to_labelled(made, part, store=store) for part in (split.train, split.test)]
     scores = [loss_and_scores(made, part)[1].items() for part in labelled]
     return made, *({name: score.main for name, score in part} for part in scores)
 

@@ -91,7 +91,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("source", "val_source", "test_source"):
-            object.__setattr__(self, name, str(getattr(self, name)))
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
         check_keep_together(self.keep_together)
         check_settings(self)
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))

@@ -165,7 +165,7 @@ def evaluate_predictions(
     true: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
 ) -> Evaluation:
     """Score predicted class numbers (N,) against the true ones (N,). Raises DataError for N = 0."""
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     correct, total = int((true == predicted).sum()), len(true)
     interval = wilson_interval(correct, total)
@@ -175,15 +175,9 @@ def evaluate_predictions(
     )
     p, r, f1 = ([None if np.isnan(x) else float(x) for x in row] for row in ratios)  # K each
     classes = [ClassScores(labels[k], p[k], r[k], f1[k], int(support[k])) for k in K]
-<<<<<<< HEAD
-    confusion = np.zeros((len(labels), len(labels)), dtype=int)  # scikit-learn's warns of one class
-    np.add.at(confusion, (true, predicted), 1)
-    return Evaluation(correct, total, interval, classes, confusion.tolist())
-=======
     # scikit-learn warns about a matrix of one class
     confusion = confusion_matrix(true, predicted, labels=K).tolist() if len(K) > 1 else [[total]]
     return Evaluation(correct, total, interval, classes, confusion)
->>>>>>> eval
 
 
 def class_scores(label: str, hits: int, called: int, support: int) -> ClassScores:

@@ -353,7 +353,6 @@ def test_reliability_is_the_bins():
     ]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("sharpness", [0.2, 2.0, 40.0])
 @pytest.mark.parametrize("K", [2, 10])
 def test_reliability_can_be_read(sharpness, K):
@@ -368,37 +367,6 @@ def test_reliability_can_be_read(sharpness, K):
 def test_nothing_to_be_reliable_about():
     with pytest.raises(DataError, match="nothing to draw"):
         plot_reliability({})
-=======
-def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
-    figure = plot_probes(probed(4, "mean", "last_token"))
-    assert [axes.get_title() for axes in figure.axes] == ["mean", "last_token"]
-    for axes in figure.axes:
-        (raw, normed), (dashed, *_) = axes.containers, axes.lines
-        assert list(dashed.get_ydata()) == pytest.approx([40, 40])
-        for curve, colour, more in ((raw, BLUE, 0), (normed, VERMILION, 1)):
-            line, _, (bars,) = curve
-            assert to_rgb(line.get_color()) == to_rgb(colour)
-            assert [round(x) for x in line.get_xdata()] == [0, 1, 2, 3]
-            right = [7 + n + more for n in range(4)]
-            assert list(line.get_ydata()) == pytest.approx([100 * n / 60 for n in right])
-            ends = [[100 * bound for bound in wilson_interval(n, 60)] for n in right]
-            assert np.allclose([bar[:, 1] for bar in bars.get_segments()], ends)
-    (legend,) = figure.legends
-    names = {"always the most common label", "raw", "final-normed"}
-    assert {text.get_text() for text in legend.get_texts()} == names
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("layers", [2, 13, 49])
-def test_probes_can_be_read_at_a_notebook_s_size(count, layers):
-    figure = plot_probes(probed(layers, *POOLINGS[:count]))
-    assert nothing_leaves(figure) and nothing_small(figure) and not overlapping(figure)
-
-
-def test_no_probes():
-    with pytest.raises(DataError, match="no probes"):
-        plot_probes([])
->>>>>>> eval
 
 
 # --- what a threshold costs ---

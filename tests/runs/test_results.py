@@ -282,8 +282,8 @@ def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_p
     """A file that was changed before the report is written again stays refused."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    (folder / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + "\n")
+    (folder / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes() + b" ")
     resume_training(folder, device="cpu").write_report()
-    with pytest.raises(CheckpointError, match="metrics.jsonl"):
-        check_listed(folder / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match="last.safetensors"):
+        check_listed(folder / "last.safetensors")
     check_listed(folder / "report.html")

@@ -304,4 +304,4 @@ def test_a_text_baseline_says_what_it_learned(setup: Setup, split: StudySplit):
     assert found.learned == LABELS[int(np.argmax(counts))]
     np.testing.assert_allclose(found.predictions.probabilities[0], np.array(counts) / sum(counts))
     of_three = replace(setup, labels=(*LABELS, "maybe"))
-    assert TextBaseline("one regex").answer(of_three, split) is None
+    assert TextBaseline("patterns and words").answer(of_three, split) is None

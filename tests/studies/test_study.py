@@ -44,7 +44,7 @@ from gpt2_from_scratch.studies.study import (
 LABELS = ("ham", "spam")
 TEXTS_ONLY = [
     "commonest label",
-    "one regex",
+    "patterns and words",
     "length alone",
     "bag of words",
     "TF-IDF of words",
