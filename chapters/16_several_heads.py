@@ -17,6 +17,7 @@ import torch
 
 from gpt2_from_scratch import (
     Classifier,
+    FeatureStore,
     HeadConfig,
     Message,
     Span,
