@@ -84,11 +84,13 @@ print("checked: one pass gave what each head makes of the states it reads")
 # %%
 def trained(*heads, **changes):
     config = TrainConfig(epochs=3, lr=0.256 / C, **changes)  # few epochs, so a high rate
-    made = Classifier.on_base(MODEL, heads=heads)
+    made = Classifier.on_base(MODEL, heads=heads, store=store)
     with TemporaryDirectory() as run:
-        finetune(made, split, config, Path(run), store=store)
-        made = Classifier.load(Path(run) / "last.safetensors")  # the last epoch, chosen by nothing
-    labelled = [to_labelled(made, part, store=store) for part in (split.train, split.test)]
+        finetune(made, split, config, Path(run))
+        made = Classifier.load(
+            Path(run) / "last.safetensors", store=store
+        )  # the last epoch, chosen by nothing
+    labelled = [to_labelled(made, part) for part in (split.train, split.test)]
     scores = [loss_and_scores(made, part)[1].items() for part in labelled]
     return made, *({name: score.main for name, score in part} for part in scores)
 

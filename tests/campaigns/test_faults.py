@@ -129,7 +129,7 @@ def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architec
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' stands there twice"),
+        ('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' appears twice"),
         ('{"n_ctx": NaN}', "NaN"),
         ('{"n_ctx": 1e999}', "expected exactly the keys"),
         ("[277]", "expected an object"),

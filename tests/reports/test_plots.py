@@ -1,5 +1,6 @@
 """Plots show what was given, can be read, and are written completely in the size asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.calibration import NEVER, AtThreshold, at_threshold, calibration
+from gpt2_from_scratch.evaluation.calibration import NEVER, at_threshold, calibration
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
 from gpt2_from_scratch.reports.plots import (
     BLUE,
@@ -391,7 +392,7 @@ def test_every_threshold():
 
 def test_chosen_ones_are_marked_once():
     one = at_threshold(SHARES, IS_IT, "spam", 0.75)
-    chosen = [AtThreshold(*list(vars(one).values())[:-1], asked) for asked in (0.0, 5.0)]
+    chosen = [replace(one, allowed_per_1000=allowed) for allowed in (0.0, 5.0)]
     never = at_threshold(SHARES, IS_IT, "spam", NEVER)
     axes = plot_trade(SHARES, IS_IT, "spam", [*chosen, never]).axes[0]
     first, second = axes.containers

@@ -303,5 +303,5 @@ def test_a_text_baseline_says_what_it_learned(setup: Setup, split: StudySplit):
     counts = [sum(m.label == label for m in split.parts.train) for label in LABELS]
     assert found.learned == LABELS[int(np.argmax(counts))]
     np.testing.assert_allclose(found.predictions.probabilities[0], np.array(counts) / sum(counts))
-    of_three = replace(setup, labels=(*LABELS, "maybe"))
-    assert TextBaseline("patterns and words").answer(of_three, split) is None
+    tree = TextBaseline("patterns and words").answer(setup, split)
+    assert tree.learned.startswith(LABELS) or " if " in tree.learned
