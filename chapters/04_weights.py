@@ -147,7 +147,7 @@ with TemporaryDirectory() as name:
         refused = f"not refused: {load_gpt2(path.parent)}"
     except GPT2Error as error:
         refused = str(error).replace(str(path), path.name)
-assert "it was changed" in refused
+assert "the file was changed" in refused
 print(f"checked: one of {len(raw):,} bytes changed: {refused}")
 
 # %% [markdown]

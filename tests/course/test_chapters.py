@@ -117,7 +117,7 @@ def test_every_part_ends_with_a_check(path):
 @cache
 def functions_of_the_package() -> set[str]:
     trees = [ast.parse(p.read_text("utf-8")) for p in (ROOT / "gpt2_from_scratch").rglob("*.py")]
-    return {n.name for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)}
+    return {n.name for t in trees for n in t.body if isinstance(n, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *SOLUTIONS], ids=lambda path: path.stem)
