@@ -416,8 +416,16 @@ def format_report(report: Report) -> str:
     if report.stopped:
         lines.append(f"  reading ended: {report.stopped}")
     if report.labels:
+        rows = [
+            (on_one_line(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
+            for label, found in report.labels.items()
+        ]
+        common = max(report.labels, key=lambda label: report.labels[label].rows)
         lines += [
-            *_format_labels(report),
+            *_table("labels", ["rows", "of all"], rows),
+            *(f"  differ in case or white space only: {alike}" for alike in report.labels_alike),
+            f"  always predicting {on_one_line(common)} is correct for "
+            f"{100 * report.labels[common].share:.1f}%",
             *_format_texts(report),
             *_format_lengths(report),
             *_format_leak(report.leak),
@@ -431,20 +439,6 @@ def format_report(report: Report) -> str:
     if not report.obstacles_with_skip:
         rest = "or leave them out with --on-error skip"
     return "\n".join([*lines, f"to fix: {obstacles}; {rest}"])
-
-
-def _format_labels(report: Report) -> list[str]:
-    rows = [
-        (on_one_line(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
-        for label, found in report.labels.items()
-    ]
-    common = max(report.labels, key=lambda label: report.labels[label].rows)
-    return [
-        *_table("labels", ["rows", "of all"], rows),
-        *(f"  differ in case or white space only: {alike}" for alike in report.labels_alike),
-        f"  always predicting {on_one_line(common)} is correct for "
-        f"{100 * report.labels[common].share:.1f}%",
-    ]
 
 
 def _format_texts(report: Report) -> list[str]:

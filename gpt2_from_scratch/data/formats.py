@@ -81,7 +81,29 @@ def load_examples(
     if task == "classification":
         return load_messages(data)
     path = source_path(data.source)
-    return collected(_examples(data, path, task), path, data.on_error, f"examples of {task}")
+    suffix = path.suffix.lower()
+    if task == "span" and suffix == ".json":
+        found = read_squad(path)
+    elif task == "token-classification" and not is_table(path):
+        found = read_conll(path, data.encoding)
+    elif task == "span" and suffix != ".jsonl":
+        raise DataError(f"{path}: span is read from .jsonl, or from .json as SQuAD's")
+    elif task == "token-classification" and suffix != ".jsonl":
+        raise DataError(
+            f"{path}: token-classification is read from .jsonl, or from .conll or .txt with one "
+            "word per line"
+        )
+    elif task in UNLABELLED:
+        has_columns = is_table(path) or path.name == "SMSSpamCollection"
+        rows = source_rows(data, ()) if has_columns else read_lines(path, data.encoding)
+        found = labelled(rows, lambda row, first: None, data.keep_empty)
+    else:
+        columns: tuple[str, ...] = (data.label_column,)
+        if task == "regression":
+            columns = tuple(data.label_column.split(","))
+        label_of = partial(_label_of, task, suffix == ".jsonl")
+        found = labelled(source_rows(data, columns), label_of, data.keep_empty)
+    return collected(found, path, data.on_error, f"examples of {task}")
 
 
 def write_examples(path: Path, examples: Sequence[Message]) -> None:
@@ -123,28 +145,6 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
         return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
     names = {name for label in labels for name in label_parts(label)}
     return tuple(sorted(names, key=lambda n: (task != "token-classification" or n != "O", n)))
-
-
-def _examples(data: DataConfig, path: Path, task: str) -> Iterator[Message | Fault]:
-    """Read the examples of a file in the format that its name gives."""
-    in_json = path.suffix.lower() == ".jsonl"
-    if task == "span" and path.suffix.lower() == ".json":
-        return read_squad(path)
-    if task == "token-classification" and not is_table(path):
-        return read_conll(path, data.encoding)
-    if task == "span" and not in_json:
-        raise DataError(f"{path}: span is read from .jsonl, or from .json as SQuAD's")
-    if task == "token-classification" and not in_json:
-        raise DataError(
-            f"{path}: token-classification is read from .jsonl, or from .conll or .txt with one "
-            "word per line"
-        )
-    if task in UNLABELLED:
-        has_columns = is_table(path) or path.name == "SMSSpamCollection"
-        rows = source_rows(data, ()) if has_columns else read_lines(path, data.encoding)
-        return labelled(rows, lambda row, first: None, data.keep_empty)
-    columns = tuple(data.label_column.split(",")) if task == "regression" else (data.label_column,)
-    return labelled(source_rows(data, columns), partial(_label_of, task, in_json), data.keep_empty)
 
 
 # --- Labels ---
@@ -240,9 +240,13 @@ def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
         if isinstance(line, Fault):
             fault = fault or line
             continue
-        columns = _columns(line.values[0])
+        text: str = line.values[0]
+        columns: tuple[str, ...] = ()
+        if text.strip():  # a blank line may have a tab in it
+            columns = tuple(text.split("\t") if "\t" in text else re.split(" +", text.strip(" ")))
         if columns and columns[0] != DOCUMENT:
-            if words or fault or not _is_comment(line.values[0], columns):
+            begins_as_comment = text.startswith("# ") and "\t" not in text
+            if words or fault or not begins_as_comment or TAG.fullmatch(columns[-1]):
                 start = start if words else line.line
                 words.append(columns)
                 fault = fault or _fault_of_word(line.line, columns)
@@ -256,17 +260,6 @@ def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
                 end = spans[-1].end
             yield Message(" ".join(columns[0] for columns in words), tuple(spans), start)
         words, fault = [], None
-
-
-def _columns(line: str) -> tuple[str, ...]:
-    """The columns of a line; none of a blank one, which may have a tab in it."""
-    if not line.strip():
-        return ()
-    return tuple(line.split("\t") if "\t" in line else re.split(" +", line.strip(" ")))
-
-
-def _is_comment(line: str, columns: tuple[str, ...]) -> bool:
-    return line.startswith("# ") and "\t" not in line and not TAG.fullmatch(columns[-1])
 
 
 def _fault_of_word(number: int, columns: tuple[str, ...]) -> Fault | None:

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -317,14 +316,20 @@ def without_faults(
     check_on_error(on_error)
     faults, total, number = [], 0, 0
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Fault):
+        if isinstance(row, Fault):
+            total += 1
+            faults += [row] if total <= SHOWN else []
+            if on_error == "stop" and not count:
+                break
+        elif on_error == "skip" or not faults:
             yield number, row
-            continue
-        if on_error == "stop":
-            raise DataError(_first_and_others(name, row, rows if count else iter(())))
-        total += 1
-        faults += [row] if total <= SHOWN else []
-    if total:
+    if faults and on_error == "stop":
+        message = f"{name}, line {faults[0].line}: {faults[0].what}"
+        if total > 1:
+            others = _listed(faults[1:], total - 1)
+            message += f"\n{total:,} rows are faulty; the others:\n{others}"
+        raise DataError(message + "\nFix this, or leave such rows out with --on-error skip.")
+    if faults:
         shown = _listed(faults, total)
         log.warning(f"{total:,} of {number:,} rows of {name} were left out:\n{shown}")
 
@@ -343,17 +348,6 @@ def check_keep_together(keep_together: str) -> None:
         raise UsageError(
             f"unknown keep_together {keep_together!r}; choose from: {', '.join(KEEP_TOGETHER)}"
         )
-
-
-def _first_and_others(name: str, first: Fault, rest: Iterator[Any]) -> str:
-    """The message for the first fault, with the number of all."""
-    faults = (row for row in rest if isinstance(row, Fault))
-    others = list(islice(faults, SHOWN - 1))
-    total = 1 + len(others) + sum(1 for _ in faults)
-    message = f"{name}, line {first.line}: {first.what}"
-    if others:
-        message += f"\n{total:,} rows are faulty; the others:\n{_listed(others, total - 1)}"
-    return message + "\nFix this, or leave such rows out with --on-error skip."
 
 
 def _listed(faults: list[Fault], total: int) -> str:

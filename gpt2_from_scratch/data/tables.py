@@ -189,25 +189,20 @@ def _comma_separated(path: Path, encoding: str) -> Generator[Row | Fault]:
             except StopIteration:
                 return
             except csv.Error as error:
-                _refuse_open_quote(path, line, reader.line_num, error)
                 what = f"{error}; is a quote left open?"
+                swallowed = ""
+                if "unexpected end" in str(error):
+                    swallowed = "every row after it"
+                elif reader.line_num > line:
+                    swallowed = f"the rows up to line {reader.line_num}"
+                if swallowed:  # to skip this row would lose them
+                    raise DataError(
+                        f"{path}, line {line}: {what} It would swallow {swallowed}."
+                    ) from None
                 yield Fault(line, what, "quotes or line ends that are not those of csv")
                 continue
             if values:
                 yield _wrong_byte("".join(values), line, encoding) or Row(line, tuple(values))
-
-
-def _refuse_open_quote(path: Path, first: int, last: int, error: csv.Error) -> None:
-    """Raise DataError for a quote that swallows other rows: skipping it would lose them."""
-    if "unexpected end" in str(error):
-        swallowed = "every row after it"
-    elif last > first:
-        swallowed = f"the rows up to line {last}"
-    else:
-        return
-    raise DataError(
-        f"{path}, line {first}: {error}; is a quote left open? It would swallow {swallowed}."
-    ) from None
 
 
 def _named(

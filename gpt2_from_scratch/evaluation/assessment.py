@@ -104,6 +104,10 @@ def assess(
         if positive is None:
             raise UsageError("a cost needs a positive label. Choose one with --watch")
         for_cost = at_cost(*test.one_class(positive), positive, cost)
+    wrong = np.flatnonzero(~test.correct)
+    most_confident = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")
+    ordered = np.sort(test.probabilities, axis=1)  # (N, K)
+    smallest_margin = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")
     return Assessment(
         evaluation=evaluation,
         without_near_duplicates=_without_near_duplicates(test),
@@ -112,8 +116,8 @@ def assess(
         uncalibrated=calibration(before.probabilities, before.true) if before else None,
         rankings=rankings(test.probabilities, test.true, test.labels),
         thresholds=_thresholds(test, val, positive, allowed_per_1000) if val and positive else [],
-        mistakes=_mistakes(test, n_shown),
-        least_certain=_least_certain(test, n_shown),
+        mistakes=[_predicted_text(test, n) for n in wrong[most_confident][:n_shown]],
+        least_certain=[_predicted_text(test, n) for n in smallest_margin[:n_shown]],
         positive=positive,
         at_cost=for_cost,
     )
@@ -158,18 +162,6 @@ def _thresholds(
     return found
 
 
-def _mistakes(test: LabelledPredictions, n_shown: int) -> list[PredictedText]:
-    wrong = np.flatnonzero(~test.correct)
-    most_confident = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")
-    return [_predicted_text(test, n) for n in wrong[most_confident][:n_shown]]
-
-
-def _least_certain(test: LabelledPredictions, n_shown: int) -> list[PredictedText]:
-    ordered = np.sort(test.probabilities, axis=1)  # (N, K)
-    smallest_margin = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")
-    return [_predicted_text(test, n) for n in smallest_margin[:n_shown]]
-
-
 def _predicted_text(test: LabelledPredictions, n: int) -> PredictedText:
     true, predicted = test.labels[test.true[n]], test.labels[test.predicted[n]]
     return PredictedText(test.texts[n], true, predicted, float(test.probabilities[n].max()))
@@ -186,11 +178,22 @@ def format_assessment(assessment: Assessment) -> str:
     if fewer := assessment.without_near_duplicates:
         accuracy = format_proportion("accuracy", fewer.correct, fewer.total, fewer.interval)
         lines.append(f"without near duplicates in training: {accuracy}")
+    lines += _format_rankings(assessment)
+    found, before = assessment.calibration, assessment.uncalibrated
+    ece = f"{found.ece:.4f}" if before is None else f"{before.ece:.4f} -> {found.ece:.4f}"
+    line = f"calibration: Brier {found.brier:.4f}, log loss {found.log_loss:.4f}, ECE {ece}"
+    if before is not None or assessment.temperature != 1:
+        line += f" (temperature {assessment.temperature:.3g})"
+    lines += [line, *_format_thresholds(assessment.thresholds)]
+    if at := assessment.at_cost:
+        lines += [
+            "",
+            f"a false positive costs {at.false_positive_cost:g}, a false negative 1: "
+            f"{on_one_line(at.label)} if p >= {format_threshold(at.threshold)}; "
+            f"{at.false_positives} false positives, {at.true_positives} true positives, "
+            f"cost per text {at.mean_cost:.4f}",
+        ]
     lines += [
-        *_format_rankings(assessment),
-        _format_calibration(assessment),
-        *_format_thresholds(assessment.thresholds),
-        *_format_cost(assessment.at_cost),
         *_format_texts(f"most confident mistakes ({len(shown)} of {mistakes})", shown),
         *_format_texts("least certain predictions", assessment.least_certain),
     ]
@@ -211,15 +214,6 @@ def _format_rankings(assessment: Assessment) -> list[str]:
     return lines
 
 
-def _format_calibration(assessment: Assessment) -> str:
-    found, before = assessment.calibration, assessment.uncalibrated
-    ece = f"{found.ece:.4f}" if before is None else f"{before.ece:.4f} -> {found.ece:.4f}"
-    line = f"calibration: Brier {found.brier:.4f}, log loss {found.log_loss:.4f}, ECE {ece}"
-    if before is None and assessment.temperature == 1:
-        return line
-    return f"{line} (temperature {assessment.temperature:.3g})"
-
-
 def _format_thresholds(thresholds: Sequence[AtThreshold]) -> list[str]:
     if not thresholds:
         return []
@@ -238,17 +232,6 @@ def _format_thresholds(thresholds: Sequence[AtThreshold]) -> list[str]:
     ]
     title = f"thresholds for {label}, chosen on the validation set by the false positives allowed"
     return ["", title, *text_table(headers, rows, left=0)]
-
-
-def _format_cost(at: AtThreshold | None) -> list[str]:
-    if at is None:
-        return []
-    return [
-        "",
-        f"a false positive costs {at.false_positive_cost:g}, a false negative 1: {on_one_line(at.label)} if "
-        f"p >= {format_threshold(at.threshold)}; {at.false_positives} false positives, "
-        f"{at.true_positives} true positives, cost per text {at.mean_cost:.4f}",
-    ]
 
 
 def _format_texts(title: str, texts: Sequence[PredictedText]) -> list[str]:

@@ -54,7 +54,15 @@ def calibration(probabilities: np.ndarray, true: np.ndarray, n_bins: int = 10) -
         raise UsageError(f"n_bins = {n_bins} must be at least 1")
     K = list(range(probabilities.shape[1]))
     brier = brier_score_loss(true, probabilities, labels=K, scale_by_half=False)
-    bins = _bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == true, n_bins)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == true  # (N,)
+    edges = np.linspace(0, 1, n_bins + 1)
+    place = np.searchsorted(edges[1:-1], confidence)  # (N,): an edge belongs to the bin below it
+    bins = []
+    for n, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
+        here = place == n
+        count = int(here.sum())
+        means = (float(x[here].mean()) if count else None for x in (confidence, correct))
+        bins.append(Bin(low, high, count, *means))
     gaps = (
         abs(one.confidence - one.accuracy) * one.count
         for one in bins
@@ -66,18 +74,6 @@ def calibration(probabilities: np.ndarray, true: np.ndarray, n_bins: int = 10) -
         ece=sum(gaps) / len(true),
         bins=bins,
     )
-
-
-def _bins(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> list[Bin]:
-    edges = np.linspace(0, 1, n_bins + 1)
-    place = np.searchsorted(edges[1:-1], confidence)  # (N,): an edge belongs to the bin below it
-    bins = []
-    for n, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
-        here = place == n
-        count = int(here.sum())
-        means = (float(x[here].mean()) if count else None for x in (confidence, correct))
-        bins.append(Bin(low, high, count, *means))
-    return bins
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:

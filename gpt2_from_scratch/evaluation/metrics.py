@@ -180,17 +180,6 @@ def evaluate_predictions(
     return Evaluation(correct, total, interval, classes, confusion)
 
 
-def class_scores(label: str, hits: int, called: int, support: int) -> ClassScores:
-    """Scores from counts: `called` were predicted, `support` are true, `hits` are both."""
-    return ClassScores(
-        label,
-        precision=hits / called if called else None,
-        recall=hits / support if support else None,
-        f1=2 * hits / (called + support) if called + support else None,
-        support=support,
-    )
-
-
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion. Source: Wilson 1927.
 

@@ -76,17 +76,16 @@ def choose_tokens(
         raise UsageError("nothing to continue; give at least one token")
     draw = torch.Generator(device=ids.device).manual_seed(seed)
     for _ in range(max_new_tokens):
-        next_id = _choose(next_logits(ids).float(), temperature, top_k, draw)  # (1,)
+        logits = next_logits(ids).float()  # (V,)
+        # only the most probable token would remain, and it would divide by 0
+        if temperature < 1e-6:
+            next_id = logits.argmax(keepdim=True)  # (1,)
+        else:
+            k = min(top_k or len(logits), len(logits))
+            values, best = logits.topk(k)  # most probable first
+            probabilities = ((values - values[0]) / temperature).softmax(dim=0)
+            next_id = best[torch.multinomial(probabilities, 1, generator=draw)]  # (1,)
         ids = torch.cat([ids, next_id])
         if stop_id is not None and next_id.item() == stop_id:
             break
     return ids
-
-
-def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> Tensor:
-    """Choose the next token: (V,) -> (1,)."""
-    if temperature < 1e-6:  # only the most probable token would remain, and it would divide by 0
-        return logits.argmax(keepdim=True)
-    values, ids = logits.topk(min(top_k or len(logits), len(logits)))  # most probable first
-    probabilities = ((values - values[0]) / temperature).softmax(dim=0)
-    return ids[torch.multinomial(probabilities, 1, generator=draw)]

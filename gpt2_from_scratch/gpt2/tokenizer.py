@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 
@@ -120,10 +119,16 @@ def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
     expected = {token: rank for rank, token in enumerate([*tokens, END_OF_TEXT])}
     found = read_json(ids_path)
     if found != expected or len(expected) != len(tokens) + 1:
+        first_difference = "a merge is listed twice"
+        for token in [*expected, *found]:
+            is_id, should_be = found.get(token), expected.get(token)
+            if is_id != should_be:
+                first_difference = f"{token!r} has id {is_id} instead of {should_be}"
+                break
         raise CheckpointError(
             f"{ids_path} ({len(found)} tokens) does not list the 256 bytes, the "
             f"{len(tokens) - 256} merges of {merges_path.name} and {END_OF_TEXT}, in this order; "
-            f"first difference: {_first_difference(found, expected)}. "
+            f"first difference: {first_difference}. "
             "Do the two files belong to the same model?"
         )
     to_byte = {character: byte for byte, character in characters.items()}
@@ -161,13 +166,6 @@ def _read_merges(path: Path) -> list[str]:
             )
         tokens.append("".join(halves))
     return tokens
-
-
-def _first_difference(found: dict[str, Any], expected: dict[str, int]) -> str:
-    for token in [*expected, *found]:
-        if found.get(token) != expected.get(token):
-            return f"{token!r} has id {found.get(token)} instead of {expected.get(token)}"
-    return "a merge is listed twice"
 
 
 def write_bpe(folder: Path, merges: Sequence[tuple[str, str]]) -> None:

@@ -118,6 +118,13 @@ def _tokenizer(folder: Path, config: GPT2Config | None) -> Tokenizer:
 
 # --- Files. ---
 
+# OpenAI's name and Hugging Face's
+TWO_NAMES = (
+    ("hparams.json", "config.json"),
+    ("vocab.bpe", "merges.txt"),
+    ("encoder.json", "vocab.json"),
+)
+
 
 def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Iterator[Check]:
     """Compare each file that the model needs or `SHA256SUMS` lists with all that is known of it."""
@@ -125,7 +132,11 @@ def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Itera
     if listed is None or listed:
         yield check
     published = _published_files(folder, config, openai)
-    for name in dict.fromkeys([*_needed_files(folder, openai), *(listed or ())]):
+    needed = [
+        next((name for name in names if (folder / name).exists()), names[0]) for names in TWO_NAMES
+    ]
+    needed += [INDEX, DATA] if openai else [SAFETENSORS]
+    for name in dict.fromkeys([*needed, *(listed or ())]):
         pins = {}
         if name in published:
             pins["as published"] = published[name]
@@ -147,18 +158,6 @@ def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
     return (
         f"{path.stat().st_size:,} bytes, {' and '.join(compared) or 'nothing to compare it with'}"
     )
-
-
-def _needed_files(folder: Path, openai: bool) -> list[str]:
-    def first(*names: str) -> str:
-        return next((name for name in names if (folder / name).exists()), names[0])
-
-    return [
-        first("hparams.json", "config.json"),
-        first("vocab.bpe", "merges.txt"),
-        first("encoder.json", "vocab.json"),
-        *([INDEX, DATA] if openai else [SAFETENSORS]),
-    ]
 
 
 def _published_files(
