@@ -14,6 +14,7 @@ import torch
 
 from gpt2_from_scratch import (
     Classifier,
+    FeatureStore,
     LoRAConfig,
     LoRALinear,
     TrainConfig,
@@ -94,8 +95,10 @@ ways |= {f"head whole, {n} LR": (None, 0) for n in (1, 4)}
 ways |= {f"last block whole, {n} LR": (None, 1) for n in (1, 2)}
 ways |= {f"LoRA {r}, last block, 4 LR": (LoRAConfig(r, r, n_last_blocks=1), 0) for r in (1, 4, 16)}
 ways["LoRA 4, every block, 4 LR"] = LoRAConfig(rank=4, alpha=4), 0
+store = FeatureStore()  # what frozen blocks make of a text, for the next way
 for name, (lora, blocks) in ways.items():
-    began, way = time.perf_counter(), Classifier.on_base(MODEL, labels, lora=lora)
+    began = time.perf_counter()
+    way = Classifier.on_base(MODEL, labels, lora=lora, store=store)
     config = TrainConfig(n_last_blocks=blocks, lr=int(name[-4]) * LR, epochs=3)
     history = finetune(way, split, config, run := Path(folder.name))
     ways[name] = way, history[-1].train_loss, (run / "best.safetensors").stat().st_size / 1000

@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import campaign
-import matplotlib
 import torch
 from tiny import write_checkpoint
 
 from gpt2_from_scratch.classifier import train as training_run
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.progress import silenced
-from gpt2_from_scratch.reports import plots
 from gpt2_from_scratch.runs import recipes
 from gpt2_from_scratch.storage.files import sha256_of
 
@@ -130,9 +128,6 @@ class Trials:
 def resumes(count: int, seed: int, folder: Path) -> Counter:
     """`count` runs, each stopped and resumed until it ends."""
     torch.set_num_threads(1)
-    matplotlib.use("Agg")
-    curves = plots.plot_training([1, 2], ([1, 2], [1, 2]), ([1, 2], [1, 2]))
-    plots.save_picture(curves, folder / "warm.png")
     trials = Trials(folder, Counter(), random.Random(seed))
     trials.prepare()
     progress = campaign.Progress(count, "trials")

@@ -286,7 +286,7 @@ def test_no_near_duplicate_is_in_two_parts(seed):
 
 def test_no_near_duplicate_in_the_collection(sms_file):
     messages = load_sms_spam(sms_file)
-    for options in ({}, {"balance": True}, {"keep_duplicates": True}):
+    for options in ({"balance": True}, {"keep_duplicates": True}):
         split = split_messages(messages, keep_together="near-duplicates", **options)
         train, val, test = texts_of(split)
         assert not has_near_duplicate(test, train + val).any()
