@@ -10,7 +10,7 @@ B texts in a batch, N texts in all, T tokens of the longest, C = n_embd, K outpu
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -234,20 +234,6 @@ class Classifier:
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
-        self._refuse_to_attach(path, description, tensors)
-        together = replace(self.description, heads=self.description.heads + description.heads)
-        with torch.random.fork_rng():  # what is drawn is overwritten
-            layers = {head.name: head_layers(head, self.model) for head in description.heads}
-        found = nn.Module()
-        put_heads(found, layers)
-        own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
-        put_tensors(tensors, own, set(own), path)
-        put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
-        self.description, self._changed = together, added_names(self.model)
-
-    def _refuse_to_attach(
-        self, path: Path, description: Description, tensors: Mapping[str, Tensor]
-    ) -> None:
         refuse_other_base(path, description, "this one", self.description.base_sha256)
         for name in ("max_tokens", "pad_to", "causal_mask"):
             there, here = getattr(description, name), getattr(self.description, name)
@@ -261,6 +247,15 @@ class Classifier:
             raise CheckpointError(
                 f"{others[0]} was trained here, so the heads of {path} would read other states"
             )
+        together = replace(self.description, heads=self.description.heads + description.heads)
+        with torch.random.fork_rng():  # what is drawn is overwritten
+            layers = {head.name: head_layers(head, self.model) for head in description.heads}
+        found = nn.Module()
+        put_heads(found, layers)
+        own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
+        put_tensors(tensors, own, set(own), path)
+        put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
+        self.description, self._changed = together, added_names(self.model)
 
     def merge(self) -> None:
         """Add LoRA's products to the weights they adapt: faster, with the same answers to 1e-5.

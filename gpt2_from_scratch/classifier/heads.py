@@ -130,28 +130,26 @@ def outputs_from(
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
     top, outputs = max(at.values()), dict[str, Tensor]()
-    position, blocks = _one_position(heads, at, top), [*model.blocks]
+    reading = [head for head in heads if at[head.name] == top]
+    one_position = (
+        len({head.pooling for head in reading}) == 1
+        and reading[0].pooling not in MEANS
+        and all(head.reads_one_state for head in reading)
+    )
+    blocks = [*model.blocks]
     real = real_positions(lengths, x.shape[1])  # (B, T)
     skip_padding = not (real.all() or any(h.pooling in OF_PADS for h in heads))
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
             outputs[head.name] = layers[head.name](_states_read(model, head, x, lengths))
-        if n == top - 1 and position and serves_parts(blocks[n]):
-            x = block_at(blocks[n], x, read_positions(lengths, x.shape[1], position))  # (B, C)
+        if n == top - 1 and one_position and serves_parts(blocks[n]):
+            positions = read_positions(lengths, x.shape[1], reading[0].pooling)
+            x = block_at(blocks[n], x, positions)  # (B, C)
         elif n < top and skip_padding and serves_parts(blocks[n]):
             x = block_on(blocks[n], x, real)
         elif n < top:
             x = blocks[n](x)
     return {head.name: outputs[head.name] for head in heads}
-
-
-def _one_position(heads: Sequence[HeadConfig], at: dict[str, int], top: int) -> Pooling | None:
-    """The one position of each text that is read at the last point; None if more are read."""
-    reading = [head for head in heads if at[head.name] == top]
-    poolings = {head.pooling for head in reading}
-    if len(poolings) > 1 or poolings & MEANS or not all(h.reads_one_state for h in reading):
-        return None
-    return reading[0].pooling
 
 
 def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:

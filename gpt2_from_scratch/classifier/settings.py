@@ -127,8 +127,26 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, f"head {self.name!r}: ")
-        self._check_names()
-        self._check_numbers()
+        if not self.name.isidentifier():  # it becomes part of the names of parameters
+            raise UsageError(f"head name {self.name!r} must be letters, digits and _ only")
+        if self.name in RESERVED_NAMES:
+            raise UsageError(f"head name {self.name!r} is reserved: predictions have that key")
+        if any(type(label) is not str for label in self.labels):
+            raise UsageError(f"head {self.name!r}: labels = {self.labels!r} must be strings")
+        if len(set(self.labels)) != len(self.labels):
+            raise UsageError(f"labels must differ from each other: {list(self.labels)}")
+        if any(type(width) is not int or width < 1 for width in self.hidden):
+            raise UsageError(f"head {self.name!r}: hidden = {self.hidden!r} must be widths above 0")
+        for name in ("class_weights", "center", "scale"):
+            values = getattr(self, name)
+            if any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
+                raise UsageError(f"head {self.name!r}: {name} = {values!r} must be finite numbers")
+            if values and len(values) != len(self.labels):
+                raise UsageError(f"head {self.name!r}: {name} must have one number per label")
+        if any(weight < 0 for weight in self.class_weights):
+            raise UsageError(f"head {self.name!r}: class weights must be at least 0")
+        if any(scale <= 0 for scale in self.scale):
+            raise UsageError(f"head {self.name!r}: scales must be above 0")
         self._check_task()
 
     @property
@@ -144,30 +162,6 @@ class HeadConfig:
     def reads_one_state(self) -> bool:
         """Whether the answer for a text comes from one state, not from one at every token."""
         return self.task in TEXT_TASKS
-
-    def _check_names(self) -> None:
-        if not self.name.isidentifier():  # it becomes part of the names of parameters
-            raise UsageError(f"head name {self.name!r} must be letters, digits and _ only")
-        if self.name in RESERVED_NAMES:
-            raise UsageError(f"head name {self.name!r} is reserved: predictions have that key")
-        if any(type(label) is not str for label in self.labels):
-            raise UsageError(f"head {self.name!r}: labels = {self.labels!r} must be strings")
-        if len(set(self.labels)) != len(self.labels):
-            raise UsageError(f"labels must differ from each other: {list(self.labels)}")
-
-    def _check_numbers(self) -> None:
-        if any(type(width) is not int or width < 1 for width in self.hidden):
-            raise UsageError(f"head {self.name!r}: hidden = {self.hidden!r} must be widths above 0")
-        for name in ("class_weights", "center", "scale"):
-            values = getattr(self, name)
-            if any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
-                raise UsageError(f"head {self.name!r}: {name} = {values!r} must be finite numbers")
-            if values and len(values) != len(self.labels):
-                raise UsageError(f"head {self.name!r}: {name} must have one number per label")
-        if any(weight < 0 for weight in self.class_weights):
-            raise UsageError(f"head {self.name!r}: class weights must be at least 0")
-        if any(scale <= 0 for scale in self.scale):
-            raise UsageError(f"head {self.name!r}: scales must be above 0")
 
     def _check_task(self) -> None:
         labels, task = self.labels, self.task

@@ -83,7 +83,11 @@ def train_classifier(
         threads=torch.get_num_threads(),
     )
     split = load_split(config.data, head.task, training.seed)
-    config = _with_value_names(config, split)
+    if head.task == "regression" and not head.labels:
+        columns = config.data.label_column
+        # the values are named after their columns, unless one column holds several
+        if len(columns.split(",")) == len(split.train[0].label):
+            config = replace(config, head=replace(head, labels=columns))
     classifier = new_classifier(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
     with working_in(folder, resumable=True):
@@ -168,16 +172,6 @@ def new_classifier(config: RunConfig, split: Split) -> Classifier:
     )
     freeze(classifier, config.training)
     return classifier
-
-
-def _with_value_names(config: RunConfig, split: Split) -> RunConfig:
-    """Name the values of a regression after their columns, unless one column holds several."""
-    if config.head.task != "regression" or config.head.labels:
-        return config
-    columns = config.data.label_column
-    if len(columns.split(",")) != len(split.train[0].label):
-        return config
-    return replace(config, head=replace(config.head, labels=columns))
 
 
 def train_as_the_lecture(

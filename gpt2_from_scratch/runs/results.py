@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
@@ -155,19 +154,20 @@ class Run:
         changed since it was trained.
         """
         facts = self._facts(self.split or self.load_split())
-        write_run_report(facts, self.folder, self._curves(facts.history))
+        if self.config.recipe == "lecture":  # it counts steps, not epochs
+            trace = read_json(self.folder / "trace.json")
+            steps, train_losses, val_losses = zip(*trace["losses"], strict=True)
+            train, val = zip(*trace["accuracies"], strict=True)
+            curves = plot_training(
+                steps, (train_losses, val_losses), (train, val), step_name="step"
+            )
+        else:
+            curves = plot_epochs(facts.history, self.scores.measure)
+        write_run_report(facts, self.folder, curves)
         add_to_manifest(self.folder, REPORT)
         if sentence := against_baselines(facts):
             log.info(sentence)
         log.info(f"report: {self.folder / 'report.html'}")
-
-    def _curves(self, history: Sequence[Epoch]) -> Figure:
-        if self.config.recipe != "lecture":
-            return plot_epochs(history, self.scores.measure)
-        trace = read_json(self.folder / "trace.json")
-        steps, train_losses, val_losses = zip(*trace["losses"], strict=True)
-        train, val = zip(*trace["accuracies"], strict=True)
-        return plot_training(steps, (train_losses, val_losses), (train, val), step_name="step")
 
     def _facts(self, split: Split) -> RunFacts:
         """Everything that the page and the card report."""
@@ -261,19 +261,17 @@ def assess_again(
     on which thresholds are chosen, and which test texts have near duplicates. `options` are those of
     `assess`.
     """
-    test, val = (_kept(run / name) if run else None for name in (TEST_PREDICTIONS, VAL_PREDICTIONS))
+    kept: dict[str, LabelledPredictions] = {}
+    for path in (run / TEST_PREDICTIONS, run / VAL_PREDICTIONS) if run else ():
+        if path.exists():
+            check_listed(path)
+            kept[path.name] = read_predictions(path)
+    test, val = kept.get(TEST_PREDICTIONS), kept.get(VAL_PREDICTIONS)
     texts = [message.text for message in messages]
     near_duplicates = test.near_duplicates if test is not None and test.texts == texts else None
     if val is not None and val.labels != classifier.description.head.labels:
         val = None
     return _assessed(classifier, messages, near_duplicates, val, **options)[0]
-
-
-def _kept(path: Path) -> LabelledPredictions | None:
-    if not path.exists():
-        return None
-    check_listed(path)
-    return read_predictions(path)
 
 
 def _assessed(

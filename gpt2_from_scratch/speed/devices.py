@@ -30,12 +30,6 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise UsageError unless frozen blocks can compute in this precision."""
-    if dtype not in DTYPES.values():
-        raise UsageError(f"dtype = {dtype!r} must be torch.float32 or torch.bfloat16")
-
-
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the precision in which frozen blocks compute when `dtype` is asked for.
 

@@ -4,10 +4,18 @@ The command line's --help is written from the same fields.
 """
 
 import math
+import operator
 from dataclasses import MISSING, field, fields
 from typing import Any
 
 from gpt2_from_scratch.errors import UsageError
+
+COMPARISONS = {
+    "at least": operator.ge,
+    "at most": operator.le,
+    "above": operator.gt,
+    "below": operator.lt,
+}
 
 
 def setting(
@@ -48,18 +56,9 @@ def check_settings(settings: Any, what: str = "") -> None:
             )
         bounds = known.metadata.get("bounds", {})
         for words, bound in bounds.items():
-            if bound is not None and not _holds(value, words, bound):
+            if bound is not None and not COMPARISONS[words](value, bound):
                 allowed = " and ".join(f"{w} {b:g}" for w, b in bounds.items() if b is not None)
                 raise UsageError(f"{what}{known.name} = {value} must be {allowed}")
-
-
-def _holds(value: float, words: str, bound: float) -> bool:
-    return {
-        "at least": value >= bound,
-        "at most": value <= bound,
-        "above": value > bound,
-        "below": value < bound,
-    }[words]
 
 
 def from_json(kind: Any, values: dict[str, Any]) -> Any:

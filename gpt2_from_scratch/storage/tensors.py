@@ -54,7 +54,13 @@ def read_tensors(path: Path, format: str) -> tuple[dict[str, str], dict[str, Ten
     file was written.
     """
     with open_tensors(path) as file:
-        metadata = _read_metadata(file.metadata() or {}, path)
+        ours = (file.metadata() or {}).get(OURS, "{}")
+        try:
+            metadata = json.loads(ours, object_pairs_hook=each_once)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: its metadata are not JSON: {error}") from None
+        if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
+            raise CheckpointError(f"{path}: its metadata are not strings: {ours!r:.100}")
         if metadata.get("format") != format:
             raise CheckpointError(
                 f"{path}: its format is {metadata.get('format')!r}, not {format!r}"
@@ -117,16 +123,6 @@ def check_header(path: Path) -> None:
         json.loads(header, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its safetensors header is invalid: {error}") from None
-
-
-def _read_metadata(entries: Mapping[str, str], path: Path) -> dict[str, str]:
-    try:
-        metadata = json.loads(entries.get(OURS, "{}"), object_pairs_hook=each_once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its metadata are not JSON: {error}") from None
-    if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
-        raise CheckpointError(f"{path}: its metadata are not strings: {entries.get(OURS)!r:.100}")
-    return metadata
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -174,7 +174,11 @@ def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
     pairs = [(answer_words(a), answer_words(b)) for a, b in zip(true, predicted, strict=True)]
     exact, total = sum(a == b for a, b in pairs), len(pairs)
     interval = wilson_interval(exact, total)
-    return SpanScores(exact, total, interval, math.fsum(_word_f1(a, b) for a, b in pairs) / total)
+    f1s = list[float]()
+    for a, b in pairs:
+        shared = (Counter(a) & Counter(b)).total()  # each word as often as both answers have it
+        f1s.append(2 * shared / (len(a) + len(b)) if a or b else 1.0)
+    return SpanScores(exact, total, interval, math.fsum(f1s) / total)
 
 
 def answer_words(answer: str) -> list[str]:
@@ -183,11 +187,3 @@ def answer_words(answer: str) -> list[str]:
     Punctuation goes first and leaves no gap: "U.S." is us, "well-known" is wellknown.
     """
     return ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split()
-
-
-def _word_f1(true: list[str], predicted: list[str]) -> float:
-    """F1 of the words that two answers share, each as often as both have it."""
-    if not true and not predicted:
-        return 1.0
-    shared = (Counter(true) & Counter(predicted)).total()
-    return 2 * shared / (len(true) + len(predicted))
