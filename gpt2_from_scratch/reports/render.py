@@ -150,6 +150,11 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
     """Draw the pictures of a run's page besides its curves; None for those that do not apply."""
     facts, ranked = found["facts"], found["ranked"]
     few_classes = facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX
+    thresholds = facts.assessment.thresholds if facts.assessment else []
+    trade = None
+    if facts.predictions and thresholds and thresholds[0].negatives and thresholds[0].positives:
+        label = thresholds[0].label
+        trade = plot_trade(*facts.predictions.one_class(label), label, thresholds)
     return {
         "confusion": plot_confusion(facts.classified) if few_classes else None,
         "accuracies": plot_scores(
@@ -161,19 +166,8 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
         if ranked
         else None,
         "reliability": plot_reliability(found["calibrations"]) if found["calibrations"] else None,
-        "trade": _trade(facts),
+        "trade": trade,
     }
-
-
-def _trade(facts: RunFacts) -> Figure | None:
-    """The picture of all thresholds, if the predictions are known and have both sides."""
-    thresholds = facts.assessment.thresholds if facts.assessment else []
-    if not thresholds or not facts.predictions:
-        return None
-    first = thresholds[0]
-    if not first.negatives or not first.positives:
-        return None
-    return plot_trade(*facts.predictions.one_class(first.label), first.label, thresholds)
 
 
 def _png(figure: Figure) -> str:
