@@ -110,12 +110,11 @@ def environment(suffix: str) -> Environment:
         "fenced": _fenced,
         "file_name": file_name,
         "four_digits": lambda value: "–" if value is None else f"{value:.4f}",
+        "image": _image,
         "one_line": lambda value: on_one_line(str(value)),
         "p": lambda p: format_p(p).removeprefix("p ").removeprefix("= "),
         "parted": _parted,
         "percent": percent,
-        "pixels": _pixels,
-        "png": _png,
         "points": lambda difference, digits=1: f"{100 * difference:+.{digits}f}",
         "threshold": format_threshold,
     }
@@ -170,20 +169,16 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
     }
 
 
-def _png(figure: Figure) -> str:
-    """The figure as a data: address of a PNG on white."""
+def _image(figure: Figure) -> tuple[str, int, int]:
+    """The figure as a data: address of a PNG on white; its width and height on the page."""
     file = BytesIO()
     # by default matplotlib writes its version into the file
     figure.savefig(
         file, format="png", dpi=SHARPNESS * DPI, facecolor="white", metadata={"Software": None}
     )
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _pixels(figure: Figure) -> tuple[int, int]:
-    """Width and height on the page, so that nothing moves while it loads."""
-    width, height = figure.get_size_inches()
-    return round(width * DPI), round(height * DPI)
+    address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    width, height = figure.get_size_inches()  # so that nothing moves while the page loads
+    return address, round(width * DPI), round(height * DPI)
 
 
 def _parted(text: str) -> tuple[str, str]:
