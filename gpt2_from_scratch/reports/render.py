@@ -147,15 +147,17 @@ def _fenced(text: str, language: str = "") -> str:
 
 def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
     """Draw the pictures of a run's page besides its curves; None for those that do not apply."""
-    facts, ranked = found["facts"], found["ranked"]
-    few_classes = facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX
+    facts: RunFacts = found["facts"]
+    ranked = found["ranked"]
+    confusion = trade = None
+    if facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX:
+        confusion = plot_confusion(facts.classified)
     thresholds = facts.assessment.thresholds if facts.assessment else []
-    trade = None
     if facts.predictions and thresholds and thresholds[0].negatives and thresholds[0].positives:
         label = thresholds[0].label
         trade = plot_trade(*facts.predictions.one_class(label), label, thresholds)
     return {
-        "confusion": plot_confusion(facts.classified) if few_classes else None,
+        "confusion": confusion,
         "accuracies": plot_scores(
             [name for name, _, _ in ranked],
             [scores.accuracy for _, scores, _ in ranked],
