@@ -189,6 +189,7 @@ def add_predict(commands: Any) -> None:
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
+    from gpt2_from_scratch.progress import progress_bar
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
@@ -209,7 +210,13 @@ def run_predict(args: argparse.Namespace) -> None:
         else None
     )
     numbered, texts = tee(texts)  # predictions come in windows, each text's number with them
-    predictions = _with_progress(classifier.predict_stream(text for _, text in texts))
+    predictions: Iterable[Any] = progress_bar(
+        classifier.predict_stream(text for _, text in texts),
+        desc="classified",
+        unit=" texts",
+        # on a screen where the results themselves scroll by, a bar would be in their way
+        hidden=sys.stdout.isatty() or not sys.stderr.isatty(),
+    )
     if args.threshold:
         label, threshold = _threshold(args.threshold, classifier.description.head)
         predictions = ((text, p.at_threshold(label, threshold)) for text, p in predictions)
@@ -219,14 +226,6 @@ def run_predict(args: argparse.Namespace) -> None:
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
         sys.stdout.flush()  # the reader of a pipe waits for it
-
-
-def _with_progress(predictions: Iterable[Any]) -> Iterable[Any]:
-    """Show a progress bar, unless the results themselves scroll by on the same screen."""
-    from gpt2_from_scratch.progress import progress_bar
-
-    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    return progress_bar(predictions, desc="classified", unit=" texts", hidden=hidden)
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:

@@ -76,7 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
-    _open_streams()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # arguments may hold what is not UTF-8
+        sys.stdout.reconfigure(errors="replace")
     log_to(sys.stderr)
     verbose = False
     try:
@@ -100,15 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # writing files raises ResourceError, but not writing standard output
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         return _failed(error, (ResourceError if full else DataError).exit_code, verbose)
-
-
-def _open_streams() -> None:
-    """Replace a stream that the shell closed; arguments may hold what is not UTF-8."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

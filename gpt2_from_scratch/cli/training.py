@@ -79,7 +79,10 @@ def run_train(args: argparse.Namespace) -> None:
     if args.resume:
         run = _resume(args)
     elif args.recipe == "lecture":
-        _refuse_settings_of_the_default_recipe(args)
+        free = "run command recipe model source out seed verbose device dtype threads cache".split()
+        typed = {name for name, value in vars(args).items() if value is not None}
+        if ignored := sorted(typed - set(free)):
+            raise UsageError(f"the lecture's recipe is fixed. Leave out {', '.join(ignored)}.")
         device, dtype = computing_on(args)
         options = given(args, "model", "seed", "cache")
         if args.source:
@@ -126,13 +129,6 @@ def _resume(args: argparse.Namespace) -> "Run":
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
     refuse_changes(saved, saved | typed, args.resume)
     return resume_training(args.resume, device=choose_device(args.device))
-
-
-def _refuse_settings_of_the_default_recipe(args: argparse.Namespace) -> None:
-    free = "run command recipe model source out seed verbose device dtype threads cache".split()
-    typed = {name for name, value in vars(args).items() if value is not None}
-    if ignored := sorted(typed - set(free)):
-        raise UsageError(f"the lecture's recipe is fixed. Leave out {', '.join(ignored)}.")
 
 
 # --- find-rate ---

@@ -396,7 +396,21 @@ def _draw_network(
         _box(axes, (x + side, 1.45), (1.22, 0.8), f"{name} ({what})\n{counts[name]:,}", GREEN)
     axes.text(x, 1.45, "+", ha="center", va="center", fontsize=14, weight="bold")
     _up(axes, x, 1.85, y, state)
-    y = _draw_blocks(axes, x, y, config.n_layer, counts["block"])
+    names = [f"blocks.{n}" for n in range(config.n_layer)]
+    if len(names) > 3:  # of more, only the first and the last
+        names[1:-1] = [f"⋮   {len(names)} blocks in all"]
+    for name in names:
+        if name.startswith("⋮"):
+            axes.text(x - 0.03, y + 0.12, name, ha="left", va="center", fontsize=9)
+            y += 0.27
+        else:
+            _box(axes, (x, y + 0.3), (2.6, 0.6), f"{name}\n{counts['block']:,}", SKY)
+            y += 0.6
+        if name != names[-1]:
+            _up(axes, x, y, y + 0.3)
+            y += 0.3
+    for low, high in ((y - 0.6, LOWER), (y, UPPER)):  # to the block that is drawn in detail
+        axes.plot([x + 1.3, LEFT], [low, high], color=SKY, linestyle="--", linewidth=1)
     _up(axes, x, y, y + 0.6, state)
     _box(axes, (x, y + 0.85), (2.6, 0.5), f"ln_f   {counts['ln_f']:,}", YELLOW)
     _up(axes, x, y + 1.1, y + 1.7, state)
@@ -405,29 +419,6 @@ def _draw_network(
     out = f"V = {config.n_vocab:,}" if num_classes is None else f"K = {num_classes}"
     _up(axes, x, y + 2.2, y + 2.8, f"(B, T, {out})")
     axes.text(x, y + 3.0, "logits", ha="center", va="center", weight="bold")
-
-
-def _draw_blocks(axes: Axes, x: float, y: float, n_layer: int, count: int) -> float:
-    """Draw up to three blocks, or the first and the last; return where they end.
-
-    Dashed lines lead from the last one to the block that is drawn in detail.
-    """
-    names = [f"blocks.{n}" for n in range(n_layer)]
-    if n_layer > 3:
-        names[1:-1] = [f"⋮   {n_layer} blocks in all"]
-    for name in names:
-        if name.startswith("⋮"):
-            axes.text(x - 0.03, y + 0.12, name, ha="left", va="center", fontsize=9)
-            y += 0.27
-        else:
-            _box(axes, (x, y + 0.3), (2.6, 0.6), f"{name}\n{count:,}", SKY)
-            y += 0.6
-        if name != names[-1]:
-            _up(axes, x, y, y + 0.3)
-            y += 0.3
-    for low, high in ((y - 0.6, LOWER), (y, UPPER)):
-        axes.plot([x + 1.3, LEFT], [low, high], color=SKY, linestyle="--", linewidth=1)
-    return y
 
 
 def _draw_block(axes: Axes, config: GPT2Config, counts: dict[str, int]) -> None:

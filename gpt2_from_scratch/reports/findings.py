@@ -7,7 +7,7 @@ with its interval, every difference with its p-value, every warning with its con
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,15 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
 
 def trained_on(facts: RunFacts) -> str:
     """Say what was trained on which texts."""
+    purpose = TASK_PURPOSES.get(facts.task, f"for {facts.task}")
+    if facts.task == "classification":
+        labels = list(facts.counts["train"])
+        purpose = f"to distinguish {len(labels)} labels: {listed(labels, MOST_NAMED)}"
+        if len(labels) == 2:
+            purpose = f"to distinguish {labels[0]} from {labels[1]}"
     return (
         f"GPT-2 {file_name(facts.model)} was finetuned on {count_texts(facts.n_texts('train'))} of "
-        f"{file_name(facts.data.source)} {_purpose(facts)}. {facts.n_trained:,} of its "
+        f"{file_name(facts.data.source)} {purpose}. {facts.n_trained:,} of its "
         f"{facts.n_parameters:,} parameters were trained, with seed {facts.seed}."
     )
 
@@ -242,19 +248,43 @@ def python_lines(run: str) -> str:
 # --- warnings about a run ---
 
 
-def run_warnings(facts: RunFacts) -> list[str]:
+def run_warnings(facts: RunFacts) -> Iterator[str]:
     """Write what to know before relying on the run; empty where it does not apply."""
-    return [
-        _no_better_than_text(facts),
-        _small_test(facts),
-        _near_duplicates(facts),
-        _one_seed(facts),
-        _few_validation_texts(facts),
-        _selected_on_validation(facts),
-        _uneven_labels(facts),
-        _one_sided_errors(facts),
-        _cut_texts(facts),
-    ]
+    yield _no_better_than_text(facts)
+    interval = getattr(facts.scores, "interval", None)
+    if interval is not None:
+        yield small_test(facts.n_texts("test"), interval)
+    yield _near_duplicates(facts)
+    one_seed = (
+        "This is one run, with one seed and one split. Another seed gives another score, by chance "
+        "alone. "
+    )
+    if facts.task == "classification":
+        yield one_seed + (
+            '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, next to the '
+            'baselines, and gives the mean with its interval; "gpt2-classifier experiments" does so '
+            "for other settings."
+        )
+    else:
+        yield one_seed + '"gpt2-classifier train --seed N" shows how much the score varies.'
+    n = facts.n_texts("val")
+    if 0 < n < FEW_VALIDATION_TEXTS:
+        selected = "The choice of the best epoch"
+        if not facts.history:
+            selected = "Everything that is selected on it"
+        yield (
+            f"The validation set has only {count_texts(n)}: one more correct text changes its score "
+            f"by {100 / n:.1f} points. {selected} is a rough guess."
+        )
+    yield _selected_on_validation(facts)
+    yield _uneven_labels(facts)
+    yield _one_sided_errors(facts)
+    if facts.n_cut:
+        yield (
+            f"{count_texts(facts.n_cut)} of the three sets were cut after {facts.max_tokens:,} "
+            "tokens: the rest was neither learned nor read. If it decides the label, raise "
+            "--max-tokens or split the texts into pieces."
+        )
 
 
 def _no_better_than_text(facts: RunFacts) -> str:
@@ -271,11 +301,6 @@ def _no_better_than_text(facts: RunFacts) -> str:
     )
 
 
-def _small_test(facts: RunFacts) -> str:
-    interval = getattr(facts.scores, "interval", None)
-    return "" if interval is None else small_test(facts.n_texts("test"), interval)
-
-
 def _near_duplicates(facts: RunFacts) -> str:
     n = facts.n_near_duplicates
     if not n:
@@ -288,31 +313,6 @@ def _near_duplicates(facts: RunFacts) -> str:
     if not (facts.data.val_source or facts.data.test_source or facts.split):
         found.append(f"{TO_SEPARATE} puts them into the same set.")
     return " ".join(found)
-
-
-def _one_seed(facts: RunFacts) -> str:
-    sentence = (
-        "This is one run, with one seed and one split. Another seed gives another score, by chance "
-        "alone. "
-    )
-    if facts.task != "classification":
-        return sentence + '"gpt2-classifier train --seed N" shows how much the score varies.'
-    return sentence + (
-        '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, next to the baselines, '
-        'and gives the mean with its interval; "gpt2-classifier experiments" does so for other '
-        "settings."
-    )
-
-
-def _few_validation_texts(facts: RunFacts) -> str:
-    n = facts.n_texts("val")
-    if not 0 < n < FEW_VALIDATION_TEXTS:
-        return ""
-    rough = "The choice of the best epoch" if facts.history else "Everything that is selected on it"
-    return (
-        f"The validation set has only {count_texts(n)}: one more correct text changes its score by "
-        f"{100 / n:.1f} points. {rough} is a rough guess."
-    )
 
 
 def _selected_on_validation(facts: RunFacts) -> str:
@@ -368,16 +368,6 @@ def _one_sided_errors(facts: RunFacts) -> str:
         f"The errors are one-sided: {label} has a recall of {percent(recall)} and a precision of "
         f"{percent(precision)}. If one of the two errors costs more, use a threshold for {label} "
         "instead of the most probable label."
-    )
-
-
-def _cut_texts(facts: RunFacts) -> str:
-    if not facts.n_cut:
-        return ""
-    return (
-        f"{count_texts(facts.n_cut)} of the three sets were cut after {facts.max_tokens:,} tokens: "
-        "the rest was neither learned nor read. If it decides the label, raise --max-tokens or split "
-        "the texts into pieces."
     )
 
 
@@ -449,12 +439,3 @@ def _accuracy(scores: Evaluation) -> str:
         f"{percent(scores.accuracy)} ({scores.correct:,} of {scores.total:,} correct; 95% interval "
         f"{between(scores.interval)})"
     )
-
-
-def _purpose(facts: RunFacts) -> str:
-    if facts.task != "classification":
-        return TASK_PURPOSES.get(facts.task, f"for {facts.task}")
-    labels = list(facts.counts["train"])
-    if len(labels) == 2:
-        return f"to distinguish {labels[0]} from {labels[1]}"
-    return f"to distinguish {len(labels)} labels: {listed(labels, MOST_NAMED)}"

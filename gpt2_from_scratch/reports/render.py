@@ -110,12 +110,11 @@ def environment(suffix: str) -> Environment:
         "fenced": _fenced,
         "file_name": file_name,
         "four_digits": lambda value: "–" if value is None else f"{value:.4f}",
+        "image": _image,
         "one_line": lambda value: on_one_line(str(value)),
         "p": lambda p: format_p(p).removeprefix("p ").removeprefix("= "),
         "parted": _parted,
         "percent": percent,
-        "pixels": _pixels,
-        "png": _png,
         "points": lambda difference, digits=1: f"{100 * difference:+.{digits}f}",
         "threshold": format_threshold,
     }
@@ -148,10 +147,17 @@ def _fenced(text: str, language: str = "") -> str:
 
 def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
     """Draw the pictures of a run's page besides its curves; None for those that do not apply."""
-    facts, ranked = found["facts"], found["ranked"]
-    few_classes = facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX
+    facts: RunFacts = found["facts"]
+    ranked = found["ranked"]
+    confusion = trade = None
+    if facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX:
+        confusion = plot_confusion(facts.classified)
+    thresholds = facts.assessment.thresholds if facts.assessment else []
+    if facts.predictions and thresholds and thresholds[0].negatives and thresholds[0].positives:
+        label = thresholds[0].label
+        trade = plot_trade(*facts.predictions.one_class(label), label, thresholds)
     return {
-        "confusion": plot_confusion(facts.classified) if few_classes else None,
+        "confusion": confusion,
         "accuracies": plot_scores(
             [name for name, _, _ in ranked],
             [scores.accuracy for _, scores, _ in ranked],
@@ -161,35 +167,20 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
         if ranked
         else None,
         "reliability": plot_reliability(found["calibrations"]) if found["calibrations"] else None,
-        "trade": _trade(facts),
+        "trade": trade,
     }
 
 
-def _trade(facts: RunFacts) -> Figure | None:
-    """The picture of all thresholds, if the predictions are known and have both sides."""
-    thresholds = facts.assessment.thresholds if facts.assessment else []
-    if not thresholds or not facts.predictions:
-        return None
-    first = thresholds[0]
-    if not first.negatives or not first.positives:
-        return None
-    return plot_trade(*facts.predictions.one_class(first.label), first.label, thresholds)
-
-
-def _png(figure: Figure) -> str:
-    """The figure as a data: address of a PNG on white."""
+def _image(figure: Figure) -> tuple[str, int, int]:
+    """The figure as a data: address of a PNG on white; its width and height on the page."""
     file = BytesIO()
     # by default matplotlib writes its version into the file
     figure.savefig(
         file, format="png", dpi=SHARPNESS * DPI, facecolor="white", metadata={"Software": None}
     )
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _pixels(figure: Figure) -> tuple[int, int]:
-    """Width and height on the page, so that nothing moves while it loads."""
-    width, height = figure.get_size_inches()
-    return round(width * DPI), round(height * DPI)
+    address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    width, height = figure.get_size_inches()  # so that nothing moves while the page loads
+    return address, round(width * DPI), round(height * DPI)
 
 
 def _parted(text: str) -> tuple[str, str]:

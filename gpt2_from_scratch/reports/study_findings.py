@@ -3,7 +3,7 @@
 Sentences and warnings as in `findings`. A difference is a row's accuracy less the reference row's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,35 +193,33 @@ def effects(facts: StudyFacts) -> list[str]:
     return found
 
 
-def study_warnings(facts: StudyFacts) -> list[str]:
+def study_warnings(facts: StudyFacts) -> Iterator[str]:
     """Write what to know before relying on a study; empty where it does not apply."""
-    return [
-        _one_split(facts),
-        _small_test(facts),
-        _near_duplicates(facts),
-        _may_be_chance(facts),
-        _selected_on_test(facts),
-        _combination(facts),
-        *facts.warnings,
-    ]
-
-
-def _one_split(facts: StudyFacts) -> str:
-    if len(facts.splits) > 1:
-        return ""
-    return (
-        "This is one split. Another split or another seed gives other scores and perhaps another "
-        "order, by chance alone. --seeds 1 2 3 trains and scores on several splits."
-    )
-
-
-def _small_test(facts: StudyFacts) -> str:
+    if len(facts.splits) <= 1:
+        yield (
+            "This is one split. Another split or another seed gives other scores and perhaps "
+            "another order, by chance alone. --seeds 1 2 3 trains and scores on several splits."
+        )
     intervals = [
         wilson_interval(int(answered.correct.sum()), len(answered.texts))
         for answered in facts.predictions.get(facts.reference, ())
     ]
     widest = max(intervals, key=lambda interval: interval[1] - interval[0], default=(0.0, 0.0))
-    return small_test(facts.n_test, widest)
+    yield small_test(facts.n_test, widest)
+    yield _near_duplicates(facts)
+    yield _may_be_chance(facts)
+    if facts.tries_changes:
+        yield (
+            "Whoever takes the row with the highest score has selected it on the test set, so that "
+            "score is too good. Evaluate it on texts that no row has seen."
+        )
+    combinations = [row.name for row in facts.rows if row.is_combination]
+    if combinations:
+        yield (
+            f'The text baseline in "{listed(combinations)}" was selected on the validation set, '
+            "separately for each split. It need not be the best one on the test set."
+        )
+    yield from facts.warnings
 
 
 def _near_duplicates(facts: StudyFacts) -> str:
@@ -249,25 +247,6 @@ def _may_be_chance(facts: StudyFacts) -> str:
     return (
         f"The difference from {facts.reference} may be chance for {named}: nothing here shows "
         "which is better."
-    )
-
-
-def _selected_on_test(facts: StudyFacts) -> str:
-    if not facts.tries_changes:
-        return ""
-    return (
-        "Whoever takes the row with the highest score has selected it on the test set, so that "
-        "score is too good. Evaluate it on texts that no row has seen."
-    )
-
-
-def _combination(facts: StudyFacts) -> str:
-    names = [row.name for row in facts.rows if row.is_combination]
-    if not names:
-        return ""
-    return (
-        f'The text baseline in "{listed(names)}" was selected on the validation set, separately '
-        "for each split. It need not be the best one on the test set."
     )
 
 

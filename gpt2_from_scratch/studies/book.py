@@ -14,6 +14,27 @@ from gpt2_from_scratch.studies.rows import Book, Finetuned, Row
 
 LAST_POSITION = {"pooling": "last_position", "pad_to": -1}
 HEAD_ALONE = {"n_last_blocks": 0, "final_norm": False}
+ADAPTERS_ALONE = {"n_last_blocks": 0}  # and the head
+
+# several ranks in the last block, and one rank in all blocks
+LORA = [
+    *(
+        Finetuned(
+            f"LoRA {rank}, last block",
+            "LoRA",
+            training=ADAPTERS_ALONE,
+            head={"lora": rank, "lora_blocks": 1},
+        )
+        for rank in (1, 4, 16)
+    ),
+    Finetuned(
+        "LoRA 8, every block",
+        "LoRA",
+        Book(11, 96.67, "rank 16, read at the last position; scaled 16 times, not once"),
+        training=ADAPTERS_ALONE,
+        head={"lora": 8},
+    ),
+]
 
 # rows of the book's table without a counterpart here, and why
 NOT_RUN: dict[int, str] = {
@@ -31,7 +52,7 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
         Finetuned("default", "", Book(16, 98.33)),
         *_positions(sizes.n_ctx),
         *_trained_parts(sizes.n_layer, training.n_last_blocks),
-        *_lora(),
+        *LORA,
         Finetuned("random weights, last block", "weights", random_weights=True),
         Finetuned(
             "random weights, everything trains",
@@ -114,20 +135,6 @@ def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
         if n_last_blocks != n <= n_layer:
             rows.append(Finetuned(f"last {word} blocks", about, book, {"n_last_blocks": n}))
     return [*rows, Finetuned("everything", about, Book(5, 96.67, read), {"trainable": "*"})]
-
-
-def _lora() -> list[Finetuned]:
-    """LoRA of several ranks in the last block, and of one rank in all blocks."""
-    frozen = {"n_last_blocks": 0}
-    rows = [
-        Finetuned(
-            f"LoRA {rank}, last block", "LoRA", None, frozen, {"lora": rank, "lora_blocks": 1}
-        )
-        for rank in (1, 4, 16)
-    ]
-    note = "rank 16, read at the last position; scaled 16 times, not once"
-    book = Book(11, 96.67, note)
-    return [*rows, Finetuned("LoRA 8, every block", "LoRA", book, frozen, {"lora": 8})]
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

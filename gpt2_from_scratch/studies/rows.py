@@ -7,7 +7,7 @@ N texts, C = n_embd, K classes.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -294,13 +294,16 @@ class Finetuned(Row):
         classifier = new_classifier(config, parts)
         if self.extra:
             head = classifier.description.head
-            label: Callable[[Message], Any]
+            heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
             if self.extra == "tokens":
                 heads = [replace(head, task="token-classification", one_output=False)]
-                label = _label_of_every_token
-            else:
-                heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
-                label = lambda message: {"label": message.label}  # noqa: E731
+
+            def label(m: Message) -> Any:
+                if self.extra == "language":
+                    return {"label": m.label}
+                # as that of each character, and so of the tokens that contain it
+                return [Span(n, n + 1, m.label) for n, c in enumerate(m.text) if not c.isspace()]
+
             parts = Split(
                 *(
                     [Message(m.text, label(m)) for m in part]
@@ -316,11 +319,6 @@ class Finetuned(Row):
             )
             freeze(classifier, setup.training)
         return classifier.to(setup.device), parts
-
-
-def _label_of_every_token(message: Message) -> list[Span]:
-    """A text's label as that of each character, and so of the tokens that contain it."""
-    return [Span(n, n + 1, message.label) for n, c in enumerate(message.text) if not c.isspace()]
 
 
 def _probabilities(

@@ -112,7 +112,14 @@ def make_scoreboard(
         _refuse_other_texts(split)
     first = whole[reference]
     n_train = round(np.mean([result.n_train for result in first]))
-    differences = _differences(whole, reference, n_train)
+    correct = {name: [r.predictions.correct for r in some] for name, some in whole.items()}
+    others = [name for name in whole if name != reference]
+    tests = [compare_accuracies(correct[name], correct[reference], n_train) for name in others]
+    adjusted = holm([test.p for test in tests])
+    differences = {
+        name: Difference(test.difference, test.interval, test.p, p)
+        for name, test, p in zip(others, tests, adjusted, strict=True)
+    }
     rows = [_score(some, positive, differences.get(name), n_train) for name, some in whole.items()]
     if ranked:  # ties keep their order
         rows.sort(key=lambda row: (row.about == ENSEMBLE.about, -row.accuracy))
@@ -156,19 +163,6 @@ def ensembles(results: Sequence[Result], reference: str) -> Iterator[Result]:
         if mine and texts:
             best = max(texts, key=lambda result: result.val_accuracy or 0.0)
             yield mean_result(ENSEMBLE, [*mine, best], best.row.name)
-
-
-def _differences(
-    results: dict[str, list[Result]], reference: str, n_train: int
-) -> dict[str, Difference]:
-    correct = {n: [r.predictions.correct for r in some] for n, some in results.items()}
-    others = [name for name in results if name != reference]
-    found = [compare_accuracies(correct[name], correct[reference], n_train) for name in others]
-    adjusted = holm([f.p for f in found])
-    return {
-        name: Difference(f.difference, f.interval, f.p, p)
-        for name, f, p in zip(others, found, adjusted, strict=True)
-    }
 
 
 def _score(
@@ -339,7 +333,18 @@ def format_scoreboard(board: Scoreboard, columns: Sequence[str] = COMPARED) -> s
 
 def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
     """What a reader has to know about the numbers of these columns, in Markdown."""
-    lines = [_method(board), _significant(board)]
+    significant = [
+        f"{escape(row.name)} ({100 * row.difference.difference:+.2f} points, "
+        f"{format_p(row.difference.p_adjusted)})"
+        for row in board.rows
+        if row.difference and row.difference.p_adjusted < 0.05
+    ]
+    lines = [
+        _method(board),
+        f"{len(significant)} of {len(board.compared)} rows differ significantly from "
+        f"{escape(board.reference)} in test accuracy{': ' if significant else ''}"
+        f"{', '.join(significant)}",
+    ]
     if "Brier" in columns:
         lines += ["Brier is the sum over classes of the squared error: lower is better", CALIBRATED]
     if "without near duplicates" in columns and board.n_without_near_duplicates is not None:
@@ -355,7 +360,11 @@ def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
             each = [_code(text) + (f" ({split})" if several else "") for split, text in pairs]
             lines.append(f"{escape(row.name)}: {'; '.join(each)}")
     if "book" in columns and any(row.book for row in board.rows):
-        lines += _about_the_book(board)
+        lines.append(ABOUT_THE_BOOK)
+        for row in board.rows:
+            if row.book and row.book.note:
+                lines.append(f"{escape(row.name)}: the book's row {row.book.row}, {row.book.note}")
+        lines += [f"the book's row {n} is not run here: {why}" for n, why in NOT_RUN.items()]
     return [*lines, *map(escape, board.notes)]
 
 
@@ -374,29 +383,6 @@ def _method(board: Scoreboard) -> str:
         + "; p is the probability of such a difference if there were none, adjusted by Holm for "
         f"{others} comparison{'' if others == 1 else 's'}"
     )
-
-
-def _significant(board: Scoreboard) -> str:
-    """Which rows differ from the reference, in points of accuracy."""
-    rows = [
-        f"{escape(row.name)} ({100 * row.difference.difference:+.2f} points, "
-        f"{format_p(row.difference.p_adjusted)})"
-        for row in board.rows
-        if row.difference and row.difference.p_adjusted < 0.05
-    ]
-    return (
-        f"{len(rows)} of {len(board.compared)} rows differ significantly from "
-        f"{escape(board.reference)} in test accuracy{': ' if rows else ''}{', '.join(rows)}"
-    )
-
-
-def _about_the_book(board: Scoreboard) -> Iterator[str]:
-    yield ABOUT_THE_BOOK
-    for row in board.rows:
-        if row.book and row.book.note:
-            yield f"{escape(row.name)}: the book's row {row.book.row}, {row.book.note}"
-    for number, why in NOT_RUN.items():
-        yield f"the book's row {number} is not run here: {why}"
 
 
 def _code(text: str) -> str:

@@ -414,11 +414,16 @@ def _splits(
                 every = [*whole.train, *whole.val, *whole.test]
                 split = replace(split, unbalanced=[m for m in every if m.text not in kept])
             splits.append(split)
-    return [replace(split, near_duplicates=_near_duplicates(split.parts)) for split in splits]
-
-
-def _near_duplicates(parts: Split) -> Any:
-    return has_near_duplicate([m.text for m in parts.test], [m.text for m in parts.train])
+    return [
+        replace(
+            split,
+            near_duplicates=has_near_duplicate(
+                [message.text for message in split.parts.test],
+                [message.text for message in split.parts.train],
+            ),
+        )
+        for split in splits
+    ]
 
 
 def compare(
