@@ -4,7 +4,7 @@ With one head that chooses a class it is the lecture's. With other heads it tags
 answers, predicts values, or does several of these in one pass. There are two routes from texts to
 outputs: `texts` and `batch_outputs` for training, with gradients; `outputs` for answering, without.
 
-B texts in a batch, N texts in all, T tokens of the longest, C = n_embd, K outputs of a head.
+B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
 import hashlib
@@ -138,7 +138,9 @@ class Classifier:
         self.store = store
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
-        self._changed = added_names(model)  # parameters that the base lacks or has otherwise
+        self._changed = added_names(
+            model
+        )  # parameters that the base lacks, or has with other values
 
     @classmethod
     def on_base(
@@ -229,7 +231,7 @@ class Classifier:
         """Add heads that were trained elsewhere on the same, unchanged base.
 
         Raises CheckpointError for another base, for one that was changed there or here (the heads
-        would read states they were not trained on), and if texts are cut or padded otherwise;
+        would read states they were not trained on), and if texts are cut or padded differently;
         UsageError for a name that is taken.
         """
         path = saved_file(path)

@@ -3,7 +3,7 @@
 The residual stream can be read at n_layer + 1 points: after the embeddings (layer 0) and after each
 block. A single head replaces GPT-2's own, `model.head`; several are held there by their names.
 
-B texts, T tokens of the longest, C = n_embd, K outputs of a head.
+B texts, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, HeadConfig, Pooling
+from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, READ_ALL, HeadConfig, Pooling
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.speed.partial_blocks import block_at, block_on, real_positions, serves_parts
 
-MEANS = {"mean", "mean_position"}  # poolings that read more than one position
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -107,7 +106,7 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
     depend neither on its padding nor on the other texts in the batch, except with `last_position`
     and `mean_position`, which read padding.
     """
-    head = HeadConfig(task="features", pooling=pooling)  # whatever layers model.head has
+    head = HeadConfig(task="features", pooling=pooling)  # its layers are model.head, whatever it is
     return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
 
 
@@ -116,12 +115,12 @@ def outputs_from(
 ) -> dict[str, Tensor]:
     """Run the blocks after the first `depth`, and all heads, in one pass.
 
-    Blocks above the last point that is read are not computed. Of the block before it, only one
-    position per text is computed if no other is read. Padding is computed only if it is read.
+    Blocks above the last one that a head reads are not computed. That last block computes only one
+    position per text if no other is read. Padding is computed only if it is read.
 
     Args:
         depth: the number of blocks that x has been through.
-        x: states (B, T, C) of texts padded on the right, with anything.
+        x: states (B, T, C) of texts padded on the right; padding may hold any values.
         lengths: (B,) numbers of real tokens.
 
     Returns:
@@ -133,7 +132,7 @@ def outputs_from(
     reading = [head for head in heads if at[head.name] == top]
     one_position = (
         len({head.pooling for head in reading}) == 1
-        and reading[0].pooling not in MEANS
+        and reading[0].pooling not in READ_ALL
         and all(head.reads_one_state for head in reading)
     )
     blocks = [*model.blocks]
@@ -158,7 +157,7 @@ def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> T
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
     if head.reads_one_state and x.dim() == 3:
-        if head.pooling in MEANS:
+        if head.pooling in READ_ALL:
             state = pool(norm(x), lengths, head.pooling)
         else:
             state = norm(pool(x, lengths, head.pooling))

@@ -23,6 +23,7 @@ from gpt2_from_scratch.storage.settings import check_settings, setting
 Pooling = Literal["last_token", "last_position", "first_token", "mean", "mean_position"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 OF_PADS = ("last_position", "mean_position")  # these depend on how far a text was padded
+READ_ALL = ("mean", "mean_position")  # these read more than one position of a text
 
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)

@@ -37,13 +37,20 @@ from gpt2_from_scratch.storage.settings import check_settings, setting
 
 log = logging.getLogger(__name__)
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets execute a cell that begins so
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+)  # spreadsheets execute a cell that begins with one of these
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
 REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
-SHOWN = 5  # faults that a message lists
+SHOWN = 5  # faults that an error message lists
 Found = TypeVar("Found")  # a row, or the message made from it
 
 
@@ -83,7 +90,7 @@ class DataConfig:
         "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
     )
     keep_empty: bool = setting(False, "train on empty texts too")
-    balance: bool = setting(False, "draw equally many texts per label")
+    balance: bool = setting(False, "draw the same number of texts per label")
     keep_together: str = setting(
         "copies", "texts that stay in the same part of a split", choices=KEEP_TOGETHER
     )

@@ -140,7 +140,7 @@ def folds(
 ) -> list[Split]:
     """Split the distinct texts into `n_folds` test sets for cross-validation.
 
-    What a fold does not test is its training set, but for an eighth that is its validation set.
+    What a fold does not test is its training set, except an eighth, which is its validation set.
     Each distinct text is tested once (with `balance`, each that is drawn). Every part has the
     labels in the proportions of the whole, as closely as groups allow. For the other arguments and
     errors see `split_messages`; raises DataError for more folds than a label has groups.

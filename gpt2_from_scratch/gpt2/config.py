@@ -52,7 +52,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of a pretraining run. The defaults made `weights/mini`."""
+    """Settings of a pretraining run. The defaults are those of `weights/mini`."""
 
     n_vocab: int = setting(
         4096,

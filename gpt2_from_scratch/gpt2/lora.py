@@ -9,7 +9,7 @@ matrix `c_attn` (3C, C). Each of the three is adapted on its own, with its own A
 were three matrices. After training the product can be added to W: then the model is a plain GPT-2
 again.
 
-B texts, T tokens of the longest, C = n_embd, r = rank, P adapted parts of a matrix.
+B texts, T tokens in the longest, C = n_embd, r = rank, P adapted parts of a matrix.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), and
 its loralib, https://github.com/microsoft/LoRA.

@@ -1,6 +1,6 @@
 """GPT-2, written by hand: the network and nothing else.
 
-B texts, T tokens of the longest, C = n_embd, H = n_head heads, D = C / H, V outputs of the head.
+B texts, T tokens in the longest, C = n_embd, H = n_head heads, D = C / H, V outputs of the head.
 Names are those of OpenAI's checkpoint, except `blocks` (h0, h1, ... there) and `head` (wte again).
 
 Source: https://github.com/openai/gpt-2/blob/master/src/model.py and Radford et al. 2019, "Language

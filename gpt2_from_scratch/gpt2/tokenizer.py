@@ -25,7 +25,7 @@ LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
 # quantifiers (++): they give the same words without backtracking.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# tiktoken aborts on about a million white spaces followed by anything else. The pattern above
+# tiktoken aborts on about a million whitespace characters followed by anything else. The pattern above
 # always splits such a run before its last character, so splitting the text there first changes no
 # token.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -156,7 +156,9 @@ def _read_merges(path: Path) -> list[str]:
             f"{and_is(lines[0].encode())}"
         )
     if lines[-1] != "":
-        raise CheckpointError(f"{path}: the last line does not end; the file looks cut off")
+        raise CheckpointError(
+            f"{path}: the last line has no newline at its end; the file looks cut off"
+        )
     tokens = []
     for line, merge in enumerate(lines[1:-1], start=2):
         halves = merge.split(" ")

@@ -62,7 +62,7 @@ class Trace:
 
 
 def lecture_settings(seed: int) -> TrainConfig:
-    """The lecture's settings of training, as a run's `config.json` holds them."""
+    """The lecture's training settings, as a run's `config.json` holds them."""
     return TrainConfig(
         n_last_blocks=1,
         final_norm=True,
@@ -101,7 +101,7 @@ def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     ham, spam = (table[table["label"] == label] for label in LABELS)
     if len(ham) + len(spam) != len(table) or not 10 <= len(spam) <= len(ham):
         raise DataError(
-            "the lecture's recipe needs ham and spam, with at least as much ham; found "
+            "the lecture's recipe needs ham and spam, with at least as many ham messages; found "
             f"{table['label'].value_counts().to_dict()}. Use the default recipe."
         )
     drawn = pandas.concat([ham.sample(len(spam), random_state=seed), spam])

@@ -1,6 +1,6 @@
 """Encode texts, group them by length, and pad them to batches.
 
-B texts per batch, T tokens of the longest of them.
+B texts per batch, T tokens in the longest of them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,7 +3,7 @@
 Frozen blocks give the same output for a text in every epoch, at every evaluation and in the next
 run. `Features` keeps that output: as many states as a text has tokens, without padding. `Embedded`
 keeps nothing and sends texts through the whole model each time; it serves where kept output would
-not be exact. B texts per batch, T tokens of the longest, C = n_embd.
+not be exact. B texts per batch, T tokens in the longest, C = n_embd.
 """
 
 import hashlib

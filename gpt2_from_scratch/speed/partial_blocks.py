@@ -19,7 +19,7 @@ the same up to rounding. The key bias has no gradient, because no answer depends
 Without padding. Everything except attention works on each token alone, so only attention needs the
 padded batch.
 
-B texts, T tokens of the longest, U tokens of all texts, C = n_embd, H = n_head heads, D = C / H.
+B texts, T tokens in the longest, U tokens of all texts, C = n_embd, H = n_head heads, D = C / H.
 """
 
 import torch

@@ -118,10 +118,15 @@ def probabilities_of(logits: Tensor) -> np.ndarray:
 
 
 def weighted_targets(head: HeadConfig, values: Tensor | list[Tensor]) -> Targets:
-    """Make targets of class numbers, one per text or one per token, each with its class weight."""
-    known = [numbers[numbers != IGNORED] for numbers in (value.reshape(-1) for value in values)]
+    """Make targets of class numbers, one per text or one per token.
+
+    Their `weights` sum the class weights that `loss_sum` multiplies the cross-entropies by.
+    """
+    flat = [value.reshape(-1) for value in values]
+    known = [numbers[numbers != IGNORED] for numbers in flat]
     counts = torch.tensor([float(len(numbers)) for numbers in known])
     if not head.class_weights:
-        return Targets(values, counts, counts)
+        return Targets(values, weights=counts, counts=counts)
     weight = torch.tensor(head.class_weights)
-    return Targets(values, torch.tensor([float(weight[n].sum()) for n in known]), counts)
+    weights = torch.tensor([float(weight[numbers].sum()) for numbers in known])
+    return Targets(values, weights=weights, counts=counts)

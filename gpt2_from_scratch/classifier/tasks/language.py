@@ -1,6 +1,6 @@
 """Heads of the model itself: the next token, by GPT-2's own head; and hidden states ("features").
 
-B texts in a batch, N texts in all, T tokens of the longest, C = n_embd, V = n_vocab.
+B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, V = n_vocab.
 """
 
 import math

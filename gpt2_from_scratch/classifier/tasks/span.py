@@ -1,7 +1,7 @@
 """An answer extracted from the text: where it starts and where it ends.
 
 A text is a question on the first line and its context after it. B texts in a batch, N texts in all,
-T tokens of the longest. Source: Rajpurkar et al. 2016 (SQuAD 1.1), for the scores too.
+T tokens in the longest. Source: Rajpurkar et al. 2016 (SQuAD 1.1), for the scores too.
 """
 
 import math

@@ -1,6 +1,6 @@
 """One tag per word: each token gets a class, and a word's tag is that of its first token.
 
-B texts in a batch, N texts in all, T tokens of the longest, K tags. Tags such as B-person, I-person
+B texts in a batch, N texts in all, T tokens in the longest, K tags. Tags such as B-person, I-person
 and O (BIO) mark entities. Sources: Ramshaw & Marcus 1995 for BIO; Tjong Kim Sang & De Meulder 2003
 (CoNLL) for the scores.
 """

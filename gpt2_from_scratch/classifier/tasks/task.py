@@ -1,6 +1,6 @@
 """What every task has in common: targets, a loss, answers, scores, and places of characters in tokens.
 
-B texts in a batch, N texts in all, T tokens of the longest text, K outputs of a head, L characters.
+B texts in a batch, N texts in all, T tokens in the longest text, K outputs of a head, L characters.
 """
 
 from abc import ABC, abstractmethod
