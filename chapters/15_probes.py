@@ -84,9 +84,8 @@ print(format_probes(probes))
 picture(plot_probes(probes), "15-probes")
 
 # %% check
-few = encoded[:9]
-states = pooled_states(Trunk(model, L), model.ln_f, few, POOLINGS[:2], pad_id, longest)
-for n, ids in enumerate(few):
+states = pooled_states(Trunk(model, L), model.ln_f, encoded, POOLINGS[:2], pad_id, longest)
+for n, ids in enumerate(encoded[:9]):
     for name, row in zip(POOLINGS[:2], (ids, ids + [pad_id] * (longest - len(ids))), strict=True):
         alone = torch.cat([layer[:, -1] for layer in stream(row)])  # (n_layer + 1, C)
         assert (states[name, False][:, n] - alone).abs().max() < 1e-3
