@@ -5,9 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# three processes on two cores, because some tests wait for processes that they start;
-# a slow test goes to the next free one, quick ones by file (tests/conftest.py)
-PYTEST := $(BIN)/python -m pytest -q --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+# a chapter goes to the next free process, other tests go by file (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test check lint notebooks course bench faults clean
 

@@ -22,14 +22,14 @@ OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, each on the next free worker; the others of a file share a worker.
+    """Run chapters and campaigns first, each on the next free worker; other files stay together.
 
     The tests of a file share its fixtures, and quick tests at the end keep both workers busy.
     """
     for item in items:
-        if not item.get_closest_marker("slow"):
+        if item.path.parent.name not in ("course", "campaigns"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is not None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import torch
 
 from gpt2_from_scratch import (
     Classifier,
+    FeatureStore,
     HeadConfig,
     Split,
     TrainConfig,
@@ -30,9 +31,9 @@ split = split_messages(load_messages("demo"))
 # much hangs on which messages they are.
 
 # %%
-right = {}
+right, store = {}, FeatureStore()
 for offset in (None, 0, 2, 4, 6):
-    classifier = Classifier.on_base("mini", ["ham", "spam"])
+    classifier = Classifier.on_base("mini", ["ham", "spam"], store=store)
     train = split.train if offset is None else split.train[offset::8]
     config = TrainConfig(epochs=3 if offset is None else 24, patience=24, lr=1e-3)
     with TemporaryDirectory() as run:

@@ -344,6 +344,7 @@ def test_what_is_remembered(kinds: Classifier, asked: Asked, monkeypatch: Monkey
     assert sorted(asked[-1]) == ["0 0", "16 2"]
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_many_lines(kinds: Classifier) -> None:
     lines = (f"line number {n % 50}" for n in range(200_000))
     tracemalloc.start()

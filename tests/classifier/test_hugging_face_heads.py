@@ -149,6 +149,7 @@ SEQUENCE: list[tuple[HeadConfig, str, list[Any], Callable[[list[Any]], Tensor]]]
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head, problem, labels, numbers", SEQUENCE)
 def test_sequence_classification(
     tiny_checkpoint: Path,

@@ -758,6 +758,7 @@ def test_frozen_blocks_are_computed_once_up_to_the_lowest_layer_read(
 DRAWING = [replace(KIND, dropout=0.3, hidden=(6,), activation="tanh"), SIZE, TAGS, MARKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

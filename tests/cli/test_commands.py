@@ -539,6 +539,7 @@ def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Pat
     assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
 
 
+@pytest.mark.slow
 def test_probe_prints_a_table_and_writes_its_picture(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

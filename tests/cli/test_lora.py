@@ -26,6 +26,7 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
     return code, out, err
 
 
+@pytest.mark.slow
 def test_blocks_stay_frozen_and_a_run_is_used_like_any_other(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -22,6 +22,7 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_compare_new_trainings_and_finished_runs(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -44,6 +45,7 @@ def test_compare_new_trainings_and_finished_runs(
     assert code == 2 and "Leave out epochs" in err
 
 
+@pytest.mark.slow
 def test_a_table_of_experiments(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

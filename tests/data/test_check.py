@@ -53,6 +53,7 @@ def written(path: Path, messages: list[Message]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
     messages = drawn(seed)
@@ -130,6 +131,7 @@ def test_what_a_plain_split_would_leak(tmp_path: Path) -> None:
     assert row_of(shown, "near duplicates together") == "too few groups"
 
 
+@pytest.mark.slow
 def test_near_duplicates(tmp_path: Path) -> None:
     messages = with_near_duplicates()
     report = check_data(written(tmp_path / "m.csv", messages))
@@ -150,6 +152,7 @@ def test_near_duplicates(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_a_limit_cuts(tmp_path: Path, capsys) -> None:
     texts = ["the cat " * 400, "the cat sat on the mat"] + [f"text {n}" for n in range(38)]
     path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
@@ -263,6 +266,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         check_data(DataConfig(source=str(path), encoding="zlib"))
 
 
+@pytest.mark.slow
 def test_the_collection(sms_file: Path) -> None:
     report = check_data(sms_file)
     assert (report.rows, report.faults, report.obstacles) == (5574, {}, [])

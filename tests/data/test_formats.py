@@ -525,6 +525,7 @@ TYPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_emerging_entities(shared: Path, name: str):
     path = shared / "data" / "wnut17" / name

@@ -112,6 +112,7 @@ def test_groups_by_brute_force(texts: list[str]) -> None:
     assert as_sets(near_duplicate_groups(texts)) == components(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_templates_by_brute_force(seed: int) -> None:
     texts = drawn(seed, 180)
@@ -156,6 +157,7 @@ def test_the_collection(sms_file: Path) -> None:
     assert len(tunes) == 2 and tunes in groups
 
 
+@pytest.mark.slow
 def test_large_products_are_computed_in_chunks(monkeypatch, sms_file: Path) -> None:
     """Memory is bounded however many texts share a pair; the answers do not depend on it."""
     texts = list({message.text: None for message in load_sms_spam(sms_file)})[:1500]

@@ -284,6 +284,7 @@ def test_no_near_duplicate_is_in_two_parts(seed):
         assert np.abs(np.array(found) - n * np.array([0.7, 0.1, 0.2])).max() < 2
 
 
+@pytest.mark.slow
 def test_no_near_duplicate_in_the_collection(sms_file):
     messages = load_sms_spam(sms_file)
     for options in ({"balance": True}, {"keep_duplicates": True}):
@@ -304,18 +305,20 @@ def test_balance_draws_equal_numbers_where_near_duplicates_stay_together():
     assert not has_near_duplicate(texts_of(split)[2], texts_of(split)[0]).any()
 
 
+@pytest.mark.slow
 def test_a_large_group_comes_into_any_part():
     """As often as the part is large: 30 of 200 texts, which fit into no tenth."""
     large = [Message("see you at the pub" + "." * n, "ham") for n in range(30)]
     words = ["".join(random.Random(n).choices("bdfklmnrst", k=9)) for n in range(170)]
     others = [Message(word, "ham" if n < 85 else "spam") for n, word in enumerate(words)]
     found = Counter()
-    for seed in range(100):
+    for seed in range(50):
         split = split_messages(large + others, keep_together="near-duplicates", seed=seed)
         held = [sum(m in large for m in part) for part in parts(split)]
         assert sorted(held) == [0, 0, 30]
         found[held.index(30)] += 1
-    assert 55 < found[0] < 85 and 3 < found[1] < 20 and 8 < found[2] < 33  # 70, 10, 20; sd below 5
+    # 35, 5, 10 are expected; standard deviations are 3.2, 2.1 and 2.8
+    assert 25 < found[0] < 45 and 0 < found[1] < 13 and 2 < found[2] < 20
 
 
 def test_the_split_by_group_is_pinned():
@@ -380,6 +383,7 @@ def test_near_duplicates_of_other_labels(labels):
 # --- folds: each text is tested once ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
 @pytest.mark.parametrize("n", [2, 5, 10])
 def test_each_text_is_tested_once_and_is_in_one_part(n, keep_together):
@@ -394,6 +398,7 @@ def test_each_text_is_tested_once_and_is_in_one_part(n, keep_together):
         assert (near == 0) == (keep_together == "near-duplicates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 5, 10])
 def test_every_fold_keeps_the_proportions(n):
     for split in folds(with_near_duplicates(), n):
@@ -404,6 +409,7 @@ def test_every_fold_keeps_the_proportions(n):
             assert train == count - test - val
 
 
+@pytest.mark.slow
 def test_folds_of_the_collection(sms_file):
     found = folds(load_sms_spam(sms_file), 5)
     for split in found:
@@ -421,12 +427,14 @@ def test_folds_of_balanced_messages():
     assert len({m for split in found for m in split.test}) == 240
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_folds():
     messages = load_messages("demo")
     assert folds(messages, 3) == folds(messages, 3, seed=123) != folds(messages, 3, seed=124)
     assert fingerprint(folds(messages, 3)[2]) == "7e0c9a32abd9682e"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", OTHERS[:3], ids=KINDS[:3])
 def test_folds_of_other_labels(labels):
     messages = [

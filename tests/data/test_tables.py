@@ -115,6 +115,7 @@ def test_tables_in_other_encodings(tmp_path: Path, encoding: str, suffix: str) -
             assert f"--encoding {encoding}" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_many_rows_in_flat_memory(tmp_path: Path, suffix: str) -> None:
     first, line = {
@@ -395,6 +396,7 @@ def test_lines_come_as_they_arrive() -> None:
     assert number == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "shift_jis", "utf-16"])
 def test_many_lines_in_flat_memory(encoding: str) -> None:
     line = "a message\n".encode(encoding.replace("16", "16-le"))

@@ -111,6 +111,7 @@ def test_linear_ones_are_scikit_learns_with_the_best_C_of_validation(
     assert sum(np.allclose(found, other, atol=1e-6) for other in others) == 1
 
 
+@pytest.mark.slow
 def test_the_numbers_published_in_the_readme(sms_file) -> None:
     """Measured there by other code, the same splits: 95.0, 94.7 and 96.2 %, of 262."""
     split = split_messages(load_sms_spam(sms_file), balance=True, seed=3)

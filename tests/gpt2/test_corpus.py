@@ -389,6 +389,7 @@ def test_places_are_found(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_collection_is_not_in_the_corpus(shared):
     """At most five of its 5,032 distinct messages of 20 characters or more are in the corpus.
 

@@ -243,6 +243,7 @@ def test_a_transfer_that_breaks_off_is_resumed(server, file, get, cuts, length):
     assert server.ranges == [f"bytes={n}-" if n else None for n in starts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["silence", "trickle"])
 def test_a_server_that_becomes_too_slow_is_asked_again(server, file, target, then):
     server.answers = [Answer(cut=FIRST, then=then)]
@@ -314,6 +315,7 @@ for step in range(1, 1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX has them")
 def test_a_download_killed_at_any_step_is_completed_by_the_next(server, file, tmp_path):
     """Before each chunk and each change on the disk; each kill in a folder of its own."""

@@ -83,6 +83,7 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
+@pytest.mark.slow
 def test_the_main_job(tmp_path: Path) -> None:
     """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
     config = TrainConfig(epochs=3, seed=1)

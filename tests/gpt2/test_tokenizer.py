@@ -83,6 +83,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts(openai_tokenizer, witness, text):
     ids = openai_tokenizer.encode(text)
@@ -170,12 +171,14 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
 def test_a_million_characters(openai_tokenizer, kind):
     """tiktoken alone aborts on some of these."""
     assert openai_tokenizer.decode(openai_tokenizer.encode(LONG[kind])) == LONG[kind]
 
 
+@pytest.mark.slow
 def test_a_million_surrogates(openai_tokenizer):
     """Halves of a pair become U+FFFD; two that fit together become their character."""
     lone = openai_tokenizer.encode("\ud83d" * MILLION)

@@ -236,6 +236,7 @@ def test_masked_cells_look_different_from_a_weight_of_0():
     assert "grey" not in " ".join(said(left))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("H", "T", "each"), [(12, 20, 1), (1, 60, 2)])
 def test_labels_that_fit(H, T, each):
     figure = draw_attention(attention(H, T), [f"tok{n}" for n in range(T)], title="Block 0")
@@ -371,6 +372,7 @@ def picture(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_same_once_more():
     draw = [
         lambda: draw_architecture(MINI, 2),

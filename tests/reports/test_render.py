@@ -233,6 +233,7 @@ def test_all_of_a_run_in_order(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_equal_facts_give_equal_bytes(tmp_path):
     found = []
     for _ in range(2):

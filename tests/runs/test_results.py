@@ -116,6 +116,7 @@ def test_a_temperature_that_cannot_be(changes: dict) -> None:
 # --- a threshold ---
 
 
+@pytest.mark.slow
 def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> None:
     texts = ["Claim your prize now", "see you at six"]
     for threshold, expected in (("spam=0", {"spam"}), ("spam=1", {"ham"})):
@@ -174,6 +175,7 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     assert written["without_near_duplicates"]["total"] == len(offers) - sum(offers)
 
 
+@pytest.mark.slow
 def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert (
         main(
@@ -264,6 +266,7 @@ def test_the_last_epoch_has_no_thresholds_of_the_best(
 # --- the report on request ---
 
 
+@pytest.mark.slow
 def test_training_alone_writes_no_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rows = [f"{'see you' if n % 2 else 'win now'} {n},{'ab'[n % 2]}" for n in range(40)]
     (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -278,6 +281,7 @@ def test_training_alone_writes_no_report(tiny_checkpoint: Path, tmp_path: Path) 
     assert {*json.loads((run.folder / "MANIFEST.json").read_text())["sha256"]} == {*listed} | added
 
 
+@pytest.mark.slow
 def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_path: Path) -> None:
     """A file that was changed before the report is written again stays refused."""
     folder = tmp_path / "run"

@@ -80,6 +80,7 @@ def broken_off(monkeypatch, base: Path, table: Path, out: Path, steps: int) -> N
 # --- equal to the bit ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 6, 7, 23, 24])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, steps
@@ -95,6 +96,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert resume_training(run.folder).scores == run.scores  # a complete run is only scored again
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
     plain, run = TrainingRun.step, tmp_path / "run"
 
@@ -372,6 +374,7 @@ def started(base: Path, table: Path, out: Path) -> subprocess.Popen:
     pytest.fail("it ended before its first epoch")
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(tiny_checkpoint, table, tmp_path, number, code):
@@ -438,6 +441,7 @@ def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
 # --- a disk that is full ---
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("limit", [100, 2_000, 20_000, 60_000])
 def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
@@ -548,6 +552,7 @@ def test_a_run_of_an_earlier_version_predicts_but_does_not_resume(
     assert "another version" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_options_that_say_the_same_are_accepted(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
@@ -562,6 +567,7 @@ def test_options_that_say_the_same_are_accepted(
     assert cli.main(["train", "--resume", str(run)]) == 4, "its manifest has another config.json"
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("name", ["config.json", "state-00000009.safetensors", "MANIFEST.json"])
 def test_a_pipe_in_a_files_place_does_not_hang(tiny_checkpoint, table, tmp_path, monkeypatch, name):

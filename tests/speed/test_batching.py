@@ -119,6 +119,7 @@ def test_the_longest_token(mini: Tokenizer) -> None:
     assert mini.longest_token == max(lengths) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(
     mini: Tokenizer, seed: int

@@ -64,6 +64,7 @@ def test_the_number_of_threads(monkeypatch: MonkeyPatch) -> None:
     assert torch.get_num_threads() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity as Linux has it")
 def test_threads_are_limited_by_the_affinity() -> None:
     code = """if True:

@@ -173,6 +173,7 @@ def is_killed(folder: str) -> None:
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
+@pytest.mark.slow
 @POSIX
 def test_kill_9_leaves_whole_shards_and_temporary_files(tmp_path: Path) -> None:
     """While a file is written, before it gets its name, and afterwards."""
@@ -202,6 +203,7 @@ def shares(folder: str) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 @POSIX
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
     assert elsewhere(shares, tmp_path) == ""
@@ -324,6 +326,7 @@ def reads_much(folder: str) -> None:
     print(status.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
 def test_reading_takes_little_memory(tmp_path: Path) -> None:
     space, states = space_name(NO_TRUNK, torch.float32), torch.rand(1000, 20, 768)

@@ -177,6 +177,7 @@ def test_inputs_that_are_not_numbers_and_unknown_classes() -> None:
 # --- the scores ---
 
 
+@pytest.mark.slow
 def test_probes_are_scored_as_scikit_learn_would(
     tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split
 ) -> None:
@@ -214,6 +215,7 @@ def test_probes_are_scored_as_scikit_learn_would(
     assert max(p.accuracy for p in found) > 0.45 > 1 / 3, "something is there to be found"
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_on_the_test_part_and_the_model_stays(
     tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split
 ) -> None:

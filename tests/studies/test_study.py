@@ -227,6 +227,7 @@ def children() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_and_end_with_ctrl_c(
     tiny_checkpoint: Path,
     table: Path,
@@ -265,6 +266,7 @@ def test_several_processes_give_the_same_and_end_with_ctrl_c(
 # --- comparisons on new splits ---
 
 
+@pytest.mark.slow
 def test_compare_answers_the_splits_that_train_makes(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, no_pictures: None
 ):
@@ -288,6 +290,7 @@ def test_compare_answers_the_splits_that_train_makes(
         assert (answers.near_duplicates == twins).all()
 
 
+@pytest.mark.slow
 def test_folds_test_every_text_once(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, no_pictures: None
 ):

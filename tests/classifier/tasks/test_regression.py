@@ -166,6 +166,7 @@ def test_as_read() -> None:
 # --- learned ---
 
 
+@pytest.mark.slow
 def test_numbers_are_learned(tmp_path: Path) -> None:
     """How many things are in a list, two values at once: better than the mean by far."""
     draw = random.Random(1)

@@ -247,6 +247,7 @@ def test_as_read() -> None:
 # --- learned ---
 
 
+@pytest.mark.slow
 def test_an_answer_is_found_in_a_text(tmp_path: Path) -> None:
     """Who, and where: names that the test set has in other sentences."""
     draw, messages = random.Random(2), []

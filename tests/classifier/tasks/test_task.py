@@ -135,6 +135,7 @@ def spans_of(text: str, seed: int = 0) -> list[Span]:
 # --- every text ---
 
 
+@pytest.mark.slow
 def test_spans_to_tokens(tokenizer: Tokenizer):
     """Of the whole text, and of one cut off at every token."""
     for text in ALL:
