@@ -297,6 +297,7 @@ def test_a_file_without_one_of_its_adapters_is_refused(
         Classifier.load(tmp_path, tiny_checkpoint)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_told(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -638,6 +638,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) ->
         torch.testing.assert_close(value, other, atol=atol, rtol=0, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"n_last_blocks": 1}, {"balance_losses": True}, {"micro_batch": 3}]
@@ -718,6 +719,7 @@ def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, labelled_s
     assert torch.equal(again.model.head["tags"].weight, begun["head.tags.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "n_last_blocks", "depth"),
     [
@@ -845,6 +847,7 @@ def test_dropout_draws_another_time_at_each_step(
     assert still[1][0].train_loss != pytest.approx(drawn[1][0].train_loss, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "end_epoch"])
 def test_the_best_epoch_is_kept_as_it_was_when_blocks_join(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch, name

@@ -69,6 +69,7 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
     return code, out, err
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
         "MANIFEST.json",
@@ -97,6 +98,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
     assert sum(map(sum, evaluation["confusion"])) == evaluation["total"]
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_scores_of_the_run(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -136,6 +138,7 @@ def test_predict_reads_standard_input(
     assert [json.loads(line)["n_tokens"] for line in out.splitlines()] == [2, 3]
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_as_files_are(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:
@@ -352,6 +355,7 @@ def test_verify_passes_a_whole_model_and_names_a_damaged_tensor(
     assert code == 4 and "model/wte" in out and "failed" in err
 
 
+@pytest.mark.slow
 def test_the_lecture_runs_and_prints_its_lines(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

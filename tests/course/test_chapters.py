@@ -120,6 +120,7 @@ def functions_of_the_package() -> set[str]:
     return {n.name for t in trees for n in t.body if isinstance(n, ast.FunctionDef)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*SCRIPTS, *SOLUTIONS], ids=lambda path: path.stem)
 def test_it_defines_nothing_that_the_package_should(path):
     nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]

@@ -140,6 +140,7 @@ def test_texts_alone(tmp_path: Path, task: str):
     assert load_examples("demo", task) == [Message(m.text, None) for m in load_messages("demo")]
 
 
+@pytest.mark.slow
 def test_the_collection_without_its_labels(sms_file: Path):
     found = load_examples(sms_file, "language")
     assert found == [Message(m.text, None) for m in load_messages(sms_file)]

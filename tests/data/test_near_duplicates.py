@@ -99,6 +99,7 @@ def test_of_nothing() -> None:
     assert has_near_duplicate([], []).dtype == bool and near_duplicate_groups([]) == []
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, TEXTS)
 def test_has_near_duplicate_by_brute_force(texts: list[str], others: list[str]) -> None:
@@ -127,6 +128,7 @@ def test_templates_by_brute_force(seed: int) -> None:
     assert 10 < known.sum() < 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.9, 1.0])
 def test_any_threshold(monkeypatch, threshold: float) -> None:
     monkeypatch.setattr(near_duplicates, "THRESHOLD", threshold)
@@ -138,6 +140,7 @@ def test_any_threshold(monkeypatch, threshold: float) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_collection(sms_file: Path) -> None:
     """The counts that the module's docstring has; every group is of one label."""
     label_of = {message.text: message.label for message in load_sms_spam(sms_file)}

@@ -458,6 +458,7 @@ def test_a_class_in_few_groups_is_in_every_part():
         assert all(set(count_labels(part)) == set("abc") for part in parts(split))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cut_into_folds():
     with pytest.raises(UsageError, match="n_folds = 1 .*2"):
         folds(with_near_duplicates(), 1)

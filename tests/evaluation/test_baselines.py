@@ -58,12 +58,14 @@ def texts_of(part: list[Message]) -> list[str]:
 # --- all of them ---
 
 
+@pytest.mark.slow
 def test_their_order_and_the_quick_ones(fitted: dict[str, Baseline], demo: Split) -> None:
     assert [*fitted] == ["commonest label", "patterns and words", "length alone", *VECTORIZERS]
     quick = [baseline.kind for baseline in fit_baselines(demo, ["ham", "spam"], quick=True)]
     assert quick == [*QUICK] == [*baseline_fits(quick=True)]
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_labels_in_the_order_asked_for(
     fitted: dict[str, Baseline], demo: Split
 ) -> None:
@@ -74,6 +76,7 @@ def test_probabilities_are_those_of_the_labels_in_the_order_asked_for(
         np.testing.assert_allclose(there.probabilities(texts)[:, ::-1], here, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_are_scored_as_texts_and_labels_are(
     fitted: dict[str, Baseline], demo: Split
 ) -> None:
@@ -94,6 +97,7 @@ def test_a_split_without_validation_is_refused(demo: Split) -> None:
 # --- logistic regression ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VECTORIZERS)
 def test_linear_ones_are_scikit_learns_with_the_best_C_of_validation(
     fitted: dict[str, Baseline], demo: Split, kind: str

@@ -31,6 +31,7 @@ def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarr
 # --- text by text ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("only_a", "only_b"),
     [(0, 0), (1, 0), (0, 1), (5, 5), (3, 9), (12, 2), (40, 71), (0, 30), (900, 1100), (2500, 2431)],
@@ -129,6 +130,7 @@ def test_what_cannot_be_compared(a, b, said):
 # --- split by split ---
 
 
+@pytest.mark.slow
 def test_scikit_learns_published_example():
     """Its page "Statistical comparison of models using grid search": corrected t 0.750 and p 0.227
     (one-sided), where the plain paired test has t 2.611 and p 0.005.

@@ -252,6 +252,7 @@ def test_a_server_that_becomes_too_slow_is_asked_again(server, file, target, the
     assert server.ranges[:2] == [None, RESUMED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [Answer(cut=0, then="trickle"), Answer(trickled_headers=True)],

@@ -188,6 +188,7 @@ def test_a_million_surrogates(openai_tokenizer):
     assert openai_tokenizer.encode("a\udc00b") == openai_tokenizer.encode("a\ufffdb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 999, 1_000, 1_001, 1_002, 1_500, 200_000])
 @pytest.mark.parametrize("space", [" ", "\n", "\u3000", " \n", "\x1c", "\x85\u2003 "])
 def test_cutting_long_runs_changes_no_token(openai_tokenizer, witness, space, length):
@@ -273,6 +274,7 @@ def test_hugging_faces_names(tmp_path, tiny):
     assert Tokenizer(tmp_path).encode("you and the rest") == tiny.encode("you and the rest")
 
 
+@pytest.mark.slow
 def test_write_bpe_makes_openais_bytes(tmp_path, openai_124M):
     """From the genuine merges our writer makes vocab.bpe again, and the same ids."""
     lines = (openai_124M / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]

@@ -108,6 +108,7 @@ def test_one_block_opened_up():
     assert "head   wte again" in everything and "GPT-2: 124,439,808 parameters" in everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_layer", [1, 2, 3, 4])
 def test_few_blocks_are_all_drawn(n_layer):
     figure = draw_architecture(GPT2Config(277, 32, 32, 4, n_layer), 3)

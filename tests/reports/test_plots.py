@@ -78,6 +78,7 @@ def test_few_and_many_epochs(tmp_path, epochs):
     read(tmp_path / "a.png", 1080, 432)
 
 
+@pytest.mark.slow
 def test_other_numbers_other_picture_same_numbers_same_picture(tmp_path):
     for name, losses in (("a", LOSSES), ("b", LOSSES), ("c", (LOSSES[1], LOSSES[0]))):
         save_picture(plot_training([1, 2, 3], losses, ACCURACIES), tmp_path / f"{name}.png")
@@ -354,6 +355,7 @@ def test_reliability_is_the_bins():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [0.2, 2.0, 40.0])
 @pytest.mark.parametrize("K", [2, 10])
 def test_reliability_can_be_read(sharpness, K):
@@ -447,6 +449,7 @@ def test_spaces_of_labels_stay():
     assert shown("not spam", 9) == "not spam"
 
 
+@pytest.mark.slow
 def test_dollars_are_no_formula(tmp_path):
     """As a formula, `$\\none$` would be an error, and `$x_1$` narrower."""
     bad, mark = r"$\none$", at_threshold(SHARES, IS_IT, "a", 0.75)

@@ -214,6 +214,7 @@ def whole() -> RunFacts:
     return run_facts(assessment=assessed(twins=100), n_near_duplicates=100, n_cut=3)
 
 
+@pytest.mark.slow
 def test_all_of_a_run_in_order(tmp_path):
     write_run_report(whole(), tmp_path)
     page = Page((tmp_path / "report.html").read_text("utf-8"))
@@ -246,6 +247,7 @@ def test_equal_facts_give_equal_bytes(tmp_path):
     assert found[0]["model_card.md"].endswith(b"|\n")
 
 
+@pytest.mark.slow
 def test_nobodys_folders_are_in_a_report(tmp_path):
     write_run_report(whole(), tmp_path)
     for name in ("report.html", "model_card.md"):
@@ -307,6 +309,7 @@ def test_baselines_are_next_to_the_run_the_best_first():
     assert [row[5] for row in table] == ["0.250", "–", "< 0.001", "< 0.001"]  # 2 / 2 ** 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
@@ -393,6 +396,7 @@ def test_without_a_history_there_are_no_curves():
     assert "epochs" not in dict(page.tables["What was trained"][0])
 
 
+@pytest.mark.slow
 def test_hostile_labels_and_texts_of_a_run_stay_text(tmp_path):
     evil = ("<img src=x onerror=alert(1)>", "'\"</style><script>")
     test = answers(300, 15, evil)
@@ -682,6 +686,7 @@ def test_changes_of_a_reference(tmp_path):
     assert page.sections["Notes"].texts["p"] == ["a *note*"]
 
 
+@pytest.mark.slow
 def test_hostile_texts_of_a_study_stay_text(tmp_path):
     evil = "</td></table><script>alert('owned')</script> {{ page }} \u202e\x00 \ud800 &lt; "
     facts = study()

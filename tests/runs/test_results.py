@@ -131,6 +131,7 @@ def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> 
 # --- what a run leaves ---
 
 
+@pytest.mark.slow
 def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     listed = json.loads((run / "MANIFEST.json").read_text())["sha256"]
     assert {"report.html", "model_card.md", "test-answers.jsonl", "val-answers.jsonl"} <= {*listed}
@@ -213,6 +214,7 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
     assert at["mean_cost"] == pytest.approx((9 * lost + is_spam.sum() - caught) / 120)
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
     classifier = Classifier.load(run)
     found = assess_again(classifier, load_messages("demo")[:40], run)

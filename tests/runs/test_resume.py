@@ -115,6 +115,7 @@ def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, mon
     assert digests(run) == digests(unbroken)
 
 
+@pytest.mark.slow
 def test_features_computed_in_two_goes_are_the_same_bits(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
@@ -143,6 +144,7 @@ def test_features_computed_in_two_goes_are_the_same_bits(
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_states_do_not_change_the_result(
     tiny_checkpoint, table, unbroken, tmp_path, every_step_is_saved
 ):
@@ -153,6 +155,7 @@ def test_states_do_not_change_the_result(
 # --- states on disk ---
 
 
+@pytest.mark.slow
 def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, every_step_is_saved
 ):
@@ -283,6 +286,7 @@ def test_nan_keeps_the_last_good_state(
     assert json.loads((run / "nan_report.json").read_text())["settings"]["lr"] == 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [4, 3, 2, 1])
 def test_out_of_memory_halves_what_goes_through_at_once(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, room
@@ -329,6 +333,7 @@ def test_no_memory_at_all_is_exit_6(tiny_checkpoint, table, tmp_path, monkeypatc
 # --- the manifest ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.safetensors", "test.csv"])
 def test_a_file_changed_since_is_refused(tiny_checkpoint, table, tmp_path, name, capsys):
     train(tiny_checkpoint, table, tmp_path / "run")
@@ -408,6 +413,7 @@ def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_epoch_is_judged(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
@@ -471,6 +477,7 @@ def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
 # --- what a hostile user finds ---
 
 
+@pytest.mark.slow
 def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
     """A run that goes on does not sign what somebody put in their place."""
     for number, forged in enumerate([None, "label,text\na,hello\n"]):

@@ -85,6 +85,7 @@ def plain_training(
     return losses, first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("n_last_blocks", [0, 1, 2, 3])

@@ -233,6 +233,7 @@ NO_ROOM = [(1e9, None, "1 GB is free"), (-1e9, None, "No space left on device")]
 NO_ROOM += [(0, 300e3, "GPT2_FROM_SCRATCH_CACHE_GB")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [1e9, 300e3, 0])
 @pytest.mark.parametrize("spare, limit, why", NO_ROOM)
 def test_no_room(tiny_gpt2, tmp_path, request, monkeypatch, spare, limit, why, held) -> None:

@@ -421,6 +421,7 @@ def test_threads_exclude_each_other_too(lock):
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 def test_no_two_processes_hold_a_lock_though_its_file_comes_and_goes(lock, tmp_path):
     """Each adds 100 to a number; an addition that overlaps another is lost."""
     number = tmp_path / "number"

@@ -52,6 +52,7 @@ def test_another_format_is_reported(path):
         read_tensors(path, "theirs")
 
 
+@pytest.mark.slow
 def test_no_change_passes(path):
     """Every bit flipped, every truncation, and rows of random bytes over it."""
     whole, draw = path.read_bytes(), random.Random(4)

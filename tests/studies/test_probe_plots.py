@@ -43,6 +43,7 @@ def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
     assert {text.get_text() for text in legend.get_texts()} == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("layers", [2, 13, 49])
 def test_probes_can_be_read_at_a_notebook_s_size(count, layers):

@@ -279,6 +279,7 @@ def test_a_model_with_other_parts(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: 
         probe_layers(tiny_gpt2, tokenizer, split)
 
 
+@pytest.mark.slow
 def test_the_table(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split) -> None:
     probes = probe_layers(tiny_gpt2, tokenizer, split, poolings=["mean", "first_token"])
     lines = format_probes(probes).splitlines()

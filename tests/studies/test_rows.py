@@ -106,6 +106,7 @@ def test_frozen_features_of_classes_that_training_lacks(setup: Setup, split: Stu
     )
 
 
+@pytest.mark.slow
 def test_ours_is_what_train_makes(
     setup: Setup, messages: list[Message], split: StudySplit, tmp_path: Path
 ):

@@ -104,6 +104,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the engine ---
 
 
+@pytest.mark.slow
 def test_each_row_answers_each_split_once(tmp_path: Path):
     rows, said = (Fixed("a"), Fixed("b\nc")), listen()
     board = run_study(fixed_study(*rows), tmp_path / "out")
@@ -363,6 +364,7 @@ def runs(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_the_first_and_baselines(
     runs: Path, table: Path, tmp_path: Path, no_pictures: None
 ):
