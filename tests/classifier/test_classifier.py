@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.classifier import classifier as module
 from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
-from gpt2_from_scratch.classifier.freezing import plain_depth, set_trainable
+from gpt2_from_scratch.classifier.freezing import plain_depth
 from gpt2_from_scratch.classifier.settings import RESERVED_NAMES, HeadConfig
 from gpt2_from_scratch.classifier.tasks.classification import Choice
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -40,18 +40,6 @@ TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "h
 
 
 Asked = list[list[str]]
-
-
-@pytest.fixture
-def classifier(tiny_checkpoint: Path) -> Classifier:
-    """Untrained, but with everything that trains moved away from where it started."""
-    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "other", "spam"], seed=5)
-    set_trainable(classifier.model, 1)
-    with torch.no_grad():
-        for parameter in classifier.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-    return classifier
 
 
 # --- predict ---

@@ -50,18 +50,6 @@ LORA = LoRAConfig(rank=4, alpha=6.0)
 HEAD_AND_NORM = {"head.weight", "head.bias", "ln_f.weight", "ln_f.bias"}
 
 
-@pytest.fixture
-def classifier(tiny_checkpoint: Path) -> Classifier:
-    """Untrained, but with everything that trains moved away from where it started."""
-    classifier = Classifier.on_base(tiny_checkpoint, ["ham", "other", "spam"], seed=5)
-    set_trainable(classifier.model, 1)
-    with torch.no_grad():
-        for parameter in classifier.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-    return classifier
-
-
 def change(metadata: dict[str, str], **values) -> None:
     metadata["description"] = json.dumps(json.loads(metadata["description"]) | values)
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import call
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.cli import inspecting
@@ -61,12 +62,6 @@ def run(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFac
     )
     assert code == 0
     return out
-
-
-def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from command import call
 
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [[f"{'the goal' if n % 2 else 'a pill'} {n}", "ab"[n % 2]] for n in range(40)]
         csv.writer(file).writerows([["text", "label"], *rows])
     return path
-
-
-def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command import call
 
-from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import Message, write_messages
 
 
@@ -15,11 +15,6 @@ def table(tmp_path: Path) -> Path:
     messages = [Message(f"{w} {n} {'abc'[n % 3] * n}", k) for k, w in words for n in range(20)]
     write_messages(tmp_path / "inbox.csv", messages)
     return tmp_path / "inbox.csv"
-
-
-def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.slow
