@@ -120,6 +120,26 @@ def test_head_settings_without_effect_are_refused(values: dict) -> None:
         HeadConfig(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        ({"name": "two words"}, "two words"),
+        ({"labels": ("ham", 1)}, "labels"),
+        ({"hidden": (0,)}, "hidden"),
+        ({"class_weights": (1.0,)}, "class_weights"),
+        ({"class_weights": (1.0, -1.0)}, "class weights"),
+        ({"one_output": True, "labels": ("a", "b", "c")}, "sigmoid"),
+        ({"center": (0.0, 0.0)}, "center"),
+        ({"task": "span"}, "span"),
+        ({"task": "regression", "labels": ("x",), "scale": (0.0,)}, "scale"),
+        ({"task": "regression", "labels": ("x",), "class_weights": (1.0,)}, "regression"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(values: dict, fact: str) -> None:
+    with pytest.raises(UsageError, match=fact):
+        HeadConfig(**{"labels": ("ham", "spam"), **values})
+
+
 def test_lora_settings_describe_the_adapters() -> None:
     asked = HeadSettings(lora=2, lora_alpha=5, lora_dropout=0.25, lora_blocks=1)
     expected = LoRAConfig(rank=2, alpha=5, dropout=0.25, n_last_blocks=1)

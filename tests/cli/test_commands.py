@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command import call
 
 from gpt2_from_scratch.classifier.classifier import Classifier
@@ -566,3 +568,43 @@ def test_probe_refuses_what_train_refuses(
 ) -> None:
     code, out, err = call(capsys, "probe", "--model", tiny_checkpoint, "--data", table)
     assert (code, out) == (3, "") and "column" in err
+
+
+def test_features_are_the_states_that_a_head_would_read(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    texts, out = ["the cat", "win", "the house at ten"], tmp_path / "states.npy"
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    options = ["--file", tmp_path / "texts.txt", "--model", tiny_checkpoint, "--out", out]
+    assert call(capsys, "features", *options, "--layer", 1, "--state", "raw")[:2] == (0, f"{out}\n")
+    model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
+    for row, text in zip(np.load(out), texts, strict=True):
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.no_grad():
+            state = model.blocks[0](model.embed(ids))[0, -1]
+        np.testing.assert_allclose(row, state, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_is_suggested_and_drawn(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture = tmp_path / "rates.png"
+    columns = ["--text-column", "body", "--label-column", "kind"]
+    options = ["--data", table, *columns, "--model", tiny_checkpoint, "--steps", 20]
+    code, out, _ = call(capsys, "find-rate", *options, "--out", picture)
+    assert code == 0 and 0 < float(out) < 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_runs_without_a_name_are_numbered(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", str(tiny_checkpoint), "--data", str(table), *SETTINGS]
+    for _ in range(2):
+        columns = ["--text-column", "body", "--label-column", "kind"]
+        assert cli.main(["train", *options, *columns]) == 0
+    first = f"{tiny_checkpoint.name}-kinds-123"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first, f"{first}-2"]
