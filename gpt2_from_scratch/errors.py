@@ -1,4 +1,4 @@
-"""What can go wrong that the user can mend. Anything else is a bug and keeps its traceback."""
+"""What can go wrong that the user can fix. Anything else is a bug and keeps its traceback."""
 
 
 class GPT2Error(Exception):
@@ -51,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the processor or on a GPU."""
     name, words = type(error).__name__, str(error)  # OutOfMemoryError is torch's, not loaded here
-    told = (
+    phrases = (
         "DefaultCPUAllocator",
         "bad_alloc",
         "out of memory",
@@ -60,5 +60,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         "failed to map segment",  # for want of room in memory
     )
     return name in ("MemoryError", "OutOfMemoryError") or (
-        isinstance(error, (RuntimeError, ImportError)) and any(part in words for part in told)
+        isinstance(error, (RuntimeError, ImportError))
+        and any(phrase in words for phrase in phrases)
     )

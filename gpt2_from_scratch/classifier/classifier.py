@@ -260,9 +260,10 @@ class Classifier:
         self.description, self._changed = together, added_names(self.model)
 
     def merge(self) -> None:
-        """Add LoRA's products to the weights they adapt: faster, with the same answers to 1e-5.
+        """Add LoRA's products to the weights that they adapt.
 
-        `save` and training need them separate: `unmerge`.
+        Answers are computed faster and stay equal to within 1e-5. `save` and training need the
+        products separate again: call `unmerge` first.
         """
         self._merged |= merge_lora(self.model)
 

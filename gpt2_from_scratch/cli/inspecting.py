@@ -1,4 +1,4 @@
-"""The commands that look at data, models and layers, and that download and clear files.
+"""The commands that inspect data, models and layers, download files, and clear the cache.
 
 Each command imports what it needs when it runs, so that --help answers at once.
 """

@@ -1,7 +1,7 @@
 """Labelled texts: read them, check them, and split them.
 
 For learners: `messages` and `split`. Faulty rows are reported with their file and line.
-No torch here: a data set can be inspected before anything is trained.
+This room does not import torch: data can be inspected without it.
 """
 
 import lazy_loader

@@ -37,7 +37,7 @@ from gpt2_from_scratch.storage.paths import model_folder
 UNEVEN = 3  # labels are uneven if the most common has more than 3 times the texts of the rarest
 WIDE = 0.03  # a test set is small if half of an accuracy's interval is wider
 TELLING = 0.8  # length tells labels apart if it does so in this proportion of pairs of texts
-ACCURACY = 0.95  # of an imagined classifier, to say how small a test set is
+ACCURACY = 0.95  # assumed, to show how wide the interval on this test set would be
 FIRST = 5  # lines and examples that are listed per finding
 SEED = 123  # of the splits that are tried
 

@@ -237,7 +237,7 @@ def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
 
 
 def n_bytes(source: Source, tokenizer: Tokenizer) -> int:
-    """Count the bytes of text that the tokens of a source encode."""
+    """Count the bytes of the text that the tokens of a source stand for."""
     text = source.tokens[source.tokens != tokenizer.end_of_text_id]
     ends = len(source.tokens) - len(text)  # each instead of a newline, one byte
     return len(tokenizer.decode(text.tolist()).encode()) + ends

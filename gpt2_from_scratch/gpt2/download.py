@@ -135,8 +135,8 @@ Check = Callable[[Path], object]
 def download_model(name: str, folder: Path | None = None) -> Path:
     """Download "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
 
-    Files that are there are checked and not downloaded again. Raises DownloadError that says how to
-    get a file by other means, and ResourceError if a file cannot be written.
+    Files that exist are checked, not downloaded again. Raises DownloadError, whose message says how
+    to get a file by other means, and ResourceError if a file cannot be written.
     """
     if name not in SIZES:
         raise UsageError(f"unknown model {name!r}; choose from: {', '.join(SIZES)}")

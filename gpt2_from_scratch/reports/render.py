@@ -1,7 +1,8 @@
 """Render findings with the templates: HTML pages and Markdown cards.
 
-A page asks no one for anything: no scripts, no fonts or styles from elsewhere, pictures inside. Its
-Content-Security-Policy makes browsers enforce that. Every value is escaped, whatever is in it.
+A page requests nothing from a network. It has no scripts, its styles and fonts are its own, and its
+pictures are embedded. Its Content-Security-Policy makes browsers enforce this. Every value is
+escaped.
 """
 
 import base64

@@ -20,6 +20,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     by_label,
     class_number,
     class_table,
+    has_target,
     label_for,
     labelled_only,
     percent,
@@ -91,14 +92,14 @@ class MultiLabel(Task):
                 )
             row.fill_(0.0)
             row[[class_number(head, label) for label in labels]] = 1.0
-        known = (~values.isnan().any(dim=1)).float()
+        known = has_target(values).float()
         return Targets(values, known, known)
 
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
         """Sum the binary cross-entropies, each the mean over labels: outputs and targets (B, K)."""
-        known = ~targets.isnan().any(dim=1)
+        known = has_target(targets)
         soft = targets[known] * (1 - head.label_smoothing) + head.label_smoothing / 2
         positive = outputs.new_tensor(head.class_weights) if head.class_weights else None
         losses = F.binary_cross_entropy_with_logits(
@@ -110,7 +111,7 @@ class MultiLabel(Task):
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
         """Sum each text's proportion of labels that are correct."""
-        known = ~targets.isnan().any(dim=1)
+        known = has_target(targets)
         return float(((outputs > 0) == (targets > 0.5))[known].float().mean(dim=1).sum())
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Labels]:

@@ -24,6 +24,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     Targets,
     Task,
     by_label,
+    has_target,
     label_for,
     labelled_only,
     number,
@@ -105,14 +106,14 @@ class Regression(Task):
                 raise DataError(f"{len(given)} values {given}; the head has {list(head.labels)}")
             rows.append([_standardised(*each) for each in zip(given, center, scale, strict=True)])
         values = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(head.labels))
-        known = (~values.isnan().any(dim=1)).float()
+        known = has_target(values).float()
         return Targets(values, known, known)
 
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
         """Sum the squared errors, each the mean over values: outputs and targets (B, K)."""
-        known = ~targets.isnan().any(dim=1)
+        known = has_target(targets)
         return F.mse_loss(outputs[known], targets[known], reduction="sum") / len(head.labels)
 
     def correct_sum(
@@ -121,7 +122,7 @@ class Regression(Task):
         """Sum 1 - squared error. In units in which the training targets have variance 1, the mean
         is the proportion of variance explained.
         """
-        known = ~targets.isnan().any(dim=1)
+        known = has_target(targets)
         return float((1 - (outputs - targets)[known] ** 2).mean(dim=1).sum())
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Values]:

@@ -46,6 +46,11 @@ class Targets:
         return pad_sequence(ragged, batch_first=True, padding_value=IGNORED)
 
 
+def has_target(values: Tensor) -> Tensor:
+    """Tell which texts have a target: values (N, K), NaN where there is none -> (N,) bool."""
+    return ~values.isnan().any(dim=1)
+
+
 @dataclass(frozen=True)
 class Batch:
     """B texts as a classifier read them."""
