@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import shlex
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from gpt2_from_scratch.cli.options import (
     computing_on,
     existing_or_new_path,
     given,
+    non_empty,
     settings_of,
     train_config,
 )
@@ -28,7 +29,7 @@ from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.data.tables import checked_encoding
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
-from gpt2_from_scratch.storage.paths import MODELS, data_name, model_name
+from gpt2_from_scratch.storage.paths import MODELS, data_name, model_folder, model_name
 
 if TYPE_CHECKING:
     from gpt2_from_scratch.runs.results import Run
@@ -191,6 +192,8 @@ def add_pretrain(commands: Any) -> None:
         "train a small GPT-2 from scratch on plain text",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/mini-2 --from mini --lr 0.002",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/clean --exclude test.csv test.conll",
     )
     parser.add_argument(
         "--corpus", type=existing_or_new_path, required=True, help="a folder of .txt files"
@@ -199,6 +202,21 @@ def add_pretrain(commands: Any) -> None:
         "--out", type=existing_or_new_path, required=True, help="the model's folder"
     )
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=non_empty,
+        metavar="MODEL",
+        help="the model to start from, with its sizes and vocabulary (default: random weights)",
+    )
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        type=existing_or_new_path,
+        default=[],
+        metavar="FILE",
+        help="tables, .conll or .txt files, such as test sets, whose texts are removed from training",
+    )
     parser.add_argument(
         "--dtype",
         choices=["float32", "float16"],
@@ -213,11 +231,20 @@ def run_pretrain(args: argparse.Namespace) -> None:
     """Pretrain a model into a folder, and draw its learning curve."""
     import torch
 
+    from gpt2_from_scratch.data.formats import load_examples
+    from gpt2_from_scratch.gpt2.config import read_config
     from gpt2_from_scratch.gpt2.pretrain import pretrain
     from gpt2_from_scratch.reports.plots import plot_pretraining, save_picture
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.files import read_json
 
+    excluded = []
+    for path in args.exclude:
+        task = "token-classification" if path.suffix.lower() == ".conll" else "features"
+        excluded += [example.text for example in load_examples(path, task)]
+    if args.start is not None:
+        sizes = asdict(read_config(model_folder(args.start)))
+        vars(args).update({name: sizes[name] for name in sizes if getattr(args, name) is None})
     try:
         pretrain(
             args.corpus,
@@ -225,6 +252,8 @@ def run_pretrain(args: argparse.Namespace) -> None:
             settings_of(args, PretrainConfig),
             device=choose_device(args.device),
             dtype=getattr(torch, args.dtype),
+            start=args.start,
+            exclude=excluded,
             resume=args.resume,
         )
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Settings of a GPT-2: its sizes, its pretraining, its LoRA adapters."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ class PretrainConfig:
     n_embd: int = setting(256, "width of the residual stream", at_least=1)
     n_head: int = setting(4, "attention heads per block", at_least=1)
     n_layer: int = setting(6, "transformer blocks", at_least=1)
-    conversation: float = setting(
-        2.0, "weight of MANIFEST.tsv's register `conversation`", at_least=0
+    register_weights: str = setting(
+        "conversation=2",
+        "weights of MANIFEST.tsv's registers, NAME=WEIGHT,NAME=WEIGHT; those not given have 1",
     )
     phone: float = setting(
         0.5, "weight of its lines as typed on a phone; 0 leaves them out", at_least=0
@@ -93,7 +95,29 @@ class PretrainConfig:
             raise UsageError(
                 f"row = {self.row}, n_ctx = {self.n_ctx} and tokens = {self.tokens} must be in ascending order"
             )
-        GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
+        self.weights_by_register()
+        self.sizes()
+
+    def sizes(self) -> GPT2Config:
+        """The sizes of the model. Raises CheckpointError if they are impossible."""
+        return GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
+
+    def weights_by_register(self) -> dict[str, float]:
+        """Return `register_weights` as {register: weight}. Raises UsageError for another form."""
+        weights: dict[str, float] = {}
+        for pair in filter(None, self.register_weights.split(",")):
+            name, _, value = pair.partition("=")
+            try:
+                weight = float(value)
+            except ValueError:
+                weight = math.nan
+            if not name.strip() or name.strip() in weights or not 0 <= weight < math.inf:
+                raise UsageError(
+                    f"register_weights: {pair!r} must be NAME=WEIGHT, each name once, the weight a "
+                    "number from 0 up"
+                )
+            weights[name.strip()] = weight
+        return weights
 
 
 FUSED = ("query", "key", "value")  # in the order of their rows in c_attn

@@ -1,11 +1,13 @@
 """The text for pretraining: read it, learn a byte-level BPE, and encode it to token ids.
 
-A corpus is a folder of `.txt` files; a blank line ends a document. With a `MANIFEST.tsv` that has
-the columns `file` and `register`, a whole register can have more weight.
+A corpus is a folder of `.txt` files; a blank line ends a document. A `MANIFEST.tsv` with the columns
+`file` and `register` says what kind of text a file holds. Each register can have a weight, and its
+held-out text is scored by itself.
 """
 
 import csv
 import json
+import logging
 import random
 import re
 import zlib
@@ -16,8 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2.config import PretrainConfig
+from gpt2_from_scratch.gpt2.overlap import Overlap
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, bytes_to_characters
 from gpt2_from_scratch.progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 HELD_OUT_ONE_IN = 250  # documents held out for validation
 
@@ -89,6 +95,17 @@ class Source:
     tokens: np.ndarray  # (n,) uint16
     line_starts: np.ndarray  # (lines,) int64, indices into tokens
     weight: float  # proportion of training rows drawn from it, before normalisation
+    register: str = "general"
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """The documents of one file of the corpus."""
+
+    name: str
+    register: str
+    train: list[str]
+    held_out: list[str]
 
 
 def read_documents(path: Path) -> list[str]:
@@ -117,6 +134,37 @@ def registers(folder: Path) -> dict[str, str]:
             rows = csv.DictReader(file, delimiter="\t")
             listed = {row.get("file"): row.get("register") for row in rows}
     return {name: listed.get(name) or "general" for name in files}
+
+
+def read_corpus(folder: Path, excluded: Overlap | None = None) -> Iterator[CorpusFile]:
+    """Read the files of a corpus, without training lines that overlap with excluded texts.
+
+    A document is held out or not before lines are removed, so the held-out text stays the same
+    whatever is excluded. How many lines were removed is logged.
+    """
+    removed: dict[str, int] = {}
+    for name, register in progress_bar(registers(folder).items(), desc="read", unit="file"):
+        documents = read_documents(folder / name)
+        train = [document for document in documents if not is_held_out(document)]
+        if excluded:
+            train, count = without_overlap(train, excluded)
+            removed |= {name: count} if count else {}
+        held_out = [document for document in documents if is_held_out(document)]
+        yield CorpusFile(name, register, train, held_out)
+    if excluded:
+        each = ", ".join(f"{count:,} of {name}" for name, count in removed.items())
+        log.info(
+            f"{sum(removed.values()):,} lines that were excluded are removed: {each or 'none'}"
+        )
+
+
+def without_overlap(documents: list[str], excluded: Overlap) -> tuple[list[str], int]:
+    """Remove the lines that overlap with excluded texts; returns documents and number of lines."""
+    lines = [document.split("\n") for document in documents]
+    overlaps = excluded.find([line for document in lines for line in document])
+    kept = iter(~overlaps)
+    left = ["\n".join(line for line in document if next(kept)) for document in lines]
+    return [document for document in left if document.strip()], int(overlaps.sum())
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
@@ -175,7 +223,11 @@ def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
 
 
 def encode_source(
-    name: str, documents: Iterable[str], tokenizer: Tokenizer, weight: float
+    name: str,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    weight: float,
+    register: str = "general",
 ) -> Source:
     """Encode documents as one sequence of ids; <|endoftext|> ends each document."""
     newline = tokenizer.encode("\n")
@@ -189,48 +241,57 @@ def encode_source(
             ids.append(encoded)
             position += len(encoded)
         ids[-1][-1] = tokenizer.end_of_text_id  # instead of the last newline
-    return Source(name, np.concatenate(ids), np.array(starts), weight)
+    return Source(name, np.concatenate(ids), np.array(starts), weight, register)
 
 
 def encode_corpus(
-    folder: Path, tokenizer: Tokenizer, register_weights: dict[str, float], phone: float, seed: int
+    folder: Path, tokenizer: Tokenizer, config: PretrainConfig, excluded: Overlap | None = None
 ) -> tuple[list[Source], list[Source]]:
     """Encode every file of a corpus.
 
     The weight of a source is its number of characters times the weight of its register (1 if not
     given). Files of the register `conversation` occur a second time as typed on a phone, with
-    `phone` times the weight. Returns training sources and held-out sources.
+    `config.phone` times the weight. Returns training sources and held-out sources. Raises UsageError
+    if a register with a weight has no file.
     """
+    weights = config.weights_by_register()
+    if unknown := sorted(weights.keys() - set(registers(folder).values()) - {"conversation"}):
+        raise UsageError(
+            f"{folder}: no file has the register {unknown[0]!r}, which has a weight; the registers "
+            f"are: {', '.join(sorted(set(registers(folder).values())))}"
+        )
     train, held_out = [], []
-    for name, register in progress_bar(registers(folder).items(), desc="encode", unit="file"):
-        documents = read_documents(folder / name)
-        kept = [document for document in documents if not is_held_out(document)]
-        weight = register_weights.get(register, 1.0) * sum(map(len, kept))
-        if kept:
-            train.append(encode_source(name, kept, tokenizer, weight))
-        if kept and register == "conversation" and phone:
-            draw = random.Random(f"{seed} {name}")
+    for file in read_corpus(folder, excluded):
+        if file.train:
+            weight = weights.get(file.register, 1.0) * sum(map(len, file.train))
+            train.append(encode_source(file.name, file.train, tokenizer, weight, file.register))
+        if file.train and file.register == "conversation" and config.phone:
+            draw = random.Random(f"{config.seed} {file.name}")
             typed = (
                 "\n".join(as_typed_on_a_phone(line, draw) for line in document.split("\n"))
-                for document in kept
+                for document in file.train
             )
-            train.append(encode_source(f"{name} typed", typed, tokenizer, weight * phone))
-        if aside := [document for document in documents if is_held_out(document)]:
-            held_out.append(encode_source(name, aside, tokenizer, 1.0))
+            train.append(
+                encode_source(
+                    f"{file.name} typed", typed, tokenizer, weight * config.phone, file.register
+                )
+            )
+        if file.held_out:
+            held_out.append(encode_source(file.name, file.held_out, tokenizer, 1.0, file.register))
     return train, held_out
 
 
-def bpe_sample(folder: Path, phone: float, seed: int) -> Iterator[str]:
+def bpe_sample(
+    folder: Path, config: PretrainConfig, excluded: Overlap | None = None
+) -> Iterator[str]:
     """Yield lines to learn a vocabulary from: all conversation, and one in four of the rest."""
-    draw = random.Random(seed)
-    for name, register in registers(folder).items():
-        for document in read_documents(folder / name):
-            if is_held_out(document):
-                continue
+    draw = random.Random(config.seed)
+    for file in read_corpus(folder, excluded):
+        for document in file.train:
             for line in document.split("\n"):
-                if register == "conversation":
+                if file.register == "conversation":
                     yield line
-                    if phone and draw.random() < 0.5:
+                    if config.phone and draw.random() < 0.5:
                         yield as_typed_on_a_phone(line, draw)
                 elif draw.random() < 0.25:
                     yield line

@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import time
+import zlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,14 +23,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2_from_scratch.errors import CheckpointError, DataError, GPT2Error, Interrupted, UsageError
-from gpt2_from_scratch.gpt2.config import GPT2Config, PretrainConfig
+from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.gpt2.corpus import Source, bpe_sample, encode_corpus, n_bytes, train_bpe
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
+from gpt2_from_scratch.gpt2.overlap import Overlap
 from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
-from gpt2_from_scratch.gpt2.weights import save_gpt2
+from gpt2_from_scratch.gpt2.weights import copy_tokenizer, load_gpt2, save_gpt2
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.storage.files import locked, sweep, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
+from gpt2_from_scratch.storage.paths import model_folder
 from gpt2_from_scratch.storage.states import (
     newest_state,
     optimizer_tensors,
@@ -36,6 +40,7 @@ from gpt2_from_scratch.storage.states import (
     restore_optimizers,
     save_state,
 )
+from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +93,24 @@ def make_optimizers(model: GPT2, config: PretrainConfig) -> list[torch.optim.Opt
     return [muon, adamw]
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Decide whether a device multiplies bfloat16 faster than float32.
+
+    A CPU needs instructions for it: with them it is about twice as fast, without them it takes 4.5
+    to 9 times as long as float32.
+    """
+    # older versions of torch do not list them
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type != "cpu" or any(there for name, there in has.items() if "bf16" in name)
+
+
 def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean") -> Tensor:
     """Compute the cross-entropy of each next token, in nats: (B, T + 1) -> scalar.
 
-    Matrix products are in bfloat16.
+    Matrix products are in bfloat16, if the processor has instructions for it.
     """
-    with torch.autocast(rows.device.type, dtype=torch.bfloat16):
+    device = rows.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(rows.device)):
         logits = model(rows[:, :-1])  # (B, T, V)
         return F.cross_entropy(
             logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction=reduction
@@ -132,6 +149,8 @@ def pretrain(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    start: str | Path | None = None,
+    exclude: Sequence[str] = (),
     resume: bool = False,
 ) -> GPT2:
     """Pretrain a GPT-2 on a folder of .txt files and save it for `load_gpt2`.
@@ -143,38 +162,42 @@ def pretrain(
         config: the settings.
         device: where to train.
         dtype: of the weights on disk.
+        start: a model, by name or folder, whose weights and vocabulary are the first ones. The
+            optimizers start anew. None: random weights and a vocabulary learned from the corpus.
+        exclude: texts that must not be in the training text, such as those of test sets. Training
+            lines that overlap with them are removed (see `overlap.py`).
         resume: resume from the state in `out`; only `steps`, `decay` and `save_every` may differ.
 
     Raises:
-        UsageError: `out` holds a run and `resume` is not given, or other settings have changed.
+        UsageError: `out` holds a run and `resume` is not given, other settings or the training text
+            have changed, or `start` has other sizes than `config`.
     """
     if any(out.glob("state-*.safetensors")) and not resume:
         raise UsageError(f"{out} holds a run already; use --resume or choose another --out")
-    tokenizer = _tokenizer(corpus, out, config)
-    weights = {"conversation": config.conversation}
-    sources, held_out = encode_corpus(corpus, tokenizer, weights, config.phone, config.seed)
+    model = _first_model(config, start)
+    excluded = Overlap(exclude) if exclude else None
+    tokenizer = _tokenizer(corpus, out, config, start, excluded)
+    sources, held_out = encode_corpus(corpus, tokenizer, config, excluded)
     sources = [source for source in sources if len(source.tokens) > config.n_ctx]
     if not sources or not any(len(source.tokens) > 1 for source in held_out):
         raise DataError(
             f"{corpus} is too small. It needs a file of more than n_ctx = {config.n_ctx} tokens, and "
             "several hundred documents separated by blank lines: one in 250 is held out"
         )
-    held_out_bytes = sum(n_bytes(source, tokenizer) for source in held_out)
+    by_register = _held_out_by_register(held_out, tokenizer)
     log.info(
         f"{sum(len(source.tokens) for source in sources):,} tokens in {len(sources)} sources; "
-        f"{held_out_bytes:,} bytes held out"
+        f"{sum(text.n_bytes for text in by_register.values()):,} bytes held out"
     )
-    sizes = GPT2Config(config.n_vocab, config.n_ctx, config.n_embd, config.n_head, config.n_layer)
-    model = GPT2(sizes)
-    init_weights(model, torch.Generator().manual_seed(config.seed))
-    model.to(device)
-    run = _Run(out, config, dtype, model, sources, held_out, held_out_bytes)
+    about: dict[str, Any] = {"torch": torch.__version__}
+    if start is not None:
+        about["started_from_sha256"] = tensors_sha256(dict(model.named_parameters()))
+    run = _Run(out, config, dtype, model.to(device), sources, by_register)
     if resume:
         run.restore()
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
-    gzip_bits = 8 * len(gzip.compress(raw, 9)) / len(raw)  # per byte of the held-out text
-    about = {"torch": torch.__version__, "gzip_bits_per_byte": gzip_bits}
+    about["gzip_bits_per_byte"] = 8 * len(gzip.compress(raw, 9)) / len(raw)  # of the held-out text
     write_json(out / "pretraining.json", asdict(config) | about)
     with locked(out / ".lock", wait=False), stop_after_step() as stop:
         sweep(out)
@@ -182,11 +205,33 @@ def pretrain(
     return model
 
 
-def _tokenizer(corpus: Path, out: Path, config: PretrainConfig) -> Tokenizer:
-    """Learn a vocabulary from the corpus, unless `out` has one already."""
+def _first_model(config: PretrainConfig, start: str | Path | None) -> GPT2:
+    """Load the model to start from, or draw random weights."""
+    if start is None:
+        model = GPT2(config.sizes())
+        init_weights(model, torch.Generator().manual_seed(config.seed))
+        return model
+    model = load_gpt2(start)
+    if model.config != config.sizes():
+        raise UsageError(f"{start} has {model.config}, but the settings are {config.sizes()}")
+    return model
+
+
+def _tokenizer(
+    corpus: Path,
+    out: Path,
+    config: PretrainConfig,
+    start: str | Path | None,
+    excluded: Overlap | None,
+) -> Tokenizer:
+    """Make the vocabulary in `out` if there is none: copy that of `start`, or learn one."""
     if not (out / "vocab.bpe").exists():
-        log.info(f"learning {config.n_vocab} tokens from {corpus}")
-        write_bpe(out, train_bpe(bpe_sample(corpus, config.phone, config.seed), config.n_vocab))
+        if start is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            copy_tokenizer(model_folder(start), out)
+        else:
+            log.info(f"learning {config.n_vocab} tokens from {corpus}")
+            write_bpe(out, train_bpe(bpe_sample(corpus, config, excluded), config.n_vocab))
     tokenizer = Tokenizer(out)
     if tokenizer.n_vocab != config.n_vocab:
         raise UsageError(
@@ -194,6 +239,24 @@ def _tokenizer(corpus: Path, out: Path, config: PretrainConfig) -> Tokenizer:
             f"{config.n_vocab}; choose another --out"
         )
     return tokenizer
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The held-out text of one register."""
+
+    sources: list[Source]
+    n_bytes: int
+
+
+def _held_out_by_register(held_out: list[Source], tokenizer: Tokenizer) -> dict[str, _HeldOut]:
+    found: dict[str, list[Source]] = {}
+    for source in held_out:
+        found.setdefault(source.register, []).append(source)
+    return {
+        register: _HeldOut(sources, sum(n_bytes(source, tokenizer) for source in sources))
+        for register, sources in sorted(found.items())
+    }
 
 
 @dataclass
@@ -214,8 +277,7 @@ class _Run:
     dtype: torch.dtype  # of the weights on disk
     model: GPT2
     sources: list[Source]
-    held_out: list[Source]
-    held_out_bytes: int
+    held_out: dict[str, _HeldOut]  # by register
     progress: _Progress = field(default_factory=_Progress)
 
     def __post_init__(self) -> None:
@@ -256,12 +318,18 @@ class _Run:
     def _checkpoint(self, tokens_per_second: float) -> None:
         """Compute the held-out loss; write the learning curve, the state and the model."""
         progress = self.progress
-        bits = bits_per_byte(self.model, self.held_out, self.held_out_bytes)
+        bits = {
+            register: bits_per_byte(self.model, text.sources, text.n_bytes)
+            for register, text in self.held_out.items()
+        }
+        total = sum(text.n_bytes for text in self.held_out.values())
+        mean = sum(bits[name] * text.n_bytes / total for name, text in self.held_out.items())
         record = {
             "step": progress.step,
             "tokens": progress.step * self.config.tokens,
             "train_loss": round(float(np.mean(progress.losses)), 4),
-            "held_out_bits_per_byte": round(bits, 4),
+            "held_out_bits_per_byte": round(mean, 4),
+            "by_register": {register: round(value, 4) for register, value in bits.items()},
             "tokens_per_second": round(tokens_per_second),
         }
         progress.records, progress.losses = [*progress.records, record], []
@@ -273,7 +341,11 @@ class _Run:
 
     def _save_state(self) -> None:
         tensors = {f"model/{name}": p for name, p in self.model.named_parameters()}
-        record = {"progress": asdict(self.progress), "settings": asdict(self.config)}
+        record = {
+            "progress": asdict(self.progress),
+            "settings": asdict(self.config),
+            "training_text": self._training_text(),
+        }
         try:
             save_state(
                 self.out,
@@ -291,12 +363,25 @@ class _Run:
             return
         record, tensors = found
         free = dict.fromkeys(("steps", "decay", "save_every"))
-        refuse_changes(record["settings"] | free, asdict(self.config) | free, self.out)
+        saved = record["settings"]
+        if "conversation" in saved:  # in older states: the weight of this register
+            saved["register_weights"] = f"conversation={saved.pop('conversation'):g}"
+        refuse_changes(saved | free, asdict(self.config) | free, self.out)
+        if "training_text" in record:  # not in older states
+            now = {"training_text": self._training_text()}
+            refuse_changes({name: record[name] for name in now}, now, self.out)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model/{name}"])
         restore_optimizers(self.optimizers, tensors)
         self.progress = _Progress(**record["progress"])
+
+    def _training_text(self) -> str:
+        """Identify the training text, from which the rows of every step are drawn."""
+        crc = 0
+        for source in self.sources:
+            crc = zlib.crc32(source.tokens.tobytes(), crc)
+        return f"{sum(len(source.tokens) for source in self.sources):,} tokens, CRC-32 {crc:08x}"
 
     def _diverged(self, what: str) -> GPT2Error:
         return GPT2Error(

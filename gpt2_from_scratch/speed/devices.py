@@ -5,6 +5,7 @@ import platform
 import torch
 
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.pretrain import multiplies_bfloat16
 
 MOST_THREADS = 1024  # torch crashes at some larger number
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,14 +34,10 @@ def choose_device(name: str = "auto") -> torch.device:
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the precision in which frozen blocks compute when `dtype` is asked for.
 
-    On a CPU without bfloat16 instructions this is float32, which is nine times as fast there
-    (README, How fast it is).
+    On a CPU without bfloat16 instructions this is float32 (README, How fast it is).
     """
-    if dtype == torch.bfloat16 and device.type == "cpu":
-        # older versions of torch do not list them
-        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        if not any(there for name, there in has.items() if "bf16" in name):
-            return torch.float32
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
+        return torch.float32
     return dtype
 
 

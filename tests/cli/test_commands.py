@@ -608,3 +608,35 @@ def test_runs_without_a_name_are_numbered(
         assert cli.main(["train", *options, *columns]) == 0
     first = f"{tiny_checkpoint.name}-kinds-123"
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first, f"{first}-2"]
+
+
+def test_pretraining_goes_on_from_a_model_without_the_test_sets(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The sizes are the model's; the texts of a table and of a .conll file are removed."""
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    lines = [f"the cat saw the dog on day {n} and again" for n in range(600)]
+    (corpus / "a.txt").write_text("\n\n".join([*lines, "a test text that nobody may read"]))
+    (corpus / "b.txt").write_text("Words with one tag each , from a test set\n\nand another line")
+    (tmp_path / "test.csv").write_text("text,label\nA test text that nobody may read,ham\n")
+    words = "Words with one tag each , from a test set".split()
+    (tmp_path / "test.conll").write_text("".join(f"{word}\tO\n" for word in words))
+    settings = ["--steps", 1, "--tokens", 64, "--row", 16, "--device", "cpu"]
+    code, _, err = call(
+        capsys,
+        *("pretrain", "--corpus", corpus, "--out", out, "--from", tiny_checkpoint, *settings),
+        *("--exclude", tmp_path / "test.csv", tmp_path / "test.conll"),
+    )
+    assert code == 0 and "1 of a.txt, 1 of b.txt" in err
+    assert load_gpt2(out).config == load_gpt2(tiny_checkpoint).config
+    code, _, err = call(
+        capsys,
+        *("pretrain", "--corpus", corpus, "--out", tmp_path / "other", "--from", tiny_checkpoint),
+        *("--n-layer", 3, *settings),
+    )
+    assert code == 2 and "n_layer=2" in err and "n_layer=3" in err

@@ -4,13 +4,16 @@ import csv
 import random
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from said import listen
 
 from gpt2_from_scratch.data.messages import load_sms_spam
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.gpt2.corpus import (
     HELD_OUT_ONE_IN,
     TEXTING,
@@ -24,9 +27,11 @@ from gpt2_from_scratch.gpt2.corpus import (
     registers,
     train_bpe,
 )
+from gpt2_from_scratch.gpt2.overlap import Overlap
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
 from gpt2_from_scratch.storage.paths import embedded
 
+CONFIG = PretrainConfig(seed=1)  # conversation weighs 2, and 1 more as typed on a phone
 LINES = [
     "See you tomorrow, don't be late!",
     "What's the number?",
@@ -204,7 +209,7 @@ def test_bytes_are_those_of_the_text(tokenizer):
 
 def test_encoding_a_corpus(tmp_path, tokenizer):
     documents = write_corpus(tmp_path / "corpus")
-    train, held_out = encode_corpus(tmp_path / "corpus", tokenizer, {"conversation": 2.0}, 0.5, 1)
+    train, held_out = encode_corpus(tmp_path / "corpus", tokenizer, CONFIG)
     assert [source.name for source in train] == ["book.txt", "chat.txt", "chat.txt typed"]
     assert [source.name for source in held_out] == ["book.txt", "chat.txt"]
     for source in train[:2]:
@@ -219,10 +224,54 @@ def test_encoding_a_corpus(tmp_path, tokenizer):
     assert chat == 2 * sum(map(len, kept["chat.txt"])) and typed == chat / 2
 
 
+def test_registers_have_weights(tmp_path, tokenizer):
+    write_corpus(tmp_path / "corpus")
+    config = replace(CONFIG, register_weights="books=0.25, conversation=3", phone=0.0)
+    book, chat = encode_corpus(tmp_path / "corpus", tokenizer, config)[0]
+    plain = replace(CONFIG, register_weights="", phone=0.0)
+    plain_book, plain_chat = encode_corpus(tmp_path / "corpus", tokenizer, plain)[0]
+    assert (book.weight, chat.weight) == (plain_book.weight / 4, 3 * plain_chat.weight)
+    assert (book.register, chat.register) == ("books", "conversation")
+    with pytest.raises(UsageError, match="'poems'.*books, conversation"):
+        encode_corpus(tmp_path / "corpus", tokenizer, replace(CONFIG, register_weights="poems=1"))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["news", "news=", "=2", "news=-1", "news=nan", "a=1,a=2", "a=inf"]
+)
+def test_weights_that_are_none(wrong):
+    with pytest.raises(UsageError, match=re.escape(repr(wrong.split(",")[-1]))):
+        PretrainConfig(register_weights=wrong)
+
+
+def test_excluded_lines_leave_training_and_the_rest_stays(tmp_path, tokenizer):
+    documents = write_corpus(tmp_path / "corpus")
+    kept, aside = (
+        next(d for d in documents["chat.txt"] if is_held_out(d) == held and d.find("\n") > 25)
+        for held in (False, True)
+    )
+    line = kept.split("\n")[0]
+    before = encode_corpus(tmp_path / "corpus", tokenizer, CONFIG)
+    lines = listen()
+    excluded = Overlap([line.upper() + "  ", *aside.split("\n")])
+    after = encode_corpus(tmp_path / "corpus", tokenizer, CONFIG, excluded)
+    texts = [tokenizer.decode(source.tokens.tolist()) for source in after[0]]
+    assert not any(f"{line}\n" in text for text in texts)
+    count = before[0][1].tokens.tolist().count(tokenizer.end_of_text_id)
+    assert after[0][1].tokens.tolist().count(tokenizer.end_of_text_id) == count
+    assert [len(s.line_starts) for s in after[0]] == [
+        len(s.line_starts) - removed for s, removed in zip(before[0], (0, 1, 1), strict=True)
+    ]
+    for a, b in zip(after[1], before[1], strict=True):  # what is held out is not trained on
+        assert np.array_equal(a.tokens, b.tokens)
+    assert "1 lines" in lines[-1] and "1 of chat.txt" in lines[-1]
+
+
 def test_typed_lines_replace_the_lines(tmp_path, tokenizer):
     documents = write_corpus(tmp_path / "corpus")
     typed = [
-        encode_corpus(tmp_path / "corpus", tokenizer, {}, 0.5, seed)[0][2] for seed in (1, 1, 2)
+        encode_corpus(tmp_path / "corpus", tokenizer, replace(CONFIG, seed=seed))[0][2]
+        for seed in (1, 1, 2)
     ]
     assert np.array_equal(typed[0].tokens, typed[1].tokens)
     assert not np.array_equal(typed[0].tokens, typed[2].tokens)
@@ -235,7 +284,7 @@ def test_typed_lines_replace_the_lines(tmp_path, tokenizer):
 
 def test_without_phones_no_typed_lines(tmp_path, tokenizer):
     write_corpus(tmp_path / "corpus")
-    train, _ = encode_corpus(tmp_path / "corpus", tokenizer, {}, 0.0, 1)
+    train, _ = encode_corpus(tmp_path / "corpus", tokenizer, replace(CONFIG, phone=0.0))
     assert [source.name for source in train] == ["book.txt", "chat.txt"]
 
 
@@ -245,7 +294,7 @@ def test_a_file_without_training_text_is_no_source(tmp_path, tokenizer):
     aside = next(f"document {n}" for n in range(9999) if is_held_out(f"document {n}"))
     (tmp_path / "corpus" / "empty.txt").write_text("\n\n")
     (tmp_path / "corpus" / "aside.txt").write_text(aside)
-    train, held_out = encode_corpus(tmp_path / "corpus", tokenizer, {}, 0.0, 1)
+    train, held_out = encode_corpus(tmp_path / "corpus", tokenizer, replace(CONFIG, phone=0.0))
     assert [source.name for source in train] == ["book.txt", "chat.txt"]
     assert [source.name for source in held_out] == ["aside.txt", "book.txt", "chat.txt"]
 
@@ -301,9 +350,10 @@ def test_our_vocabulary_joins_no_digits():
 
 def test_the_vocabulary_never_sees_held_out_text(tmp_path):
     documents = write_corpus(tmp_path / "corpus")
-    sample = list(bpe_sample(tmp_path / "corpus", 0.0, 1))
-    assert sample == list(bpe_sample(tmp_path / "corpus", 0.0, 1))
-    assert sample != list(bpe_sample(tmp_path / "corpus", 0.0, 2))
+    silent = replace(CONFIG, phone=0.0)
+    sample = list(bpe_sample(tmp_path / "corpus", silent))
+    assert sample == list(bpe_sample(tmp_path / "corpus", silent))
+    assert sample != list(bpe_sample(tmp_path / "corpus", replace(silent, seed=2)))
     kept = {
         name: [line for d in texts if not is_held_out(d) for line in d.split("\n")]
         for name, texts in documents.items()
@@ -320,7 +370,7 @@ def test_the_vocabulary_never_sees_held_out_text(tmp_path):
     pages = [line for line in sample if " page " in line]
     assert set(pages) <= set(kept["book.txt"])
     assert 0.2 < len(pages) / len(kept["book.txt"]) < 0.3  # one in four
-    assert len(list(bpe_sample(tmp_path / "corpus", 0.5, 1))) > len(sample) + 400
+    assert len(list(bpe_sample(tmp_path / "corpus", CONFIG))) > len(sample) + 400
 
 
 # --- the test data stay unseen ---

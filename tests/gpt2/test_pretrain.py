@@ -22,7 +22,7 @@ from gpt2_from_scratch import errors
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2 import pretrain as pretrain_module
 from gpt2_from_scratch.gpt2.config import GPT2Config, PretrainConfig
-from gpt2_from_scratch.gpt2.corpus import Source, encode_corpus, is_held_out
+from gpt2_from_scratch.gpt2.corpus import Source, encode_corpus, is_held_out, n_bytes
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.pretrain import (
     bits_per_byte,
@@ -34,6 +34,8 @@ from gpt2_from_scratch.gpt2.pretrain import (
 )
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.storage import states
+from gpt2_from_scratch.storage.tensors import read_tensors, tensors_sha256
 
 CONFIG = PretrainConfig(
     n_vocab=300,
@@ -154,7 +156,7 @@ def test_the_files_load(finished_once):
 def test_a_run_equals_a_plain_loop(corpus, finished_once):
     """The same rows, with the learning rates of 8 steps (2 rise, the last 4 fall) written out."""
     out, expected = finished_once
-    sources, _ = encode_corpus(corpus, Tokenizer(out), {"conversation": 2.0}, 0.5, CONFIG.seed)
+    sources, _ = encode_corpus(corpus, Tokenizer(out), CONFIG)
     model = GPT2(expected.config)
     init_weights(model, torch.Generator().manual_seed(CONFIG.seed))
     optimizers = make_optimizers(model, CONFIG)
@@ -176,10 +178,26 @@ def test_weights_on_disk_may_be_halves(corpus, tmp_path):
         assert torch.equal(parameter, model.get_parameter(name).half().float()), name
 
 
+def test_held_out_text_is_scored_by_register(corpus, finished_once):
+    """The mean over all bytes is that of the whole held-out text."""
+    out, model = finished_once
+    _, held_out = encode_corpus(corpus, Tokenizer(out), CONFIG)
+    expected = {
+        source.register: bits_per_byte(model, [source], n_bytes(source, Tokenizer(out)))
+        for source in held_out
+    }
+    assert [*expected] == ["general", "conversation"]
+    last = curve(out)[-1]
+    assert last["by_register"] == pytest.approx(expected, abs=1e-4)
+    size = sum(n_bytes(source, Tokenizer(out)) for source in held_out)
+    whole = bits_per_byte(model, held_out, size)
+    assert last["held_out_bits_per_byte"] == pytest.approx(whole, abs=1e-4)
+
+
 def test_what_it_logs(corpus, tmp_path):
     lines = listen()
     run(corpus, tmp_path)
-    sources, held_out = encode_corpus(corpus, Tokenizer(tmp_path), {}, 0.5, CONFIG.seed)
+    sources, held_out = encode_corpus(corpus, Tokenizer(tmp_path), CONFIG)
     tokens = sum(len(source.tokens) for source in sources)
     assert "300 tokens" in lines[0] and str(corpus) in lines[0]
     assert lines[1].startswith(f"{tokens:,} tokens in 3 sources; ")
@@ -292,6 +310,53 @@ def test_length_decay_and_checkpoints_may_change(corpus, finished):
     assert [record["step"] for record in curve(finished)] == [4, 8, 9, 10, 11]
 
 
+def test_another_training_text_is_refused(corpus, finished):
+    with pytest.raises(UsageError, match=r"training_text: .*tokens.* -> .*tokens"):
+        run(corpus, finished, exclude=["the cat saw you on day 17"], resume=True)
+
+
+def test_a_state_of_an_older_version_resumes(corpus, finished, finished_once):
+    """It has the weight of conversation alone, and nothing about the training text."""
+    metadata, tensors = read_tensors(finished / "state-00000008.safetensors", states.FORMAT)
+    record = json.loads(metadata["record"])
+    del record["training_text"]
+    assert record["settings"].pop("register_weights") == "conversation=2"
+    record["settings"]["conversation"] = 2.0
+    states.save_state(finished, 8, tensors, record)
+    assert_equal_to_the_bit(run(corpus, finished, resume=True), finished_once[1])
+    record["settings"]["conversation"] = 3.0
+    states.save_state(finished, 8, tensors, record)
+    with pytest.raises(UsageError, match="register_weights: 'conversation=3' -> 'conversation=2'"):
+        run(corpus, finished, resume=True)
+
+
+# --- starting from a model ---
+
+
+def test_a_run_starts_from_given_weights(corpus, finished_once, tmp_path):
+    """With a rate of nearly nothing they stay as they are; the vocabulary is theirs."""
+    out, model = finished_once
+    config = replace(CONFIG, steps=1, lr=1e-12, weight_decay=0.0)
+    continued = run(corpus, tmp_path / "next", config, start=out)
+    for (name, p), q in zip(continued.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-9), name
+    for name in ("vocab.bpe", "encoder.json"):
+        assert (tmp_path / "next" / name).read_bytes() == (out / name).read_bytes()
+    assert curve(tmp_path / "next")[0]["held_out_bits_per_byte"] == pytest.approx(
+        curve(out)[-1]["held_out_bits_per_byte"], abs=1e-3
+    )
+    about = json.loads((tmp_path / "next" / "pretraining.json").read_text())
+    assert about["started_from_sha256"] == tensors_sha256(dict(model.named_parameters()))
+
+
+def test_a_model_of_other_sizes_is_refused_before_anything_is_written(
+    corpus, finished_once, tmp_path
+):
+    with pytest.raises(UsageError, match="n_layer=1.*n_layer=2"):
+        run(corpus, tmp_path / "next", replace(CONFIG, n_layer=2), start=finished_once[0])
+    assert not (tmp_path / "next").exists()
+
+
 # --- unusual corpora ---
 
 
@@ -309,7 +374,11 @@ def test_a_file_shorter_than_a_row_does_no_harm(tmp_path):
     write_documents(tmp_path / "corpus" / "a.txt", 3)
     (tmp_path / "corpus" / "short.txt").write_text("hi you\n")
     (tmp_path / "corpus" / "MANIFEST.tsv").write_text("file\tregister\nshort.txt\tconversation\n")
-    run(tmp_path / "corpus", tmp_path / "out", replace(CONFIG, n_vocab=280, conversation=1000.0))
+    run(
+        tmp_path / "corpus",
+        tmp_path / "out",
+        replace(CONFIG, n_vocab=280, register_weights="conversation=1000"),
+    )
 
 
 def test_a_vocabulary_left_by_another_run_must_fit(corpus, finished):
@@ -401,6 +470,16 @@ def test_every_parameter_has_one_optimizer():
     assert by_muon == [f"blocks.{n}.{part}.weight" for n in range(2) for part in parts]
     assert sorted(by_muon + by_adamw) == sorted(names.values())
     assert by_adamw[:2] == ["wte.weight", "wpe.weight"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_products_are_in_float32_on_a_cpu_without_bfloat16(tiny_gpt2, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": has})
+    seen = []
+    tiny_gpt2.blocks[0].mlp.c_fc.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    with torch.no_grad():
+        next_token_loss(tiny_gpt2, torch.zeros(1, 5, dtype=torch.long))
+    assert seen == [torch.bfloat16 if has else torch.float32]
 
 
 # --- bits per byte ---
