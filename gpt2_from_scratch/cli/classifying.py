@@ -101,7 +101,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
-    from gpt2_from_scratch.runs.folder import read_test_part
+    from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
     from gpt2_from_scratch.speed.feature_store import FeatureStore
 
@@ -120,15 +120,21 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if head.task == "classification":
         is_best = args.classifier.is_dir() or args.classifier.name == "best.safetensors"
         found = assess_again(classifier, messages, folder if is_best else None, **options)
-        print(json.dumps(assessment_as_json(found)) if args.json else format_assessment(found))
-        return
-    if options:
+        values, table = assessment_as_json(found), format_assessment(found)
+    elif options:
         raise UsageError(
             f"--watch, --lose-at-most, --cost-of-losing and --show are for classification, not for "
             f"{head.task}"
         )
-    scores = evaluate_classifier(classifier, messages)
-    print(json.dumps(scores.as_json()) if args.json else scores.as_table())
+    else:
+        scores = evaluate_classifier(classifier, messages)
+        values, table = scores.as_json(), scores.as_table()
+    seen = TrainedOn.of(args.classifier)
+    n_seen = seen.count(messages)
+    if args.source or n_seen:  # the run's own test set holds no text of its training set
+        values |= {"trained_on": n_seen if n_seen or seen.complete else None}
+        table = f"{seen.in_words(messages)}\n\n{table}"
+    print(json.dumps(values) if args.json else table)
 
 
 def _load_classifier(args: argparse.Namespace) -> "Classifier":

@@ -1,11 +1,13 @@
-"""The folder of one run: its settings, its lock, its test set, its checks.
+"""The folder of one run: its settings, its lock, its test set, the texts it learned, its checks.
 
 `config.json` holds exactly a `RunConfig`; `provenance.json` what the run was made from. A finished
 run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume from.
 """
 
+import hashlib
 import json
 import shlex
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -31,6 +33,7 @@ from gpt2_from_scratch.storage.files import (
     read_manifest,
     sweep,
     write_json,
+    write_text,
 )
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
@@ -38,6 +41,8 @@ from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+TRAINING_TEXTS = "training-texts.txt"
+AND_OTHERS = "and others"  # its last line, if not all texts are known
 
 
 @dataclass(frozen=True)
@@ -172,13 +177,17 @@ def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
     }
 
 
-# --- its test set ---
+# --- its test set, and the texts it was trained on ---
 
 
-def write_test_part(run: Path, messages: Sequence[Message], task: str) -> None:
-    """Write the test set: `test.csv`, or `test.jsonl` for other tasks than classification."""
+def write_parts(run: Path, split: Split, task: str) -> None:
+    """Write the test set, and the hashes of the training set.
+
+    The test set is `test.csv`, or `test.jsonl` for other tasks than classification.
+    """
     write = write_messages if task == "classification" else write_examples
-    write(_test_part(run, task), messages)
+    write(_test_part(run, task), split.test)
+    TrainedOn(frozenset(_text_hash(message.text) for message in split.train)).write(run)
 
 
 def read_test_part(run: Path, task: str) -> list[Message]:
@@ -190,6 +199,57 @@ def read_test_part(run: Path, task: str) -> list[Message]:
 
 def _test_part(run: Path, task: str) -> Path:
     return run / ("test.csv" if task == "classification" else "test.jsonl")
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The texts that a classifier was trained on, as hashes.
+
+    Texts that differ in white space or in Unicode's composition only are the same.
+    """
+
+    hashes: frozenset[str]
+    complete: bool = True  # False: it was trained on others too, and these are not known
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Number of messages whose text was trained on."""
+        return sum(_text_hash(message.text) in self.hashes for message in messages)
+
+    def in_words(self, messages: Sequence[Message]) -> str:
+        """Say how many of these messages were trained on, and what that means for their scores."""
+        n, total = self.count(messages), f"{len(messages):,}"
+        if not n and not self.complete:
+            return "whether it was trained on these texts is not known"
+        if not n:
+            return f"none of the {total} texts was trained on"
+        known = f"{n:,} of the {total} texts were trained on"
+        if n == len(messages):
+            known = f"all {total} texts were trained on"
+        elif not self.complete:
+            known = f"at least {known}"
+        return f"{known}: the scores do not show how good it is on new texts"
+
+    def write(self, run: Path) -> None:
+        """Write `training-texts.txt`: one hash per line."""
+        lines = sorted(self.hashes) + ([] if self.complete else [AND_OTHERS])
+        write_text(run / TRAINING_TEXTS, "".join(f"{line}\n" for line in lines))
+
+    @classmethod
+    def of(cls, classifier: str | Path) -> "TrainedOn":
+        """Read what a run's classifier was trained on; nothing is known of other files."""
+        path = Path(classifier)
+        own = path.is_dir() or path.name in ("best.safetensors", "last.safetensors")
+        path = (path if path.is_dir() else path.parent) / TRAINING_TEXTS
+        if not own or not path.is_file():
+            return cls(frozenset(), complete=False)
+        check_listed(path)
+        lines = path.read_text("utf-8", "replace").splitlines()
+        return cls(frozenset(lines) - {AND_OTHERS}, AND_OTHERS not in lines)
+
+
+def _text_hash(text: str) -> str:
+    same = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 # --- its checks ---

@@ -22,8 +22,8 @@ from gpt2_from_scratch.runs.folder import (
     new_run_folder,
     refuse_other_run,
     working_in,
+    write_parts,
     write_provenance,
-    write_test_part,
 )
 from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
 from gpt2_from_scratch.runs.results import Run, score_again, score_run
@@ -91,7 +91,7 @@ def train_classifier(
     classifier = new_classifier(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
     with working_in(folder, resumable=True):
-        write_test_part(folder, split.test, head.task)  # an interrupted run can be scored with it
+        write_parts(folder, split, head.task)  # an interrupted run can be scored with it
         write_provenance(folder, split, classifier)
         config.write(folder)
         return _train(folder, config, split, classifier, resume=False)
@@ -123,7 +123,7 @@ def resume_training(run: str | Path, *, device: torch.device | str = "auto") -> 
     classifier = new_classifier(config, split).to(where)
     with working_in(folder, resumable=True):
         refuse_other_run(folder, split, classifier)
-        write_test_part(folder, split.test, config.head.task)
+        write_parts(folder, split, config.head.task)
         return _train(folder, config, split, classifier, resume=True)
 
 
@@ -198,7 +198,7 @@ def train_as_the_lecture(
     )
     run = new_run_folder(run, config)
     with working_in(run, resumable=False):
-        write_test_part(run, split.test, "classification")
+        write_parts(run, split, "classification")
         store = FeatureStore() if cache else None
         classifier, trace = lecture(
             gpt2,

@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
         "report.html",
         "test-answers.jsonl",
         "test.csv",
+        "training-texts.txt",
         "val-answers.jsonl",
     ]
     config = json.loads((run / "config.json").read_text())
