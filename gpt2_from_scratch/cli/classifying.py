@@ -7,6 +7,8 @@ import argparse
 import csv
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -178,7 +180,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "--file",
         type=existing_or_new_path,
-        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
+        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file; -: lines of stdin",
     )
     add_settings(parser, DataConfig, *READING)
     form = parser.add_mutually_exclusive_group()
@@ -194,22 +196,19 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.data.messages import lines_of, read_texts
     from gpt2_from_scratch.progress import progress_bar
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
+    if files := [text for text in args.texts if os.path.isfile(text)]:
+        raise UsageError(
+            f"{files[0]} is a file. Use --file {shlex.quote(files[0])} to classify the texts in it."
+        )
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
     texts: Iterable[tuple[int, str]]
-    if args.file:
-        texts = read_texts(args.file, **given(args, *READING))
-    elif args.texts:
-        texts = enumerate(args.texts, start=1)
-    else:
-        options = given(args, "encoding", "on_error")
-        texts = lines_of(sys.stdin.buffer, "standard input", **options)
+    texts = enumerate(args.texts, start=1) if args.texts else _read(args)
     table = (
         PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
         if args.csv
@@ -232,6 +231,15 @@ def run_predict(args: argparse.Namespace) -> None:
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
         sys.stdout.flush()  # the reader of a pipe waits for it
+
+
+def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
+    """The numbered texts of --file, or of standard input without it or for `-`."""
+    from gpt2_from_scratch.data.messages import lines_of, read_texts
+
+    if args.file and str(args.file) != "-":
+        return read_texts(args.file, **given(args, *READING))
+    return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
@@ -295,7 +303,7 @@ def add_features(commands: Any) -> None:
         "--file",
         type=existing_or_new_path,
         required=True,
-        help="lines of a text file, or a column of a table",
+        help="lines of a text file, or a column of a table; -: lines of stdin",
     )
     add_settings(parser, DataConfig, *READING)
     add_model(parser)
@@ -311,7 +319,6 @@ def run_features(args: argparse.Namespace) -> None:
     import numpy as np
 
     from gpt2_from_scratch.classifier.classifier import Classifier
-    from gpt2_from_scratch.data.messages import read_texts
     from gpt2_from_scratch.speed.devices import DTYPES
     from gpt2_from_scratch.storage.files import atomic_path
 
@@ -325,7 +332,7 @@ def run_features(args: argparse.Namespace) -> None:
         pooling=asked.pooling,
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
-    texts = [text for _, text in read_texts(args.file, **given(args, *READING))]
+    texts = [text for _, text in _read(args)]
     states = classifier.logits(classifier.encode(texts)[0]).numpy()
     with atomic_path(args.out) as temporary, temporary.open("wb") as file:
         np.save(file, states)

@@ -103,7 +103,7 @@ def run_train(args: argparse.Namespace) -> None:
         run.write_report()
     print("Test set:")
     print(run.scores.as_table())
-    base = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
+    base = "" if run.config.model in MODELS else f" --model {shlex.quote(run.config.model)}"
     log.info(
         f"\nsaved in {run.folder}; use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"

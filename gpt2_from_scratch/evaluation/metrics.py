@@ -111,6 +111,8 @@ def read_predictions(path: Path) -> LabelledPredictions:
             np.array([[line["probabilities"][k] for k in labels] for line in lines], dtype=float),
             np.array([line[key] for line in lines], dtype=bool) if key else None,
         )
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, LookupError, TypeError) as error:

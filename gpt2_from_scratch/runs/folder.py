@@ -35,6 +35,7 @@ from gpt2_from_scratch.storage.files import (
     write_json,
     write_text,
 )
+from gpt2_from_scratch.storage.paths import is_model, known_name
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -42,6 +43,22 @@ from gpt2_from_scratch.storage.tensors import refuse_odd_name
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
+FILES = (  # that a run writes; any other file in its folder is the user's
+    CONFIG,
+    PROVENANCE,
+    TRAINING_TEXTS,
+    "test.csv",
+    "test.jsonl",
+    "metrics.jsonl",
+    "trace.json",
+    "nan_report.json",
+    "best.safetensors",
+    "last.safetensors",
+    "evaluation.json",
+    "test-answers.jsonl",
+    "val-answers.jsonl",
+)
+OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that appear by themselves
 AND_OTHERS = "and others"  # its last line, if not all texts are known
 
 
@@ -60,6 +77,7 @@ class RunConfig:
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", known_name(self.model))
         check_settings(self)
 
     def settings(self) -> dict[str, Any]:
@@ -80,6 +98,8 @@ class RunConfig:
         another version of this format.
         """
         path = run / CONFIG
+        if is_model(run):
+            raise UsageError(f"{run} is a GPT-2, not a run. Train a classifier on it with --model.")
         values = read_json(path)
         if values.get("version") != VERSION:
             raise UsageError(
@@ -112,13 +132,14 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
     """Make `run`, or `runs/MODEL-DATA-SEED` with a number appended if that exists.
 
-    Raises UsageError if the named folder holds something: no run is ever overwritten.
+    Raises UsageError if the named folder holds something: nothing is ever overwritten.
     """
     try:
         if run is not None:
             run = Path(run)
             refuse_odd_name(run)
-            if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            taken = run.exists() and not run.is_dir()
+            if taken or (run.exists() and {p.name for p in run.iterdir()} - {*OF_THE_DESKTOP}):
                 raise UsageError(f"{run} exists already. Choose another --out.")
             run.mkdir(parents=True, exist_ok=True)
             return run
@@ -256,15 +277,20 @@ def _text_hash(text: str) -> str:
 
 
 def verify_run(folder: Path) -> Iterator[Check]:
-    """Check each file of a finished run against its manifest, and the classifiers themselves."""
+    """Check each file of a finished run against its manifest, and the classifiers themselves.
+
+    Other files there are the user's; they are named and not checked.
+    """
     check, listed = attempt(
         MANIFEST, lambda: read_manifest(folder), lambda files: f"{len(files)} files"
     )
     yield check
-    here = {path.name for path in folder.iterdir() if path.name[0] != "."} - {MANIFEST}
-    for name in sorted({*(listed or ()), *here}):
+    for name in listed or ():
         path = folder / name
         yield attempt(name, partial(check_listed, path), lambda _: f"as in {MANIFEST}")[0]
         if path.suffix == ".safetensors" and path.is_file():
             reads = partial(read_classifier, path)
             yield attempt(f"{name}, by itself", reads, lambda found: f"{found[0].labels}")[0]
+    here = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    if others := sorted(here - {MANIFEST, *(listed or ())}):
+        yield Check("other files", True, f"not the run's, not checked: {', '.join(others):.200}")

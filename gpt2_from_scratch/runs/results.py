@@ -37,7 +37,7 @@ from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, ho
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
-from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig, read_test_part
+from gpt2_from_scratch.runs.folder import FILES, PROVENANCE, RunConfig, read_test_part
 from gpt2_from_scratch.runs.lecture import SPLIT_RULE, read_lecture_split
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.storage.files import (
@@ -233,7 +233,7 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     remove_states(folder)
-    write_manifest(folder)
+    write_manifest(folder, FILES)
     return Run(folder, config, classifier, scores, assessment, split)
 
 

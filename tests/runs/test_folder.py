@@ -1,16 +1,20 @@
 """What a run's folder knows: the texts that were trained on, and which files are the run's own."""
 
+import io
 import json
+import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import call
 
+from gpt2_from_scratch.classifier import train as training_run
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.split import split_messages
-from gpt2_from_scratch.runs.folder import TrainedOn
+from gpt2_from_scratch.runs.folder import RunConfig, TrainedOn
 from gpt2_from_scratch.runs.recipes import train_classifier
 
 CONFIG = TrainConfig(epochs=1, seed=3)
@@ -102,3 +106,137 @@ def test_texts_that_are_known_in_part(run: Path, table: Path, tmp_path: Path) ->
     partly = TrainedOn.of(tmp_path)
     assert partly.hashes == known.hashes and not partly.complete
     assert partly.in_words(messages).startswith("at least 28 of the 40 texts")
+
+
+# --- files of the user in a run's folder ---
+
+
+def put_files(folder: Path) -> dict[str, bytes]:
+    """Files that a desktop or a person leaves in a folder; one looks like a state, one is locked."""
+    found = {name: name.encode() for name in USERS}
+    for name, content in found.items():
+        (folder / name).write_bytes(content)
+    (folder / "old").mkdir(exist_ok=True)
+    return found
+
+
+USERS = (".DS_Store", "Thumbs.db", "notes.txt", "state-9 copy.safetensors", "state-x.safetensors")
+
+
+@pytest.mark.slow
+def test_files_of_the_user_stop_nothing(
+    run: Path, tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder, base = tmp_path / "run", ("--model", tiny_checkpoint)
+    folder.mkdir()
+    (folder / "Thumbs.db").write_bytes(b"made by a look into the folder")
+    monkeypatch.setattr(training_run, "SAVE_EVERY", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "end_epoch", _interrupt)
+        arguments = ("--data", table, "--out", folder, "--epochs", 1, "--seed", 3)
+        assert call(capsys, "train", *base, *arguments)[0] == 130
+    users = put_files(folder)
+    assert call(capsys, "train", "--resume", folder)[0] == 0
+    listed = json.loads((folder / "MANIFEST.json").read_text())["sha256"]
+    assert {*listed} == {*json.loads((run / "MANIFEST.json").read_text())["sha256"]} | {
+        "report.html",
+        "model_card.md",
+        "curves.png",
+    }
+    assert {name: (folder / name).read_bytes() for name in users} == users
+    (folder / "notes.txt").write_text("something else, later")
+    code, out, _ = call(capsys, "verify", folder)
+    assert code == 0 and "Thumbs.db, notes.txt" in out and ".DS_Store" not in out
+    for arguments in (("predict", folder, "a pill"), ("evaluate", folder)):
+        assert call(capsys, *arguments, *base)[0] == 0
+    assert call(capsys, "train", "--resume", folder)[0] == 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_with_files_of_the_user_is_not_a_new_run(tiny_checkpoint, table, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("mine")
+    command = ("train", "--model", tiny_checkpoint, "--data", table, "--out", tmp_path)
+    code, _, err = call(capsys, *command)
+    assert code == 2 and "exists already" in err
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+# --- a file, a run or a model in another's place ---
+
+
+def test_a_file_given_as_a_text_is_pointed_out(
+    run: Path, table: Path, tiny_checkpoint: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    base = ("--model", tiny_checkpoint)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my texts.csv").write_bytes(table.read_bytes())
+    for texts in (["my texts.csv"], ["a pill", table]):
+        code, out, err = call(capsys, "predict", run, *texts, *base)
+        assert (code, out) == (2, "") and "--file" in err and str(texts[-1]) in err
+    code, out, _ = call(capsys, "predict", run, "no such.csv", "a\0b", "x" * 5000, *base)
+    assert code == 0 and len(out.splitlines()) == 3
+
+
+def test_a_hyphen_is_standard_input(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    raw, base = b"a pill\nthe goal\n", ("--model", tiny_checkpoint)
+    outputs = []
+    for given in ([], ["--file", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code, out, _ = call(capsys, "predict", run, *given, *base, "--json")
+        outputs.append(out)
+        assert code == 0 and len(out.splitlines()) == 2
+    assert outputs[0] == outputs[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    out = tmp_path / "states.npy"
+    assert call(capsys, "features", "--file", "-", "--out", out, *base)[0] == 0
+    assert np.load(out).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--prompt", "Hi", "--model"],
+        ["train", "--data", "demo", "--model"],
+        ["check", "demo", "--model"],
+        ["verify"],
+    ],
+)
+def test_a_classifier_is_no_model(run: Path, tmp_path: Path, capsys, command) -> None:
+    for given in (run / "best.safetensors", run):
+        if given == run and command == ["verify"]:
+            continue  # of a run it checks the manifest
+        code, _, err = call(capsys, *command, given)
+        assert code == 4 and "trained classifier, not a GPT-2" in err and "predict" in err
+
+
+def test_a_model_is_no_classifier(tiny_checkpoint: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model in ("mini", "gpt2", tiny_checkpoint):
+        for command in (
+            ["predict", model, "hi"],
+            ["evaluate", model],
+            ["train", "--resume", model],
+        ):
+            code, _, err = call(capsys, *command)
+            assert code in (2, 4) and f"{model} is a GPT-2" in err and "--model" in err
+    (tmp_path / "folder").mkdir()
+    code, _, err = call(capsys, "predict", "folder", "hi")
+    assert code == 4 and "folder is not a run" in err
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys) -> None:
+    (tmp_path / "provenance.json").write_text("{}")
+    code, _, err = call(capsys, "predict", tmp_path, "hi")
+    assert code == 4 and "first epoch has not ended" in err
+    code, _, err = call(capsys, "verify", tmp_path)
+    assert code == 4 and "not finished" in err and f"--resume {tmp_path}" in err
+
+
+def test_a_config_may_name_a_model_as_the_hub_does() -> None:
+    assert RunConfig(model="gpt2-medium").model == "355M"
+    assert RunConfig(model="openai-community/gpt2-xl").model == "1558M"
