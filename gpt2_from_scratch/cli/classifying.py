@@ -185,7 +185,7 @@ def add_predict(commands: Any) -> None:
     add_settings(parser, DataConfig, *READING)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
-    form.add_argument("--csv", action="store_true", help="number, label, probabilities")
+    form.add_argument("--csv", action="store_true", help="number, label, probabilities, truncated")
     parser.add_argument(
         "--with-text",
         action="store_true",
@@ -244,10 +244,12 @@ def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
     """The label and the least probability in LABEL=P."""
+    from gpt2_from_scratch.evaluation.metrics import several
+
     label, _, number = typed.rpartition("=")
     if head.task != "classification" or label not in head.labels:
         raise UsageError(
-            f"--threshold {typed}: expected LABEL=P, the label one of {', '.join(head.labels)}"
+            f"--threshold {typed}: expected LABEL=P, the label one of {several(head.labels)}"
         )
     with suppress(ValueError):
         if 0 <= float(number) <= 1:
@@ -256,11 +258,12 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
 
 
 class PredictionTable:
-    """Predictions as csv rows: number, label, probabilities and, if wanted, the text.
+    """Predictions as csv rows: number, label, probabilities, truncated and, if wanted, the text.
 
-    Several labels are separated by bars; values have a column each. No label and no text becomes a
-    formula in a spreadsheet. Raises UsageError for several heads, and for a head whose answers are
-    not rows.
+    Several labels are separated by bars; values have a column each. `truncated` is true for a text
+    of which only the beginning was read. A label that is called like another column has its column
+    in parentheses, as often as it takes: "(number)". No label and no text becomes a formula in a
+    spreadsheet. Raises UsageError for several heads, and for a head whose answers are not rows.
     """
 
     def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
@@ -276,15 +279,32 @@ class PredictionTable:
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
         )
         self._with_text = with_text
-        self._write(["number", *columns], "text")
+        own = ["number", *columns[: len(columns) - len(head.labels)]]  # then one column per label
+        self._write(
+            [*own, *_distinct(head.labels, [*own, "truncated", "text"]), "truncated"], "text"
+        )
 
     def write(self, number: int, text: str, prediction: "Prediction") -> None:
         """Write one prediction as a row."""
-        self._write([str(number), *prediction.answer.as_row()], without_halves(text))
+        truncated = str(prediction.truncated).lower()
+        self._write([str(number), *prediction.answer.as_row(), truncated], without_halves(text))
 
     def _write(self, cells: list[str], text: str) -> None:
         row = [*cells, text] if self._with_text else cells
         self._writer.writerow([for_spreadsheet(cell) for cell in row])
+
+
+def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """A column's name for each label, distinct from those taken and from each other."""
+    names, used = list[str](), {*taken}
+    of_labels = {for_spreadsheet(label) for label in labels}
+    for label in labels:
+        name, others = label, used
+        while for_spreadsheet(name) in others:
+            name, others = f"({name})", used | of_labels
+        used.add(for_spreadsheet(name))
+        names.append(name)
+    return names
 
 
 # --- features ---

@@ -23,6 +23,7 @@ from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
+from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.verify import Check, attempt
 from gpt2_from_scratch.speed.devices import DTYPES, environment
 from gpt2_from_scratch.storage.files import (
@@ -290,7 +291,7 @@ def verify_run(folder: Path) -> Iterator[Check]:
         yield attempt(name, partial(check_listed, path), lambda _: f"as in {MANIFEST}")[0]
         if path.suffix == ".safetensors" and path.is_file():
             reads = partial(read_classifier, path)
-            yield attempt(f"{name}, by itself", reads, lambda found: f"{found[0].labels}")[0]
+            yield attempt(f"{name}, by itself", reads, lambda found: several(found[0].labels))[0]
     here = {path.name for path in folder.iterdir() if path.name[0] != "."}
     if others := sorted(here - {MANIFEST, *(listed or ())}):
         yield Check("other files", True, f"not the run's, not checked: {', '.join(others):.200}")

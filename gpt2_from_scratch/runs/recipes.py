@@ -14,6 +14,7 @@ from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import DataConfig, count_labels
 from gpt2_from_scratch.data.split import Split, load_split
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -136,7 +137,10 @@ def _train(
             "set pad_to to avoid that"
         )
     every = [*split.train, *split.val, *split.test]
-    labels = f" {count_labels(every)}" if config.head.task == "classification" else ""
+    labels = ""
+    if config.head.task == "classification":
+        counts = count_labels(every)
+        labels = f" {counts}" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
     log.info(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
