@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
+        "gpt2-classifier train --resume runs/reviews --data moved/reviews.csv",
     )
     add_training(parser)
     parser.add_argument(
@@ -62,7 +63,7 @@ def add_train(commands: Any) -> None:
         "--resume",
         type=existing_or_new_path,
         metavar="RUN",
-        help="resume a run that was interrupted, with its own settings",
+        help="resume a run that was interrupted, with its own settings; with --data if that was moved",
     )
     parser.add_argument(
         "--recipe",
@@ -111,8 +112,11 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> "Run":
-    """Resume a run; options that contradict its settings are refused."""
-    from gpt2_from_scratch.runs.folder import RunConfig
+    """Resume a run; options that contradict its settings are refused.
+
+    Its data may have moved: then they are read there, and have to be the same.
+    """
+    from gpt2_from_scratch.runs.folder import READING, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.states import refuse_changes
@@ -121,14 +125,17 @@ def _resume(args: argparse.Namespace) -> "Run":
         raise UsageError(
             "--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe."
         )
-    saved = RunConfig.read(args.resume).settings()
+    config = RunConfig.read(args.resume)
+    saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
     typed = given(args, "model", "dtype", "cache", "threads", *names)
     called = {"model": model_name, "encoding": checked_encoding}
     called |= dict.fromkeys(("source", "val_source", "test_source"), data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
+    moved = {name: typed.pop(name) for name in READING if name in typed}
     refuse_changes(saved, saved | typed, args.resume)
-    return resume_training(args.resume, device=choose_device(args.device))
+    data = replace(config.data, **moved) if moved else None
+    return resume_training(args.resume, data=data, device=choose_device(args.device))
 
 
 # --- find-rate ---

@@ -22,7 +22,13 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
-from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
+from gpt2_from_scratch.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+)
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.verify import Check, attempt
 from gpt2_from_scratch.speed.devices import DTYPES, environment
@@ -36,7 +42,7 @@ from gpt2_from_scratch.storage.files import (
     write_json,
     write_text,
 )
-from gpt2_from_scratch.storage.paths import is_model, known_name
+from gpt2_from_scratch.storage.paths import DATA_SETS, is_model, known_name
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -59,6 +65,9 @@ FILES = (  # that a run writes; any other file in its folder is the user's
     "test-answers.jsonl",
     "val-answers.jsonl",
 )
+SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}  # and options
+# where and how messages are read: these may change between two parts of a run, the messages may not
+READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
 OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that appear by themselves
 AND_OTHERS = "and others"  # its last line, if not all texts are known
 
@@ -181,12 +190,35 @@ def write_provenance(run: Path, split: Split, classifier: Classifier) -> None:
     write_json(run / PROVENANCE, _provenance(split, classifier))
 
 
-def refuse_other_run(run: Path, split: Split, classifier: Classifier) -> None:
-    """Raise UsageError unless the run was begun with this base model and these messages."""
+def refuse_missing_data(run: Path, data: DataConfig) -> None:
+    """Raise DataError if a file of the run's data is not there."""
+    for option in SOURCES:
+        path = getattr(data, option)
+        if path and path not in DATA_SETS and not Path(path).exists():
+            raise DataError(
+                f"{path} is missing, and {run} was started with it. If it was moved, say where it "
+                f"is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
+            )
+
+
+def refuse_other_messages(run: Path, split: Split, source: str) -> None:
+    """Raise UsageError unless the run was begun with these messages, wherever they were read."""
     saved = read_json(run / PROVENANCE)
-    now = json.loads(json.dumps(_provenance(split, classifier)))  # tuples are lists there
-    names = ("messages_sha256", "classifier")
-    refuse_changes({n: saved.get(n) for n in names}, {n: now[n] for n in names}, run)
+    then, now = saved.get("messages_sha256"), messages_sha256(split)
+    if then != now:
+        counts = {part: len(messages) for part, messages in vars(split).items()}
+        raise UsageError(
+            f"{run} was started with other messages than those of {source}: "
+            f"{saved.get('messages')} with hash {then!s:.12}, now {counts} with hash {now:.12}. "
+            "Give the data it was started with, or start a new run."
+        )
+
+
+def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
+    """Raise UsageError unless the run was begun with this base model, head and LoRA."""
+    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists there
+    then = read_json(run / PROVENANCE).get("classifier")
+    refuse_changes({"classifier": then}, {"classifier": now}, run)
 
 
 def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
