@@ -16,8 +16,8 @@ class UsageError(GPT2Error):
     exit_code = 2
 
 
-class DataError(GPT2Error):
-    """A text, label or table that cannot be used."""
+class DataError(GPT2Error, ValueError):
+    """A text, label, table or token id that cannot be used."""
 
     exit_code = 3
 

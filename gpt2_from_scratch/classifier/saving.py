@@ -22,6 +22,7 @@ from gpt2_from_scratch.gpt2.lora import add_lora, lora_names
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_listed
+from gpt2_from_scratch.storage.paths import is_model, is_run
 from gpt2_from_scratch.storage.settings import from_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
@@ -103,9 +104,18 @@ def read_classifier(path: Path) -> tuple[Description, dict[str, Tensor]]:
 def saved_file(path: str | Path) -> Path:
     """Return the classifier's file, in a run's folder `best.safetensors`.
 
-    Raises CheckpointError if the run's manifest has another checksum for it.
+    Raises CheckpointError for a GPT-2, for a folder without that file, and if the run's manifest has
+    another checksum for it.
     """
     path = Path(path)
+    if is_model(path):
+        raise CheckpointError(
+            f"{path} is a GPT-2, not a classifier. Train one on it: "
+            f"gpt2-classifier train --model {path}"
+        )
+    if path.is_dir() and not (path / "best.safetensors").exists():
+        what = "is a run whose first epoch has not ended" if is_run(path) else "is not a run"
+        raise CheckpointError(f"{path} {what}: best.safetensors is missing")
     path = path / "best.safetensors" if path.is_dir() else path
     check_listed(path)
     return path

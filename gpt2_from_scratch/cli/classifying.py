@@ -7,6 +7,8 @@ import argparse
 import csv
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -101,7 +103,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
-    from gpt2_from_scratch.runs.folder import read_test_part
+    from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
     from gpt2_from_scratch.speed.feature_store import FeatureStore
 
@@ -120,15 +122,21 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if head.task == "classification":
         is_best = args.classifier.is_dir() or args.classifier.name == "best.safetensors"
         found = assess_again(classifier, messages, folder if is_best else None, **options)
-        print(json.dumps(assessment_as_json(found)) if args.json else format_assessment(found))
-        return
-    if options:
+        values, table = assessment_as_json(found), format_assessment(found)
+    elif options:
         raise UsageError(
             f"--watch, --lose-at-most, --cost-of-losing and --show are for classification, not for "
             f"{head.task}"
         )
-    scores = evaluate_classifier(classifier, messages)
-    print(json.dumps(scores.as_json()) if args.json else scores.as_table())
+    else:
+        scores = evaluate_classifier(classifier, messages)
+        values, table = scores.as_json(), scores.as_table()
+    seen = TrainedOn.of(args.classifier)
+    n_seen = seen.count(messages)
+    if args.source or n_seen:  # the run's own test set holds no text of its training set
+        values |= {"trained_on": n_seen if n_seen or seen.complete else None}
+        table = f"{seen.in_words(messages)}\n\n{table}"
+    print(json.dumps(values) if args.json else table)
 
 
 def _load_classifier(args: argparse.Namespace) -> "Classifier":
@@ -172,12 +180,12 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "--file",
         type=existing_or_new_path,
-        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file",
+        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file; -: lines of stdin",
     )
     add_settings(parser, DataConfig, *READING)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
-    form.add_argument("--csv", action="store_true", help="number, label, probabilities")
+    form.add_argument("--csv", action="store_true", help="number, label, probabilities, truncated")
     parser.add_argument(
         "--with-text",
         action="store_true",
@@ -188,22 +196,19 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.data.messages import lines_of, read_texts
     from gpt2_from_scratch.progress import progress_bar
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
+    if files := [text for text in args.texts if os.path.isfile(text)]:
+        raise UsageError(
+            f"{files[0]} is a file. Use --file {shlex.quote(files[0])} to classify the texts in it."
+        )
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
     texts: Iterable[tuple[int, str]]
-    if args.file:
-        texts = read_texts(args.file, **given(args, *READING))
-    elif args.texts:
-        texts = enumerate(args.texts, start=1)
-    else:
-        options = given(args, "encoding", "on_error")
-        texts = lines_of(sys.stdin.buffer, "standard input", **options)
+    texts = enumerate(args.texts, start=1) if args.texts else _read(args)
     table = (
         PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
         if args.csv
@@ -228,12 +233,23 @@ def run_predict(args: argparse.Namespace) -> None:
         sys.stdout.flush()  # the reader of a pipe waits for it
 
 
+def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
+    """The numbered texts of --file, or of standard input without it or for `-`."""
+    from gpt2_from_scratch.data.messages import lines_of, read_texts
+
+    if args.file and str(args.file) != "-":
+        return read_texts(args.file, **given(args, *READING))
+    return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
+
+
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
     """The label and the least probability in LABEL=P."""
+    from gpt2_from_scratch.evaluation.metrics import several
+
     label, _, number = typed.rpartition("=")
     if head.task != "classification" or label not in head.labels:
         raise UsageError(
-            f"--threshold {typed}: expected LABEL=P, the label one of {', '.join(head.labels)}"
+            f"--threshold {typed}: expected LABEL=P, the label one of {several(head.labels)}"
         )
     with suppress(ValueError):
         if 0 <= float(number) <= 1:
@@ -242,11 +258,12 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
 
 
 class PredictionTable:
-    """Predictions as csv rows: number, label, probabilities and, if wanted, the text.
+    """Predictions as csv rows: number, label, probabilities, truncated and, if wanted, the text.
 
-    Several labels are separated by bars; values have a column each. No label and no text becomes a
-    formula in a spreadsheet. Raises UsageError for several heads, and for a head whose answers are
-    not rows.
+    Several labels are separated by bars; values have a column each. `truncated` is true for a text
+    of which only the beginning was read. A label that is called like another column has its column
+    in parentheses, as often as it takes: "(number)". No label and no text becomes a formula in a
+    spreadsheet. Raises UsageError for several heads, and for a head whose answers are not rows.
     """
 
     def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
@@ -262,15 +279,32 @@ class PredictionTable:
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
         )
         self._with_text = with_text
-        self._write(["number", *columns], "text")
+        own = ["number", *columns[: len(columns) - len(head.labels)]]  # then one column per label
+        self._write(
+            [*own, *_distinct(head.labels, [*own, "truncated", "text"]), "truncated"], "text"
+        )
 
     def write(self, number: int, text: str, prediction: "Prediction") -> None:
         """Write one prediction as a row."""
-        self._write([str(number), *prediction.answer.as_row()], without_halves(text))
+        truncated = str(prediction.truncated).lower()
+        self._write([str(number), *prediction.answer.as_row(), truncated], without_halves(text))
 
     def _write(self, cells: list[str], text: str) -> None:
         row = [*cells, text] if self._with_text else cells
         self._writer.writerow([for_spreadsheet(cell) for cell in row])
+
+
+def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """A column's name for each label, distinct from those taken and from each other."""
+    names, used = list[str](), {*taken}
+    of_labels = {for_spreadsheet(label) for label in labels}
+    for label in labels:
+        name, others = label, used
+        while for_spreadsheet(name) in others:
+            name, others = f"({name})", used | of_labels
+        used.add(for_spreadsheet(name))
+        names.append(name)
+    return names
 
 
 # --- features ---
@@ -289,7 +323,7 @@ def add_features(commands: Any) -> None:
         "--file",
         type=existing_or_new_path,
         required=True,
-        help="lines of a text file, or a column of a table",
+        help="lines of a text file, or a column of a table; -: lines of stdin",
     )
     add_settings(parser, DataConfig, *READING)
     add_model(parser)
@@ -305,7 +339,6 @@ def run_features(args: argparse.Namespace) -> None:
     import numpy as np
 
     from gpt2_from_scratch.classifier.classifier import Classifier
-    from gpt2_from_scratch.data.messages import read_texts
     from gpt2_from_scratch.speed.devices import DTYPES
     from gpt2_from_scratch.storage.files import atomic_path
 
@@ -319,7 +352,7 @@ def run_features(args: argparse.Namespace) -> None:
         pooling=asked.pooling,
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
-    texts = [text for _, text in read_texts(args.file, **given(args, *READING))]
+    texts = [text for _, text in _read(args)]
     states = classifier.logits(classifier.encode(texts)[0]).numpy()
     with atomic_path(args.out) as temporary, temporary.open("wb") as file:
         np.save(file, states)

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that --help answers at once.
 import argparse
 import json
 import logging
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from gpt2_from_scratch.cli.options import (
 )
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.errors import CheckpointError, DataError
-from gpt2_from_scratch.storage.paths import MODELS
+from gpt2_from_scratch.storage.paths import MODELS, is_run, known_name
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ def run_verify(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.storage.files import is_complete
 
     run = Path(args.model)
+    if is_run(run) and not is_complete(run):
+        raise CheckpointError(
+            f"{run} is a run that is not finished: there is no manifest to check. Finish it with "
+            f"gpt2-classifier train --resume {shlex.quote(args.model)}"
+        )
     checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
     print(format_checks(checks))
     failed = [check.what for check in checks if not check.ok]
@@ -219,7 +225,7 @@ def add_download(commands: Any) -> None:
         "gpt2-classifier download 124M",
         "gpt2-classifier download sms",
     )
-    parser.add_argument("what", choices=[*MODELS[1:], "sms"])
+    parser.add_argument("what", type=known_name, choices=[*MODELS[1:], "sms"])
 
 
 def run_download(args: argparse.Namespace) -> None:

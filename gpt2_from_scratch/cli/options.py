@@ -13,7 +13,10 @@ from gpt2_from_scratch.storage.paths import expanded
 
 log = logging.getLogger(__name__)
 
-MODEL_HELP = "mini (ships with the package), 124M, 355M, 774M, 1558M, or a model's folder"
+MODEL_HELP = (
+    "mini (ships with the package), 124M, 355M, 774M, 1558M (or gpt2, gpt2-medium, gpt2-large, "
+    "gpt2-xl), or a model's folder"
+)
 # settings whose option has another name
 OPTIONS = {
     "source": "data",

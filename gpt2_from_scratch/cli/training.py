@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --resume runs/reviews",
+        "gpt2-classifier train --resume runs/reviews --data moved/reviews.csv",
     )
     add_training(parser)
     parser.add_argument(
@@ -63,7 +64,7 @@ def add_train(commands: Any) -> None:
         "--resume",
         type=existing_or_new_path,
         metavar="RUN",
-        help="resume a run that was interrupted, with its own settings",
+        help="resume a run that was interrupted, with its own settings; with --data if that was moved",
     )
     parser.add_argument(
         "--recipe",
@@ -104,7 +105,7 @@ def run_train(args: argparse.Namespace) -> None:
         run.write_report()
     print("Test set:")
     print(run.scores.as_table())
-    base = "" if args.model in (None, *MODELS) else f" --model {shlex.quote(args.model)}"
+    base = "" if run.config.model in MODELS else f" --model {shlex.quote(run.config.model)}"
     log.info(
         f"\nsaved in {run.folder}; use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"
@@ -112,8 +113,11 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> "Run":
-    """Resume a run; options that contradict its settings are refused."""
-    from gpt2_from_scratch.runs.folder import RunConfig
+    """Resume a run; options that contradict its settings are refused.
+
+    Its data may have moved: then they are read there, and have to be the same.
+    """
+    from gpt2_from_scratch.runs.folder import READING, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.states import refuse_changes
@@ -122,14 +126,17 @@ def _resume(args: argparse.Namespace) -> "Run":
         raise UsageError(
             "--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe."
         )
-    saved = RunConfig.read(args.resume).settings()
+    config = RunConfig.read(args.resume)
+    saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
     typed = given(args, "model", "dtype", "cache", "threads", *names)
     called = {"model": model_name, "encoding": checked_encoding}
     called |= dict.fromkeys(("source", "val_source", "test_source"), data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
+    moved = {name: typed.pop(name) for name in READING if name in typed}
     refuse_changes(saved, saved | typed, args.resume)
-    return resume_training(args.resume, device=choose_device(args.device))
+    data = replace(config.data, **moved) if moved else None
+    return resume_training(args.resume, data=data, device=choose_device(args.device))
 
 
 # --- find-rate ---

@@ -21,6 +21,7 @@ from gpt2_from_scratch.evaluation.calibration import (
     format_threshold,
 )
 from gpt2_from_scratch.evaluation.metrics import (
+    MOST_CLASSES,
     Evaluation,
     LabelledPredictions,
     Ranking,
@@ -29,6 +30,8 @@ from gpt2_from_scratch.evaluation.metrics import (
     format_proportion,
     rankings,
     rarer_label,
+    several,
+    short,
     text_table,
 )
 
@@ -94,7 +97,7 @@ def assess(
     if val is not None and val.labels != test.labels:
         raise DataError(f"the validation set has labels {val.labels}, the test set {test.labels}")
     if positive is not None and positive not in test.labels:
-        raise UsageError(f"unknown label {positive!r}; choose from: {', '.join(test.labels)}")
+        raise UsageError(f"unknown label {positive!r}; choose from: {several(test.labels)}")
     chosen_on = test if val is None else val
     counts = np.bincount(chosen_on.true, minlength=len(test.labels)).tolist()  # K numbers
     positive = positive or rarer_label(test.labels, counts) or None
@@ -189,7 +192,7 @@ def format_assessment(assessment: Assessment) -> str:
         lines += [
             "",
             f"a false positive costs {at.false_positive_cost:g}, a false negative 1: "
-            f"{on_one_line(at.label)} if p >= {format_threshold(at.threshold)}; "
+            f"{short(at.label)} if p >= {format_threshold(at.threshold)}; "
             f"{at.false_positives} false positives, {at.true_positives} true positives, "
             f"cost per text {at.mean_cost:.4f}",
         ]
@@ -201,15 +204,26 @@ def format_assessment(assessment: Assessment) -> str:
 
 
 def _format_rankings(assessment: Assessment) -> list[str]:
-    """One line per class; of two classes only the positive, as both have the same ROC-AUC."""
+    """One line per class; of two classes only the positive, as both have the same ROC-AUC.
+
+    Of more than MOST_CLASSES: the mean over classes with texts, and the class ranked worst.
+    """
     found = assessment.rankings
     if len(found) == 2:
         found = [ranking for ranking in found if ranking.label == assessment.positive]
     lines = []
+    if len(found) > MOST_CLASSES:
+        known = [ranking for ranking in found if ranking.roc_auc is not None]
+        roc, pr = (
+            f"{np.mean([getattr(ranking, name) for ranking in known]):.4f}" if known else "-"
+            for name in ("roc_auc", "average_precision")
+        )
+        lines.append(f"ranking, mean over {len(known)} classes: ROC-AUC {roc}, PR-AUC {pr}")
+        found = sorted(known, key=lambda ranking: ranking.roc_auc or 0.0)[:1]
     for ranking in found:
         areas = (ranking.roc_auc, ranking.average_precision)
         roc, pr = ("-" if area is None else f"{area:.4f}" for area in areas)
-        label = on_one_line(ranking.label)
+        label = short(ranking.label)
         lines.append(f"ranking by the probability of {label}: ROC-AUC {roc}, PR-AUC {pr}")
     return lines
 
@@ -217,7 +231,7 @@ def _format_rankings(assessment: Assessment) -> list[str]:
 def _format_thresholds(thresholds: Sequence[AtThreshold]) -> list[str]:
     if not thresholds:
         return []
-    label = on_one_line(thresholds[0].label)
+    label = short(thresholds[0].label)
     headers = ["allowed per 1,000", f"{label} if p >="]
     headers += ["false positives", "rate at most (95%)", "true positives"]
     rows = [
@@ -239,7 +253,7 @@ def _format_texts(title: str, texts: Sequence[PredictedText]) -> list[str]:
         return []
     lines = text_table(
         ["true", "predicted", "p"],
-        [[on_one_line(t.true), on_one_line(t.predicted), f"{t.probability:.4f}"] for t in texts],
+        [[short(t.true), short(t.predicted), f"{t.probability:.4f}"] for t in texts],
         left=2,
     )
     shown = ["text", *(on_one_line(t.text) for t in texts)]

@@ -18,7 +18,7 @@ import numpy as np
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import LabelledPredictions
+from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, several
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndar
     for message in messages:
         if message.label not in numbers:
             raise DataError(
-                f"unknown label {message.label!r:.80}; the labels are: {', '.join(labels)}"
+                f"unknown label {message.label!r:.80}; the labels are: {several(labels)}"
             )
     return np.array([numbers[message.label] for message in messages], dtype=int)
 

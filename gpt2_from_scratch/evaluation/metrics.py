@@ -15,6 +15,9 @@ from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.storage.files import write_text
 
+MOST_CLASSES = 20  # of a table and of a matrix; of more, the weakest are shown
+MOST_CONFUSED = 10  # pairs of classes that are listed
+LONGEST_NAME = 40  # characters of a label that tables show
 LARGEST_SUM_ERROR = 1e-6  # of a row of probabilities, from 1
 
 
@@ -111,6 +114,8 @@ def read_predictions(path: Path) -> LabelledPredictions:
             np.array([[line["probabilities"][k] for k in labels] for line in lines], dtype=float),
             np.array([line[key] for line in lines], dtype=bool) if key else None,
         )
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, LookupError, TypeError) as error:
@@ -180,6 +185,24 @@ def evaluate_predictions(
     return Evaluation(correct, total, interval, classes, confusion)
 
 
+def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
+    """All classes in their order; of more than MOST_CLASSES, the lowest F1s of those with texts."""
+    if len(classes) <= MOST_CLASSES:
+        return [*classes]
+    with_texts = [scores for scores in classes if scores.support]
+    return sorted(with_texts, key=lambda scores: scores.f1 or 0.0)[:MOST_CLASSES]
+
+
+def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
+    """List (true label, predicted label, texts) of wrong predictions, the most frequent first."""
+    labels = [found.label for found in scores.classes]
+    counts = np.array(scores.confusion)  # (K, K)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:MOST_CONFUSED]
+    pairs = [divmod(int(n), len(labels)) for n in order]
+    return [(labels[i], labels[j], int(counts[i, j])) for i, j in pairs if counts[i, j]]
+
+
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion. Source: Wilson 1927.
 
@@ -240,12 +263,48 @@ def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Accuracy with its interval, then the classes, then the confusion matrix."""
-    labels = [on_one_line(scores.label) for scores in evaluation.classes]
-    counts = [[label, *row] for label, row in zip(labels, evaluation.confusion, strict=True)]
+    """Accuracy with its interval, then the classes, then the confusion matrix.
+
+    Of more than MOST_CLASSES: the mean over classes, the weakest, the most frequent confusions.
+    """
+    classes = evaluation.classes
     accuracy = (evaluation.correct, evaluation.total, evaluation.interval)
-    lines = [format_proportion("accuracy", *accuracy), "", *format_classes(evaluation.classes), ""]
-    return "\n".join([*lines, *text_table(["true / predicted", *labels], counts)])
+    lines = [format_proportion("accuracy", *accuracy)]
+    if len(classes) > MOST_CLASSES:
+        lines.append(_mean_over_classes(classes))
+    lines += ["", *format_classes(classes), ""]
+    if len(classes) <= MOST_CLASSES:
+        labels = [short(scores.label) for scores in classes]
+        counts = [[label, *row] for label, row in zip(labels, evaluation.confusion, strict=True)]
+        return "\n".join([*lines, *text_table(["true / predicted", *labels], counts)])
+    pairs = confused(evaluation)
+    n_shown, wrong = sum(n for _, _, n in pairs), evaluation.total - evaluation.correct
+    rows = [[short(true), short(predicted), n] for true, predicted, n in pairs]
+    lines.append(f"most frequent confusions ({n_shown:,} of {wrong:,} mistakes)")
+    return "\n".join([*lines, *text_table(["true", "predicted", "texts"], rows, left=2)])
+
+
+def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
+    """One line: the unweighted mean over classes with texts; what is not defined counts as 0."""
+    present = [scores for scores in classes if scores.support]
+    rows = [[s.precision or 0.0, s.recall or 0.0, s.f1 or 0.0] for s in present]
+    precision, recall, f1 = np.mean(rows, axis=0).tolist()
+    return (
+        f"mean over {len(present)} of {len(classes):,} classes, those with texts: precision "
+        f"{percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
+    )
+
+
+def short(label: str) -> str:
+    """A label as tables show it: on one line, and not too long."""
+    label = on_one_line(label)
+    return label if len(label) <= LONGEST_NAME else label[: LONGEST_NAME - 1] + "…"
+
+
+def several(labels: Sequence[str]) -> str:
+    """Labels as an error message names them: the first MOST_CLASSES, and how many others."""
+    named = ", ".join(map(short, labels[:MOST_CLASSES]))
+    return named + (f" and {len(labels) - MOST_CLASSES:,} more" * (len(labels) > MOST_CLASSES))
 
 
 def format_proportion(name: str, count: int, total: int, interval: tuple[float, float]) -> str:
@@ -258,12 +317,21 @@ def format_proportion(name: str, count: int, total: int, interval: tuple[float, 
 def format_classes(
     classes: Sequence[ClassScores], what: str = "class", counted: str = "texts"
 ) -> list[str]:
-    """Lines of a table with one row per class; `what` and `counted` head its first and last column."""
+    """Lines of a table with one row per class; `what` and `counted` head its first and last column.
+
+    Of more than MOST_CLASSES only the weakest are shown.
+    """
     rows = [
-        [on_one_line(s.label), *map(percent, (s.precision, s.recall, s.f1)), s.support]
-        for s in classes
+        [short(s.label), *map(percent, (s.precision, s.recall, s.f1)), s.support]
+        for s in weakest(classes)
     ]
-    return text_table([what, "precision", "recall", "F1", counted], rows)
+    return text_table([head_of_weakest(what, classes), "precision", "recall", "F1", counted], rows)
+
+
+def head_of_weakest(what: str, classes: Sequence[ClassScores]) -> str:
+    """The head of a column of classes, which says if only the weakest are shown."""
+    n = len(weakest(classes))
+    return what if n == len(classes) else f"{what} ({n} weakest of {len(classes):,})"
 
 
 def percent(value: float | None) -> str:

@@ -93,11 +93,10 @@ class GPT2(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Add the embeddings of each token and its position: (B, T) -> (B, T, C).
 
-        Raises DataError if there are more than n_ctx positions.
+        Raises DataError for anything but whole numbers below n_vocab, at most n_ctx per text.
         """
+        _check_ids(ids, self.config)
         T = ids.shape[1]
-        if T > self.config.n_ctx:
-            raise DataError(f"{T} tokens are more than n_ctx = {self.config.n_ctx}; cut the text")
         return self.wte(ids) + self.wpe.weight[:T]
 
     def hidden(self, ids: Tensor) -> Tensor:
@@ -110,6 +109,26 @@ class GPT2(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Compute each position's logits from it and those before it: (B, T) -> (B, T, V)."""
         return self.head(self.hidden(ids))
+
+
+def _check_ids(ids: Tensor, config: GPT2Config) -> None:
+    if not isinstance(ids, Tensor):
+        raise DataError(f"ids must be a tensor (B, T), not {type(ids).__name__}: torch.tensor(ids)")
+    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise DataError(
+            f"ids must be whole numbers (B, T), found {ids.dtype} {tuple(ids.shape)}. "
+            "For one text of whole numbers use ids[None]."
+        )
+    if ids.numel() == 0:
+        raise DataError(f"there are no ids in {tuple(ids.shape)}: give a text with at least one")
+    if (T := ids.shape[1]) > config.n_ctx:
+        raise DataError(f"{T} tokens are more than n_ctx = {config.n_ctx}; cut the text")
+    if not torch.compiler.is_compiling():  # checked here, because on a GPU it ends the process
+        low, high = ids.aminmax()
+        if low < 0 or high >= config.n_vocab:
+            raise DataError(
+                f"ids are from {low} to {high}; they must be from 0 to {config.n_vocab - 1}"
+            )
 
 
 @torch.no_grad()

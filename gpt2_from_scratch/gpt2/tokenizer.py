@@ -17,6 +17,7 @@ import tiktoken
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
 from gpt2_from_scratch.storage.files import and_is, read_bounded, read_json, write_text
+from gpt2_from_scratch.storage.paths import model_folder
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
@@ -33,13 +34,14 @@ _BEFORE_LAST_SPACE = re.compile(f"(?=[{_SPACE}][^{_SPACE}])(?<=[{_SPACE}]{{1000}
 
 
 class Tokenizer:
-    """Converts text to token ids and back, with the vocabulary of the model in `folder`.
+    """Converts text to token ids and back, with a model's vocabulary: "mini", ..., or a folder.
 
     Raises CheckpointError if a file is missing or the two files do not belong together.
     """
 
-    def __init__(self, folder: Path):
-        ranks, end_of_text = _read_bpe(Path(folder))
+    def __init__(self, model: str | Path):
+        folder = model_folder(model)
+        ranks, end_of_text = _read_bpe(folder)
         self.end_of_text_id = end_of_text  # also the padding: text never encodes to it
         self.n_vocab = len(ranks) + 1
         self.longest_token = max(map(len, ranks))  # bytes

@@ -89,7 +89,7 @@ def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
 
 
 def load_gpt2(model: str | Path = "mini") -> GPT2:
-    """Load a pretrained GPT-2: "mini", "124M", "355M", "774M", "1558M", or a folder.
+    """Load a pretrained GPT-2: "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl", or a folder.
 
     The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's
     (`config.json` or `hparams.json`, `model.safetensors`). The weights are float32, on the CPU.

@@ -6,7 +6,6 @@ with its interval, every difference with its p-value, every warning with its con
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,14 @@ from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import DataConfig, on_one_line
 from gpt2_from_scratch.evaluation.assessment import Assessment
 from gpt2_from_scratch.evaluation.calibration import Calibration
-from gpt2_from_scratch.evaluation.metrics import Evaluation, LabelledPredictions
+from gpt2_from_scratch.evaluation.metrics import (
+    MOST_CLASSES,
+    Evaluation,
+    LabelledPredictions,
+    confused,
+    head_of_weakest,
+    weakest,
+)
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
 
 TASK_PURPOSES = {
@@ -32,7 +38,6 @@ FEW_VALIDATION_TEXTS = 100  # with fewer, chance selects the epoch as much as me
 FAR_APART = 0.1  # difference of precision and recall that is worth a warning
 ALPHA = 0.05  # a difference with a larger p may be chance
 MOST_NAMED = 8  # names that a sentence lists
-MOST_CONFUSED = 10  # pairs of labels that are listed
 TO_SEPARATE = '"train --keep-together near-duplicates"'
 PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
 
@@ -107,6 +112,11 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
         "summary": sentences(trained_on(facts), how_good(facts), against_baselines(facts)),
         "warnings": sentences(*run_warnings(facts)),
         "split_rule": split_rule(facts),
+        "label_counts": label_counts(facts),
+        "classes": weakest(facts.classified.classes) if facts.classified else [],
+        "classes_head": head_of_weakest("label", facts.classified.classes)
+        if facts.classified
+        else "",
         "confused": confused(facts.classified) if facts.classified else [],
         "ranked": ranked(facts),
         "calibrations": calibrations(facts.assessment) if facts.assessment else {},
@@ -190,18 +200,17 @@ def split_rule(facts: RunFacts) -> str:
     return f"{rule} Equal texts count once, so no test text was trained on."
 
 
-def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
-    """List (true label, predicted label, texts) of wrong predictions, the most frequent first."""
-    labels = [found.label for found in scores.classes]
-    wrong = Counter(
-        {
-            (labels[true], labels[predicted]): n
-            for true, row in enumerate(scores.confusion)
-            for predicted, n in enumerate(row)
-            if n and true != predicted
-        }
-    )
-    return [(*pair, n) for pair, n in wrong.most_common(MOST_CONFUSED)]
+def label_counts(facts: RunFacts) -> list[tuple[str, list[int]]]:
+    """List each label and its texts in the three sets; of many labels the rarest, then the others."""
+    parts = [facts.counts.get(part, {}) for part in ("train", "val", "test")]
+    labels = list(parts[0])
+    counts = {label: [part.get(label, 0) for part in parts] for label in labels}
+    if len(labels) <= MOST_CLASSES:
+        return [*counts.items()]
+    rarest = sorted(labels, key=lambda label: counts[label][0])[:MOST_CLASSES]
+    others = [counts[label] for label in labels if label not in set(rarest)]
+    sums = [sum(column) for column in zip(*others, strict=True)]
+    return [*((label, counts[label]) for label in rarest), (f"{len(others):,} other labels", sums)]
 
 
 def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:

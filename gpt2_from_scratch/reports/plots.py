@@ -28,7 +28,7 @@ from gpt2_from_scratch.evaluation.calibration import (
     Calibration,
     format_threshold,
 )
-from gpt2_from_scratch.evaluation.metrics import Evaluation, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES, Evaluation, wilson_interval
 from gpt2_from_scratch.storage.files import atomic_path
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart
@@ -40,6 +40,7 @@ TRAIN, VAL = BLUE, VERMILION
 PROPORTIONS = "Blues"  # colour map from 0 (nearly white) to 1
 MARKERS = "osD^vPX"
 MANY = 12  # classes: with more, only counts fit into a confusion matrix
+MOST_LABELS = 60  # of an axis of classes; of more, every n-th
 SMALL = 7  # points: no text is smaller
 LONGEST = 44  # characters of a name
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "⇥"})
@@ -129,7 +130,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix (K, K): true labels in rows, predicted labels in columns.
 
     A cell shows its number of texts and their proportion of the row, which is also its colour. With
-    more than 12 classes only the colour shows the proportion.
+    more than 12 classes only the colour shows the proportion, with more than 20 there is no number.
     """
     labels = [shown(scores.label, 20) for scores in evaluation.classes]
     counts = np.array(evaluation.confusion)  # (K, K)
@@ -139,15 +140,16 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(max(7.0, size), size - 0.4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(proportions, cmap=PROPORTIONS, vmin=0, vmax=1)
-    for true, predicted in product(range(K), repeat=2):
+    for true, predicted in product(range(K), repeat=2) if K <= MOST_CLASSES else ():
         text, proportion = f"{counts[true, predicted]:,}", proportions[true, predicted]
         if K <= MANY:
             text += f"\n{100 * proportion:.1f}%" if totals[true] else "\n–"
         colour = "white" if proportion > 0.55 else "black"
         points = 11 if K <= 6 else 8 if K <= MANY else SMALL
         axes.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=points)
-    axes.set_xticks(range(K), labels)
-    axes.set_yticks(range(K), labels)
+    step = math.ceil(K / MOST_LABELS)
+    axes.set_xticks(range(0, K, step), labels[::step], fontsize=SMALL if K > MOST_CLASSES else None)
+    axes.set_yticks(range(0, K, step), labels[::step], fontsize=SMALL if K > MOST_CLASSES else None)
     if K > 3:
         axes.tick_params(axis="x", rotation=90)
     axes.set(

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from gpt2_from_scratch.data.messages import CONTROL, REPLACEMENT, on_one_line, without_halves
 from gpt2_from_scratch.evaluation.calibration import format_threshold
+from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.reports.findings import (
     ALPHA,
@@ -41,7 +42,6 @@ DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
 SHARPNESS = 2  # pixels of a picture per pixel of the page, for sharp screens
 NARROWEST = 460  # pixels: on a phone a wide picture scrolls instead of shrinking below this
 AT_ONCE = 300  # characters of a text that are shown before a click
-LARGEST_MATRIX = 30  # classes for which a picture of the confusion matrix has room
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
 BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
@@ -151,7 +151,7 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
     facts: RunFacts = found["facts"]
     ranked = found["ranked"]
     confusion = trade = None
-    if facts.classified and len(facts.classified.classes) <= LARGEST_MATRIX:
+    if facts.classified and len(facts.classified.classes) <= MOST_CLASSES:
         confusion = plot_confusion(facts.classified)
     thresholds = facts.assessment.thresholds if facts.assessment else []
     if facts.predictions and thresholds and thresholds[0].negatives and thresholds[0].positives:

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train_as_the_lecture",
             "train_classifier",
         ],
-        "folder": ["RunConfig", "verify_run"],
+        "folder": ["RunConfig", "TrainedOn", "verify_run"],
         "results": ["Run", "calibrate", "evaluate_classifier"],
         "lecture": ["Trace"],
     },

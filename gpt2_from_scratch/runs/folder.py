@@ -1,11 +1,13 @@
-"""The folder of one run: its settings, its lock, its test set, its checks.
+"""The folder of one run: its settings, its lock, its test set, the texts it learned, its checks.
 
 `config.json` holds exactly a `RunConfig`; `provenance.json` what the run was made from. A finished
 run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume from.
 """
 
+import hashlib
 import json
 import shlex
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +22,14 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
-from gpt2_from_scratch.errors import CheckpointError, Interrupted, ResourceError, UsageError
+from gpt2_from_scratch.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+)
+from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.verify import Check, attempt
 from gpt2_from_scratch.speed.devices import DTYPES, environment
 from gpt2_from_scratch.storage.files import (
@@ -31,13 +40,36 @@ from gpt2_from_scratch.storage.files import (
     read_manifest,
     sweep,
     write_json,
+    write_text,
 )
+from gpt2_from_scratch.storage.paths import DATA_SETS, is_model, known_name
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+TRAINING_TEXTS = "training-texts.txt"
+FILES = (  # that a run writes; any other file in its folder is the user's
+    CONFIG,
+    PROVENANCE,
+    TRAINING_TEXTS,
+    "test.csv",
+    "test.jsonl",
+    "metrics.jsonl",
+    "trace.json",
+    "nan_report.json",
+    "best.safetensors",
+    "last.safetensors",
+    "evaluation.json",
+    "test-answers.jsonl",
+    "val-answers.jsonl",
+)
+SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}  # and options
+# where and how messages are read: these may change between two parts of a run, the messages may not
+READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
+OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that appear by themselves
+AND_OTHERS = "and others"  # its last line, if not all texts are known
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,7 @@ class RunConfig:
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", known_name(self.model))
         check_settings(self)
 
     def settings(self) -> dict[str, Any]:
@@ -75,6 +108,8 @@ class RunConfig:
         another version of this format.
         """
         path = run / CONFIG
+        if is_model(run):
+            raise UsageError(f"{run} is a GPT-2, not a run. Train a classifier on it with --model.")
         values = read_json(path)
         if values.get("version") != VERSION:
             raise UsageError(
@@ -107,13 +142,14 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
     """Make `run`, or `runs/MODEL-DATA-SEED` with a number appended if that exists.
 
-    Raises UsageError if the named folder holds something: no run is ever overwritten.
+    Raises UsageError if the named folder holds something: nothing is ever overwritten.
     """
     try:
         if run is not None:
             run = Path(run)
             refuse_odd_name(run)
-            if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            taken = run.exists() and not run.is_dir()
+            if taken or (run.exists() and {p.name for p in run.iterdir()} - {*OF_THE_DESKTOP}):
                 raise UsageError(f"{run} exists already. Choose another --out.")
             run.mkdir(parents=True, exist_ok=True)
             return run
@@ -154,12 +190,35 @@ def write_provenance(run: Path, split: Split, classifier: Classifier) -> None:
     write_json(run / PROVENANCE, _provenance(split, classifier))
 
 
-def refuse_other_run(run: Path, split: Split, classifier: Classifier) -> None:
-    """Raise UsageError unless the run was begun with this base model and these messages."""
+def refuse_missing_data(run: Path, data: DataConfig) -> None:
+    """Raise DataError if a file of the run's data is not there."""
+    for option in SOURCES:
+        path = getattr(data, option)
+        if path and path not in DATA_SETS and not Path(path).exists():
+            raise DataError(
+                f"{path} is missing, and {run} was started with it. If it was moved, say where it "
+                f"is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
+            )
+
+
+def refuse_other_messages(run: Path, split: Split, source: str) -> None:
+    """Raise UsageError unless the run was begun with these messages, wherever they were read."""
     saved = read_json(run / PROVENANCE)
-    now = json.loads(json.dumps(_provenance(split, classifier)))  # tuples are lists there
-    names = ("messages_sha256", "classifier")
-    refuse_changes({n: saved.get(n) for n in names}, {n: now[n] for n in names}, run)
+    then, now = saved.get("messages_sha256"), messages_sha256(split)
+    if then != now:
+        counts = {part: len(messages) for part, messages in vars(split).items()}
+        raise UsageError(
+            f"{run} was started with other messages than those of {source}: "
+            f"{saved.get('messages')} with hash {then!s:.12}, now {counts} with hash {now:.12}. "
+            "Give the data it was started with, or start a new run."
+        )
+
+
+def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
+    """Raise UsageError unless the run was begun with this base model, head and LoRA."""
+    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists there
+    then = read_json(run / PROVENANCE).get("classifier")
+    refuse_changes({"classifier": then}, {"classifier": now}, run)
 
 
 def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
@@ -172,13 +231,17 @@ def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
     }
 
 
-# --- its test set ---
+# --- its test set, and the texts it was trained on ---
 
 
-def write_test_part(run: Path, messages: Sequence[Message], task: str) -> None:
-    """Write the test set: `test.csv`, or `test.jsonl` for other tasks than classification."""
+def write_parts(run: Path, split: Split, task: str) -> None:
+    """Write the test set, and the hashes of the training set.
+
+    The test set is `test.csv`, or `test.jsonl` for other tasks than classification.
+    """
     write = write_messages if task == "classification" else write_examples
-    write(_test_part(run, task), messages)
+    write(_test_part(run, task), split.test)
+    TrainedOn(frozenset(_text_hash(message.text) for message in split.train)).write(run)
 
 
 def read_test_part(run: Path, task: str) -> list[Message]:
@@ -192,19 +255,75 @@ def _test_part(run: Path, task: str) -> Path:
     return run / ("test.csv" if task == "classification" else "test.jsonl")
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """The texts that a classifier was trained on, as hashes.
+
+    Texts that differ in white space or in Unicode's composition only are the same.
+    """
+
+    hashes: frozenset[str]
+    complete: bool = True  # False: it was trained on others too, and these are not known
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Number of messages whose text was trained on."""
+        return sum(_text_hash(message.text) in self.hashes for message in messages)
+
+    def in_words(self, messages: Sequence[Message]) -> str:
+        """Say how many of these messages were trained on, and what that means for their scores."""
+        n, total = self.count(messages), f"{len(messages):,}"
+        if not n and not self.complete:
+            return "whether it was trained on these texts is not known"
+        if not n:
+            return f"none of the {total} texts was trained on"
+        known = f"{n:,} of the {total} texts were trained on"
+        if n == len(messages):
+            known = f"all {total} texts were trained on"
+        elif not self.complete:
+            known = f"at least {known}"
+        return f"{known}: the scores do not show how good it is on new texts"
+
+    def write(self, run: Path) -> None:
+        """Write `training-texts.txt`: one hash per line."""
+        lines = sorted(self.hashes) + ([] if self.complete else [AND_OTHERS])
+        write_text(run / TRAINING_TEXTS, "".join(f"{line}\n" for line in lines))
+
+    @classmethod
+    def of(cls, classifier: str | Path) -> "TrainedOn":
+        """Read what a run's classifier was trained on; nothing is known of other files."""
+        path = Path(classifier)
+        own = path.is_dir() or path.name in ("best.safetensors", "last.safetensors")
+        path = (path if path.is_dir() else path.parent) / TRAINING_TEXTS
+        if not own or not path.is_file():
+            return cls(frozenset(), complete=False)
+        check_listed(path)
+        lines = path.read_text("utf-8", "replace").splitlines()
+        return cls(frozenset(lines) - {AND_OTHERS}, AND_OTHERS not in lines)
+
+
+def _text_hash(text: str) -> str:
+    same = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
 # --- its checks ---
 
 
 def verify_run(folder: Path) -> Iterator[Check]:
-    """Check each file of a finished run against its manifest, and the classifiers themselves."""
+    """Check each file of a finished run against its manifest, and the classifiers themselves.
+
+    Other files there are the user's; they are named and not checked.
+    """
     check, listed = attempt(
         MANIFEST, lambda: read_manifest(folder), lambda files: f"{len(files)} files"
     )
     yield check
-    here = {path.name for path in folder.iterdir() if path.name[0] != "."} - {MANIFEST}
-    for name in sorted({*(listed or ()), *here}):
+    for name in listed or ():
         path = folder / name
         yield attempt(name, partial(check_listed, path), lambda _: f"as in {MANIFEST}")[0]
         if path.suffix == ".safetensors" and path.is_file():
             reads = partial(read_classifier, path)
-            yield attempt(f"{name}, by itself", reads, lambda found: f"{found[0].labels}")[0]
+            yield attempt(f"{name}, by itself", reads, lambda found: several(found[0].labels))[0]
+    here = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    if others := sorted(here - {MANIFEST, *(listed or ())}):
+        yield Check("other files", True, f"not the run's, not checked: {', '.join(others):.200}")

@@ -1,7 +1,7 @@
 """From a model and a data set to a finished run: the two recipes, each one call."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,23 +14,29 @@ from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import DataConfig, count_labels
 from gpt2_from_scratch.data.split import Split, load_split
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.folder import (
+    CONFIG,
+    READING,
+    SOURCES,
     RunConfig,
     new_run_folder,
-    refuse_other_run,
+    refuse_missing_data,
+    refuse_other_classifier,
+    refuse_other_messages,
     working_in,
+    write_parts,
     write_provenance,
-    write_test_part,
 )
 from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
 from gpt2_from_scratch.runs.results import Run, score_again, score_run
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.storage.files import check_listed, is_complete, write_json
+from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
 from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
 
 log = logging.getLogger(__name__)
@@ -91,18 +97,33 @@ def train_classifier(
     classifier = new_classifier(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
     with working_in(folder, resumable=True):
-        write_test_part(folder, split.test, head.task)  # an interrupted run can be scored with it
+        write_parts(folder, split, head.task)  # an interrupted run can be scored with it
         write_provenance(folder, split, classifier)
         config.write(folder)
         return _train(folder, config, split, classifier, resume=False)
 
 
-def resume_training(run: str | Path, *, device: torch.device | str = "auto") -> Run:
+def resume_training(
+    run: str | Path,
+    *,
+    data: str | Path | DataConfig | None = None,
+    device: torch.device | str = "auto",
+) -> Run:
     """Resume a run that was interrupted or killed, to the same end.
 
     The settings are read from the run's folder, including the number of threads. A complete run is
-    only scored again. Raises UsageError for a run of the lecture's recipe, which keeps no state, and
-    for one whose data or base model have changed.
+    only scored again.
+
+    Args:
+        run: The run's folder.
+        data: Where its messages are now, if their file was moved: a file, or a DataConfig that says
+            how to read it. The messages must be the same.
+        device: "auto", "cpu", "cuda", "mps" or a torch device.
+
+    Raises:
+        DataError: The data is missing or cannot be read.
+        UsageError: The run is one of the lecture's recipe, which keeps no state; or its messages or
+            base model have changed.
     """
     folder = Path(run)
     if is_complete(folder):
@@ -113,18 +134,43 @@ def resume_training(run: str | Path, *, device: torch.device | str = "auto") -> 
             f"{folder} is a run of the lecture's recipe, which keeps no state. Start it again: the "
             "frozen blocks' output is kept."
         )
+    if data is not None:
+        config = replace(config, data=_moved(config.data, data))
     set_threads(config.threads)
     where = choose_device(str(device))
     if is_complete(folder):
+        split = _split_of(folder, config) if data is not None else None
         log.info(f"{folder} is complete")
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
-        return score_again(folder, config, classifier)
-    split = load_split(config.data, config.head.task, config.training.seed)
+        if split:
+            with working_in(folder, resumable=True):
+                config.write(folder)
+                add_to_manifest(folder, [CONFIG])
+        return score_again(folder, config, classifier, split)
+    split = _split_of(folder, config)
     classifier = new_classifier(config, split).to(where)
     with working_in(folder, resumable=True):
-        refuse_other_run(folder, split, classifier)
-        write_test_part(folder, split.test, config.head.task)
+        refuse_other_classifier(folder, classifier)
+        config.write(folder)
+        write_parts(folder, split, config.head.task)
         return _train(folder, config, split, classifier, resume=True)
+
+
+def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
+    """The data of a run with new places of its files and new ways to read them."""
+    if not isinstance(now, DataConfig):
+        return replace(before, source=data_name(now))
+    found = {field.name: getattr(now, field.name) for field in fields(now) if field.name in READING}
+    found |= {name: data_name(found[name]) for name in SOURCES if found[name]}
+    return replace(before, **found)
+
+
+def _split_of(folder: Path, config: RunConfig) -> Split:
+    """The messages of a run, read and split again. Raises UsageError if they have changed."""
+    refuse_missing_data(folder, config.data)
+    split = load_split(config.data, config.head.task, config.training.seed)
+    refuse_other_messages(folder, split, config.data.source)
+    return split
 
 
 def _train(
@@ -136,7 +182,10 @@ def _train(
             "set pad_to to avoid that"
         )
     every = [*split.train, *split.val, *split.test]
-    labels = f" {count_labels(every)}" if config.head.task == "classification" else ""
+    labels = ""
+    if config.head.task == "classification":
+        counts = count_labels(every)
+        labels = f" {counts}" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
     log.info(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
@@ -198,7 +247,7 @@ def train_as_the_lecture(
     )
     run = new_run_folder(run, config)
     with working_in(run, resumable=False):
-        write_test_part(run, split.test, "classification")
+        write_parts(run, split, "classification")
         store = FeatureStore() if cache else None
         classifier, trace = lecture(
             gpt2,

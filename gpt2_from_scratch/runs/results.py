@@ -37,7 +37,13 @@ from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, ho
 from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
-from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig, read_test_part
+from gpt2_from_scratch.runs.folder import (
+    FILES,
+    PROVENANCE,
+    RunConfig,
+    read_test_part,
+    refuse_missing_data,
+)
 from gpt2_from_scratch.runs.lecture import SPLIT_RULE, read_lecture_split
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.storage.files import (
@@ -133,6 +139,7 @@ class Run:
         Raises DataError if they have changed since.
         """
         config = self.config
+        refuse_missing_data(self.folder, config.data)
         if config.recipe == "lecture":
             split = read_lecture_split(config.data.source, config.training.seed)
         else:
@@ -233,17 +240,20 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     remove_states(folder)
-    write_manifest(folder)
+    write_manifest(folder, FILES)
     return Run(folder, config, classifier, scores, assessment, split)
 
 
-def score_again(folder: Path, config: RunConfig, classifier: Classifier) -> Run:
+def score_again(
+    folder: Path, config: RunConfig, classifier: Classifier, split: Split | None = None
+) -> Run:
     """Score the classifier of a complete run on the test set that the run kept."""
     messages = read_test_part(folder, config.head.task)
     if config.head.task == "classification":
         assessment = assess_again(classifier, messages, folder)
-        return Run(folder, config, classifier, assessment.evaluation, assessment)
-    return Run(folder, config, classifier, evaluate_classifier(classifier, messages))
+        return Run(folder, config, classifier, assessment.evaluation, assessment, split)
+    scores = evaluate_classifier(classifier, messages)
+    return Run(folder, config, classifier, scores, split=split)
 
 
 def evaluate_classifier(classifier: Classifier, messages: Sequence[Message]) -> Any:

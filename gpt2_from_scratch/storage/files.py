@@ -233,14 +233,9 @@ def read_sums(folder: Path) -> dict[str, str]:
 MANIFEST = "MANIFEST.json"
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file of a folder, except hidden ones, damaged states (`.bad`) and the manifest."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    listed = {
-        path.name: sha256_of(path)
-        for path in files
-        if path.name[0] != "." and path.suffix != ".bad" and path.name != MANIFEST
-    }
+def write_manifest(folder: Path, names: Sequence[str]) -> None:
+    """List those of these files that a folder has; other files there are the user's."""
+    listed = {name: sha256_of(folder / name) for name in sorted(names) if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"sha256": listed})
 
 

@@ -8,6 +8,15 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
 MODELS = ("mini", "124M", "355M", "774M", "1558M")  # a test compares them with `SIZES`
+HUB_NAMES = {  # of the same models on Hugging Face's hub
+    "gpt2": "124M",
+    "gpt2-medium": "355M",
+    "gpt2-large": "774M",
+    "gpt2-xl": "1558M",
+}
+HUB_NAMES |= {f"openai-community/{name}": ours for name, ours in HUB_NAMES.items()}
+MODEL_FILES = ("hparams.json", "model.safetensors", "model.ckpt.index")  # each model has one
+RUN_FILES = ("provenance.json", "best.safetensors")  # a run has one
 EMBEDDED_DATA = ("demo", "topics")  # these ship with the package
 DATA_SETS = (*EMBEDDED_DATA, "sms")
 
@@ -49,9 +58,16 @@ def embedded(name: str) -> Path:
     return in_wheel if in_wheel.is_dir() else CHECKOUT / name
 
 
+def known_name(model: str) -> str:
+    """The package's name for one of Hugging Face's ("gpt2"); any other text stays as it is."""
+    return HUB_NAMES.get(model, model)
+
+
 def model_name(model: str | Path) -> str:
     """The name under which a model is found again: its known name, or its folder's full path."""
-    return str(model) if model in MODELS else str(model_folder(model).resolve())
+    if isinstance(model, str) and known_name(model) in MODELS:
+        return known_name(model)
+    return str(model_folder(model).resolve())
 
 
 def data_name(data: str | Path) -> str:
@@ -60,23 +76,41 @@ def data_name(data: str | Path) -> str:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model given as a name ("mini", "124M", ...) or as a path ("./mini").
+    """The folder of a model given as a name ("mini", "124M", "gpt2", ...) or as a path ("./mini").
 
-    Raises CheckpointError if there is none, with the command that downloads it.
+    Raises CheckpointError if there is none, with the command that downloads it, and for a run.
     """
-    if model in MODELS:
-        folder = embedded("weights/mini") if model == "mini" else home() / "weights" / str(model)
+    if isinstance(model, str) and (name := known_name(model)) in MODELS:
+        folder = embedded("weights/mini") if name == "mini" else home() / "weights" / name
         if folder.is_dir():
             return folder
+        here = f", or ./{model} for the folder here" if Path(model).is_dir() else ""
         raise CheckpointError(
-            f"the {model} model is not in {folder}; get it with: gpt2-classifier download {model}"
+            f"the {name} model is not in {folder}; get it with: gpt2-classifier download {name}{here}"
         )
     folder = expanded(model)
+    if is_run(folder) or (folder.is_file() and folder.suffix == ".safetensors"):
+        raise CheckpointError(
+            f"{folder} is a trained classifier, not a GPT-2. Use it with predict, evaluate or "
+            "train --from, or give the model that it was trained on."
+        )
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
         )
     return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not, and not that of a model."""
+    return any((folder / name).is_file() for name in RUN_FILES) and not is_model(folder)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a model's folder or, if there is nothing there, a model's name."""
+    if not path.exists():
+        return known_name(str(path)) in MODELS
+    return any((path / name).is_file() for name in MODEL_FILES)
 
 
 def expanded(path: str | Path) -> Path:

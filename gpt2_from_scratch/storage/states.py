@@ -7,6 +7,7 @@ over it, written completely or not at all. If one is damaged later, the state be
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,4 +105,7 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: Mapping[str, Te
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("state-*.safetensors") if path.is_file())
+    """The states of a run, the oldest first; a copy with another name is the user's."""
+    name = re.compile(r"state-\d{8,}\.safetensors")
+    found = [path for path in folder.iterdir() if name.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))

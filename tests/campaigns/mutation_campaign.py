@@ -78,7 +78,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         Description("mini", "0" * 64, (HeadConfig(labels=("a", "b")),)),
         tensors,
     )
-    write_manifest(run)
+    write_manifest(run, ["best.safetensors"])
     state = save_state(folder, 7, tensors, {"settings": {"lr": 0.1}, "progress": {"step": 7}})
     store = FeatureStore(folder / "cache")
     keys = {b"%032d" % n: torch.randn(5, 4) for n in range(9)}

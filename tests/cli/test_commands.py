@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from command import call
 
 from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.cli import inspecting
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import DataConfig, load_messages
@@ -81,6 +83,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
         "report.html",
         "test-answers.jsonl",
         "test.csv",
+        "training-texts.txt",
         "val-answers.jsonl",
     ]
     config = json.loads((run / "config.json").read_text())
@@ -121,7 +124,7 @@ def test_predict_answers_in_three_forms(
         assert sum(record["probabilities"].values()) == pytest.approx(1)
     _, out, _ = call(capsys, *common, "--file", tmp_path / "inbox.txt", "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert list(rows[0]) == ["number", "label", "health", "sport", "tech"]
+    assert list(rows[0]) == ["number", "label", "health", "sport", "tech", "truncated"]
     assert [row["label"] for row in rows] == [record["label"] for record in records]
     _, out, _ = call(capsys, *common, *texts)
     assert [line.split()[0] for line in out.splitlines()] == [row["label"] for row in rows]
@@ -258,7 +261,8 @@ def test_no_spreadsheet_executes_what_predict_prints(
     common = ("predict", tmp_path, "--model", tiny_checkpoint, "--csv")
     code, out, _ = call(capsys, *common, "--with-text", "--", *texts)
     header, *rows = csv.reader(io.StringIO(out, newline=""))
-    assert code == 0 and header == ["number", "label", "'=ham", "'@spam", "text"]
+    columns = ["number", "label", "'=ham", "'@spam", "truncated", "text"]
+    assert code == 0 and header == columns
     assert [row[-1] for row in rows] == [f"'{t}" for t in texts[:6]] + [*texts[6:8], "\ufffd=1"]
     assert {row[1] for row in rows} <= {"'=ham", "'@spam"}
     assert [row[0] for row in rows] == [str(n) for n in range(1, 10)]
@@ -267,6 +271,41 @@ def test_no_spreadsheet_executes_what_predict_prints(
     assert plain == [row[:-1] for row in (header, *rows)]
     code, out, err = call(capsys, "predict", tmp_path, "--with-text", "a")
     assert (code, out) == (2, "") and "--with-text adds a column to --csv" in err
+
+
+TAKEN = {  # labels: the names of their columns
+    ("label", "number", "text"): ["(label)", "(number)", "(text)"],
+    ("number", "(number)", "truncated", "probability"): [
+        "((number))",
+        "(number)",
+        "(truncated)",
+        "probability",
+    ],
+    ("((number))", "(number)", "number"): ["((number))", "(number)", "(((number)))"],
+    ("=a", "'=a", "('=a)"): ["'=a", "(('=a))", "('=a)"],
+    ("Number", "number.1", "n"): ["Number", "number.1", "n"],
+}
+
+
+@pytest.mark.parametrize("labels", TAKEN)
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
+def test_columns_have_distinct_names(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, labels, task
+) -> None:
+    head = HeadConfig("x", task, labels)
+    Classifier.on_base(tiny_checkpoint, heads=[head]).save(tmp_path / "best.safetensors")
+    command = ("predict", tmp_path, "--model", tiny_checkpoint, "--csv", "--with-text")
+    code, out, _ = call(capsys, *command, "a pill", "you and " * 99)
+    table = pandas.read_csv(io.StringIO(out))
+    named = TAKEN[labels]
+    if task == "regression" and "label" in labels:  # its answers have no label
+        named = ["label" if name == "(label)" else name for name in named]
+    own = ["number"] if task == "regression" else ["number", "label"]
+    assert code == 0 and list(table.columns) == [*own, *named, "truncated", "text"]
+    assert table["truncated"].tolist() == [False, True] and table["text"][0] == "a pill"
+    assert len({*table.columns}) == len(table.columns)
+    if task == "classification":
+        assert table[named].sum(axis=1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_texts_may_stand_anywhere_and_begin_with_anything(

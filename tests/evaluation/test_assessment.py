@@ -213,6 +213,25 @@ def test_the_report():
     ]
 
 
+@pytest.mark.parametrize("K", [20, 77])
+def test_many_labels_take_a_bounded_report(K):
+    found = assess(made_up(2, K))
+    lines = format_assessment(found).splitlines()
+    ranked = [line for line in lines if line.startswith("ranking")]
+    if K == 20:
+        assert len(ranked) == 20
+        return
+    assert len(lines) <= 75 and max(map(len, lines)) <= 200
+    known = [r for r in found.rankings if r.roc_auc is not None]
+    assert len(ranked) == 2 and f"mean over {len(known)} classes" in ranked[0]
+    assert ranked[0].endswith(
+        f"ROC-AUC {sum(r.roc_auc for r in known) / len(known):.4f}, "
+        f"PR-AUC {sum(r.average_precision for r in known) / len(known):.4f}"
+    )
+    worst = min(known, key=lambda r: r.roc_auc)
+    assert f"of {worst.label}: ROC-AUC {worst.roc_auc:.4f}" in ranked[1]
+
+
 def test_more_labels_and_a_temperature():
     test = made_up(2, 3)
     lines = format_assessment(assess(test, temperature=1.5, uncalibrated=test)).splitlines()

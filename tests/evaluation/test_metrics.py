@@ -4,9 +4,11 @@ equation they solve.
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
@@ -17,6 +19,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     format_evaluation,
     rankings,
     read_predictions,
+    several,
     wilson_interval,
     write_predictions,
 )
@@ -255,6 +258,51 @@ def test_the_table():
     ]
     assert head.split() == ["true", "/", "predicted", "ham", "spam"]
     assert [ham.split(), spam.split()] == [["ham", "145", "5"], ["spam", "8", "142"]]
+
+
+def many(K: int, N: int = 2000) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """True and predicted classes of N texts; one class in seven has no text."""
+    draw = np.random.RandomState(K)
+    true = draw.randint(K, size=N) // 7 * 7
+    true += draw.randint(1, 7, size=N)
+    true = np.minimum(true, K - 1)
+    predicted = np.where(draw.rand(N) < 0.6, true, draw.randint(K, size=N))
+    return true, predicted, [f"label {k} {'x' * 300}\n" for k in range(K)]
+
+
+@pytest.mark.parametrize("K", [21, 77, 1000])
+def test_many_classes_take_a_bounded_table(K):
+    true, predicted, labels = many(K)
+    scores = evaluate_predictions(true, predicted, labels)
+    lines = format_evaluation(scores).splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    present = sorted(set(true.tolist()))
+    p, r, f1, _ = precision_recall_fscore_support(
+        true, predicted, labels=present, average="macro", zero_division=0
+    )
+    means = f"precision {100 * p:.2f}, recall {100 * r:.2f}, F1 {100 * f1:.2f}"
+    assert lines[1].endswith(means) and f"{len(present)} of {K:,}" in lines[1]
+    f1s = f1_score(true, predicted, labels=present, average=None, zero_division=0)
+    n_weakest = min(20, len(present))
+    shown = [float(line.split()[-2]) for line in lines[4 : 4 + n_weakest]]
+    assert shown == pytest.approx(sorted(100 * f1s)[:n_weakest], abs=0.005)
+    assert f"class ({n_weakest} weakest of {K:,})" in lines[3]
+    pairs = Counter(zip(true.tolist(), predicted.tolist(), strict=True))
+    wrong = sorted((n for (a, b), n in pairs.items() if a != b), reverse=True)
+    assert [int(line.split()[-1]) for line in lines[-10:]] == wrong[:10]
+    assert f"({sum(wrong[:10]):,} of {sum(wrong):,} mistakes)" in lines[-12]
+
+
+def test_twenty_classes_have_a_matrix():
+    true, predicted, labels = many(20)
+    lines = format_evaluation(evaluate_predictions(true, predicted, labels)).splitlines()
+    assert len(lines) == 1 + 1 + 21 + 1 + 21 and "weakest" not in "".join(lines)
+
+
+def test_an_error_names_a_few_labels():
+    assert several(["a", "b\n"]) == "a, b"
+    assert several([str(n) for n in range(1021)]).endswith(", 18, 19 and 1,001 more")
+    assert len(several(["x" * 10**6] * 30)) < 1000
 
 
 def test_a_dash_where_there_is_no_number():

@@ -61,6 +61,39 @@ def test_a_text_that_is_too_long_is_refused(tiny_gpt2):
         tiny_gpt2(random_ids(1, 33))
 
 
+WHOLE = torch.tensor([[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "fact"),
+    [
+        ([[1, 2, 3]], "list"),
+        ("the cat", "str"),
+        (WHOLE.numpy(), "ndarray"),
+        (WHOLE[0], r"\(3,\)"),
+        (WHOLE[None], r"\(1, 1, 3\)"),
+        (torch.tensor(3), r"\(\)"),
+        (WHOLE.float(), "float32"),
+        (WHOLE.bool(), "bool"),
+        (torch.tensor([]), "float32"),
+        (WHOLE[:, :0], "no ids"),
+        (WHOLE[:0], "no ids"),
+        (torch.tensor([[1, 277]]), "to 277; they must be from 0 to 276"),
+        (torch.tensor([[1, -1]]), "from -1 "),
+    ],
+)
+def test_ids_that_cannot_be_are_a_value_error(tiny_gpt2, ids, fact):
+    for call in (tiny_gpt2, tiny_gpt2.hidden, tiny_gpt2.embed):
+        with pytest.raises(ValueError, match=fact) as error:
+            call(ids)
+        assert isinstance(error.value, DataError)
+
+
+def test_ids_may_be_of_32_bits(tiny_gpt2):
+    with torch.no_grad():
+        assert torch.equal(tiny_gpt2(WHOLE.int()), tiny_gpt2(WHOLE))
+
+
 def test_the_tied_head_is_one_parameter(tiny_gpt2):
     assert tiny_gpt2.head.weight is tiny_gpt2.wte.weight
     assert tiny_gpt2.head.bias is None

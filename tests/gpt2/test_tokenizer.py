@@ -13,6 +13,7 @@ from tiny import TINY_MERGES
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, bytes_to_characters, write_bpe
+from gpt2_from_scratch.storage.paths import model_folder
 
 # as published by OpenAI in gpt-2/src/encoder.py, 2019
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -400,3 +401,13 @@ def test_only_strings_are_encoded(tiny, value):
 def test_only_known_ids_are_decoded(tiny, token):
     with pytest.raises(DataError, match="0 to 276"):
         tiny.decode([0, token])
+
+
+def test_a_tokenizer_is_found_by_its_models_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    assert Tokenizer("mini").sha256 == Tokenizer(model_folder("mini")).sha256
+    for name in ("124M", "gpt2"):
+        with pytest.raises(CheckpointError, match="download 124M"):
+            Tokenizer(name)
+    with pytest.raises(CheckpointError, match="small"):
+        Tokenizer("small")

@@ -162,6 +162,14 @@ def test_confusion_of_many_long_labels():
         assert {len(label.get_text()) for label in ticks} == {20}
 
 
+@pytest.mark.parametrize("K", [21, 150])
+def test_confusion_of_very_many_labels(K):
+    figure = plot_confusion(scored(np.eye(K, dtype=int).tolist(), [f"label {k}" for k in range(K)]))
+    axes = figure.axes[0]
+    assert not axes.texts and len(axes.get_yticklabels()) <= 60
+    assert nothing_leaves(figure) and nothing_small(figure)
+
+
 def test_white_on_dark_and_black_on_light():
     axes = plot_confusion(scored([[9, 1], [4, 6]], ["a", "b"])).axes[0]
     assert [text.get_color() for text in axes.texts] == ["white", "black", "black", "white"]

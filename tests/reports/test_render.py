@@ -275,6 +275,27 @@ def test_what_was_trained(training, blocks, epochs):
     assert found["head"] == ("linear, reads last_token" if head else "–")
 
 
+def test_the_page_and_the_card_of_many_labels_are_bounded():
+    labels = [f"label {k}" for k in range(77)]
+    true = np.arange(770) % 77
+    scores = evaluate_predictions(true, np.where(true % 3, true, 76 - true), labels)
+    counts = {"train": {label: 100 - k for k, label in enumerate(labels)}}
+    counts |= {"val": dict.fromkeys(labels, 2), "test": dict.fromkeys(labels, 10)}
+    facts = run_facts(
+        scores=scores, counts=counts, assessment=None, baselines=[], n_near_duplicates=None
+    )
+    page = run_page(facts)
+    (data,), scored_classes = page.tables["Data"], page.tables["Scores"][1]
+    assert len(data) == 22 and data[0] == ["label 76", "24", "2", "10", "36"]
+    others = [sum(100 - k for k in range(57)), 57 * 2, 57 * 10]
+    assert data[20] == ["57 other labels", *map("{:,}".format, [*others, sum(others)])]
+    assert data[21][0] == "all" and len(scored_classes) == 20
+    assert {row[2] for row in scored_classes} == {"0.0%"}  # the weakest, every third label
+    assert "Confusion" in page.tables and len(page.tables["Confusion"][0]) == 10
+    card = render("model_card.md", **run_findings(facts))
+    assert "label (20 weakest of 77)" in card and len(card.splitlines()) < 150
+
+
 def test_the_counts_and_the_scores():
     page = run_page(whole())
     assert page.tables["Data"] == [

@@ -19,7 +19,14 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.classifier.train import TrainingRun
 from gpt2_from_scratch.cli import main as cli
-from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.data.messages import DataConfig
+from gpt2_from_scratch.errors import (
+    CheckpointError,
+    DataError,
+    GPT2Error,
+    Interrupted,
+    UsageError,
+)
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 from gpt2_from_scratch.runs.results import Run
 from gpt2_from_scratch.storage.files import check_listed, sha256_of
@@ -227,7 +234,7 @@ def test_changed_settings_are_refused_with_the_difference(
         edited["training"]["epochs"] = 5
         (run / "config.json").write_text(json.dumps(edited))
         resume_training(run)
-    with pytest.raises(UsageError, match="messages_sha256: "):
+    with pytest.raises(UsageError, match=r"other messages.*hash [0-9a-f]{12}, now .* hash "):
         edited["training"]["epochs"] = 4
         (run / "config.json").write_text(json.dumps(edited))
         changed = table.read_text().replace("a pill 0,", "a pill 1000,")
@@ -238,6 +245,95 @@ def test_changed_settings_are_refused_with_the_difference(
         finally:
             table.write_text(original)
     assert before and all(path.read_bytes() == raw for path, raw in before.items())
+
+
+@pytest.fixture
+def moved(tiny_checkpoint, table, tmp_path, monkeypatch) -> Path:
+    """A run that was interrupted, and whose data was then moved."""
+    away = tmp_path / "kinds.csv"
+    away.write_bytes(table.read_bytes())
+    broken_off(monkeypatch, tiny_checkpoint, away, tmp_path / "run", 9)
+    away.rename(tmp_path / "elsewhere.csv")
+    return tmp_path / "run"
+
+
+def test_missing_data_are_named_with_what_to_do(moved, capsys):
+    before = {path: path.read_bytes() for path in moved.iterdir()}
+    assert cli.main(["train", "--resume", str(moved)]) == 3
+    err = capsys.readouterr().err
+    assert f"{moved.parent / 'kinds.csv'} is missing" in err and "--data NEW" in err
+    assert {path: path.read_bytes() for path in moved.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_data_that_moved_may_be_named(moved, unbroken, form, capsys):
+    new, reading = moved.parent / "elsewhere.csv", []
+    if form == "tsv":  # with other columns and another encoding, but the same messages
+        rows = [*csv.reader(new.read_text().splitlines())][1:]
+        new = moved.parent / "other.tsv"
+        raw = "".join(f"{label}\t{text}\n" for text, label in [("body", "kind"), *rows])
+        new.write_text(raw, encoding="utf-16")
+        reading = ["--text-column", "body", "--label-column", "kind", "--encoding", "utf-16"]
+    assert cli.main(["train", "--resume", str(moved), "--data", str(new), *reading]) == 0
+    assert digests(moved) == digests(unbroken)
+    config = json.loads((moved / "config.json").read_text())["data"]
+    assert config["source"] == str(new)
+    assert config["text_column"] == ("body" if form == "tsv" else "text")
+    assert cli.main(["verify", str(moved)]) == 0
+    # moved again, and the report was lost: it is written again
+    again = new.rename(new.with_stem("again"))
+    (moved / "report.html").unlink()
+    assert cli.main(["train", "--resume", str(moved)]) == 3
+    assert "--data NEW" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(moved), "--data", str(again)]) == 0
+    assert (moved / "report.html").exists() and cli.main(["verify", str(moved)]) == 0
+    resume_training(moved).load_split()
+
+
+@pytest.mark.parametrize("change", ["text", "label", "row", "order"])
+def test_other_messages_are_refused_with_both_facts(moved, change, capsys):
+    new = moved.parent / "elsewhere.csv"
+    header, *rows = new.read_text().splitlines()
+    if change == "row":
+        rows.append("a pill 99,a")
+    elif change == "order":
+        rows[0], rows[2] = rows[2], rows[0]  # of one label: the split depends on their order
+    else:
+        rows[0] = {"text": "a pill 1000,a", "label": "a pill 0,b"}[change]
+    new.write_text("\n".join([header, *rows]) + "\n")
+    before = {path: path.read_bytes() for path in moved.iterdir()}
+    assert cli.main(["train", "--resume", str(moved), "--data", str(new)]) == 2
+    err = capsys.readouterr().err
+    then = json.loads((moved / "provenance.json").read_text())
+    assert str(new) in err and f"{then['messages']} with hash {then['messages_sha256'][:12]}" in err
+    assert ("'test': 9" in err) == (change == "row") and err.count("with hash") == 2
+    assert {path: path.read_bytes() for path in moved.iterdir()} == before
+    with pytest.raises(UsageError, match="other messages"):
+        resume_training(moved, data=new)
+
+
+def test_three_files_that_moved_may_be_named(tiny_checkpoint, tmp_path, monkeypatch):
+    names = ("train", "val", "test")
+    for name in names:
+        rows = [f"{'the goal' if n % 2 else 'a pill'} {n} {name},{'ab'[n % 2]}" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    places = [str(tmp_path / f"{name}.csv") for name in names]
+    data = DataConfig(*places)
+    plain = TrainingRun.end_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "end_epoch", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train_classifier(tiny_checkpoint, data, CONFIG, run=tmp_path / "run", device="cpu")
+    assert TrainingRun.end_epoch is plain
+    (tmp_path / "new").mkdir()
+    for place in places:
+        Path(place).rename(tmp_path / "new" / Path(place).name)
+    new = DataConfig(*(str(tmp_path / "new" / f"{name}.csv") for name in names))
+    with pytest.raises(DataError, match=r"val.csv is missing.*--val-data"):
+        resume_training(tmp_path / "run", data=tmp_path / "new" / "train.csv")
+    run = resume_training(tmp_path / "run", data=new)
+    assert run.config.data == new and run.scores.total == 12
 
 
 def test_what_is_no_run_is_told(tmp_path, tiny_checkpoint, capsys):

@@ -270,12 +270,13 @@ def test_sums_that_are_refused(tmp_path, text):
 
 
 def test_a_manifest_shows_what_changed(tmp_path):
-    for name in ("abc", "state-1.bad", ".lock"):
+    for name in ("abc", "Thumbs.db", ".lock"):
         (tmp_path / name).write_bytes(b"abc")
+    (tmp_path / "folder").mkdir()
     check_listed(tmp_path / "whatever")  # the run has not finished
     assert not is_complete(tmp_path)
-    for _ in range(2):  # a manifest does not list itself
-        write_manifest(tmp_path)
+    for _ in range(2):
+        write_manifest(tmp_path, ["folder", "missing", "abc"])
         assert is_complete(tmp_path) and read_manifest(tmp_path) == {"abc": ABC}
     check_listed(tmp_path / "abc")
     (tmp_path / "new").write_text("")

@@ -20,6 +20,8 @@ from gpt2_from_scratch.storage.paths import (
     embedded,
     features_folder,
     home,
+    is_model,
+    is_run,
     model_folder,
     model_name,
 )
@@ -157,3 +159,41 @@ def test_names_under_which_models_and_data_are_found_again(tmp_path, monkeypatch
 
 def test_the_names_of_models_are_the_published_sizes():
     assert MODELS == ("mini", *SIZES)
+
+
+# --- names from elsewhere, and runs where models are wanted ---
+
+NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), NAMES.items())
+def test_models_have_the_hubs_names_too(theirs, ours, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in (theirs, f"openai-community/{theirs}"):
+        assert model_name(name) == ours
+        with pytest.raises(CheckpointError, match=f"download {ours}$"):
+            model_folder(name)
+    (tmp_path / theirs).mkdir()  # a name is a name, wherever it is used
+    with pytest.raises(CheckpointError, match=f"or ./{theirs} for the folder here"):
+        model_folder(theirs)
+    assert model_name(f"./{theirs}") == str(tmp_path / theirs)
+    assert model_folder(Path(theirs)) == Path(theirs)
+    (tmp_path / "weights" / ours).mkdir(parents=True)
+    assert model_folder(theirs) == model_folder(ours) == tmp_path / "weights" / ours
+
+
+def test_runs_and_models_are_told_apart(tmp_path, tiny_checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "provenance.json").write_text("{}")
+    assert is_run(run) and not is_model(run)
+    assert is_model(tiny_checkpoint) and not is_run(tiny_checkpoint)
+    assert is_model(Path("mini")) and is_model(Path("gpt2")) and not is_model(Path("runs/gpt2"))
+    (run / "best.safetensors").write_bytes(b"")
+    for given in (run, run / "best.safetensors"):
+        with pytest.raises(CheckpointError, match="trained classifier(?s:.*)--from"):
+            model_folder(given)
+    (tmp_path / "mini").mkdir()  # an empty folder with a model's name
+    assert not is_model(Path("mini")) and not is_run(Path("mini"))

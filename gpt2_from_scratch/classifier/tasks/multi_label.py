@@ -29,7 +29,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
 )
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import ClassScores, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import ClassScores, several, wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 
@@ -88,7 +88,7 @@ class MultiLabel(Task):
                 continue
             if not isinstance(labels, (tuple, list, set)):  # a str would be taken for its letters
                 raise DataError(
-                    f"{labels!r:.80} must be a tuple of labels from {list(head.labels)}"
+                    f"{labels!r:.80} must be a tuple of labels from {several(head.labels)}"
                 )
             row.fill_(0.0)
             row[[class_number(head, label) for label in labels]] = 1.0

@@ -117,7 +117,7 @@ class TagScores(Scores):
         words = proportion_in_words("word accuracy", self.correct, self.total, self.interval)
         if self.entities is None:
             return f"{words}\n\n{class_table(self.classes, 'tag', 'words')}"
-        classes = class_table([*self.classes, self.entities], "entity", "entities")
+        classes = class_table(self.classes, "entity", "entities", self.entities)
         return f"entity F1 {percent(self.entities.f1)}\n{words}\n\n{classes}"
 
 

@@ -16,11 +16,19 @@ from torch.nn.utils.rnn import pad_sequence
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import ClassScores
+from gpt2_from_scratch.evaluation.metrics import (
+    MOST_CLASSES,
+    ClassScores,
+    head_of_weakest,
+    several,
+    short,
+    weakest,
+)
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 Encoded = Sequence[Sequence[int]]  # the token ids of each text
+MOST_PROBABLE = 5  # answers that are shown if there are more than MOST_CLASSES
 IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
 
 
@@ -172,7 +180,9 @@ def class_number(head: HeadConfig, label: Any) -> int:
     try:
         return head.labels.index(label)
     except ValueError:
-        raise DataError(f"unknown label {label!r}; the head has {list(head.labels)}") from None
+        raise DataError(
+            f"unknown label {label!r:.80}; the head has {several(head.labels)}"
+        ) from None
 
 
 def checked_span(text: str, span: Any) -> Span:
@@ -202,7 +212,10 @@ def by_label(head: HeadConfig, row: np.ndarray) -> dict[str, float]:
 
 
 def probabilities_in_words(probabilities: dict[str, float]) -> str:
-    """Format probabilities as in "ham 0.250, spam 0.750"."""
+    """Format probabilities as in "ham 0.250, spam 0.750"; of many labels the most probable ones."""
+    if len(probabilities) > MOST_CLASSES:
+        best = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:MOST_PROBABLE]
+        probabilities = {label: probabilities[label] for label in best}
     return ", ".join(f"{label} {p:.3f}" for label, p in probabilities.items())
 
 
@@ -233,13 +246,18 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     return tabulate(rows, headers, "plain", colalign=align, disable_numparse=True)
 
 
-def class_table(classes: Sequence[ClassScores], name: str, counted: str) -> str:
-    """Format precision, recall and F1 of each class; `counted` is what its support counts."""
+def class_table(
+    classes: Sequence[ClassScores], name: str, counted: str, together: ClassScores | None = None
+) -> str:
+    """Format precision, recall and F1 of each class; `counted` is what its support counts.
+
+    Of more than MOST_CLASSES only the weakest are shown, and `together`, if it is given.
+    """
     rows = [
-        [c.label, percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
-        for c in classes
+        [short(c.label), percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
+        for c in (*weakest(classes), *filter(None, [together]))
     ]
-    return table(rows, [name, "precision", "recall", "F1", counted])
+    return table(rows, [head_of_weakest(name, classes), "precision", "recall", "F1", counted])
 
 
 # --- Characters to tokens and back, exact in bytes. ---

@@ -39,7 +39,7 @@ def test_targets_are_zeros_and_ones(tiny_checkpoint: Path) -> None:
     [(("ham", "eggs"), "'eggs'"), (("ham", None), "None"), ("ham", "'ham'"), (3, "3")],
 )
 def test_other_labels_are_refused(tiny_checkpoint: Path, label: object, fact: str) -> None:
-    with pytest.raises(DataError, match=rf"{fact}.*'ham', 'other', 'spam'"):
+    with pytest.raises(DataError, match=rf"{fact}.*ham, other, spam"):
         targets_of(Tokenizer(tiny_checkpoint), HEAD, ("the cat", label))
 
 

@@ -12,16 +12,21 @@ from torch import Tensor
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.classification import Choice
+from gpt2_from_scratch.classifier.tasks.multi_label import Labels
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
     Targets,
     characters_of,
+    class_number,
+    class_table,
     first_tokens,
     token_range,
 )
 from gpt2_from_scratch.data import formats
 from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.metrics import ClassScores
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.paths import embedded
 
@@ -387,3 +392,38 @@ def test_without_any_target_there_is_no_loss(head: HeadConfig) -> None:
     loss.backward()
     assert loss.item() == 0 and not outputs.grad.any() and outputs.grad.isfinite().all()
     assert TASKS[head.task].correct_sum(head, outputs.detach(), targets, lengths) == 0
+
+
+# --- many labels ---
+
+
+def test_of_many_labels_the_five_most_probable_are_shown():
+    labels = [f"label {k}" for k in range(77)]
+    probabilities = {label: (k % 7 + 1) / 1000 for k, label in enumerate(labels)}
+    probabilities |= {"label 40": 0.3, "label 3": 0.2, "label 60": 0.1}
+    said = Choice("label 40", probabilities).in_words()
+    assert said == "label 40  (" + ", ".join(
+        ["label 40 0.300", "label 3 0.200", "label 60 0.100", "label 6 0.007", "label 13 0.007)"]
+    )
+    assert Labels([], probabilities).in_words().count(",") == 4
+    few = dict.fromkeys(labels[:20], 0.05)
+    assert Choice("label 0", few).in_words().count(",") == 19
+    assert Choice("label 0", probabilities).as_row() == [
+        "label 0",
+        *(f"{p:.6f}" for p in probabilities.values()),
+    ]
+
+
+def test_tables_of_many_labels_and_tags_show_the_weakest():
+    classes = [ClassScores(f"label {k:02}", 0.5, 0.5, 0.01 * (77 - k), 3) for k in range(77)]
+    together = ClassScores("all", 0.5, 0.5, 0.5, 231)
+    lines = class_table(classes, "entity", "entities", together).splitlines()
+    assert lines[0].startswith("entity (20 weakest of 77)") and len(lines) == 22
+    assert lines[1].startswith("label 76") and lines[-1].startswith("all")
+
+
+def test_an_unknown_label_is_reported_briefly():
+    head = HeadConfig(labels=tuple(f"label {k}" for k in range(20_000)))
+    with pytest.raises(DataError, match="'eggs'.* and 19,980 more") as error:
+        class_number(head, "eggs")
+    assert len(str(error.value)) < 1000
