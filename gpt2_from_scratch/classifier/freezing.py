@@ -12,7 +12,7 @@ from gpt2_from_scratch.classifier.heads import blocks_read, layers_by_name
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.lora import LoRALinear
-from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.model import GPT2, parameters_by_name
 from gpt2_from_scratch.speed.partial_blocks import is_plain
 
 
@@ -60,7 +60,9 @@ def set_trainable(
             block.requires_grad_(True)
     for name, part in model.named_modules():
         if isinstance(part, LoRALinear):
-            if name.startswith("head"):  # an adapted head is frozen itself: see LoRAConfig
+            if name.removeprefix("_orig_mod.").startswith(
+                "head"
+            ):  # an adapted head is frozen itself: see LoRAConfig
                 part.requires_grad_(False)
             part.lora_A.requires_grad_(True)
             part.lora_B.requires_grad_(True)
@@ -68,9 +70,11 @@ def set_trainable(
 
 def _unfreeze_named(model: GPT2, pattern: str) -> None:
     for wanted in pattern.split(","):
-        named = [p for name, p in model.named_parameters() if fnmatchcase(name, wanted.strip())]
+        named = [
+            p for name, p in parameters_by_name(model).items() if fnmatchcase(name, wanted.strip())
+        ]
         if not named:
-            known = ", ".join(name for name, _ in model.named_parameters())
+            known = ", ".join(parameters_by_name(model))
             raise UsageError(f"no parameter is named {wanted.strip()!r}; names: {known:.300}...")
         for parameter in named:
             parameter.requires_grad_(True)
@@ -99,7 +103,7 @@ def parameter_groups(
     """
     top = blocks_read(heads, model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         if not parameter.requires_grad:
             continue
         parts_above = 0
@@ -145,7 +149,9 @@ def plain_depth(model: GPT2) -> tuple[int, str]:
 
 def trainable_names(model: nn.Module) -> list[str]:
     """List the names of the trainable parameters, in the model's order."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        name for name, parameter in parameters_by_name(model).items() if parameter.requires_grad
+    ]
 
 
 def count_trainable(model: nn.Module) -> int:
@@ -180,7 +186,7 @@ def ledger(
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
     parts: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         pieces = name.split(".")
         part = ".".join(pieces[:2]) if pieces[0] == "blocks" else pieces[0]
         parts.setdefault(part, {})[name] = parameter
