@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.classifier.freezing import frozen_depth, plain_depth
+from gpt2_from_scratch.classifier.freezing import (
+    changed_part,
+    frozen_depth,
+    plain_depth,
+    refuse_other_forward,
+)
 from gpt2_from_scratch.classifier.heads import (
     blocks_read,
     head_layers,
@@ -45,9 +50,10 @@ from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
 from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names, merge_lora, unmerge_lora
-from gpt2_from_scratch.gpt2.model import GPT2, parameters_by_name
+from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import (
     identity_sha256,
@@ -148,6 +154,7 @@ class Classifier:
         self.store = store
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
+        self._logged = ""  # why shortcuts are skipped, as last logged
         self._base: str | Path = description.base  # where the base model is
         self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
 
@@ -359,6 +366,7 @@ class Classifier:
         that the model does not have.
         """
         check_ids(encoded, self.model.config.n_vocab)
+        refuse_other_forward(self.model)
         depth, reason = frozen_depth(self.model)
         if self._reads_batch_padding:
             depth, reason = 0, "the pooled position depends on the other texts in the batch"
@@ -401,18 +409,31 @@ class Classifier:
         Yields, per batch: the numbers of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
         self.model.eval()
+        top = blocks_read(self.description.heads, self.model)
+        refuse_other_forward(self.model)
+        plain = plain_depth(self.model)[0]
+        changed = changed_part(self.model, plain, top)
+        self._log_change(changed)
         if not isinstance(texts, (Features, Embedded)):
             check_ids(texts, self.model.config.n_vocab)
-            heads = self.description.heads
-            top = blocks_read(heads, self.model)
-            depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
+            depth = min(plain, *self._layers_read, top - 1)
             self._refuse_mask(depth)
-            if depth > 0 and not self._reads_batch_padding:
+            if depth > 0 and not changed and not self._reads_batch_padding:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
-        for numbers in by_length(texts.encoded, BATCH):
+        if plain < texts.depth:
+            raise UsageError(f"{changed}, after these texts were prepared; call texts() again")
+        for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             yield numbers, *self.batch_outputs(texts, numbers)
+
+    def _log_change(self, changed: str) -> None:
+        """Log why the model is computed without shortcuts; again only if the reason is another."""
+        if changed and changed != self._logged:
+            log.warning(
+                f"{changed}; so all parts are computed as they are, one text length at a time"
+            )
+        self._logged = changed
 
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read, replace_heads
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import GPT2Config, LoRAConfig
 from gpt2_from_scratch.gpt2.lora import add_lora
-from gpt2_from_scratch.gpt2.model import GPT2, parameters_by_name
+from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import NoInit, meta_gpt2, names_on_disk
 from gpt2_from_scratch.storage.files import check_listed

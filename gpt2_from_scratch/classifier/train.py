@@ -40,7 +40,7 @@ from gpt2_from_scratch.errors import (
     UsageError,
     is_out_of_memory,
 )
-from gpt2_from_scratch.gpt2.model import parameters_by_name
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.config import FUSED, WHOLE, LoRAConfig
-from gpt2_from_scratch.gpt2.model import GPT2, parameters_by_name
+from gpt2_from_scratch.gpt2.model import GPT2
 
 
 class LoRALinear(nn.Module):
@@ -124,13 +125,16 @@ def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
     """Add every product to its weight, in place, and put back plain linear layers.
 
     Returns {module name: adapter} for `unmerge_lora`. The layers hold the same parameters as before,
-    with new values.
+    with new values. Raises UsageError for an adapter with hooks or other additions.
     """
     adapters = {
         name.removeprefix("_orig_mod."): part  # the name without what torch.compile puts before it
         for name, part in model.named_modules()
         if isinstance(part, LoRALinear)
     }
+    for name, adapter in adapters.items():
+        if reason := alteration(adapter):
+            raise UsageError(f"{name} {reason}, which merging would lose")
     for name, adapter in adapters.items():
         adapter.add_to_weight(1)
         out, n_in = adapter.weight.shape
@@ -188,7 +192,7 @@ def _linear_at(model: GPT2, name: str) -> nn.Linear:
         part = model.get_submodule(name)
     except AttributeError:
         part = None
-    if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
+    if type(part) is not nn.Linear or alteration(part):
         raise UsageError(f"{name} is not a plain nn.Linear, so it cannot have adapters")
     return part
 

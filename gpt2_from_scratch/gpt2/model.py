@@ -112,14 +112,6 @@ class GPT2(nn.Module):
         return self.head(self.hidden(ids))
 
 
-def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters by the names they have here, also after `torch.compile`.
-
-    What `torch.compile` returns puts `_orig_mod.` before the names of the module inside it.
-    """
-    return {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters()}
-
-
 @torch.no_grad()
 def init_weights(model: GPT2, generator: torch.Generator) -> None:
     """Draw every parameter as GPT-2's paper does before training.

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import GPT2Config, read_config, write_hparams
-from gpt2_from_scratch.gpt2.model import GPT2, init_weights, parameters_by_name
+from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
