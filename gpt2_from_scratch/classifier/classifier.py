@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.classifier.freezing import frozen_depth, plain_depth, trainable_names
+from gpt2_from_scratch.classifier.freezing import (
+    changed_part,
+    frozen_depth,
+    plain_depth,
+    refuse_other_forward,
+)
 from gpt2_from_scratch.classifier.heads import (
     blocks_read,
     head_layers,
@@ -31,8 +36,11 @@ from gpt2_from_scratch.classifier.saving import (
     Description,
     added_names,
     assemble,
+    misfit,
+    parameters_of,
     put_tensors,
     read_classifier,
+    refuse_misfit,
     refuse_other_base,
     saved_file,
     write_classifier,
@@ -42,11 +50,18 @@ from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
-from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.gpt2.lora import LoRALinear, merge_lora, unmerge_lora
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
+from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
+from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names, merge_lora, unmerge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
-from gpt2_from_scratch.gpt2.weights import base_sha256, load_gpt2
+from gpt2_from_scratch.gpt2.weights import (
+    identity_sha256,
+    load_gpt2,
+    meta_gpt2,
+    parameters_sha256,
+    stored_parameters,
+)
 from gpt2_from_scratch.speed.batching import (
     by_length,
     check_ids,
@@ -59,6 +74,7 @@ from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
 from gpt2_from_scratch.storage.paths import MODELS, model_folder, model_name
+from gpt2_from_scratch.storage.tensors import each_sha256
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +154,9 @@ class Classifier:
         self.store = store
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
-        self._changed = added_names(
-            model
-        )  # parameters that the base lacks, or has with other values
+        self._logged = ""  # why shortcuts are skipped, as last logged
+        self._base: str | Path = description.base  # where the base model is
+        self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
 
     @classmethod
     def on_base(
@@ -168,9 +184,10 @@ class Classifier:
         """
         heads = heads or [HeadConfig(labels=tuple(labels), pooling=pooling)]
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
+        hashes = parameters_sha256(model)
         description = Description(
             model_name(base),
-            base_sha256(model, tokenizer),
+            identity_sha256(hashes, tokenizer),
             tuple(replace(head, layer=layer_read(head, model)) for head in heads),
             model.config.n_ctx if max_tokens is None else max_tokens,
             pad_to,
@@ -178,7 +195,9 @@ class Classifier:
             causal_mask,
         )
         assemble(description, model, tokenizer, seed)
-        return cls(model, tokenizer, description, dtype=dtype, store=store).to(device)
+        classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
+        classifier._base_hashes = hashes
+        return classifier.to(device)
 
     @classmethod
     def load(
@@ -204,15 +223,14 @@ class Classifier:
             )
         base = description.base if base is None else base
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
-        refuse_other_base(path, description, str(base), base_sha256(model, tokenizer))
-        try:
-            assemble(description, model, tokenizer)
-        except UsageError as error:
-            raise CheckpointError(f"{path} does not fit: {error}") from None
-        classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
+        hashes = parameters_sha256(model)
+        refuse_other_base(path, description, str(base), identity_sha256(hashes, tokenizer))
+        refuse_misfit(path, description, tensors, model.config, tokenizer)
+        assemble(description, model, tokenizer)
         model.requires_grad_(False)
-        put_tensors(tensors, dict(model.named_parameters()), classifier._changed, path)
-        classifier._changed |= tensors.keys()
+        put_tensors(tensors, parameters_by_name(model), path)
+        classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
+        classifier._base, classifier._base_hashes = base, hashes
         return classifier.to(device)
 
     @property
@@ -241,23 +259,24 @@ class Classifier:
             there, here = getattr(description, name), getattr(self.description, name)
             if there != here:
                 raise CheckpointError(f"{path} has {name} = {there}, this one {here}")
-        if others := sorted(name for name in tensors if not name.startswith("head.")):
+        adapters = ("lora_A", "lora_B")
+        if others := [n for n in tensors if not n.startswith("head.") or n.endswith(adapters)]:
             raise CheckpointError(f"{path} changes {others[0]} too; only heads can be attached")
         # a head's adapters count too: once saved, they would be looked for in the other heads
-        heads = {n for n in added_names(self.model) if not n.endswith(("lora_A", "lora_B"))}
-        if others := sorted((self._changed | added_names(self.model)) - heads):
+        adapters_here = {*lora_names(self.model), *(f"{name}.lora_A" for name in self._merged)}
+        if others := sorted(self._changed_names() | adapters_here):
             raise CheckpointError(
                 f"{others[0]} was trained here, so the heads of {path} would read other states"
             )
         together = replace(self.description, heads=self.description.heads + description.heads)
+        refuse_misfit(path, description, tensors, self.model.config, self.tokenizer)
         with torch.random.fork_rng():  # what is drawn is overwritten
             layers = {head.name: head_layers(head, self.model) for head in description.heads}
         found = nn.Module()
         put_heads(found, layers)
-        own = {n: p for n, p in found.named_parameters() if p is not self.model.wte.weight}
-        put_tensors(tensors, own, set(own), path)
+        put_tensors(tensors, parameters_by_name(found), path)
         put_heads(self.model, layers_by_name(self.model, self.description.heads) | layers)
-        self.description, self._changed = together, added_names(self.model)
+        self.description = together
 
     def merge(self) -> None:
         """Add LoRA's products to the weights that they adapt.
@@ -268,22 +287,71 @@ class Classifier:
         self._merged |= merge_lora(self.model)
 
     def unmerge(self) -> None:
-        """Take the products out of the weights again."""
-        unmerge_lora(self.model, self._merged)
-        self._merged = {}
+        """Take the products out of the weights again.
 
-    def save(self, path: Path) -> None:
-        """Write everything that was ever trained, and the description, to one file, atomically."""
+        Weights that were the base's are the same to the bit again, if its folder is still there;
+        others come back to about 1e-7 of the largest number added.
+        """
+        unmerge_lora(self.model, self._merged)
+        merged, self._merged = self._merged, {}
+        if not merged:
+            return
+        adapted = {f"{name}.weight": adapter for name, adapter in merged.items()}
+        try:
+            with torch.no_grad():
+                for name, value in self._base_parameters():
+                    if name in adapted and adapted[name].rounds_to(value):
+                        adapted[name].weight.copy_(value)
+        except CheckpointError as error:
+            log.info(f"{error}; so rounding of the merged weights remains")
+
+    def save(self, path: str | Path) -> None:
+        """Write all that differs from the base model, and the description, to one file, atomically.
+
+        What was trained or changed in any way differs, whether it is trainable now or not; what is
+        trainable now is saved too. If the base is not found, everything is. Raises UsageError if
+        LoRA is merged, if the model has other parameters than its description says, or is on
+        another base; CheckpointError for NaN and infinite numbers.
+        """
+        path, description = Path(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
-        # once trained, always saved: a block that is frozen again still differs from the base
-        self._changed |= set(trainable_names(self.model))
-        tensors = {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if name in self._changed
-        }
-        write_classifier(path, self.description, tensors)
+        if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`
+            description = replace(description, lora=None)
+        parameters, config = parameters_by_name(self.model), self.model.config
+        expected = parameters_of(description, config, self.tokenizer)
+        if differences := misfit(parameters, expected, expected.keys()):
+            raise UsageError(
+                f"{path} could not be loaded, because the model is not what its description says: "
+                f"{differences}. Use relabel() for other labels, on_base(lora=...) for adapters"
+            )
+        saved = self._changed_names() | added_names(parameters, config)
+        saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}
+        tensors = {name: p for name, p in parameters.items() if name in saved}
+        write_classifier(path, description, tensors)
+
+    def _changed_names(self) -> set[str]:
+        """The parameters whose numbers are not the base's; all of GPT-2's if it is not found."""
+        if self._base_hashes is None:  # the model was not loaded here, and may have been trained
+            try:
+                base = dict(self._base_parameters())
+            except CheckpointError as error:
+                log.warning(f"{error}; so all weights count as trained")
+                return {*parameters_sha256(self.model)}
+            hashes = each_sha256(base)
+            if identity_sha256(hashes, self.tokenizer) != self.description.base_sha256:
+                raise UsageError(
+                    f"base_sha256 = {self.description.base_sha256[:12]}... is not that of "
+                    f"{self._base}; take base_sha256() of the base as it was before training"
+                )
+            self._base_hashes = hashes
+        now = parameters_sha256(self.model)
+        return {name for name, digest in now.items() if self._base_hashes.get(name) != digest}
+
+    def _base_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter of the base model, from its folder."""
+        folder = model_folder(self._base)
+        return stored_parameters(folder, meta_gpt2(read_config(folder)))
 
     # --- from texts to outputs: training ---
 
@@ -298,6 +366,7 @@ class Classifier:
         that the model does not have.
         """
         check_ids(encoded, self.model.config.n_vocab)
+        refuse_other_forward(self.model)
         depth, reason = frozen_depth(self.model)
         if self._reads_batch_padding:
             depth, reason = 0, "the pooled position depends on the other texts in the batch"
@@ -340,18 +409,31 @@ class Classifier:
         Yields, per batch: the numbers of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
         self.model.eval()
+        top = blocks_read(self.description.heads, self.model)
+        refuse_other_forward(self.model)
+        plain = plain_depth(self.model)[0]
+        changed = changed_part(self.model, plain, top)
+        self._log_change(changed)
         if not isinstance(texts, (Features, Embedded)):
             check_ids(texts, self.model.config.n_vocab)
-            heads = self.description.heads
-            top = blocks_read(heads, self.model)
-            depth = min(plain_depth(self.model)[0], *self._layers_read, top - 1)
+            depth = min(plain, *self._layers_read, top - 1)
             self._refuse_mask(depth)
-            if depth > 0 and not self._reads_batch_padding:
+            if depth > 0 and not changed and not self._reads_batch_padding:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
-        for numbers in by_length(texts.encoded, BATCH):
+        if plain < texts.depth:
+            raise UsageError(f"{changed}, after these texts were prepared; call texts() again")
+        for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             yield numbers, *self.batch_outputs(texts, numbers)
+
+    def _log_change(self, changed: str) -> None:
+        """Log why the model is computed without shortcuts; again only if the reason is another."""
+        if changed and changed != self._logged:
+            log.warning(
+                f"{changed}; so all parts are computed as they are, one text length at a time"
+            )
+        self._logged = changed
 
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int

@@ -5,15 +5,21 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from tabulate import tabulate
 from torch import nn
 
-from gpt2_from_scratch.classifier.heads import blocks_read, layers_by_name
+from gpt2_from_scratch.classifier.heads import (
+    blocks_read,
+    layers_by_name,
+    reads_positions_alone,
+)
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.changes import ORIGINAL, alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import GPT2
-from gpt2_from_scratch.speed.partial_blocks import is_plain
+from gpt2_from_scratch.speed.partial_blocks import change_of
 
 
 def set_trainable(
@@ -60,7 +66,9 @@ def set_trainable(
             block.requires_grad_(True)
     for name, part in model.named_modules():
         if isinstance(part, LoRALinear):
-            if name.startswith("head"):  # an adapted head is frozen itself: see LoRAConfig
+            if name.removeprefix("_orig_mod.").startswith(
+                "head"
+            ):  # an adapted head is frozen itself: see LoRAConfig
                 part.requires_grad_(False)
             part.lora_A.requires_grad_(True)
             part.lora_B.requires_grad_(True)
@@ -68,9 +76,11 @@ def set_trainable(
 
 def _unfreeze_named(model: GPT2, pattern: str) -> None:
     for wanted in pattern.split(","):
-        named = [p for name, p in model.named_parameters() if fnmatchcase(name, wanted.strip())]
+        named = [
+            p for name, p in parameters_by_name(model).items() if fnmatchcase(name, wanted.strip())
+        ]
         if not named:
-            known = ", ".join(name for name, _ in model.named_parameters())
+            known = ", ".join(parameters_by_name(model))
             raise UsageError(f"no parameter is named {wanted.strip()!r}; names: {known:.300}...")
         for parameter in named:
             parameter.requires_grad_(True)
@@ -99,7 +109,7 @@ def parameter_groups(
     """
     top = blocks_read(heads, model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         if not parameter.requires_grad:
             continue
         parts_above = 0
@@ -134,18 +144,75 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
 
 def plain_depth(model: GPT2) -> tuple[int, str]:
     """Return the number of leading blocks that do only what their weights say, and why not more."""
-    for name, part in (("wte", model.wte), ("wpe", model.wpe)):
-        if type(part) is not nn.Embedding or part._forward_hooks or part._forward_pre_hooks:
-            return 0, f"{name} was changed"
+    if reason := _change_of_embeddings(model):
+        return 0, reason
     for n, block in enumerate(model.blocks):
-        if not is_plain(block):
-            return n, f"blocks.{n} contains a part or a hook that GPT-2 does not have"
+        if reason := change_of(block):
+            return n, f"blocks.{n} was changed: {reason}"
+        if any(isinstance(part, LoRALinear) for part in block.modules()):
+            return n, f"blocks.{n} has LoRA adapters"
+        n_head = block.get_submodule("attn").n_head
+        if n_head != model.config.n_head:
+            return n, f"blocks.{n} was changed: it has {n_head} attention heads"
+        if any(parameter.dtype != torch.float32 for parameter in block.parameters()):
+            return n, f"blocks.{n} is not in float32"
     return len(model.blocks), ""
+
+
+def changed_part(model: GPT2, depth: int, top: int) -> str:
+    """Say which of the parts that compute the states after `top` blocks was changed, and how.
+
+    The first `depth` blocks are known to be plain. Empty if all parts do what their weights and
+    adapters say. A changed part may mix positions, so it must see each text without padding, as
+    `model(ids)` does.
+    """
+    if reason := _change_of_embeddings(model):
+        return reason
+    for n in range(depth, top):
+        if reason := change_of(model.blocks[n]):
+            return f"blocks.{n} was changed: {reason}"
+    return "" if reads_positions_alone(model.ln_f) else "ln_f was changed"
+
+
+def refuse_other_forward(model: GPT2) -> None:
+    """Raise UsageError if the model as a whole computes something else than its parts say.
+
+    Classifiers run its parts: embeddings, blocks, final norm, heads.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    changed = [
+        name
+        for name in ("forward", "hidden")
+        if name in vars(model) or getattr(type(model), name) is not ORIGINAL[GPT2][name]
+    ]
+    if model._forward_hooks or model._forward_pre_hooks:
+        changed.append("a hook of the whole model")
+    if changed:
+        raise UsageError(
+            f"{changed[0]} was changed, but a classifier runs the model's parts; change embed, a "
+            "block, ln_f or the head instead"
+        )
+
+
+def _change_of_embeddings(model: GPT2) -> str:
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    if "embed" in vars(model) or type(model).embed is not ORIGINAL[GPT2]["embed"]:
+        return "embed was changed"
+    for name, part in (("wte", model.wte), ("wpe", model.wpe)):
+        if type(part) is not nn.Embedding or part.max_norm is not None:
+            return f"{name} was changed: it is another kind of layer"
+        if reason := alteration(part):
+            return f"{name} was changed: it {reason}"
+        if part.weight.dtype != torch.float32:
+            return f"{name} is not in float32"
+    return ""
 
 
 def trainable_names(model: nn.Module) -> list[str]:
     """List the names of the trainable parameters, in the model's order."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        name for name, parameter in parameters_by_name(model).items() if parameter.requires_grad
+    ]
 
 
 def count_trainable(model: nn.Module) -> int:
@@ -180,7 +247,7 @@ def ledger(
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
     parts: dict[str, dict[str, nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         pieces = name.split(".")
         part = ".".join(pieces[:2]) if pieces[0] == "blocks" else pieces[0]
         parts.setdefault(part, {})[name] = parameter

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, READ_ALL, HeadConfig, Pooling
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.changes import alteration
 from gpt2_from_scratch.gpt2.model import GPT2
-from gpt2_from_scratch.speed.partial_blocks import block_at, block_on, real_positions, serves_parts
+from gpt2_from_scratch.speed.partial_blocks import (
+    block_at,
+    block_on,
+    odd_settings,
+    real_positions,
+    serves_parts,
+)
 
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -131,7 +138,8 @@ def outputs_from(
     top, outputs = max(at.values()), dict[str, Tensor]()
     reading = [head for head in heads if at[head.name] == top]
     one_position = (
-        len({head.pooling for head in reading}) == 1
+        (reads_positions_alone(model.ln_f) or not any(head.final_norm for head in reading))
+        and len({head.pooling for head in reading}) == 1
         and reading[0].pooling not in READ_ALL
         and all(head.reads_one_state for head in reading)
     )
@@ -151,13 +159,20 @@ def outputs_from(
     return {head.name: outputs[head.name] for head in heads}
 
 
+def reads_positions_alone(norm: nn.Module) -> bool:
+    """Tell whether a final norm is a LayerNorm of each state alone, and nothing else."""
+    return type(norm) is nn.LayerNorm and not (alteration(norm) or odd_settings(norm))
+
+
 def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
     """The states a head sees: x (B, T, C), or (B, C) if one was chosen -> (B, T, C) or (B, C)."""
     if not head.gradient:
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
     if head.reads_one_state and x.dim() == 3:
-        if head.pooling in READ_ALL:
+        if head.pooling in READ_ALL or not (
+            type(norm) is nn.Identity or reads_positions_alone(norm)
+        ):
             state = pool(norm(x), lengths, head.pooling)
         else:
             state = norm(pool(x, lengths, head.pooling))

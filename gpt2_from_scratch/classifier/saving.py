@@ -1,26 +1,28 @@
-"""A trained classifier as one safetensors file: its trained parameters and a description.
+"""A trained classifier as one safetensors file: what differs from its base, and a description.
 
-Only what was trained is saved, in any combination of heads, LoRA and blocks, with the identity of
-the base model it belongs to: 3 MB for the miniature's last block, 28 MB for that of 124M, 6 KB for
-a head of two classes alone.
+Only that is saved, in any combination of heads, LoRA and blocks, with the identity of the base
+model it belongs to: 3 MB for the miniature's last block, 28 MB for that of 124M, 6 KB for a head of
+two classes alone.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read, replace_heads
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.gpt2.lora import add_lora, lora_names
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
+from gpt2_from_scratch.gpt2.config import GPT2Config, LoRAConfig
+from gpt2_from_scratch.gpt2.lora import add_lora
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.weights import NoInit, meta_gpt2, names_on_disk
 from gpt2_from_scratch.storage.files import check_listed
 from gpt2_from_scratch.storage.paths import is_model, is_run
 from gpt2_from_scratch.storage.settings import from_json
@@ -83,7 +85,13 @@ class Description:
 
 
 def write_classifier(path: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
-    """Write the trained tensors, by their names in the model, and the description, atomically."""
+    """Write tensors, by their names in the model, and the description, atomically.
+
+    Raises CheckpointError for NaN and infinite numbers: a file with them could not be loaded.
+    """
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: {name} contains NaN or infinite values; not saved")
     write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
 
 
@@ -153,10 +161,34 @@ def assemble(
         add_lora(model, description.lora, seed or 0, blocks_read(description.heads, model))
 
 
-def added_names(model: GPT2) -> set[str]:
+def parameters_of(
+    description: Description, config: GPT2Config, tokenizer: Tokenizer
+) -> dict[str, nn.Parameter]:
+    """Make the parameters of such a classifier on torch's meta device, where they take no memory.
+
+    Raises the errors of `assemble`.
+    """
+    model = meta_gpt2(config)
+    with NoInit():
+        assemble(description, model, tokenizer)
+    return parameters_by_name(model)
+
+
+def added_names(parameters: Mapping[str, Tensor], config: GPT2Config) -> set[str]:
     """Name the parameters that GPT-2 does not have: heads, unless tied to `wte`, and LoRA."""
-    heads = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-    return heads | set(lora_names(model))
+    return parameters.keys() - names_on_disk(config)
+
+
+def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: Set[str]) -> str:
+    """Name the needed tensors that are missing, and those of other shapes; empty if all fit."""
+    missing = sorted(needed - found.keys())
+    wrong = [
+        f"{name}: found {tuple(value.shape)}, expected "
+        f"{tuple(expected[name].shape) if name in expected else 'nothing'}"
+        for name, value in found.items()
+        if name not in expected or expected[name].shape != value.shape
+    ]
+    return f"missing {missing[:5]}; {wrong[:5]}" if missing or wrong else ""
 
 
 def refuse_other_base(path: Path, description: Description, base: str, found: str) -> None:
@@ -168,24 +200,39 @@ def refuse_other_base(path: Path, description: Description, base: str, found: st
         )
 
 
+def refuse_misfit(
+    path: Path,
+    description: Description,
+    tensors: Mapping[str, Tensor],
+    config: GPT2Config,
+    tokenizer: Tokenizer,
+) -> None:
+    """Raise CheckpointError if saved tensors do not fit their description, on a base of this size.
+
+    Checked before memory is allocated: no part may be larger than the file's own tensors.
+    """
+    widths = [width for head in description.heads for width in head.hidden]
+    widths += [description.lora.rank] if description.lora else []
+    sizes = {size for value in tensors.values() for size in value.shape}
+    if len(widths) > len(tensors) or not sizes.issuperset(widths):
+        raise CheckpointError(f"{path} does not fit: it has no tensors of widths {widths!r:.80}")
+    try:
+        expected = parameters_of(description, config, tokenizer)
+    except UsageError as error:
+        raise CheckpointError(f"{path} does not fit: {error}") from None
+    if differences := misfit(tensors, expected, added_names(expected, config)):
+        raise CheckpointError(f"{path} does not fit: {differences}")
+
+
+@torch.no_grad()
 def put_tensors(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], needed: set[str], path: Path
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], path: Path
 ) -> None:
     """Copy saved tensors into the parameters of the same names, and make these trainable.
 
-    Raises CheckpointError if a `needed` name is missing, or for tensors that do not fit.
+    Raises CheckpointError for NaN and infinite numbers.
     """
-    missing = sorted(needed - tensors.keys())
-    wrong = [
-        f"{name}: saved {tuple(value.shape)}, the model has "
-        f"{tuple(parameters[name].shape) if name in parameters else 'nothing'}"
-        for name, value in tensors.items()
-        if name not in parameters or parameters[name].shape != value.shape
-    ]
-    if missing or wrong:
-        raise CheckpointError(f"{path} does not fit: missing {missing}; {wrong[:5]}")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            if not value.isfinite().all():
-                raise CheckpointError(f"{path}: {name} contains NaN or infinite values")
-            parameters[name].copy_(value).requires_grad_(True)
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: {name} contains NaN or infinite values")
+        parameters[name].copy_(value).requires_grad_(True)

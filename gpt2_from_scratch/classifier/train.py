@@ -40,6 +40,7 @@ from gpt2_from_scratch.errors import (
     UsageError,
     is_out_of_memory,
 )
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
@@ -302,7 +303,9 @@ class TrainingRun:
         self.at = Progress(config.micro_batch or config.batch_size)
         self.steps = config.epochs * math.ceil(len(train.messages) / config.batch_size)
         self.heads = heads_with_loss(classifier)
-        self.trainable = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
+        self.trainable = {
+            n: p for n, p in parameters_by_name(classifier.model).items() if p.requires_grad
+        }
         self.optimizer = torch.optim.AdamW(
             parameter_groups(classifier.model, config, classifier.description.heads), fused=True
         )

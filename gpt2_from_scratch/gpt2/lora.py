@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.config import FUSED, WHOLE, LoRAConfig
 from gpt2_from_scratch.gpt2.model import GPT2
 
@@ -40,7 +41,9 @@ class LoRALinear(nn.Module):
         self.scale = config.alpha / config.rank
         P, r, n_in = len(slices), config.rank, linear.in_features
         bound = n_in**-0.5  # kaiming-uniform with a = sqrt(5), as nn.Linear draws its weight
-        A = torch.empty(P, r, n_in, device="cpu").uniform_(-bound, bound, generator=generator)
+        A = torch.empty(P, r, n_in, device="meta" if linear.weight.is_meta else "cpu")
+        if not A.is_meta:
+            A.uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(A.to(linear.weight))
         width = slices[0].stop - slices[0].start
         self.lora_B = nn.Parameter(linear.weight.new_zeros(P, width, r))
@@ -59,6 +62,13 @@ class LoRALinear(nn.Module):
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             weight[outputs] += self.scale * (B @ A)
         return weight
+
+    @torch.no_grad()
+    def rounds_to(self, value: Tensor) -> bool:
+        """Tell whether the weight is `value` (out, in) but for rounding by merging and unmerging."""
+        value = value.to(self.weight)
+        error = 2 * torch.finfo(value.dtype).eps * (self.whole_weight().abs() + value.abs())
+        return bool(((self.weight - value).abs() <= error).all())
 
     @torch.no_grad()
     def add_to_weight(self, times: int) -> None:
@@ -108,16 +118,23 @@ def add_lora(
 
 def lora_names(model: nn.Module) -> list[str]:
     """List the names of all adapter parameters, in the model's order."""
-    return [name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))]
+    return [name for name in parameters_by_name(model) if name.endswith(("lora_A", "lora_B"))]
 
 
 def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
     """Add every product to its weight, in place, and put back plain linear layers.
 
     Returns {module name: adapter} for `unmerge_lora`. The layers hold the same parameters as before,
-    with new values.
+    with new values. Raises UsageError for an adapter with hooks or other additions.
     """
-    adapters = {name: part for name, part in model.named_modules() if isinstance(part, LoRALinear)}
+    adapters = {
+        name.removeprefix("_orig_mod."): part  # the name without what torch.compile puts before it
+        for name, part in model.named_modules()
+        if isinstance(part, LoRALinear)
+    }
+    for name, adapter in adapters.items():
+        if reason := alteration(adapter):
+            raise UsageError(f"{name} {reason}, which merging would lose")
     for name, adapter in adapters.items():
         adapter.add_to_weight(1)
         out, n_in = adapter.weight.shape
@@ -175,7 +192,7 @@ def _linear_at(model: GPT2, name: str) -> nn.Linear:
         part = model.get_submodule(name)
     except AttributeError:
         part = None
-    if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
+    if type(part) is not nn.Linear or alteration(part):
         raise UsageError(f"{name} is not a plain nn.Linear, so it cannot have adapters")
     return part
 

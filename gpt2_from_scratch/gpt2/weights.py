@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import GPT2Config, read_config, write_hparams
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
@@ -31,9 +32,10 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
 from gpt2_from_scratch.storage.paths import model_folder
 from gpt2_from_scratch.storage.tensors import (
+    each_sha256,
+    joined_sha256,
     mapped_tensors,
     open_tensors,
-    tensors_sha256,
     write_tensors,
 )
 
@@ -110,7 +112,7 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
     return gpt2
 
 
-class _NoInit(TorchFunctionMode):
+class NoInit(TorchFunctionMode):
     """Skips torch.nn.init, which on the meta device spends a second importing a compiler."""
 
     def __torch_function__(
@@ -127,7 +129,7 @@ def meta_gpt2(config: GPT2Config) -> GPT2:
 
     It takes no memory and draws no random numbers.
     """
-    with torch.device("meta"), _NoInit():
+    with torch.device("meta"), NoInit():
         return GPT2(config)
 
 
@@ -217,7 +219,7 @@ def _match(
     places = {parameter: on_disk[parameter][0 if openai else 1] for parameter in on_disk}
     expected = {
         places[parameter]: tuple(_transposed_if_matrix(parameter, value).shape)
-        for parameter, value in gpt2.named_parameters()
+        for parameter, value in parameters_by_name(gpt2).items()
     }
     differences = [
         f"{name}: found {shapes.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -239,17 +241,25 @@ def _match(
 # --- save ---
 
 
-def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `hparams.json` and `model.safetensors`, in Hugging Face's names and layout.
 
     With `dtype` torch.float16 the file is half as large, and each number is rounded to 11 bits.
-    Raises UsageError if the head was replaced: the file has no place for it. Use `Classifier.save`.
+    Raises UsageError if the head was replaced or adapters were added: the file has no place for
+    them. Use `Classifier.save`.
     """
-    if model.head.weight is not model.wte.weight:
+    folder, state = Path(folder), parameters_by_name(model)
+    if getattr(model.head, "weight", None) is not model.wte.weight:
         raise UsageError("this model's head was replaced; save it as a classifier instead")
-    state = model.state_dict()
+    if others := sorted(state.keys() ^ names_on_disk(model.config).keys()):
+        raise UsageError(
+            f"this model has other parameters than GPT-2, the first {others[0]}; merge its LoRA "
+            "adapters, or save it as a classifier instead"
+        )
     tensors = {
-        hugging_face: _transposed_if_matrix(parameter, state[parameter]).to(dtype).contiguous()
+        hugging_face: _transposed_if_matrix(parameter, state[parameter].detach())
+        .to(dtype)
+        .contiguous()
         for parameter, (_, hugging_face) in names_on_disk(model.config).items()
     }
     write_hparams(folder / "hparams.json", model.config)
@@ -262,15 +272,22 @@ def save_gpt2(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> 
 
 def base_sha256(model: GPT2, tokenizer: Tokenizer) -> str:
     """Hash a base model: its weights and the meaning of its token ids."""
-    return hashlib.sha256(f"{weights_sha256(model)} {tokenizer.sha256}".encode()).hexdigest()
+    return identity_sha256(parameters_sha256(model), tokenizer)
 
 
-def weights_sha256(model: GPT2) -> str:
-    """Hash a language model's weights, without its head.
+def identity_sha256(hashes: Mapping[str, str], tokenizer: Tokenizer) -> str:
+    """Make the hash of a base model from `parameters_sha256` of it."""
+    return hashlib.sha256(f"{joined_sha256(hashes)} {tokenizer.sha256}".encode()).hexdigest()
 
-    The hash is the same for OpenAI's files and for Hugging Face's.
+
+def parameters_sha256(model: GPT2) -> dict[str, str]:
+    """Hash each of GPT-2's own parameters, those on disk: {name: "(2, 3) 9f86..."}.
+
+    Heads and LoRA's adapters are left out. The hashes are the same for OpenAI's files and for
+    Hugging Face's.
     """
-    return tensors_sha256({n: p for n, p in model.named_parameters() if not n.startswith("head.")})
+    found = parameters_by_name(model)
+    return each_sha256({name: found[name] for name in names_on_disk(model.config) if name in found})
 
 
 # --- random twin: the same GPT-2 before pretraining, to see what pretraining is worth ---

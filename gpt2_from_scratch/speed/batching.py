@@ -4,6 +4,7 @@ B texts per batch, T tokens in the longest of them.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -71,8 +72,17 @@ def pad_batch(
     return padded, lengths
 
 
-def by_length(encoded: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Yield batches of text indices, the longest texts first, so that there is little padding."""
+def by_length(
+    encoded: Sequence[Sequence[int]], batch_size: int, *, equal: bool = False
+) -> Iterator[list[int]]:
+    """Yield batches of text indices, the longest texts first, so that there is little padding.
+
+    With `equal` there is none: only texts of the same length are in one batch.
+    """
     order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n]))
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
+    groups = [order]
+    if equal:
+        groups = [list(group) for _, group in groupby(order, key=lambda n: len(encoded[n]))]
+    for group in groups:
+        for first in range(0, len(group), batch_size):
+            yield group[first : first + batch_size]

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
 from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.speed.partial_blocks import real_positions
+from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 # tokens per batch: enough to keep matrix products busy, few enough for the processor's cache
@@ -125,9 +125,10 @@ def batches(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
 class Trunk:
     """The embeddings and the first `depth` blocks of a model, without gradients.
 
-    The blocks must be plain (`partial_blocks.is_plain`). With `dtype` bfloat16 the matrix products
+    The blocks must be plain (see `partial_blocks`). With `dtype` bfloat16 the matrix products
     are computed in bfloat16, on copies of the weights; the residual stream and the norms stay
-    float32. Without `causal_mask` each token sees all tokens of its text.
+    float32. Without `causal_mask` each token sees all tokens of its text. Raises UsageError for a
+    block that is not plain.
     """
 
     def __init__(
@@ -141,6 +142,10 @@ class Trunk:
         self.wte, self.wpe = model.wte.weight, model.wpe.weight
         self.dtype, self.causal_mask = dtype, causal_mask
         self.blocks: list[Any] = list(model.blocks)[:depth]
+        if others := [n for n, block in enumerate(self.blocks) if not is_plain(block)]:
+            raise UsageError(
+                f"blocks.{others[0]} has parts, hooks or methods that GPT-2 does not have"
+            )
         self._weights = {"wte": self.wte, "wpe": self.wpe}  # before rounding to `dtype`
         self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
         if dtype != torch.float32:
@@ -167,8 +172,9 @@ class Trunk:
     def sha256(self) -> str:
         """Hash everything that its outputs depend on, except rounding: weights and arithmetic."""
         weights = tensors_sha256(self._weights)
+        heads = [block.attn.n_head for block in self.blocks]
         mask = "" if self.causal_mask else " without the causal mask"
-        return hashlib.sha256(f"{weights} {self.dtype}{mask}".encode()).hexdigest()
+        return hashlib.sha256(f"{weights} {heads} {self.dtype}{mask}".encode()).hexdigest()
 
     def pack(self, texts: Sequence[Sequence[int]]) -> Packed:
         """Lay out texts as one batch on its device, with shared beginnings if the mask allows it."""

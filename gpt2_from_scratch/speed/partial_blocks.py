@@ -25,19 +25,30 @@ B texts, T tokens in the longest, U tokens of all texts, C = n_embd, H = n_head 
 import torch
 from torch import Tensor, nn
 
+from gpt2_from_scratch.gpt2.changes import alteration
 from gpt2_from_scratch.gpt2.lora import LoRALinear
-from gpt2_from_scratch.gpt2.model import MLP, CausalSelfAttention, TransformerBlock
+from gpt2_from_scratch.gpt2.model import LAYER_NORM_EPS, MLP, CausalSelfAttention, TransformerBlock
 
-PLAIN = (TransformerBlock, CausalSelfAttention, MLP, nn.LayerNorm, nn.Linear)
+PARTS: dict[str, type[nn.Module]] = {
+    "": TransformerBlock,
+    "ln_1": nn.LayerNorm,
+    "attn": CausalSelfAttention,
+    "attn.c_attn": nn.Linear,
+    "attn.c_proj": nn.Linear,
+    "ln_2": nn.LayerNorm,
+    "mlp": MLP,
+    "mlp.c_fc": nn.Linear,
+    "mlp.c_proj": nn.Linear,
+}
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Check that a block consists only of the parts in `model.py`, without hooks.
+    """Check that a block consists only of the parts in `model.py`, and does what they do.
 
-    Its weights then determine what it computes. Code that reads the weights would ignore a hook, a
-    dropout or an adapter that somebody added.
+    Its weights then determine what it computes. Code that reads the weights would ignore a hook,
+    another `forward`, a dropout or an adapter that somebody added.
     """
-    return all(type(part) in PLAIN and not _is_hooked(part) for part in block.modules())
+    return not any(isinstance(part, LoRALinear) for part in block.modules()) and serves_parts(block)
 
 
 def serves_parts(block: nn.Module) -> bool:
@@ -45,15 +56,33 @@ def serves_parts(block: nn.Module) -> bool:
 
     That is so if the block is plain, or if it has LoRA adapters that apply no dropout.
     """
-    for part in block.modules():
-        adapted = type(part) is LoRALinear and not (part.dropout and part.training)
-        if _is_hooked(part) or (type(part) not in PLAIN and not adapted):
-            return False
-    return True
+    return not change_of(block)
 
 
-def _is_hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks)
+def change_of(block: nn.Module) -> str:
+    """Say what about a block is not as in `model.py`; empty if nothing is but LoRA adapters."""
+    parts = dict(block.named_modules())
+    if others := sorted(parts.keys() ^ PARTS.keys()):
+        return f"{others[0]} was added or is missing"
+    for name, part in parts.items():
+        if type(part) is LoRALinear and PARTS[name] is nn.Linear:
+            if part.dropout and part.training:
+                return f"{name} applies dropout"
+        elif type(part) is not PARTS[name]:
+            return f"{name or 'it'} is of type {type(part).__name__}"
+        if reason := alteration(part) or odd_settings(part):
+            return f"{name or 'it'} {reason}"
+    return ""
+
+
+def odd_settings(part: nn.Module) -> str:
+    """Say what settings of a layer GPT-2's layers do not have; empty if there are none."""
+    if isinstance(part, nn.LayerNorm):
+        if part.eps != LAYER_NORM_EPS or len(part.normalized_shape) != 1 or part.bias is None:
+            return "has other settings"
+    elif isinstance(part, nn.Linear | LoRALinear) and part.bias is None:
+        return "has no bias"
+    return ""
 
 
 def block_at(block: TransformerBlock, x: Tensor, positions: Tensor) -> Tensor:

@@ -127,19 +127,24 @@ def check_header(path: Path) -> None:
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """One SHA-256 of all tensors: of each one's name, shape and float32 numbers, sorted by name."""
-    names = sorted(tensors)
+    return joined_sha256(each_sha256(tensors))
+
+
+def each_sha256(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Give each tensor's shape and the SHA-256 of its float32 numbers: {name: "(2, 3) 9f86..."}."""
     with ThreadPoolExecutor(4) as threads:  # hashing does not hold Python's lock
-        hashes = threads.map(_sha256, (tensors[name] for name in names))
-        lines = [
-            f"{name} {tuple(tensors[name].shape)} {digest}\n"
-            for name, digest in zip(names, hashes, strict=True)
-        ]
+        return dict(zip(tensors, threads.map(_shape_and_sha256, tensors.values()), strict=True))
+
+
+def joined_sha256(hashes: Mapping[str, str]) -> str:
+    """Make one SHA-256 of what `each_sha256` returned."""
+    lines = (f"{name} {hashes[name]}\n" for name in sorted(hashes))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _sha256(tensor: Tensor) -> str:
+def _shape_and_sha256(tensor: Tensor) -> str:
     numbers = tensor.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(numbers.data).hexdigest()
+    return f"{tuple(tensor.shape)} {hashlib.sha256(numbers.data).hexdigest()}"
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

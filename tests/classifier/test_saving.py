@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from said import listen
 from three_blocks import (
     BOTTOM,
     HEADS,
@@ -30,6 +31,7 @@ from write_bundle import write_random_gpt2
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import set_trainable, trainable_names
+from gpt2_from_scratch.classifier.heads import replace_head
 from gpt2_from_scratch.classifier.saving import (
     Description,
     assemble,
@@ -39,10 +41,10 @@ from gpt2_from_scratch.classifier.saving import (
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.config import GPT2Config, LoRAConfig
-from gpt2_from_scratch.gpt2.lora import lora_names
+from gpt2_from_scratch.gpt2.lora import lora_names, merge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
-from gpt2_from_scratch.gpt2.tokenizer import write_bpe
-from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2, weights_sha256
+from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
+from gpt2_from_scratch.gpt2.weights import base_sha256, load_gpt2, parameters_sha256, save_gpt2
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
 TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "héllo 🎉 at ten"]
@@ -205,6 +207,188 @@ def test_merged_it_is_not_saved_and_unmerged_it_is(tiny_checkpoint: Path, tmp_pa
     torch.testing.assert_close(adapted.logits(encoded), expected, atol=1e-5, rtol=0)
 
 
+def train_by_hand(classifier: Classifier) -> None:
+    """A loop of one's own: two steps of what is trainable."""
+    parameters = [p for p in classifier.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.05)
+    for _ in range(2):
+        classifier.batch_logits(classifier.texts([[5, 6, 7], [8, 9]]), [0, 1]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def by_data(classifier: Classifier) -> None:
+    classifier.model.blocks[0].mlp.c_fc.bias.data += 1  # no version counter sees this
+
+
+def by_state_dict(classifier: Classifier) -> None:
+    state = {name: 1.5 * value for name, value in classifier.model.state_dict().items()}
+    classifier.model.load_state_dict(state | {"wte.weight": state["wte.weight"] / 1.5})
+
+
+def by_assigned_state_dict(classifier: Classifier) -> None:
+    state = {name: value + 0.1 for name, value in classifier.model.state_dict().items()}
+    classifier.model.load_state_dict(state, assign=True)
+
+
+def by_training_other_blocks(classifier: Classifier) -> None:
+    for n in (0, 1):
+        set_trainable(classifier.model, pattern=f"blocks.{n}.attn.*")
+        train_by_hand(classifier)
+
+
+def by_another_part(classifier: Classifier) -> None:
+    classifier.model.ln_f = torch.nn.LayerNorm(32)
+
+
+def by_half(classifier: Classifier) -> None:
+    classifier.model.half().float()
+
+
+HANDS = [
+    train_by_hand,
+    by_data,
+    by_state_dict,
+    by_assigned_state_dict,
+    by_training_other_blocks,
+    by_another_part,
+    by_half,
+]
+
+
+@pytest.mark.parametrize("change_it", HANDS)
+def test_whatever_changed_is_saved_whatever_the_flags(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path, change_it
+) -> None:
+    """However the weights were changed, and with everything frozen by then."""
+    change_it(classifier)
+    classifier.model.requires_grad_(False)
+    classifier.save(tmp_path / "c.safetensors")
+    again = Classifier.load(tmp_path / "c.safetensors", tiny_checkpoint)
+    expected = dict(classifier.model.named_parameters())
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    base = load_gpt2(tiny_checkpoint).state_dict()
+    differ = {n for n, p in expected.items() if n[:5] == "head." or not torch.equal(p, base[n])}
+    assert load_file(tmp_path / "c.safetensors").keys() == differ
+    assert again.predict(TEXTS) == classifier.predict(TEXTS)
+
+
+def test_weights_of_half_precision_are_saved_as_they_are(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    classifier.model.requires_grad_(False).bfloat16()
+    classifier.save(tmp_path / "c.safetensors")
+    again = Classifier.load(tmp_path / "c.safetensors", tiny_checkpoint)
+    expected = dict(classifier.model.named_parameters())
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, expected[name].float()), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch.compile imports
+def test_a_compiled_model_is_saved_as_the_model(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "plain.safetensors")
+    classifier.model.blocks[1] = torch.compile(classifier.model.blocks[1])  # never called here
+    classifier.model = torch.compile(classifier.model)
+    set_trainable(classifier.model, 1)
+    classifier.save(tmp_path / "compiled.safetensors")
+    plain, compiled = (tmp_path / f"{name}.safetensors" for name in ("plain", "compiled"))
+    assert plain.read_bytes() == compiled.read_bytes()
+
+
+def test_adapters_merged_for_good_are_saved_as_weights(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
+    with torch.no_grad():
+        for name in lora_names(adapted.model):
+            adapted.model.get_parameter(name).normal_(0, 0.2)
+    merge_lora(adapted.model)
+    adapted.model.requires_grad_(False)
+    adapted.save(tmp_path / "best.safetensors")
+    again = Classifier.load(tmp_path, tiny_checkpoint)
+    assert again.description.lora is None
+    assert again.predict(TEXTS) == adapted.predict(TEXTS)
+
+
+def test_what_was_trained_while_merged_is_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
+    adapted.model.requires_grad_(False)
+    with torch.no_grad():
+        for name in lora_names(adapted.model):
+            adapted.model.get_parameter(name).normal_(0, 0.2)
+    adapted.merge()
+    adapted.model.blocks[0].mlp.c_fc.weight.data[3, 4] += 0.01
+    adapted.unmerge()
+    adapted.save(tmp_path / "best.safetensors")
+    _, tensors = read_classifier(tmp_path / "best.safetensors")
+    others = tensors.keys() - {*lora_names(adapted.model)}
+    assert others == {"head.weight", "head.bias", "blocks.0.mlp.c_fc.weight"}
+
+
+# --- a model of one's own, trained before there was a classifier ---
+
+
+def own_classifier(folder: Path, base: str, sha256: str = "") -> Classifier:
+    model, tokenizer = load_gpt2(folder), Tokenizer(folder)
+    sha256 = sha256 or base_sha256(model, tokenizer)
+    replace_head(model, 2)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        model.blocks[0].ln_1.bias += 1  # it was trained
+    description = Description(base, sha256, (HeadConfig(labels=("a", "b")),), 32)
+    return Classifier(model, tokenizer, description)
+
+
+def test_what_was_trained_before_is_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    classifier = own_classifier(tiny_checkpoint, str(tiny_checkpoint))
+    classifier.save(tmp_path / "c.safetensors")
+    tensors = load_file(tmp_path / "c.safetensors")
+    assert tensors.keys() == {"head.weight", "head.bias", "blocks.0.ln_1.bias"}
+    again = Classifier.load(tmp_path / "c.safetensors", tiny_checkpoint)
+    assert again.predict(TEXTS) == classifier.predict(TEXTS)
+
+
+def test_everything_is_saved_where_the_base_is_not_found(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    said = listen()
+    classifier = own_classifier(tiny_checkpoint, str(tmp_path / "gone"))
+    classifier.save(tmp_path / "c.safetensors")
+    assert "all weights count as trained" in said[0]
+    again = Classifier.load(tmp_path / "c.safetensors", tiny_checkpoint)
+    assert again.predict(TEXTS) == classifier.predict(TEXTS)
+
+
+def test_the_identity_of_trained_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    classifier = own_classifier(tiny_checkpoint, str(tiny_checkpoint), sha256="0" * 64)
+    with pytest.raises(UsageError, match="is not that of"):
+        classifier.save(tmp_path / "c.safetensors")
+
+
+def test_no_file_is_written_that_could_not_be_loaded(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.safetensors"
+    classifier.model.blocks[0].gate = torch.nn.Linear(2, 2)
+    with pytest.raises(UsageError, match=r"blocks\.0\.gate\.weight"):
+        classifier.save(path)
+    del classifier.model.blocks[0].gate
+    torch.nn.utils.parametrizations.weight_norm(classifier.model.blocks[1].mlp.c_fc)
+    with pytest.raises(UsageError, match=r"blocks\.1\.mlp\.c_fc"):
+        classifier.save(path)
+    torch.nn.utils.parametrize.remove_parametrizations(
+        classifier.model.blocks[1].mlp.c_fc, "weight"
+    )
+    classifier.model.head.weight.data[0, 0] = torch.inf
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        classifier.save(path)
+    assert not path.exists()
+
+
 # --- what is refused ---
 
 
@@ -347,10 +531,10 @@ def test_a_mask_is_left_out_for_the_last_token_only(classifier: Classifier) -> N
 def test_identity_is_of_the_numbers_not_of_the_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
     gpt2 = load_gpt2(tiny_checkpoint)
     save_gpt2(gpt2, tmp_path)
-    assert weights_sha256(load_gpt2(tmp_path)) == weights_sha256(gpt2)
+    assert parameters_sha256(load_gpt2(tmp_path)) == parameters_sha256(gpt2)
     with torch.no_grad():
         gpt2.wpe.weight[3, 3] += 1e-6
-    assert weights_sha256(load_gpt2(tmp_path)) != weights_sha256(gpt2)
+    assert parameters_sha256(load_gpt2(tmp_path)) != parameters_sha256(gpt2)
 
 
 # --- attached heads ---
