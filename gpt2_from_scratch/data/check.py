@@ -26,7 +26,7 @@ from gpt2_from_scratch.data.near_duplicates import (
     masked,
     near_duplicate_groups,
 )
-from gpt2_from_scratch.data.split import FRACTIONS, Split, split_messages, texts_with_two_labels
+from gpt2_from_scratch.data.split import TENTHS, Split, split_messages, texts_with_two_labels
 from gpt2_from_scratch.data.tables import Fault
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import read_config
@@ -272,7 +272,7 @@ def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
     """
     texts = [message.text for message in messages]
     order = np.random.RandomState(seed).permutation(len(texts))
-    first, second = (int(fraction * len(texts)) for fraction in FRACTIONS)
+    first, second = (int(share / 10 * len(texts)) for share in TENTHS[:2])
     plain_train = [texts[n] for n in order[:first]]
     plain_test = [texts[n] for n in order[first + second :]]
     plain_seen, plain_near = _seen_and_near(plain_train, plain_test)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from unicodedata import normalize
 
 from gpt2_from_scratch.data.tables import (
     Fault,
@@ -81,13 +82,21 @@ class DataConfig:
     """Which labelled texts to use, how to read them, and how to split them."""
 
     source: str = setting("demo", "data set to train on: demo, topics, sms, or a file")
-    val_source: str = setting("", "validation set in a file of its own; with a test set only")
-    test_source: str = setting("", "test set in a file of its own; with a validation set only")
+    val_source: str = setting(
+        "",
+        "validation set in a file of its own, next to a test set; else it is cut from the training file",
+    )
+    test_source: str = setting("", "test set in a file of its own")
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels; several numbers: a,b")
     encoding: str = setting("utf-8", "encoding of the files")
     on_error: str = setting(
         "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
+    )
+    rare_labels: str = setting(
+        "stop",
+        "what to do with a class of fewer than ten training texts: stop, drop its texts, keep it, or "
+        "join:other, which makes all such classes one, called other",
     )
     keep_empty: bool = setting(False, "train on empty texts too")
     balance: bool = setting(False, "draw the same number of texts per label")
@@ -101,9 +110,10 @@ class DataConfig:
                 object.__setattr__(self, name, str(getattr(self, name)))
         check_keep_together(self.keep_together)
         check_settings(self)
+        check_rare_labels(self.rare_labels)
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))
-        if bool(self.val_source) != bool(self.test_source):
-            raise UsageError("give both val_source and test_source, or neither")
+        if self.val_source and not self.test_source:
+            raise UsageError("val_source needs a test_source next to it")
         if self.val_source and (self.balance or self.keep_together != "copies"):
             raise UsageError(
                 "balance and keep_together describe how one file is split; leave them out with "
@@ -209,14 +219,15 @@ def collected(
 ) -> list[Message]:
     """The messages of a file, its faults raised or skipped.
 
-    Raises DataError if no message is left, or if labels differ in case or white space only.
+    Raises DataError if no message is left, or if labels differ only in how they are written.
     """
     messages = [message for _, message in without_faults(found, str(path), on_error)]
     if not messages:
         raise DataError(f"{path} contains no {what}")
     if alike := labels_alike(name for message in messages for name in label_parts(message.label)):
         raise DataError(
-            f"{path}: these labels differ in case or white space only: {alike}. Make them the same."
+            f"{path}: these labels differ in case, white space or Unicode form only: {alike}. Make "
+            "them the same."
         )
     return messages
 
@@ -232,10 +243,11 @@ def label_parts(label: Any) -> tuple[str, ...]:
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case or in the white space around them."""
+    """Groups of labels that differ only in case, in white space or in their Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        groups.setdefault(label.strip().casefold(), []).append(label)
+        folded = normalize("NFC", normalize("NFC", label).casefold())
+        groups.setdefault(" ".join(folded.split()), []).append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -354,6 +366,15 @@ def check_keep_together(keep_together: str) -> None:
     if keep_together not in KEEP_TOGETHER:
         raise UsageError(
             f"unknown keep_together {keep_together!r}; choose from: {', '.join(KEEP_TOGETHER)}"
+        )
+
+
+def check_rare_labels(rare_labels: str) -> None:
+    """Raise UsageError for anything but "stop", "drop", "keep" and "join:" with a label."""
+    action, _, label = rare_labels.partition(":")
+    if rare_labels not in ("stop", "drop", "keep") and (action != "join" or not label.strip()):
+        raise UsageError(
+            f"unknown rare_labels {rare_labels!r}; choose from: stop, drop, keep, join:other"
         )
 
 

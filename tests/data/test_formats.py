@@ -268,7 +268,7 @@ def test_files_that_do_not_fit_the_task(tmp_path: Path):
 
 def test_labels_alike(tmp_path: Path):
     message = refused(tmp_path / "a.csv", "text,label\na,x|y\nb,x | y\n", "multi-label")
-    assert "case or white space" in message and "['x', 'x ']" in message
+    assert "white space or Unicode form" in message and "['x', 'x ']" in message
     message = refused(tmp_path / "a.txt", "a\tB-PER\nb\tB-Per\n", "token-classification")
     assert "['B-PER', 'B-Per']" in message
 

@@ -451,10 +451,20 @@ def test_empty_texts_may_be_kept(tmp_path):
         load(tmp_path / "m.csv", keep_empty=True)
 
 
-@pytest.mark.parametrize("labels", [["spam", "Spam"], ["spam", " spam"], ["STRASSE", "straße"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["spam", "Spam"],
+        ["spam", " spam"],
+        ["not spam", "not  spam"],
+        ["STRASSE", "straße"],
+        ["caf\u00e9", "cafe\u0301"],
+        ["CAFE\u0301", "caf\u00e9"],
+    ],
+)
 def test_labels_that_look_alike(tmp_path, labels):
     write_messages(tmp_path / "m.csv", [Message("a", label) for label in [*labels, "ham"]])
-    with pytest.raises(DataError, match="case or white space") as error:
+    with pytest.raises(DataError, match="white space or Unicode form") as error:
         load_messages(tmp_path / "m.csv")
     assert all(repr(label) in str(error.value) for label in labels)
     assert "'ham'" not in str(error.value)
@@ -589,8 +599,10 @@ def test_a_name_a_path_or_settings():
         ({"keep_empty": "no"}, "keep_empty = 'no'"),
         ({"keep_together": "groups"}, "'groups'.*copies, near-duplicates"),
         ({"keep_together": "near-twins"}, "'near-twins'.*'near-duplicates'"),
-        ({"val_source": "a.csv"}, "val_source and test_source"),
-        ({"test_source": "a.csv"}, "val_source and test_source"),
+        ({"val_source": "a.csv"}, "val_source needs a test_source"),
+        ({"rare_labels": "join"}, "'join'.*stop, drop, keep, join:other"),
+        ({"rare_labels": "join: "}, "'join: '"),
+        ({"rare_labels": "ignore"}, "'ignore'"),
         ({"val_source": "a", "test_source": "b", "balance": True}, "balance"),
         (
             {"val_source": "a", "test_source": "b", "keep_together": "near-duplicates"},
