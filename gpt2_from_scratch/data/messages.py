@@ -16,8 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 from unicodedata import normalize
 
 from gpt2_from_scratch.data.tables import (
+    LABEL,
+    TEXT,
     Fault,
     Row,
+    checked_delimiter,
     checked_encoding,
     is_table,
     lines_in,
@@ -87,8 +90,16 @@ class DataConfig:
         "validation set in a file of its own, next to a test set; else it is cut from the training file",
     )
     test_source: str = setting("", "test set in a file of its own")
-    text_column: str = setting("text", "column of the texts")
-    label_column: str = setting("label", "column of the labels; several numbers: a,b")
+    text_column: str = setting(
+        TEXT, "column of the texts; several, joined by newlines: a,b; its number without a header"
+    )
+    label_column: str = setting(LABEL, "column of the labels; several numbers: a,b")
+    header: bool = setting(
+        True, "the first row names the columns; --no-header: they have the numbers 1, 2, ..."
+    )
+    delimiter: str = setting(
+        "auto", "what separates the columns: comma, semicolon, tab, pipe or another character"
+    )
     encoding: str = setting("utf-8", "encoding of the files")
     on_error: str = setting(
         "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
@@ -112,6 +123,7 @@ class DataConfig:
         check_settings(self)
         check_rare_labels(self.rare_labels)
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))
+        object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
         if self.val_source and not self.test_source:
             raise UsageError("val_source needs a test_source next to it")
         if self.val_source and (self.balance or self.keep_together != "copies"):
@@ -132,18 +144,21 @@ class DataConfig:
 def load_messages(data: str | Path | DataConfig = "demo") -> list[Message]:
     """Read texts with one class each from a data set or a file.
 
-    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A .csv, .tsv or
-    .jsonl file has a column (or key) of texts and one of labels.
+    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A table (.csv, .tsv
+    or another text file) or a .jsonl file has a column (or key) of texts and one of labels.
 
     Raises DataError, with file and line, for the first row that is not a text and a label; with
     `on_error="skip"` such rows are left out and logged. An empty text is a fault unless
     `keep_empty` is set.
     """
     data = DataConfig.of(data)
+    if data.source == "sms":
+        return load_sms_spam()
     path = source_path(data.source)
-    if path.name == SMS_SPAM:
-        return load_sms_spam(path)
-    return collected(class_messages(data), path, data.on_error, "messages")
+    messages = collected(class_messages(data), path, data.on_error, "messages")
+    if path.name == SMS_SPAM and (counts := count_labels(messages)) != SMS_SPAM_COUNTS:
+        log.warning(f"{path} contains {counts!s:.200}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
+    return messages
 
 
 def load_sms_spam(path: Path | None = None) -> list[Message]:
@@ -188,8 +203,9 @@ def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Ro
     if path.name == SMS_SPAM:
         return _collection_rows(path)
     if data.source in EMBEDDED_DATA:  # options describe a user's own files
-        return read_rows(path, ("text", "label"))
-    return read_rows(path, (data.text_column, *label_columns), data.encoding)
+        return read_rows(path, (TEXT, LABEL))
+    names = (data.text_column, *label_columns)
+    return read_rows(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
 
 
 def labelled(
@@ -287,7 +303,13 @@ def _class_of(row: Row, first: Row) -> str | Fault:
 
 
 def read_texts(
-    path: Path, text_column: str = "text", encoding: str = "utf-8", on_error: str = "stop"
+    path: Path,
+    text_column: str = TEXT,
+    encoding: str = "utf-8",
+    on_error: str = "stop",
+    *,
+    header: bool = True,
+    delimiter: str = "auto",
 ) -> Iterator[tuple[int, str]]:
     """Read (number, text) of each text to classify: a table's column, or a text file's lines.
 
@@ -302,7 +324,8 @@ def read_texts(
             ".jsonl. Use evaluate --data for labelled .json and .conll."
         )
     if is_table(path):
-        rows = read_rows(path, (text_column,), encoding)
+        delimiter = checked_delimiter(delimiter)
+        rows = read_rows(path, (text_column,), encoding, header=header, delimiter=delimiter)
     else:
         rows = read_lines(path, encoding)
     found = (row if isinstance(row, Fault) else _fault_of_text(row, True) or row for row in rows)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.formats import label_separator, load_examples
 from gpt2_from_scratch.data.messages import (
     SHOWN,
     DataConfig,
@@ -71,10 +71,12 @@ def load_parts(
     if data.rare_labels != "stop" and task != "classification":
         raise UsageError(f"rare_labels is for classification, not for {task}")
     sources = [name for name in (data.source, data.val_source, data.test_source) if name]
+    each = [replace(data, source=source, val_source="", test_source="") for source in sources]
+    between = label_separator(each) if task == "multi-label" else ""
     parts = []
-    for source in sources:
-        one = replace(data, source=source, val_source="", test_source="")
-        parts.append(with_settled_targets(load_examples(one, task), data.on_error, source))
+    for one in each:
+        examples = load_examples(one, task, between=between)
+        parts.append(with_settled_targets(examples, data.on_error, one.source))
     _refuse_alike(parts, sources)
     if task == "classification":
         parts = _with_rare_labels(parts, data.rare_labels)
@@ -288,11 +290,11 @@ def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> Non
     """Raise DataError for labels of two files that differ only in how they are written."""
     if len(parts) == 1:
         return  # that was checked when it was read
-    where: dict[str, str] = {}  # the first file that has the label
+    where: dict[str, str] = {}  # the first place of each label
     for part, source in zip(parts, sources, strict=True):
         for message in part:
             for name in label_parts(message.label):
-                where.setdefault(name, source)
+                where.setdefault(name, f"{source}, line {message.line}")
     if alike := labels_alike(where):
         shown = ", ".join(f"{name!r:.80} ({where[name]})" for name in alike[0])
         raise DataError(

@@ -64,6 +64,9 @@ AWKWARD = [
 ]
 
 
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
+
+
 def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
@@ -117,7 +120,7 @@ def test_another_count_is_another_file(sms_file, tmp_path):
     ):
         path.write_bytes(changed)
         with pytest.raises(DataError, match=r"SMSSpamCollection contains .* 4827, 'spam': 747"):
-            load_messages(path)
+            load_sms_spam(path)
     path.write_bytes(raw.replace(b"\nspam\tFree", b"\nspam Free", 1))
     with pytest.raises(DataError, match="SMSSpamCollection, line 3: expected label, tab, text"):
         load_messages(path)
@@ -267,13 +270,29 @@ def test_what_is_no_file(tmp_path):
         assert all(name in str(error.value).rsplit("data sets")[1] for name in DATA_SETS)
 
 
+def test_another_file_of_the_collections_name_is_read_and_told():
+    said = listen()
+    messages = load_messages(CASES / "SMSSpamCollection")
+    assert count_labels(messages) == {"ham": 20, "spam": 20} and messages[0].line == 1
+    assert len(said) == 1 and "'ham': 20" in said[0] and "4827" in said[0]
+
+
 @pytest.mark.parametrize("name", ["messages.txt", "messages.xlsx", "messages", "messages.csv.gz"])
 def test_a_suffix_that_says_nothing(tmp_path, name):
-    assert ".csv, .tsv or .jsonl" in refusal(tmp_path / name, "label,text\nham,a\n")
+    """What separates the columns says what the file is; if nothing does, it is no table."""
+    assert ".csv, .tsv or .jsonl" in refusal(tmp_path / name, "label\nham\n")
+    assert "gzip archive" in refusal(tmp_path / name, b"\x1f\x8b\x08\x00" + b"a" * 20)
+    (tmp_path / name).write_text("label,text\nham,a\n")
+    assert load_messages(tmp_path / name) == [Message("a", "ham")]
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.conll"])
+def test_files_of_other_tasks_are_no_tables(tmp_path, name):
+    assert "--task" in refusal(tmp_path / name, "label,text\nham,a\n")
 
 
 @pytest.mark.parametrize(
-    "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label;text"]
+    "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label:text"]
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_columns_must_be_there_once(tmp_path, header, suffix):

@@ -611,7 +611,8 @@ def test_labels_are_compared_across_files(tmp_path: Path, label: str, part: int)
     with pytest.raises(DataError, match="differ in case") as error:
         three(tmp_path, *files)
     assert f"{label!r} (" in str(error.value) and "'ham' (" in str(error.value)
-    assert f"{name})" in str(error.value) and "train.csv)" in str(error.value)
+    assert f"{name}, line {len(files[part]) + 1})" in str(error.value)
+    assert "train.csv, line 2)" in str(error.value)
 
 
 def test_unicode_forms_are_compared_across_files(tmp_path: Path) -> None:
@@ -627,7 +628,9 @@ def test_labels_of_other_tasks_are_compared_across_files(tmp_path: Path, task: s
         label = raw.format(tag)
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}bc", "label": {label}}}\n')
     files = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
-    with pytest.raises(DataError, match=r"'B-X' \(.*c.jsonl\), 'B-x' \(.*a.jsonl\)"):
+    with pytest.raises(
+        DataError, match=r"'B-X' \(.*c.jsonl, line 1\), 'B-x' \(.*a.jsonl, line 1\)"
+    ):
         load_split(DataConfig(*files), task)
 
 
