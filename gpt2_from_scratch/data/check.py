@@ -16,6 +16,7 @@ from gpt2_from_scratch.data.messages import (
     Message,
     class_messages,
     count_labels,
+    in_order,
     labels_alike,
     on_one_line,
     source_path,
@@ -247,14 +248,14 @@ def cut(lengths: Sequence[int], limit: int) -> Cut:
 
 
 def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str, LabelLengths]:
-    """{label: the lengths of its texts}, in the labels' alphabetical order.
+    """{label: the lengths of its texts}, the labels as `in_order` puts them.
 
     `longer` is the area under the ROC curve of the length: Mann and Whitney 1947.
     """
     from scipy.stats import mannwhitneyu
 
     found = {}
-    for label in sorted(set(labels)):
+    for label in in_order(set(labels)):
         is_own = np.array([other == label for other in labels])
         own, others = np.array(lengths)[is_own], np.array(lengths)[~is_own]
         longer = None

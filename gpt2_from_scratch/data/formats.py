@@ -35,6 +35,7 @@ from gpt2_from_scratch.data.messages import (
     Span,
     class_messages,
     collected,
+    in_order,
     label_parts,
     labelled,
     load_messages,
@@ -166,7 +167,7 @@ def write_examples(path: Path, examples: Sequence[Message]) -> None:
 def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     """The names of a head's outputs for `task`, in the order that HeadConfig.labels has.
 
-    Classes, labels and tags are sorted, but the tag O comes first. Columns of numbers are called
+    Classes, labels and tags are in the order of `in_order`, but the tag O comes first. Columns of numbers are called
     value_0, value_1 and so on. Spans, language and features have no names. Raises DataError for
     labels of another task.
     """
@@ -179,7 +180,7 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     if task == "regression":
         return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
     names = {name for label in labels for name in label_parts(label)}
-    return tuple(sorted(names, key=lambda n: (task != "token-classification" or n != "O", n)))
+    return tuple(sorted(in_order(names), key=lambda n: task != "token-classification" or n != "O"))
 
 
 # --- Labels ---

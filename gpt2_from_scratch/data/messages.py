@@ -17,6 +17,7 @@ from unicodedata import normalize
 
 from gpt2_from_scratch.data.tables import (
     LABEL,
+    NUMBER,
     TEXT,
     Fault,
     Row,
@@ -37,7 +38,7 @@ from gpt2_from_scratch.storage.paths import (
     expanded,
     sms_collection,
 )
-from gpt2_from_scratch.storage.settings import check_settings, setting
+from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,31 @@ class Message:
 
     A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span per
     word; the Span of an answer; None if only the text is learned. For several heads at once, a
-    dictionary {head's name: one of these}.
+    dictionary {head's name: one of these}. Numpy's numbers and strings become Python's. Raises
+    DataError for a set of labels: its order changes from run to run.
     """
 
     text: str
     label: Any
     line: int = field(default=0, compare=False, repr=False)  # where it begins in its file, from 1
+
+    def __post_init__(self) -> None:
+        if type(self.label) is not str:
+            object.__setattr__(self, "label", _plain_label(self.label, self.text))
+
+
+def _plain_label(label: Any, text: str) -> Any:
+    if isinstance(label, set | frozenset):
+        raise DataError(
+            f"the labels of {text!r:.80} are a set, which has no order. Give a tuple or a list."
+        )
+    if isinstance(label, dict):
+        return {name: _plain_label(one, text) for name, one in label.items()}
+    if isinstance(label, Span):
+        return Span(*map(plain, label))
+    if type(label) in (tuple, list):
+        return type(label)(_plain_label(part, text) for part in label)
+    return plain(label)
 
 
 @dataclass(frozen=True)
@@ -287,13 +307,13 @@ def _fault_of_text(row: Row, keep_empty: bool) -> Fault | None:
 
 
 def _class_of(row: Row, first: Row) -> str | Fault:
-    """A row's class: a string, or in JSON a whole number if the first row has one too."""
+    """A row's class: a string; in JSON also a whole number, or True or False, if all rows agree."""
     value = row.values[1]
-    if type(value) not in (str, int):
+    if type(value) not in (str, int, bool):
         what = f"the label must be a string or a whole number, not {json.dumps(value):.100}"
         return Fault(row.line, what, "JSON values of another type")
     if type(value) is not type(first.values[1]):
-        what = f'the label is {json.dumps(value)}; numbers and strings such as 0 and "0" are mixed'
+        what = f'the label is {json.dumps(value)}; types such as 0, "0" and true are mixed'
         return Fault(row.line, what, "labels that are numbers and strings")
     label = without_halves(str(value))
     return label if label.strip() else Fault(row.line, "the label is empty", "empty labels")
@@ -419,8 +439,19 @@ def write_messages(path: Path, messages: Sequence[Message]) -> None:
 
 
 def count_labels(messages: Sequence[Message]) -> dict[str, int]:
-    """{label: number of messages}, in the labels' alphabetical order."""
-    return dict(sorted(Counter(message.label for message in messages).items()))
+    """{label: number of messages}, the labels as `in_order` puts them."""
+    counts = Counter(message.label for message in messages)
+    return {label: counts[label] for label in in_order(counts)}
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels in alphabetical order, after those that are numbers, which are in order of value."""
+
+    def key(label: str) -> tuple[bool, float, str]:
+        is_number = isinstance(label, str) and bool(NUMBER.fullmatch(label.strip()))
+        return not is_number, float(label) if is_number else 0.0, label
+
+    return sorted(labels, key=key)
 
 
 # --- Characters that cause trouble: halves of characters, formulas, controls ---
