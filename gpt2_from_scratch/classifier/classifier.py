@@ -45,7 +45,7 @@ from gpt2_from_scratch.classifier.saving import (
     saved_file,
     write_classifier,
 )
-from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
+from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling, in_given_order
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
@@ -179,10 +179,10 @@ class Classifier:
 
         `labels` and `pooling` describe one linear head that chooses a label; `heads` are for
         everything else. Raises CheckpointError if the base cannot be loaded, UsageError for fewer
-        than two labels, equal labels, an unknown pooling, a layer that the model does not have, or
+        than two labels, equal labels, a set of labels, an unknown pooling, a layer that the model does not have, or
         `max_tokens` outside 1 to n_ctx.
         """
-        heads = heads or [HeadConfig(labels=tuple(labels), pooling=pooling)]
+        heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
         hashes = parameters_sha256(model)
         description = Description(

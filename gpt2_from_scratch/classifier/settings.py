@@ -5,7 +5,7 @@ No torch here: `--help` is written from these fields.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from gpt2_from_scratch.data.formats import TASKS, Task
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.storage.settings import check_settings, setting
+from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 # Where a text is read: its last real token; the last position of the batch, padding or not, as in
 # the lecture; its first token, which has seen nothing but itself; the mean over its real tokens; the
@@ -299,6 +299,13 @@ class HeadSettings:
             dropout=self.lora_dropout,
             n_last_blocks=None if self.lora_blocks < 0 else self.lora_blocks,
         )
+
+
+def in_given_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels as a tuple. Raises UsageError for a set, which has no order, and for a string."""
+    if isinstance(labels, set | frozenset | str):
+        raise UsageError(f"labels = {labels!r:.200} must be a tuple or a list")
+    return tuple(plain([*labels]))
 
 
 def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ...]:

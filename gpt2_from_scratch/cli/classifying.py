@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
 from gpt2_from_scratch.cli.options import (
+    TABLE,
     add_base,
     add_computing,
     add_model,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READING = ("text_column", "encoding", "on_error")  # of texts without labels
+READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # of texts alone
 
 
 # --- evaluate ---
@@ -65,7 +66,7 @@ def add_evaluate(commands: Any) -> None:
         type=non_empty,
         help="demo, topics, sms, or a file (default: the run's own test set)",
     )
-    add_settings(parser, DataConfig, "text_column", "label_column", "encoding", "on_error")
+    add_settings(parser, DataConfig, *TABLE, "on_error")
     parser.add_argument(
         "--watch",
         type=non_empty,

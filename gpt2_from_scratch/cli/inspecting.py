@@ -15,6 +15,7 @@ from typing import Any
 from gpt2_from_scratch.classifier.settings import POOLINGS
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
+    TABLE,
     add_computing,
     add_device,
     add_model,
@@ -115,16 +116,7 @@ def add_probe(commands: Any) -> None:
         "gpt2-classifier probe --data topics --pooling mean last_position --json",
     )
     add_model(parser)
-    add_settings(
-        parser,
-        DataConfig,
-        "source",
-        "text_column",
-        "label_column",
-        "encoding",
-        "on_error",
-        "balance",
-    )
+    add_settings(parser, DataConfig, "source", *TABLE, "on_error", "rare_labels", "balance")
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,

@@ -24,6 +24,7 @@ OPTIONS = {
     "test_source": "test-data",
     "keep_together": "together",
 }
+TABLE = ("text_column", "label_column", "header", "delimiter", "encoding")  # how one is read
 RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 
 

@@ -171,6 +171,6 @@ def run_experiments(args: argparse.Namespace) -> None:
 def _data_config(args: argparse.Namespace) -> DataConfig:
     """The data and how it is split; folds keep near duplicates together."""
     data = settings_of(args, DataConfig)
-    if getattr(args, "folds", None) and not args.keep_together:
+    if getattr(args, "folds", None) and not args.keep_together and not data.test_source:
         return replace(data, keep_together="near-duplicates")
     return data

@@ -26,7 +26,7 @@ from gpt2_from_scratch.cli.options import (
     train_config,
 )
 from gpt2_from_scratch.data.messages import DataConfig
-from gpt2_from_scratch.data.tables import checked_encoding
+from gpt2_from_scratch.data.tables import checked_delimiter, checked_encoding
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.storage.paths import MODELS, data_name, model_folder, model_name
@@ -130,7 +130,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
     typed = given(args, "model", "dtype", "cache", "threads", *names)
-    called = {"model": model_name, "encoding": checked_encoding}
+    called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
     called |= dict.fromkeys(("source", "val_source", "test_source"), data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
     moved = {name: typed.pop(name) for name in READING if name in typed}

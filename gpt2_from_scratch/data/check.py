@@ -16,6 +16,7 @@ from gpt2_from_scratch.data.messages import (
     Message,
     class_messages,
     count_labels,
+    in_order,
     labels_alike,
     on_one_line,
     source_path,
@@ -26,7 +27,7 @@ from gpt2_from_scratch.data.near_duplicates import (
     masked,
     near_duplicate_groups,
 )
-from gpt2_from_scratch.data.split import FRACTIONS, Split, split_messages, texts_with_two_labels
+from gpt2_from_scratch.data.split import TENTHS, Split, split_messages, texts_with_two_labels
 from gpt2_from_scratch.data.tables import Fault
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import read_config
@@ -247,14 +248,14 @@ def cut(lengths: Sequence[int], limit: int) -> Cut:
 
 
 def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str, LabelLengths]:
-    """{label: the lengths of its texts}, in the labels' alphabetical order.
+    """{label: the lengths of its texts}, the labels as `in_order` puts them.
 
     `longer` is the area under the ROC curve of the length: Mann and Whitney 1947.
     """
     from scipy.stats import mannwhitneyu
 
     found = {}
-    for label in sorted(set(labels)):
+    for label in in_order(set(labels)):
         is_own = np.array([other == label for other in labels])
         own, others = np.array(lengths)[is_own], np.array(lengths)[~is_own]
         longer = None
@@ -272,7 +273,7 @@ def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
     """
     texts = [message.text for message in messages]
     order = np.random.RandomState(seed).permutation(len(texts))
-    first, second = (int(fraction * len(texts)) for fraction in FRACTIONS)
+    first, second = (int(share / 10 * len(texts)) for share in TENTHS[:2])
     plain_train = [texts[n] for n in order[:first]]
     plain_test = [texts[n] for n in order[first + second :]]
     plain_seen, plain_near = _seen_and_near(plain_train, plain_test)

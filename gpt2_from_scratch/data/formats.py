@@ -3,7 +3,8 @@
 | task                 | tables                          | .jsonl                     | others          |
 | -------------------- | ------------------------------- | -------------------------- | --------------- |
 | classification       | a class                         | a string or whole number   | SMS collection  |
-| multi-label          | labels separated by a bar       | a list of strings          |                 |
+| multi-label          | labels separated by bars, or by | a list of strings          |                 |
+|                      | commas or semicolons            |                            |                 |
 | regression           | a number; several columns "a,b" | a number or a list of some |                 |
 | token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
 | span                 |                                 | [start, end]               | SQuAD's .json   |
@@ -19,17 +20,22 @@ Rajpurkar et al., 2016 (https://aclanthology.org/D16-1264) publish them in versi
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpt2_from_scratch.data.messages import (
+    SMS_SPAM,
     DataConfig,
     Message,
     Span,
+    class_messages,
     collected,
+    in_order,
     label_parts,
     labelled,
     load_messages,
@@ -37,8 +43,9 @@ from gpt2_from_scratch.data.messages import (
     source_rows,
     without_halves,
 )
-from gpt2_from_scratch.data.tables import Fault, Row, is_table, read_lines
+from gpt2_from_scratch.data.tables import NUMBER, Fault, Row, is_table, read_lines
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.storage.files import and_is, each_once, no_number, read_bounded, write_text
 
 Task = Literal[
@@ -53,7 +60,6 @@ Task = Literal[
 TASKS: tuple[str, ...] = get_args(Task)
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
 BETWEEN = "|"  # separates the labels in a column
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 DOCUMENT = "-DOCSTART-"  # the line before each document of CoNLL-2003
 COLUMNS = (2, 3, 4)  # word and tag; parts of speech and phrases may be between them
@@ -67,43 +73,73 @@ ELSEWHERE = "answers that are not where they should be"
 
 
 def load_examples(
-    data: str | Path | DataConfig = "demo", task: str = "classification"
+    data: str | Path | DataConfig = "demo", task: str = "classification", *, between: str = ""
 ) -> list[Message]:
     """Read what `task` learns from, in the format that the table above gives.
 
-    SQuAD's .json is always UTF-8. An empty list or column of labels means that the text has none of
+    SQuAD's .json is always UTF-8. `between` separates several labels in a cell of a table; by default
+    `label_separator` finds out what does. An empty list or column of labels means that the text has none of
     them. Faults and empty texts are treated as in `load_messages`. Raises UsageError for an unknown
     task.
     """
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}; choose from: {', '.join(TASKS)}")
     data = DataConfig.of(data)
     if task == "classification":
         return load_messages(data)
+    found = found_examples(data, task, between)
+    return collected(found, source_path(data.source), data.on_error, f"examples of {task}")
+
+
+def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[Message | Fault]:
+    """Each example of the source, or its fault. Raises as `load_examples` does."""
+    if task not in TASKS:
+        raise UsageError(f"unknown task {task!r}; choose from: {', '.join(TASKS)}")
     path = source_path(data.source)
     suffix = path.suffix.lower()
+    if task == "classification":
+        return class_messages(data)
     if task == "span" and suffix == ".json":
-        found = read_squad(path)
-    elif task == "token-classification" and not is_table(path):
-        found = read_conll(path, data.encoding)
-    elif task == "span" and suffix != ".jsonl":
+        return read_squad(path)
+    if task == "token-classification" and not is_table(path):
+        return read_conll(path, data.encoding)
+    if task == "span" and suffix != ".jsonl":
         raise DataError(f"{path}: span is read from .jsonl, or from .json as SQuAD's")
-    elif task == "token-classification" and suffix != ".jsonl":
+    if task == "token-classification" and suffix != ".jsonl":
         raise DataError(
             f"{path}: token-classification is read from .jsonl, or from .conll or .txt with one "
             "word per line"
         )
-    elif task in UNLABELLED:
-        has_columns = is_table(path) or path.name == "SMSSpamCollection"
+    if task in UNLABELLED:
+        has_columns = is_table(path) or path.name == SMS_SPAM
         rows = source_rows(data, ()) if has_columns else read_lines(path, data.encoding)
-        found = labelled(rows, lambda row, first: None, data.keep_empty)
-    else:
-        columns: tuple[str, ...] = (data.label_column,)
-        if task == "regression":
-            columns = tuple(data.label_column.split(","))
-        label_of = partial(_label_of, task, suffix == ".jsonl")
-        found = labelled(source_rows(data, columns), label_of, data.keep_empty)
-    return collected(found, path, data.on_error, f"examples of {task}")
+        return labelled(rows, lambda row, first: None, data.keep_empty)
+    columns: tuple[str, ...] = (data.label_column,)
+    if task == "regression":
+        columns = tuple(data.label_column.split(","))
+    in_json = suffix == ".jsonl"
+    if task == "multi-label" and not in_json:
+        between = between or label_separator([data])
+    label_of = partial(_label_of, task, between, in_json)
+    return labelled(source_rows(data, columns), label_of, data.keep_empty)
+
+
+def label_separator(sources: Sequence[DataConfig]) -> str:
+    """What separates several labels in a cell of these tables: a bar, a comma or a semicolon.
+
+    A bar, unless no cell has one and at least half of the labels that commas, or semicolons, would
+    separate occur in several different cells.
+    """
+    cells: set[str] = set()
+    for data in sources:
+        with suppress(DataError), silenced():  # faults are reported when the labels are read
+            for row in source_rows(data, (data.label_column,)):
+                if isinstance(row, Row) and isinstance(row.values[1], str):
+                    cells.add(row.values[1])
+    for mark in (BETWEEN, ",", ";"):
+        several = {part.strip() for cell in cells if mark in cell for part in cell.split(mark)}
+        count = Counter(part for cell in cells for part in {x.strip() for x in cell.split(mark)})
+        if several and (mark == BETWEEN or 2 * sum(count[x] > 1 for x in several) >= len(several)):
+            return mark
+    return BETWEEN
 
 
 def write_examples(path: Path, examples: Sequence[Message]) -> None:
@@ -131,7 +167,7 @@ def write_examples(path: Path, examples: Sequence[Message]) -> None:
 def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     """The names of a head's outputs for `task`, in the order that HeadConfig.labels has.
 
-    Classes, labels and tags are sorted, but the tag O comes first. Columns of numbers are called
+    Classes, labels and tags are in the order of `in_order`, but the tag O comes first. Columns of numbers are called
     value_0, value_1 and so on. Spans, language and features have no names. Raises DataError for
     labels of another task.
     """
@@ -144,18 +180,21 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     if task == "regression":
         return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
     names = {name for label in labels for name in label_parts(label)}
-    return tuple(sorted(names, key=lambda n: (task != "token-classification" or n != "O", n)))
+    return tuple(sorted(in_order(names), key=lambda n: task != "token-classification" or n != "O"))
 
 
 # --- Labels ---
 
 
-def _label_of(task: str, in_json: bool, row: Row, first: Row) -> Any:
-    """A row's label, or its Fault."""
+def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> Any:
+    """A row's label, or its Fault; `between` separates several labels in a cell of a table."""
     value = row.values[1]
     try:
+        if task == "multi-label" and not in_json:
+            names = value.split(between) if value.strip() else []
+            return _names(names if between == BETWEEN else [name.strip() for name in names])
         if task == "multi-label":
-            return _names(value if in_json else value.split(BETWEEN) if value.strip() else [])
+            return _names(value)
         if task == "regression":
             return _numbers(_cells(row, in_json), len(_cells(first, in_json)))
         if task == "token-classification":

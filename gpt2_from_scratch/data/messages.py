@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from unicodedata import normalize
 
 from gpt2_from_scratch.data.tables import (
+    LABEL,
+    NUMBER,
+    TEXT,
     Fault,
     Row,
+    checked_delimiter,
     checked_encoding,
     is_table,
     lines_in,
@@ -33,7 +38,7 @@ from gpt2_from_scratch.storage.paths import (
     expanded,
     sms_collection,
 )
-from gpt2_from_scratch.storage.settings import check_settings, setting
+from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +73,31 @@ class Message:
 
     A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span per
     word; the Span of an answer; None if only the text is learned. For several heads at once, a
-    dictionary {head's name: one of these}.
+    dictionary {head's name: one of these}. Numpy's numbers and strings become Python's. Raises
+    DataError for a set of labels: its order changes from run to run.
     """
 
     text: str
     label: Any
     line: int = field(default=0, compare=False, repr=False)  # where it begins in its file, from 1
+
+    def __post_init__(self) -> None:
+        if type(self.label) is not str:
+            object.__setattr__(self, "label", _plain_label(self.label, self.text))
+
+
+def _plain_label(label: Any, text: str) -> Any:
+    if isinstance(label, set | frozenset):
+        raise DataError(
+            f"the labels of {text!r:.80} are a set, which has no order. Give a tuple or a list."
+        )
+    if isinstance(label, dict):
+        return {name: _plain_label(one, text) for name, one in label.items()}
+    if isinstance(label, Span):
+        return Span(*map(plain, label))
+    if type(label) in (tuple, list):
+        return type(label)(_plain_label(part, text) for part in label)
+    return plain(label)
 
 
 @dataclass(frozen=True)
@@ -81,13 +105,29 @@ class DataConfig:
     """Which labelled texts to use, how to read them, and how to split them."""
 
     source: str = setting("demo", "data set to train on: demo, topics, sms, or a file")
-    val_source: str = setting("", "validation set in a file of its own; with a test set only")
-    test_source: str = setting("", "test set in a file of its own; with a validation set only")
-    text_column: str = setting("text", "column of the texts")
-    label_column: str = setting("label", "column of the labels; several numbers: a,b")
+    val_source: str = setting(
+        "",
+        "validation set in a file of its own, next to a test set; else it is cut from the training file",
+    )
+    test_source: str = setting("", "test set in a file of its own")
+    text_column: str = setting(
+        TEXT, "column of the texts; several, joined by newlines: a,b; its number without a header"
+    )
+    label_column: str = setting(LABEL, "column of the labels; several numbers: a,b")
+    header: bool = setting(
+        True, "the first row names the columns; --no-header: they have the numbers 1, 2, ..."
+    )
+    delimiter: str = setting(
+        "auto", "what separates the columns: comma, semicolon, tab, pipe or another character"
+    )
     encoding: str = setting("utf-8", "encoding of the files")
     on_error: str = setting(
         "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
+    )
+    rare_labels: str = setting(
+        "stop",
+        "what to do with a class of fewer than ten training texts: stop, drop its texts, keep it, or "
+        "join:other, which makes all such classes one, called other",
     )
     keep_empty: bool = setting(False, "train on empty texts too")
     balance: bool = setting(False, "draw the same number of texts per label")
@@ -101,9 +141,11 @@ class DataConfig:
                 object.__setattr__(self, name, str(getattr(self, name)))
         check_keep_together(self.keep_together)
         check_settings(self)
+        check_rare_labels(self.rare_labels)
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))
-        if bool(self.val_source) != bool(self.test_source):
-            raise UsageError("give both val_source and test_source, or neither")
+        object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
+        if self.val_source and not self.test_source:
+            raise UsageError("val_source needs a test_source next to it")
         if self.val_source and (self.balance or self.keep_together != "copies"):
             raise UsageError(
                 "balance and keep_together describe how one file is split; leave them out with "
@@ -122,18 +164,21 @@ class DataConfig:
 def load_messages(data: str | Path | DataConfig = "demo") -> list[Message]:
     """Read texts with one class each from a data set or a file.
 
-    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A .csv, .tsv or
-    .jsonl file has a column (or key) of texts and one of labels.
+    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A table (.csv, .tsv
+    or another text file) or a .jsonl file has a column (or key) of texts and one of labels.
 
     Raises DataError, with file and line, for the first row that is not a text and a label; with
     `on_error="skip"` such rows are left out and logged. An empty text is a fault unless
     `keep_empty` is set.
     """
     data = DataConfig.of(data)
+    if data.source == "sms":
+        return load_sms_spam()
     path = source_path(data.source)
-    if path.name == SMS_SPAM:
-        return load_sms_spam(path)
-    return collected(class_messages(data), path, data.on_error, "messages")
+    messages = collected(class_messages(data), path, data.on_error, "messages")
+    if path.name == SMS_SPAM and (counts := count_labels(messages)) != SMS_SPAM_COUNTS:
+        log.warning(f"{path} contains {counts!s:.200}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
+    return messages
 
 
 def load_sms_spam(path: Path | None = None) -> list[Message]:
@@ -178,8 +223,9 @@ def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Ro
     if path.name == SMS_SPAM:
         return _collection_rows(path)
     if data.source in EMBEDDED_DATA:  # options describe a user's own files
-        return read_rows(path, ("text", "label"))
-    return read_rows(path, (data.text_column, *label_columns), data.encoding)
+        return read_rows(path, (TEXT, LABEL))
+    names = (data.text_column, *label_columns)
+    return read_rows(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
 
 
 def labelled(
@@ -209,14 +255,15 @@ def collected(
 ) -> list[Message]:
     """The messages of a file, its faults raised or skipped.
 
-    Raises DataError if no message is left, or if labels differ in case or white space only.
+    Raises DataError if no message is left, or if labels differ only in how they are written.
     """
     messages = [message for _, message in without_faults(found, str(path), on_error)]
     if not messages:
         raise DataError(f"{path} contains no {what}")
     if alike := labels_alike(name for message in messages for name in label_parts(message.label)):
         raise DataError(
-            f"{path}: these labels differ in case or white space only: {alike}. Make them the same."
+            f"{path}: these labels differ in case, white space or Unicode form only: {alike}. Make "
+            "them the same."
         )
     return messages
 
@@ -232,10 +279,11 @@ def label_parts(label: Any) -> tuple[str, ...]:
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case or in the white space around them."""
+    """Groups of labels that differ only in case, in white space or in their Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        groups.setdefault(label.strip().casefold(), []).append(label)
+        folded = normalize("NFC", normalize("NFC", label).casefold())
+        groups.setdefault(" ".join(folded.split()), []).append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -259,13 +307,13 @@ def _fault_of_text(row: Row, keep_empty: bool) -> Fault | None:
 
 
 def _class_of(row: Row, first: Row) -> str | Fault:
-    """A row's class: a string, or in JSON a whole number if the first row has one too."""
+    """A row's class: a string; in JSON also a whole number, or True or False, if all rows agree."""
     value = row.values[1]
-    if type(value) not in (str, int):
+    if type(value) not in (str, int, bool):
         what = f"the label must be a string or a whole number, not {json.dumps(value):.100}"
         return Fault(row.line, what, "JSON values of another type")
     if type(value) is not type(first.values[1]):
-        what = f'the label is {json.dumps(value)}; numbers and strings such as 0 and "0" are mixed'
+        what = f'the label is {json.dumps(value)}; types such as 0, "0" and true are mixed'
         return Fault(row.line, what, "labels that are numbers and strings")
     label = without_halves(str(value))
     return label if label.strip() else Fault(row.line, "the label is empty", "empty labels")
@@ -275,7 +323,13 @@ def _class_of(row: Row, first: Row) -> str | Fault:
 
 
 def read_texts(
-    path: Path, text_column: str = "text", encoding: str = "utf-8", on_error: str = "stop"
+    path: Path,
+    text_column: str = TEXT,
+    encoding: str = "utf-8",
+    on_error: str = "stop",
+    *,
+    header: bool = True,
+    delimiter: str = "auto",
 ) -> Iterator[tuple[int, str]]:
     """Read (number, text) of each text to classify: a table's column, or a text file's lines.
 
@@ -290,7 +344,8 @@ def read_texts(
             ".jsonl. Use evaluate --data for labelled .json and .conll."
         )
     if is_table(path):
-        rows = read_rows(path, (text_column,), encoding)
+        delimiter = checked_delimiter(delimiter)
+        rows = read_rows(path, (text_column,), encoding, header=header, delimiter=delimiter)
     else:
         rows = read_lines(path, encoding)
     found = (row if isinstance(row, Fault) else _fault_of_text(row, True) or row for row in rows)
@@ -357,6 +412,15 @@ def check_keep_together(keep_together: str) -> None:
         )
 
 
+def check_rare_labels(rare_labels: str) -> None:
+    """Raise UsageError for anything but "stop", "drop", "keep" and "join:" with a label."""
+    action, _, label = rare_labels.partition(":")
+    if rare_labels not in ("stop", "drop", "keep") and (action != "join" or not label.strip()):
+        raise UsageError(
+            f"unknown rare_labels {rare_labels!r}; choose from: stop, drop, keep, join:other"
+        )
+
+
 def _listed(faults: list[Fault], total: int) -> str:
     lines = [f"  line {fault.line}: {fault.what}" for fault in faults]
     more = total - len(faults)
@@ -375,8 +439,19 @@ def write_messages(path: Path, messages: Sequence[Message]) -> None:
 
 
 def count_labels(messages: Sequence[Message]) -> dict[str, int]:
-    """{label: number of messages}, in the labels' alphabetical order."""
-    return dict(sorted(Counter(message.label for message in messages).items()))
+    """{label: number of messages}, the labels as `in_order` puts them."""
+    counts = Counter(message.label for message in messages)
+    return {label: counts[label] for label in in_order(counts)}
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels in alphabetical order, after those that are numbers, which are in order of value."""
+
+    def key(label: str) -> tuple[bool, float, str]:
+        is_number = isinstance(label, str) and bool(NUMBER.fullmatch(label.strip()))
+        return not is_number, float(label) if is_number else 0.0, label
+
+    return sorted(labels, key=key)
 
 
 # --- Characters that cause trouble: halves of characters, formulas, controls ---

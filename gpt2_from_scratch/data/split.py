@@ -6,15 +6,18 @@ With `keep_together="near-duplicates"` no near duplicate of a text is in another
 import hashlib
 import json
 import logging
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.formats import label_separator, load_examples
 from gpt2_from_scratch.data.messages import (
     SHOWN,
     DataConfig,
@@ -22,17 +25,20 @@ from gpt2_from_scratch.data.messages import (
     Span,
     check_keep_together,
     check_on_error,
+    check_rare_labels,
+    label_parts,
+    labels_alike,
 )
 from gpt2_from_scratch.data.near_duplicates import near_duplicate_groups
 from gpt2_from_scratch.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
-FRACTIONS = (0.7, 0.1)  # training and validation set; the rest is the test set
-TENTHS = (7, 1, 2)  # the same in folds of a tenth each
+TENTHS = (7, 1, 2)  # training, validation and test set
+EIGHTHS = (7, 1)  # training and validation set of what is not the test set
 FEWEST = 10  # texts per class: a tenth of fewer would be none
 ALL = ""  # in place of a label if there are no classes
-EIGHTHS = 8  # the validation set is an eighth of what a fold does not test
+KEPT = "kept"  # different targets of one text, each as a target of its own
 
 
 @dataclass(frozen=True)
@@ -47,37 +53,62 @@ class Split:
 def load_split(
     data: str | Path | DataConfig = "demo", task: str = "classification", seed: int = 123
 ) -> Split:
-    """Read a data set and split it, or read its three parts from three sources.
+    """Read a data set and split it; `load_parts` and `split_parts` say how."""
+    data = DataConfig.of(data)
+    return split_parts(load_parts(data, task), data, seed)
 
-    Of three sources each part loses the texts that are in an earlier one. Raises DataError if
-    nothing is left of a part, or if a text has two labels in one source.
+
+def load_parts(
+    data: str | Path | DataConfig = "demo", task: str = "classification"
+) -> list[list[Message]]:
+    """Read the training file and, if they are given, the validation and the test file.
+
+    Each file loses the texts that are in an earlier one. Labels are checked across the files, as
+    they are within one. Raises DataError if nothing is left of a file, and for a class in a later
+    file that no training text has, unless `rare_labels` says what to do with it.
     """
     data = DataConfig.of(data)
-    if not data.val_source:
-        return split_messages(
-            load_examples(data, task),
-            balance=data.balance,
-            keep_together=data.keep_together,
-            seed=seed,
-            on_error=data.on_error,
-        )
-    parts: list[list[Message]] = []
+    if data.rare_labels != "stop" and task != "classification":
+        raise UsageError(f"rare_labels is for classification, not for {task}")
+    sources = [name for name in (data.source, data.val_source, data.test_source) if name]
+    each = [replace(data, source=source, val_source="", test_source="") for source in sources]
+    between = label_separator(each) if task == "multi-label" else ""
+    parts = []
+    for one in each:
+        examples = load_examples(one, task, between=between)
+        parts.append(with_settled_targets(examples, data.on_error, one.source))
+    _refuse_alike(parts, sources)
+    if task == "classification":
+        parts = _with_rare_labels(parts, data.rare_labels)
+        _refuse_unknown(parts, sources, data.rare_labels)
+    if len(sources) == 1:
+        return parts
     seen: set[str] = set()
-    for source in (data.source, data.val_source, data.test_source):
-        part = load_examples(replace(data, source=source, val_source="", test_source=""), task)
-        good = without_two_labels(part, data.on_error)
-        new: dict[str, Message] = {}  # the first of several copies, as in split_messages
-        for message in good:
-            if message.text not in seen:
-                new.setdefault(message.text, message)
-        if len(new) < len(good):
-            left_out = f"{len(good) - len(new):,} texts of {source} were left out"
+    for n, source in enumerate(sources):
+        new = [message for message in distinct(parts[n]) if message.text not in seen]
+        if len(new) < len(parts[n]):
+            left_out = f"{len(parts[n]) - len(new):,} texts of {source} were left out"
             log.info(f"{left_out}: they are duplicates or already in an earlier part")
         if not new:
             raise DataError(f"no text of {source} is left: all are in an earlier part")
-        seen |= new.keys()
-        parts.append([*new.values()])
-    return Split(*parts)
+        seen.update(message.text for message in new)
+        parts[n] = new
+    return parts
+
+
+def split_parts(files: Sequence[list[Message]], data: DataConfig, seed: int = 123) -> Split:
+    """Split what `load_parts` read.
+
+    One file is split as by `split_messages`. Of a training file next to a test file an eighth
+    becomes the validation set. Three files are the three parts.
+    """
+    if len(files) == 3:
+        return Split(*files)
+    fewest = 1 if data.rare_labels == "keep" else FEWEST
+    copies, by_label = _copies_and_texts(distinct(files[0]), data.balance, fewest)
+    cut = TENTHS if len(files) == 1 else EIGHTHS
+    parts = _cut(copies, by_label, cut, data.balance, data.keep_together, fewest, seed)
+    return Split(*parts, *files[1:])
 
 
 def split_messages(
@@ -88,6 +119,7 @@ def split_messages(
     keep_together: str = "copies",
     seed: int = 123,
     on_error: str = "stop",
+    rare_labels: str = "stop",
 ) -> Split:
     """Split every class's distinct texts 70 / 10 / 20% into training, validation and test set.
 
@@ -101,32 +133,23 @@ def split_messages(
         seed: The same messages and seed give the same split. For "copies" this holds on every
             machine and for ever (numpy's RandomState is frozen); for "near-duplicates" with the
             same version of scikit-learn.
-        on_error: What to do with texts that have two labels: with "skip" all their copies are left
-            out and logged.
+        on_error: What to do with texts that have two classes: with "skip" all their copies are left
+            out and logged. Other targets of equal texts are no error: see `with_settled_targets`.
+        rare_labels: What to do with a class of fewer than ten texts: "stop", "drop" its texts,
+            "keep" it, or "join:other", which makes all such classes one class, called other.
 
     Raises:
-        DataError: One class only, too few texts or groups, or a text with two labels.
+        DataError: One class only, too few texts or groups, or a text with two classes.
         UsageError: `balance` without classes, or an unknown option.
     """
-    check_on_error(on_error)
     check_keep_together(keep_together)
-    copies, by_label = _copies_and_texts(messages, balance, on_error)
-    random = np.random.RandomState(seed)
-    drawn = _draw(by_label, balance, random)
-    parts: tuple[list[str], ...] = ([], [], [])
-    if keep_together == "copies":
-        for texts in drawn.values():
-            first, second = (int(fraction * len(texts)) for fraction in FRACTIONS)
-            cuts = (texts[:first], texts[first : first + second], texts[first + second :])
-            for part, cut in zip(parts, cuts, strict=True):
-                part.extend(cut)
-    else:
-        texts, labels, groups = _grouped(drawn, keep_together)
-        tenths = _deal(labels, groups, sum(TENTHS), random)
-        of_part = np.repeat(np.arange(len(TENTHS)), TENTHS)
-        for part, tenth in zip(random.permutation(of_part), tenths, strict=True):
-            parts[part].extend(texts[n] for n in tenth)
-    return Split(*(_in_random_order(part, copies, random, keep_duplicates) for part in parts))
+    check_rare_labels(rare_labels)
+    messages = with_settled_targets(messages, on_error)
+    (messages,) = _with_rare_labels([messages], rare_labels)
+    fewest = 1 if rare_labels == "keep" else FEWEST
+    kept = messages if keep_duplicates else distinct(messages)
+    copies, by_label = _copies_and_texts(kept, balance, fewest)
+    return Split(*_cut(copies, by_label, TENTHS, balance, keep_together, fewest, seed))
 
 
 def folds(
@@ -147,10 +170,10 @@ def folds(
     """
     if n_folds < 2:
         raise UsageError(f"n_folds = {n_folds} must be at least 2")
-    check_on_error(on_error)
     check_keep_together(keep_together)
     fewest = max(FEWEST, n_folds)
-    copies, by_label = _copies_and_texts(messages, balance, on_error, fewest)
+    settled = distinct(with_settled_targets(messages, on_error))
+    copies, by_label = _copies_and_texts(settled, balance, fewest)
     random = np.random.RandomState(seed)
     texts, labels, groups = _grouped(_draw(by_label, balance, random), keep_together, fewest)
     found = []
@@ -159,7 +182,7 @@ def folds(
         n_groups = min(len(set(groups[rest][labels[rest] == label])) for label in set(labels))
         if n_groups < 2:
             raise DataError("one fold leaves a label with one group of texts; use more folds")
-        eighths = _deal(labels[rest], groups[rest], min(EIGHTHS, n_groups), random)
+        eighths = _deal(labels[rest], groups[rest], min(sum(EIGHTHS), n_groups), random)
         val = rest[eighths[random.randint(len(eighths))]]
         parts = (np.setdiff1d(rest, val), val, test)
         found.append(
@@ -174,56 +197,173 @@ def messages_sha256(split: Split) -> str:
     return hashlib.sha256(raw.encode()).hexdigest()
 
 
-def without_two_labels(messages: Sequence[Message], on_error: str) -> list[Message]:
-    """The messages whose text has one label.
+# --- equal texts with different targets, and rare labels ---
 
-    Raises DataError if a text has more; with `on_error="skip"` all its copies are left out and
-    logged.
+
+def with_settled_targets(
+    messages: Sequence[Message], on_error: str = "stop", source: str = ""
+) -> list[Message]:
+    """The messages, after equal texts with different targets were dealt with and logged.
+
+    Numbers are averaged over the copies of a text, sets of labels are merged. Tags, answers and the
+    targets of several heads are kept: each is a target of its own. A text with two classes is a
+    contradiction: raises DataError; with `on_error="skip"` all its copies are left out. `source` is
+    the file's name.
     """
-    contradictory = texts_with_two_labels(messages)
-    if contradictory:
-        first = list(contradictory.items())[:SHOWN]
-        lines = [f"one text, two labels {labels!s:.200}: {text!r:.200}" for text, labels in first]
-        more = len(contradictory) - len(first)
-        if more:
-            lines.append(f"and {more:,} more: {len(contradictory):,} such texts in all")
-        shown = "\n  ".join(lines)
+    check_on_error(on_error)
+    different = texts_with_two_labels(messages)
+    wrong = {text for text, labels in different.items() if all(type(x) is str for x in labels)}
+    where = f"{source}: " if source else ""
+    if wrong:
+        shown = [
+            f"{where}one text, two labels {different[text]!s:.200}: {text!r:.200}"
+            for text in [text for text in different if text in wrong][:SHOWN]
+        ]
+        if more := len(wrong) - len(shown):
+            shown.append(f"and {more:,} more: {len(wrong):,} such texts in all")
+        listed = "\n  ".join(shown)
         if on_error == "stop":
-            raise DataError(f"{shown}\nFix them, or leave them out with --on-error skip.")
-        log.warning(f"left out: {shown}")
-    return [message for message in messages if message.text not in contradictory]
+            raise DataError(f"{listed}\nFix them, or leave them out with --on-error skip.")
+        log.warning(f"left out: {listed}")
+    targets: dict[str, list[Any]] = {text: [] for text in different if text not in wrong}
+    for message in messages:
+        if message.text in targets:
+            targets[message.text].append(message.label)
+    settled = {text: _settled(labels) for text, labels in targets.items()}
+    for how, count in Counter(how for _, how in settled.values()).items():
+        log.warning(f"{where}{count:,} texts have different targets, which were {how}")
+    return [
+        replace(message, label=settled[message.text][0])
+        if message.text in settled and settled[message.text][1] != KEPT
+        else message
+        for message in messages
+        if message.text not in wrong
+    ]
 
 
 def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
-    """{text: its labels} of the texts that have more than one label.
+    """{text: its different labels} of the texts that have more than one.
 
-    Several labels of one text are compared as a set. Places of answers do not contradict each
-    other: an answer may occur twice in a text, and people mark more or less of it. Nor do the
-    labels of several heads, some of which a message may lack. `split_messages` takes the first of
-    these.
+    Several labels of one text are compared as a set.
     """
-    labels: dict[str, dict[Any, Any]] = {}
+    labels: dict[str, dict[Hashable, Any]] = {}
     for message in messages:
-        label = key = message.label
-        if isinstance(label, Span | dict):
-            key = None
-        elif isinstance(label, tuple) and all(isinstance(name, str) for name in label):
-            key = frozenset(label)
-        labels.setdefault(message.text, {})[key] = label
+        labels.setdefault(message.text, {})[_key(message.label)] = message.label
     return {
         text: sorted(found.values(), key=str) for text, found in labels.items() if len(found) > 1
     }
 
 
+def distinct(messages: Sequence[Message]) -> list[Message]:
+    """The first of all messages with the same text and the same target."""
+    found: dict[tuple[str, Hashable], Message] = {}
+    for message in messages:
+        found.setdefault((message.text, _key(message.label)), message)
+    return [*found.values()]
+
+
+def _key(label: Any) -> Hashable:
+    """What two labels are compared by."""
+    if isinstance(label, dict):
+        return tuple((name, _key(label[name])) for name in sorted(label))
+    if isinstance(label, tuple | list) and all(isinstance(name, str) for name in label):
+        return frozenset(label)
+    return tuple(label) if isinstance(label, list) else label
+
+
+def _settled(labels: list[Any]) -> tuple[Any, str]:
+    """The one target of a text with these, and in a word how it was made; or that all are kept."""
+    if any(isinstance(label, Span) for label in labels):
+        return None, KEPT
+    rows = [label if isinstance(label, tuple) else (label,) for label in labels]
+    parts = [part for row in rows for part in row]
+    if all(isinstance(part, str) for part in parts):
+        return tuple(dict.fromkeys(parts)), "merged"
+    if all(isinstance(part, Real) for part in parts) and len({*map(len, rows)}) == 1:
+        n = len(rows)  # divided first: a sum of large numbers may be infinite
+        mean = tuple(sum(value / n for value in column) for column in zip(*rows, strict=True))
+        return (mean if isinstance(labels[0], tuple) else mean[0]), "averaged"
+    return None, KEPT
+
+
+def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> None:
+    """Raise DataError for labels of two files that differ only in how they are written."""
+    if len(parts) == 1:
+        return  # that was checked when it was read
+    where: dict[str, str] = {}  # the first place of each label
+    for part, source in zip(parts, sources, strict=True):
+        for message in part:
+            for name in label_parts(message.label):
+                where.setdefault(name, f"{source}, line {message.line}")
+    if alike := labels_alike(where):
+        shown = ", ".join(f"{name!r:.80} ({where[name]})" for name in alike[0])
+        raise DataError(
+            f"these labels differ in case, white space or Unicode form only: {shown}"
+            + (f", and {len(alike) - 1:,} more such groups" if len(alike) > 1 else "")
+            + ". Make them the same."
+        )
+
+
+def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[list[Message]]:
+    """The parts, without or with one label for the classes of which the first has too few texts."""
+    action, _, other = rare_labels.partition(":")
+    if action not in ("drop", "join"):
+        return [*parts]
+    if not all(isinstance(message.label, str) for part in parts for message in part):
+        raise UsageError(f"rare_labels = {rare_labels!r} needs one class per text")
+    counts = Counter(label for label, _ in {(m.label, m.text) for m in parts[0]})
+    labels = dict.fromkeys(message.label for part in parts for message in part)
+    rare = {label: None for label in labels if counts[label] < FEWEST and label != other}
+    if not rare:
+        return [*parts]
+    n = sum(message.label in rare for part in parts for message in part)
+    how = f"now have the label {other!r}" if other else "were left out"
+    more = ", ..." if len(rare) > SHOWN else ""
+    shown = ", ".join(f"{label!r:.40}" for label in [*rare][:SHOWN])
+    log.warning(f"{n:,} texts of {len(rare):,} rare labels {how}: {shown}{more}")
+    return [
+        [
+            replace(message, label=other) if message.label in rare else message
+            for message in part
+            if other or message.label not in rare
+        ]
+        for part in parts
+    ]
+
+
+def _refuse_unknown(
+    parts: Sequence[list[Message]], sources: Sequence[str], rare_labels: str
+) -> None:
+    """Raise DataError for a class of a later file that the first lacks, unless it is to be kept."""
+    known = {message.label for message in parts[0]}
+    for part, source in zip(parts[1:], sources[1:], strict=True):
+        new = [message for message in part if message.label not in known]
+        if new and rare_labels != "keep":
+            others = f"; {len(new):,} rows have such labels" if len(new) > 1 else ""
+            raise DataError(
+                f"{source}, line {new[0].line}: no training text has the label "
+                f"{new[0].label!r:.80}{others}. Correct it, or use --rare-labels drop, keep or "
+                "join:other."
+            )
+        if new:
+            labels = ", ".join([*dict.fromkeys(f"{m.label!r:.40}" for m in new)][:SHOWN])
+            log.warning(
+                f"{source}: {len(new):,} texts have labels that no training text has: {labels}"
+            )
+
+
+# --- drawing texts, and dealing them into parts ---
+
+
 def _copies_and_texts(
-    messages: Sequence[Message], balance: bool, on_error: str, fewest: int = FEWEST
+    messages: Sequence[Message], balance: bool, fewest: int
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
     """{text: its messages} and {label: its distinct texts}; see `split_messages` for errors."""
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
         raise UsageError("balance = True needs one class per text; leave it out for other labels")
     copies: dict[str, list[Message]] = {}
-    for message in without_two_labels(messages, on_error):
+    for message in messages:
         copies.setdefault(message.text, []).append(message)
     labels = sorted({message.label for message in messages}) if classes else [ALL]
     by_label: dict[str, list[str]] = {label: [] for label in labels}
@@ -233,6 +373,47 @@ def _copies_and_texts(
         raise DataError(f"the messages have one label only, {labels}; a classifier needs two")
     _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)
     return copies, by_label
+
+
+def _cut(
+    copies: dict[str, list[Message]],
+    by_label: dict[str, list[str]],
+    shares: Sequence[int],
+    balance: bool,
+    keep_together: str,
+    fewest: int,
+    seed: int,
+) -> list[list[Message]]:
+    """Draw the texts of each label, and cut them into parts of these shares.
+
+    Of a label that is kept although it is rare the first part has at least one text.
+    """
+    random = np.random.RandomState(seed)
+    drawn = _draw(by_label, balance, random)
+    parts: list[list[str]] = [[] for _ in shares]
+    if keep_together == "copies":
+        whole = sum(shares)
+        for texts in drawn.values():
+            sizes = [int(share / whole * len(texts)) for share in shares[:-1]]
+            sizes[0] = max(1, sizes[0])
+            places = [0, *np.cumsum(sizes), len(texts)]
+            for part, (start, end) in zip(parts, pairwise(places), strict=True):
+                part.extend(texts[start:end])
+    else:
+        texts, labels, groups = _grouped(drawn, keep_together, fewest)
+        dealt = _deal(labels, groups, sum(shares), random)
+        of_part = np.repeat(np.arange(len(shares)), shares)
+        numbers: list[list[int]] = [[] for _ in shares]
+        for part, some in zip(random.permutation(of_part), dealt, strict=True):
+            numbers[part].extend(some)
+        lacking = np.setdiff1d(labels, labels[numbers[0]])
+        moved = np.isin(groups, groups[np.isin(labels, lacking)])
+        numbers[0] += [n for part in numbers[1:] for n in part if moved[n]]
+        numbers[1:] = [[n for n in part if not moved[n]] for part in numbers[1:]]
+        parts = [[texts[n] for n in part] for part in numbers]
+    if not all(parts):
+        raise DataError(f"{len(copies):,} texts are too few to be cut into {len(parts)} parts")
+    return [_in_random_order(part, copies, random) for part in parts]
 
 
 def _draw(
@@ -279,22 +460,18 @@ def _deal(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if np.bincount(labels).max() < n:
+        raise DataError(f"{len(labels):,} texts are too few to be dealt into {n} parts")
     dealer = StratifiedGroupKFold(n, shuffle=True, random_state=random)
-    return [part for _, part in dealer.split(labels, labels, groups)]
+    with warnings.catch_warnings(action="ignore"):  # that a label is rare: `_cut` knows
+        return [part for _, part in dealer.split(labels, labels, groups)]
 
 
 def _in_random_order(
-    texts: Sequence[str],
-    copies: dict[str, list[Message]],
-    random: np.random.RandomState,
-    keep_duplicates: bool = False,
+    texts: Sequence[str], copies: dict[str, list[Message]], random: np.random.RandomState
 ) -> list[Message]:
-    """The messages of some texts: the first of each, or all with `keep_duplicates`."""
-    return [
-        message
-        for n in random.permutation(len(texts))
-        for message in copies[texts[n]][: None if keep_duplicates else 1]
-    ]
+    """All messages of some texts."""
+    return [message for n in random.permutation(len(texts)) for message in copies[texts[n]]]
 
 
 def _refuse_too_few(counts: Mapping[str, int], what: str, fewest: int) -> None:
@@ -305,4 +482,5 @@ def _refuse_too_few(counts: Mapping[str, int], what: str, fewest: int) -> None:
         raise DataError(
             f"{counts[few[0]]} {what}{label} are too few; {fewest} are needed"
             + (others if len(few) > 1 else "")
+            + (". Use --rare-labels drop, keep or join:other." if label else "")
         )

@@ -12,19 +12,37 @@ such bytes: there the file is at fault.
 import codecs
 import csv
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import BufferedReader, TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.storage.files import HEAD, LFS, and_is, each_once, no_number
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+OWN = {".csv": ",", ".tsv": "\t"}  # the delimiter that a file's name promises
+TEXT, LABEL = "text", "label"  # the columns, if no others are named
+SAMPLE = 1000  # rows by which a table's form is recognised
+FEWEST_WORDS = 4  # of a column's name that may be a message
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# rows separated by tabs in which every field with a quote is quoted as a whole
+BARE, QUOTED = r'[^"\t\r\n]*+', r'"(?:[^"]++|"")*+"'
+QUOTED_FIELD = re.compile(QUOTED)
+QUOTED_ROW = re.compile(rf"(?:{QUOTED}|{BARE})(?:\t(?:{QUOTED}|{BARE}))*+")
+ALL_QUOTED = re.compile(rf"{QUOTED}(?:\t{QUOTED})++")
+OPEN_ROW = re.compile(rf'(?:(?:{QUOTED}|{BARE})\t)*+"(?:[^"]++|"")*+')  # its last field goes on
+INSIDE = re.compile(r'(?:[^"]++|"")*+')
 LONGEST_FIELD = 10**8  # characters
 MARKS = {  # byte order marks; the mark of UTF-16 is how that of UTF-32 begins
     codecs.BOM_UTF32_LE: "utf-32",
@@ -59,21 +77,54 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_rows(path: Path, names: tuple[str, ...], encoding: str = "utf-8") -> Iterator[Row | Fault]:
+@dataclass(frozen=True)
+class Form:
+    """How a table is written: what separates its columns, and whether it has quotes and a header.
+
+    `columns` has, for each value that is wanted, the numbers of the columns it consists of, from 0.
+    """
+
+    delimiter: str
+    quotes: bool  # as in csv; otherwise quotes are ordinary characters
+    header: bool
+    width: int  # number of columns
+    columns: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        """The form in words; columns are counted from 1."""
+        name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
+        text, *labels = ("+".join(str(n + 1) for n in some) for some in self.columns)
+        return (
+            f"{self.width} columns separated by {name}, {'with' if self.header else 'without'} a "
+            f"header; quotes {'as in csv' if self.quotes else 'are ordinary characters'}; text in "
+            f"column {text}" + (f", label in column {', '.join(labels)}" if labels else "")
+        )
+
+
+def read_rows(
+    path: Path,
+    names: tuple[str, ...],
+    encoding: str = "utf-8",
+    *,
+    header: bool = True,
+    delimiter: str = "auto",
+) -> Iterator[Row | Fault]:
     """Read the values of the columns (or keys) `names`, row by row.
 
-    Raises DataError for a missing file, an unknown suffix, a column that is missing or occurs
-    twice, a quote left open, and for another kind of file.
+    The first may name several columns, a,b, which are joined by newlines. Raises DataError for a
+    missing file, a column that is missing or occurs twice, a quote left open, and for another kind
+    of file.
     """
     _refuse_missing(path)
     suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return _named(_comma_separated(path, encoding), names, path)
-    if suffix == ".tsv":
-        return _named(tab_separated(path, encoding), names, path)
     if suffix == ".jsonl":
         return _json_rows(path, names, encoding)
-    raise DataError(f"{path}: unknown kind of table; the name must end in .csv, .tsv or .jsonl")
+    if suffix in (".json", ".conll"):
+        raise DataError(
+            f"{path} is not a table; the name of a table ends in .csv, .tsv or .jsonl. For spans in "
+            "SQuAD's .json and tags in .conll use --task."
+        )
+    return _table_rows(path, names, encoding, header, delimiter)
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Row | Fault]:
@@ -96,6 +147,18 @@ def tab_separated(path: Path, encoding: str = "utf-8") -> Generator[Row | Fault]
     """Read all fields of each line; quotes are ordinary characters."""
     for row in read_lines(path, encoding):
         yield row if isinstance(row, Fault) else Row(row.line, tuple(row.values[0].split("\t")))
+
+
+def checked_delimiter(delimiter: str) -> str:
+    """The character that separates columns, given as itself or by name; "auto" stays."""
+    named = {name: character for character, name in DELIMITERS.items()} | {"\\t": "\t"}
+    found = named.get(delimiter, delimiter)
+    if found != "auto" and (len(found) != 1 or found in '"\r\n' or found.isalnum()):
+        raise UsageError(
+            f"unknown delimiter {delimiter!r}; choose from: auto, {', '.join(DELIMITERS.values())}, "
+            "or one character"
+        )
+    return found
 
 
 def checked_encoding(encoding: str) -> str:
@@ -174,14 +237,42 @@ def _wrong_byte(text: str, line: int, encoding: str) -> Fault | None:
     return Fault(line, what, f"bytes that are not {shown}")
 
 
-# --- Lines to rows of .csv and .tsv ---
+# --- Lines to rows of .csv, .tsv and other tables ---
 
 
-def _comma_separated(path: Path, encoding: str) -> Generator[Row | Fault]:
+def _table_rows(
+    path: Path, names: tuple[str, ...], encoding: str, header: bool, delimiter: str
+) -> Iterator[Row | Fault]:
+    """The values of the wanted columns of each row but the header."""
+    form = recognised(path, names, encoding, header=header, delimiter=delimiter)
+    with closing(_fields(path, encoding, form.delimiter, form.quotes)) as rows:
+        if form.header:
+            next(rows)
+        for row in rows:
+            if isinstance(row, Row) and len(row.values) != form.width:
+                where = "the header" if form.header else "the first row"
+                found = f"{len(row.values)} fields where {where} has {form.width}"
+                what = f"{found}: {list(row.values)!r:.200}"
+                yield Fault(row.line, what, f"more or fewer fields than {where}")
+            elif isinstance(row, Row):
+                cells = row.values
+                yield Row(row.line, tuple("\n".join(cells[n] for n in c) for c in form.columns))
+            else:
+                yield row
+
+
+def _fields(path: Path, encoding: str, delimiter: str, quotes: bool) -> Generator[Row | Fault]:
+    """All fields of each row."""
+    if quotes:
+        return _quoted(path, encoding, delimiter)
+    return tab_separated(path, encoding)
+
+
+def _quoted(path: Path, encoding: str, delimiter: str) -> Generator[Row | Fault]:
     csv.field_size_limit(LONGEST_FIELD)
     with path.open("rb") as file:
         lines = _decoded_lines(file, str(path), encoding, newline="", table=True)
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         while True:
             line = reader.line_num + 1
             try:
@@ -205,32 +296,197 @@ def _comma_separated(path: Path, encoding: str) -> Generator[Row | Fault]:
                 yield _wrong_byte("".join(values), line, encoding) or Row(line, tuple(values))
 
 
-def _named(
-    rows: Generator[Row | Fault], names: tuple[str, ...], path: Path
-) -> Iterator[Row | Fault]:
-    """The values of the named columns; the first row is the header."""
-    with closing(rows):  # and with it the file, however this ends
-        header = next(rows, Row(1, ()))
-        if isinstance(header, Fault):
-            raise DataError(f"{path}, line {header.line}: {header.what}")
-        columns = header.values
-        for name in names:
-            if columns.count(name) != 1:
-                raise DataError(
-                    f"{path}: expected one column {name!r}, found the columns "
-                    f"{list(columns)!r:.300}{_nearest(name, columns)}. Use --text-column and "
-                    "--label-column."
+# --- How a table is written ---
+
+
+def recognised(
+    path: Path,
+    names: tuple[str, ...],
+    encoding: str = "utf-8",
+    *,
+    header: bool = True,
+    delimiter: str = "auto",
+) -> Form:
+    """Find out how a table is written, and which of its columns are wanted.
+
+    A header is what has the wanted names; the delimiter is then the one with which it has them.
+    Without a header columns have numbers from 1; of a text and a label, if no columns are named,
+    the label is the column with few different values. Raises DataError if that is not clear.
+    """
+    own = OWN.get(path.suffix.lower())
+    tried = [delimiter] if delimiter != "auto" else [*dict.fromkeys([own or ",", *DELIMITERS])]
+    samples: dict[str, tuple[bool, list[Row]]] = {}
+    errors = []
+    for character in tried:
+        quotes = character != "\t" or _has_csv_quotes(path, encoding)
+        try:
+            rows = _sample(path, encoding, character, quotes, header)
+        except DataError as error:
+            errors.append(error)
+            continue
+        samples[character] = quotes, rows
+        first = rows[0].values if rows else ()
+        columns = tuple(_named(name, first, n == 0) for n, name in enumerate(names))
+        if header and all(columns):
+            form = Form(character, quotes, True, len(first), columns)
+            _refuse_data_as_header(path, names, form, rows)
+            return form
+    evenness = {one: _evenness(rows) for one, (_, rows) in samples.items()}
+    if tried[0] not in samples and not any(value > 0 for value in evenness.values()):
+        raise errors[0]
+    character = max(samples, key=evenness.__getitem__)
+    quotes, rows = samples[character]
+    first = rows[0].values if rows else ()
+    if own is None and delimiter == "auto" and evenness[character] <= 0:
+        raise DataError(
+            f"{path}: unknown kind of table: no comma, semicolon, tab or bar separates its columns. "
+            "Name the delimiter with --delimiter, or use .csv, .tsv or .jsonl."
+        )
+    if columns := _numbered(names, len(first)):
+        form = Form(character, quotes, header and not _is_data(rows, columns), len(first), columns)
+        log.info(f"{path}: {form}")
+        return form
+    if set(names) <= {TEXT, LABEL} and (found := _text_and_label(rows, header)):
+        form = Form(character, quotes, False, len(first), tuple((found[n],) for n in names))
+        log.info(f"{path}: {form}")
+        return form
+    shown = f"{list(first)!r:.300}"
+    if not header:
+        raise DataError(
+            f"{path}: without a header columns have numbers, and {', '.join(names)} is not one of 1 "
+            f"to {len(first)}; the first row is {shown}. Use, say, --text-column 2 --label-column 1."
+        )
+    missing = next(name for n, name in enumerate(names) if not _named(name, first, n == 0))
+    raise DataError(
+        f"{path}: expected one column {missing!r}, found the columns {shown}"
+        f"{_nearest(missing, first)}. Use --text-column and --label-column, or, if this row is not "
+        "a header, --no-header and the numbers of the columns."
+    )
+
+
+def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: bool) -> list[Row]:
+    """The first rows that have no fault. Raises DataError if the header has one."""
+    rows: list[Row] = []
+    with closing(_fields(path, encoding, delimiter, quotes)) as found:
+        try:
+            for row in islice(found, SAMPLE):
+                if isinstance(row, Row):
+                    rows.append(row)
+                elif header and not rows:
+                    raise DataError(f"{path}, line {row.line}: {row.what}")
+        except DataError:
+            if not rows:
+                raise
+    return rows
+
+
+def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]:
+    """The places of a named column, or of several a,b; none unless each is there once."""
+    names = [name] if name in header or not several else name.split(",")
+    if any(header.count(one) != 1 for one in names):
+        return ()
+    return tuple(header.index(one) for one in names)
+
+
+def _numbered(names: tuple[str, ...], width: int) -> tuple[tuple[int, ...], ...]:
+    """The places of columns given by numbers from 1; none unless all are."""
+    known = {str(n + 1): n for n in range(width)}
+    split = [name.split(",") if n == 0 else [name] for n, name in enumerate(names)]
+    if any(number not in known for numbers in split for number in numbers):
+        return ()
+    return tuple(tuple(known[number] for number in numbers) for numbers in split)
+
+
+def _evenness(rows: Sequence[Row]) -> float:
+    """How well a delimiter cuts rows: the proportion of equally many fields, two or more.
+
+    Less the proportion of fields that begin with a space, as after the comma of a sentence.
+    """
+    (width, n), *_ = Counter(len(row.values) for row in rows).most_common(1) or [(0, 0)]
+    if width < 2:
+        return 0.0
+    later = [value for row in rows for value in row.values[1:]]
+    return n / len(rows) - sum(value.startswith(" ") for value in later) / len(later)
+
+
+def _recurs(rows: Sequence[Row], column: int) -> bool:
+    """Whether the first row's value in a column is a number or also in a later row."""
+    first = rows[0].values[column]
+    later = {row.values[column] for row in rows[1:] if len(row.values) > column}
+    return bool(NUMBER.fullmatch(first.strip())) or (bool(first.strip()) and first in later)
+
+
+def _is_data(rows: Sequence[Row], columns: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether the first row looks like the others, not like a header."""
+    first = rows[0].values
+    if {TEXT, LABEL} & {value.strip().lower() for value in first}:
+        return False
+    texts, labels = columns[0], [n for some in columns[1:] for n in some]
+    others = labels or [n for n in range(len(first)) if n not in texts]
+    return any(_recurs(rows, n) for n in others)
+
+
+def _text_and_label(rows: Sequence[Row], header: bool) -> dict[str, int]:
+    """The columns of the texts and the labels in a table of two without a header, or none.
+
+    If a header is expected, the first row must be a text of several words and a label that occurs
+    again.
+    """
+    if not rows or any(len(row.values) != 2 for row in rows):
+        return {}
+    values = [{row.values[n] for row in rows} for n in (0, 1)]
+    label = 0 if len(values[0]) < len(values[1]) else 1
+    text = 1 - label
+    if len(values[label]) > len(rows) / 2 or len(values[label]) == len(values[text]):
+        return {}
+    if header and not (" " in rows[0].values[text].strip() and _recurs(rows, label)):
+        return {}
+    return {TEXT: text, LABEL: label}
+
+
+def _refuse_data_as_header(
+    path: Path, names: tuple[str, ...], form: Form, rows: Sequence[Row]
+) -> None:
+    """Raise DataError if columns are named by the first message and its label."""
+    if len(names[0].split()) < FEWEST_WORDS or not _is_data(rows, form.columns):
+        return
+    numbers = [",".join(str(n + 1) for n in some) for some in form.columns]
+    options = zip(("--text-column", "--label-column"), numbers, strict=False)
+    raise DataError(
+        f"{path}: the first row is data, not a header: {list(rows[0].values)!r:.200}. Use --no-header "
+        + " ".join(f"{option} {number}" for option, number in options)
+        + "."
+    )
+
+
+def _has_csv_quotes(path: Path, encoding: str) -> bool:
+    """Whether quotes in a tab-separated file are those of csv, as pandas writes them.
+
+    Then every field with a quote is quoted as a whole, and somewhere a quote is doubled, a field
+    holds a tab or a line end, or the whole first row is quoted. Reads the whole file.
+    """
+    found = inside = False  # inside a field that goes on in the next line
+    with path.open("rb") as file, suppress(DataError):
+        lines = _decoded_lines(file, str(path), encoding, newline="")
+        for number, line in enumerate(lines, start=1):
+            if inside:
+                end = INSIDE.match(line).end()  # type: ignore[union-attr]  # of the field
+                inside, line = end == len(line), line[end + 1 :]
+                if not inside and line.strip("\r\n") and line[0] != "\t":
+                    return False
+            if inside or '"' not in line:
+                continue
+            row = line.removesuffix("\n").removesuffix("\r")
+            if QUOTED_ROW.fullmatch(row):
+                found = found or (number == 1 and bool(ALL_QUOTED.fullmatch(row)))
+                found = found or any(
+                    '""' in x[1:-1] or "\t" in x for x in QUOTED_FIELD.findall(row)
                 )
-        places = [columns.index(name) for name in names]
-        for row in rows:
-            if isinstance(row, Row) and len(row.values) != len(columns):
-                found = f"{len(row.values)} fields where the header has {len(columns)}"
-                what = f"{found}: {list(row.values)!r:.200}"
-                yield Fault(row.line, what, "more or fewer fields than the header")
-            elif isinstance(row, Row):
-                yield Row(row.line, tuple(row.values[place] for place in places))
+            elif OPEN_ROW.fullmatch(line):
+                found = inside = True
             else:
-                yield row
+                return False
+    return found and not inside
 
 
 def _nearest(name: str, found: Sequence[str]) -> str:
@@ -262,8 +518,11 @@ def _json_row(line: str, names: tuple[str, ...], number: int) -> Row | Fault:
     if not isinstance(found, dict):
         what = f"expected a JSON object, found {line!r:.200}"
         return Fault(number, what, "JSON that is not an object")
-    for name in names:
+    joined = [names[0]] if names[0] in found else names[0].split(",")
+    for name in (*joined, *names[1:]):
         if name not in found:
             what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
             return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
-    return Row(number, tuple(found[name] for name in names))
+    texts = [found[name] for name in joined]
+    odd = [text for text in texts if type(text) is not str]  # which the caller reports
+    return Row(number, (odd[0] if odd else "\n".join(texts), *(found[name] for name in names[1:])))

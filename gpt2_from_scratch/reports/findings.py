@@ -195,6 +195,11 @@ def split_rule(facts: RunFacts) -> str:
         f"Seed {facts.seed} split the texts into 70% training, 10% validation and 20% test "
         f"set{drawn}."
     )
+    if facts.data.test_source:
+        rule = (
+            "The test set came from a file of its own, without the texts that are in the other. "
+            f"Seed {facts.seed} split these into 7/8 training and 1/8 validation set{drawn}."
+        )
     if facts.data.keep_together == "near-duplicates":
         return f"{rule} Near duplicates are in the same set."
     return f"{rule} Equal texts count once, so no test text was trained on."

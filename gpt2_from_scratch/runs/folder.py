@@ -48,6 +48,7 @@ from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
+LATER = {"rare_labels", "header", "delimiter"}  # settings that version 2 got later, by default
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
 FILES = (  # that a run writes; any other file in its folder is the user's
@@ -104,8 +105,9 @@ class RunConfig:
     def read(cls, run: Path) -> "RunConfig":
         """Read `config.json`.
 
-        Raises CheckpointError unless all settings are there and valid, UsageError for a run of
-        another version of this format.
+        Settings that this format got later may be missing: they had their defaults. Raises
+        CheckpointError unless all others are there and valid, UsageError for a run of another
+        version of this format.
         """
         path = run / CONFIG
         if is_model(run):
@@ -131,7 +133,7 @@ class RunConfig:
 
 
 def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
-    missing = {known.name for known in fields(kind)} - values.keys()
+    missing = {known.name for known in fields(kind)} - values.keys() - LATER
     if missing:
         raise UsageError(f"{kind.__name__} lacks {sorted(missing)}")
 

@@ -8,6 +8,8 @@ import operator
 from dataclasses import MISSING, field, fields
 from typing import Any
 
+import numpy as np
+
 from gpt2_from_scratch.errors import UsageError
 
 COMPARISONS = {
@@ -33,15 +35,26 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
 
 
+def plain(value: Any) -> Any:
+    """The value with Python's own numbers and strings in place of numpy's; an array is a tuple."""
+    if isinstance(value, np.generic | np.ndarray):
+        found = value.tolist()
+        return tuple(found) if isinstance(found, list) else found
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
+    return value
+
+
 def check_settings(settings: Any, what: str = "") -> None:
     """Check the type and the bounds of each field of a settings dataclass.
 
-    A value must have the type of the field's default; an int is accepted for a float, and a float
-    must be finite. If the default is None, an int or None is accepted. Raises UsageError with the
+    Numpy's values are replaced by Python's. A value must have the type of the field's default; an
+    int is accepted for a float, and a float must be finite. If the default is None, an int or None is accepted. Raises UsageError with the
     name of the field, after `what`.
     """
     for known in fields(settings):
-        value: Any = getattr(settings, known.name)
+        value: Any = plain(getattr(settings, known.name))
+        object.__setattr__(settings, known.name, value)
         if known.default is MISSING or (value is None and known.default is None):
             continue  # settings within settings check themselves
         wanted: Any = int if known.default is None else type(known.default)

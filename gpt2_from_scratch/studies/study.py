@@ -24,11 +24,16 @@ from gpt2_from_scratch.data.messages import (
     DataConfig,
     Message,
     count_labels,
-    load_messages,
     on_one_line,
 )
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
-from gpt2_from_scratch.data.split import Split, folds, messages_sha256, split_messages
+from gpt2_from_scratch.data.split import (
+    Split,
+    folds,
+    load_parts,
+    messages_sha256,
+    split_parts,
+)
 from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.baselines import class_numbers
 from gpt2_from_scratch.evaluation.metrics import (
@@ -38,7 +43,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     write_predictions,
 )
 from gpt2_from_scratch.gpt2.config import read_config
-from gpt2_from_scratch.progress import progress_bar, silenced
+from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.render import write_study_report
 from gpt2_from_scratch.reports.study_findings import StudyFacts, StudyRow
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
@@ -288,7 +293,9 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                 raise UsageError(
                     f"{folder} is of another version of this package; choose another --out"
                 )
-            refuse_changes(saved, {"version": VERSION} | settings, folder)
+            # a study of an earlier time lacks later settings: it had their defaults
+            defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
+            refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
         elif any(found.name != ".lock" for found in folder.iterdir()):
             raise UsageError(f"{folder} holds something else; choose another --out")
         write_json(path, {"version": VERSION} | settings)
@@ -352,8 +359,9 @@ def new_study(
 ) -> Study:
     """Rows on splits of one data set: a split per seed, or folds; `look` are fields of Study.
 
-    Raises UsageError for another task than classification, for seeds together with folds, for a
-    seed that occurs twice, and for settings that do not fit the rows.
+    A test set in a file of its own is the test set of every seed. Raises UsageError for another
+    task than classification, for folds together with seeds or with such a file, for a seed that
+    occurs twice, and for settings that do not fit the rows.
     """
     if setup.head.task != "classification":
         raise UsageError(f"studies are for classification, not for {setup.head.task}")
@@ -361,9 +369,14 @@ def new_study(
         raise UsageError("give seeds, one per split, or a number of folds, not both")
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds {list(seeds)}: one of them occurs twice")
+    if n_folds and data.test_source:
+        raise UsageError("folds are cut from one file; leave out val_source and test_source")
+    if n_folds and data.rare_labels == "keep":
+        raise UsageError("a rare label cannot be in every fold; drop it or join it with others")
     refuse_unfit(setup, rows)
     read_config(model_folder(setup.model))  # fails now if at all
-    messages = load_messages(data)
+    files = load_parts(data)
+    messages = [message for part in files for message in part]
     counts = count_labels(messages)
     given = [part.strip() for part in setup.head.labels.split(",") if part.strip()]
     labels = tuple(given or counts)
@@ -371,6 +384,8 @@ def new_study(
     settings = asdict(data) | asdict(setup.head) | asdict(setup.training)
     settings |= {
         "source": data_name(data.source),
+        "val_source": data_name(data.val_source) if data.val_source else "",
+        "test_source": data_name(data.test_source) if data.test_source else "",
         "model": model_name(setup.model),
         "dtype": setup.dtype,
         "n_folds": n_folds,
@@ -381,7 +396,7 @@ def new_study(
     return Study(
         replace(setup, labels=labels),
         rows,
-        _splits(messages, data, seeds or (setup.training.seed,), n_folds, rows),
+        _splits(files, data, seeds or (setup.training.seed,), n_folds, rows),
         reference,
         settings,
         rarer_label(labels, [counts.get(label, 0) for label in labels]),
@@ -390,26 +405,26 @@ def new_study(
 
 
 def _splits(
-    messages: Sequence[Message],
+    files: Sequence[list[Message]],
     data: DataConfig,
     seeds: Sequence[int],
     n_folds: int,
     rows: Sequence[Row],
 ) -> list[StudySplit]:
-    cut: dict[str, Any] = {"keep_together": data.keep_together, "on_error": data.on_error}
     if n_folds:
-        found = folds(messages, n_folds, seed=seeds[0], balance=data.balance, **cut)
+        together, balance = data.keep_together, data.balance
+        (messages,) = files
+        found = folds(messages, n_folds, seed=seeds[0], keep_together=together, balance=balance)
         splits = [
             StudySplit(f"fold {n}", seeds[0], parts) for n, parts in enumerate(found, start=1)
         ]
     else:
         splits = []
         for seed in seeds:
-            parts = split_messages(messages, seed=seed, balance=data.balance, **cut)
+            parts = split_parts(files, data, seed)
             split = StudySplit(f"seed {seed}", seed, parts)
             if any(isinstance(row, Finetuned) and row.all_messages for row in rows):
-                with silenced():  # it would log the same again
-                    whole = split_messages(messages, seed=seed, **cut)
+                whole = split_parts(files, replace(data, balance=False), seed)
                 kept = {message.text for message in (*parts.val, *parts.test)}
                 every = [*whole.train, *whole.val, *whole.test]
                 split = replace(split, unbalanced=[m for m in every if m.text not in kept])

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.settings import (
+    HeadConfig,
+    HeadSettings,
+    TrainConfig,
+    in_given_order,
+)
 from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -138,6 +143,23 @@ def test_head_settings_without_effect_are_refused(values: dict) -> None:
 def test_a_head_that_cannot_be_is_refused(values: dict, fact: str) -> None:
     with pytest.raises(UsageError, match=fact):
         HeadConfig(**{"labels": ("ham", "spam"), **values})
+
+
+def test_labels_and_weights_from_numpy() -> None:
+    head = HeadConfig(labels=np.unique(["ham", "spam", "ham"]), class_weights=np.array([0.5, 1.5]))
+    assert repr(head) == repr(HeadConfig(labels=("ham", "spam"), class_weights=(0.5, 1.5)))
+    one = HeadConfig(labels=(np.str_("ham"), "spam"), temperature=np.float32(2))
+    assert repr(one) == repr(HeadConfig(labels=("ham", "spam"), temperature=2.0))
+
+
+def test_a_set_of_labels_has_no_order() -> None:
+    for labels in ({"ham", "spam"}, frozenset(["ham", "spam"]), "ham"):
+        with pytest.raises(UsageError, match="labels = .*tuple"):
+            HeadConfig(labels=labels)
+        with pytest.raises(UsageError, match="labels = .*tuple"):
+            in_given_order(labels)
+    for labels in (["b", "a"], {"b": 1, "a": 2}.keys(), np.array(["b", "a"])):
+        assert in_given_order(labels) == ("b", "a")
 
 
 def test_lora_settings_describe_the_adapters() -> None:

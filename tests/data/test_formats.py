@@ -26,6 +26,7 @@ from gpt2_from_scratch.data.formats import (
     write_examples,
 )
 from gpt2_from_scratch.data.messages import DataConfig, Message, Span, load_messages
+from gpt2_from_scratch.data.split import load_split
 from gpt2_from_scratch.data.tables import Fault
 from gpt2_from_scratch.errors import DataError, UsageError
 
@@ -92,6 +93,44 @@ def test_multi_label(tmp_path: Path):
         Message("one", ("a", "b")),
         Message("two", ()),
     ]
+
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
+
+
+def test_labels_separated_by_commas():
+    found = examples(CASES / "multi_comma.csv", "multi-label")
+    with (CASES / "multi_comma.csv").open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [m.text for m in found] == [row["text"] for row in rows]
+    assert [m.label for m in found] == [tuple(filter(None, r["label"].split(","))) for r in rows]
+    assert label_names(found, "multi-label") == ("login", "net")
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["a, b", "b", "a"], [("a", "b"), ("b",), ("a",)]),
+        (["a;b", "b;c", "", "c"], [("a", "b"), ("b", "c"), (), ("c",)]),
+        (["a,b|c", "c"], [("a,b", "c"), ("c",)]),  # a bar somewhere: bars everywhere
+        (["Smith, John", "Smith, Jane", "Lee, Ann"], None),  # names, of which few occur again
+        (["news, local"], None),
+    ],
+)
+def test_what_separates_labels(tmp_path: Path, cells: list[str], expected):
+    rows = csv_of([["text", "label"], *(["t", cell] for cell in cells)])
+    found = [m.label for m in load(tmp_path / "a.csv", rows, "multi-label")]
+    assert found == (expected or [(cell,) for cell in cells])
+
+
+def test_all_files_separate_labels_alike(tmp_path: Path):
+    """One combination alone in a file would be one label there."""
+    names = ["a.csv", "b.csv", "c.csv"]
+    for name, cells in zip(names, (["a,b", "a", "b"], ["a,b"], ["b,a"]), strict=True):
+        rows = [["text", "label"], *([f"{name} {n}", cell] for n, cell in enumerate(cells))]
+        (tmp_path / name).write_text(csv_of(rows))
+    split = load_split(DataConfig(*(str(tmp_path / name) for name in names)), "multi-label")
+    assert [m.label for m in split.val + split.test] == [("a", "b"), ("b", "a")]
 
 
 def test_regression(tmp_path: Path):
@@ -268,7 +307,7 @@ def test_files_that_do_not_fit_the_task(tmp_path: Path):
 
 def test_labels_alike(tmp_path: Path):
     message = refused(tmp_path / "a.csv", "text,label\na,x|y\nb,x | y\n", "multi-label")
-    assert "case or white space" in message and "['x', 'x ']" in message
+    assert "white space or Unicode form" in message and "['x', 'x ']" in message
     message = refused(tmp_path / "a.txt", "a\tB-PER\nb\tB-Per\n", "token-classification")
     assert "['B-PER', 'B-Per']" in message
 

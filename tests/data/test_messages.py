@@ -10,10 +10,12 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 from said import listen
 
+from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import (
     CONTROL,
     DataConfig,
@@ -22,6 +24,7 @@ from gpt2_from_scratch.data.messages import (
     count_labels,
     for_spreadsheet,
     has_halves,
+    in_order,
     label_parts,
     lines_of,
     load_messages,
@@ -62,6 +65,9 @@ AWKWARD = [
     "\x00\x01\x1b\x7f",
     "\ufeffmark inside",
 ]
+
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 def normalised(text: str) -> str:
@@ -117,7 +123,7 @@ def test_another_count_is_another_file(sms_file, tmp_path):
     ):
         path.write_bytes(changed)
         with pytest.raises(DataError, match=r"SMSSpamCollection contains .* 4827, 'spam': 747"):
-            load_messages(path)
+            load_sms_spam(path)
     path.write_bytes(raw.replace(b"\nspam\tFree", b"\nspam Free", 1))
     with pytest.raises(DataError, match="SMSSpamCollection, line 3: expected label, tab, text"):
         load_messages(path)
@@ -267,13 +273,29 @@ def test_what_is_no_file(tmp_path):
         assert all(name in str(error.value).rsplit("data sets")[1] for name in DATA_SETS)
 
 
+def test_another_file_of_the_collections_name_is_read_and_told():
+    said = listen()
+    messages = load_messages(CASES / "SMSSpamCollection")
+    assert count_labels(messages) == {"ham": 20, "spam": 20} and messages[0].line == 1
+    assert len(said) == 1 and "'ham': 20" in said[0] and "4827" in said[0]
+
+
 @pytest.mark.parametrize("name", ["messages.txt", "messages.xlsx", "messages", "messages.csv.gz"])
 def test_a_suffix_that_says_nothing(tmp_path, name):
-    assert ".csv, .tsv or .jsonl" in refusal(tmp_path / name, "label,text\nham,a\n")
+    """What separates the columns says what the file is; if nothing does, it is no table."""
+    assert ".csv, .tsv or .jsonl" in refusal(tmp_path / name, "label\nham\n")
+    assert "gzip archive" in refusal(tmp_path / name, b"\x1f\x8b\x08\x00" + b"a" * 20)
+    (tmp_path / name).write_text("label,text\nham,a\n")
+    assert load_messages(tmp_path / name) == [Message("a", "ham")]
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.conll"])
+def test_files_of_other_tasks_are_no_tables(tmp_path, name):
+    assert "--task" in refusal(tmp_path / name, "label,text\nham,a\n")
 
 
 @pytest.mark.parametrize(
-    "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label;text"]
+    "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label:text"]
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_columns_must_be_there_once(tmp_path, header, suffix):
@@ -353,8 +375,8 @@ def test_nothing_in_it(tmp_path, name):
         ("null", "expected a JSON object"),
         ('{"label": "ham"}', "expected the key 'text'"),
         ('{"label": "ham", "text": 123}', "the text must be a string, not 123"),
-        ('{"label": 1, "text": "a"}', "the label is 1; numbers and strings"),
-        ('{"label": true, "text": "a"}', "the label must be a string or a whole number, not true"),
+        ('{"label": 1, "text": "a"}', "the label is 1; types such as"),
+        ('{"label": true, "text": "a"}', "the label is true; types such as"),
         ('{"label": 1.0, "text": "a"}', "the label must be a string or a whole number, not 1.0"),
         ('{"label": null, "text": "a"}', "the label must be a string or a whole number, not null"),
         ('{"label": "ham", "text": null}', "the text must be a string, not null"),
@@ -374,7 +396,11 @@ def test_jsonl_that_is_no_message(tmp_path, line, message):
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
-    [(["0", "1", "x"], ["0", "1", "x"]), ([0, 1, -2, 10**20], ["0", "1", "-2", str(10**20)])],
+    [
+        (["0", "1", "x"], ["0", "1", "x"]),
+        ([0, 1, -2, 10**20], ["0", "1", "-2", str(10**20)]),
+        ([True, False, True], ["True", "False", "True"]),  # as pandas writes them to a .csv
+    ],
 )
 def test_labels_are_strings_or_whole_numbers(tmp_path, labels, expected):
     rows = [json.dumps({"text": "a", "label": label}) for label in labels]
@@ -451,10 +477,20 @@ def test_empty_texts_may_be_kept(tmp_path):
         load(tmp_path / "m.csv", keep_empty=True)
 
 
-@pytest.mark.parametrize("labels", [["spam", "Spam"], ["spam", " spam"], ["STRASSE", "straße"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["spam", "Spam"],
+        ["spam", " spam"],
+        ["not spam", "not  spam"],
+        ["STRASSE", "straße"],
+        ["caf\u00e9", "cafe\u0301"],
+        ["CAFE\u0301", "caf\u00e9"],
+    ],
+)
 def test_labels_that_look_alike(tmp_path, labels):
     write_messages(tmp_path / "m.csv", [Message("a", label) for label in [*labels, "ham"]])
-    with pytest.raises(DataError, match="case or white space") as error:
+    with pytest.raises(DataError, match="white space or Unicode form") as error:
         load_messages(tmp_path / "m.csv")
     assert all(repr(label) in str(error.value) for label in labels)
     assert "'ham'" not in str(error.value)
@@ -589,8 +625,10 @@ def test_a_name_a_path_or_settings():
         ({"keep_empty": "no"}, "keep_empty = 'no'"),
         ({"keep_together": "groups"}, "'groups'.*copies, near-duplicates"),
         ({"keep_together": "near-twins"}, "'near-twins'.*'near-duplicates'"),
-        ({"val_source": "a.csv"}, "val_source and test_source"),
-        ({"test_source": "a.csv"}, "val_source and test_source"),
+        ({"val_source": "a.csv"}, "val_source needs a test_source"),
+        ({"rare_labels": "join"}, "'join'.*stop, drop, keep, join:other"),
+        ({"rare_labels": "join: "}, "'join: '"),
+        ({"rare_labels": "ignore"}, "'ignore'"),
         ({"val_source": "a", "test_source": "b", "balance": True}, "balance"),
         (
             {"val_source": "a", "test_source": "b", "keep_together": "near-duplicates"},
@@ -601,6 +639,63 @@ def test_a_name_a_path_or_settings():
 def test_senseless_settings_are_refused(options, what):
     with pytest.raises(UsageError, match=what):
         DataConfig(**options)
+
+
+def test_true_is_not_one(tmp_path):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": True}]
+    message = refusal(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "line 2: the label is true" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["10", "9", "1", "2"], ["1", "2", "9", "10"]),
+        (["1.5", "-3", "10", "1e1", "-20", "0"], ["-20", "-3", "0", "1.5", "10", "1e1"]),
+        (["unknown", "10", "2", "Other"], ["2", "10", "Other", "unknown"]),
+        (["b2", "b10", "a", "B"], ["B", "a", "b10", "b2"]),
+        (["١", "2", "nan", "inf", "1_0"], ["2", "1_0", "inf", "nan", "١"]),  # not numbers here
+    ],
+)
+def test_numbers_sort_as_numbers(labels, expected):
+    messages = [Message(label, label) for label in labels]
+    assert in_order(labels) == [*count_labels(messages)] == expected
+    assert label_names(messages, "classification") == tuple(expected)
+    sets = [Message(label, (label,)) for label in labels]
+    assert label_names(sets, "multi-label") == tuple(expected)
+
+
+def test_the_tag_for_nothing_comes_first():
+    words = tuple(Span(n, n + 1, tag) for n, tag in enumerate(["B-x", "10", "O", "9"]))
+    assert label_names([Message("abcd", words)], "token-classification") == ("O", "9", "10", "B-x")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (np.str_("ham"), "ham"),
+        (np.float64(1.5), 1.5),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7),
+        (np.bool_(True), True),
+        ((np.float64(1.5), np.int32(2)), (1.5, 2)),
+        ([np.str_("a"), "b"], ["a", "b"]),
+        (np.array([1.5, 2.0]), (1.5, 2.0)),
+        (Span(np.int64(0), np.int64(3), np.str_("O")), Span(0, 3, "O")),
+        ((Span(np.int64(0), 3, "O"),), (Span(0, 3, "O"),)),
+        ({"kind": np.str_("ham"), "n": (np.float64(1),)}, {"kind": "ham", "n": (1.0,)}),
+    ],
+)
+def test_numpys_scalars_are_pythons(label, expected):
+    found = Message("text", label).label
+    assert found == expected and repr(found) == repr(expected)  # and so of the same types
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize("label", [{"b", "a"}, frozenset("ab"), {"kind": {"a"}}, ({"a"},)])
+def test_sets_of_labels_are_refused(label):
+    with pytest.raises(DataError, match="'text' are a set.*tuple or a list"):
+        Message("text", label)
 
 
 def test_parts_of_labels():

@@ -1,6 +1,7 @@
 """Messages split: no text in two parts, each text tested once by folds, the same split as ever."""
 
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -211,18 +212,45 @@ def test_other_labels_are_not_balanced_and_not_too_few(labels):
     assert [len(part) for part in parts(split_messages(made_of(labels, 10)))] == [7, 1, 2]
 
 
-@pytest.mark.parametrize("labels", OTHERS[:3], ids=KINDS[:3])
-def test_other_labels_that_contradict(labels):
-    messages = made_of(labels)
-    wrong = [Message("see you at 0", labels[1]), Message("see you at 1", labels[0])]
-    with pytest.raises(DataError, match=r"one text, two labels \[.*: 'see you at 0'"):
-        split_messages(messages + wrong)
+def test_different_numbers_of_one_text_are_averaged():
+    messages = [*made_of([(1.0, 7.0)]), Message("see you at 0", (4.0, 8.0))]
+    messages += [Message("see you at 1", (1.7e308, 7.0))] * 2
     told = listen()
-    split = split_messages(messages + wrong, on_error="skip")
-    assert {m.text for part in parts(split) for m in part} == {m.text for m in messages[2:]}
-    found = texts_with_two_labels(messages + wrong)
-    both = sorted(labels[:2], key=str)
-    assert found == {"see you at 0": both, "see you at 1": both} and len(told) == 1
+    split = split_messages(messages)
+    found = {m.text: m.label for part in parts(split) for m in part}
+    assert len(found) == 60 and sum(map(len, parts(split))) == 60
+    assert found["see you at 0"] == (2.5, 7.5)
+    assert found["see you at 1"] == pytest.approx((1.7e308 / 3 * 2, 7.0), rel=1e-12)  # and no inf
+    assert set(found.values()) == {(1.0, 7.0), found["see you at 0"], found["see you at 1"]}
+    assert told == ["2 texts have different targets, which were averaged"]
+    both = split_messages(messages, keep_duplicates=True)
+    assert sum(m.label == (2.5, 7.5) for part in parts(both) for m in part) == 2
+
+
+def test_different_sets_of_labels_of_one_text_are_merged():
+    messages = [*made_of([("b", "a"), ()]), Message("see you at 0", ("c", "a"))]
+    messages += [Message("see you at 1", ("d",)), Message("see you at 2", ("a", "b"))]
+    told = listen()
+    found = {m.text: m.label for part in parts(split_messages(messages)) for m in part}
+    assert found["see you at 0"] == ("b", "a", "c") and found["see you at 1"] == ("d",)
+    assert found["see you at 2"] == ("b", "a") and len(found) == 60  # one set in two orders
+    assert told == ["2 texts have different targets, which were merged"]
+
+
+@pytest.mark.parametrize("labels", OTHERS[2:5], ids=KINDS[2:5])
+def test_other_targets_of_one_text_are_kept_in_one_part(labels):
+    messages = [*made_of(labels[:1]), *made_of(labels[1:2]), *made_of(labels[:1])]
+    told = listen()
+    split = split_messages(messages)
+    assert told == ["60 texts have different targets, which were kept"]
+    for part in parts(split):
+        texts = Counter(m.text for m in part)
+        assert set(texts.values()) == {2}
+        assert {m.text for m in part if m.label == labels[0]} == set(texts)
+        assert {m.text for m in part if m.label == labels[1]} == set(texts)
+    assert [len(part) for part in parts(split)] == [84, 12, 24]
+    alone = split_messages(made_of(labels[:1]))  # and no text is elsewhere because of it
+    assert [texts_of(split)[n][::2] for n in range(3)] == texts_of(alone)
 
 
 def test_several_labels_have_no_order():
@@ -231,13 +259,65 @@ def test_several_labels_have_no_order():
     assert texts_with_two_labels([Message("a", (1.0, 2.0)), Message("a", (2.0, 1.0))])
 
 
-@pytest.mark.parametrize("labels", OTHERS[3:5], ids=KINDS[3:5])
-def test_the_first_of_two_answers_is_taken(labels):
-    messages = made_of(labels[:1])
-    split = split_messages(messages + made_of(labels[1:]))
-    found = [m for part in parts(split) for m in part]
-    assert sorted(m.text for m in found) == sorted(m.text for m in messages)
-    assert all(m.label == labels[0] for m in found)
+# --- rare labels ---
+
+
+def with_rare(**counts: int) -> list[Message]:
+    return [
+        *made_up(),
+        *(Message(f"{x} {n}", x) for x, count in counts.items() for n in range(count)),
+    ]
+
+
+def test_a_rare_label_stops_with_the_name_of_the_option():
+    for options in ({}, {"rare_labels": "stop"}):
+        with pytest.raises(DataError, match="9 texts of label 'eggs' .*--rare-labels drop, keep"):
+            split_messages(with_rare(eggs=9), **options)
+
+
+def test_rare_labels_are_dropped_and_told():
+    told = listen()
+    split = split_messages(with_rare(eggs=9, toast=1, tea=10) * 2, rare_labels="drop")
+    assert split == split_messages(with_rare(tea=10))  # as if they had never been there
+    assert told == ["20 texts of 2 rare labels were left out: 'eggs', 'toast'"]
+
+
+def test_rare_labels_are_joined_and_told():
+    told = listen()
+    split = split_messages(with_rare(eggs=9, toast=1), rare_labels="join:food")
+    counts = [count_labels(part) for part in parts(split)]
+    assert [n["food"] for n in counts] == [7, 1, 2] and all("eggs" not in n for n in counts)
+    assert told == ["10 texts of 2 rare labels now have the label 'food': 'eggs', 'toast'"]
+    into_ham = split_messages(with_rare(eggs=9), rare_labels="join:ham")
+    assert sum(count_labels(part)["ham"] for part in parts(into_ham)) == 69
+    with pytest.raises(DataError, match="4 texts of label 'food' are too few"):
+        split_messages(with_rare(eggs=3, toast=1), rare_labels="join:food")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_rare_labels_are_kept_and_training_has_them(keep_together, count):
+    messages = with_near_duplicates(90, 60) + [
+        Message(f"{'eggs' * n} and {'ham' * n} with {'tea' * n}", "eggs")
+        for n in range(1, count + 1)
+    ]
+    for seed in range(3):
+        split = split_messages(messages, keep_together=keep_together, rare_labels="keep", seed=seed)
+        found = [count_labels(part).get("eggs", 0) for part in parts(split)]
+        assert found[0] >= 1 and sum(found) == count
+        assert sum(map(len, parts(split))) == len(messages)
+
+
+def test_rare_labels_that_cannot_be_kept():
+    few = [Message(f"{label} {n}", label) for label in "abc" for n in range(3)]
+    for together in ("copies", "near-duplicates"):
+        with pytest.raises(DataError, match="9 texts are too few"):
+            split_messages(few, rare_labels="keep", keep_together=together)
+    with pytest.raises(UsageError, match="'join'.*join:other"):
+        split_messages(few, rare_labels="join")
+    with pytest.raises(UsageError, match="one class per text"):
+        split_messages(made_of([(1.0,)]), rare_labels="drop")
 
 
 # --- the same split as ever ---
@@ -506,10 +586,10 @@ def test_copies_stay_in_the_first_part(tmp_path: Path) -> None:
 
 
 def test_a_text_with_two_labels_in_one_source(tmp_path: Path) -> None:
-    rows = ["one,a", "two,b", "one,b"], ["six,b"], ["ten,a"]
+    rows = ["one,a", "two,b", "one,b", "four,a"], ["six,b"], ["ten,a"]
     with pytest.raises(DataError, match="one text, two labels"):
         three(tmp_path, *rows)
-    assert texts_of(three(tmp_path, *rows, on_error="skip"))[0] == ["two"]
+    assert texts_of(three(tmp_path, *rows, on_error="skip"))[0] == ["two", "four"]
 
 
 @pytest.mark.parametrize("emptied", ["val", "test"])
@@ -517,6 +597,110 @@ def test_a_part_without_texts_of_its_own_is_refused(tmp_path: Path, emptied: str
     own = {"val": ["six,b"], "test": ["ten,a"]} | {emptied: ["one,a"]}
     with pytest.raises(DataError, match=f"no text of .*{emptied}.csv is left"):
         three(tmp_path, ["one,a", "two,b"], own["val"], own["test"])
+
+
+FILES = ["one,ham", "two,spam", "one,ham"], ["six,spam"], ["nine,spam", "ten,spam"]
+
+
+@pytest.mark.parametrize("label", ["Ham", "ham ", "HAM"])
+@pytest.mark.parametrize("part", [1, 2])
+def test_labels_are_compared_across_files(tmp_path: Path, label: str, part: int) -> None:
+    files = [*FILES]
+    files[part] = [*files[part], f"more,{label}"]
+    name = ("train.csv", "val.csv", "test.csv")[part]
+    with pytest.raises(DataError, match="differ in case") as error:
+        three(tmp_path, *files)
+    assert f"{label!r} (" in str(error.value) and "'ham' (" in str(error.value)
+    assert f"{name}, line {len(files[part]) + 1})" in str(error.value)
+    assert "train.csv, line 2)" in str(error.value)
+
+
+def test_unicode_forms_are_compared_across_files(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    with pytest.raises(DataError, match="Unicode form"):
+        three(tmp_path, [*FILES[0], f"c,{forms[0]}"], [f"d,{forms[1]}"], FILES[2])
+
+
+@pytest.mark.parametrize("task", ["multi-label", "token-classification"])
+def test_labels_of_other_tasks_are_compared_across_files(tmp_path: Path, task: str) -> None:
+    raw = {"multi-label": '["{}"]', "token-classification": '[[0, 3, "{}"]]'}[task]
+    for name, tag in (("a", "B-x"), ("b", "B-x"), ("c", "B-X")):
+        label = raw.format(tag)
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}bc", "label": {label}}}\n')
+    files = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    with pytest.raises(
+        DataError, match=r"'B-X' \(.*c.jsonl, line 1\), 'B-x' \(.*a.jsonl, line 1\)"
+    ):
+        load_split(DataConfig(*files), task)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_label_that_no_training_text_has(tmp_path: Path, part: int) -> None:
+    files = [*FILES]
+    files[part] = [*files[part], "more,eggs", "most,toast"]
+    name = ("train.csv", "val.csv", "test.csv")[part]
+    line = len(files[part])
+    with pytest.raises(DataError, match=f"{name}, line {line}: .*'eggs'.*2 rows.*--rare-labels"):
+        three(tmp_path, *files)
+    split = three(tmp_path, *files, rare_labels="keep")
+    assert texts_of(split) == [["one", "two"], *(texts_of(split)[1:])]
+    assert sum(map(len, parts(split))) == 7
+
+
+def test_rare_labels_of_several_files(tmp_path: Path) -> None:
+    train = [f"{label} {n},{label}" for label in ("ham", "spam") for n in range(10)]
+    files = [*train, "e1,eggs"], ["six,spam", "e2,eggs"], ["nine,ham", "t,toast"]
+    split = three(tmp_path, *files, rare_labels="drop")
+    assert [len(part) for part in parts(split)] == [20, 1, 1]
+    split = three(tmp_path, *files, rare_labels="join:food")
+    assert [count_labels(part).get("food") for part in parts(split)] == [1, 1, 1]
+    with pytest.raises(DataError, match="test.csv, line 3: .*'food'"):  # still in no training text
+        three(tmp_path, train, ["six,spam"], ["nine,ham", "t,toast"], rare_labels="join:food")
+    with pytest.raises(UsageError, match="rare_labels is for classification"):
+        load_split(DataConfig(rare_labels="drop"), "multi-label")
+
+
+def test_targets_that_differ_in_one_of_several_files(tmp_path: Path) -> None:
+    data = DataConfig(
+        source=table(tmp_path, "a.csv", ["one,1", "one,2", "two,5"]),
+        val_source=table(tmp_path, "b.csv", ["six,3", "one,9"]),
+        test_source=table(tmp_path, "c.csv", ["ten,3", "ten,4"]),
+    )
+    split = load_split(data, "regression")
+    assert [[(m.text, m.label) for m in part] for part in parts(split)] == [
+        [("one", (1.5,)), ("two", (5.0,))],
+        [("six", (3.0,))],
+        [("ten", (3.5,))],
+    ]
+
+
+# --- a test file next to a training file ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
+@pytest.mark.parametrize("balance", [False, True])
+def test_validation_is_cut_from_training(tmp_path: Path, keep_together: str, balance: bool) -> None:
+    messages = with_near_duplicates(120, 60)
+    rows = [f"{m.text},{m.label}" for m in messages]
+    data = DataConfig(
+        source=table(tmp_path, "train.csv", rows * 2),
+        test_source=table(tmp_path, "test.csv", ["new text,ham", rows[0], "new one,spam"]),
+        keep_together=keep_together,
+        balance=balance,
+    )
+    split = load_split(data, seed=3)
+    assert texts_of(split)[2] == ["new text", "new one"]
+    train, val = texts_of(split)[:2]
+    assert not {*train} & {*val} and len({*train, *val}) == len(train) + len(val)
+    counts = [count_labels(part) for part in parts(split)[:2]]
+    whole = {"ham": 60 if balance else 120, "spam": 60}
+    for label, n in whole.items():
+        assert sum(found[label] for found in counts) == n
+        assert abs(counts[1][label] - n / 8) <= (0 if keep_together == "copies" else 3) + 0.99
+    near = bool(has_near_duplicate(val, train).any())
+    assert near == (keep_together == "copies")
+    assert load_split(data, seed=3) == split != load_split(data, seed=4)
 
 
 def test_one_source_is_split_as_its_messages_are(tmp_path: Path) -> None:

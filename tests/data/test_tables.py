@@ -14,15 +14,19 @@ import pytest
 
 from gpt2_from_scratch.data.tables import (
     Fault,
+    Form,
     Row,
+    checked_delimiter,
     checked_encoding,
     lines_in,
     read_lines,
     read_rows,
+    recognised,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 
 NAMES = ("text", "label")
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 def read(path: Path, raw: bytes | str, encoding: str = "utf-8") -> list[Row | Fault]:
@@ -130,6 +134,185 @@ def test_many_rows_in_flat_memory(tmp_path: Path, suffix: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 50_000 and peak < 1e6
+
+
+# --- how a table is written ---
+
+
+def form(path: Path, *names: str, **options) -> Form:
+    return recognised(path, names or NAMES, **options)
+
+
+def test_the_cases() -> None:
+    """Each is read as a person reads it, and its form said."""
+    expected = {
+        "semicolon.csv": Form(";", True, True, 2, ((0,), (1,))),
+        "noheader.tsv": Form("\t", False, False, 2, ((1,), (0,))),
+        "pandas_quotes.tsv": Form("\t", True, True, 2, ((0,), (1,))),
+        "train.csv": Form(",", True, True, 2, ((0,), (1,))),
+    }
+    for name, wanted in expected.items():
+        assert form(CASES / name) == wanted, name
+        rows = list(read_rows(CASES / name, NAMES))
+        theirs = pandas.read_csv(
+            CASES / name,
+            sep=wanted.delimiter,
+            header=0 if wanted.header else None,
+            quoting=csv.QUOTE_MINIMAL if wanted.quotes else csv.QUOTE_NONE,
+        )
+        columns = [theirs.iloc[:, column[0]] for column in wanted.columns]
+        assert [row.values for row in rows] == list(zip(*columns, strict=True)), name
+    assert str(form(CASES / "noheader.tsv")) == (
+        "2 columns separated by tab, without a header; quotes are ordinary characters; text in "
+        "column 2, label in column 1"
+    )
+
+
+AWKWARD = [
+    "a, b",
+    "c; d",
+    'say "hi"',
+    '"',
+    '""',
+    "a|b",
+    "two\nlines",
+    "tab\there",
+    "  x ",
+    "é",
+    "'",
+]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_what_pandas_writes_is_read(
+    tmp_path: Path, separator: str, header: bool, quoting: int
+) -> None:
+    texts = ["a first text", *(f"{text} {n}" for text in AWKWARD for n in range(4)), *AWKWARD]
+    labels = [("ham", "spam")[n % 2] for n in range(len(texts))]
+    table = pandas.DataFrame({"id": range(len(texts)), "label": labels, "text": texts})
+    some = table if header else table[["label", "text"]]
+    for name in ("m.csv", "m.tsv", "m.txt", "m"):
+        some.to_csv(tmp_path / name, sep=separator, index=False, header=header, quoting=quoting)
+        rows = [row.values for row in read_rows(tmp_path / name, NAMES)]
+        assert rows == list(zip(texts, labels, strict=True)), name
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"Hello" he said', 'he said "hello"', '"', '"open', 'a "b', '""x""', '"a" "b"', '"x""y"z'],
+)
+@pytest.mark.parametrize("where", [3, 30])
+def test_raw_quotes_stay_raw_quotes(tmp_path: Path, line: str, where: int) -> None:
+    """One line with a quote that csv would not have is enough, wherever it is."""
+    texts = [f"text {n}" for n in range(40)] + ['"all of ""it"" in quotes"']
+    texts.insert(where, line)
+    raw = "label\ttext\n" + "".join(f"ham\t{text}\n" for text in texts)
+    assert [row.values[0] for row in read(tmp_path / "m.tsv", raw)] == texts
+
+
+def test_quotes_around_whole_texts_alone_say_nothing(tmp_path: Path) -> None:
+    """As before: csv would not have quoted these."""
+    rows = read(tmp_path / "m.tsv", 'label\ttext\nham\t"one"\nham\ttwo\n')
+    assert [row.values[0] for row in rows] == ['"one"', "two"]
+
+
+HEADERLESS = "ham\tgood morning to you\nspam\twin now\nham\tsee you\nham\tat six\n"
+
+
+@pytest.mark.parametrize("name", ["m.tsv", "m.txt", "SMSSpamCollection.tsv", "m"])
+def test_the_first_row_is_never_lost(tmp_path: Path, name: str) -> None:
+    path, expected = tmp_path / name, [line.split("\t")[::-1] for line in HEADERLESS.splitlines()]
+    path.write_text(HEADERLESS)
+    for names, options in (
+        (NAMES, {}),
+        (NAMES, {"header": False}),
+        (("2", "1"), {"header": False}),
+        (("2", "1"), {}),
+        (("2", "1"), {"delimiter": "\t"}),
+    ):
+        rows = [list(row.values) for row in read_rows(path, names, **options)]
+        assert rows == expected, (names, options)
+    with pytest.raises(DataError, match="--no-header --text-column 2 --label-column 1"):
+        list(read_rows(path, ("good morning to you", "ham")))
+
+
+def test_without_a_header_the_first_row_may_have_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "m.tsv").write_bytes(b"ham\t\xff\n" + HEADERLESS.encode())
+    rows = list(read_rows(tmp_path / "m.tsv", ("2", "1"), header=False))
+    assert lines_of_faults(rows) == [1] and len(rows) == 5
+
+
+def test_numbers_of_columns(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("id,title,body,score\n7,Hello,old friend,1.5\n8,Bye,now,-2\n")
+    assert [r.values for r in read_rows(path, ("2,3", "4"))] == [
+        ("Hello\nold friend", "1.5"),
+        ("Bye\nnow", "-2"),
+    ]
+    path.write_text("7,Hello,old friend,1.5\n8,Bye,now,-2\n")
+    for header in (True, False):  # a number is no name of a column
+        rows = [r.values for r in read_rows(path, ("2", "4"), header=header)]
+        assert rows == [("Hello", "1.5"), ("Bye", "-2")]
+    path.write_text("1,2\nham,a\n")  # and yet it may be one
+    assert [r.values for r in read_rows(path, ("2", "1"))] == [("a", "ham")]
+    for names, header in ((("5", "1"), True), (("0", "1"), True), (("2", "3"), False)):
+        with pytest.raises(DataError, match="m.csv"):
+            list(read_rows(path, names, header=header))
+
+
+def test_a_header_with_other_names_is_no_row(tmp_path: Path) -> None:
+    """v1 and v2 are the columns of a well-known copy of the SMS collection."""
+    for header in ("v1\tv2", "spam\tmessage", "class\tthe text"):
+        path = tmp_path / "m.tsv"
+        path.write_text(f"{header}\n{HEADERLESS}")
+        with pytest.raises(DataError, match="expected one column 'text'.*--no-header"):
+            list(read_rows(path, NAMES))
+        assert len(list(read_rows(path, tuple(header.split("\t"))[::-1]))) == 4
+
+
+def test_columns_that_are_joined(tmp_path: Path) -> None:
+    names = ("title,body", "label")
+    path = tmp_path / "m.csv"
+    path.write_text('body,label,title\n"two\nlines",ham,One\n,spam,Two\n')
+    expected = [("One\ntwo\nlines", "ham"), ("Two\n", "spam")]
+    assert [row.values for row in read_rows(path, names)] == expected
+    path.write_text('"title,body",label,title,body\na,ham,b,c\n')  # a column of that very name
+    assert [row.values for row in read_rows(path, names)] == [("a", "ham")]
+    rows = [
+        {"title": "One", "body": "b", "label": "ham"},
+        {"title": "One", "body": 5, "label": "ham"},
+        {"title,body": "c", "label": "spam"},
+        {"title": "One", "label": "spam"},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = list(read_rows(path, names))
+    assert [row.values for row in found[:3]] == [("One\nb", "ham"), (5, "ham"), ("c", "spam")]
+    assert isinstance(found[3], Fault) and "'body'" in found[3].what
+
+
+@pytest.mark.parametrize(
+    ("given", "character"),
+    [("comma", ","), ("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), (":", ":"), ("auto", "auto")],
+)
+def test_names_of_delimiters(given: str, character: str) -> None:
+    assert checked_delimiter(given) == character == checked_delimiter(character)
+
+
+@pytest.mark.parametrize("given", ["", "::", '"', "\n", "a", "colon"])
+def test_what_is_no_delimiter(given: str) -> None:
+    with pytest.raises(UsageError, match="auto, comma, semicolon, tab, pipe"):
+        checked_delimiter(given)
+
+
+def test_a_delimiter_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("text:label\na, b:ham\n")
+    assert [row.values for row in read_rows(path, NAMES, delimiter=":")] == [("a, b", "ham")]
+    with pytest.raises(DataError, match=r"'text', found the columns \['text:label'\]"):
+        list(read_rows(path, NAMES))
 
 
 # --- what is wrong with the file ---

@@ -27,6 +27,7 @@ from gpt2_from_scratch.errors import (
     Interrupted,
     UsageError,
 )
+from gpt2_from_scratch.runs.folder import LATER, RunConfig
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 from gpt2_from_scratch.runs.results import Run
 from gpt2_from_scratch.storage.files import check_listed, sha256_of
@@ -635,6 +636,15 @@ def test_settings_of_another_type_are_refused(tiny_checkpoint, table, tmp_path, 
         (run / "config.json").write_text(json.dumps(less))
         assert cli.main(["train", "--resume", str(run)]) == 4
         assert name in capsys.readouterr().err
+
+
+def test_settings_of_a_later_version_may_be_missing(unbroken, tmp_path):
+    """They had their defaults before they were settings."""
+    saved = json.loads((unbroken / "config.json").read_text())
+    less = saved | {"data": {k: v for k, v in saved["data"].items() if k not in LATER}}
+    assert less != saved
+    (tmp_path / "config.json").write_text(json.dumps(less))
+    assert RunConfig.read(tmp_path) == RunConfig.read(unbroken)
 
 
 def test_a_run_of_an_earlier_version_predicts_but_does_not_resume(

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
 import pytest
 
 from gpt2_from_scratch.errors import UsageError
@@ -64,6 +65,24 @@ def test_values_within_their_bounds(values):
 def test_values_out_of_their_bounds_are_named(values, facts):
     with pytest.raises(UsageError, match=f"the oven's {facts}"):
         check_settings(Oven(**values), "the oven's ")
+
+
+def test_numpys_values_are_pythons():
+    oven = Oven(
+        heat=np.float64(200.5),
+        minutes=np.int64(5),
+        fan=np.bool_(True),
+        rack=np.str_("top"),
+        timer=np.int32(3),
+        trays=(np.int64(1), np.int64(2)),
+    )
+    check_settings(oven)
+    assert repr(oven) == repr(Oven(200.5, minutes=5, fan=True, rack="top", timer=3, trays=(1, 2)))
+    check_settings(oven := Oven(trays=np.array([1, 2])))
+    assert repr(oven) == repr(Oven(trays=(1, 2)))
+    for wrong in ({"heat": np.float64("nan")}, {"minutes": np.float64(5)}, {"trays": {1, 2}}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            check_settings(Oven(**wrong))
 
 
 def test_settings_come_back_from_json():

@@ -306,6 +306,52 @@ def test_folds_test_every_text_once(
     )
 
 
+def given_files(folder: Path, *parts: list[Message]) -> list[str]:
+    for n, messages in enumerate(parts):
+        write_messages(folder / f"{n}.csv", messages)
+    return [str(folder / f"{n}.csv") for n in range(len(parts))]
+
+
+def test_a_study_of_given_files(tmp_path: Path):
+    """Three files are the split of every seed; of two the training file is cut by each seed."""
+    messages = made_up(60, 40)
+    files = given_files(tmp_path, messages[:70], messages[70:80], messages[80:])
+    rows = [TextBaseline("commonest label")]
+
+    def splits(data: DataConfig) -> list[Split]:
+        study = new_study(Setup(), data, rows, seeds=(1, 2), reference=rows[0].name)
+        assert study.setup.labels == LABELS and study.settings["test_source"] == data.test_source
+        return [split.parts for split in study.splits]
+
+    assert splits(DataConfig(*files)) == [Split(messages[:70], messages[70:80], messages[80:])] * 2
+    train, _, test = files
+    one, two = splits(DataConfig(source=train, test_source=test))
+    assert one.test == two.test == messages[80:] and one.val != two.val
+    for split in (one, two):
+        assert sorted(m.text for m in (*split.train, *split.val)) == sorted(
+            m.text for m in messages[:70]
+        )
+    with pytest.raises(UsageError, match="folds are cut from one file"):
+        compare("mini", DataConfig(source=train, test_source=test), n_folds=3)
+
+
+def test_rare_labels_in_studies(tmp_path: Path):
+    messages = made_up() + [Message(f"eggs {n}", "eggs") for n in range(3)]
+    (path,) = given_files(tmp_path, messages)
+    rows = [TextBaseline("commonest label")]
+
+    def labels(rare: str) -> tuple[str, ...]:
+        data = DataConfig(path, rare_labels=rare)
+        return new_study(Setup(), data, rows, reference=rows[0].name).setup.labels
+
+    assert labels("drop") == LABELS and labels("join:ham") == LABELS
+    assert labels("keep") == ("eggs", *LABELS)
+    with pytest.raises(DataError, match="--rare-labels"):
+        labels("stop")
+    with pytest.raises(UsageError, match="rare label"):
+        compare("mini", DataConfig(path, rare_labels="keep"), n_folds=3)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "facts"),
     [

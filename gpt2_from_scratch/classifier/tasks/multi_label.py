@@ -86,7 +86,7 @@ class MultiLabel(Task):
             labels = label_for(head, message)
             if labels is None:
                 continue
-            if not isinstance(labels, (tuple, list, set)):  # a str would be taken for its letters
+            if not isinstance(labels, (tuple, list)):  # a str would be taken for its letters
                 raise DataError(
                     f"{labels!r:.80} must be a tuple of labels from {several(head.labels)}"
                 )
