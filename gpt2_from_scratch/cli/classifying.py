@@ -189,7 +189,7 @@ def add_predict(commands: Any) -> None:
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
-    from gpt2_from_scratch.progress import progress_bar
+    from gpt2_from_scratch.progress import for_programs, progress_bar
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
@@ -202,10 +202,12 @@ def run_predict(args: argparse.Namespace) -> None:
     elif args.texts:
         texts = enumerate(args.texts, start=1)
     else:
+        if sys.stdin is None:
+            raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
         options = given(args, "encoding", "on_error")
         texts = lines_of(sys.stdin.buffer, "standard input", **options)
     table = (
-        PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
+        PredictionTable(for_programs(sys.stdout), classifier.description.heads, args.with_text)
         if args.csv
         else None
     )
