@@ -1,5 +1,7 @@
 """What can go wrong that the user can fix. Anything else is a bug and keeps its traceback."""
 
+import errno
+
 
 class GPT2Error(Exception):
     """Base of every error this package raises on purpose: says what, where, and what to do.
@@ -62,4 +64,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return name in ("MemoryError", "OutOfMemoryError") or (
         isinstance(error, (RuntimeError, ImportError))
         and any(phrase in words for phrase in phrases)
+    )
+
+
+def is_out_of_resources(error: BaseException) -> bool:
+    """Whether an error says that memory, room on a disk or the number of open files ran out."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
+    return (
+        is_out_of_memory(error)
+        or (isinstance(error, OSError) and error.errno in (*full, errno.ENOMEM))
+        or "Too many open files" in str(error)  # a library that could not be loaded
     )

@@ -197,7 +197,7 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
-    from gpt2_from_scratch.progress import progress_bar
+    from gpt2_from_scratch.progress import for_programs, progress_bar
 
     if args.file and args.texts:
         raise DataError("give texts or --file, not both")
@@ -211,7 +211,7 @@ def run_predict(args: argparse.Namespace) -> None:
     texts: Iterable[tuple[int, str]]
     texts = enumerate(args.texts, start=1) if args.texts else _read(args)
     table = (
-        PredictionTable(sys.stdout, classifier.description.heads, args.with_text)
+        PredictionTable(for_programs(sys.stdout), classifier.description.heads, args.with_text)
         if args.csv
         else None
     )
@@ -240,6 +240,8 @@ def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
 
     if args.file and str(args.file) != "-":
         return read_texts(args.file, **given(args, *READING))
+    if sys.stdin is None:
+        raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
     return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
 
 

@@ -5,7 +5,6 @@ a command is chosen, so that --help answers at once.
 """
 
 import argparse
-import errno
 import os
 import sys
 import traceback
@@ -14,14 +13,15 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from gpt2_from_scratch.cli import classifying, inspecting, studies, training
-from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_memory
-from gpt2_from_scratch.progress import log_to
+from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
+from gpt2_from_scratch.progress import log_to, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
     "130 interrupted, 143 terminated"
 )
+LONGEST = 4000  # characters of an error message
 
 
 class Commands:
@@ -76,16 +76,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
+    if sys.stdin is None:  # the shell closed it: no file may get its number
+        os.open(os.devnull, os.O_RDONLY)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the shell closed it
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # arguments may hold what is not UTF-8
+    if hasattr(sys.stdout, "reconfigure"):  # texts may hold what a terminal's encoding does not
         sys.stdout.reconfigure(errors="replace")
+    with visible_output():
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(words: list[str]) -> int:
     log_to(sys.stderr)
     verbose = False
     try:
         with terminable():
-            args = _parse(sys.argv[1:] if arguments is None else list(arguments))
+            args = _parse(words)
             verbose = args.verbose
             args.run(args)
             sys.stdout.flush()
@@ -97,13 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted")
     except GPT2Error as error:
         return _failed(error, error.exit_code, verbose)
-    except (MemoryError, RuntimeError, ImportError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
-    except OSError as error:  # writing files raises ResourceError, but not writing standard output
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        return _failed(error, (ResourceError if full else DataError).exit_code, verbose)
+    except Exception as error:
+        if is_out_of_resources(error):
+            return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
+        if isinstance(error, OSError):  # a file that was given cannot be read
+            return _failed(error, DataError.exit_code, verbose)
+        return _failed(error, 1, verbose=True)  # a bug
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -121,10 +127,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
-    if verbose:
-        traceback.print_exc()
+    what = str(error) or otherwise or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        what = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if len(what) > LONGEST:
+        what = f"{what[:LONGEST]} ... and {len(what) - LONGEST:,} more characters"
     with suppress(OSError):  # not through the log: if memory is short it may not load tqdm
-        print(
-            f"gpt2-classifier: {str(error) or otherwise or type(error).__name__}", file=sys.stderr
-        )
+        if verbose:
+            traceback.print_exc()
+        print(f"gpt2-classifier: {what}", file=sys.stderr)
     return code

@@ -30,6 +30,7 @@ from gpt2_from_scratch.data.tables import (
     tab_separated,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.progress import visible
 from gpt2_from_scratch.storage.files import atomic_path
 from gpt2_from_scratch.storage.paths import (
     DATA_SETS,
@@ -482,5 +483,5 @@ def for_spreadsheet(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """The text on one line, without characters that control a terminal."""
-    return "".join(c if c.isprintable() else REPLACEMENT for c in " ".join(text.split()))
+    """The text on one line, in its visible form."""
+    return visible(" ".join(text.split()))

@@ -15,10 +15,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from gpt2_from_scratch.data.messages import CONTROL, REPLACEMENT, on_one_line, without_halves
+from gpt2_from_scratch.data.messages import on_one_line, without_halves
 from gpt2_from_scratch.evaluation.calibration import format_threshold
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.evaluation.significance import format_p
+from gpt2_from_scratch.progress import visible
 from gpt2_from_scratch.reports.findings import (
     ALPHA,
     RunFacts,
@@ -82,8 +83,8 @@ def write_study_report(facts: StudyFacts, folder: Path, name: str = "scoreboard"
 def render(template: str, **findings: Any) -> str:
     """Fill a template, .html or .md; every value that it prints is escaped for that format.
 
-    What HTML cannot hold (control characters, lone surrogates) becomes U+FFFD; a carriage return
-    becomes the line end that browsers would make of it.
+    Control characters and what reorders a text are shown as escapes, lone surrogates as U+FFFD; a
+    carriage return becomes the line end that browsers would make of it.
     """
     return environment(Path(template).suffix).get_template(template).render(**findings)
 
@@ -131,8 +132,7 @@ def _in_html(value: object) -> object:
     """A value as HTML can hold it; jinja2 escapes it afterwards, unless it is markup already."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    text = without_halves(value).replace("\r\n", "\n").replace("\r", "\n")
-    return CONTROL.sub(REPLACEMENT, text)
+    return visible(without_halves(value).replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _in_markdown(value: object) -> object:
@@ -143,7 +143,7 @@ def _in_markdown(value: object) -> object:
 def _fenced(text: str, language: str = "") -> str:
     """Lines as Markdown code, between fences longer than any run of backticks in them."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
+    return f"{fence}{language}\n{visible(text)}\n{fence}"
 
 
 def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:

@@ -13,6 +13,7 @@ CAMPAIGNS = {  # how often in full: the longest first
     "text": 100_000,
     "mutation": 1_000_000,
     "saving": 1_000,
+    "terminal": 7_000,
 }
 
 

@@ -741,4 +741,4 @@ def test_other_texts_stay(text: str) -> None:
 
 
 def test_nothing_a_terminal_would_obey() -> None:
-    assert on_one_line("a\n b\t\x1b[31m\x07\u202e c\x00") == "a b \ufffd[31m\ufffd\ufffd c\ufffd"
+    assert on_one_line("a\n b\t\x1b[31m\x07\u202e c\x00") == r"a b \x1b[31m\x07\u202e c\x00"

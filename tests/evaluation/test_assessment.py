@@ -265,7 +265,7 @@ def test_long_and_hostile_texts():
     assert "\x1b" not in report
     rows = [line for line in report.splitlines() if re.match("ham +spam +0", line)]
     shown = {line.split("  ")[-1] for line in rows}
-    assert shown == {"a \ufffd[2J" + "b" * 93 + "…", "c" * 100}
+    assert shown == {r"a \x1b[2J" + "b" * 90 + "…", "c" * 100}
 
 
 # --- as JSON ---

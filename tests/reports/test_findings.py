@@ -262,7 +262,7 @@ def test_folders_are_left_out():
 
 def test_labels_do_not_break_lines():
     counts = {p: {"a\nb": 300, "c\x1b[31m": 300} for p in ("train", "val", "test")}
-    assert "a b from c\ufffd[31m." in run_findings(run_facts(counts=counts))["summary"][0]
+    assert r"a b from c\x1b[31m." in run_findings(run_facts(counts=counts))["summary"][0]
 
 
 def test_the_most_frequent_confusions_come_first():

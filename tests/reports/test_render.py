@@ -75,8 +75,9 @@ def page(text: str, figure: Figure | None = None) -> str:
     )
 
 
-def one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+def as_shown(text: str) -> str:
+    """Overrides of the direction as escapes; nothing else in these texts is unsafe."""
+    return text.replace("\u202e", r"\u202e").replace("\u2066", r"\u2066")
 
 
 def figure() -> Figure:
@@ -90,8 +91,9 @@ def figure() -> Figure:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_come_out_as_text(name):
-    text, line = HOSTILE[name], one_line(HOSTILE[name])
-    read = Reader(page(text))
+    text = as_shown(HOSTILE[name])
+    line = " ".join(text.split())
+    read = Reader(page(HOSTILE[name]))
     as_they_are = {"title": 1, "h1": 1, "p": 4, "li": 1, "pre": 3}
     assert {tag: read.texts[tag].count(text) for tag in as_they_are} == as_they_are
     on_one_line = {"h2": 3, "a": 3, "caption": 3, "th": 6}
@@ -105,11 +107,11 @@ def test_hostile_texts_come_out_as_text(name):
             assert first + rest == text and len(first) <= 300
 
 
-def test_what_html_cannot_hold_becomes_a_replacement():
+def test_what_html_cannot_hold_is_shown_as_escapes():
     text = "a\x00b\x1bc\x7fd\x9fe\ud800f\ud83d\ude00g\rh\r\ni"
     html = page(text)
     read = Reader(html)
-    expected = "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\U0001f600g\nh\ni"
+    expected = r"a\x00b\x1bc\u007fd\x9fe" + "\ufffdf\U0001f600g\nh\ni"
     assert read.texts["h1"] == [expected] and expected in read.texts["td"]
     html.encode("utf-8")  # no halves of characters are left
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from said import listen
+from said import listen, stop_listening
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -14,11 +14,13 @@ from tiny import write_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from gpt2_from_scratch.data.messages import Message, load_sms_spam
+from gpt2_from_scratch.cli.main import main
+from gpt2_from_scratch.data.messages import Message, load_sms_spam, write_messages
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.lecture import Trace, lecture, lecture_split, make_loaders
+from gpt2_from_scratch.runs.recipes import train_as_the_lecture
 
 WORDS = ["see", "the", "you", "and", "win", "cash", "at", "ten", "house", "now", "call", "in"]
 
@@ -263,3 +265,25 @@ def test_before_training_only_the_head_is_random(
 def test_other_labels_are_sent_to_the_default_recipe() -> None:
     with pytest.raises(DataError, match="default recipe"):
         lecture_split([Message("a", "good"), Message("b", "bad")])
+
+
+@pytest.mark.slow
+def test_the_lecture_prints_its_scores_alone(
+    larger_checkpoint: Path,
+    messages: list[Message],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """The command's steps are on standard error; a call in Python prints nothing at all."""
+    table = tmp_path / "mail.csv"
+    write_messages(table, messages)
+    words = ["train", "--recipe", "lecture", "--model", str(larger_checkpoint)]
+    assert main([*words, "--data", str(table), "--out", str(tmp_path / "a")]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("Test set:\naccuracy ") and "Ep 1 (Step" not in out
+    assert "Ep 1 (Step 000000): Train loss" in err
+    stop_listening()  # as in a program that has not chosen where the log goes
+    run = train_as_the_lecture(larger_checkpoint, table, run=tmp_path / "b")
+    run.write_report()
+    assert capfd.readouterr() == ("", "")
+    assert run.scores.as_table() in out

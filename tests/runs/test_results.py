@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +295,27 @@ def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_p
     with pytest.raises(CheckpointError, match="last.safetensors"):
         check_listed(folder / "last.safetensors")
     check_listed(folder / "report.html")
+
+
+@pytest.mark.slow
+def test_training_in_python_prints_nothing_on_standard_output(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Warnings reach standard error; log lines do if the program asks for them."""
+    code = f"""
+import logging, sys
+from gpt2_from_scratch import TrainConfig, train_classifier
+for number, chosen in enumerate([False, True]):
+    if chosen:
+        logging.basicConfig(level=logging.INFO)
+    run = train_classifier({str(tiny_checkpoint)!r}, "demo", TrainConfig(epochs=1), run=str(number))
+    run.write_report()
+    run.classifier.predict(["a text"])
+    print("--", file=sys.stderr)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0 and found.stdout == "", found.stderr
+    quiet, asked = found.stderr.split("--\n")[:2]
+    assert "epoch 1/1" not in quiet and "epoch 1/1" in asked
