@@ -382,7 +382,8 @@ def main() -> None:
         )
     )
     print(
-        f"\nMean of {len(seeds)} seeds on the {part} sets; p against {names[0]}, Holm-adjusted.\n"
+        f"\nMeans over seeds {', '.join(map(str, seeds))} on the "
+        f"{'test' if args.test else 'validation'} sets; p against {names[0]}, adjusted by Holm.\n"
     )
     print(markdown(["accuracy / macro F1", *names], rows))
     print(
