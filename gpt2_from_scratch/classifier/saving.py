@@ -23,7 +23,7 @@ from gpt2_from_scratch.gpt2.lora import add_lora
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import NoInit, meta_gpt2, names_on_disk
-from gpt2_from_scratch.storage.files import check_listed
+from gpt2_from_scratch.storage.files import check_listed, parse_json
 from gpt2_from_scratch.storage.paths import is_model, is_run
 from gpt2_from_scratch.storage.settings import from_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
@@ -50,9 +50,12 @@ class Description:
         for name in ("max_tokens", "pad_to"):
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and not (name == "pad_to" and value is None):
-                raise UsageError(f"{name} = {value!r} must be a whole number, at least 1")
+                raise UsageError(f"{name} = {value!r:.80} must be a whole number, at least 1")
+        for name in ("base", "base_sha256"):
+            if type(value := getattr(self, name)) is not str:
+                raise UsageError(f"{name} = {value!r:.80} must be a string")
         if type(self.causal_mask) is not bool:
-            raise UsageError(f"causal_mask = {self.causal_mask!r} must be true or false")
+            raise UsageError(f"causal_mask = {self.causal_mask!r:.80} must be true or false")
         names = [head.name for head in self.heads]
         if not names or len(set(names)) != len(names):
             raise UsageError(f"heads {names}: there must be one, and names must differ (--name)")
@@ -99,14 +102,14 @@ def read_classifier(path: Path) -> tuple[Description, dict[str, Tensor]]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
     metadata, tensors = read_tensors(path, FORMAT)
     try:
-        values: dict[str, Any] = json.loads(metadata["description"])
+        values: dict[str, Any] = parse_json(metadata["description"])
         if unknown := values.keys() - {field.name for field in fields(Description)}:
-            raise CheckpointError(f"{path}: its description has unknown keys {sorted(unknown)}")
+            raise CheckpointError(f"{path}: its description has unknown keys {unknown!r:.80}")
         heads = tuple(from_json(HeadConfig, head) for head in values["heads"])
         lora = None if values.get("lora") is None else from_json(LoRAConfig, values["lora"])
         return Description(**values | {"heads": heads, "lora": lora}), tensors
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError(f"{path}: its description is not valid: {error}") from None
+        raise CheckpointError(f"{path}: its description is not valid: {error!s:.300}") from None
 
 
 def saved_file(path: str | Path) -> Path:
@@ -141,8 +144,9 @@ def assemble(
     CheckpointError if the tokenizer does not belong to the model.
     """
     n_ctx, n_layer = model.config.n_ctx, model.config.n_layer
-    if description.max_tokens > n_ctx:
-        raise UsageError(f"max_tokens = {description.max_tokens} must be from 1 to n_ctx = {n_ctx}")
+    for name in ("max_tokens", "pad_to"):
+        if (getattr(description, name) or 1) > n_ctx:
+            raise UsageError(f"{name} = {getattr(description, name)} must be from 1 to {n_ctx = }")
     for head in description.heads:
         if not 0 <= layer_read(head, model) <= n_layer:
             raise UsageError(
@@ -219,7 +223,9 @@ def refuse_misfit(
     try:
         expected = parameters_of(description, config, tokenizer)
     except UsageError as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from None
+        raise CheckpointError(f"{path} does not fit: {error!s:.300}") from None
+    if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:
+        raise CheckpointError(f"{path}: {numbers[0]} holds whole numbers, which are not weights")
     if differences := misfit(tensors, expected, added_names(expected, config)):
         raise CheckpointError(f"{path} does not fit: {differences}")
 

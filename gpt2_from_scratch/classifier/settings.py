@@ -3,7 +3,6 @@
 No torch here: `--help` is written from these fields.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from gpt2_from_scratch.data.formats import TASKS, Task
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
-from gpt2_from_scratch.storage.settings import check_settings, plain, setting
+from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
 # Where a text is read: its last real token; the last position of the batch, padding or not, as in
 # the lecture; its first token, which has seen nothing but itself; the mean over its real tokens; the
@@ -140,8 +139,10 @@ class HeadConfig:
             raise UsageError(f"head {self.name!r}: hidden = {self.hidden!r} must be widths above 0")
         for name in ("class_weights", "center", "scale"):
             values = getattr(self, name)
-            if any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
-                raise UsageError(f"head {self.name!r}: {name} = {values!r} must be finite numbers")
+            if any(type(v) not in (int, float) or not is_finite(v) for v in values):
+                raise UsageError(
+                    f"head {self.name!r}: {name} = {values!r:.80} must be finite numbers"
+                )
             if values and len(values) != len(self.labels):
                 raise UsageError(f"head {self.name!r}: {name} must have one number per label")
         if any(weight < 0 for weight in self.class_weights):

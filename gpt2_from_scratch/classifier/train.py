@@ -51,6 +51,7 @@ from gpt2_from_scratch.storage.states import (
     optimizer_tensors,
     refuse_changes,
     restore_optimizers,
+    restoring,
     save_state,
 )
 
@@ -560,13 +561,17 @@ class TrainingRun:
     def restore(self) -> None:
         """Go back to the newest undamaged state, if there is one.
 
-        Raises UsageError if it was saved with other settings.
+        Raises UsageError if it was saved with other settings, CheckpointError if it is no state of
+        such a run.
         """
         found = newest_state(self.folder)
         if found is None:
             log.info("no state was saved yet; starting at the first step")
             return
-        record, tensors = found
+        with restoring(self.folder):
+            self._restore(*found)
+
+    def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         refuse_changes(record["settings"], self.settings, self.folder)
         now = environment(self.classifier.device)
         if record["environment"] != now:

@@ -35,7 +35,7 @@ class GPT2Config:
         for name, value in asdict(self).items():
             if type(value) is not int or not 1 <= value <= LARGEST[name]:
                 raise CheckpointError(
-                    f"{name} = {value!r} must be a whole number from 1 to {LARGEST[name]:,}"
+                    f"{name} = {value!r:.80} must be a whole number from 1 to {LARGEST[name]:,}"
                 )
         if self.n_embd % self.n_head:
             raise CheckpointError(
@@ -143,7 +143,7 @@ class LoRAConfig:
         for name in self.matrices:
             if name not in MATRICES:
                 raise UsageError(
-                    f"LoRA: unknown matrix {name!r}; choose from: {', '.join(MATRICES)}"
+                    f"LoRA: unknown matrix {name!r:.80}; choose from: {', '.join(MATRICES)}"
                 )
         if len(set(self.matrices)) != len(self.matrices):
             raise UsageError(f"LoRA: a matrix is listed twice in {', '.join(self.matrices)}")
@@ -181,10 +181,10 @@ def write_hparams(path: Path, config: GPT2Config) -> None:
 def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, ours in GPT2_CHOICES.items():
         if config.get(name, ours) != ours:
-            raise CheckpointError(f"{path}: {name} is {config[name]!r}; GPT-2 has {ours!r}")
+            raise CheckpointError(f"{path}: {name} is {config[name]!r:.80}; GPT-2 has {ours!r}")
     inner, width = config.get("n_inner"), config.get("n_embd")
     if inner is not None and not (type(width) is int and inner == 4 * width):
-        raise CheckpointError(f"{path}: n_inner is {inner}; GPT-2 has 4 n_embd")
+        raise CheckpointError(f"{path}: n_inner is {inner!r:.80}; GPT-2 has 4 n_embd")
     theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
     ours = (field.name for field in fields(GPT2Config))
     return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}

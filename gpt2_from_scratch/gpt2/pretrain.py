@@ -38,6 +38,7 @@ from gpt2_from_scratch.storage.states import (
     optimizer_tensors,
     refuse_changes,
     restore_optimizers,
+    restoring,
     save_state,
 )
 from gpt2_from_scratch.storage.tensors import tensors_sha256
@@ -361,7 +362,10 @@ class _Run:
         found = newest_state(self.out)
         if found is None:
             return
-        record, tensors = found
+        with restoring(self.out):
+            self._restore(*found)
+
+    def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         free = dict.fromkeys(("steps", "decay", "save_every"))
         saved = record["settings"]
         if "conversation" in saved:  # in older states: the weight of this register

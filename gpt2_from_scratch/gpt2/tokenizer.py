@@ -125,7 +125,7 @@ def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
         for token in [*expected, *found]:
             is_id, should_be = found.get(token), expected.get(token)
             if is_id != should_be:
-                first_difference = f"{token!r} has id {is_id} instead of {should_be}"
+                first_difference = f"{token!r:.80} has id {is_id!r:.80} instead of {should_be}"
                 break
         raise CheckpointError(
             f"{ids_path} ({len(found)} tokens) does not list the 256 bytes, the "

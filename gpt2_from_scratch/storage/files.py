@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -93,6 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 # --- Reading with limits, and a word for a file of another kind. ---
 
 LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has a million
+DEEPEST = 50  # levels of lists and objects in JSON
 HEAD = 64  # bytes that show the kind of a file
 LFS = "a git-LFS pointer; `git lfs pull` downloads the file itself"
 PAGE = "a web page"
@@ -159,14 +161,35 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     raw = read_bounded(path, LARGEST_JSON)
     try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=each_once, parse_constant=no_number
-        )
-    except (ValueError, RecursionError) as error:
+        value = parse_json(raw.decode("utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not JSON{and_is(raw)}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, found {raw[:80]!r}")
     return value
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON of a file that anybody may have written.
+
+    Raises ValueError for anything else, repeated keys, lists within lists within ... 50 times, and
+    numbers that do not fit in 64 bits.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=each_once, parse_constant=no_number)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        for number in level:
+            large = type(number) is int and not -(2**63) <= number < 2**63
+            if large or (type(number) is float and math.isinf(number)):
+                raise ValueError(f"the number {number!s:.40} does not fit in 64 bits")
+        lists = [each for each in level if isinstance(each, list | dict)]
+        level = [x for each in lists for x in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

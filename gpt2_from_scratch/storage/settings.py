@@ -3,8 +3,8 @@
 The command line's --help is written from the same fields.
 """
 
-import math
 import operator
+import sys
 from dataclasses import MISSING, field, fields
 from typing import Any
 
@@ -59,19 +59,26 @@ def check_settings(settings: Any, what: str = "") -> None:
             continue  # settings within settings check themselves
         wanted: Any = int if known.default is None else type(known.default)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise UsageError(f"{what}{known.name} = {value!r} must be of type {wanted.__name__}")
-        if wanted is float and not math.isfinite(value):
-            raise UsageError(f"{what}{known.name} = {value} must be a finite number")
+            raise UsageError(
+                f"{what}{known.name} = {value!r:.80} must be of type {wanted.__name__}"
+            )
+        if wanted is float and not is_finite(value):
+            raise UsageError(f"{what}{known.name} = {value!s:.80} must be a finite number")
         choices = known.metadata.get("choices")
         if choices and value not in choices:
             raise UsageError(
-                f"unknown {what}{known.name} {value!r}; choose from: {', '.join(choices)}"
+                f"unknown {what}{known.name} {value!r:.80}; choose from: {', '.join(choices)}"
             )
         bounds = known.metadata.get("bounds", {})
         for words, bound in bounds.items():
             if bound is not None and not COMPARISONS[words](value, bound):
                 allowed = " and ".join(f"{w} {b:g}" for w, b in bounds.items() if b is not None)
-                raise UsageError(f"{what}{known.name} = {value} must be {allowed}")
+                raise UsageError(f"{what}{known.name} = {value!s:.80} must be {allowed}")
+
+
+def is_finite(value: float) -> bool:
+    """Tell whether a number is finite as a float; a whole number may be too large for one."""
+    return abs(value) <= sys.float_info.max
 
 
 def from_json(kind: Any, values: dict[str, Any]) -> Any:
@@ -79,7 +86,7 @@ def from_json(kind: Any, values: dict[str, Any]) -> Any:
     known = [one.name for one in fields(kind)]
     if unknown := sorted(values.keys() - set(known)):
         raise UsageError(
-            f"{kind.__name__} has unknown keys {unknown}; known are {', '.join(known)}"
+            f"{kind.__name__} has unknown keys {unknown!r:.80}; known are {', '.join(known)}"
         )
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return kind(**values | lists)

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.storage.files import parse_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def newest_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | Non
     for path in reversed(_states(folder)):
         try:
             metadata, tensors = read_tensors(path, FORMAT)
-            record = json.loads(metadata["record"])
+            record = _record_of(metadata, path)
         except CheckpointError as error:
             if isinstance(error.__cause__, OSError):  # it may be whole, but cannot be read now
                 raise
@@ -60,6 +62,28 @@ def newest_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | Non
             log.info(f"resuming from {path}")
             return record, tensors
     return None
+
+
+def _record_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        record = parse_json(metadata.get("record", ""))
+    except ValueError as error:
+        raise CheckpointError(f"{path} has no record of the run: {error}") from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} has no record of the run, but {record!r:.80}")
+    return record
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError for whatever goes wrong because a state is not what this run saved."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the newest state in {folder} is not one of this run: {error!r:.200}. "
+            "Remove it to resume from the one before."
+        ) from error
 
 
 def remove_states(folder: Path) -> None:

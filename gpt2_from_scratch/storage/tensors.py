@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
-from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, each_once, open_regular
+from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, open_regular, parse_json
 
 LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,000
 OURS = "gpt2_from_scratch"  # the entry of the metadata that holds this package's own, as JSON
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64}
 CHECKSUM = "sha256"  # the checksum's name in that entry
 
 
@@ -56,8 +58,8 @@ def read_tensors(path: Path, format: str) -> tuple[dict[str, str], dict[str, Ten
     with open_tensors(path) as file:
         ours = (file.metadata() or {}).get(OURS, "{}")
         try:
-            metadata = json.loads(ours, object_pairs_hook=each_once)
-        except (ValueError, RecursionError) as error:
+            metadata = parse_json(ours)
+        except ValueError as error:
             raise CheckpointError(f"{path}: its metadata are not JSON: {error}") from None
         if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
             raise CheckpointError(f"{path}: its metadata are not strings: {ours!r:.100}")
@@ -66,6 +68,9 @@ def read_tensors(path: Path, format: str) -> tuple[dict[str, str], dict[str, Ten
                 f"{path}: its format is {metadata.get('format')!r}, not {format!r}"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMBERS:
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}, which is not written here")
     expected = metadata.pop(CHECKSUM, None)
     if expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its contents differ from what was saved")
@@ -120,8 +125,8 @@ def check_header(path: Path) -> None:
         file.seek(8)
         header = file.read(length)
     try:
-        json.loads(header, object_pairs_hook=each_once)
-    except (ValueError, RecursionError) as error:
+        parse_json(header.decode("utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path}: its safetensors header is invalid: {error}") from None
 
 

@@ -1,23 +1,43 @@
-"""Kill processes while they save, and read after each kill all that they ever wrote."""
+"""Kill processes while they save, and read after each kill all that they ever wrote.
 
+Then read files that somebody made on purpose: whole, with a checksum, and with impossible contents.
+"""
+
+import copy
 import csv
 import json
 import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import campaign
 import torch
 from said import listen
+from tiny import write_checkpoint
 
-from gpt2_from_scratch.classifier.saving import Description, read_classifier, write_classifier
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.saving import (
+    FORMAT as CLASSIFIER,
+)
+from gpt2_from_scratch.classifier.saving import (
+    Description,
+    read_classifier,
+    write_classifier,
+)
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.data.messages import Message, load_messages, write_messages
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error
+from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import read_json, sweep, write_json
+from gpt2_from_scratch.storage.states import FORMAT as STATE
 from gpt2_from_scratch.storage.states import newest_state, save_state
+from gpt2_from_scratch.storage.tensors import write_tensors
 
 LIFE = 100  # changes of files before a process is killed, at most: two steps or so
 SIZE = 480_000  # bytes of a state or classifier, of half a megabyte each
@@ -80,6 +100,7 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
     """Kill `count` processes, each at a drawn change of a file, or at a byte of a file after it."""
     torch.set_num_threads(1)
     csv.field_size_limit(10**8)
+    folder.mkdir()
     draw, seen = random.Random(seed), Counter({"orphans at the end": 0})
     step = safe = 0
     progress = campaign.Progress(count, "kills")
@@ -110,8 +131,141 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
     return seen
 
 
+# --- files made on purpose ---
+
+IMPOSSIBLE = [
+    *(
+        None,
+        True,
+        -1,
+        0,
+        3,
+        2.5,
+        1e308,
+        10**12,
+        10**19,
+        -(10**19),
+        10**400,
+        "",
+        "x" * 10_000,
+        "\x1b[31m",
+    ),
+    *(
+        [],
+        {},
+        [10**12],
+        [10**19] * 3,
+        [1] * 5000,
+        [[]],
+        [None],
+        ["a"] * 3,
+        {"a": 1},
+        json.loads("[" * 400 + "]" * 400),
+    ),
+]
+TEXTS_OF_JSON = [
+    *("[" * 990 + "]" * 990, '{"a":' * 990 + "1" + "}" * 990, "{", "", "null", "NaN", "1e999"),
+    "9" * 5000,
+]
+DTYPES = [
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.bool, torch.complex64),
+    *(torch.uint16, torch.bfloat16, torch.float64),
+]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Where something stands in a value as JSON has it."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def spoilt(value: Any, draw: random.Random) -> str:
+    """JSON with another value, or none, in one place; or something that is hardly JSON."""
+    if draw.random() < 0.1:
+        return draw.choice(TEXTS_OF_JSON)
+    path = draw.choice([*places(value)])
+    if not path:
+        return json.dumps(draw.choice(IMPOSSIBLE))
+    value = at = copy.deepcopy(value)
+    for key in path[:-1]:
+        at = at[key]
+    if draw.random() < 0.1:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = draw.choice(IMPOSSIBLE)
+    return json.dumps(value)
+
+
+def crafted(count: int, seed: int, folder: Path) -> Counter:
+    """Read `count` files, each whole and with its checksum, with something impossible in them."""
+    draw, seen = random.Random(seed), Counter()
+    base = write_checkpoint(folder / "base", 3)
+    heads = [
+        HeadConfig("a", labels=("x", "y"), hidden=(8,), activation="tanh", class_weights=(1, 2.0)),
+        HeadConfig("b", "regression", labels=("z",), center=(1.0,), scale=(2.0,)),
+    ]
+    classifier = Classifier.on_base(base, heads=heads, lora=LoRAConfig(rank=2))
+    classifier.model.requires_grad_(False)
+    classifier.save(folder / "c.safetensors")
+    _, tensors = read_classifier(folder / "c.safetensors")
+    described = json.loads(json.dumps(asdict(classifier.description)))
+    sizes, record = read_json(base / "hparams.json"), {"settings": {"lr": 0.1}, "progress": {}}
+
+    def use(description: str, saved: dict[str, torch.Tensor]) -> None:
+        metadata = {"format": CLASSIFIER, "description": description}
+        write_tensors(folder / "c.safetensors", saved, metadata)
+        Classifier.load(folder / "c.safetensors", base).predict(["the cat", ""])
+
+    def state() -> None:
+        whole = {"format": STATE, "record": spoilt(record, draw)}
+        whole = whole if draw.random() < 0.8 else {"format": STATE}
+        write_tensors(folder / "state-00000001.safetensors", {"x": torch.zeros(2)}, whole)
+        if newest_state(folder) is None:
+            (folder / "state-00000001.safetensors.bad").unlink()
+            raise CheckpointError("renamed")
+
+    def hparams() -> None:
+        (folder / "hparams.json").write_text(spoilt(sizes, draw))
+        read_config(folder)
+
+    def another_dtype() -> None:
+        name = draw.choice([*tensors])
+        other = {name: tensors[name].to(draw.choice(DTYPES))}
+        use(json.dumps(described), tensors | other)
+
+    def large() -> None:
+        name = draw.choice([*tensors])
+        use(json.dumps(described), tensors | {name: torch.full_like(tensors[name], 3e38)})
+
+    kinds = {
+        "description": lambda: use(spoilt(described, draw), tensors),
+        "dtype": another_dtype,
+        "large": large,
+        "state": state,
+        "hparams": hparams,
+    }
+    progress = campaign.Progress(count, "crafted files")
+    for number in range(count):
+        (kind,) = draw.choices([*kinds], [6, 1, 1, 1, 1])
+        try:
+            kinds[kind]()
+            seen[f"crafted {kind}: read"] += 1
+        except GPT2Error:
+            seen[f"crafted {kind}: refused"] += 1
+        progress(number + 1)
+    seen["crafted files"] = count
+    return seen
+
+
+def trials(count: int, seed: int, folder: Path) -> Counter:
+    """Kill `count` processes, then read ten times as many crafted files."""
+    return kills(count, seed, folder / "kills") + crafted(10 * count, seed, folder / "crafted")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["look"]:
         print(json.dumps(look(Path(sys.argv[2]), 0)))
     else:
-        campaign.main(kills)
+        campaign.main(trials)

@@ -13,7 +13,18 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX h
 @pytest.mark.parametrize(
     ("name", "count", "least"),
     [
-        ("saving", 30, {"kills": 30, "kills in the middle of a file": 10, "steps saved": 10}),
+        (
+            "saving",
+            30,
+            {
+                "kills": 30,
+                "kills in the middle of a file": 10,
+                "steps saved": 10,
+                "crafted description: refused": 100,
+                "crafted state: refused": 10,
+                "crafted hparams: refused": 10,
+            },
+        ),
         ("resume", 3, {"trials that ended bit-equal": 3, "stopped with a state on disk": 3}),
         ("mutation", 3000, {"mutations": 3000, "classifier: refused": 300, "index: refused": 300}),
         ("terminal", 35, {"commands": 35, "escapes": 20}),

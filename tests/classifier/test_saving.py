@@ -456,6 +456,57 @@ def test_a_spoilt_file_is_refused(
         Classifier.load(path, tiny_checkpoint)
 
 
+def change_head(metadata: dict[str, str], **values) -> None:
+    description = json.loads(metadata["description"])
+    description["heads"][0] |= values
+    metadata["description"] = json.dumps(description)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t, m: change_head(m, hidden=[10**12]), "1000000000000"),
+        (lambda t, m: change_head(m, hidden=[1] * 100_000), "widths"),
+        (
+            lambda t, m: (
+                t.update({"head.dense_0.bias": torch.zeros(300_000)}),
+                change_head(m, hidden=[300_000, 300_000]),  # 360 GB
+            ),
+            "head.dense_0.weight",
+        ),
+        (lambda t, m: change(m, lora={"rank": 10**9}), "widths"),
+        (lambda t, m: change(m, pad_to=10**12), "pad_to"),
+        (lambda t, m: change(m, max_tokens=10**19), "64 bits"),
+        (lambda t, m: change_head(m, layer=10**9), "layer"),
+        (lambda t, m: change_head(m, labels=[str(n) for n in range(20_000)]), "does not fit"),
+        (lambda t, m: change(m, base_sha256=7), "base_sha256"),
+        (lambda t, m: change(m, base=["x"]), "base"),
+        (lambda t, m: change_head(m, class_weights=[10**400] * 3), "64 bits"),
+        (lambda t, m: m.update(description="[" * 990 + "]" * 990), "50 levels"),
+        (lambda t, m: m.pop("description"), "description"),
+        (lambda t, m: t.update({"head.bias": torch.zeros(3, dtype=torch.int64)}), "head.bias"),
+        (lambda t, m: t.update({"head.bias": torch.zeros(3).to(torch.float8_e5m2)}), "float8"),
+    ],
+)
+@pytest.mark.parametrize("way", ["load", "attach"])
+def test_a_crafted_file_is_refused_before_anything_large_is_made(
+    base: Path, tmp_path: Path, spoil, message: str, way: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    classifier_with(base, LABEL).save(path)
+    metadata, tensors = read_tensors(path, "gpt2-classifier 3")
+    spoil(tensors, metadata)
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(CheckpointError) as caught:
+        if way == "load":
+            Classifier.load(path, base)
+        else:
+            classifier_with(base, STARS).attach(path)
+    assert len(str(caught.value)) < 1000
+    if way == "load":
+        assert message in str(caught.value)
+
+
 def test_a_file_without_one_of_its_adapters_is_refused(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

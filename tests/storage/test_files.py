@@ -25,6 +25,7 @@ from gpt2_from_scratch.storage.files import (
     check_sums,
     is_complete,
     locked,
+    parse_json,
     read_json,
     read_manifest,
     read_sums,
@@ -191,7 +192,7 @@ def test_a_killed_writer_leaves_the_old(tmp_path):
         (b"\xff", "utf-8"),
         (b'{"a": 1, "a": 2}', "'a'"),
         (b'{"a": NaN}', "NaN"),
-        (b"[" * 200_000, "recursion"),
+        (b"[" * 200_000, "nested more than"),
         (b"\n <!DOCTYPE html>", "web page"),
         (b'"' + b"x" * 100 + b'"', "more than 90 bytes"),
     ],
@@ -443,3 +444,27 @@ def test_a_lock_that_cannot_be_made(tmp_path):
     with read_only_folder() as folder, pytest.raises(ResourceError, match="Permission denied"):
         with locked(folder / ".a.lock", wait=True):
             pass
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("[" * 990 + "]" * 990, "50 levels deep"),
+        ('{"a":' * 60 + "1" + "}" * 60, "50 levels deep"),
+        ("[" * 100_000, "50 levels deep"),
+        ('{"a": [1, {"b": 10000000000000000000}]}', "does not fit in 64 bits"),
+        ("[1e999]", "does not fit in 64 bits"),
+        ("9" * 5000, "digits"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ("[NaN]", "NaN"),
+        ("", "line 1"),
+    ],
+)
+def test_json_of_anybody_is_bounded(text, fact):
+    with pytest.raises(ValueError, match=fact):
+        parse_json(text)
+
+
+def test_json_within_the_bounds_is_read():
+    value = [{"a": [2**63 - 1, -(2**63), 1e308, True, None, "x"]}, [[[[]]]]]
+    assert parse_json(json.dumps(value)) == value

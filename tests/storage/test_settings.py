@@ -92,3 +92,15 @@ def test_settings_come_back_from_json():
     assert from_json(Oven, {}) == Oven()
     with pytest.raises(UsageError, match=r"Oven .*\['colour', 'size'\].*heat, share"):
         from_json(Oven, {"size": 1, "colour": "red"})
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_a_number_that_no_float_holds_is_not_finite(value):
+    with pytest.raises(UsageError, match="must be a finite number"):
+        check_settings(Oven(heat=value))
+
+
+def test_a_long_value_makes_no_long_message():
+    with pytest.raises(UsageError) as caught:
+        check_settings(Oven(brand=[1] * 50_000))
+    assert len(str(caught.value)) < 200

@@ -16,8 +16,10 @@ from gpt2_from_scratch.storage.states import (
     refuse_changes,
     remove_states,
     restore_optimizers,
+    restoring,
     save_state,
 )
+from gpt2_from_scratch.storage.tensors import write_tensors
 
 
 def write(folder: Path, step: int) -> Path:
@@ -103,3 +105,24 @@ def test_optimizers_continue_as_if_they_had_never_stopped(tmp_path):
     step(other, others)
     assert torch.equal(other.weight, layer.weight) and torch.equal(other.bias, layer.bias)
     assert states.KEPT == 2
+
+
+@pytest.mark.parametrize("record", [None, "", "{", "[]", "1", '{"a": NaN}', "[" * 990 + "]" * 990])
+def test_a_state_without_a_record_is_put_aside(tmp_path, record):
+    save_state(tmp_path, 1, {"x": torch.ones(2)}, {"step": 1})
+    metadata = {"format": states.FORMAT} | ({} if record is None else {"record": record})
+    write_tensors(tmp_path / "state-00000002.safetensors", {"x": torch.ones(2)}, metadata)
+    found = newest_state(tmp_path)
+    assert found is not None and found[0] == {"step": 1}
+    assert (tmp_path / "state-00000002.safetensors.bad").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), TypeError("x"), ValueError("x"), RuntimeError("x")]
+)
+def test_what_a_state_of_another_kind_causes_is_one_error(tmp_path, error):
+    with (
+        pytest.raises(CheckpointError, match=f"{tmp_path} is not one of this run"),
+        restoring(tmp_path),
+    ):
+        raise error

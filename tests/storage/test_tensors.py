@@ -128,3 +128,17 @@ def test_a_place_that_cannot_be_written_is_reported(path):
     folder.write_text("")
     with pytest.raises(ResourceError, match="below a file"):
         write_tensors(folder / "t.safetensors", TENSORS, METADATA)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bool, torch.uint16]
+)
+def test_other_kinds_of_numbers_are_refused(path, dtype):
+    write_tensors(path, TENSORS | {"a": TENSORS["a"].to(dtype)}, METADATA)
+    assert "which is not written here" in outcome(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 990 + "]" * 990, '{"format": "ours", "note": [[1]]}', "[]"])
+def test_metadata_of_another_shape_are_refused(path, text):
+    save_file(TENSORS, path, metadata={"gpt2_from_scratch": text})
+    assert "metadata" in outcome(path)
