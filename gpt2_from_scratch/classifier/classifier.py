@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
+from gpt2_from_scratch.speed.partial_blocks import real_positions
 from gpt2_from_scratch.storage.paths import MODELS, model_folder, model_name
 from gpt2_from_scratch.storage.tensors import each_sha256
 
@@ -406,13 +408,15 @@ class Classifier:
         Texts prepared by `texts` are read from there. Of token ids, equal ones are computed once,
         and the frozen blocks compute each distinct beginning once.
 
+        The model is in evaluation mode meanwhile, and in the mode before whenever this yields.
+
         Yields, per batch: the numbers of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
-        self.model.eval()
         top = blocks_read(self.description.heads, self.model)
         refuse_other_forward(self.model)
-        plain = plain_depth(self.model)[0]
-        changed = changed_part(self.model, plain, top)
+        with in_mode(self.model, training=False):
+            plain = plain_depth(self.model)[0]
+            changed = changed_part(self.model, plain, top)
         self._log_change(changed)
         if not isinstance(texts, (Features, Embedded)):
             check_ids(texts, self.model.config.n_vocab)
@@ -425,7 +429,9 @@ class Classifier:
         if plain < texts.depth:
             raise UsageError(f"{changed}, after these texts were prepared; call texts() again")
         for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
-            yield numbers, *self.batch_outputs(texts, numbers)
+            with in_mode(self.model, training=False):
+                found = self.batch_outputs(texts, numbers)
+            yield numbers, *found
 
     def _log_change(self, changed: str) -> None:
         """Log why the model is computed without shortcuts; again only if the reason is another."""
@@ -448,7 +454,8 @@ class Classifier:
             states = trunk(packed)
             for r in packed.rectangles:
                 heads, x = self.description.heads, states[r.rows]
-                outputs = outputs_from(self.model, heads, depth, x, r.lengths)
+                with in_mode(self.model, training=False):
+                    outputs = outputs_from(self.model, heads, depth, x, r.lengths)
                 copies = [same[distinct[batch[n]]] for n in r.texts]
                 rows = [row for row, each in enumerate(copies) for _ in each]
                 numbers = [n for each in copies for n in each]
@@ -457,13 +464,15 @@ class Classifier:
     def logits(self, texts: Texts | Sequence[Sequence[int]]) -> Tensor:
         """Compute the first head's outputs for all texts, in their order, on the CPU: (N, K).
 
-        Raises UsageError if the head answers for every token.
+        Raises UsageError if the head answers for every token, CheckpointError if its outputs are
+        not finite.
         """
         head = self.description.head
         if not head.reads_one_state:
             raise UsageError(f"head {head.name!r} answers for every token; use outputs or predict")
         rows: dict[int, Tensor] = {}
-        for numbers, outputs, _ in self.outputs(texts):
+        for numbers, outputs, lengths in self.outputs(texts):
+            refuse_infinite(head, outputs[head.name], lengths)
             rows |= zip(numbers, outputs[head.name].cpu(), strict=True)
         if not rows:
             return torch.empty(0, head.n_outputs or self.model.config.n_embd)
@@ -473,6 +482,7 @@ class Classifier:
         """Answer texts of any length, the empty one included, in their order.
 
         Raises DataError if one is not a string; with `on_error="skip"` its prediction is None.
+        Raises CheckpointError if the weights are so large that an answer would not be finite.
         """
         check_on_error(on_error)
         if not isinstance(texts, (str, Sequence)):  # a generator, a pandas column
@@ -482,11 +492,12 @@ class Classifier:
             strings = [text for text in texts if isinstance(text, str)]
         encoded, cut = self.encode(strings)
         answers: list[dict[str, Any]] = [{} for _ in strings]
-        for numbers, outputs, _ in self.outputs(encoded):
+        for numbers, outputs, lengths in self.outputs(encoded):
             batch = Batch(
                 [strings[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
             )
             for head in self.description.heads:
+                refuse_infinite(head, outputs[head.name], lengths)
                 found = TASKS[head.task].answers(head, outputs[head.name], batch)
                 for n, answer in zip(numbers, found, strict=True):
                     answers[n][head.name] = answer
@@ -558,6 +569,29 @@ class Classifier:
             mask = self.description.causal_mask
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
         return self._made[1]
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode; restore each module's own mode afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+def refuse_infinite(head: HeadConfig, outputs: Tensor, lengths: Tensor) -> None:
+    """Raise CheckpointError if a head's outputs (B, K) or (B, T, K) for B texts are not finite."""
+    if not head.reads_one_state:  # values at padding have no meaning
+        outputs = outputs[real_positions(lengths, outputs.shape[1])]
+    if not (outputs.float() / head.temperature).isfinite().all():
+        raise CheckpointError(
+            f"the outputs of head {head.name!r} are NaN or infinite: its weights, the model's or its "
+            "temperature are not usable. Train it again, with a lower learning rate."
+        )
 
 
 def _windows(texts: Iterable[str], on_error: str) -> Iterator[list[str]]:

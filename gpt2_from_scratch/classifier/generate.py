@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.classifier import Classifier, in_mode, refuse_infinite
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.generate import choose_tokens
@@ -45,7 +45,8 @@ def generate_with_heads(
     """Continue a text as `generate` does, up to <|endoftext|>, with all heads' answers per token.
 
     The first head for `language` generates. Raises UsageError if there is none, if the text could
-    become longer than the classifier reads, and for the settings that `generate` refuses.
+    become longer than the classifier reads, and for the settings that `generate` refuses;
+    CheckpointError for outputs that are not finite.
     """
     heads, tokenizer = classifier.description.heads, classifier.tokenizer
     own = next((head for head in heads if TASKS[head.task].predicts_tokens), None)
@@ -60,7 +61,6 @@ def generate_with_heads(
         raise UsageError(
             f"{n_prompt} tokens and {max_new_tokens} new ones: this classifier reads {longest}"
         )
-    classifier.model.eval()
     rows: list[dict[str, Tensor]] = []  # of each token
 
     def next_logits(ids: Tensor) -> Tensor:
@@ -98,7 +98,10 @@ def _outputs_after(classifier: Classifier, ids: Tensor) -> dict[str, Tensor]:
     """Each head's outputs after the last token: ids (T,) -> {name: (K,)}, on the CPU."""
     pad_id, pad_to = classifier.tokenizer.end_of_text_id, classifier.description.pad_to
     text = Embedded(classifier.model, [ids.tolist()], pad_id, pad_to)
-    outputs, _ = classifier.batch_outputs(text, [0])
+    with in_mode(classifier.model, training=False):
+        outputs, lengths = classifier.batch_outputs(text, [0])
+    for head in classifier.description.heads:
+        refuse_infinite(head, outputs[head.name], lengths)
     return {
         head.name: outputs[head.name][0 if head.reads_one_state else (0, len(ids) - 1)].cpu()
         for head in classifier.description.heads

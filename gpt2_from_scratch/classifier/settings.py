@@ -29,6 +29,7 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
+LARGEST_VALUE = 1e250  # of center and scale, so that scale times any float32 is finite
 RESERVED_NAMES = ("number", "n_tokens", "truncated", "empty", "replaced")  # keys of a prediction
 
 
@@ -149,6 +150,10 @@ class HeadConfig:
             raise UsageError(f"head {self.name!r}: class weights must be at least 0")
         if any(scale <= 0 for scale in self.scale):
             raise UsageError(f"head {self.name!r}: scales must be above 0")
+        if any(abs(value) > LARGEST_VALUE for value in (*self.center, *self.scale)):
+            raise UsageError(
+                f"head {self.name!r}: center and scale must be below {LARGEST_VALUE:g}"
+            )
         self._check_task()
 
     @property

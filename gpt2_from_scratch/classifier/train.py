@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.freezing import (
     blocks_training,
     parameter_groups,
@@ -332,7 +332,8 @@ class TrainingRun:
         """
         while True:
             try:
-                losses = self._gradients(batch)
+                with in_mode(self.classifier.model, training=True):
+                    losses = self._gradients(batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 self._halve_micro_batch(error)
@@ -353,7 +354,6 @@ class TrainingRun:
 
     def _gradients(self, batch: list[int]) -> dict[str, float]:
         """Put the gradient of a batch's loss into the parameters; return each head's mean loss."""
-        self.classifier.model.train()
         self.optimizer.zero_grad()
         scales = self._scales(batch)
         losses, correct = dict[str, float](), dict[str, float]()

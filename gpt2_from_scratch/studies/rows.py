@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.freezing import count_trainable
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
@@ -333,8 +333,7 @@ def _probabilities(
     read = classifier.texts(encoded)
     columns = [head.labels.index(label) for label in labels]
     probabilities = np.empty((len(encoded), len(labels)))
-    classifier.model.eval()
-    with torch.no_grad():
+    with in_mode(classifier.model, training=False), torch.no_grad():
         for batch in by_length(encoded, 32):
             outputs, lengths = classifier.batch_outputs(read, batch)
             last = outputs[head.name][torch.arange(len(batch)), lengths - 1]  # (B, K)

@@ -18,8 +18,10 @@ from three_blocks import (
     LABEL,
     LANGUAGE,
     N_LAYER,
+    STARS,
     STATE,
     TAGS,
+    TOPICS,
     assert_answers_of_the_loop,
     classifier_with,
 )
@@ -31,10 +33,12 @@ from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
 from gpt2_from_scratch.classifier.freezing import plain_depth
 from gpt2_from_scratch.classifier.settings import RESERVED_NAMES, HeadConfig
 from gpt2_from_scratch.classifier.tasks.classification import Choice
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.gpt2.lora import lora_names
 from gpt2_from_scratch.speed.feature_cache import Features
 from gpt2_from_scratch.speed.partial_blocks import is_plain
+from gpt2_from_scratch.storage.files import no_number
 
 TEXTS = ["the cat is in the house", "win", "", "you and the other one " * 20, "héllo 🎉 at ten"]
 
@@ -360,3 +364,52 @@ def test_what_is_no_string_is_passed_over(kinds: Classifier, asked: Asked) -> No
     assert asked[0] == ["the", "you"]
     with pytest.raises(UsageError, match="on_error"):
         list(kinds.predict_stream([], on_error="perhaps"))
+
+
+# --- weights of any size ---
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "value"),
+    [
+        (LABEL, "head.weight", 3e38),
+        (LABEL, "head.bias", float("inf")),
+        (LABEL, "ln_f.weight", float("nan")),
+        (LABEL, "blocks.2.mlp.c_proj.weight", 3e38),
+        (TOPICS, "head.weight", 3e38),
+        (STARS, "head.weight", -3e38),
+        (TAGS, "head.weight", 3e38),
+        (ANSWER, "head.weight", 3e38),
+        (LANGUAGE, "wte.weight", 3e38),
+        (STATE, "blocks.0.mlp.c_proj.weight", 3e38),
+        (replace(LABEL, temperature=1e-44), "head.bias", 1.0),
+        (replace(STARS, scale=(1e250, 1.0)), "head.bias", 3e38),
+    ],
+)
+def test_answers_are_finite_or_refused(base: Path, head: HeadConfig, name: str, value) -> None:
+    classifier = classifier_with(base, head)
+    classifier.model.get_parameter(name).data.fill_(value)
+    try:
+        (prediction,) = classifier.predict(["the cat is in the house"])
+    except CheckpointError as error:
+        assert head.name in str(error)
+    else:
+        json.loads(prediction.as_json(1), parse_constant=no_number)
+
+
+def test_adapters_too_large_are_refused(base: Path) -> None:
+    classifier = classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
+    for name in lora_names(classifier.model):
+        classifier.model.get_parameter(name).data.fill_(3e38)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="not usable"):
+            classifier.predict(["the cat"])
+        with pytest.raises(CheckpointError, match="not usable"):
+            classifier.logits([[1, 2]])
+        classifier.merge()
+
+
+def test_large_but_finite_outputs_are_answered(base: Path) -> None:
+    classifier = classifier_with(base, LABEL)
+    classifier.model.head.bias.data.copy_(torch.tensor([3e38, -3e38, 0]))
+    assert classifier.predict(["the cat"])[0].probabilities == {"ham": 1, "other": 0, "spam": 0}
