@@ -32,6 +32,7 @@ from gpt2_from_scratch.classifier.heads import (
     layers_by_name,
     outputs_from,
     put_heads,
+    relabelled,
 )
 from gpt2_from_scratch.classifier.saving import (
     Description,
@@ -245,7 +246,29 @@ class Classifier:
         self.model.to(device)
         return self
 
-    # --- heads trained elsewhere, LoRA, saving ---
+    # --- other labels, heads trained elsewhere, LoRA, saving ---
+
+    def relabel(self, labels: Sequence[str], *, head: str = "", seed: int = 123) -> None:
+        """Give a head (by default the first one) other labels: more, fewer, renamed, reordered.
+
+        Labels that it has already keep their outputs. As many labels that are all new are new names
+        for the outputs. Other outputs are random, drawn with `seed`: train them. After `replace_head`
+        this describes the new head. Raises UsageError for a head without classes or with adapters.
+        """
+        layers = layers_by_name(self.model, self.description.heads)
+        old = next((h for h in self.description.heads if h.name == (head or h.name)), None)
+        if old is None:
+            raise UsageError(f"no head is named {head!r}; there are {', '.join(layers)}")
+        before = layers[old.name]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            new, made = relabelled(old, before, labels, self.model)
+        if made is not before:
+            made.train(before.training).to(next(before.parameters()).dtype)
+            made.requires_grad_(any(p.requires_grad for p in before.parameters()))
+        heads = tuple(new if each is old else each for each in self.description.heads)
+        self.description = replace(self.description, heads=heads)
+        put_heads(self.model, layers | {old.name: made})
 
     def attach(self, path: str | Path) -> None:
         """Add heads that were trained elsewhere on the same, unchanged base.
@@ -325,7 +348,7 @@ class Classifier:
         if differences := misfit(parameters, expected, expected.keys()):
             raise UsageError(
                 f"{path} could not be loaded, because the model is not what its description says: "
-                f"{differences}. Use relabel() for other labels, on_base(lora=...) for adapters"
+                f"{differences}. Use relabel() for other labels, on_base() for other heads or adapters"
             )
         saved = self._changed_names() | added_names(parameters, config)
         saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}

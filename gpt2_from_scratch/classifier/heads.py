@@ -7,14 +7,23 @@ B texts, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from gpt2_from_scratch.classifier.settings import OF_PADS, POOLINGS, READ_ALL, HeadConfig, Pooling
+from gpt2_from_scratch.classifier.settings import (
+    CLASS_TASKS,
+    OF_PADS,
+    POOLINGS,
+    READ_ALL,
+    HeadConfig,
+    Pooling,
+)
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import alteration
+from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.speed.partial_blocks import (
     block_at,
@@ -87,10 +96,80 @@ def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
 
 
 def layers_by_name(model: GPT2, heads: Sequence[HeadConfig]) -> dict[str, nn.Module]:
-    """Return the layers of each head of a model, by the heads' names."""
-    if len(heads) == 1:
-        return {heads[0].name: model.head}
-    return dict(model.head.items())  # type: ignore[operator]
+    """Return the layers of each head of a model, by the heads' names.
+
+    Raises UsageError if the model has other heads.
+    """
+    several = isinstance(model.head, nn.ModuleDict)
+    found = dict(model.head.items()) if several else {heads[0].name: model.head}  # type: ignore[operator]
+    if found.keys() != {head.name for head in heads}:
+        raise UsageError(
+            f"the model has {len(found)} heads, {', '.join(found)}; described are "
+            f"{', '.join(head.name for head in heads)}"
+        )
+    return found
+
+
+def relabelled(
+    head: HeadConfig, layers: nn.Module, labels: Sequence[str], model: GPT2
+) -> tuple[HeadConfig, nn.Module]:
+    """Make a head with other labels from a head and its layers.
+
+    A label that the head has already keeps its output. If there are as many labels and none of them
+    is known, they are new names for the outputs, in their order. The outputs of other labels are
+    drawn from torch's random numbers, and so is the single output for two classes. Layers that were
+    replaced by ones that fit the new labels are kept.
+
+    Raises UsageError for a head without classes, with adapters, or with layers of another kind.
+    """
+    if isinstance(labels, str) or head.task not in CLASS_TASKS:
+        raise UsageError(f"give a list of labels, for a head of {', '.join(CLASS_TASKS)}")
+    if any(isinstance(part, LoRALinear) for part in layers.modules()):
+        raise UsageError(f"head {head.name!r} has LoRA adapters: its labels cannot be changed")
+    known = [head.labels.index(label) if label in head.labels else None for label in labels]
+    if len(labels) == len(head.labels) and known == [None] * len(known):
+        known = [*range(len(known))]
+    numbers = [n for n in known if n is not None]
+    kept = len(numbers) == len(known)  # no label is new
+    new = replace(
+        head,
+        labels=tuple(labels),
+        one_output=head.one_output and len(labels) == 2,
+        class_weights=tuple(head.class_weights[n] for n in numbers)
+        if kept and head.class_weights
+        else (),
+        temperature=head.temperature if kept else 1.0,
+    )
+    drawn, described = head_layers(new, model), head_layers(head, model)
+    if _shapes(layers) == _shapes(described):
+        if new.one_output and kept:  # one number for both labels, of the other sign for their order
+            _copy_known(layers, drawn, [0], sign=1 if numbers == [0, 1] else -1)
+        else:
+            _copy_known(layers, drawn, [] if head.one_output else known)
+    elif _shapes(layers) == _shapes(drawn):
+        drawn = layers
+    else:
+        raise UsageError(
+            f"the layers of head {head.name!r} fit neither its labels nor the new ones"
+        )
+    return new, drawn
+
+
+def _shapes(layers: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in layers.named_parameters()}
+
+
+@torch.no_grad()
+def _copy_known(old: nn.Module, new: nn.Module, known: Sequence[int | None], sign: int = 1) -> None:
+    """Copy hidden layers, and of the last layer the outputs with these numbers, in their order."""
+    values = dict(old.named_parameters())
+    for name, parameter in new.named_parameters():
+        if name.rpartition(".")[0] not in ("", "out"):
+            parameter.copy_(values[name])
+            continue
+        for number, old_number in enumerate(known):
+            if old_number is not None:
+                parameter[number] = sign * values[name][old_number]
 
 
 # --- one forward pass for all heads ---
@@ -148,7 +227,8 @@ def outputs_from(
     skip_padding = not (real.all() or any(h.pooling in OF_PADS for h in heads))
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
-            outputs[head.name] = layers[head.name](_states_read(model, head, x, lengths))
+            states = _states_read(model, head, x, lengths)
+            outputs[head.name] = _checked_outputs(head, layers[head.name], states, model)
         if n == top - 1 and one_position and serves_parts(blocks[n]):
             positions = read_positions(lengths, x.shape[1], reading[0].pooling)
             x = block_at(blocks[n], x, positions)  # (B, C)
@@ -157,6 +237,20 @@ def outputs_from(
         elif n < top:
             x = blocks[n](x)
     return {head.name: outputs[head.name] for head in heads}
+
+
+def _checked_outputs(head: HeadConfig, layers: nn.Module, states: Tensor, model: GPT2) -> Tensor:
+    """Run a head's layers: (..., C) -> (..., K). Raises UsageError if they are not the head's."""
+    width = model.config.n_vocab if TASKS[head.task].predicts_tokens else head.n_outputs
+    fits = not isinstance(layers, nn.Linear) or layers.in_features == states.shape[-1]
+    outputs = layers(states) if fits else states
+    expected = (*states.shape[:-1], width)
+    if not fits or (width and tuple(getattr(outputs, "shape", ())) != expected):
+        raise UsageError(
+            f"head {head.name!r} must have {width} outputs, but the model's head is {layers!r:.80}. "
+            "Use Classifier.relabel for other labels"
+        )
+    return outputs
 
 
 def reads_positions_alone(norm: nn.Module) -> bool:
