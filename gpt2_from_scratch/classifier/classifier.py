@@ -76,7 +76,7 @@ from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
 from gpt2_from_scratch.speed.partial_blocks import real_positions
-from gpt2_from_scratch.storage.paths import MODELS, model_folder, model_name
+from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
 from gpt2_from_scratch.storage.tensors import each_sha256
 
 log = logging.getLogger(__name__)
@@ -338,7 +338,7 @@ class Classifier:
         LoRA is merged, if the model has other parameters than its description says, or is on
         another base; CheckpointError for NaN and infinite numbers.
         """
-        path, description = Path(path), self.description
+        path, description = expanded(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
         if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`

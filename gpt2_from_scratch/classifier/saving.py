@@ -24,7 +24,7 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import NoInit, meta_gpt2, names_on_disk
 from gpt2_from_scratch.storage.files import check_listed, parse_json
-from gpt2_from_scratch.storage.paths import is_model, is_run
+from gpt2_from_scratch.storage.paths import expanded, is_model, is_run
 from gpt2_from_scratch.storage.settings import from_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
@@ -87,19 +87,23 @@ class Description:
 # --- the file ---
 
 
-def write_classifier(path: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
+def write_classifier(
+    path: str | Path, description: Description, tensors: Mapping[str, Tensor]
+) -> None:
     """Write tensors, by their names in the model, and the description, atomically.
 
     Raises CheckpointError for NaN and infinite numbers: a file with them could not be loaded.
     """
+    path = expanded(path)
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{path}: {name} contains NaN or infinite values; not saved")
     write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
 
 
-def read_classifier(path: Path) -> tuple[Description, dict[str, Tensor]]:
+def read_classifier(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
+    path = expanded(path)
     metadata, tensors = read_tensors(path, FORMAT)
     try:
         values: dict[str, Any] = parse_json(metadata["description"])
@@ -118,7 +122,7 @@ def saved_file(path: str | Path) -> Path:
     Raises CheckpointError for a GPT-2, for a folder without that file, and if the run's manifest has
     another checksum for it.
     """
-    path = Path(path)
+    path = expanded(path)
     if is_model(path):
         raise CheckpointError(
             f"{path} is a GPT-2, not a classifier. Train one on it: "

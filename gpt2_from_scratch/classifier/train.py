@@ -46,6 +46,7 @@ from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.storage.files import write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
+from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.states import (
     newest_state,
     optimizer_tensors,
@@ -194,7 +195,7 @@ def finetune(
     classifier: Classifier,
     split: Split,
     config: TrainConfig,
-    run: Path,
+    run: str | Path,
     *,
     resume: bool = False,
 ) -> list[Epoch]:
@@ -215,6 +216,7 @@ def finetune(
         UsageError: if nothing is trainable, and if resumed with other settings.
         ResourceError: if there is not enough memory for even one message at a time.
     """
+    run = expanded(run)
     classifier.unmerge()
     freeze(classifier, config)
     train, val = to_labelled(classifier, split.train), to_labelled(classifier, split.val)
@@ -297,8 +299,9 @@ class TrainingRun:
         split: Split,
         train: Labelled,
         config: TrainConfig,
-        folder: Path,
+        folder: str | Path,
     ):
+        folder = expanded(folder)
         self.classifier, self.train, self.config = classifier, train, config
         self.folder = folder
         self.at = Progress(config.micro_batch or config.batch_size)

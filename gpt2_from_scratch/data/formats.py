@@ -47,6 +47,7 @@ from gpt2_from_scratch.data.tables import NUMBER, Fault, Row, is_table, read_lin
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.storage.files import and_is, each_once, no_number, read_bounded, write_text
+from gpt2_from_scratch.storage.paths import expanded
 
 Task = Literal[
     "classification",  # one of K classes per text
@@ -142,12 +143,13 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
     return BETWEEN
 
 
-def write_examples(path: Path, examples: Sequence[Message]) -> None:
+def write_examples(path: str | Path, examples: Sequence[Message]) -> None:
     """Write a .jsonl file that `load_examples` reads back, completely or not at all.
 
     Raises UsageError for another suffix, DataError for what JSON cannot hold: half of a character,
     NaN, the labels of several heads.
     """
+    path = expanded(path)
     if path.suffix.lower() != ".jsonl":
         raise UsageError(f"{path}: examples are written as .jsonl; change the name")
     lines = []

@@ -182,7 +182,7 @@ def load_messages(data: str | Path | DataConfig = "demo") -> list[Message]:
     return messages
 
 
-def load_sms_spam(path: Path | None = None) -> list[Message]:
+def load_sms_spam(path: str | Path | None = None) -> list[Message]:
     """Read the UCI SMS Spam Collection: 5,574 messages, 4,827 ham and 747 spam.
 
     Quotes are ordinary characters in this file. Reading them as csv quotes, as pandas does by
@@ -190,7 +190,7 @@ def load_sms_spam(path: Path | None = None) -> list[Message]:
     then it is another file. Source: Almeida & Gomez Hidalgo,
     https://archive.ics.uci.edu/dataset/228.
     """
-    path = path or source_path("sms")
+    path = source_path("sms") if path is None else expanded(path)
     found = labelled(_collection_rows(path), _class_of, keep_empty=False)
     messages = [message for _, message in without_faults(found, str(path), "stop")]
     counts = count_labels(messages)
@@ -324,7 +324,7 @@ def _class_of(row: Row, first: Row) -> str | Fault:
 
 
 def read_texts(
-    path: Path,
+    path: str | Path,
     text_column: str = TEXT,
     encoding: str = "utf-8",
     on_error: str = "stop",
@@ -338,6 +338,7 @@ def read_texts(
     DataError at once for a missing file and for .json and .conll, UsageError for an unknown
     encoding.
     """
+    path = expanded(path)
     encoding = checked_encoding(encoding)
     if path.suffix.lower() in (".json", ".conll"):  # its lines would be taken for texts
         raise DataError(
@@ -431,8 +432,9 @@ def _listed(faults: list[Fault], total: int) -> str:
 # --- Writing and counting ---
 
 
-def write_messages(path: Path, messages: Sequence[Message]) -> None:
+def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
     """Write a .csv file that `load_messages` reads back, completely or not at all."""
+    path = expanded(path)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["label", "text"])

@@ -26,6 +26,7 @@ from typing import Any
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.storage.files import HEAD, LFS, and_is, each_once, no_number
+from gpt2_from_scratch.storage.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +144,9 @@ def lines_in(stream: Any, name: str, encoding: str = "utf-8") -> Iterator[Row | 
         yield _wrong_byte(line, number, encoding) or Row(number, (text,))
 
 
-def tab_separated(path: Path, encoding: str = "utf-8") -> Generator[Row | Fault]:
+def tab_separated(path: str | Path, encoding: str = "utf-8") -> Generator[Row | Fault]:
     """Read all fields of each line; quotes are ordinary characters."""
+    path = expanded(path)
     for row in read_lines(path, encoding):
         yield row if isinstance(row, Fault) else Row(row.line, tuple(row.values[0].split("\t")))
 

@@ -14,6 +14,7 @@ import numpy as np
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.storage.files import write_text
+from gpt2_from_scratch.storage.paths import expanded
 
 MOST_CLASSES = 20  # of a table and of a matrix; of more, the weakest are shown
 MOST_CONFUSED = 10  # pairs of classes that are listed
@@ -81,8 +82,9 @@ class LabelledPredictions:
         )
 
 
-def write_predictions(path: Path, predictions: LabelledPredictions) -> None:
+def write_predictions(path: str | Path, predictions: LabelledPredictions) -> None:
     """Write one line of JSON per text, atomically."""
+    path = expanded(path)
     lines = []
     for n, text in enumerate(predictions.texts):
         row = predictions.probabilities[n].tolist()
@@ -98,11 +100,12 @@ def write_predictions(path: Path, predictions: LabelledPredictions) -> None:
     write_text(path, "".join(lines))
 
 
-def read_predictions(path: Path) -> LabelledPredictions:
+def read_predictions(path: str | Path) -> LabelledPredictions:
     """Read what `write_predictions` wrote; earlier versions called near_duplicate near_twin.
 
     Raises DataError for other files and for a file without texts.
     """
+    path = expanded(path)
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
         labels = tuple(lines[0]["probabilities"])

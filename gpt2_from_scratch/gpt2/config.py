@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.storage.files import read_json, write_json
+from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.settings import check_settings, setting
 
 # fixed in GPT-2, but variable in Hugging Face's config.json
@@ -153,11 +154,12 @@ class LoRAConfig:
             )
 
 
-def read_config(folder: Path) -> GPT2Config:
+def read_config(folder: str | Path) -> GPT2Config:
     """Read a model's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
 
     Raises CheckpointError if a value is missing, unknown or impossible, or for another architecture.
     """
+    folder = expanded(folder)
     path = folder / "hparams.json"
     if path.exists() or not (folder / "config.json").exists():
         sizes = read_json(path)
@@ -173,8 +175,9 @@ def read_config(folder: Path) -> GPT2Config:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def write_hparams(path: Path, config: GPT2Config) -> None:
+def write_hparams(path: str | Path, config: GPT2Config) -> None:
     """Write `hparams.json` in OpenAI's format."""
+    path = expanded(path)
     write_json(path, asdict(config))
 
 

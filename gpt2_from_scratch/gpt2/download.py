@@ -40,7 +40,7 @@ from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, locked, read_json
-from gpt2_from_scratch.storage.paths import home, sms_collection
+from gpt2_from_scratch.storage.paths import expanded, home, sms_collection
 
 log = logging.getLogger(__name__)
 
@@ -132,15 +132,15 @@ def model_files(name: str) -> list[PinnedFile]:
 Check = Callable[[Path], object]
 
 
-def download_model(name: str, folder: Path | None = None) -> Path:
+def download_model(name: str, folder: str | Path | None = None) -> Path:
     """Download "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
 
     Files that exist are checked, not downloaded again. Raises DownloadError, whose message says how
     to get a file by other means, and ResourceError if a file cannot be written.
     """
+    folder = home() / "weights" / name if folder is None else expanded(folder)
     if name not in SIZES:
         raise UsageError(f"unknown model {name!r}; choose from: {', '.join(SIZES)}")
-    folder = folder or home() / "weights" / name
     checks: dict[str, Check] = {
         "hparams.json": partial(_check_hparams, SIZES[name]),
         INDEX: partial(_check_index, WEIGHTS[name][DATA][0]),
@@ -172,13 +172,13 @@ def _check_data(folder: Path, path: Path) -> None:
         )
 
 
-def download_sms_spam(folder: Path | None = None) -> Path:
+def download_sms_spam(folder: str | Path | None = None) -> Path:
     """Download the SMS Spam Collection to `folder`, by default `data/sms_spam` at home.
 
     Returns the path of the file; its zip stays next to it. Raises DownloadError that says how to get
     it by other means, and ResourceError if it cannot be written.
     """
-    target = (folder or sms_collection().parent) / SMS.name
+    target = (sms_collection().parent if folder is None else expanded(folder)) / SMS.name
     if not _fault(SMS, target):
         return target
     try:

@@ -32,6 +32,7 @@ import numpy as np
 
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.storage.files import HEAD, and_is, open_regular
+from gpt2_from_scratch.storage.paths import expanded
 
 # --- The tensor bundle: an index of tensors, and their numbers. ---
 
@@ -115,6 +116,7 @@ def open_arrays(folder: Path | str) -> Arrays:
     the size of the data file are checked; `check_tensors` checks the data themselves. Raises
     CheckpointError. The files must not become shorter while the arrays are in use.
     """
+    folder = expanded(folder)
     index, data = _files(folder)
     return _open(read_index(index), data)
 

@@ -17,7 +17,7 @@ import tiktoken
 
 from gpt2_from_scratch.errors import CheckpointError, DataError
 from gpt2_from_scratch.storage.files import and_is, read_bounded, read_json, write_text
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.storage.paths import expanded, model_folder
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
@@ -172,8 +172,9 @@ def _read_merges(path: Path) -> list[str]:
     return tokens
 
 
-def write_bpe(folder: Path, merges: Sequence[tuple[str, str]]) -> None:
+def write_bpe(folder: str | Path, merges: Sequence[tuple[str, str]]) -> None:
     """Write `vocab.bpe` and `encoder.json` for these merges, in OpenAI's format."""
+    folder = expanded(folder)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     tokens = [*bytes_to_characters().values(), *("".join(pair) for pair in merges), END_OF_TEXT]
     write_text(folder / "vocab.bpe", "\n".join(lines) + "\n")

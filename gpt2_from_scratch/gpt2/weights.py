@@ -30,7 +30,7 @@ from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
-from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.storage.paths import expanded, model_folder
 from gpt2_from_scratch.storage.tensors import (
     each_sha256,
     joined_sha256,
@@ -248,7 +248,8 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float3
     Raises UsageError if the head was replaced or adapters were added: the file has no place for
     them. Use `Classifier.save`.
     """
-    folder, state = Path(folder), parameters_by_name(model)
+    folder = expanded(folder)
+    state = parameters_by_name(model)
     if getattr(model.head, "weight", None) is not model.wte.weight:
         raise UsageError("this model's head was replaced; save it as a classifier instead")
     if others := sorted(state.keys() ^ names_on_disk(model.config).keys()):
@@ -296,8 +297,9 @@ def parameters_sha256(model: GPT2) -> dict[str, str]:
 TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 
 
-def random_twin(model: str | Path, folder: Path, seed: int) -> Path:
+def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
     """Write a model of the same sizes and tokenizer to `folder`, with weights drawn from `seed`."""
+    folder = expanded(folder)
     source = model_folder(model)
     twin = GPT2(read_config(source))
     init_weights(twin, torch.Generator().manual_seed(seed))

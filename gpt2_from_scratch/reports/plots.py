@@ -30,6 +30,7 @@ from gpt2_from_scratch.evaluation.calibration import (
 )
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES, Evaluation, wilson_interval
 from gpt2_from_scratch.storage.files import atomic_path
+from gpt2_from_scratch.storage.paths import expanded
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -426,8 +427,9 @@ def _amount(total: float, largest: float, unit: str) -> str:
 # --- what pictures share ---
 
 
-def save_picture(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: str | Path) -> None:
     """Write a picture as .png with 120 dots per inch, atomically; raises ResourceError."""
+    path = expanded(path)
     with atomic_path(path) as temporary:
         # by default matplotlib writes its version into the file
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

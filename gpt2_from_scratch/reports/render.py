@@ -38,6 +38,7 @@ from gpt2_from_scratch.reports.plots import (
 )
 from gpt2_from_scratch.reports.study_findings import MOST_MISTAKES, StudyFacts, study_findings
 from gpt2_from_scratch.storage.files import write_text
+from gpt2_from_scratch.storage.paths import expanded
 
 DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
 SHARPNESS = 2  # pixels of a picture per pixel of the page, for sharp screens
@@ -48,11 +49,12 @@ MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last 
 BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
 
 
-def write_run_report(facts: RunFacts, folder: Path, curves: Figure | None = None) -> None:
+def write_run_report(facts: RunFacts, folder: str | Path, curves: Figure | None = None) -> None:
     """Write report.html, model_card.md and curves.png into a run's folder.
 
     `curves` are drawn from the history if they are not given. Equal facts give equal bytes.
     """
+    folder = expanded(folder)
     curves = curves or plot_epochs(facts.history, facts.scores.measure)
     save_picture(curves, folder / "curves.png")
     found = run_findings(facts)
@@ -61,8 +63,9 @@ def write_run_report(facts: RunFacts, folder: Path, curves: Figure | None = None
     write_text(folder / "model_card.md", render("model_card.md", **found))
 
 
-def write_study_report(facts: StudyFacts, folder: Path, name: str = "scoreboard") -> None:
+def write_study_report(facts: StudyFacts, folder: str | Path, name: str = "scoreboard") -> None:
     """Write the page NAME.html and its picture of all scores, NAME.png, into a folder."""
+    folder = expanded(folder)
     rows = facts.rows
     picture = plot_scores(
         [row.name for row in rows],

@@ -42,7 +42,7 @@ from gpt2_from_scratch.storage.files import (
     write_json,
     write_text,
 )
-from gpt2_from_scratch.storage.paths import DATA_SETS, is_model, known_name
+from gpt2_from_scratch.storage.paths import DATA_SETS, expanded, is_model, known_name
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -97,18 +97,20 @@ class RunConfig:
         parts = [flat.pop(name) for name in ("data", "training", "head")]
         return flat | {name: value for part in parts for name, value in part.items()}
 
-    def write(self, run: Path) -> None:
+    def write(self, run: str | Path) -> None:
         """Write `config.json`."""
+        run = expanded(run)
         write_json(run / CONFIG, asdict(self))
 
     @classmethod
-    def read(cls, run: Path) -> "RunConfig":
+    def read(cls, run: str | Path) -> "RunConfig":
         """Read `config.json`.
 
         Settings that this format got later may be missing: they had their defaults. Raises
         CheckpointError unless all others are there and valid, UsageError for a run of another
         version of this format.
         """
+        run = expanded(run)
         path = run / CONFIG
         if is_model(run):
             raise UsageError(f"{run} is a GPT-2, not a run. Train a classifier on it with --model.")
@@ -311,11 +313,12 @@ def _text_hash(text: str) -> str:
 # --- its checks ---
 
 
-def verify_run(folder: Path) -> Iterator[Check]:
+def verify_run(folder: str | Path) -> Iterator[Check]:
     """Check each file of a finished run against its manifest, and the classifiers themselves.
 
     Other files there are the user's; they are named and not checked.
     """
+    folder = expanded(folder)
     check, listed = attempt(
         MANIFEST, lambda: read_manifest(folder), lambda files: f"{len(files)} files"
     )

@@ -30,7 +30,7 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import base_sha256
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.storage.paths import sms_collection
+from gpt2_from_scratch.storage.paths import expanded, sms_collection
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
     return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
 
 
-def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
+def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Split:
     """The lecture's 1045 / 149 / 300 messages, in its order.
 
     A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting:
@@ -92,8 +92,8 @@ def lecture_split(messages: list[Message] | Path, seed: int = 123) -> Split:
     """
     import pandas
 
-    if isinstance(messages, Path):
-        table = pandas.read_csv(messages, sep="\t", header=None, names=["label", "text"])
+    if isinstance(messages, str | Path):
+        table = pandas.read_csv(expanded(messages), sep="\t", header=None, names=["label", "text"])
     else:
         table = pandas.DataFrame(
             {"label": [m.label for m in messages], "text": [m.text for m in messages]}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
 from gpt2_from_scratch.storage.files import STALE, sweep
-from gpt2_from_scratch.storage.paths import features_folder
+from gpt2_from_scratch.storage.paths import expanded, features_folder
 from gpt2_from_scratch.storage.tensors import check_header, write_tensors
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ class FeatureStore:
     $GPT2_FROM_SCRATCH_CACHE_GB.
     """
 
-    def __init__(self, folder: Path | None = None, limit: float | None = None):
-        self.folder = folder or features_folder()
+    def __init__(self, folder: str | Path | None = None, limit: float | None = None):
+        self.folder = features_folder() if folder is None else expanded(folder)
         self.limit = _limit_from_environment() if limit is None else limit
         self._used: set[Path] = set()  # shards that this process uses, and so does not remove
         self._full = False

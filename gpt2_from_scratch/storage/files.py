@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
+from gpt2_from_scratch.storage.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,14 @@ def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> Non
                 shutil.rmtree(left)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
+    path = expanded(path)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; refuses NaN and infinities."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -154,11 +156,12 @@ def read_bounded(path: Path, most: int) -> bytes:
     return raw
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object of a model's or a run's folder; refuses repeated keys and NaN.
 
     Raises CheckpointError that names what the file is instead.
     """
+    path = expanded(path)
     raw = read_bounded(path, LARGEST_JSON)
     try:
         value = parse_json(raw.decode("utf-8"))
@@ -207,8 +210,9 @@ def no_number(name: str) -> float:
     raise ValueError(f"{name} is not a value in JSON")
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    path = expanded(path)
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -219,8 +223,9 @@ SUMS = "SHA256SUMS"
 LARGEST_SUMS = 1 << 20  # bytes
 
 
-def check_sums(folder: Path, names: Sequence[str]) -> None:
+def check_sums(folder: str | Path, names: Sequence[str]) -> None:
     """Raise CheckpointError if one of these files is listed with another SHA-256 than it has."""
+    folder = expanded(folder)
     listed = read_sums(folder)
     for name in names:
         if name in listed and (folder / name).is_file():
@@ -256,8 +261,9 @@ def read_sums(folder: Path) -> dict[str, str]:
 MANIFEST = "MANIFEST.json"
 
 
-def write_manifest(folder: Path, names: Sequence[str]) -> None:
+def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
     """List those of these files that a folder has; other files there are the user's."""
+    folder = expanded(folder)
     listed = {name: sha256_of(folder / name) for name in sorted(names) if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"sha256": listed})
 
@@ -268,8 +274,9 @@ def add_to_manifest(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / MANIFEST, {"sha256": dict(sorted(listed.items()))})
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(folder: str | Path) -> bool:
     """Whether the run in this folder has finished."""
+    folder = expanded(folder)
     return (folder / MANIFEST).exists()
 
 
@@ -304,7 +311,7 @@ def check_listed(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock file `path` during the block; no other process or thread holds it meanwhile.
 
     If another one holds it, waits for it and logs that, or raises UsageError if `wait` is false. The
@@ -312,6 +319,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # here, because it takes a twentieth of a second
 
+    path = expanded(path)
     lock, busy = FileLock(path), f"another process is at work in {path.parent}"
     try:
         lock.acquire(blocking=False)

@@ -114,7 +114,11 @@ def is_model(path: Path) -> bool:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` expanded. Raises UsageError for an unknown user."""
+    """The path with `~` expanded. Raises UsageError for an unknown user, and for what is no path."""
+    if not isinstance(path, str | Path):
+        raise UsageError(
+            f"a path must be a string or a Path, not {type(path).__name__}: {path!r:.80}"
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.storage.files import parse_json
+from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ KEPT = 2
 
 
 def save_state(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+    folder: str | Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
     """Write the state after `step` steps, and remove all older ones but one.
 
     `record` is stored as JSON. Raises CheckpointError if a tensor holds NaN or infinity; the state
     before is then the last good one.
     """
+    folder = expanded(folder)
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{len(broken)} tensors hold NaN or infinity, the first {broken[0]}")
@@ -44,11 +46,12 @@ def save_state(
     return path
 
 
-def newest_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def newest_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Read the newest state that is whole: its record and tensors; None if there is none.
 
     A damaged state is reported and renamed to `.bad`.
     """
+    folder = expanded(folder)
     for path in reversed(_states(folder)):
         try:
             metadata, tensors = read_tensors(path, FORMAT)

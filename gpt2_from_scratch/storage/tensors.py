@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
 from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, open_regular, parse_json
+from gpt2_from_scratch.storage.paths import expanded
 
 LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,000
 OURS = "gpt2_from_scratch"  # the entry of the metadata that holds this package's own, as JSON
@@ -31,12 +32,17 @@ CHECKSUM = "sha256"  # the checksum's name in that entry
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, checksum: bool = True
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    checksum: bool = True,
 ) -> None:
     """Write tensors and metadata atomically, with a checksum of both for `read_tensors`.
 
     Raises ResourceError if there is no space or no permission.
     """
+    path = expanded(path)
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     if checksum:  # as one entry, because the library writes several in random order
         metadata = {OURS: json.dumps({**metadata, CHECKSUM: _checksum(whole, metadata)})}
@@ -49,12 +55,13 @@ def write_tensors(
             ) from error
 
 
-def read_tensors(path: Path, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: str | Path, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read the metadata and the tensors of a file that `write_tensors` wrote.
 
     Raises CheckpointError if the metadata's `format` is another one, and for any change since the
     file was written.
     """
+    path = expanded(path)
     with open_tensors(path) as file:
         ours = (file.metadata() or {}).get(OURS, "{}")
         try:
