@@ -70,6 +70,7 @@ from gpt2_from_scratch.speed.batching import (
     encode_texts,
     no_string,
     pad_batch,
+    refuse_no_list,
 )
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
@@ -380,7 +381,7 @@ class Classifier:
 
     # --- from texts to outputs: training ---
 
-    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    def encode(self, texts: Iterable[str]) -> tuple[list[list[int]], list[bool]]:
         """Return each text's token ids as this classifier reads it, and whether it was cut."""
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
@@ -501,17 +502,17 @@ class Classifier:
             return torch.empty(0, head.n_outputs or self.model.config.n_embd)
         return torch.stack([rows[n] for n in range(len(rows))])
 
-    def predict(self, texts: Sequence[str], *, on_error: str = "stop") -> list[Prediction | None]:
+    def predict(self, texts: Iterable[str], *, on_error: str = "stop") -> list[Prediction | None]:
         """Answer texts of any length, the empty one included, in their order.
 
-        Raises DataError if one is not a string; with `on_error="skip"` its prediction is None.
+        They may be a list, a tuple, an array, a column of a table, or a stream. Raises DataError if
+        one is not a string; with `on_error="skip"` its prediction is None.
         Raises CheckpointError if the weights are so large that an answer would not be finite.
         """
         check_on_error(on_error)
-        if not isinstance(texts, (str, Sequence)):  # a generator, a pandas column
-            texts = list(texts)
-        strings = texts
-        if on_error == "skip" and not isinstance(texts, str):
+        refuse_no_list(texts)
+        strings = texts = list(texts)
+        if on_error == "skip":
             strings = [text for text in texts if isinstance(text, str)]
         encoded, cut = self.encode(strings)
         answers: list[dict[str, Any]] = [{} for _ in strings]
@@ -540,8 +541,7 @@ class Classifier:
         with `on_error="skip"` its prediction is None.
         """
         check_on_error(on_error)
-        if isinstance(texts, str):  # it would be taken for a list of letters
-            raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
+        refuse_no_list(texts)
         known: dict[bytes, Prediction | None] = {}  # those seen last are at its end
         for window in _windows(texts, on_error):
             keys = [_key(text) for text in window]

@@ -42,6 +42,7 @@ from gpt2_from_scratch.errors import (
 )
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
+from gpt2_from_scratch.speed.batching import refuse_no_list
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.storage.files import write_json, write_text
@@ -140,8 +141,14 @@ class Labelled:
 def to_labelled(classifier: Classifier, messages: Sequence[Message]) -> Labelled:
     """Encode messages, run the frozen blocks on them, and make the targets of each head.
 
-    Raises DataError for a label that the classifier does not know.
+    Raises DataError for a label that the classifier does not know, and for what is no Message.
     """
+    refuse_no_list(messages)
+    for number, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise DataError(
+                f"message {number}, counted from 0, must be a Message, not {type(message).__name__}"
+            )
     encoded, cut = classifier.encode([message.text for message in messages])
     targets = {
         head.name: TASKS[head.task].targets(head, messages, encoded, classifier.tokenizer)

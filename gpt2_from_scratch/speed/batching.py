@@ -3,7 +3,7 @@
 B texts per batch, T tokens in the longest of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -16,15 +16,15 @@ MARGIN = 256  # characters that are encoded after the last one that can be read
 
 
 def encode_texts(
-    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+    texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
     """Encode texts, keep the first `max_tokens` tokens of each, and report which were cut.
 
     A text of white space alone becomes the single token <|endoftext|>, so that the model has
-    something to read. Raises DataError with the index of the first item that is not a string.
+    something to read. Raises DataError with the index of the first item that is not a string, and
+    for what is no list of texts (see `refuse_no_list`).
     """
-    if isinstance(texts, str):  # it would be read as a list of letters
-        raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
+    refuse_no_list(texts)
     # A token holds at most `longest_token` characters, so no character after `longest` is read. The
     # cut may change how the last word is merged, but not as far back as the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
@@ -38,6 +38,23 @@ def encode_texts(
     return [ids[:max_tokens] for ids in encoded], cut
 
 
+def refuse_no_list(texts: object) -> None:
+    """Raise DataError unless this is a list, column, array or stream that may consist of texts.
+
+    A string would be read as a list of letters, a table or dictionary as a list of its names, and a
+    set has no order for the answers.
+    """
+    if isinstance(texts, str | bytes | bytearray):
+        raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
+    if (columns := getattr(texts, "columns", None)) is not None:
+        names = ", ".join(map(str, columns))
+        raise DataError(f'give one column of the table, as in df["text"] (columns: {names:.80})')
+    if isinstance(texts, Mapping | set | frozenset) or not hasattr(texts, "__iter__"):
+        raise DataError(f"give a list of texts, not {type(texts).__name__}: {texts!r:.80}")
+    if getattr(texts, "ndim", 1) != 1:
+        raise DataError(f"give a list of texts, not an array of shape {texts.shape}")  # type: ignore[attr-defined]
+
+
 def no_string(text: object, number: int) -> str:
     """The error message for an item of a list of texts that is not a string."""
     return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
@@ -49,6 +66,11 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
     Checked before the ids reach a GPU: there a wrong id would end every computation of the process.
     """
     for number, ids in enumerate(encoded):
+        if isinstance(ids, str) or not hasattr(ids, "__len__"):
+            raise DataError(
+                f"text {number}, counted from 0, must be a list of ids, not {type(ids).__name__}; "
+                "encode(texts)[0] returns them"
+            )
         if len(ids) == 0:
             raise DataError(f"text {number}, counted from 0, has no ids")
         if not 0 <= min(ids) <= max(ids) < n_vocab:
