@@ -41,6 +41,7 @@ from gpt2_from_scratch.data.messages import (
     load_messages,
     source_path,
     source_rows,
+    table_form,
     without_halves,
 )
 from gpt2_from_scratch.data.tables import NUMBER, Fault, Row, is_table, read_lines
@@ -120,6 +121,23 @@ def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[M
         between = between or label_separator([data])
     label_of = partial(_label_of, task, between, in_json)
     return labelled(source_rows(data, columns), label_of, data.keep_empty)
+
+
+def form_in_words(data: DataConfig, task: str) -> str:
+    """How the source is written. Raises DataError if that is not clear."""
+    path = source_path(data.source)
+    if path.suffix.lower() == ".jsonl":
+        return "one JSON object per line"
+    if task == "span":
+        return "SQuAD's questions and contexts"
+    if task == "token-classification":
+        return "one word and its tag per line"
+    columns = data.label_column.split(",") if task == "regression" else [data.label_column]
+    form = str(table_form(data, (*columns,)))
+    if task == "multi-label":
+        names = {BETWEEN: "bars", ",": "commas", ";": "semicolons"}
+        form += f"; labels of a text separated by {names[label_separator([data])]}"
+    return form
 
 
 def label_separator(sources: Sequence[DataConfig]) -> str:

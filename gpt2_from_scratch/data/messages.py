@@ -20,6 +20,7 @@ from gpt2_from_scratch.data.tables import (
     NUMBER,
     TEXT,
     Fault,
+    Form,
     Row,
     checked_delimiter,
     checked_encoding,
@@ -27,6 +28,7 @@ from gpt2_from_scratch.data.tables import (
     lines_in,
     read_lines,
     read_rows,
+    recognised,
     tab_separated,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -216,6 +218,17 @@ def source_path(source: str | Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
     return path
+
+
+def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
+    """How the source is written, if it is a table. Raises DataError if that is not clear."""
+    path = source_path(data.source)
+    if path.name == SMS_SPAM:
+        return Form("\t", quotes=False, header=False, width=2, columns=((1,), (0,)))
+    if data.source in EMBEDDED_DATA:
+        return recognised(path, (TEXT, LABEL))
+    names = (data.text_column, *label_columns)
+    return recognised(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
 
 
 def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Row | Fault]:
