@@ -157,8 +157,20 @@ class DataConfig:
 
     @classmethod
     def of(cls, data: "str | Path | DataConfig") -> "DataConfig":
-        """The settings of a data set given by its name or path; a DataConfig stays as it is."""
-        return data if isinstance(data, cls) else cls(source=str(data))
+        """The settings of a data set given by its name or path; a DataConfig stays as it is.
+
+        Raises UsageError for anything else, such as a table of pandas.
+        """
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, str | Path):
+            how = "data.to_csv('train.csv', index=False)"
+            how = how if hasattr(data, "to_csv") else "write_examples or write_messages"
+            raise UsageError(
+                f"data must be a data set's name, a file or a DataConfig, not a "
+                f"{type(data).__name__}. Write it to a file with {how}."
+            )
+        return cls(source=str(data))
 
 
 # --- Reading messages with one class each ---
