@@ -152,10 +152,13 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
             for row in source_rows(data, (data.label_column,)):
                 if isinstance(row, Row) and isinstance(row.values[1], str):
                     cells.add(row.values[1])
-    for mark in (BETWEEN, ",", ";"):
-        several = {part.strip() for cell in cells if mark in cell for part in cell.split(mark)}
-        count = Counter(part for cell in cells for part in {x.strip() for x in cell.split(mark)})
-        if several and (mark == BETWEEN or 2 * sum(count[x] > 1 for x in several) >= len(several)):
+    if any(BETWEEN in cell for cell in cells):
+        return BETWEEN
+    for mark in (",", ";"):
+        parts = [{part.strip() for part in cell.split(mark)} - {""} for cell in cells]
+        several = {part for some in parts if len(some) > 1 for part in some}
+        count = Counter(part for some in parts for part in some)
+        if several and 2 * sum(count[part] > 1 for part in several) >= len(several):
             return mark
     return BETWEEN
 
