@@ -129,8 +129,8 @@ class DataConfig:
     )
     rare_labels: str = setting(
         "stop",
-        "what to do with a class of fewer than ten training texts: stop, drop its texts, keep it, or "
-        "join:other, which makes all such classes one, called other",
+        "what to do with a class of fewer than ten training texts, or of none: stop, drop its texts, "
+        "keep it, or join:other, which makes all such classes one, called other",
     )
     keep_empty: bool = setting(False, "train on empty texts too")
     balance: bool = setting(False, "draw the same number of texts per label")

@@ -343,7 +343,9 @@ def recognised(
             "Name the delimiter with --delimiter, or use .csv, .tsv or .jsonl."
         )
     if columns := _numbered(names, len(first)):
-        form = Form(character, quotes, header and not _is_data(rows, columns), len(first), columns)
+        long = len(first[columns[0][0]].split()) >= FEWEST_WORDS
+        has_header = header and not long and not _is_data(rows, columns)
+        form = Form(character, quotes, has_header, len(first), columns)
         log.info(f"{path}: {form}")
         return form
     if set(names) <= {TEXT, LABEL} and (found := _text_and_label(rows, header)):

@@ -24,6 +24,7 @@ from gpt2_from_scratch.data.split import (
     load_split,
     split_messages,
     texts_with_two_labels,
+    with_known_labels,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 
@@ -640,11 +641,33 @@ def test_a_label_that_no_training_text_has(tmp_path: Path, part: int) -> None:
     files[part] = [*files[part], "more,eggs", "most,toast"]
     name = ("train.csv", "val.csv", "test.csv")[part]
     line = len(files[part])
-    with pytest.raises(DataError, match=f"{name}, line {line}: .*'eggs'.*2 rows.*--rare-labels"):
+    with pytest.raises(
+        DataError, match=f"{name}, line {line}: .*'eggs'.*1 more rows.*--rare-labels"
+    ):
         three(tmp_path, *files)
     split = three(tmp_path, *files, rare_labels="keep")
     assert texts_of(split) == [["one", "two"], *(texts_of(split)[1:])]
     assert sum(map(len, parts(split))) == 7
+
+
+def test_labels_that_a_classifier_knows() -> None:
+    messages = [Message("a", "ham", 2), Message("b", "eggs", 3), Message("c", "Spam", 4)]
+    known = ("ham", "spam")
+    with pytest.raises(DataError, match="m.csv, line 3: .*'eggs', nor those of 1 more rows"):
+        with_known_labels(messages, known, "stop", "m.csv")
+    with pytest.raises(DataError, match="m.csv, line 4: .*'Spam'. Is 'spam' meant?"):
+        with_known_labels(messages[2:], known, "stop", "m.csv")
+    with pytest.raises(DataError, match="line 3"):
+        with_known_labels(messages, known, "join:other", "m.csv")
+    told = listen()
+    assert with_known_labels(messages, known, "drop", "m.csv") == messages[:1]
+    joined = with_known_labels(messages, known, "join:ham", "m.csv")
+    assert [m.label for m in joined] == ["ham"] * 3
+    assert with_known_labels(messages, known, "keep", "m.csv") == messages
+    assert [said.split(": 'eggs', 'Spam'")[1] for said in told] == [""] * 3
+    assert (
+        with_known_labels(messages[:1], known, "stop", "m.csv") == messages[:1] and len(told) == 3
+    )
 
 
 def test_rare_labels_of_several_files(tmp_path: Path) -> None:

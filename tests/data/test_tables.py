@@ -267,6 +267,8 @@ def test_numbers_of_columns(tmp_path: Path) -> None:
     for header in (True, False):  # a number is no name of a column
         rows = [r.values for r in read_rows(path, ("2", "4"), header=header)]
         assert rows == [("Hello", "1.5"), ("Bye", "-2")]
+    path.write_text("eggs,a text of some words\nham,a\n")  # a label that does not occur again
+    assert len(list(read_rows(path, ("2", "1")))) == 2
     path.write_text("1,2\nham,a\n")  # and yet it may be one
     assert [r.values for r in read_rows(path, ("2", "1"))] == [("a", "ham")]
     for names, header in ((("5", "1"), True), (("0", "1"), True), (("2", "3"), False)):
