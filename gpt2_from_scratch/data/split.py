@@ -308,9 +308,9 @@ def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> Non
 
 
 def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[list[Message]]:
-    """The parts, without or with one label for the classes of which the first has too few texts."""
+    """The parts, after `rare_labels` was applied to classes of which the first has too few texts."""
     action, _, other = rare_labels.partition(":")
-    if action not in ("drop", "join"):
+    if action == "stop":
         return [*parts]
     if not all(isinstance(message.label, str) for part in parts for message in part):
         raise UsageError(f"rare_labels = {rare_labels!r} needs one class per text")
@@ -320,10 +320,12 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     if not rare:
         return [*parts]
     n = sum(message.label in rare for part in parts for message in part)
-    how = f"now have the label {other!r}" if other else "were left out"
+    how = {"drop": "were left out", "keep": "were kept"}.get(action, f"now have {other!r}")
     more = ", ..." if len(rare) > SHOWN else ""
     shown = ", ".join(f"{label!r:.40}" for label in [*rare][:SHOWN])
     log.warning(f"{n:,} texts of {len(rare):,} rare labels {how}: {shown}{more}")
+    if action == "keep":
+        return [*parts]
     return [
         [
             replace(message, label=other) if message.label in rare else message

@@ -288,7 +288,7 @@ def test_rare_labels_are_joined_and_told():
     split = split_messages(with_rare(eggs=9, toast=1), rare_labels="join:food")
     counts = [count_labels(part) for part in parts(split)]
     assert [n["food"] for n in counts] == [7, 1, 2] and all("eggs" not in n for n in counts)
-    assert told == ["10 texts of 2 rare labels now have the label 'food': 'eggs', 'toast'"]
+    assert told == ["10 texts of 2 rare labels now have 'food': 'eggs', 'toast'"]
     into_ham = split_messages(with_rare(eggs=9), rare_labels="join:ham")
     assert sum(count_labels(part)["ham"] for part in parts(into_ham)) == 69
     with pytest.raises(DataError, match="4 texts of label 'food' are too few"):
@@ -308,6 +308,12 @@ def test_rare_labels_are_kept_and_training_has_them(keep_together, count):
         found = [count_labels(part).get("eggs", 0) for part in parts(split)]
         assert found[0] >= 1 and sum(found) == count
         assert sum(map(len, parts(split))) == len(messages)
+
+
+def test_rare_labels_that_are_kept_are_told():
+    told = listen()
+    split_messages(with_rare(eggs=3), rare_labels="keep")
+    assert told == ["3 texts of 1 rare labels were kept: 'eggs'"]
 
 
 def test_rare_labels_that_cannot_be_kept():
