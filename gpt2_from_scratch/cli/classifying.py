@@ -66,7 +66,7 @@ def add_evaluate(commands: Any) -> None:
         type=non_empty,
         help="demo, topics, sms, or a file (default: the run's own test set)",
     )
-    add_settings(parser, DataConfig, *TABLE, "on_error")
+    add_settings(parser, DataConfig, *TABLE, "on_error", "rare_labels")
     parser.add_argument(
         "--watch",
         type=non_empty,
@@ -103,6 +103,7 @@ def add_evaluate(commands: Any) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Print a saved classifier's scores on labelled messages."""
     from gpt2_from_scratch.data.formats import load_examples
+    from gpt2_from_scratch.data.split import with_known_labels
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
     from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
@@ -117,6 +118,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
         if head.task == "regression" and head.labels[0] != "value_0" and not args.label_column:
             data = DataConfig(**asdict(data) | {"label_column": ",".join(head.labels)})
         messages = load_examples(data, head.task)
+        if head.task == "classification":
+            known = head.labels
+            messages = with_known_labels(messages, known, data.rare_labels, data.source)
     else:
         messages = read_test_part(folder, head.task)
     options = given(args, "positive", "allowed_per_1000", "cost", "n_shown")

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.classifier.settings import POOLINGS
+from gpt2_from_scratch.classifier.settings import POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
     TABLE,
@@ -41,12 +41,17 @@ def add_check(commands: Any) -> None:
     parser = commands.add(
         "check",
         run_check,
-        "read messages with one class each and report what is wrong with them",
+        "read the labelled texts of any task and report what is wrong with them",
         "gpt2-classifier check reviews.csv --label-column stars",
+        "gpt2-classifier check messages.tsv --no-header --text-column 2 --label-column 1",
+        "gpt2-classifier check train.conll --task token-classification",
         "gpt2-classifier check reviews.csv --encoding cp1252 --json",
     )
-    parser.add_argument("data", help="demo, topics, sms, or a .csv, .tsv or .jsonl file")
-    add_settings(parser, DataConfig, "text_column", "label_column", "encoding")
+    parser.add_argument(
+        "data", help="demo, topics, sms, or a table, .jsonl, .conll or SQuAD's .json"
+    )
+    add_settings(parser, DataConfig, *TABLE, "rare_labels", "keep_empty")
+    add_settings(parser, HeadSettings, "task")
     parser.add_argument(
         "--model", type=non_empty, default="mini", help=f"{MODEL_HELP}; to count its tokens"
     )
@@ -58,8 +63,10 @@ def run_check(args: argparse.Namespace) -> None:
     """Print what was found in a data set; raises DataError if it cannot be trained on."""
     from gpt2_from_scratch.data.check import check_data, format_report
 
-    data = DataConfig(source=args.data, **given(args, "text_column", "label_column", "encoding"))
-    report = check_data(data, model=args.model, max_tokens=args.max_tokens)
+    data = DataConfig(source=args.data, **given(args, *TABLE, "rare_labels", "keep_empty"))
+    report = check_data(
+        data, args.task or "classification", model=args.model, max_tokens=args.max_tokens
+    )
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:
         raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")

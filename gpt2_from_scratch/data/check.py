@@ -1,22 +1,31 @@
-"""Inspect labelled messages before training: read every row and report everything found."""
+"""Inspect labelled texts of any task before training: read every row, report everything found."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from gpt2_from_scratch.data.formats import (
+    TASKS,
+    UNLABELLED,
+    form_in_words,
+    found_examples,
+    label_names,
+)
 from gpt2_from_scratch.data.messages import (
     CONTROL,
     FORMULA,
     REPLACEMENT,
     DataConfig,
     Message,
-    class_messages,
-    count_labels,
+    Span,
     in_order,
+    label_parts,
     labels_alike,
     on_one_line,
     source_path,
@@ -61,7 +70,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Example:
-    """A text, the lines in which it (or one like it) is found, and its labels there."""
+    """A text, the first lines in which it (or one like it) is found, its first labels there."""
 
     text: str
     lines: list[int]
@@ -84,6 +93,15 @@ class Lengths:
     shortest: int
     median: float
     longest: int
+
+
+@dataclass(frozen=True)
+class Values:
+    """How large the numbers of one column are."""
+
+    least: float
+    median: float
+    greatest: float
 
 
 @dataclass(frozen=True)
@@ -132,15 +150,18 @@ class Report:
     """Everything that `check_data` found. Counts are of rows; lines are counted from 1."""
 
     source: str
+    task: str
+    form: str  # how the file is written, as it was recognised; "" if it was not
     rows: int  # with faulty ones
     faults: dict[str, Found]
     stopped: str | None  # what is wrong with the file as a whole, if reading had to end
-    labels: dict[str, Share]
+    labels: dict[str, Share]  # classes, labels or, counted in words, tags
+    values: dict[str, Values]  # of regression; of spans the characters of the answers
     labels_alike: list[list[str]]
     duplicates: Groups  # texts that occur more than once
     near_duplicates: Groups  # different texts that are near duplicates, directly or by others
-    contradictions: Groups  # texts with two labels
-    near_contradictions: Groups  # different texts with equal masked forms and two labels
+    contradictions: Groups  # texts with two labels or, of other tasks, with different targets
+    near_contradictions: Groups  # different texts with equal masked forms and two classes
     characters: Lengths | None
     tokens: Lengths | None
     model: str  # whose tokens are counted
@@ -159,61 +180,76 @@ class Report:
 
 def check_data(
     data: str | Path | DataConfig = "demo",
+    task: str = "classification",
     *,
     model: str | Path = "mini",
     max_tokens: int | None = None,
 ) -> Report:
-    """Read all rows of labelled messages, faulty ones too, and report what is in them.
+    """Read all rows of labelled texts, faulty ones too, and report what is in them.
 
     Args:
-        data: See `load_messages`.
+        data: See `load_examples`.
+        task: What the texts are to be trained for.
         model: The model whose tokens are counted.
         max_tokens: A limit for which the report says what it cuts.
 
     Raises:
         DataError: There is no such file.
         CheckpointError: There is no such model.
-        UsageError: `max_tokens` is not in 1 to n_ctx.
+        UsageError: `max_tokens` is not in 1 to n_ctx, or the task is unknown or has no labels.
     """
+    if task not in TASKS or task in UNLABELLED:
+        known = [name for name in TASKS if name not in UNLABELLED]
+        raise UsageError(f"unknown task {task!r}; choose from: {', '.join(known)}")
     data = DataConfig.of(data)
     path, folder = source_path(data.source), model_folder(model)
     tokenizer, n_ctx = Tokenizer(folder), read_config(folder).n_ctx
     limits = [n_ctx] if max_tokens is None else [n_ctx, max_tokens]
     if not 1 <= limits[-1] <= n_ctx:
         raise UsageError(f"max_tokens = {max_tokens} must be from 1 to n_ctx = {n_ctx}")
-    messages, faults, stopped = _read(class_messages(data))
+    classes = task == "classification"
+    with silenced():  # what is recognised and left out is part of the report
+        form = ""
+        with suppress(DataError):
+            form = form_in_words(data, task)
+        messages, faults, stopped = _read(data, task)
+        split, obstacles, with_skip = _obstacles(messages, faults, stopped, data.rare_labels)
+        # many spans share a context, which would make each the near duplicate of all others
+        leak = count_leaks(messages, split, SEED) if split and task != "span" else None
     texts = [message.text for message in messages]
     count_of = {text: len(tokenizer.encode(text)) for text in set(texts)}
     lengths = [count_of[text] for text in texts]
-    by_label = lengths_by_label(lengths, [message.label for message in messages])
-    counts = count_labels(messages)
+    by_label = lengths_by_label(lengths, [m.label for m in messages]) if classes else {}
+    counts = Counter(name for message in messages for name in label_parts(message.label))
     distinct = list(dict.fromkeys(texts))
-    group_of = dict(zip(distinct, near_duplicate_groups(distinct), strict=True))
-    contradictory = texts_with_two_labels(messages)
-    with silenced():  # what these splits leave out is part of the report
-        split, obstacles, with_skip = _obstacles(messages, faults, stopped)
-        leak = count_leaks(messages, split, SEED) if split else None
+    groups = near_duplicate_groups(distinct) if task != "span" else range(len(distinct))
+    group_of = dict(zip(distinct, groups, strict=True))
+    different = texts_with_two_labels(messages)
+    whole = sum(counts.values()) if task == "token-classification" else len(messages)
 
     def found(is_wanted: Callable[[str], object]) -> Found:
         return _found(message.line for message in messages if is_wanted(message.text))
 
     return Report(
         source=str(path),
+        task=task,
+        form=form,
         rows=len(messages) + len(faults),
         faults={
             kind: _found(fault.line for fault in faults if fault.kind == kind)
             for kind in dict.fromkeys(fault.kind for fault in faults)
         },
         stopped=stopped,
-        labels={label: Share(n, n / len(messages)) for label, n in counts.items()},
+        labels={label: Share(counts[label], counts[label] / whole) for label in in_order(counts)},
+        values=_values(messages, data, task),
         labels_alike=labels_alike(counts),
         duplicates=_groups(messages, lambda text: text, lambda group: len(group) > 1),
         near_duplicates=_groups(messages, group_of.__getitem__, _has_two_texts),
         contradictions=_groups(
-            messages, lambda text: text, lambda group: group[0].text in contradictory
+            messages, lambda text: text, lambda group: group[0].text in different
         ),
         near_contradictions=_groups(
-            messages,
+            messages if classes else [],
             masked,
             lambda group: _has_two_texts(group) and len({m.label for m in group}) > 1,
         ),
@@ -228,10 +264,25 @@ def check_data(
         controls=found(CONTROL.search),
         replacements=found(lambda text: REPLACEMENT in text),
         leak=leak,
-        remarks=remarks(counts, by_label, leak.our_test if leak else None) if counts else [],
+        remarks=remarks(counts, by_label, leak.our_test if leak else None) if by_label else [],
         obstacles=obstacles,
         obstacles_with_skip=with_skip,
     )
+
+
+def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[str, Values]:
+    """The range of each column of numbers, or of the answers' lengths."""
+    columns: dict[str, list[float]] = {}
+    if task == "regression":
+        names, named = label_names(messages, task), data.label_column.split(",")
+        names = tuple(named) if len(named) == len(names) else names
+        columns = {name: [m.label[n] for m in messages] for n, name in enumerate(names)}
+    elif task == "span" and messages:
+        columns = {"characters": [m.label.end - m.label.start for m in messages]}
+    return {
+        name: Values(min(values), float(np.median(values)), max(values))
+        for name, values in columns.items()
+    }
 
 
 def length_range(lengths: Sequence[int]) -> Lengths | None:
@@ -340,14 +391,12 @@ def remarks(
     return found
 
 
-def _read(
-    rows: Iterable[Message | Fault],
-) -> tuple[list[Message], list[Fault], str | None]:
+def _read(data: DataConfig, task: str) -> tuple[list[Message], list[Fault], str | None]:
     """Good rows, faulty rows, and what ended the reading, if anything did."""
     good: list[Message] = []
     faults: list[Fault] = []
     try:
-        for row in rows:
+        for row in found_examples(data, task):
             if isinstance(row, Fault):
                 faults.append(row)
             else:
@@ -358,20 +407,21 @@ def _read(
 
 
 def _obstacles(
-    messages: list[Message], faults: list[Fault], stopped: str | None
+    messages: list[Message], faults: list[Fault], stopped: str | None, rare_labels: str
 ) -> tuple[Split | None, list[str], list[str]]:
     """The split with --on-error skip, what prevents training without it, and with it."""
     lasting = [stopped] if stopped else []
-    if alike := labels_alike(message.label for message in messages):
-        lasting.append(f"labels that differ in case or white space only: {alike}")
+    if alike := labels_alike(name for m in messages for name in label_parts(m.label)):
+        lasting.append(f"labels that differ in case, white space or Unicode form only: {alike}")
     split = None
     try:
-        split = split_messages(messages, seed=SEED, on_error="skip")
+        split = split_messages(messages, seed=SEED, on_error="skip", rare_labels=rare_labels)
     except DataError as error:
         lasting += [str(error)] if messages or not stopped else []
     skipped = [f"{len(faults):,} faulty rows"] if faults else []
-    if contradictory := texts_with_two_labels(messages):
-        skipped.append(f"{len(contradictory):,} texts with two labels")
+    different = texts_with_two_labels(messages).values()
+    if contradictory := sum(all(isinstance(x, str) for x in labels) for labels in different):
+        skipped.append(f"{contradictory:,} texts with two labels")
     return split, skipped + lasting, lasting
 
 
@@ -394,11 +444,20 @@ def _groups(
         Example(
             group[0].text,
             [message.line for message in group[:FIRST]],
-            sorted({message.label for message in group}),
+            in_order({_in_words(message.label) for message in group})[:FIRST],
         )
         for group in groups[:FIRST]
     ]
     return Groups(len(groups), sum(map(len, groups)), examples)
+
+
+def _in_words(label: Any) -> str:
+    """A label of any task as text."""
+    if isinstance(label, Span):
+        return f"{label.start} to {label.end}"
+    if isinstance(label, tuple) and label and not isinstance(label[0], float):
+        return " ".join(label_parts(label))
+    return ", ".join(f"{number:g}" for number in label) if isinstance(label, tuple) else str(label)
 
 
 def _has_two_texts(group: list[Message]) -> bool:
@@ -411,22 +470,15 @@ def _has_two_texts(group: list[Message]) -> bool:
 def format_report(report: Report) -> str:
     """All findings as text; the last line says whether training is possible."""
     lines = [f"{report.source}: {report.rows:,} rows"]
+    lines += [f"  {report.form}"] if report.form else []
     lines += [
         f"  {found.rows:,} with {kind}{_where(found)}" for kind, found in report.faults.items()
     ]
     if report.stopped:
         lines.append(f"  reading ended: {report.stopped}")
-    if report.labels:
-        rows = [
-            (on_one_line(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
-            for label, found in report.labels.items()
-        ]
-        common = max(report.labels, key=lambda label: report.labels[label].rows)
+    if report.characters:
         lines += [
-            *_table("labels", ["rows", "of all"], rows),
-            *(f"  differ in case or white space only: {alike}" for alike in report.labels_alike),
-            f"  always predicting {on_one_line(common)} is correct for "
-            f"{100 * report.labels[common].share:.1f}%",
+            *_format_targets(report),
             *_format_texts(report),
             *_format_lengths(report),
             *_format_leak(report.leak),
@@ -442,19 +494,53 @@ def format_report(report: Report) -> str:
     return "\n".join([*lines, f"to fix: {obstacles}; {rest}"])
 
 
+def _format_targets(report: Report) -> list[str]:
+    """What the texts are labelled with: a table of labels, tags or values."""
+    lines = []
+    if report.labels:
+        tags = report.task == "token-classification"
+        rows = [
+            (on_one_line(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
+            for label, found in report.labels.items()
+        ]
+        headers = ["words" if tags else "rows", "of all"]
+        lines = _table("tags" if tags else "labels", headers, rows)
+        lines += [
+            f"  differ in case, white space or Unicode form only: {alike}"
+            for alike in report.labels_alike
+        ]
+        common = max(report.labels, key=lambda label: report.labels[label].rows)
+        if report.task != "multi-label":
+            lines.append(
+                f"  always predicting {on_one_line(common)} is correct for "
+                f"{100 * report.labels[common].share:.1f}%"
+            )
+    if report.values:
+        values = [
+            (on_one_line(name), f"{of.least:,.6g}", f"{of.median:,.6g}", f"{of.greatest:,.6g}")
+            for name, of in report.values.items()
+        ]
+        title = "answers" if report.task == "span" else "values"
+        lines += _table(title, ["least", "median", "greatest"], values)
+    return lines
+
+
 def _format_texts(report: Report) -> list[str]:
     near = (
         "near duplicates (equal but for digits and punctuation, or in "
         f"{100 * THRESHOLD:.0f}% of word pairs)"
     )
-    groups = {
-        "that occur more than once": report.duplicates,
-        near: report.near_duplicates,
-        "with two labels": report.contradictions,
-        "with two labels, equal but for case, digits, punctuation or space": (
+    groups = {"that occur more than once": report.duplicates}
+    if report.task != "span":
+        groups[near] = report.near_duplicates
+    if report.task == "classification":
+        groups["with two labels"] = report.contradictions
+        groups["with two labels, equal but for case, digits, punctuation or space"] = (
             report.near_contradictions
-        ),
-    }
+        )
+    else:
+        does = {"regression": "averages", "multi-label": "merges"}.get(report.task, "keeps")
+        groups[f"with different targets, which training {does}"] = report.contradictions
     odd = {
         "that begin with = + - @, a tab or a return, which spreadsheets execute": report.formulas,
         "with NUL or control characters": report.controls,

@@ -41,6 +41,7 @@ from gpt2_from_scratch.data.messages import (
     load_messages,
     source_path,
     source_rows,
+    table_form,
     without_halves,
 )
 from gpt2_from_scratch.data.tables import NUMBER, Fault, Row, is_table, read_lines
@@ -123,6 +124,23 @@ def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[M
     return labelled(source_rows(data, columns), label_of, data.keep_empty)
 
 
+def form_in_words(data: DataConfig, task: str) -> str:
+    """How the source is written. Raises DataError if that is not clear."""
+    path = source_path(data.source)
+    if path.suffix.lower() == ".jsonl":
+        return "one JSON object per line"
+    if task == "span":
+        return "SQuAD's questions and contexts"
+    if task == "token-classification":
+        return "one word and its tag per line"
+    columns = data.label_column.split(",") if task == "regression" else [data.label_column]
+    form = str(table_form(data, (*columns,)))
+    if task == "multi-label":
+        names = {BETWEEN: "bars", ",": "commas", ";": "semicolons"}
+        form += f"; labels of a text separated by {names[label_separator([data])]}"
+    return form
+
+
 def label_separator(sources: Sequence[DataConfig]) -> str:
     """What separates several labels in a cell of these tables: a bar, a comma or a semicolon.
 
@@ -135,10 +153,13 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
             for row in source_rows(data, (data.label_column,)):
                 if isinstance(row, Row) and isinstance(row.values[1], str):
                     cells.add(row.values[1])
-    for mark in (BETWEEN, ",", ";"):
-        several = {part.strip() for cell in cells if mark in cell for part in cell.split(mark)}
-        count = Counter(part for cell in cells for part in {x.strip() for x in cell.split(mark)})
-        if several and (mark == BETWEEN or 2 * sum(count[x] > 1 for x in several) >= len(several)):
+    if any(BETWEEN in cell for cell in cells):
+        return BETWEEN
+    for mark in (",", ";"):
+        parts = [{part.strip() for part in cell.split(mark)} - {""} for cell in cells]
+        several = {part for some in parts if len(some) > 1 for part in some}
+        count = Counter(part for some in parts for part in some)
+        if several and 2 * sum(count[part] > 1 for part in several) >= len(several):
             return mark
     return BETWEEN
 

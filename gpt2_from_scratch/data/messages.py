@@ -20,6 +20,7 @@ from gpt2_from_scratch.data.tables import (
     NUMBER,
     TEXT,
     Fault,
+    Form,
     Row,
     checked_delimiter,
     checked_encoding,
@@ -27,6 +28,7 @@ from gpt2_from_scratch.data.tables import (
     lines_in,
     read_lines,
     read_rows,
+    recognised,
     tab_separated,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -127,8 +129,8 @@ class DataConfig:
     )
     rare_labels: str = setting(
         "stop",
-        "what to do with a class of fewer than ten training texts: stop, drop its texts, keep it, or "
-        "join:other, which makes all such classes one, called other",
+        "what to do with a class of fewer than ten training texts, or of none: stop, drop its texts, "
+        "keep it, or join:other, which makes all such classes one, called other",
     )
     keep_empty: bool = setting(False, "train on empty texts too")
     balance: bool = setting(False, "draw the same number of texts per label")
@@ -155,8 +157,20 @@ class DataConfig:
 
     @classmethod
     def of(cls, data: "str | Path | DataConfig") -> "DataConfig":
-        """The settings of a data set given by its name or path; a DataConfig stays as it is."""
-        return data if isinstance(data, cls) else cls(source=str(data))
+        """The settings of a data set given by its name or path; a DataConfig stays as it is.
+
+        Raises UsageError for anything else, such as a table of pandas.
+        """
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, str | Path):
+            how = "data.to_csv('train.csv', index=False)"
+            how = how if hasattr(data, "to_csv") else "write_examples or write_messages"
+            raise UsageError(
+                f"data must be a data set's name, a file or a DataConfig, not a "
+                f"{type(data).__name__}. Write it to a file with {how}."
+            )
+        return cls(source=str(data))
 
 
 # --- Reading messages with one class each ---
@@ -216,6 +230,17 @@ def source_path(source: str | Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
     return path
+
+
+def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
+    """How the source is written, if it is a table. Raises DataError if that is not clear."""
+    path = source_path(data.source)
+    if path.name == SMS_SPAM:
+        return Form("\t", quotes=False, header=False, width=2, columns=((1,), (0,)))
+    if data.source in EMBEDDED_DATA:
+        return recognised(path, (TEXT, LABEL))
+    names = (data.text_column, *label_columns)
+    return recognised(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
 
 
 def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Row | Fault]:

@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
@@ -80,7 +80,9 @@ def load_parts(
     _refuse_alike(parts, sources)
     if task == "classification":
         parts = _with_rare_labels(parts, data.rare_labels)
-        _refuse_unknown(parts, sources, data.rare_labels)
+        known = {message.label for message in parts[0]}
+        for n, source in enumerate(sources[1:], start=1):
+            parts[n] = with_known_labels(parts[n], known, data.rare_labels, source)
     if len(sources) == 1:
         return parts
     seen: set[str] = set()
@@ -90,7 +92,8 @@ def load_parts(
             left_out = f"{len(parts[n]) - len(new):,} texts of {source} were left out"
             log.info(f"{left_out}: they are duplicates or already in an earlier part")
         if not new:
-            raise DataError(f"no text of {source} is left: all are in an earlier part")
+            why = "all are in an earlier part" if parts[n] else "all have rare labels"
+            raise DataError(f"no text of {source} is left: {why}")
         seen.update(message.text for message in new)
         parts[n] = new
     return parts
@@ -305,9 +308,9 @@ def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> Non
 
 
 def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[list[Message]]:
-    """The parts, without or with one label for the classes of which the first has too few texts."""
+    """The parts, after `rare_labels` was applied to classes of which the first has too few texts."""
     action, _, other = rare_labels.partition(":")
-    if action not in ("drop", "join"):
+    if action == "stop":
         return [*parts]
     if not all(isinstance(message.label, str) for part in parts for message in part):
         raise UsageError(f"rare_labels = {rare_labels!r} needs one class per text")
@@ -317,10 +320,12 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     if not rare:
         return [*parts]
     n = sum(message.label in rare for part in parts for message in part)
-    how = f"now have the label {other!r}" if other else "were left out"
+    how = {"drop": "were left out", "keep": "were kept"}.get(action, f"now have {other!r}")
     more = ", ..." if len(rare) > SHOWN else ""
     shown = ", ".join(f"{label!r:.40}" for label in [*rare][:SHOWN])
     log.warning(f"{n:,} texts of {len(rare):,} rare labels {how}: {shown}{more}")
+    if action == "keep":
+        return [*parts]
     return [
         [
             replace(message, label=other) if message.label in rare else message
@@ -331,25 +336,42 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     ]
 
 
-def _refuse_unknown(
-    parts: Sequence[list[Message]], sources: Sequence[str], rare_labels: str
-) -> None:
-    """Raise DataError for a class of a later file that the first lacks, unless it is to be kept."""
-    known = {message.label for message in parts[0]}
-    for part, source in zip(parts[1:], sources[1:], strict=True):
-        new = [message for message in part if message.label not in known]
-        if new and rare_labels != "keep":
-            others = f"; {len(new):,} rows have such labels" if len(new) > 1 else ""
-            raise DataError(
-                f"{source}, line {new[0].line}: no training text has the label "
-                f"{new[0].label!r:.80}{others}. Correct it, or use --rare-labels drop, keep or "
-                "join:other."
-            )
-        if new:
-            labels = ", ".join([*dict.fromkeys(f"{m.label!r:.40}" for m in new)][:SHOWN])
-            log.warning(
-                f"{source}: {len(new):,} texts have labels that no training text has: {labels}"
-            )
+def with_known_labels(
+    messages: Sequence[Message], known: Collection[str], rare_labels: str, source: str
+) -> list[Message]:
+    """The messages, after `rare_labels` was applied to classes that no training text has.
+
+    `known` are the classes of the training texts, `source` is the file's name. Raises DataError
+    that names file, line and label for such a class, unless it is dropped, kept, or joined with a
+    known one.
+    """
+    new = [message for message in messages if message.label not in known]
+    if not new:
+        return [*messages]
+    action, _, other = rare_labels.partition(":")
+    if action == "stop" or (other and other not in known):
+        first = new[0]
+        others = f", nor those of {len(new) - 1:,} more rows" if len(new) > 1 else ""
+        meant = [label for label in known if labels_alike([label, first.label])]
+        hint = f" Is {meant[0]!r:.80} meant?" if meant else ""
+        raise DataError(
+            f"{source}, line {first.line}: no training text has the label {first.label!r:.80}{others}."
+            f"{hint} Correct it, or use --rare-labels drop, keep or join:other."
+        )
+    labels = dict.fromkeys(f"{message.label!r:.40}" for message in new)
+    more = ", ..." if len(labels) > SHOWN else ""
+    how = {"drop": "were left out", "keep": "were kept"}.get(action, f"now have {other!r}")
+    log.warning(
+        f"{source}: {len(new):,} texts with labels that no training text has {how}: "
+        f"{', '.join([*labels][:SHOWN])}{more}"
+    )
+    if action == "keep":
+        return [*messages]
+    return [
+        message if message.label in known else replace(message, label=other)
+        for message in messages
+        if other or message.label in known
+    ]
 
 
 # --- drawing texts, and dealing them into parts ---

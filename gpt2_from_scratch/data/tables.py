@@ -345,7 +345,9 @@ def recognised(
             "Name the delimiter with --delimiter, or use .csv, .tsv or .jsonl."
         )
     if columns := _numbered(names, len(first)):
-        form = Form(character, quotes, header and not _is_data(rows, columns), len(first), columns)
+        long = len(first[columns[0][0]].split()) >= FEWEST_WORDS
+        has_header = header and not long and not _is_data(rows, columns)
+        form = Form(character, quotes, has_header, len(first), columns)
         log.info(f"{path}: {form}")
         return form
     if set(names) <= {TEXT, LABEL} and (found := _text_and_label(rows, header)):
@@ -465,27 +467,33 @@ def _has_csv_quotes(path: Path, encoding: str) -> bool:
     """Whether quotes in a tab-separated file are those of csv, as pandas writes them.
 
     Then every field with a quote is quoted as a whole, and somewhere a quote is doubled, a field
-    holds a tab or a line end, or the whole first row is quoted. Reads the whole file.
+    holds a tab or a line end, or the whole first row is quoted. But a tab or a line end between two
+    quotes separates, if each line then has as many fields as the first. Reads the whole file.
     """
-    found = inside = False  # inside a field that goes on in the next line
+    found = inside = even = False  # inside a field that goes on in the next line
+    width = 0
     with path.open("rb") as file, suppress(DataError):
-        lines = _decoded_lines(file, str(path), encoding, newline="")
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_decoded_lines(file, str(path), encoding), start=1):
+            width = line.count("\t") if number == 1 else width
+            as_first = line.count("\t") == width
             if inside:
                 end = INSIDE.match(line).end()  # type: ignore[union-attr]  # of the field
                 inside, line = end == len(line), line[end + 1 :]
-                if not inside and line.strip("\r\n") and line[0] != "\t":
+                even = even and as_first
+                if not inside and (even or (line.strip("\r\n") and line[0] != "\t")):
                     return False
-            if inside or '"' not in line:
-                continue
             row = line.removesuffix("\n").removesuffix("\r")
+            if inside or ('"' not in row and "\r" not in row):
+                continue
             if QUOTED_ROW.fullmatch(row):
+                fields = QUOTED_FIELD.findall(row)
+                if as_first and any("\t" in field for field in fields):
+                    return False
                 found = found or (number == 1 and bool(ALL_QUOTED.fullmatch(row)))
-                found = found or any(
-                    '""' in x[1:-1] or "\t" in x for x in QUOTED_FIELD.findall(row)
-                )
+                doubled = any('""' in x[1:-1] and x.strip('"') for x in fields)
+                found = found or doubled or any("\t" in field for field in fields)
             elif OPEN_ROW.fullmatch(line):
-                found = inside = True
+                found, inside, even = True, True, as_first
             else:
                 return False
     return found and not inside

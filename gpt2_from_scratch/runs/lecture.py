@@ -78,8 +78,8 @@ def lecture_settings(seed: int) -> TrainConfig:
 
 def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
     """Read "sms" or a file, and split it as the lecture does. Raises DataError as `lecture_split`."""
-    path = sms_collection() if source == "sms" else Path(source)
     messages = load_messages(source)  # checks the file, whichever way it is then read
+    path = sms_collection() if source == "sms" else Path(source)
     return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
 
 

@@ -477,9 +477,8 @@ def compare(
             that was begun with other settings.
     """
     if not isinstance(data, DataConfig):
-        data = DataConfig(
-            source=str(data), keep_together="near-duplicates" if n_folds else "copies"
-        )
+        together = "near-duplicates" if n_folds else "copies"
+        data = replace(DataConfig.of(data), keep_together=together)
     head = head or HeadSettings()
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
     setup = Setup(model, training, head, device=device, dtype=dtype, cache=cache)
@@ -509,8 +508,7 @@ def experiments(
     Each seed is a split with its own first weights and order of messages, the same for all rows.
     Raises as `new_study` does.
     """
-    if not isinstance(data, DataConfig):
-        data = DataConfig(source=str(data))
+    data = DataConfig.of(data)
     if not seeds:
         raise UsageError("experiments need at least one seed")
     setup = Setup(model, training or TrainConfig(), head or HeadSettings(), dtype=dtype)

@@ -19,6 +19,7 @@ from gpt2_from_scratch.data.check import (
     Found,
     LabelLengths,
     Lengths,
+    Values,
     check_data,
     cut,
     format_report,
@@ -28,10 +29,12 @@ from gpt2_from_scratch.data.check import (
 )
 from gpt2_from_scratch.data.messages import DataConfig, Message, load_messages, write_messages
 from gpt2_from_scratch.data.near_duplicates import masked
-from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.data.split import load_split, split_messages
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.paths import embedded
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 def drawn(seed: int, count: int = 300) -> list[Message]:
@@ -278,6 +281,123 @@ def test_the_collection(sms_file: Path) -> None:
         "labels are uneven",
         "length alone tells labels apart",
     ]
+
+
+# --- other tasks ---
+
+
+def jsonl(path: Path, rows: list[tuple[str, object]]) -> Path:
+    path.write_text("".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in rows))
+    return path
+
+
+def squad(path: Path, count: int) -> Path:
+    answer = [{"text": "Alex", "answer_start": 3}]
+    questions = [{"id": str(n), "question": f"Who {n}?", "answers": answer} for n in range(count)]
+    questions.append({"id": "x", "question": "Why?", "answers": []})
+    data = {"data": [{"paragraphs": [{"context": "It Alex was", "qas": questions}]}]}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_the_words_of_conll(capsys) -> None:
+    path = CASES / "words.conll"
+    report = check_data(path, "token-classification")
+    assert report.rows == 2 and report.form == "one word and its tag per line"
+    assert {tag: found.rows for tag, found in report.labels.items()} == {
+        "B-ORG": 1,
+        "B-PER": 1,
+        "O": 1,
+    }
+    assert sum(found.share for found in report.labels.values()) == pytest.approx(1)
+    assert report.obstacles == ["2 texts are too few; 10 are needed"]
+    assert cli.main(["check", str(path), "--task", "token-classification"]) == 3
+    assert "always predicting" in capsys.readouterr().out
+    assert cli.main(["check", str(path)]) == 3  # and says which task it is for
+    assert "--task" in capsys.readouterr().out
+
+
+def test_the_questions_of_squad(tmp_path: Path) -> None:
+    report = check_data(squad(tmp_path / "a.json", 12), "span")
+    assert report.rows == 13 and list(report.faults) == ["questions without an answer"]
+    assert report.values == {"characters": Values(4, 4.0, 4)} and report.labels == {}
+    assert report.obstacles == ["1 faulty rows"] and report.obstacles_with_skip == []
+    assert report.near_duplicates.groups == 0 and report.leak is None  # all share their context
+    assert "answers" in format_report(report).splitlines()
+
+
+def test_labels_and_numbers(tmp_path: Path) -> None:
+    rows = [(f"text {n} {'q' * n}", ["a", "b"][: n % 3]) for n in range(20)]
+    report = check_data(
+        jsonl(tmp_path / "a.jsonl", [*rows, rows[1], ("text 0 ", ["b"])]), "multi-label"
+    )
+    assert {label: found.rows for label, found in report.labels.items()} == {"a": 14, "b": 7}
+    assert report.labels["a"].share == pytest.approx(14 / 22)
+    assert report.contradictions.groups == 1 and report.contradictions.rows == 2
+    assert report.obstacles == []
+    shown = format_report(report)
+    assert "2 with different targets, which training merges" in shown
+    assert "always predicting" not in shown and shown.endswith("ready to train")
+
+    path = tmp_path / "b.csv"
+    raw = "".join(f"text {n} {'q' * n},{n - 3},{n / 4}\n" for n in range(20))
+    path.write_text("text,stars,price\n" + raw + "text 0 ,7,8\n")
+    report = check_data(DataConfig(str(path), label_column="stars,price"), "regression")
+    assert report.values == {"stars": Values(-3, 7.0, 16), "price": Values(0, 2.5, 8)}
+    assert "2 with different targets, which training averages" in format_report(report)
+    assert report.obstacles == [] and report.lengths_by_label == {}
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression", "span"])
+def test_other_tasks_verdict_is_what_training_does(tmp_path: Path, task: str) -> None:
+    """For a file that fits the task, and for one that does not."""
+    label = {"classification": "a", "multi-label": ["a"], "regression": 1.5, "span": [0, 2]}[task]
+    other = "b" if task == "classification" else label
+    good = [(f"text {n}", other if n % 2 else label) for n in range(20)]
+    for rows, ready in ((good, True), (good[:9], False), ([*good, ("t", None)], False)):
+        path = jsonl(tmp_path / "a.jsonl", rows)
+        try:
+            load_split(path, task)
+            trains = True
+        except DataError:
+            trains = False
+        assert trains == ready == (not check_data(path, task).obstacles)
+
+
+def test_rare_labels_are_no_obstacle_once_it_is_said_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("label,text\n" + GOOD + "eggs,more\n")
+    assert "--rare-labels" in check_data(path).obstacles[0]
+    for rare in ("drop", "keep", "join:ham"):
+        assert check_data(DataConfig(str(path), rare_labels=rare)).obstacles == []
+
+
+@pytest.mark.parametrize("task", ["ner", "language", "features"])
+def test_what_cannot_be_checked(task: str) -> None:
+    with pytest.raises(UsageError, match="token-classification, span"):
+        check_data("demo", task)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("semicolon.csv", "separated by semicolon, with a header"),
+        ("noheader.tsv", "separated by tab, without a header"),
+        ("pandas_quotes.tsv", "separated by tab, with a header; quotes as in csv"),
+        (
+            "SMSSpamCollection",
+            "quotes are ordinary characters; text in column 2, label in column 1",
+        ),
+    ],
+)
+def test_what_was_recognised_is_reported(capsys, name: str, words: str) -> None:
+    assert cli.main(["check", str(CASES / name)]) == 0
+    out, err = capsys.readouterr()
+    assert words in out.splitlines()[1] and err == ""
+
+
+def test_what_separates_labels_is_reported() -> None:
+    assert check_data(CASES / "multi_comma.csv", "multi-label").form.endswith("by commas")
 
 
 # --- the command ---

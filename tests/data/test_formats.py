@@ -115,6 +115,7 @@ def test_labels_separated_by_commas():
         (["a,b|c", "c"], [("a,b", "c"), ("c",)]),  # a bar somewhere: bars everywhere
         (["Smith, John", "Smith, Jane", "Lee, Ann"], None),  # names, of which few occur again
         (["news, local"], None),
+        (["a;", "b"], None),
     ],
 )
 def test_what_separates_labels(tmp_path: Path, cells: list[str], expected):

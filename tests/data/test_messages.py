@@ -15,6 +15,7 @@ import pandas
 import pytest
 from said import listen
 
+from gpt2_from_scratch.data.check import check_data
 from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import (
     CONTROL,
@@ -34,8 +35,11 @@ from gpt2_from_scratch.data.messages import (
     without_halves,
     write_messages,
 )
+from gpt2_from_scratch.data.split import load_split
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.runs.lecture import read_lecture_split
 from gpt2_from_scratch.storage.paths import DATA_SETS, EMBEDDED_DATA, embedded
+from gpt2_from_scratch.studies.study import compare
 
 # what pandas would turn into numbers, truth values or NaN, and what csv must quote
 AWKWARD = [
@@ -616,9 +620,26 @@ def test_a_name_a_path_or_settings():
     assert DataConfig.of(config) is config and config.encoding == "iso8859-1"
 
 
+def test_a_table_of_pandas_is_told_to_be_written_first():
+    table = pandas.DataFrame({"text": ["a"], "label": ["b"]})
+    for given, what in (
+        (table, "DataFrame.*to_csv"),
+        (table["text"], "Series.*to_csv"),
+        ([Message("a", "b")], "list.*write_examples"),
+        (None, "NoneType"),
+    ):
+        for read in (DataConfig.of, load_messages, load_split, check_data, read_lecture_split):
+            with pytest.raises(UsageError, match=what):
+                read(given)
+        with pytest.raises(UsageError, match=what):
+            compare("mini", given)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
+        ({"delimiter": "::"}, "'::'.*auto, comma"),
+        ({"header": "no"}, "header = 'no'"),
         ({"on_error": "ignore"}, "'ignore'.*stop, skip"),
         ({"encoding": "zlib"}, "'zlib'"),
         ({"balance": 1}, "balance = 1"),

@@ -24,6 +24,7 @@ from gpt2_from_scratch.data.split import (
     load_split,
     split_messages,
     texts_with_two_labels,
+    with_known_labels,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 
@@ -287,7 +288,7 @@ def test_rare_labels_are_joined_and_told():
     split = split_messages(with_rare(eggs=9, toast=1), rare_labels="join:food")
     counts = [count_labels(part) for part in parts(split)]
     assert [n["food"] for n in counts] == [7, 1, 2] and all("eggs" not in n for n in counts)
-    assert told == ["10 texts of 2 rare labels now have the label 'food': 'eggs', 'toast'"]
+    assert told == ["10 texts of 2 rare labels now have 'food': 'eggs', 'toast'"]
     into_ham = split_messages(with_rare(eggs=9), rare_labels="join:ham")
     assert sum(count_labels(part)["ham"] for part in parts(into_ham)) == 69
     with pytest.raises(DataError, match="4 texts of label 'food' are too few"):
@@ -307,6 +308,12 @@ def test_rare_labels_are_kept_and_training_has_them(keep_together, count):
         found = [count_labels(part).get("eggs", 0) for part in parts(split)]
         assert found[0] >= 1 and sum(found) == count
         assert sum(map(len, parts(split))) == len(messages)
+
+
+def test_rare_labels_that_are_kept_are_told():
+    told = listen()
+    split_messages(with_rare(eggs=3), rare_labels="keep")
+    assert told == ["3 texts of 1 rare labels were kept: 'eggs'"]
 
 
 def test_rare_labels_that_cannot_be_kept():
@@ -640,11 +647,33 @@ def test_a_label_that_no_training_text_has(tmp_path: Path, part: int) -> None:
     files[part] = [*files[part], "more,eggs", "most,toast"]
     name = ("train.csv", "val.csv", "test.csv")[part]
     line = len(files[part])
-    with pytest.raises(DataError, match=f"{name}, line {line}: .*'eggs'.*2 rows.*--rare-labels"):
+    with pytest.raises(
+        DataError, match=f"{name}, line {line}: .*'eggs'.*1 more rows.*--rare-labels"
+    ):
         three(tmp_path, *files)
     split = three(tmp_path, *files, rare_labels="keep")
     assert texts_of(split) == [["one", "two"], *(texts_of(split)[1:])]
     assert sum(map(len, parts(split))) == 7
+
+
+def test_labels_that_a_classifier_knows() -> None:
+    messages = [Message("a", "ham", 2), Message("b", "eggs", 3), Message("c", "Spam", 4)]
+    known = ("ham", "spam")
+    with pytest.raises(DataError, match="m.csv, line 3: .*'eggs', nor those of 1 more rows"):
+        with_known_labels(messages, known, "stop", "m.csv")
+    with pytest.raises(DataError, match="m.csv, line 4: .*'Spam'. Is 'spam' meant?"):
+        with_known_labels(messages[2:], known, "stop", "m.csv")
+    with pytest.raises(DataError, match="line 3"):
+        with_known_labels(messages, known, "join:other", "m.csv")
+    told = listen()
+    assert with_known_labels(messages, known, "drop", "m.csv") == messages[:1]
+    joined = with_known_labels(messages, known, "join:ham", "m.csv")
+    assert [m.label for m in joined] == ["ham"] * 3
+    assert with_known_labels(messages, known, "keep", "m.csv") == messages
+    assert [said.split(": 'eggs', 'Spam'")[1] for said in told] == [""] * 3
+    assert (
+        with_known_labels(messages[:1], known, "stop", "m.csv") == messages[:1] and len(told) == 3
+    )
 
 
 def test_rare_labels_of_several_files(tmp_path: Path) -> None:

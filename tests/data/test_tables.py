@@ -218,6 +218,18 @@ def test_quotes_around_whole_texts_alone_say_nothing(tmp_path: Path) -> None:
     assert [row.values[0] for row in rows] == ['"one"', "two"]
 
 
+@pytest.mark.parametrize("columns", [("label", "text"), ("text", "label"), ("id", "text", "label")])
+def test_quotes_of_two_rows_do_not_join_them(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    """A text begins with a quote and a later one ends with one, as in a dialogue."""
+    texts = ['"Hello', "he said,", 'goodbye"', '""""', "so"]
+    values = [{"id": "1", "text": text, "label": "ham"} for text in texts]
+    lines = [columns, *([row[name] for name in columns] for row in values)]
+    raw = "".join("\t".join(line) + "\n" for line in lines)
+    assert [row.values for row in read(tmp_path / "m.tsv", raw)] == [(t, "ham") for t in texts]
+    raw = 'text\tlabel\n"to be\tor not"\n'
+    assert [row.values for row in read(tmp_path / "m.tsv", raw)] == [('"to be', 'or not"')]
+
+
 HEADERLESS = "ham\tgood morning to you\nspam\twin now\nham\tsee you\nham\tat six\n"
 
 
@@ -255,6 +267,8 @@ def test_numbers_of_columns(tmp_path: Path) -> None:
     for header in (True, False):  # a number is no name of a column
         rows = [r.values for r in read_rows(path, ("2", "4"), header=header)]
         assert rows == [("Hello", "1.5"), ("Bye", "-2")]
+    path.write_text("eggs,a text of some words\nham,a\n")  # a label that does not occur again
+    assert len(list(read_rows(path, ("2", "1")))) == 2
     path.write_text("1,2\nham,a\n")  # and yet it may be one
     assert [r.values for r in read_rows(path, ("2", "1"))] == [("a", "ham")]
     for names, header in ((("5", "1"), True), (("0", "1"), True), (("2", "3"), False)):
