@@ -49,7 +49,12 @@ from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
-LATER = {"rare_labels", "header", "delimiter", "start"}  # settings that version 2 got later, by default
+LATER = {
+    "rare_labels",
+    "header",
+    "delimiter",
+    "start",
+}  # settings that version 2 got later, by default
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
 START = "start.safetensors"  # the classifier that training continues from, until it is complete
