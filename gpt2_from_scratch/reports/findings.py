@@ -70,7 +70,7 @@ class RunFacts:
     # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
     start: str = ""  # the trained classifier that it continues from
-    n_trained_on: int = 0  # test texts that it was trained on: by the classifier it continues from
+    n_trained_on: int = 0  # test texts that it, or the classifier it continues from, was trained on
     n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown
 
     def n_texts(self, part: str) -> int:
@@ -273,8 +273,9 @@ def run_warnings(facts: RunFacts) -> Iterator[str]:
         yield small_test(facts.n_texts("test"), interval)
     if facts.n_trained_on:
         yield (
-            f"{facts.n_trained_on:,} of {facts.n_texts('test'):,} test texts were trained on, in part "
-            "by the classifier that training continued from. The score is too good: test on new texts."
+            f"{facts.n_trained_on:,} of {facts.n_texts('test'):,} test texts were trained on"
+            f"{', or differ from such a text in white space only' * (not facts.start)}. The score is "
+            "too good: test on new texts."
         )
     yield _near_duplicates(facts)
     one_seed = (

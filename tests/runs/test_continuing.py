@@ -266,6 +266,7 @@ def test_texts_of_the_other_run_count_as_trained_on(first, folder, tmp_path) -> 
         (["--model", "mini"], 4, ["mini", "weights"]),
         (["--labels", "a,b"], 3, ["'c'", "a,b"]),
         (["--resume", "x"], 2, ["--from"]),
+        (["--recipe", "lecture"], 2, ["start"]),
     ],
 )
 def test_what_contradicts_the_classifier_is_refused(
@@ -291,6 +292,12 @@ def test_the_command_continues_with_what_was_typed(first, folder, tmp_path, caps
     assert (training["lr"], training["n_last_blocks"], training["epochs"]) == (0.001, 1, 1)
     code, _, err = call(capsys, *command, "--out", tmp_path / "other")
     assert code == 4 and "name its folder with --model" in err
+
+
+def test_the_demo_messages_are_not_the_default(first, tmp_path, capsys) -> None:
+    command = ("train", "--from", first.folder, "--model", first.config.model)
+    code, _, err = call(capsys, *command, "--out", tmp_path / "run")
+    assert code == 2 and "--data" in err
 
 
 def test_labels_written_otherwise_are_refused(first, folder, tmp_path) -> None:
