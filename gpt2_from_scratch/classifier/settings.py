@@ -13,6 +13,7 @@ import numpy as np
 from gpt2_from_scratch.data.formats import TASKS, Task
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
@@ -135,7 +136,7 @@ class HeadConfig:
         if any(type(label) is not str for label in self.labels):
             raise UsageError(f"head {self.name!r}: labels = {self.labels!r} must be strings")
         if len(set(self.labels)) != len(self.labels):
-            raise UsageError(f"labels must differ from each other: {list(self.labels)}")
+            raise UsageError(f"labels must differ from each other: {several(self.labels)}")
         if any(type(width) is not int or width < 1 for width in self.hidden):
             raise UsageError(f"head {self.name!r}: hidden = {self.hidden!r} must be widths above 0")
         for name in ("class_weights", "center", "scale"):
@@ -176,7 +177,7 @@ class HeadConfig:
         if len(labels) < fewest.get(task, 0):
             raise UsageError(f"{task} needs at least {fewest[task]} labels, found {list(labels)}")
         if labels and task not in fewest:
-            raise UsageError(f"a head for {task} has no labels, but got {list(labels)}")
+            raise UsageError(f"a head for {task} has no labels, but got {several(labels)}")
         if self.one_output and (task != "classification" or len(labels) != 2):
             raise UsageError("one output with a sigmoid is for classification into two classes")
         if (self.center or self.scale) and task != "regression":

@@ -190,7 +190,11 @@ def add_predict(commands: Any) -> None:
     add_settings(parser, DataConfig, *READING)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
-    form.add_argument("--csv", action="store_true", help="number, label, probabilities, truncated")
+    form.add_argument(
+        "--csv",
+        action="store_true",
+        help="number, label, probabilities, truncated; a label called like another column is in ()",
+    )
     parser.add_argument(
         "--with-text",
         action="store_true",

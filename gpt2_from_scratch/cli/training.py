@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2_from_scratch.classifier.settings import HeadSettings
+from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.cli.options import (
     RUN_SETTINGS,
     add_computing,
@@ -53,10 +53,18 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train --data train.conll --task token-classification --n-last-blocks 2",
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
+        "gpt2-classifier train --from runs/reviews --data newer.csv --lr 1e-4",
         "gpt2-classifier train --resume runs/reviews",
         "gpt2-classifier train --resume runs/reviews --data moved/reviews.csv",
     )
     add_training(parser)
+    parser.add_argument(
+        "--from",
+        type=existing_or_new_path,
+        dest="start",
+        metavar="RUN",
+        help="continue training a run's classifier, or a file, on other data; labels may be new",
+    )
     parser.add_argument(
         "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
     )
@@ -76,6 +84,7 @@ def add_train(commands: Any) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a classifier, write its report, and print its scores on the test set."""
+    from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.recipes import train_as_the_lecture, train_classifier
 
     if args.resume:
@@ -91,25 +100,43 @@ def run_train(args: argparse.Namespace) -> None:
             options["data"] = args.source
         run = train_as_the_lecture(run=args.out, device=device, dtype=dtype, **options)
     else:
+        training, head = _training_and_head(args)
         device, dtype = computing_on(args)
         run = train_classifier(
             data=settings_of(args, DataConfig),
-            training=train_config(args),
-            head=settings_of(args, HeadSettings),
+            training=training,
+            head=head,
             run=args.out,
             device=device,
             dtype=dtype,
-            **given(args, "model", "cache"),
+            **given(args, "model", "cache", "start"),
         )
     if not (run.folder / "report.html").exists():
         run.write_report()
+    test, seen = read_test_part(run.folder, run.config.head.task), TrainedOn.of(run.folder)
     print("Test set:")
+    if seen.count(test):
+        print(seen.in_words(test))
     print(run.scores.as_table())
     base = "" if run.config.model in MODELS else f" --model {shlex.quote(run.config.model)}"
     log.info(
         f"\nsaved in {run.folder}; use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"
     )
+
+
+def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSettings]:
+    """The settings that were typed; with --from, the others are those of that classifier."""
+    if args.start is None:
+        return train_config(args), settings_of(args, HeadSettings)
+    from gpt2_from_scratch.runs.continuing import inherited_head, inherited_training
+
+    if args.source is None:  # not the demo messages by default: they would bring their labels
+        raise UsageError("--from continues training on other texts: name them with --data")
+    head = inherited_head(args.start, given(args, *(field.name for field in fields(HeadSettings))))
+    typed = given(args, *(field.name for field in fields(TrainConfig)))
+    inherited = {} if args.trainable else inherited_training(args.start)
+    return TrainConfig(**inherited | typed), head
 
 
 def _resume(args: argparse.Namespace) -> "Run":
@@ -122,9 +149,9 @@ def _resume(args: argparse.Namespace) -> "Run":
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.states import refuse_changes
 
-    if args.out or args.recipe == "lecture":
+    if args.out or args.start or args.recipe == "lecture":
         raise UsageError(
-            "--resume RUN resumes in RUN with its recipe. Leave out --out and --recipe."
+            "--resume RUN resumes in RUN with its recipe. Leave out --out, --from and --recipe."
         )
     config = RunConfig.read(args.resume)
     saved = config.settings()

@@ -95,7 +95,10 @@ def assess(
         UsageError: `positive` is not a label, or `cost` is not above 0 or has no positive label.
     """
     if val is not None and val.labels != test.labels:
-        raise DataError(f"the validation set has labels {val.labels}, the test set {test.labels}")
+        raise DataError(
+            f"the validation set has labels {several(val.labels)}, the test set "
+            f"{several(test.labels)}"
+        )
     if positive is not None and positive not in test.labels:
         raise UsageError(f"unknown label {positive!r}; choose from: {several(test.labels)}")
     chosen_on = test if val is None else val

@@ -37,8 +37,10 @@ def generate(
 
     Raises:
         UsageError: the temperature is negative or infinite, top_k < 1, or `ids` is empty.
-        DataError: an id is not in the model's vocabulary.
+        DataError: an id is not in the model's vocabulary, or `ids` is not (T,) whole numbers.
     """
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or (len(ids) and ids.is_floating_point()):
+        raise DataError(f"ids must be a tensor (T,) of whole numbers, found {ids!r:.80}")
     n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
     if len(ids) and not 0 <= ids.min() <= ids.max() < n_vocab:
         raise DataError(f"ids {ids.tolist()!r:.80} must be from 0 to {n_vocab - 1}")

@@ -69,6 +69,8 @@ class RunFacts:
     predictions: LabelledPredictions | None = None  # on the test set
     # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
+    start: str = ""  # the trained classifier that it continues from
+    n_trained_on: int = 0  # test texts that it, or the classifier it continues from, was trained on
     n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown
 
     def n_texts(self, part: str) -> int:
@@ -137,6 +139,7 @@ def trained_on(facts: RunFacts) -> str:
         f"GPT-2 {file_name(facts.model)} was finetuned on {count_texts(facts.n_texts('train'))} of "
         f"{file_name(facts.data.source)} {purpose}. {facts.n_trained:,} of its "
         f"{facts.n_parameters:,} parameters were trained, with seed {facts.seed}."
+        + (" Training continued from another run's classifier." if facts.start else "")
     )
 
 
@@ -268,6 +271,12 @@ def run_warnings(facts: RunFacts) -> Iterator[str]:
     interval = getattr(facts.scores, "interval", None)
     if interval is not None:
         yield small_test(facts.n_texts("test"), interval)
+    if facts.n_trained_on:
+        yield (
+            f"{facts.n_trained_on:,} of {facts.n_texts('test'):,} test texts were trained on"
+            f"{', or differ from such a text in white space only' * (not facts.start)}. The score is "
+            "too good: test on new texts."
+        )
     yield _near_duplicates(facts)
     one_seed = (
         "This is one run, with one seed and one split. Another seed gives another score, by chance "

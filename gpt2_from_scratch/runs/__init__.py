@@ -1,6 +1,7 @@
 """One training run, from the names of a model and a data set to its results.
 
-For users: `recipes` trains, resumes, and evaluates; `folder` keeps what a run needs to resume.
+For users: `recipes` trains, resumes, and evaluates; `folder` keeps what a run needs to resume;
+`continuing` starts from a classifier that was trained before.
 `lecture` is the lecture's recipe, random draw by random draw.
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.saving import read_classifier
+from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
@@ -38,6 +38,7 @@ from gpt2_from_scratch.storage.files import (
     locked,
     read_json,
     read_manifest,
+    sha256_of,
     sweep,
     write_json,
     write_text,
@@ -48,9 +49,15 @@ from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
-LATER = {"rare_labels", "header", "delimiter"}  # settings that version 2 got later, by default
+LATER = {
+    "rare_labels",
+    "header",
+    "delimiter",
+    "start",
+}  # settings that version 2 got later, by default
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
+START = "start.safetensors"  # the classifier that training continues from, until it is complete
 FILES = (  # that a run writes; any other file in its folder is the user's
     CONFIG,
     PROVENANCE,
@@ -85,6 +92,7 @@ class RunConfig:
     head: HeadSettings = field(default_factory=HeadSettings)
     dtype: str = setting("float32", "precision of the frozen blocks", choices=tuple(DTYPES))
     cache: bool = setting(True, "keep the frozen blocks' output on disk")
+    start: str = setting("", "trained classifier that training continues from")
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
@@ -189,9 +197,21 @@ def working_in(run: Path, *, resumable: bool) -> Iterator[None]:
 # --- what it was made from ---
 
 
-def write_provenance(run: Path, split: Split, classifier: Classifier) -> None:
-    """Write `provenance.json`: the messages' number and hash, the classifier, the environment."""
-    write_json(run / PROVENANCE, _provenance(split, classifier))
+def write_provenance(run: Path, split: Split, classifier: Classifier, start: str = "") -> None:
+    """Write `provenance.json`: messages, classifier, environment, and what was continued.
+
+    Of the messages number and hash; of the classifier `start` that was continued, path and hash.
+    """
+    found = {
+        "messages": {part: len(messages) for part, messages in vars(split).items()},
+        "messages_sha256": messages_sha256(split),
+        "classifier": asdict(classifier.description),
+        "environment": environment(classifier.device)
+        | {"gpt2_from_scratch": version("gpt2-from-scratch")},
+    }
+    if start:
+        found["start"] = {"path": start, "sha256": sha256_of(saved_file(start))}
+    write_json(run / PROVENANCE, found)
 
 
 def refuse_missing_data(run: Path, data: DataConfig) -> None:
@@ -225,27 +245,18 @@ def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
     refuse_changes({"classifier": then}, {"classifier": now}, run)
 
 
-def _provenance(split: Split, classifier: Classifier) -> dict[str, Any]:
-    return {
-        "messages": {part: len(messages) for part, messages in vars(split).items()},
-        "messages_sha256": messages_sha256(split),
-        "classifier": asdict(classifier.description),
-        "environment": environment(classifier.device)
-        | {"gpt2_from_scratch": version("gpt2-from-scratch")},
-    }
-
-
 # --- its test set, and the texts it was trained on ---
 
 
-def write_parts(run: Path, split: Split, task: str) -> None:
-    """Write the test set, and the hashes of the training set.
+def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" = None) -> None:
+    """Write the test set, and the hashes of the training set and of what was trained on `before`.
 
     The test set is `test.csv`, or `test.jsonl` for other tasks than classification.
     """
     write = write_messages if task == "classification" else write_examples
     write(_test_part(run, task), split.test)
-    TrainedOn(frozenset(_text_hash(message.text) for message in split.train)).write(run)
+    now = frozenset(_text_hash(message.text) for message in split.train)
+    TrainedOn(now | before.hashes if before else now, not before or before.complete).write(run)
 
 
 def read_test_part(run: Path, task: str) -> list[Message]:

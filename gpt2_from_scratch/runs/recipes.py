@@ -18,11 +18,20 @@ from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.runs.continuing import (
+    continued_classifier,
+    inherited_head,
+    inherited_training,
+    known_base,
+    resumed_classifier,
+)
 from gpt2_from_scratch.runs.folder import (
     CONFIG,
     READING,
     SOURCES,
+    START,
     RunConfig,
+    TrainedOn,
     new_run_folder,
     refuse_missing_data,
     refuse_other_classifier,
@@ -37,17 +46,18 @@ from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
-from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
+from gpt2_from_scratch.storage.paths import data_name, expanded, model_folder, model_name
 
 log = logging.getLogger(__name__)
 
 
 def train_classifier(
-    model: str | Path = "mini",
+    model: str | Path | None = None,
     data: str | Path | DataConfig = "demo",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,
+    start: str | Path | None = None,
     run: str | Path | None = None,
     device: torch.device | str = "auto",
     dtype: str = "float32",
@@ -56,10 +66,12 @@ def train_classifier(
     """Finetune a classifier, keep its best epoch, and score it on the test set.
 
     Args:
-        model: "mini", "124M", ... or a model's folder.
+        model: "mini", "124M", ... or a model's folder. Default: "mini", or the base of `start`.
         data: "demo", "topics", "sms", a file, or a DataConfig that says how to read and split it.
         training: How it is trained. Default: the last block and the final norm; with LoRA no block.
         head: What the head answers and how it is built. Default: one class per text.
+        start: A trained classifier to continue from, with its weights, head and LoRA: a run's
+            folder, or a file. By default what was trained there is trained. New labels are added.
         run: The folder to write. Default: a new one in `runs/`.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
         dtype: Precision of the frozen blocks, "float32" or "bfloat16".
@@ -76,29 +88,45 @@ def train_classifier(
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     head = head or HeadSettings()
+    if start is not None:
+        defaults = asdict(HeadSettings())
+        asked = {name: value for name, value in asdict(head).items() if value != defaults[name]}
+        head = inherited_head(start, asked)
+        training = training or TrainConfig(**inherited_training(start))
+        model = known_base(start) if model is None else model
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
     data = DataConfig.of(data)
     val, test = (data_name(name) if name else "" for name in (data.val_source, data.test_source))
     config = RunConfig(
-        model=model_name(model),
+        model=model_name("mini" if model is None else model),
         data=replace(data, source=data_name(data.source), val_source=val, test_source=test),
         training=training,
         head=head,
         dtype=dtype,
         cache=cache,
+        start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
     )
     split = load_split(config.data, head.task, training.seed)
-    if head.task == "regression" and not head.labels:
+    before = TrainedOn.of(config.start) if config.start else None
+    if before and (n := before.count(split.test)):
+        log.warning(
+            f"{n:,} of {len(split.test):,} test texts were trained on by {start}: the score will be "
+            "too good. Test on new texts, or use the seed and data of that run."
+        )
+    if head.task == "regression" and not head.labels and start is None:
         columns = config.data.label_column
         # the values are named after their columns, unless one column holds several
         if len(columns.split(",")) == len(split.train[0].label):
             config = replace(config, head=replace(head, labels=columns))
-    classifier = new_classifier(config, split).to(choose_device(str(device)))
+    make = continued_classifier if config.start else new_classifier
+    classifier = make(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
     with working_in(folder, resumable=True):
-        write_parts(folder, split, head.task)  # an interrupted run can be scored with it
-        write_provenance(folder, split, classifier)
+        write_parts(folder, split, head.task, before)  # an interrupted run can be scored with it
+        if config.start:
+            classifier.save(folder / START)
+        write_provenance(folder, split, classifier, config.start)
         config.write(folder)
         return _train(folder, config, split, classifier, resume=False)
 
@@ -148,11 +176,14 @@ def resume_training(
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
     split = _split_of(folder, config)
-    classifier = new_classifier(config, split).to(where)
+    classifier = (
+        resumed_classifier(folder, config) if config.start else new_classifier(config, split)
+    ).to(where)
     with working_in(folder, resumable=True):
         refuse_other_classifier(folder, classifier)
         config.write(folder)
-        write_parts(folder, split, config.head.task)
+        before = TrainedOn.of(folder) if config.start else None
+        write_parts(folder, split, config.head.task, before)
         return _train(folder, config, split, classifier, resume=True)
 
 

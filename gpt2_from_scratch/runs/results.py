@@ -40,7 +40,9 @@ from gpt2_from_scratch.reports.render import write_run_report
 from gpt2_from_scratch.runs.folder import (
     FILES,
     PROVENANCE,
+    START,
     RunConfig,
+    TrainedOn,
     read_test_part,
     refuse_missing_data,
 )
@@ -212,6 +214,8 @@ class Run:
             assessment=self.assessment,
             predictions=predictions,
             baselines=_baselines(split, predictions) if predictions else [],
+            start=config.start,
+            n_trained_on=TrainedOn.of(self.folder).count(split.test),
             n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),
             max_tokens=description.max_tokens,
             n_cut=sum(classifier.encode(texts)[1]),
@@ -239,8 +243,9 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
     else:
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
-    remove_states(folder)
     write_manifest(folder, FILES)
+    remove_states(folder)  # afterwards: a run that is killed in between is complete
+    (folder / START).unlink(missing_ok=True)
     return Run(folder, config, classifier, scores, assessment, split)
 
 

@@ -5,6 +5,7 @@ B texts per batch, T tokens in the longest of them.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -66,10 +67,16 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
     Checked before the ids reach a GPU: there a wrong id would end every computation of the process.
     """
     for number, ids in enumerate(encoded):
-        if isinstance(ids, str) or not hasattr(ids, "__len__"):
+        values = ids.tolist() if isinstance(ids, Tensor) else ids
+        if isinstance(values, str) or not hasattr(values, "__len__"):
             raise DataError(
-                f"text {number}, counted from 0, must be a list of ids, not {type(ids).__name__}; "
+                f"text {number}, counted from 0, is {ids!r:.40}, not a list of ids; "
                 "encode(texts)[0] returns them"
+            )
+        if odd := [kind for kind in {*map(type, values)} if not issubclass(kind, Integral)]:
+            what = odd[0].__name__
+            raise DataError(
+                f"text {number}, counted from 0, has ids of type {what}, not whole ones"
             )
         if len(ids) == 0:
             raise DataError(f"text {number}, counted from 0, has no ids")

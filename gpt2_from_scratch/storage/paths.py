@@ -65,9 +65,13 @@ def known_name(model: str) -> str:
 
 def model_name(model: str | Path) -> str:
     """The name under which a model is found again: its known name, or its folder's full path."""
-    if isinstance(model, str) and known_name(model) in MODELS:
-        return known_name(model)
-    return str(model_folder(model).resolve())
+    return _name_of(model) or str(model_folder(model).resolve())
+
+
+def _name_of(model: str | Path) -> str:
+    """The known name of a model, also as a Path if there is no such folder; else empty."""
+    name = known_name(str(model))
+    return name if name in MODELS and (isinstance(model, str) or not model.exists()) else ""
 
 
 def data_name(data: str | Path) -> str:
@@ -80,7 +84,7 @@ def model_folder(model: str | Path) -> Path:
 
     Raises CheckpointError if there is none, with the command that downloads it, and for a run.
     """
-    if isinstance(model, str) and (name := known_name(model)) in MODELS:
+    if name := _name_of(model):
         folder = embedded("weights/mini") if name == "mini" else home() / "weights" / name
         if folder.is_dir():
             return folder

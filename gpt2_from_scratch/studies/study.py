@@ -46,6 +46,7 @@ from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.render import write_study_report
 from gpt2_from_scratch.reports.study_findings import StudyFacts, StudyRow
+from gpt2_from_scratch.runs.folder import TrainedOn
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
@@ -552,6 +553,8 @@ def compare_runs(
     )
     for row in rows:
         row.test_answers(first.labels, split)  # fails now if at all
+        if n_seen := TrainedOn.of(row.folder).count(test):  # by a classifier it continued from
+            log.warning(f"{row.name} was trained on {n_seen:,} of {len(test):,} test texts")
     counts = count_labels([*split.parts.train, *split.parts.val, *test])
     study = Study(
         Setup(labels=first.labels),

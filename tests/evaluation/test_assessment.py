@@ -168,7 +168,7 @@ def test_the_threshold_of_a_cost():
 
 
 def test_what_does_not_fit():
-    with pytest.raises(DataError, match="'label 0', 'label 1'"):
+    with pytest.raises(DataError, match="label 0, label 1"):
         assess(TEST, made_up(0, 2))
     with pytest.raises(UsageError, match="'egg'; choose from: ham, spam"):
         assess(TEST, VAL, positive="egg")

@@ -111,3 +111,11 @@ def test_impossible_settings_are_refused(tiny_gpt2, bad, named):
 def test_ids_that_are_not_in_the_vocabulary_are_refused(tiny_gpt2, wrong):
     with pytest.raises(DataError, match=f"{wrong}.* 0 to 276"):
         generate(tiny_gpt2, torch.tensor([1, wrong]), 1)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2], torch.tensor([[1, 2]]), torch.tensor([1.0]), torch.tensor(1), "the"]
+)
+def test_ids_to_continue_that_cannot_be(tiny_gpt2, ids):
+    with pytest.raises(DataError, match="tensor"):
+        generate(tiny_gpt2, ids, 1)

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,6 +171,13 @@ def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
         ([[1, 277]], "text 0.* 277.* 0 to 276"),
         ([[1], [0, -1]], "text 1.* -1"),
         ([[3], []], "text 1.* no ids"),
+        ([1, 2], "text 0.* is 1, not a list"),
+        (torch.tensor([1, 2]), "text 0.* not a list"),
+        ([[1], [2.0]], "text 1.* float"),
+        ([np.array([1.0])], "text 0.* float"),
+        (torch.tensor([[1.0, 2.0]]), "text 0.* float"),
+        (["12"], "text 0.* '12', not a list"),
+        ([[1, None]], "text 0.* NoneType"),
     ],
 )
 def test_ids_that_the_model_does_not_have_are_refused(tiny_checkpoint, encoded, message):
@@ -178,7 +186,10 @@ def test_ids_that_the_model_does_not_have_are_refused(tiny_checkpoint, encoded, 
     for use in (classifier.logits, classifier.texts):
         with pytest.raises(DataError, match=message):
             use(encoded)
-    assert classifier.logits([[276, 0]]).isfinite().all()
+    expected = classifier.logits([[276, 0]])
+    assert expected.isfinite().all()
+    for same in ([np.array([276, 0])], torch.tensor([[276, 0]]), ((276, 0),)):
+        assert torch.equal(classifier.logits(same), expected)
 
 
 def test_no_texts_are_no_answers(tiny_checkpoint):

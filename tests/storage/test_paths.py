@@ -197,3 +197,10 @@ def test_runs_and_models_are_told_apart(tmp_path, tiny_checkpoint, monkeypatch):
             model_folder(given)
     (tmp_path / "mini").mkdir()  # an empty folder with a model's name
     assert not is_model(Path("mini")) and not is_run(Path("mini"))
+
+
+def test_a_name_may_be_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_name(Path("mini")) == "mini" and model_folder(Path("mini")) == model_folder("mini")
+    (tmp_path / "mini").mkdir()
+    assert model_folder(Path("mini")) == Path("mini") and model_folder("mini") != Path("mini")

@@ -32,6 +32,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
 )
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 
@@ -103,7 +104,7 @@ class Regression(Task):
                 continue
             given = label if isinstance(label, tuple) else (label,)
             if len(given) != len(head.labels):
-                raise DataError(f"{len(given)} values {given}; the head has {list(head.labels)}")
+                raise DataError(f"{len(given)} values {given}; the head has {several(head.labels)}")
             rows.append([_standardised(*each) for each in zip(given, center, scale, strict=True)])
         values = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(head.labels))
         known = has_target(values).float()

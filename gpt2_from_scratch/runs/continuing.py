@@ -1,0 +1,185 @@
+"""A run that continues from a trained classifier: what it takes over, and what may be new.
+
+It takes over all weights, the head, LoRA, and how texts are read. The data may be new, and so may
+labels: the rows of the head for known labels are kept, those for new labels are drawn. A copy of the
+classifier is kept in the run's folder until the run is complete, so the other run is not needed.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.heads import copy_outputs, head_layers, put_heads
+from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
+from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
+from gpt2_from_scratch.classifier.train import freeze
+from gpt2_from_scratch.data.formats import TASKS, label_names
+from gpt2_from_scratch.data.messages import labels_alike
+from gpt2_from_scratch.data.split import Split
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.evaluation.metrics import several
+from gpt2_from_scratch.gpt2.config import MATRICES
+from gpt2_from_scratch.runs.folder import START, RunConfig
+from gpt2_from_scratch.speed.devices import DTYPES
+from gpt2_from_scratch.storage.paths import MODELS
+
+log = logging.getLogger(__name__)
+
+FORMS = {  # of heads: by number of hidden layers, activation, and whether there is one output
+    (0, "none", False): "linear",
+    (1, "none", False): "two-layer",
+    (1, "tanh", False): "tanh",
+    (0, "none", True): "sigmoid",
+}
+
+
+# --- settings that are taken over ---
+
+
+def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
+    """The settings of a saved classifier's head and LoRA, and those `asked` for that may be new.
+
+    Raises UsageError if another one is asked for than the classifier has, and for a classifier that
+    `train` does not make: with several heads, or with a head or a LoRA of another form.
+    """
+    path = saved_file(start)
+    description = read_classifier(path)[0]
+    head, lora = description.head, description.lora
+    form = FORMS.get((len(head.hidden), head.activation, head.one_output))
+    odd_lora = lora is not None and (lora.head or {*lora.matrices} != {*MATRICES})
+    if len(description.heads) > 1 or head.task not in TASKS[:5] or form is None or odd_lora:
+        raise UsageError(
+            f"{path} has heads or adapters that train does not make. Continue in Python, with "
+            "finetune(Classifier.load(...), ...)."
+        )
+    found: dict[str, Any] = {
+        "task": head.task,
+        "head": form,
+        "layer": -1 if head.layer is None else head.layer,
+        "state": "normed" if head.final_norm else "raw",
+        "pooling": head.pooling,
+        "max_tokens": description.max_tokens,
+        "pad_to": description.pad_to or 0,
+        "causal_mask": description.causal_mask,
+        "dropout": head.dropout,
+        "name": head.name,
+    }
+    if lora:
+        found |= {"lora": lora.rank, "lora_alpha": float(lora.alpha), "lora_dropout": lora.dropout}
+        found |= {"lora_blocks": -1 if lora.n_last_blocks is None else lora.n_last_blocks}
+    free = {"class_weights", "label_smoothing"}
+    if head.task not in ("regression", "span"):
+        free.add("labels")
+    inherited = HeadSettings(**found | {name: asked[name] for name in free & asked.keys()})
+    for name, value in asked.items():
+        if value != (has := getattr(inherited, name)):
+            raise UsageError(
+                f"{name} = {value!r} contradicts {path}, which has {has!r}. Leave it out to continue "
+                "from that classifier, or start without it."
+            )
+    return inherited
+
+
+def inherited_training(start: str | Path) -> dict[str, Any]:
+    """The settings that train what was trained: last blocks and final norm."""
+    description, tensors = read_classifier(saved_file(start))
+    names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
+    blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
+    top = max(blocks, default=-1) + 1 if description.head.layer is None else description.head.layer
+    return {
+        "n_last_blocks": max(0, top - min(blocks, default=top)),
+        "final_norm": any(name.startswith("ln_f.") for name in names),
+    }
+
+
+def known_base(start: str | Path) -> str:
+    """The name of a saved classifier's base. Raises CheckpointError for a folder named in a file."""
+    path = saved_file(start)
+    base = read_classifier(path)[0].base
+    if base not in MODELS:
+        raise CheckpointError(
+            f"{path} was trained on a model in {base}; name its folder with --model"
+        )
+    return base
+
+
+# --- the classifier that training starts with ---
+
+
+def continued_classifier(config: RunConfig, split: Split) -> Classifier:
+    """The classifier `config.start` with the labels of the data too, frozen as configured.
+
+    Raises DataError for labels that differ from known ones in how they are written only, and for
+    another number of values; UsageError for new labels of a head that cannot have them.
+    """
+    classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
+    old, n_embd = classifier.description.head, classifier.model.config.n_embd
+    found = label_names([*split.train, *split.val, *split.test], old.task)
+    new = config.head.head_config(_labels(old, found, config), split.train, n_embd)
+    new = replace(new, layer=old.layer, hidden=old.hidden)
+    if old.task == "regression":  # its outputs are in this unit
+        new = replace(new, center=old.center, scale=old.scale)
+    if new.labels != old.labels:
+        _replace_outputs(classifier, new, config.training.seed)
+    classifier.description = replace(classifier.description, heads=(new,))
+    freeze(classifier, config.training)
+    log.info(f"continuing from {config.start}; {_labels_in_words(old.labels, new.labels)}")
+    return classifier
+
+
+def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[str, ...]:
+    """The labels that the head must have: those it has and, unless these are named, those found."""
+    source, start = config.data.source, config.start
+    if old.task == "regression":
+        if len(found) != len(old.labels):
+            raise DataError(
+                f"{source} has {len(found)} values per text, {start} was trained on "
+                f"{len(old.labels)}: {several(old.labels)}. Name as many with --label-column."
+            )
+        return old.labels
+    if alike := labels_alike({*old.labels, *found}):
+        raise DataError(
+            f"{source} and {start} write labels differently: {alike[:5]}. Make them the same."
+        )
+    if old.one_output and (config.head.labels or {*found} - {*old.labels}):
+        raise UsageError(
+            f"{start} has a head of one output, for {several(old.labels)} alone, and {source} has "
+            f"{several(found)}. Start without it, with --head linear."
+        )
+    return (*found,) if config.head.labels else tuple(dict.fromkeys((*old.labels, *found)))
+
+
+def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
+    """The classifier that a run which continues from another started with, from its own folder."""
+    classifier = Classifier.load(run / START, config.model, dtype=DTYPES[config.dtype])
+    freeze(classifier, config.training)
+    return classifier
+
+
+def _replace_outputs(classifier: Classifier, new: HeadConfig, seed: int) -> None:
+    """Give the head outputs for other labels; those of known labels keep their weights."""
+    model, old = classifier.model, classifier.description.head
+    before = model.head
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        put_heads(model, {new.name: head_layers(new, model)})
+    numbers = {label: n for n, label in enumerate(old.labels)}
+    known = {n: numbers[label] for n, label in enumerate(new.labels) if label in numbers}
+    copy_outputs(before, model.head, known)
+
+
+def _labels_in_words(old: Sequence[str], new: Sequence[str]) -> str:
+    if new == old:
+        return "its head is kept"
+    kept, drawn = [n for n in new if n in old], [n for n in new if n not in old]
+    words = [f"labels whose weights are kept: {several(kept) or 'none'}"]
+    if drawn:
+        words.append(f"new labels, whose weights are drawn: {several(drawn)}")
+    if left := [label for label in old if label not in new]:
+        words.append(f"labels that are left out: {several(left)}")
+    return "; ".join(words)
