@@ -6,6 +6,7 @@ two classes alone.
 """
 
 import json
+import os
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -128,10 +129,10 @@ def saved_file(path: str | Path) -> Path:
             f"{path} is a GPT-2, not a classifier. Train one on it: "
             f"gpt2-classifier train --model {path}"
         )
-    if path.is_dir() and not (path / "best.safetensors").exists():
+    if os.path.isdir(path) and not os.path.exists(path / "best.safetensors"):
         what = "is a run whose first epoch has not ended" if is_run(path) else "is not a run"
         raise CheckpointError(f"{path} {what}: best.safetensors is missing")
-    path = path / "best.safetensors" if path.is_dir() else path
+    path = path / "best.safetensors" if os.path.isdir(path) else path
     check_listed(path)
     return path
 

@@ -103,7 +103,8 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted")
     except GPT2Error as error:
-        return _failed(error, error.exit_code, verbose)
+        short = is_out_of_resources(error)  # files that could not be opened for that reason
+        return _failed(error, ResourceError.exit_code if short else error.exit_code, verbose)
     except Exception as error:
         if is_out_of_resources(error):
             return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
@@ -128,8 +129,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
     what = str(error) or otherwise or type(error).__name__
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        what = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # writing files raises ResourceError with their names, but not writing standard output
+        name = error.filename or "standard output"
+        what = f"{os.fsdecode(name)}: {error.strerror}"
+    if "Too many open files" in what:
+        what = "too many open files. Raise the limit with ulimit -n."
     if len(what) > LONGEST:
         what = f"{what[:LONGEST]} ... and {len(what) - LONGEST:,} more characters"
     with suppress(OSError):  # not through the log: if memory is short it may not load tqdm

@@ -141,7 +141,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     import joblib
 
     from gpt2_from_scratch.gpt2.config import read_config
-    from gpt2_from_scratch.storage.paths import data_name, model_folder
+    from gpt2_from_scratch.storage.paths import data_name, model_folder, tidy
     from gpt2_from_scratch.studies.book import book_rows, chosen
     from gpt2_from_scratch.studies.scoreboard import EXPERIMENTS, format_scoreboard
     from gpt2_from_scratch.studies.study import experiments, run_study
@@ -157,8 +157,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     only = [row.name for row in chosen(rows, args.rows or [])]
     head, dtype = settings_of(args, HeadSettings), args.dtype or "float32"
     study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
-    stem = Path(data_name(data.source)).stem
-    out = args.out or Path("runs") / f"experiments-{folder.name}-{stem}"
+    stem = tidy(Path(data_name(data.source)).stem)
+    out = args.out or Path("runs") / f"experiments-{tidy(folder.name)}-{stem}"
     threads = args.threads or 1
     jobs = args.jobs or max(1, joblib.cpu_count() // threads)
     began = time.monotonic()

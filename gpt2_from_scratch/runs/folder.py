@@ -43,7 +43,7 @@ from gpt2_from_scratch.storage.files import (
     write_json,
     write_text,
 )
-from gpt2_from_scratch.storage.paths import DATA_SETS, expanded, is_model, known_name
+from gpt2_from_scratch.storage.paths import DATA_SETS, expanded, is_model, known_name, tidy
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -165,7 +165,8 @@ def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
                 raise UsageError(f"{run} exists already. Choose another --out.")
             run.mkdir(parents=True, exist_ok=True)
             return run
-        stem = f"{Path(config.model).name}-{Path(config.data.source).stem}-{config.training.seed}"
+        model, data = tidy(Path(config.model).name), tidy(Path(config.data.source).stem)
+        stem = f"{model}-{data}-{config.training.seed}"
         number = 1
         while True:
             run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")

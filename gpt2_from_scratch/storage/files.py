@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # --- Atomic writes. ---
 
+HALVES = re.compile("[\ud800-\udfff]")
 STALE = 3600  # seconds after which a temporary folder has no writer any more
 
 
@@ -89,8 +91,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; refuses NaN and infinities."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented JSON, atomically; refuses NaN and infinities.
+
+    Halves of characters, as in a file's name that is not UTF-8, are written escaped.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 # --- Reading with limits, and a word for a file of another kind. ---
@@ -217,6 +223,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 # --- `SHA256SUMS` in a model's folder, as the program sha256sum writes it. ---
 
 SUMS = "SHA256SUMS"
@@ -229,7 +242,7 @@ def check_sums(folder: str | Path, names: Sequence[str]) -> None:
     listed = read_sums(folder)
     for name in names:
         if name in listed and (folder / name).is_file():
-            if (digits := sha256_of(folder / name)) != listed[name]:
+            if (digits := _digest(folder / name)) != listed[name]:
                 raise CheckpointError(
                     f"{folder / name} has sha256 {digits}, but {SUMS} lists {listed[name]}: "
                     "the file was changed"
@@ -276,8 +289,7 @@ def add_to_manifest(folder: Path, names: Sequence[str]) -> None:
 
 def is_complete(folder: str | Path) -> bool:
     """Whether the run in this folder has finished."""
-    folder = expanded(folder)
-    return (folder / MANIFEST).exists()
+    return os.path.exists(expanded(folder) / MANIFEST)  # False, too, where nobody may look
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -303,7 +315,7 @@ def check_listed(path: Path) -> None:
         raise CheckpointError(f"{path} is missing")
     if expected is None:
         raise CheckpointError(f"{path} is not in {MANIFEST}: it came after the run was complete")
-    if sha256_of(path) != expected:
+    if _digest(path) != expected:
         raise CheckpointError(f"{path} differs from {MANIFEST}: changed since the run was complete")
 
 

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.progress import CONTROLLING
 
+LONGEST = 80  # characters of a file's name in the name of a folder
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
 MODELS = ("mini", "124M", "355M", "774M", "1558M")  # a test compares them with `SIZES`
@@ -44,7 +46,13 @@ def _user_cache() -> Path:
     """`~/.cache/gpt2_from_scratch` or in $XDG_CACHE_HOME; on macOS and Windows what is usual there."""
     from platformdirs import user_cache_path  # here, because most commands do not need it
 
-    return user_cache_path("gpt2_from_scratch", appauthor=False)
+    try:
+        return user_cache_path("gpt2_from_scratch", appauthor=False)
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home folder for downloads and cached features. Set HOME, or "
+            "GPT2_FROM_SCRATCH_HOME and GPT2_FROM_SCRATCH_CACHE."
+        ) from None
 
 
 def sms_collection() -> Path:
@@ -93,28 +101,37 @@ def model_folder(model: str | Path) -> Path:
             f"the {name} model is not in {folder}; get it with: gpt2-classifier download {name}{here}"
         )
     folder = expanded(model)
-    if is_run(folder) or (folder.is_file() and folder.suffix == ".safetensors"):
+    if is_run(folder) or (os.path.isfile(folder) and folder.suffix == ".safetensors"):
         raise CheckpointError(
             f"{folder} is a trained classifier, not a GPT-2. Use it with predict, evaluate or "
             "train --from, or give the model that it was trained on."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises OSError for some impossible names
         raise CheckpointError(
             f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
         )
+    try:
+        os.stat(os.path.join(folder, "."))  # which needs permission to use what is in it
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
     return folder
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, finished or not, and not that of a model."""
-    return any((folder / name).is_file() for name in RUN_FILES) and not is_model(folder)
+    return any(os.path.isfile(folder / name) for name in RUN_FILES) and not is_model(folder)
 
 
 def is_model(path: Path) -> bool:
     """Whether a path is a model's folder or, if there is nothing there, a model's name."""
-    if not path.exists():
+    if not os.path.exists(path):
         return known_name(str(path)) in MODELS
-    return any((path / name).is_file() for name in MODEL_FILES)
+    return any(os.path.isfile(path / name) for name in MODEL_FILES)
+
+
+def tidy(name: str) -> str:
+    """The name of a file as part of a folder's name: short, and without control characters."""
+    return CONTROLLING.sub("-", name[:LONGEST])
 
 
 def expanded(path: str | Path) -> Path:

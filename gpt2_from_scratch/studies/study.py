@@ -34,7 +34,13 @@ from gpt2_from_scratch.data.split import (
     messages_sha256,
     split_parts,
 )
-from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.errors import (
+    CheckpointError,
+    GPT2Error,
+    Interrupted,
+    ResourceError,
+    UsageError,
+)
 from gpt2_from_scratch.evaluation.baselines import class_numbers
 from gpt2_from_scratch.evaluation.metrics import (
     LabelledPredictions,
@@ -50,7 +56,7 @@ from gpt2_from_scratch.runs.folder import TrainedOn
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
-from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name
+from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name, tidy
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
 from gpt2_from_scratch.studies.rows import (
@@ -284,7 +290,12 @@ def slug(name: str) -> str:
 @contextmanager
 def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep other processes out of a study's folder; refuse one that was begun otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be made: {error.strerror}. Choose another --out."
+        ) from None
     with locked(folder / ".lock", wait=False):
         sweep(folder)
         path = folder / "settings.json"
@@ -492,7 +503,7 @@ def compare(
 
 def compare_folder(model: str | Path, data: str | Path) -> Path:
     """Where a comparison is kept unless another folder is named."""
-    return Path("runs") / f"compare-{Path(model).resolve().name}-{Path(data).stem}"
+    return Path("runs") / f"compare-{tidy(Path(model).resolve().name)}-{tidy(Path(data).stem)}"
 
 
 def experiments(

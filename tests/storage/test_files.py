@@ -121,11 +121,18 @@ def test_json_comes_back_and_what_is_not_json_leaves_the_old(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert json.loads(text) == read_json(path) == value
     assert text.endswith("}\n") and '  "a": [' in text and "ü" in text
-    for wrong in (float("nan"), [1, {"x": float("-inf")}], {1, 2}, "half a character: \ud800"):
+    for wrong in (float("nan"), [1, {"x": float("-inf")}], {1, 2}):
         with pytest.raises((ValueError, TypeError)):
             write_json(path, wrong)
     assert path.read_text(encoding="utf-8") == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_is_not_utf8_survives_in_json(tmp_path):
+    name = os.fsdecode(b"caf\xe9.csv")
+    write_json(tmp_path / "file.json", {name: [name, "é"]})
+    assert read_json(tmp_path / "file.json") == {name: [name, "é"]}
+    assert (tmp_path / "file.json").read_bytes().count(rb"caf\udce9.csv") == 2
 
 
 FULL_DISK = """
