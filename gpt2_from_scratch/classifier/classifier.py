@@ -75,7 +75,7 @@ from gpt2_from_scratch.speed.batching import (
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
 from gpt2_from_scratch.speed.partial_blocks import real_positions
 from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
 from gpt2_from_scratch.storage.tensors import each_sha256
@@ -473,7 +473,7 @@ class Classifier:
         for n, ids in enumerate(self._padded(encoded)):
             same.setdefault(tuple(ids), []).append(n)
         distinct, trunk = list(same), self._trunk(depth)
-        for batch in batches(distinct, trunk.tokens):
+        for batch in trunk.batches(distinct):
             packed = trunk.pack([distinct[n] for n in batch])
             states = trunk(packed)
             for r in packed.rectangles:

@@ -21,7 +21,7 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore, Shard
-from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +102,14 @@ class Features:
                 return shard.states(key)
             except OSError:  # another process removed it to make room
                 del self._shard_of[key]
-        return self.trunk(self.trunk.pack([self.encoded[number]])).to(self.dtype)
+        ids = self.encoded[number]
+        packed = self.trunk.pack([ids], whole_tiles=True)
+        return self.trunk(packed)[: len(ids)].to(self.dtype)
 
     def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
         """Run the frozen blocks over texts; keep the output whenever it fills a shard.
 
-        The last bits of a matrix product depend on the other rows of the batch. A run that was
-        killed here still resumes with the same bits: the kept shards are the first batches, whole,
-        and `batches` divides the remaining texts as it would have without the kill.
+        Whole tiles: the output is the same to the bit whichever texts are missing.
         """
         keys, texts = list(missing), list(missing.values())
         total = sum(map(len, texts))
@@ -118,8 +118,8 @@ class Features:
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
             try:
-                for numbers in batches(texts, self.trunk.tokens):
-                    packed = self.trunk.pack([texts[n] for n in numbers])
+                for numbers in self.trunk.batches(texts):
+                    packed = self.trunk.pack([texts[n] for n in numbers], whole_tiles=True)
                     states = self.trunk(packed).to("cpu", self.dtype)
                     ready |= {
                         keys[numbers[n]]: states[rows[: len(texts[numbers[n]])]]

@@ -7,17 +7,25 @@ attention needs whole texts; for it the rows are laid out in rectangles of texts
 and its output is gathered back to one row per token. Without the causal mask attention sees all
 tokens of a text, and no beginnings are shared.
 
-U rows per batch, B texts per rectangle, T tokens of its longest text, C = n_embd.
+The last bits of a matrix product depend on the shapes of its factors. So the shapes here depend on
+nothing but a text's own length: rows go through the layers in tiles of one size, attention pads a
+text to its `width`, and only texts of one width share rows. If the last tile is filled up, a text's
+output is the same to the bit whatever other texts are in the batch.
+
+U rows per batch, B texts per rectangle, T tokens of its longest text, W their width, C = n_embd.
 """
 
 import copy
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -28,7 +36,8 @@ from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 # tokens per batch: enough to keep matrix products busy, few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
-SIMILAR = 0.75  # a rectangle takes texts of at least this proportion of its longest text
+LAYOUT = "tiles 2"  # of the rows; another one rounds otherwise
+TILES = 8  # per batch: the rows of one matrix product are its tokens divided by this
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,10 @@ class Rectangle:
         """Where there are tokens and not padding: (B, T) bool."""
         return real_positions(self.lengths, self.rows.shape[1])
 
+    def widened(self, x: Tensor) -> Tensor:
+        """Pad to the width that attention sees: (B, T) -> (B, W)."""
+        return F.pad(x, (0, width(x.shape[1]) - x.shape[1]))
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -52,7 +65,7 @@ class Packed:
     ids: Tensor  # (U,) the last token of each beginning
     positions: Tensor  # (U,) and its position
     rectangles: list[Rectangle]
-    home: Tensor  # (U,) where each row first occurs in the rectangles, laid end to end
+    home: Tensor  # (U,) where each row first occurs in the rectangles of width W, laid end to end
 
     def to(self, device: torch.device) -> "Packed":
         """Copy the batch to another device."""
@@ -67,15 +80,22 @@ class Packed:
         )
 
 
-def pack(texts: Sequence[Sequence[int]], *, share: bool = True) -> Packed:
+def width(n_tokens: int) -> int:
+    """The tokens that attention sees of a text of `n_tokens`: at most a quarter more, or 16."""
+    step = max(16, 2 ** ((n_tokens - 1).bit_length() - 3))
+    return -(-n_tokens // step) * step
+
+
+def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -> Packed:
     """Lay out texts as one batch; no text may be empty.
 
-    With `share`, texts that begin alike share the rows of their common beginning.
+    With `share`, texts of one width that begin alike share the rows of their common beginning. Rows
+    that belong to no text fill the last tile.
     """
     row_of: dict[tuple[int, int, int], int] = {}  # (row of the token before, token, text) -> row
     ids, positions, rows = list[int](), list[int](), list[list[int]]()
     for number, text in enumerate(texts):
-        row, path = -1, list[int]()
+        row, path = -width(len(text)), list[int]()
         for position, token in enumerate(text):
             row = row_of.setdefault((row, token, 0 if share else number), len(row_of))
             if row == len(ids):
@@ -83,41 +103,45 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True) -> Packed:
                 positions.append(position)
             path.append(row)
         rows.append(path)
+    groups: dict[int, list[int]] = {}
+    for n, path in enumerate(rows):
+        groups.setdefault(width(len(path)), []).append(n)
     rectangles = [
-        Rectangle(group, *pad_batch([rows[n] for n in group], 0)) for group in _by_length(rows)
+        Rectangle(groups[W], *pad_batch([rows[n] for n in groups[W]], 0))
+        for W in sorted(groups, reverse=True)
     ]
-    laid_out = torch.cat([r.rows.flatten() for r in rectangles])
-    places = torch.cat([r.real.flatten() for r in rectangles]).nonzero().flatten()
+    laid_out = torch.cat([r.widened(r.rows).flatten() for r in rectangles])
+    places = torch.cat([r.widened(r.real).flatten() for r in rectangles]).nonzero().flatten()
     _, first = np.unique(laid_out[places].numpy(), return_index=True)  # per row, in order
-    return Packed(torch.tensor(ids), torch.tensor(positions), rectangles, places[first])
+    filling = (0, -len(ids) % tile)
+    return Packed(
+        F.pad(torch.tensor(ids), filling),
+        F.pad(torch.tensor(positions), filling),
+        rectangles,
+        F.pad(places[first], filling),
+    )
 
 
-def _by_length(rows: list[list[int]]) -> Iterator[list[int]]:
-    """Yield groups of text numbers whose texts have similar lengths, the longest first."""
-    group: list[int] = []
-    for n in sorted(range(len(rows)), key=lambda n: -len(rows[n])):
-        if group and len(rows[n]) < SIMILAR * len(rows[group[0]]):
-            yield group
-            group = []
-        group.append(n)
-    if group:
-        yield group
+def batches(
+    texts: Sequence[Sequence[int]], tokens: int, *, share: bool = True
+) -> Iterator[list[int]]:
+    """Yield batches of text numbers: one text each, or at most `tokens` rows in `pack`.
 
-
-def batches(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-    """Yield batches of text numbers, at most `tokens` tokens or one text each.
-
-    Texts are in the order of their ids, so that those that begin alike are in one batch. Without the
-    texts of the first batches, the other batches stay as they are.
+    Texts are in the order of their widths and ids, so that those that share rows are in one batch.
+    Attention lays out at most twice as many tokens.
     """
     batch: list[int] = []
-    size = 0
-    for n in sorted(range(len(texts)), key=lambda n: tuple(texts[n])):
-        if batch and size + len(texts[n]) > tokens:
+    size = laid_out = W_before = 0
+    before: tuple[int, ...] = ()
+    for W, text, n in sorted((width(len(text)), tuple(text), n) for n, text in enumerate(texts)):
+        new = len(text)
+        if share and batch and W == W_before:
+            new -= sum(takewhile(bool, map(operator.eq, before, text)))
+        if batch and (size + new > tokens or laid_out + W > 2 * tokens):
             yield batch
-            batch, size = [], 0
+            batch, size, laid_out, new = [], 0, 0, len(text)
         batch.append(n)
-        size += len(texts[n])
+        size, laid_out, before, W_before = size + new, laid_out + W, text, W
     if batch:
         yield batch
 
@@ -170,15 +194,29 @@ class Trunk:
         return TOKENS.get(self.device.type, TOKENS["cpu"])
 
     def sha256(self) -> str:
-        """Hash everything that its outputs depend on, except rounding: weights and arithmetic."""
+        """Hash everything that its outputs depend on: weights, arithmetic and layout."""
         weights = tensors_sha256(self._weights)
         heads = [block.attn.n_head for block in self.blocks]
         mask = "" if self.causal_mask else " without the causal mask"
-        return hashlib.sha256(f"{weights} {heads} {self.dtype}{mask}".encode()).hexdigest()
+        text = f"{weights} {heads} {self.dtype}{mask} {LAYOUT}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
-    def pack(self, texts: Sequence[Sequence[int]]) -> Packed:
-        """Lay out texts as one batch on its device, with shared beginnings if the mask allows it."""
-        return pack(texts, share=self.causal_mask).to(self.device)
+    @property
+    def tile(self) -> int:
+        """The number of rows that go through a layer at a time."""
+        return self.tokens // TILES
+
+    def batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield the numbers of texts that make efficient batches."""
+        return batches(texts, self.tokens, share=self.causal_mask)
+
+    def pack(self, texts: Sequence[Sequence[int]], *, whole_tiles: bool = False) -> Packed:
+        """Lay out texts as one batch on its device, with shared beginnings if the mask allows it.
+
+        With `whole_tiles` a text's output does not depend on the others, to the last bit.
+        """
+        tile = self.tile if whole_tiles else 1
+        return pack(texts, share=self.causal_mask, tile=tile).to(self.device)
 
     def __call__(self, packed: Packed) -> Tensor:
         """Compute the residual stream after its last block: (U, C) float32.
@@ -205,15 +243,22 @@ class Trunk:
 
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """Compute `TransformerBlock.forward` on rows instead of texts: (U, C) -> (U, C)."""
-        qkv = block.attn.c_attn(block.ln_1(x).to(self.dtype))  # (U, 3C)
+        tiles = x.split(self.tile)
+        qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self.dtype)) for rows in tiles])
         gathered = []
         for r in packed.rectangles:
-            T = r.rows.shape[1]
-            seen = None if self.causal_mask else r.real[:, None, None].expand(-1, 1, T, T)
-            gathered.append(block.attn.attend(qkv[r.rows], seen).flatten(0, 1))  # (B * T, C)
+            rows = r.widened(r.rows)
+            W = rows.shape[1]
+            seen = None
+            if not self.causal_mask:
+                seen = r.widened(r.real)[:, None, None].expand(-1, 1, W, W)
+            gathered.append(block.attn.attend(qkv[rows], seen).flatten(0, 1))  # (B * W, C)
         y = torch.cat(gathered)[packed.home]  # (U, C)
-        x = x + block.attn.c_proj(y)
-        wide = block.mlp.c_fc(block.ln_2(x).to(self.dtype))  # (U, 4C)
-        # in place, because writing 25 MB to new memory takes longer than the GELU
-        torch.ops.aten.gelu_(wide, approximate="tanh")
-        return x + block.mlp.c_proj(wide)
+        out = []
+        for rows, attended in zip(tiles, y.split(self.tile), strict=True):
+            rows = rows + block.attn.c_proj(attended)
+            wide = block.mlp.c_fc(block.ln_2(rows).to(self.dtype))  # (tile, 4C)
+            # in place, because writing to new memory takes longer than the GELU
+            torch.ops.aten.gelu_(wide, approximate="tanh")
+            out.append(rows + block.mlp.c_proj(wide))
+        return torch.cat(out)

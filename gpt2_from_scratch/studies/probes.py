@@ -37,7 +37,7 @@ from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import arithmetic
-from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches
+from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def pooled_states(
     with progress_bar(
         total=sum(map(len, texts)), desc="states", unit=" tokens", unit_scale=True
     ) as bar:
-        for numbers in batches(texts, trunk.tokens):
+        for numbers in trunk.batches(texts):
             packed = trunk.pack([texts[n] for n in numbers])
             which = [(r.rows, [numbers[n] for n in r.texts]) for r in packed.rectangles]
             for layer, x in enumerate(trunk.layers(packed)):

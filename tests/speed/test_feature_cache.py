@@ -151,6 +151,29 @@ def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n_last_blocks", [0, 1])
+def test_weights_do_not_depend_on_what_filled_the_cache(
+    base: Path, split: Split, tmp_path: Path, n_last_blocks: int
+) -> None:
+    """The same bits with an empty cache, without one, and with one that other texts filled."""
+    config, found = TrainConfig(n_last_blocks, epochs=2, batch_size=4, lr=2e-3), []
+    texts = [m.text for m in split.train]
+    others = [f"{text} {n * '.'}" for n, text in enumerate(texts)]
+    fillings: list[list[str] | None] = [None, [], texts[:1], [*others, *texts[3:9]], others]
+    for n, filling in enumerate(fillings):
+        classifier = Classifier.on_base(base, ["ham", "spam"])
+        set_trainable(classifier.model, n_last_blocks)
+        if filling is not None:
+            classifier.store = FeatureStore(tmp_path / f"store {n}")
+            classifier.texts(classifier.encode(filling)[0])
+        run = tmp_path / f"run {n}"
+        run.mkdir()
+        finetune(classifier, split, config, run)
+        found.append((run / "last.safetensors").read_bytes())
+    assert all(file == found[0] for file in found)
+
+
 # --- when it would not be exact ---
 
 
@@ -205,7 +228,9 @@ def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
 def test_equal_texts_are_computed_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier.on_base(base, ["a", "b"])
     seen: list[int] = []
-    monkeypatch.setattr(Trunk, "pack", lambda trunk, texts: seen.append(len(texts)) or pack(texts))
+    monkeypatch.setattr(
+        Trunk, "pack", lambda _, texts, **_k: seen.append(len(texts)) or pack(texts)
+    )
     texts = [[1, 2], [3], [1, 2], [1, 2], [3]]
     features = Features(Trunk(classifier.model, 2), texts)
     assert sum(seen) == 2
@@ -215,10 +240,10 @@ def test_equal_texts_are_computed_once(base: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("done", [0, 1, 4, 9])
-def test_an_interrupted_computation_resumes_with_the_same_batches(
+def test_an_interrupted_computation_resumes_with_the_same_bits(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int, killed: bool
 ) -> None:
-    """And so with the same bits; a kill loses the batches that are not yet in a shard."""
+    """A kill loses the batches that are not yet in a shard."""
     monkeypatch.setattr(feature_cache, "SHARD", 2000)  # two or three batches
     monkeypatch.setattr(frozen_trunk, "TOKENS", {"cpu": 9})
     model = Classifier.on_base(base, ["a", "b"]).model
@@ -242,7 +267,7 @@ def test_an_interrupted_computation_resumes_with_the_same_batches(
 
     save = FeatureStore.save
     monkeypatch.setattr(Trunk, "__call__", counted)
-    expected, batches = features("whole").batch(range(40))[0], [*computed]
+    expected, whole = features("whole").batch(range(40))[0], len(computed)
     computed.clear()
     monkeypatch.setattr(Trunk, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -250,11 +275,10 @@ def test_an_interrupted_computation_resumes_with_the_same_batches(
     monkeypatch.setattr(FeatureStore, "save", save)
     monkeypatch.setattr(Trunk, "__call__", counted)
     resumed = features("broken")
-    lost = len(computed) - len(batches)
-    assert (lost == 0) if not killed else (0 <= lost <= 3)
-    assert computed[:done] == batches[:done] and computed[done:] == batches[done - lost :]
+    again = len(computed)
+    assert again <= whole + (4 if killed else 1)
     assert torch.equal(resumed.batch(range(40))[0], expected)
-    assert len(computed) == len(batches) + lost, "read from the store"
+    assert len(computed) == again, "read from the store"
 
 
 def test_a_second_run_computes_nothing_and_other_depths_keep_theirs(

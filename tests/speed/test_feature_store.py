@@ -33,7 +33,9 @@ from gpt2_from_scratch.storage.files import atomic_path
 
 TEXTS = [[5, 6, 7, 8], [5, 6], [9], [200, 201, 3], [5, 6], [30] * 12]
 LONG = [[n, 276 - n, *range(n, n + 18)] for n in range(250)]  # 640 KB of features
-NO_TRUNK = SimpleNamespace(depth=1, device=torch.device("cpu"), tokens=1, sha256=lambda: "0" * 64)
+NO_TRUNK = SimpleNamespace(
+    depth=1, device=torch.device("cpu"), batches=lambda _: [], sha256=lambda: "0" * 64
+)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs forks, signals and rights of POSIX")
 
 

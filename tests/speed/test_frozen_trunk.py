@@ -5,7 +5,7 @@ import torch
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.model import GPT2
-from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches, pack
+from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches, pack, width
 
 TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [200] * 12, [5, 6, 9]]
 
@@ -46,8 +46,10 @@ def test_states_are_those_of_each_text_alone(
 
 
 @pytest.mark.parametrize("texts", [TEXTS, random_texts(0)])
-def test_each_beginning_has_one_row(texts: list[list[int]]) -> None:
-    beginnings = {tuple(text[:n]) for text in texts for n in range(1, len(text) + 1)}
+def test_each_beginning_has_one_row_per_width(texts: list[list[int]]) -> None:
+    beginnings = {
+        (width(len(text)), tuple(text[:n])) for text in texts for n in range(1, len(text) + 1)
+    }
     packed = pack(texts)
     assert len(packed.ids) == len(packed.positions) == len(packed.home) == len(beginnings)
     paths = {
@@ -58,24 +60,48 @@ def test_each_beginning_has_one_row(texts: list[list[int]]) -> None:
     assert all(list(path) == text for path, text in paths.items())
 
 
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("tokens", [1, 7, 40, 10**6])
-def test_batches_hold_every_text_once_and_no_more_tokens_than_asked(tokens: int) -> None:
+def test_batches_hold_every_text_once_and_no_more_rows_than_asked(tokens: int, share: bool) -> None:
     texts = random_texts(11)
-    found = list(batches(texts, tokens))
+    found = list(batches(texts, tokens, share=share))
     assert sorted(n for batch in found for n in batch) == list(range(len(texts)))
-    assert all(len(batch) == 1 or sum(len(texts[n]) for n in batch) <= tokens for batch in found)
+    for batch in found:
+        some = [texts[n] for n in batch]
+        assert len(batch) == 1 or len(pack(some, share=share).ids) <= tokens
+        assert len(batch) == 1 or sum(map(width, map(len, some))) <= 2 * tokens
     assert list(batches([], 5)) == []
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 40])
-def test_without_its_first_batches_the_others_stay_as_they_are(tokens: int) -> None:
-    """So a computation that was interrupted between two batches resumes with the same ones."""
-    texts = [list(text) for text in {tuple(text) for text in random_texts(12)}]
-    whole = [[texts[n] for n in batch] for batch in batches(texts, tokens)]
-    for done in range(len(whole) + 1):
-        computed = [text for batch in whole[:done] for text in batch]
-        left = [text for text in texts if text not in computed]
-        assert [[left[n] for n in batch] for batch in batches(left, tokens)] == whole[done:]
+def test_a_batch_of_texts_that_begin_alike_is_bounded_for_attention_too() -> None:
+    texts = [[1] * 99 + [n] for n in range(50)]
+    assert [len(batch) for batch in batches(texts, 300)] == [5] * 10  # 6 of width 112 exceed 600
+
+
+@pytest.mark.parametrize("causal_mask", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bit_depends_on_the_other_texts(
+    tiny_gpt2: GPT2, dtype: torch.dtype, causal_mask: bool
+) -> None:
+    """In any company, order and number, over one tile or several."""
+    trunk = Trunk(tiny_gpt2, 2, dtype, causal_mask=causal_mask)
+    texts = [*random_texts(3), *TEXTS, *([n, *[7] * 30] for n in range(20))]
+
+    def outputs(numbers: list[int]) -> dict[int, torch.Tensor]:
+        packed = trunk.pack([texts[n] for n in numbers], whole_tiles=True)
+        states = trunk(packed)
+        return {
+            numbers[n]: states[rows[: len(texts[numbers[n]])]]
+            for r in packed.rectangles
+            for n, rows in zip(r.texts, r.rows, strict=True)
+        }
+
+    everyone = outputs(list(range(len(texts))))
+    draw = torch.Generator().manual_seed(8)
+    some = [torch.randperm(len(texts), generator=draw)[:n].tolist() for n in (2, 3, 9, 20)]
+    for numbers in [*([n] for n in range(len(texts))), *some]:
+        for n, states in outputs(numbers).items():
+            assert torch.equal(states, everyone[n]), numbers
 
 
 def test_a_text_too_long_for_the_model_is_refused(tiny_gpt2: GPT2) -> None:
@@ -84,10 +110,13 @@ def test_a_text_too_long_for_the_model_is_refused(tiny_gpt2: GPT2) -> None:
         Trunk(tiny_gpt2, 1)(pack([[2], [1] * 33]))
 
 
-def test_rectangles_waste_little() -> None:
-    for seed in range(5):
-        for rectangle in pack(random_texts(seed)).rectangles:
-            assert int(rectangle.lengths.min()) >= 0.75 * rectangle.rows.shape[1]
+def test_widths_waste_little_and_texts_of_one_width_make_a_rectangle() -> None:
+    for n in range(1, 1025):
+        assert n <= width(n) < n + max(16, n / 4)
+    texts = [[3] * n for n in range(1, 200)]
+    rectangles = pack(texts).rectangles
+    found = [{width(n) for n in r.lengths.tolist()} for r in rectangles]
+    assert found == [{w} for w in (224, 192, 160, *range(128, 0, -16))]
 
 
 def test_bfloat16_rounds_and_leaves_the_model_alone(tiny_gpt2: GPT2) -> None:
