@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.config import SIZES
+from gpt2_from_scratch.storage.paths import known_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def setting(model: str = "mini") -> tuple[str, str]:
     $GPT2_FROM_SCRATCH_COURSE, where it is set, takes the place of `model`. Raises UsageError for a
     model that is neither "mini" nor one of OpenAI's sizes.
     """
-    model = os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model
+    model = known_name(os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model)
     if model not in ("mini", *SIZES):
         raise UsageError(f"the course runs on mini, {', '.join(SIZES)}; not on {model!r}")
     return model, "demo" if model == "mini" else "sms"

@@ -41,7 +41,7 @@ from gpt2_from_scratch.runs.folder import (
     write_provenance,
 )
 from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
-from gpt2_from_scratch.runs.results import Run, score_again, score_run
+from gpt2_from_scratch.runs.results import Run, remove_what_resumes, score_again, score_run
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
@@ -169,6 +169,7 @@ def resume_training(
     if is_complete(folder):
         split = _split_of(folder, config) if data is not None else None
         log.info(f"{folder} is complete")
+        remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
         if split:
             with working_in(folder, resumable=True):

@@ -244,9 +244,14 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     write_manifest(folder, FILES)
-    remove_states(folder)  # afterwards: a run that is killed in between is complete
-    (folder / START).unlink(missing_ok=True)
+    remove_what_resumes(folder)  # afterwards: a run that is killed in between is complete
     return Run(folder, config, classifier, scores, assessment, split)
+
+
+def remove_what_resumes(folder: Path) -> None:
+    """Remove from a complete run what an incomplete one resumes from."""
+    remove_states(folder)
+    (folder / START).unlink(missing_ok=True)
 
 
 def score_again(

@@ -101,6 +101,8 @@ def model_folder(model: str | Path) -> Path:
             f"the {name} model is not in {folder}; get it with: gpt2-classifier download {name}{here}"
         )
     folder = expanded(model)
+    if os.path.isfile(folder) and is_model(folder.parent):
+        raise CheckpointError(f"{folder} is one file of a model. Give its folder, {folder.parent}.")
     if is_run(folder) or (os.path.isfile(folder) and folder.suffix == ".safetensors"):
         raise CheckpointError(
             f"{folder} is a trained classifier, not a GPT-2. Use it with predict, evaluate or "

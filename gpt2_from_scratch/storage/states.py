@@ -92,7 +92,7 @@ def restoring(folder: Path) -> Iterator[None]:
 def remove_states(folder: Path) -> None:
     """Remove all states of a run, because it is complete."""
     for path in _states(folder):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

@@ -160,6 +160,26 @@ def test_states_do_not_change_the_result(
     assert digests(tmp_path / "run") == digests(unbroken)
 
 
+@pytest.mark.slow
+def test_a_run_killed_after_its_manifest_is_complete(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, every_step_is_saved
+):
+    """What it would resume from goes last, and is removed by the next look at it."""
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2_from_scratch.runs.results.remove_states", killed)
+        with pytest.raises(Interrupted):
+            train(tiny_checkpoint, table, tmp_path / "run")
+    assert len([*(tmp_path / "run").glob("state-*")]) == 2
+    monkeypatch.setattr(TrainingRun, "step", lambda *_: pytest.fail("it is trained again"))
+    run = resume_training(tmp_path / "run", device="cpu")
+    assert digests(run.folder) == digests(unbroken)
+    assert {p.name for p in run.folder.iterdir()} == {p.name for p in unbroken.iterdir()}
+
+
 # --- states on disk ---
 
 

@@ -195,6 +195,9 @@ def test_runs_and_models_are_told_apart(tmp_path, tiny_checkpoint, monkeypatch):
     for given in (run, run / "best.safetensors"):
         with pytest.raises(CheckpointError, match="trained classifier(?s:.*)--from"):
             model_folder(given)
+    for file in tiny_checkpoint.iterdir():
+        with pytest.raises(CheckpointError, match=f"Give its folder, {tiny_checkpoint}"):
+            model_folder(file)
     (tmp_path / "mini").mkdir()  # an empty folder with a model's name
     assert not is_model(Path("mini")) and not is_run(Path("mini"))
 
