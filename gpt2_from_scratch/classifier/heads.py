@@ -95,20 +95,6 @@ def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
     return named
 
 
-def copy_outputs(old: nn.Module, new: nn.Module, rows: Mapping[int, int]) -> None:
-    """Copy the layers of one head to one with other outputs, of which `rows` come from the old one.
-
-    `rows` {number of an output in the new head: its number in the old one}. Other rows stay.
-    """
-    parameters = dict(new.named_parameters())
-    with torch.no_grad():
-        for name, value in old.named_parameters():
-            if name in ("weight", "bias") or name.startswith("out."):  # of the last layer
-                parameters[name][list(rows)] = value[list(rows.values())]
-            else:
-                parameters[name].copy_(value)
-
-
 def layers_by_name(model: GPT2, heads: Sequence[HeadConfig]) -> dict[str, nn.Module]:
     """Return the layers of each head of a model, by the heads' names.
 

@@ -11,10 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.heads import copy_outputs, head_layers, put_heads
 from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
 from gpt2_from_scratch.classifier.train import freeze
@@ -125,7 +122,7 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     if old.task == "regression":  # its outputs are in this unit
         new = replace(new, center=old.center, scale=old.scale)
     if new.labels != old.labels:
-        _replace_outputs(classifier, new, config.training.seed)
+        classifier.relabel(new.labels, seed=config.training.seed)
     classifier.description = replace(classifier.description, heads=(new,))
     freeze(classifier, config.training)
     log.info(f"continuing from {config.start}; {_labels_in_words(old.labels, new.labels)}")
@@ -161,22 +158,12 @@ def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
     return classifier
 
 
-def _replace_outputs(classifier: Classifier, new: HeadConfig, seed: int) -> None:
-    """Give the head outputs for other labels; those of known labels keep their weights."""
-    model, old = classifier.model, classifier.description.head
-    before = model.head
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        put_heads(model, {new.name: head_layers(new, model)})
-    numbers = {label: n for n, label in enumerate(old.labels)}
-    known = {n: numbers[label] for n, label in enumerate(new.labels) if label in numbers}
-    copy_outputs(before, model.head, known)
-
-
 def _labels_in_words(old: Sequence[str], new: Sequence[str]) -> str:
     if new == old:
         return "its head is kept"
     kept, drawn = [n for n in new if n in old], [n for n in new if n not in old]
+    if not kept and len(new) == len(old):
+        return f"the labels {several(old)} are now called {several(new)}"
     words = [f"labels whose weights are kept: {several(kept) or 'none'}"]
     if drawn:
         words.append(f"new labels, whose weights are drawn: {several(drawn)}")

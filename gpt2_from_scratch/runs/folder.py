@@ -6,6 +6,7 @@ run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume fro
 
 import hashlib
 import json
+import os
 import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -219,7 +220,7 @@ def refuse_missing_data(run: Path, data: DataConfig) -> None:
     """Raise DataError if a file of the run's data is not there."""
     for option in SOURCES:
         path = getattr(data, option)
-        if path and path not in DATA_SETS and not Path(path).exists():
+        if path and path not in DATA_SETS and not os.path.exists(path):
             raise DataError(
                 f"{path} is missing, and {run} was started with it. If it was moved, say where it "
                 f"is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
@@ -299,15 +300,16 @@ class TrainedOn:
             known = f"at least {known}"
         return f"{known}: the scores do not show how good it is on new texts"
 
-    def write(self, run: Path) -> None:
+    def write(self, run: str | Path) -> None:
         """Write `training-texts.txt`: one hash per line."""
+        path = expanded(run) / TRAINING_TEXTS
         lines = sorted(self.hashes) + ([] if self.complete else [AND_OTHERS])
-        write_text(run / TRAINING_TEXTS, "".join(f"{line}\n" for line in lines))
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
     @classmethod
     def of(cls, classifier: str | Path) -> "TrainedOn":
         """Read what a run's classifier was trained on; nothing is known of other files."""
-        path = Path(classifier)
+        path = expanded(classifier)
         own = path.is_dir() or path.name in ("best.safetensors", "last.safetensors")
         path = (path if path.is_dir() else path.parent) / TRAINING_TEXTS
         if not own or not path.is_file():
