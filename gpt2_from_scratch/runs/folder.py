@@ -299,15 +299,16 @@ class TrainedOn:
             known = f"at least {known}"
         return f"{known}: the scores do not show how good it is on new texts"
 
-    def write(self, run: Path) -> None:
+    def write(self, run: str | Path) -> None:
         """Write `training-texts.txt`: one hash per line."""
+        run = expanded(run)
         lines = sorted(self.hashes) + ([] if self.complete else [AND_OTHERS])
         write_text(run / TRAINING_TEXTS, "".join(f"{line}\n" for line in lines))
 
     @classmethod
     def of(cls, classifier: str | Path) -> "TrainedOn":
         """Read what a run's classifier was trained on; nothing is known of other files."""
-        path = Path(classifier)
+        path = expanded(classifier)
         own = path.is_dir() or path.name in ("best.safetensors", "last.safetensors")
         path = (path if path.is_dir() else path.parent) / TRAINING_TEXTS
         if not own or not path.is_file():
