@@ -10,6 +10,7 @@ B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, K outpu
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -86,6 +87,9 @@ BATCH = 32  # texts in a padded batch without gradients
 FIRST, LARGEST = 64, 4096  # texts in a window of a stream: few at first, so that answers come soon
 CHARACTERS = 4_000_000  # in a window, whatever the number of texts
 REMEMBERED = 65_536  # distinct texts whose answers a stream keeps, about 50 MB
+_LOCK = threading.Lock()
+# {(model, mode): (uses at the moment, the mode of each module before)}; see `in_mode`
+_MODES: dict[tuple[int, bool], tuple[int, list[tuple[nn.Module, bool]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,9 @@ class Classifier:
     `dtype` is the precision of the frozen blocks' arithmetic and features; what is trainable stays
     float32. `store` caches the features of texts prepared by `texts`; without one they are kept in
     memory.
+
+    Several threads may ask a classifier at once. It can be copied with `copy.deepcopy`, and used after
+    a fork, where torch computes with one thread.
     """
 
     def __init__(
@@ -596,14 +603,25 @@ class Classifier:
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; restore each module's own mode afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    """Put a model into training or evaluation mode; restore each module's own mode afterwards.
+
+    Of several threads that do this at once, the last one restores.
+    """
+    key = id(model), training
+    with _LOCK:
+        count, before = _MODES.get(key, (0, [(part, part.training) for part in model.modules()]))
+        _MODES[key] = count + 1, before
+        model.train(training)
     try:
         yield
     finally:
-        for module, was_training in before:
-            module.training = was_training
+        with _LOCK:
+            count, before = _MODES.pop(key)
+            if count > 1:
+                _MODES[key] = count - 1, before
+            else:
+                for part, was_training in before:
+                    part.training = was_training
 
 
 def refuse_infinite(head: HeadConfig, outputs: Tensor, lengths: Tensor) -> None:

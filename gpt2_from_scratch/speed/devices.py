@@ -1,5 +1,6 @@
 """Choose the processor, the number of threads and the precision."""
 
+import os
 import platform
 
 import torch
@@ -9,6 +10,10 @@ from gpt2_from_scratch.gpt2.pretrain import multiplies_bfloat16
 
 MOST_THREADS = 1024  # torch crashes at some larger number
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's threads, and torch would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -1,7 +1,11 @@
 """Answers are those of a plain loop, in order, whatever the other texts; streamed ones too."""
 
+import copy
 import json
+import os
 import random
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import fields, replace
 from operator import length_hint
@@ -37,6 +41,7 @@ from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.lora import lora_names
 from gpt2_from_scratch.speed.feature_cache import Features
+from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.partial_blocks import is_plain
 from gpt2_from_scratch.storage.files import no_number
 
@@ -413,3 +418,47 @@ def test_large_but_finite_outputs_are_answered(base: Path) -> None:
     classifier = classifier_with(base, LABEL)
     classifier.model.head.bias.data.copy_(torch.tensor([3e38, -3e38, 0]))
     assert classifier.predict(["the cat"])[0].probabilities == {"ham": 1, "other": 0, "spam": 0}
+
+
+# --- copies, and other processes ---
+
+
+def test_a_copy_is_a_classifier_of_its_own(base: Path, tmp_path: Path) -> None:
+    classifier = classifier_with(base, LABEL, LANGUAGE, lora=LoRAConfig(rank=2))
+    classifier.store = FeatureStore(tmp_path / "cache")
+    texts = ["the cat", "you"]
+    expected = classifier.predict(texts)
+    copied = copy.deepcopy(classifier)
+    assert copied.predict(texts) == expected
+    assert copied.model.head["lm"].weight is copied.model.wte.weight, "tied in the copy too"
+    copied.model.ln_f.weight.data *= 2
+    assert copied.predict(texts) != expected and classifier.predict(texts) == expected
+    for name, each in (("copied", copied), ("first", classifier)):
+        each.save(tmp_path / f"{name}.safetensors")
+        again = Classifier.load(tmp_path / f"{name}.safetensors", base)
+        assert again.predict(texts) == each.predict(texts)
+
+
+FORKED = """
+import os, sys, torch
+from gpt2_from_scratch.classifier.classifier import Classifier
+torch.set_num_threads(2)
+classifier = Classifier.on_base("mini", ["ham", "spam"])
+texts = ["hello there you", "win a prize now"] * 20
+before = classifier.predict(texts)
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+found = classifier.predict(texts)
+os._exit(0 if [a.label for a in found] == [b.label for b in before] else 9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
+def test_it_works_after_a_fork(tmp_path: Path) -> None:
+    """Without care the child would wait for its parent's threads for ever."""
+    words = [sys.executable, "-W", "ignore", "-c", FORKED]
+    assert (
+        subprocess.run(words, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "2"}).returncode
+        == 0
+    )

@@ -8,7 +8,7 @@ import torch
 from three_blocks import LABEL, LANGUAGE, LAYERS, TAGS, classifier_with
 from torch import Tensor
 
-from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.generate import generate_with_heads
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
@@ -109,6 +109,15 @@ def test_a_model_in_evaluation_mode_stays_so(classifier: Classifier, tmp_path: P
     classifier.model.eval()
     finetune(classifier, SPLIT, QUICK, tmp_path)
     assert not any(modes(classifier).values())
+
+
+def test_the_last_of_several_threads_restores_the_mode(classifier: Classifier) -> None:
+    one, other = (in_mode(classifier.model, training=False) for _ in range(2))
+    with one:
+        other.__enter__()
+    assert not any(modes(classifier).values()), "the other thread is still computing"
+    other.__exit__(None, None, None)
+    assert modes(classifier) == before(classifier)
 
 
 def test_dropout_is_there_in_training_and_nowhere_else(base: Path) -> None:

@@ -367,7 +367,7 @@ def test_a_damaged_encoder_json(folder, text, message):
         ({"you": 276, "<|endoftext|>": 275}, "'you' has id 276 instead of 275"),
         ({"extra": 277}, "'extra' has id 277 instead of None"),
         ({"he": None}, "'he' has id None instead of 257"),
-        ({"he": "257"}, "'he' has id 257 instead of 257"),
+        ({"he": "257"}, "'he' has id '257' instead of 257"),
     ],
 )
 def test_files_of_two_models(folder, change, message):
