@@ -357,7 +357,8 @@ def recognised(
         found = _text_and_label(even, header)
         form = replace(form, columns=tuple((found[name],) for name in names if found))
     if form.columns:
-        log.info(f"{path}: {form}")
+        if header:  # nobody said that there is none
+            log.info(f"{path}: {form}")
         return form
     shown = f"{list(first)!r:.300}"
     if not header:
