@@ -19,6 +19,7 @@ from gpt2_from_scratch.classifier.settings import (
     READ_ALL,
     HeadConfig,
     Pooling,
+    in_given_order,
 )
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
@@ -120,10 +121,12 @@ def relabelled(
     drawn from torch's random numbers, and so is the single output for two classes. Layers that were
     replaced by ones that fit the new labels are kept.
 
-    Raises UsageError for a head without classes, with adapters, or with layers of another kind.
+    Raises UsageError for a set of labels and for a head without classes, with adapters, or with
+    layers of another kind.
     """
-    if isinstance(labels, str) or head.task not in CLASS_TASKS:
-        raise UsageError(f"give a list of labels, for a head of {', '.join(CLASS_TASKS)}")
+    labels = in_given_order(labels)
+    if head.task not in CLASS_TASKS:
+        raise UsageError(f"give labels for a head of {', '.join(CLASS_TASKS)}, not of {head.task}")
     if any(isinstance(part, LoRALinear) for part in layers.modules()):
         raise UsageError(f"head {head.name!r} has LoRA adapters: its labels cannot be changed")
     known = [head.labels.index(label) if label in head.labels else None for label in labels]

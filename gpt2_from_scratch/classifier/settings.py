@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from gpt2_from_scratch.data.formats import TASKS, Task
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import Message, labels_alike
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import LoRAConfig
@@ -277,7 +277,9 @@ class HeadSettings:
         if not names and self.task == "multi-label":
             raise DataError("no text has any label: nothing to learn")
         if self.task != "regression" and (unknown := sorted(set(labels) - set(names))):
-            raise DataError(f"labels {unknown[:5]} of the data are not among {self.labels}")
+            alike = labels_alike([*names, *unknown])
+            how = f"; {alike[0]} differ in how they are written only" if alike else ""
+            raise DataError(f"labels {unknown[:5]} of the data are not among {self.labels}{how}")
         center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
         return HeadConfig(
             name=self.name,

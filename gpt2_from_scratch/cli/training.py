@@ -49,6 +49,8 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train",
         "gpt2-classifier train --data sms --balance --seed 1",
         "gpt2-classifier train --model 124M --data reviews.csv --label-column stars --out runs/reviews",
+        "gpt2-classifier train --data sms.tsv --no-header --text-column 2 --label-column 1",
+        "gpt2-classifier train --data mail.csv --text-column subject,body --rare-labels join:other",
         "gpt2-classifier train --data tickets.jsonl --task multi-label --head tanh --dropout 0.1",
         "gpt2-classifier train --data train.conll --task token-classification --n-last-blocks 2",
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",

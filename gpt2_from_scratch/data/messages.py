@@ -114,9 +114,11 @@ class DataConfig:
     )
     test_source: str = setting("", "test set in a file of its own")
     text_column: str = setting(
-        TEXT, "column of the texts; several, joined by newlines: a,b; its number without a header"
+        TEXT, "column of the texts, or several to join: a,b; without a header their numbers"
     )
-    label_column: str = setting(LABEL, "column of the labels; several numbers: a,b")
+    label_column: str = setting(
+        LABEL, "column of the labels; several numbers: a,b; without a header its number"
+    )
     header: bool = setting(
         True, "the first row names the columns; --no-header: they have the numbers 1, 2, ..."
     )

@@ -278,14 +278,14 @@ def _settled(labels: list[Any]) -> tuple[Any, str]:
     """The one target of a text with these, and in a word how it was made; or that all are kept."""
     if any(isinstance(label, Span) for label in labels):
         return None, KEPT
-    rows = [label if isinstance(label, tuple) else (label,) for label in labels]
+    rows = [tuple(label) if isinstance(label, tuple | list) else (label,) for label in labels]
     parts = [part for row in rows for part in row]
     if all(isinstance(part, str) for part in parts):
         return tuple(dict.fromkeys(parts)), "merged"
     if all(isinstance(part, Real) for part in parts) and len({*map(len, rows)}) == 1:
         n = len(rows)  # divided first: a sum of large numbers may be infinite
         mean = tuple(sum(value / n for value in column) for column in zip(*rows, strict=True))
-        return (mean if isinstance(labels[0], tuple) else mean[0]), "averaged"
+        return (mean if isinstance(labels[0], tuple | list) else mean[0]), "averaged"
     return None, KEPT
 
 

@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import BufferedReader, TextIOWrapper
 from itertools import islice
@@ -252,10 +252,11 @@ def _table_rows(
             next(rows)
         for row in rows:
             if isinstance(row, Row) and len(row.values) != form.width:
-                where = "the header" if form.header else "the first row"
-                found = f"{len(row.values)} fields where {where} has {form.width}"
+                where = "the header has" if form.header else "others have"
+                found = f"{len(row.values)} fields where {where} {form.width}"
                 what = f"{found}: {list(row.values)!r:.200}"
-                yield Fault(row.line, what, f"more or fewer fields than {where}")
+                kind = "the header" if form.header else "others"
+                yield Fault(row.line, what, f"more or fewer fields than {kind}")
             elif isinstance(row, Row):
                 cells = row.values
                 yield Row(row.line, tuple("\n".join(cells[n] for n in c) for c in form.columns))
@@ -344,21 +345,26 @@ def recognised(
             f"{path}: unknown kind of table: no comma, semicolon, tab or bar separates its columns. "
             "Name the delimiter with --delimiter, or use .csv, .tsv or .jsonl."
         )
-    if columns := _numbered(names, len(first)):
-        long = len(first[columns[0][0]].split()) >= FEWEST_WORDS
-        has_header = header and not long and not _is_data(rows, columns)
-        form = Form(character, quotes, has_header, len(first), columns)
-        log.info(f"{path}: {form}")
-        return form
-    if set(names) <= {TEXT, LABEL} and (found := _text_and_label(rows, header)):
-        form = Form(character, quotes, False, len(first), tuple((found[n],) for n in names))
-        log.info(f"{path}: {form}")
+    width, n_even = _width(rows)
+    even = [row for row in rows if len(row.values) == width]
+    first_is_even = len(first) == width
+    form = Form(character, quotes, False, width, _numbered(names, width))
+    if form.columns:
+        is_data = len(even[0].values[form.columns[0][0]].split()) >= FEWEST_WORDS
+        is_data = is_data or not first_is_even or _is_data(even, form.columns)
+        form = replace(form, header=header and not is_data)
+    elif set(names) <= {TEXT, LABEL} and (first_is_even or not header) and 2 * n_even > len(rows):
+        found = _text_and_label(even, header)
+        form = replace(form, columns=tuple((found[name],) for name in names if found))
+    if form.columns:
+        if header:  # nobody said that there is none
+            log.info(f"{path}: {form}")
         return form
     shown = f"{list(first)!r:.300}"
     if not header:
         raise DataError(
             f"{path}: without a header columns have numbers, and {', '.join(names)} is not one of 1 "
-            f"to {len(first)}; the first row is {shown}. Use, say, --text-column 2 --label-column 1."
+            f"to {width}; the first row is {shown}. Use, say, --text-column 2 --label-column 1."
         )
     missing = next(name for n, name in enumerate(names) if not _named(name, first, n == 0))
     raise DataError(
@@ -401,12 +407,17 @@ def _numbered(names: tuple[str, ...], width: int) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(known[number] for number in numbers) for numbers in split)
 
 
+def _width(rows: Sequence[Row]) -> tuple[int, int]:
+    """The most common number of fields, and the number of rows that have it."""
+    return (Counter(len(row.values) for row in rows).most_common(1) or [(0, 0)])[0]
+
+
 def _evenness(rows: Sequence[Row]) -> float:
     """How well a delimiter cuts rows: the proportion of equally many fields, two or more.
 
     Less the proportion of fields that begin with a space, as after the comma of a sentence.
     """
-    (width, n), *_ = Counter(len(row.values) for row in rows).most_common(1) or [(0, 0)]
+    width, n = _width(rows)
     if width < 2:
         return 0.0
     later = [value for row in rows for value in row.values[1:]]
@@ -431,12 +442,12 @@ def _is_data(rows: Sequence[Row], columns: tuple[tuple[int, ...], ...]) -> bool:
 
 
 def _text_and_label(rows: Sequence[Row], header: bool) -> dict[str, int]:
-    """The columns of the texts and the labels in a table of two without a header, or none.
+    """The columns of the texts and the labels in even rows of two without a header, or none.
 
     If a header is expected, the first row must be a text of several words and a label that occurs
     again.
     """
-    if not rows or any(len(row.values) != 2 for row in rows):
+    if not rows or len(rows[0].values) != 2:
         return {}
     values = [{row.values[n] for row in rows} for n in (0, 1)]
     label = 0 if len(values[0]) < len(values[1]) else 1
@@ -451,16 +462,21 @@ def _text_and_label(rows: Sequence[Row], header: bool) -> dict[str, int]:
 def _refuse_data_as_header(
     path: Path, names: tuple[str, ...], form: Form, rows: Sequence[Row]
 ) -> None:
-    """Raise DataError if columns are named by the first message and its label."""
-    if len(names[0].split()) < FEWEST_WORDS or not _is_data(rows, form.columns):
+    """Raise DataError if columns are named by the first message and its label.
+
+    A warning if that is not certain, because the message is short.
+    """
+    if names[0] == TEXT or not _is_data(rows, form.columns):
         return
     numbers = [",".join(str(n + 1) for n in some) for some in form.columns]
     options = zip(("--text-column", "--label-column"), numbers, strict=False)
-    raise DataError(
-        f"{path}: the first row is data, not a header: {list(rows[0].values)!r:.200}. Use --no-header "
-        + " ".join(f"{option} {number}" for option, number in options)
-        + "."
+    what = (
+        f"{path}: the first row looks like data, not like a header: {list(rows[0].values)!r:.200}. "
+        "Use --no-header " + " ".join(f"{option} {number}" for option, number in options)
     )
+    if len(names[0].split()) >= FEWEST_WORDS:
+        raise DataError(f"{what}.")
+    log.warning(f"{what} if that is so.")
 
 
 def _has_csv_quotes(path: Path, encoding: str) -> bool:

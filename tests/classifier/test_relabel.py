@@ -123,7 +123,8 @@ def test_one_of_several_heads(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heads", "labels", "head", "fact"),
     [
-        ((LABEL,), "abc", "", "list of labels"),
+        ((LABEL,), "abc", "", "labels = 'abc' must be a tuple or a list"),
+        ((LABEL,), {"a", "b"}, "", "must be a tuple or a list"),
         ((LABEL,), ["a"], "", "at least 2"),
         ((LABEL,), ["a", "a"], "", "differ"),
         ((LABEL,), ["a", 1], "", "strings"),

@@ -89,6 +89,8 @@ def test_labels_of_the_data_that_were_not_named_are_told() -> None:
     texts = [Message("x", "ham"), Message("y", "eggs")]
     with pytest.raises(DataError, match="eggs"):
         HeadSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
+    with pytest.raises(DataError, match="'Ham', 'ham'.* differ in how they are written"):
+        HeadSettings(labels="ham,spam").head_config(["Ham", "spam"], texts, 8)
     named = HeadSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
     assert named.labels == ("spam", "ham") and named.name == "kind"
 

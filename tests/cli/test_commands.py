@@ -39,6 +39,7 @@ COMMANDS = [
     "download",
     "probe",
 ]
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 SETTINGS = ["--epochs", "2", "--lr", "0.005", "--device", "cpu"]
 
 
@@ -453,6 +454,18 @@ def test_a_mistake_gets_a_message_and_an_exit_code(
     assert (found, out) == (code, "")
     assert message in err and "Traceback" not in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing half-made left
+
+
+def test_labels_of_all_files_are_compared(tmp_path: Path, capsys) -> None:
+    files = {"--data": "train.csv", "--val-data": "val_caps.csv", "--test-data": "semicolon.csv"}
+    words = [word for option, name in files.items() for word in (option, CASES / name)]
+    code, _, err = call(capsys, "train", *words, "--out", tmp_path / "run")
+    assert code == 3 and "val_caps.csv, line 2" in err and "train.csv, line 2" in err
+    (tmp_path / "eggs.csv").write_text("text,label\nfine,ham\nmore,eggs\n")
+    words = ["--data", CASES / "train.csv", "--test-data", tmp_path / "eggs.csv"]
+    code, _, err = call(capsys, "train", *words, "--out", tmp_path / "run")
+    assert code == 3 and "eggs.csv, line 3" in err and "'eggs'" in err and "--rare-labels" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:

@@ -133,6 +133,21 @@ def test_another_count_is_another_file(sms_file, tmp_path):
         load_messages(path)
 
 
+@pytest.mark.slow
+def test_the_collection_under_other_names_and_as_pandas_writes_it(sms_file, tmp_path):
+    messages = load_sms_spam(sms_file)
+    for name in ("copy.tsv", "copy.txt", "copy", "copy.csv", "SMSSpamCollection.txt"):
+        (tmp_path / name).write_bytes(sms_file.read_bytes())
+        found = load_messages(tmp_path / name)
+        assert found == messages and [m.line for m in found] == [*range(1, 5575)], name
+    table = pandas.DataFrame({"label": [m.label for m in messages]})
+    table["text"] = [m.text for m in messages]
+    for header in (True, False):
+        for separator in "\t;,|":
+            table.to_csv(tmp_path / "m.tsv", sep=separator, header=header, index=False)
+            assert load_messages(tmp_path / "m.tsv") == messages, (header, separator)
+
+
 def test_the_collection_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
     with pytest.raises(DataError, match="gpt2-classifier download sms"):

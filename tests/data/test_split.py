@@ -25,6 +25,7 @@ from gpt2_from_scratch.data.split import (
     split_messages,
     texts_with_two_labels,
     with_known_labels,
+    with_settled_targets,
 )
 from gpt2_from_scratch.errors import DataError, UsageError
 
@@ -226,6 +227,13 @@ def test_different_numbers_of_one_text_are_averaged():
     assert told == ["2 texts have different targets, which were averaged"]
     both = split_messages(messages, keep_duplicates=True)
     assert sum(m.label == (2.5, 7.5) for part in parts(both) for m in part) == 2
+
+
+def test_a_number_alone_and_lists_are_settled_too():
+    found = with_settled_targets([Message("a", 1.0), Message("a", np.float64(2)), Message("b", 3)])
+    assert [m.label for m in found] == [1.5, 1.5, 3]
+    found = with_settled_targets([Message("a", ["x"]), Message("a", ["y", "x"])])
+    assert [m.label for m in found] == [("x", "y")] * 2
 
 
 def test_different_sets_of_labels_of_one_text_are_merged():

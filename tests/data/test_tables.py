@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from said import listen
 
 from gpt2_from_scratch.data.tables import (
     Fault,
@@ -254,6 +255,27 @@ def test_without_a_header_the_first_row_may_have_a_fault(tmp_path: Path) -> None
     (tmp_path / "m.tsv").write_bytes(b"ham\t\xff\n" + HEADERLESS.encode())
     rows = list(read_rows(tmp_path / "m.tsv", ("2", "1"), header=False))
     assert lines_of_faults(rows) == [1] and len(rows) == 5
+
+
+def test_without_a_header_most_rows_say_how_many_columns_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "m.tsv"
+    path.write_text("ham\ta\tb c\n" + HEADERLESS + "spam\n")
+    for names, options in ((("2", "1"), {}), (NAMES, {"header": False})):
+        rows = list(read_rows(path, names, **options))
+        assert lines_of_faults(rows) == [1, 6] and len(rows) == 6
+    assert "3 fields where others have 2" in rows[0].what
+    path.write_text(HEADERLESS + "spam\n")
+    assert lines_of_faults(list(read_rows(path, NAMES))) == [5]
+
+
+def test_a_short_first_message_as_a_header_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.tsv").write_text("ham\tsee you\nspam\twin now\nham\tat six\n")
+    said = listen()
+    assert len(list(read_rows(tmp_path / "m.tsv", ("see you", "ham")))) == 2
+    assert len(said) == 1 and "--no-header --text-column 2 --label-column 1" in said[0]
+    said.clear()
+    (tmp_path / "m.tsv").write_text("text\tham\nwin now\tspam\nat six\tham\n")
+    assert len(list(read_rows(tmp_path / "m.tsv", ("text", "ham")))) == 2 and said == []
 
 
 def test_numbers_of_columns(tmp_path: Path) -> None:

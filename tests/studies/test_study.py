@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +333,22 @@ def test_a_study_of_given_files(tmp_path: Path):
         )
     with pytest.raises(UsageError, match="folds are cut from one file"):
         compare("mini", DataConfig(source=train, test_source=test), n_folds=3)
+
+
+def test_a_study_from_before_a_setting_existed_goes_on(tmp_path: Path):
+    """It had that setting's default."""
+    settings = asdict(DataConfig()) | {"model": "mini"}
+    with study_module._working_in(tmp_path, settings):
+        pass
+    path = tmp_path / "settings.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({n: v for n, v in saved.items() if n != "rare_labels"}))
+    with study_module._working_in(tmp_path, settings):
+        pass
+    path.write_text(json.dumps({n: v for n, v in saved.items() if n != "rare_labels"}))
+    with pytest.raises(UsageError, match="rare_labels: 'stop' -> 'drop'"):
+        with study_module._working_in(tmp_path, settings | {"rare_labels": "drop"}):
+            pass
 
 
 def test_rare_labels_in_studies(tmp_path: Path):
