@@ -260,7 +260,7 @@ def check_data(
         over_n_ctx=found(lambda text: count_of[text] > n_ctx),
         cuts=[cut(lengths, limit) for limit in limits],
         lengths_by_label=by_label,
-        formulas=found(lambda text: text.startswith(FORMULA)),
+        formulas=found(lambda text: FORMULA.match(text)),
         controls=found(CONTROL.search),
         replacements=found(lambda text: REPLACEMENT in text),
         leak=leak,

@@ -110,7 +110,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (2, [*small, "--out", run]),
             (3, ["--data", table, "--text-column", NAME]),
             (2, [*small, "--trainable", NAME]),
-            (2, ["--resume", run, "--label-column", NAME]),
+            (3, ["--resume", run, "--label-column", NAME]),
             (3, ["--recipe", "lecture", "--data", place / NAME]),
         ],
         "find-rate": [(0, [*small[:-4], "--steps", 2, "--out", out / "rates.png"])],
