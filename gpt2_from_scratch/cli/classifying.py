@@ -8,6 +8,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)  # which no spreadsheet executes
 READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # of texts alone
 
 
@@ -301,8 +303,8 @@ class PredictionTable:
         self._write([str(number), *prediction.answer.as_row(), truncated], without_halves(text))
 
     def _write(self, cells: list[str], text: str) -> None:
-        row = [*cells, text] if self._with_text else cells
-        self._writer.writerow([for_spreadsheet(cell) for cell in row])
+        row = [cell if NUMBER.fullmatch(cell) else for_spreadsheet(cell) for cell in cells]
+        self._writer.writerow([*row, for_spreadsheet(text)] if self._with_text else row)
 
 
 def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ TELLING = 0.8  # length tells labels apart if it does so in this proportion of p
 ACCURACY = 0.95  # assumed, to show how wide the interval on this test set would be
 FIRST = 5  # lines and examples that are listed per finding
 SEED = 123  # of the splits that are tried
+MOST_LABELS = 20  # of which the report as text shows all; of more it shows the FREQUENT ones
+FREQUENT = 10
+LONGEST_NAME, LONGEST_SENTENCE = 60, 500  # characters of labels and of sentences in that report
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ def check_data(
         over_n_ctx=found(lambda text: count_of[text] > n_ctx),
         cuts=[cut(lengths, limit) for limit in limits],
         lengths_by_label=by_label,
-        formulas=found(lambda text: text.startswith(FORMULA)),
+        formulas=found(lambda text: FORMULA.match(text)),
         controls=found(CONTROL.search),
         replacements=found(lambda text: REPLACEMENT in text),
         leak=leak,
@@ -303,17 +307,17 @@ def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str,
 
     `longer` is the area under the ROC curve of the length: Mann and Whitney 1947.
     """
-    from scipy.stats import mannwhitneyu
+    from scipy.stats import rankdata
 
-    found = {}
-    for label in in_order(set(labels)):
-        is_own = np.array([other == label for other in labels])
-        own, others = np.array(lengths)[is_own], np.array(lengths)[~is_own]
-        longer = None
-        if len(others):
-            u = mannwhitneyu(own, others, method="asymptotic").statistic
-            longer = float(u / (len(own) * len(others)))
-        found[label] = LabelLengths(float(np.median(own)), longer)
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    every, ranks, found = np.array(lengths), rankdata(lengths), {}
+    for label in in_order(rows):
+        own, others = rows[label], len(labels) - len(rows[label])
+        u = ranks[own].sum() - len(own) * (len(own) + 1) / 2
+        longer = float(u / (len(own) * others)) if others else None
+        found[label] = LabelLengths(float(np.median(every[own])), longer)
     return found
 
 
@@ -475,7 +479,7 @@ def format_report(report: Report) -> str:
         f"  {found.rows:,} with {kind}{_where(found)}" for kind, found in report.faults.items()
     ]
     if report.stopped:
-        lines.append(f"  reading ended: {report.stopped}")
+        lines.append(f"  reading ended: {_short(report.stopped, LONGEST_SENTENCE)}")
     if report.characters:
         lines += [
             *_format_targets(report),
@@ -484,10 +488,11 @@ def format_report(report: Report) -> str:
             *_format_leak(report.leak),
         ]
     if report.remarks:
-        lines += ["remarks", *(f"  {on_one_line(remark)}" for remark in report.remarks)]
+        found = (_short(remark, LONGEST_SENTENCE) for remark in report.remarks)
+        lines += ["remarks", *(f"  {remark}" for remark in found)]
     if not report.obstacles:
         return "\n".join([*lines, "ready to train"])
-    obstacles = "; ".join(map(on_one_line, report.obstacles))
+    obstacles = "; ".join(_short(obstacle, LONGEST_SENTENCE) for obstacle in report.obstacles)
     rest = "--on-error skip is not enough"
     if not report.obstacles_with_skip:
         rest = "or leave them out with --on-error skip"
@@ -500,19 +505,23 @@ def _format_targets(report: Report) -> list[str]:
     if report.labels:
         tags = report.task == "token-classification"
         rows = [
-            (on_one_line(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
-            for label, found in report.labels.items()
+            (_short(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
+            for label, found in _frequent(report).items()
         ]
+        if more := len(report.labels) - len(rows):
+            rows.append((f"and {more:,} more", "", ""))
         headers = ["words" if tags else "rows", "of all"]
         lines = _table("tags" if tags else "labels", headers, rows)
         lines += [
-            f"  differ in case, white space or Unicode form only: {alike}"
-            for alike in report.labels_alike
+            f"  differ in case, white space or Unicode form only: {_listed(alike)}"
+            for alike in report.labels_alike[:FIRST]
         ]
+        if len(report.labels_alike) > FIRST:
+            lines.append(f"  and {len(report.labels_alike) - FIRST:,} more groups")
         common = max(report.labels, key=lambda label: report.labels[label].rows)
         if report.task != "multi-label":
             lines.append(
-                f"  always predicting {on_one_line(common)} is correct for "
+                f"  always predicting {_short(common)} is correct for "
                 f"{100 * report.labels[common].share:.1f}%"
             )
     if report.values:
@@ -553,7 +562,7 @@ def _format_texts(report: Report) -> list[str]:
         )
         lines += [
             f"    lines {', '.join(map(str, example.lines))}: {on_one_line(example.text):.60}  "
-            f"({', '.join(map(on_one_line, example.labels))})"
+            f"({_listed(example.labels)})"
             for example in found.examples
         ]
     return lines + [f"  {found.rows:,} {what}{_where(found)}" for what, found in odd.items()]
@@ -567,8 +576,9 @@ def _format_lengths(report: Report) -> list[str]:
         if of
     ]
     rows += [
-        (f"tokens of {on_one_line(label)}", "", f"{of.median:,.0f}", "")
-        for label, of in report.lengths_by_label.items()
+        (f"tokens of {_short(label)}", "", f"{report.lengths_by_label[label].median:,.0f}", "")
+        for label in _frequent(report)
+        if label in report.lengths_by_label
     ]
     over = f"longer than the {report.n_ctx:,} tokens that {report.model} reads"
     return [
@@ -605,6 +615,25 @@ def _table(title: str, headers: list[str], rows: Sequence[tuple[str, ...]]) -> l
     align = ("left", *["right"] * len(headers))
     table = tabulate(rows, ["", *headers], "plain", disable_numparse=True, colalign=align)
     return [title, *(f"  {line}" for line in table.splitlines())]
+
+
+def _frequent(report: Report) -> dict[str, Share]:
+    """The labels that are shown, in the report's order: all, or the most frequent."""
+    if len(report.labels) <= MOST_LABELS:
+        return report.labels
+    most = nlargest(FREQUENT, report.labels, key=lambda label: report.labels[label].rows)
+    return {label: report.labels[label] for label in report.labels if label in most}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - FIRST:,} more"] if len(names) > FIRST else []
+    return ", ".join([*map(_short, names[:FIRST]), *more])
+
+
+def _short(text: str, longest: int = LONGEST_NAME) -> str:
+    """The text on one line, cut if it is longer."""
+    shown = on_one_line(text)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def _where(found: Found) -> str:

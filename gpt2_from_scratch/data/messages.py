@@ -45,14 +45,14 @@ from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
 
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-)  # spreadsheets execute a cell that begins with one of these
+# Places before what spreadsheets execute: a sign, perhaps after quotes, at the beginning of a cell, or
+# after what ends a cell for some reader (control characters, line ends, a semicolon, a comma). Signs
+# of full, small and other widths are read as the ordinary ones. A leading tab or return is left out.
+FORMULA = re.compile(
+    "(?:(?<=[\0-\x1f;,\x85\u2028\u2029])|\\A)"
+    '(?="*[-=+@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212])'
+    "|\\A(?=[\t\r])"
+)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
 REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
@@ -460,7 +460,10 @@ def _listed(faults: list[Fault], total: int) -> str:
 
 
 def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
-    """Write a .csv file that `load_messages` reads back, completely or not at all."""
+    """Write a .csv file that `load_messages` reads back, completely or not at all.
+
+    Texts are written as they are: `for_spreadsheet` is for files that a spreadsheet opens.
+    """
     path = expanded(path)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -504,11 +507,11 @@ def without_halves(text: str) -> str:
 
 
 def for_spreadsheet(text: str) -> str:
-    """The text as a csv field that no spreadsheet executes: ' before a formula.
+    """The text as a csv field that no spreadsheet executes: ' before each formula in it.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """
-    return "'" + text if text.startswith(FORMULA) else text
+    return FORMULA.sub("'", text)
 
 
 def on_one_line(text: str) -> str:

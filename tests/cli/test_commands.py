@@ -18,10 +18,12 @@ import pytest
 import torch
 from command import call
 
-from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
 from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks.regression import Values
 from gpt2_from_scratch.cli import inspecting
 from gpt2_from_scratch.cli import main as cli
+from gpt2_from_scratch.cli.classifying import PredictionTable
 from gpt2_from_scratch.data.messages import DataConfig, load_messages
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -264,7 +266,10 @@ def test_no_spreadsheet_executes_what_predict_prints(
     header, *rows = csv.reader(io.StringIO(out, newline=""))
     columns = ["number", "label", "'=ham", "'@spam", "truncated", "text"]
     assert code == 0 and header == columns
-    assert [row[-1] for row in rows] == [f"'{t}" for t in texts[:6]] + [*texts[6:8], "\ufffd=1"]
+    assert [row[-1] for row in rows] == [f"'{t}" for t in texts[:4]] + ["'\t'=1", "'\r'=1"] + [
+        *texts[6:8],
+        "\ufffd=1",
+    ]
     assert {row[1] for row in rows} <= {"'=ham", "'@spam"}
     assert [row[0] for row in rows] == [str(n) for n in range(1, 10)]
     _, out, _ = call(capsys, *common, "--", *texts)
@@ -307,6 +312,17 @@ def test_columns_have_distinct_names(
     assert len({*table.columns}) == len(table.columns)
     if task == "classification":
         assert table[named].sum(axis=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_numbers_in_csv_stay_numbers() -> None:
+    head = HeadConfig("s", "regression", ("shift", "-1", "=a"))
+    values = Values({"shift": -0.5, "-1": -1.5e-07, "=a": 2.0})
+    prediction = Prediction({"s": values}, 3, truncated=False, empty=False, replaced=False)
+    file = io.StringIO(newline="")
+    PredictionTable(file, [head], with_text=True).write(1, "-0.5", prediction)
+    header, row = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert header == ["number", "shift", "-1", "'=a", "truncated", "text"]
+    assert row == ["1", "-0.5", "-1.5e-07", "2", "false", "'-0.5"]
 
 
 def test_texts_may_stand_anywhere_and_begin_with_anything(

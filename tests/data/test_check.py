@@ -489,3 +489,47 @@ def test_a_small_test_part(n):
 
 def test_no_test_part_is_no_small_one():
     assert remarks({"a": 1, "b": 1}, {"a": LabelLengths(3.0, None)}, None) == []
+
+
+# --- many labels, long ones ---
+
+
+@pytest.mark.slow
+def test_a_report_on_many_labels_is_short(tmp_path):
+    """The most frequent ten of 20,000; the object and --json have all of them."""
+    rows = [Message(f"word{n} of {n * 7919}", f"label{n}") for n in range(20_000)]
+    rows += [Message(f"another {n}", "label77") for n in range(5)]
+    write_messages(tmp_path / "m.csv", rows)
+    report = check_data(tmp_path / "m.csv")
+    shown = format_report(report)
+    assert len(report.labels) == 20_000 and len(shown) < 5_000
+    assert "label77 " in shown and "and 19,990 more" in shown
+    assert sum(line.startswith("  tokens of ") for line in shown.splitlines()) == 10
+
+
+def test_long_labels_are_cut_in_a_report(tmp_path):
+    odd = [f"{'x' * 50_000}{n % 2}" for n in range(20)]
+    alike = ["A" * 50_000, "a" * 50_000]
+    write_messages(tmp_path / "m.csv", [Message(f"t {n}", x) for n, x in enumerate(odd + alike)])
+    report = check_data(tmp_path / "m.csv")
+    assert len(report.labels) == 4 and len(format_report(report)) < 5_000
+
+
+def test_twenty_labels_are_all_shown(tmp_path):
+    for number, lines in ((20, 20), (21, 11)):
+        rows = [Message(f"t {n} {k}", f"label{n}") for n in range(number) for k in range(n + 1)]
+        write_messages(tmp_path / "m.csv", rows)
+        shown = format_report(check_data(tmp_path / "m.csv")).split("labels\n")[1]
+        assert re.search(r"\n  always", shown).start() == len(
+            "\n".join(shown.splitlines()[: lines + 1])
+        )
+        assert ("and 11 more" in shown) == (number == 21)
+        assert "label20 " in shown or number == 20  # the most frequent is among them
+
+
+@pytest.mark.parametrize("header", ["column,", "x" * 50])
+def test_columns_that_are_listed_are_cut(tmp_path, header):
+    (tmp_path / "m.csv").write_text(header * 20_000 + "\n1\n")
+    with pytest.raises(DataError) as error:
+        load_messages(tmp_path / "m.csv")
+    assert len(str(error.value)) < 1_000

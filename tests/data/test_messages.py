@@ -762,7 +762,9 @@ def test_what_controls_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "=cmd|' /C calc'!A0"]
+    "text",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t1", "\r1", "=cmd|' /C calc'!A0"]
+    + ["＝1", "＋1", "－1", "＠SUM(A1)", "﹦1", "−1", '"=1"', '""=1'],
 )
 def test_no_formula_is_left(text: str) -> None:
     file = io.StringIO(newline="")
@@ -771,7 +773,46 @@ def test_no_formula_is_left(text: str) -> None:
     assert field == "'" + text
 
 
-@pytest.mark.parametrize("text", ["", "a=1", "'=1", "1-1", " =1", "é"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\n=1", "a\n'=1"),
+        ("a\r\n=1", "a\r\n'=1"),
+        ("a\r@b", "a\r'@b"),
+        ("a;=1;-2", "a;'=1;'-2"),
+        ("a,＝1", "a,'＝1"),
+        ("a\t+1", "a\t'+1"),
+        ('a;"=1"', 'a;\'"=1"'),
+        ("a\x85=1\u2028=2\x0b=3\x00=4", "a\x85'=1\u2028'=2\x0b'=3\x00'=4"),
+        ("\t=1", "'\t'=1"),
+        ("=a;=b", "'=a;'=b"),
+    ],
+)
+def test_no_formula_is_left_inside_a_cell(text: str, expected: str) -> None:
+    """Where a reader takes semicolons, tabs or line ends for the ends of cells."""
+    assert for_spreadsheet(text) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_part_of_a_cell_begins_with_a_formula(seed: int) -> None:
+    draw = random.Random(seed)
+    signs = "=+-@＝＋－＠"
+    for _ in range(500):
+        text = "".join(draw.choices("ab;,\n\r\t\x0b\"'" + signs, k=draw.randrange(12)))
+        neutral = for_spreadsheet(text)
+        for part in re.split("[;,\n\r\t\x0b]", neutral):
+            assert not part.lstrip('"').startswith(tuple(signs)), (text, neutral)
+        assert not neutral.startswith(("\t", "\r"))
+        left, right = text.replace("'", ""), neutral.replace("'", "")
+        assert left == right  # nothing else changes
+
+
+def test_a_long_cell_takes_little_time() -> None:
+    text = ";" * 200_000 + '"' * 200_000 + "\n" * 200_000
+    assert for_spreadsheet(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "'=1", "1-1", " =1", "é", "a, b; c - d", "x\n y-z"])
 def test_other_texts_stay(text: str) -> None:
     assert for_spreadsheet(text) == text
 
