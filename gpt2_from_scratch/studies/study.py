@@ -6,6 +6,7 @@ the scoreboard as .json, .md, .png and .html.
 """
 
 import logging
+import os
 import re
 import time
 import warnings
@@ -56,6 +57,7 @@ from gpt2_from_scratch.runs.folder import TrainedOn
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
+from gpt2_from_scratch.storage.interruption import end_with_parent
 from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name, tidy
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
@@ -331,7 +333,14 @@ def _side_by_side(
     from joblib import Parallel, delayed
 
     # one pair at a time; arrays go to the processes as they are, not as files
-    parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
+    parallel = Parallel(
+        jobs,
+        return_as="generator_unordered",
+        batch_size=1,
+        max_nbytes=None,
+        initializer=end_with_parent,
+        initargs=(os.getpid(),),
+    )
     found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
     try:
         for outcome in found:  # noqa: UP028 (that would close it before the warning is off)

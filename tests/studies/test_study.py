@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -262,6 +265,42 @@ def test_several_processes_give_the_same_and_end_with_ctrl_c(
     assert same == [replace(row, seconds=0.0) for row in alone.rows] and len(same) == 4
     for path in (tmp_path / "alone").glob("answers-*.jsonl"):
         assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes()
+
+
+@dataclass(frozen=True)
+class Endless(Row):
+    """Says which process it runs in, and never ends."""
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result | None:
+        print(os.getpid(), flush=True)
+        while True:
+            signal.pause()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL, as POSIX has it")
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path):
+    """They share its standard output, whose end is read when the last of them has ended."""
+    code = (
+        "import sys; from test_study import Endless, fixed_study, run_study; "
+        "run_study(fixed_study(Endless('a'), Endless('b')), sys.argv[1], jobs=2)"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": places},
+    ) as process:
+        assert process.stdout
+        workers = {int(process.stdout.readline()) for _ in range(2)}
+        assert len(workers - {process.pid}) == 2
+        process.kill()
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            raise
 
 
 # --- comparisons on new splits ---
