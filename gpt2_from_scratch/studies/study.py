@@ -298,9 +298,10 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         raise ResourceError(
             f"{folder} cannot be made: {error.strerror}. Choose another --out."
         ) from None
+    path = folder / "settings.json"
+    if not path.exists() and any(found.name[0] != "." for found in folder.iterdir()):
+        raise UsageError(f"{folder} holds something else; choose another --out")
     with locked(folder / ".lock", wait=False):
-        sweep(folder)
-        path = folder / "settings.json"
         if path.exists():
             saved = read_json(path)
             if saved.get("version") != VERSION:
@@ -310,8 +311,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             # a study of an earlier time lacks later settings: it had their defaults
             defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
-        elif any(found.name != ".lock" for found in folder.iterdir()):
-            raise UsageError(f"{folder} holds something else; choose another --out")
+        sweep(folder)
         write_json(path, {"version": VERSION} | settings)
         try:
             yield

@@ -190,6 +190,17 @@ def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_p
     assert not any("unfit" in line for line in said)
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "experiments.md", "finished.json", "photos/"])
+def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path: Path, name: str):
+    (tmp_path / ".draft.tmp").mkdir()
+    (tmp_path / ".lock").write_text("mine")
+    (tmp_path / name).mkdir() if name[-1] == "/" else (tmp_path / name).write_text("mine")
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    with pytest.raises(UsageError, match="holds something else"):
+        run_study(fixed_study(Fixed("a")), tmp_path)
+    assert before == {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+
+
 def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
     study = fixed_study(Fixed("a"), lr=0.1)
     run_study(study, tmp_path / "out")
@@ -201,6 +212,9 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "settings.json").write_text('{"lr": 0.1}')  # before folders had a version
     with pytest.raises(UsageError, match="another version"):
+        run_study(study, tmp_path / "old")
+    (tmp_path / "old" / "settings.json").write_text("mine")
+    with pytest.raises(CheckpointError, match="settings.json"):
         run_study(study, tmp_path / "old")
     with locked(tmp_path / "out" / ".lock", wait=False), pytest.raises(UsageError, match="process"):
         run_study(study, tmp_path / "out")
