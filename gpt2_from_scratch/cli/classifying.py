@@ -27,6 +27,7 @@ from gpt2_from_scratch.cli.options import (
     computing_on,
     existing_or_new_path,
     given,
+    new_path,
     non_empty,
     settings_of,
 )
@@ -341,7 +342,7 @@ def add_features(commands: Any) -> None:
     add_settings(parser, DataConfig, *READING)
     add_model(parser)
     parser.add_argument(
-        "--out", type=existing_or_new_path, required=True, help="the .npy file, (texts, n_embd)"
+        "--out", type=new_path, required=True, help="a new .npy file, (texts, n_embd)"
     )
     add_settings(parser, HeadSettings, "layer", "state", "pooling")
     add_computing(parser)

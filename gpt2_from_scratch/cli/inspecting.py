@@ -21,8 +21,8 @@ from gpt2_from_scratch.cli.options import (
     add_model,
     add_settings,
     computing_on,
-    existing_or_new_path,
     given,
+    new_path,
     non_empty,
     settings_of,
 )
@@ -132,7 +132,7 @@ def add_probe(commands: Any) -> None:
         help="where texts are read (default: all that read no padding)",
     )
     parser.add_argument("--seed", type=int, default=123, help="seed of the split (default: 123)")
-    parser.add_argument("--out", type=existing_or_new_path, help="the picture to write, a .png")
+    parser.add_argument("--out", type=new_path, help="the picture to write, a new .png")
     parser.add_argument("--json", action="store_true", help="a JSON list, one object per probe")
     add_computing(parser)
 

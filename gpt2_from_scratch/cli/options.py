@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 def existing_or_new_path(text: str) -> Path:
     """A path with `~` expanded; the empty one would be the current folder."""
     return expanded(non_empty(text))
+
+
+def new_path(text: str) -> Path:
+    """A path as `existing_or_new_path`; nothing may be there, not even a link that leads nowhere."""
+    path = existing_or_new_path(text)
+    if os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{path} exists already; choose another")
+    return path
 
 
 def non_empty(text: str) -> str:

@@ -4,8 +4,10 @@ Each command imports what it needs when it runs, so that --help answers at once.
 """
 
 import argparse
+import itertools
 import json
 import logging
+import os
 import shlex
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from gpt2_from_scratch.cli.options import (
     computing_on,
     existing_or_new_path,
     given,
+    new_path,
     non_empty,
     settings_of,
     train_config,
@@ -186,9 +189,8 @@ def add_find_rate(commands: Any) -> None:
     )
     parser.add_argument(
         "--out",
-        type=existing_or_new_path,
-        default=Path("rates.png"),
-        help="the picture (default: rates.png)",
+        type=new_path,
+        help="the picture, a new file (default: rates.png, with a number if that exists)",
     )
     add_computing(parser)
 
@@ -212,8 +214,10 @@ def run_find_rate(args: argparse.Namespace) -> None:
     split = load_split(config.data, config.head.task, config.training.seed)
     classifier = new_classifier(config, split).to(device)
     found = find_learning_rate(classifier, split, config.training, steps=args.steps)
-    save_picture(plot_rates(found.rates, found.losses, found.suggested), args.out)
-    log.info(f"loss at each learning rate: {args.out}; suggested learning rate:")
+    names = itertools.chain(["rates.png"], (f"rates-{n}.png" for n in itertools.count(2)))
+    out = args.out or next(Path(name) for name in names if not os.path.lexists(name))
+    save_picture(plot_rates(found.rates, found.losses, found.suggested), out)
+    log.info(f"loss at each learning rate: {out}; suggested learning rate:")
     print(f"{found.suggested:.1e}")
 
 

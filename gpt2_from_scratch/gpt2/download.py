@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import requests
 
@@ -278,8 +280,11 @@ def _alone_at(target: Path) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for ending in ("", ".part", ".part.json"):
-            if target.with_name(f"{target.name}{ending}").is_symlink():
-                raise ResourceError(f"{target.name}{ending} is a symbolic link; remove it")
+            path = target.with_name(f"{target.name}{ending}")
+            if path.is_symlink():
+                raise ResourceError(f"{path.name} is a symbolic link; remove it")
+            if path.exists() and not path.is_file():  # opening a pipe may take forever
+                raise ResourceError(f"{path.name} is not a regular file; remove it")
         with locked(target.with_name(f".{target.name}.lock"), wait=True):
             yield
     except (OSError, ResourceError) as error:
@@ -291,6 +296,8 @@ def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
     """What is wrong with the file at `path`; empty if it is there and right."""
     if not path.exists():
         return f"there is no {path}"
+    if not path.is_file():
+        raise ResourceError(f"{path} is not a regular file; remove it")
     faults = []
     try:
         if difference := file.difference(path):
@@ -385,10 +392,11 @@ class Transfer:
         try:
             start = self._start(response, done)
             if not start:
-                self.part.write_bytes(b"")  # first, so that old bytes never pass for this version
+                _unlinked(self.part, "wb").close()  # first: old bytes never pass for this version
                 etag, date = (response.headers.get(h, "") for h in ("ETag", "Last-Modified"))
                 note = {"url": self.url, "version": etag if etag.startswith('"') else date}
-                self.note.write_text(json.dumps(note), encoding="utf-8")
+                with _unlinked(self.note, "wb") as out:
+                    out.write(json.dumps(note).encode())
             self._copy(response, start)
         finally:  # in a thread, because closing waits for a read that is under way
             threading.Thread(target=response.close, daemon=True).start()
@@ -399,8 +407,7 @@ class Transfer:
         status, size, headers = response.status_code, self.file.size, response.headers
         answer = f"the server answers {status} {response.reason}"
         if status in (408, 425, 429) or status >= 500:
-            wait = headers.get("Retry-After", "")
-            raise _TryAgain(answer, float(wait[:9]) if wait.isdecimal() else 0.0)
+            raise _TryAgain(answer, _seconds(headers.get("Retry-After", "")))
         span, _, total = headers.get("Content-Range", "").partition("/")
         continues = span.startswith(f"bytes {done}-") and total in ("*", str(size or total))
         if status == 416 or (status == 206 and not continues):
@@ -423,7 +430,7 @@ class Transfer:
         size = self.file.size
         most, chunks = MOST if size is None else size, response.iter_content(CHUNK)
         bar = progress_bar(total=size, initial=done, unit="B", unit_scale=True, desc=self.file.name)
-        with self.part.open("ab") as out, bar:
+        with _unlinked(self.part, "ab") as out, bar:
             while chunk := _within(self.limits.patience, next, chunks, b""):
                 done += out.write(chunk)
                 bar.update(len(chunk))
@@ -434,6 +441,24 @@ class Transfer:
             raise DownloadError(f"more than {most:,} bytes came")
         if size is not None and done < size:
             raise _TryAgain(f"cut off after {done:,} of {size:,} bytes")
+
+
+def _seconds(retry_after: str) -> float:
+    """What the header asks to wait, which it says in seconds or as a date; 0 if it says neither."""
+    if retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        then = parsedate_to_datetime(retry_after)  # of some dates without a zone, which is UTC
+        then = then.replace(tzinfo=then.tzinfo or UTC)
+        return max(0.0, (then - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _unlinked(path: Path, mode: str) -> IO[bytes]:
+    """Open a file to write bytes, unless it has become a symbolic link."""
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    return open(path, mode, opener=lambda name, more: os.open(name, more | flags, 0o666))
 
 
 def _within(seconds: float, function: Callable[..., Value], *arguments: Any) -> Value:

@@ -175,6 +175,9 @@ def pretrain(
     """
     if any(out.glob("state-*.safetensors")) and not resume:
         raise UsageError(f"{out} holds a run already; use --resume or choose another --out")
+    others = {path.name for path in out.glob("[!.]*")} - {"vocab.bpe", "encoder.json"}
+    if others and "pretraining.json" not in others:
+        raise UsageError(f"{out} holds something else; choose another --out")
     model = _first_model(config, start)
     excluded = Overlap(exclude) if exclude else None
     tokenizer = _tokenizer(corpus, out, config, start, excluded)

@@ -76,7 +76,8 @@ class Features:
         self._free = MEMORY if store else MEMORY_ALONE  # bytes that may still be held in memory
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
-            self._add(shard)
+            if self._fits(shard, texts):
+                self._add(shard)
         missing = {key: ids for key, ids in texts.items() if key not in self._shard_of}
         started = time.perf_counter()
         self._compute(missing)
@@ -85,7 +86,7 @@ class Features:
             nbytes = sum(shard.nbytes for shard in self._shards)
             if nbytes < torch.cuda.mem_get_info(trunk.device)[0] / 2:  # of the free memory
                 for shard in self._shards:
-                    with suppress(OSError):  # see `_states`
+                    with suppress(OSError, ValueError):  # see `_states`
                         shard.hold(trunk.device)
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -100,11 +101,37 @@ class Features:
         if shard := self._shard_of.get(key):
             try:
                 return shard.states(key)
-            except OSError:  # another process removed it to make room
-                del self._shard_of[key]
+            except (OSError, ValueError) as error:  # another process changed or removed it
+                self._replace(shard, error)
+        if shard := self._shard_of.get(key):
+            with suppress(OSError, ValueError):
+                return shard.states(key)
         ids = self.encoded[number]
         packed = self.trunk.pack([ids], whole_tiles=True)
         return self.trunk(packed)[: len(ids)].to(self.dtype)
+
+    def _replace(self, shard: Shard, error: Exception) -> None:
+        """Compute a shard's texts again."""
+        assert self._store
+        self._store.discard(shard, error)
+        self._shards = [other for other in self._shards if other is not shard]
+        lost = {k: s for k, s in self._shard_of.items() if s is shard}
+        self._shard_of = {k: s for k, s in self._shard_of.items() if s is not shard}
+        texts = zip(self._keys, self.encoded, strict=True)
+        self._compute({key: ids for key, ids in texts if key in lost})
+
+    def _fits(self, shard: Shard, texts: Mapping[bytes, Sequence[int]]) -> bool:
+        """Whether a shard holds what these blocks compute; one that does not is removed."""
+        assert self._store
+        kind = shard.width == self.trunk.wte.shape[1] and shard.dtype == self.dtype
+        if kind and all(
+            rows.stop - rows.start == len(texts[key])
+            for key, rows in shard.places.items()
+            if key in texts
+        ):
+            return True
+        self._store.discard(shard, ValueError("its states have another shape or type"))
+        return False
 
     def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
         """Run the frozen blocks over texts; keep the output whenever it fills a shard.
@@ -149,7 +176,7 @@ class Features:
     def _add(self, shard: Shard) -> None:
         if shard.nbytes <= self._free:
             self._free -= shard.nbytes
-            with suppress(OSError):  # another process removed it: see `_states`
+            with suppress(OSError, ValueError):  # another process changed it: see `_states`
                 shard.hold()
         self._shards.append(shard)
         for key in shard.places:

@@ -4,35 +4,46 @@ A space is a folder for one kind of features: the same weights, depth and arithm
 shards, files of some tens of megabytes. A shard is written once, atomically, under a name made from
 its contents, and never changed. So two processes can use the store at the same time, and a kill or a
 full disk leaves at most a temporary file. A shard is a safetensors file of `states` (tokens, C),
-`ends` (N,) and `keys` (N, 32). The store is a cache: damaged shards are removed and their texts
-computed again, and the shards used longest ago are removed when the limit is reached.
+`ends` (N,), `keys` (N, 32) and `checksums` (N,) of each text's states. The store is a cache: damaged
+shards are removed and their texts computed again, and the shards used longest ago are removed when
+the limit is reached.
+
+Files are read, not mapped: a mapped file that another process shortens would end this one.
 """
 
+import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+import stat
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from io import BufferedReader
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
-from gpt2_from_scratch.storage.files import STALE, sweep
+from gpt2_from_scratch.errors import ResourceError, UsageError
+from gpt2_from_scratch.storage.files import STALE, each_once, sweep
 from gpt2_from_scratch.storage.paths import expanded, features_folder
-from gpt2_from_scratch.storage.tensors import check_header, write_tensors
+from gpt2_from_scratch.storage.tensors import LARGEST_HEADER, write_tensors
 
 log = logging.getLogger(__name__)
 
 LIMIT_VARIABLE = "GPT2_FROM_SCRATCH_CACHE_GB"
 GB = 1e9
 DEFAULT_LIMIT = 20 * GB
+LARGEST = 1 << 30  # bytes of a shard; this package writes at most half of them
+TENSORS = ("states", "ends", "keys", "checksums")
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 SPARE = 1 * GB  # free disk space that the store leaves to others
 # The folder may belong to somebody else, so no file with another kind of name is ever removed.
 NAME = "[0-9a-f]" * 64
@@ -46,33 +57,49 @@ class Shard:
     """Features of some texts, held in memory or read from a file one text at a time."""
 
     places: dict[bytes, slice]  # the rows of each text in `states`
+    width: int  # C
+    dtype: torch.dtype
     path: Path | None = None
+    start: int = 0  # of `states` in the file, in bytes
+    checksums: dict[bytes, int] = field(default_factory=dict, repr=False)  # of texts in the file
     held: Tensor | None = field(default=None, repr=False)  # (tokens, C)
 
     @classmethod
     def of(cls, texts: Mapping[bytes, Tensor]) -> "Shard":
         """Make a shard in memory alone from the features (T, C) of each text."""
-        return cls(_places(texts, _ends(texts)), None, torch.cat(list(texts.values())))
+        states = torch.cat(list(texts.values()))
+        ends = accumulate(len(rows) for rows in texts.values())
+        places = {
+            key: slice(end - len(texts[key]), end) for key, end in zip(texts, ends, strict=True)
+        }
+        return cls(places, states.shape[1], states.dtype, held=states)
 
     def states(self, key: bytes) -> Tensor:
-        """Return the features of one text: (T, C). Raises OSError if the file is gone."""
+        """Return the features of one text: (T, C).
+
+        Raises OSError if the file is gone, or ValueError if it has changed since it was found.
+        """
         if self.held is not None:
             return self.held[self.places[key]]
-        # opened for each text: a page that is read stays in memory while the file is mapped
-        return self._from_file(self.places[key])
+        assert self.path is not None
+        with open_plain(self.path) as file:
+            return self._read(file, key)
 
     def hold(self, device: torch.device | str = "cpu") -> None:
-        """Hold all features in a device's memory. Raises OSError if the file is gone."""
+        """Hold all features in a device's memory. Raises as `states` does."""
         if self.held is None:
-            self.held = self._from_file(slice(None)).clone()
+            assert self.path is not None
+            with open_plain(self.path) as file:
+                self.held = torch.cat([self._read(file, key) for key in self.places])
         self.held = self.held.to(device)
 
-    def _from_file(self, rows: slice) -> Tensor:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return file.get_slice("states")[rows]
-        except SafetensorError as error:
-            raise OSError(f"{self.path}: {error}") from None
+    def _read(self, file: BufferedReader, key: bytes) -> Tensor:
+        rows, size = self.places[key], self.width * self.dtype.itemsize
+        file.seek(self.start + rows.start * size)
+        raw = file.read((rows.stop - rows.start) * size)
+        if google_crc32c.value(raw) != self.checksums[key]:
+            raise ValueError("it has changed since it was found")
+        return torch.frombuffer(bytearray(raw), dtype=self.dtype).view(-1, self.width)
 
     @property
     def nbytes(self) -> int:
@@ -113,20 +140,33 @@ class FeatureStore:
         """
         if self._full:
             return None
-        ends, states = _ends(texts), torch.cat(list(texts.values()))
-        keys = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).view(-1, 32)
-        path = self.folder / space / f"{hashlib.sha256(b''.join(texts)).hexdigest()}.safetensors"
-        tensors = {"states": states, "ends": ends, "keys": keys}
+        states, name = torch.cat(list(texts.values())), hashlib.sha256(b"".join(texts))
+        tensors = {
+            "states": states,
+            "ends": torch.tensor([len(rows) for rows in texts.values()]).cumsum(0),
+            "keys": torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8).view(-1, 32),
+            "checksums": torch.tensor([_crc32c(rows) for rows in texts.values()]),
+        }
         try:
+            while (path := self.folder / space / f"{name.hexdigest()}.safetensors").is_dir():
+                name.update(b"+")  # a folder has that name, and is not ours
             self._make_room(states.nbytes)
-            metadata = {"crc32c": _checksum(states, ends, keys)}  # ten times as fast as a SHA-256
-            write_tensors(path, tensors, metadata, checksum=False)
+            # a CRC is ten times as fast as a SHA-256
+            write_tensors(path, tensors, {"crc32c": _index_checksum(tensors)}, checksum=False)
+            with open_plain(path) as file:
+                shard = _shard(path, tensors, _header(file))
         except (OSError, ResourceError) as error:
             log.info(f"features are not kept: {error}")
             self._full = True
             return None
         self._used.add(path)
-        return Shard(_places(texts, ends), path)
+        return shard
+
+    def discard(self, shard: Shard, error: Exception) -> None:
+        """Log that a shard cannot be used; remove it unless it only could not be read."""
+        log.info(f"damaged features, computed again: {shard.path}: {error}")
+        if shard.path and not isinstance(error, OSError):
+            _remove(shard.path)
 
     def clear(self) -> int:
         """Remove every space, and return the number of bytes that were freed."""
@@ -152,22 +192,26 @@ class FeatureStore:
     def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
         """Read a shard's index and check its contents; None if it has none of the texts."""
         try:
-            check_header(path)
-            with safe_open(path, framework="pt") as file:
-                tensors = [file.get_tensor(name) for name in ("states", "ends", "keys")]
-                expected = file.metadata()["crc32c"]
-            raw = tensors[2].numpy().tobytes()
-            found = [raw[n : n + 32] for n in range(0, len(raw), 32)]
-            if not any(key in keys for key in found):
+            with open_plain(path) as file:
+                header = _header(file)
+                tensors = {name: header.tensor(file, name) for name in TENSORS}
+            shard = _shard(path, tensors, header)
+            if not any(key in keys for key in shard.places):
                 return None
-            if _checksum(*tensors) != expected:
-                raise ValueError("its contents do not match its checksum")
+            if header.metadata["crc32c"] != _index_checksum(tensors):
+                raise ValueError("its index does not match its checksum")
+            for key, rows in shard.places.items():
+                states = tensors["states"][rows]
+                if _crc32c(states) != shard.checksums[key]:
+                    raise ValueError("its contents do not match their checksums")
+                if not states.isfinite().all():
+                    raise ValueError("it has NaN or infinity")
             with suppress(OSError):  # a folder of somebody else
                 os.utime(path)  # used now, so others are removed first
-            return Shard(_places(found, tensors[1]), path)
+            return shard
         except FileNotFoundError:  # another process made room
             return None
-        except (CheckpointError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             log.info(f"damaged features, computed again: {path}: {error}")
             _remove(path)
             return None
@@ -208,23 +252,87 @@ class FeatureStore:
             return []
 
 
-def _ends(texts: Mapping[bytes, Tensor]) -> Tensor:
-    return torch.tensor([len(states) for states in texts.values()]).cumsum(0)
+def open_plain(path: Path) -> BufferedReader:
+    """Open a shard's file to read bytes; raises ValueError for a pipe, a folder or a link."""
+    if path.is_symlink() and path.exists():
+        raise ValueError("it is a symbolic link")
+    try:  # a pipe without a writer would block
+        file = open(path, "rb", opener=lambda p, flags: os.open(p, flags | NO_WAIT))
+    except IsADirectoryError:
+        raise ValueError("it is a folder") from None
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise ValueError("it is a socket") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is not a regular file")
+    return file
 
 
-def _places(keys: Iterable[bytes], ends: Tensor) -> dict[bytes, slice]:
-    return {
-        key: slice(start, end)
-        for key, (start, end) in zip(keys, pairwise([0, *ends.tolist()]), strict=True)
+@dataclass(frozen=True)
+class _Header:
+    """What a shard's file says of itself."""
+
+    entries: Mapping[str, Any]
+    end: int  # of the header; the tensors follow
+    size: int  # of the file
+
+    @property
+    def metadata(self) -> Any:
+        return self.entries["__metadata__"]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor begins and ends in the file, in bytes."""
+        start, end = (self.end + n for n in self.entries[name]["data_offsets"])
+        if not self.end <= start <= end <= self.size:
+            raise ValueError(f"{name} is not inside the file")
+        return start, end
+
+    def tensor(self, file: BufferedReader, name: str) -> Tensor:
+        """Read a tensor."""
+        start, end = self.place(name)
+        file.seek(start)
+        raw, entry = bytearray(file.read(end - start)), self.entries[name]
+        return torch.frombuffer(raw, dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+def _header(file: BufferedReader) -> _Header:
+    """Read a file's header; raises ValueError and its like for what is not a shard."""
+    length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+    if length > LARGEST_HEADER or size > LARGEST:
+        raise ValueError("it is larger than any shard")
+    entries = json.loads(file.read(length), object_pairs_hook=each_once)
+    return _Header(entries, 8 + length, size)
+
+
+def _shard(path: Path, tensors: Mapping[str, Tensor], header: _Header) -> Shard:
+    """The shard that a file's tensors describe; raises ValueError if they fit none."""
+    states, ends, keys, checksums = (tensors[name] for name in TENSORS)
+    n = len(ends)
+    shapes = states.dim() == 2 and (ends.shape, checksums.shape) == ((n,), (n,))
+    if not shapes or keys.shape != (n, 32) or keys.dtype != torch.uint8:
+        raise ValueError("its tensors have other shapes than those of a shard")
+    bounds, names = [0, *ends.tolist()], [key.tobytes() for key in keys.numpy()]
+    if sorted(set(bounds)) != bounds or len(set(names)) < n or bounds[-1] != len(states):
+        raise ValueError("its texts do not divide its states")
+    places = {
+        key: slice(start, end) for key, (start, end) in zip(names, pairwise(bounds), strict=True)
     }
+    found = dict(zip(names, checksums.tolist(), strict=True))
+    return Shard(places, states.shape[1], states.dtype, path, header.place("states")[0], found)
 
 
-def _checksum(*tensors: Tensor) -> str:
-    crc = 0
-    for tensor in tensors:
-        crc = google_crc32c.extend(crc, f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        crc = google_crc32c.extend(crc, tensor.contiguous().view(torch.uint8).numpy())
-    return str(crc)
+def _crc32c(tensor: Tensor) -> int:
+    return google_crc32c.extend(0, tensor.contiguous().view(torch.uint8).numpy())
+
+
+def _index_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of all but the states themselves, of which each text has its own."""
+    states = tensors["states"]
+    found = [f"{states.dtype} {tuple(states.shape)}"]
+    found += [f"{_crc32c(tensors[name]):08x}" for name in TENSORS[1:]]
+    return " ".join(found)
 
 
 def _remove(path: Path) -> bool:

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM: the first ends a loop after its current step, the second ends it at once."""
+"""How a loop ends after Ctrl-C or SIGTERM, and a process after its parent."""
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +15,7 @@ from gpt2_from_scratch.errors import Interrupted
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WATCH = 0.5  # seconds after which a process looks for its parent again
 
 
 class Stop:
@@ -64,3 +67,17 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any], numbers: Any) -
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process at once when `parent`, the one that started it, has ended in whatever way.
+
+    On Windows, where the number of a parent that has ended stays, the process goes on.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os._exit(1)  # nothing waits for what it computes
+
+    threading.Thread(target=watch, daemon=True).start()

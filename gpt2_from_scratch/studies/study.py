@@ -6,6 +6,7 @@ the scoreboard as .json, .md, .png and .html.
 """
 
 import logging
+import os
 import re
 import time
 import warnings
@@ -56,6 +57,7 @@ from gpt2_from_scratch.runs.folder import TrainedOn
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
+from gpt2_from_scratch.storage.interruption import end_with_parent
 from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name, tidy
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
@@ -296,9 +298,10 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         raise ResourceError(
             f"{folder} cannot be made: {error.strerror}. Choose another --out."
         ) from None
+    path = folder / "settings.json"
+    if not path.exists() and any(found.name[0] != "." for found in folder.iterdir()):
+        raise UsageError(f"{folder} holds something else; choose another --out")
     with locked(folder / ".lock", wait=False):
-        sweep(folder)
-        path = folder / "settings.json"
         if path.exists():
             saved = read_json(path)
             if saved.get("version") != VERSION:
@@ -308,8 +311,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             # a study of an earlier time lacks later settings: it had their defaults
             defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
-        elif any(found.name != ".lock" for found in folder.iterdir()):
-            raise UsageError(f"{folder} holds something else; choose another --out")
+        sweep(folder)
         write_json(path, {"version": VERSION} | settings)
         try:
             yield
@@ -331,7 +333,14 @@ def _side_by_side(
     from joblib import Parallel, delayed
 
     # one pair at a time; arrays go to the processes as they are, not as files
-    parallel = Parallel(jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
+    parallel = Parallel(
+        jobs,
+        return_as="generator_unordered",
+        batch_size=1,
+        max_nbytes=None,
+        initializer=end_with_parent,
+        initargs=(os.getpid(),),
+    )
     found = parallel(delayed(_attempt)(setup, r, s, threads or 1) for r, s in todo)
     try:
         for outcome in found:  # noqa: UP028 (that would close it before the warning is off)

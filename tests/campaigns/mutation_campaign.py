@@ -98,6 +98,14 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
             raise CheckpointError("none, or damaged and removed")
         return {key: value.states(key).tolist() for value in found for key in value.places}
 
+    in_use = store.find("space", keys)
+
+    def features_in_use() -> object:
+        try:
+            return {key: shard.states(key).tolist() for shard in in_use for key in shard.places}
+        except (OSError, ValueError) as error:  # what has them computed again
+            raise CheckpointError(str(error)) from None
+
     def data() -> object:
         if not all(ok for _, ok, _, _ in check_tensors(openai)):
             raise CheckpointError("damaged")
@@ -121,6 +129,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
         "classifier in a manifest": (5, run / "best.safetensors", listed, True),
         "state": (15, state, lambda: str(read_tensors(state, FORMAT)), True),
         "features": (4, shard, features, True),
+        "features in use": (4, shard, features_in_use, True),
         "manifest": (8, run / "MANIFEST.json", lambda: read_manifest(run), False),
         "weights": (5, hugging_face / "model.safetensors", weights, False),
         "hparams.json": (1, openai / "hparams.json", lambda: read_config(openai), False),

@@ -26,7 +26,17 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX h
             },
         ),
         ("resume", 3, {"trials that ended bit-equal": 3, "stopped with a state on disk": 3}),
-        ("mutation", 3000, {"mutations": 3000, "classifier: refused": 300, "index: refused": 300}),
+        (
+            "mutation",
+            3000,
+            {
+                "mutations": 3000,
+                "classifier: refused": 300,
+                "index: refused": 300,
+                "features: refused": 50,
+                "features in use: refused": 50,
+            },
+        ),
         ("terminal", 35, {"commands": 35, "escapes": 20}),
         ("text", 500, {"texts": 500, "empty": 10, "truncated": 10, "replaced": 10}),
     ],

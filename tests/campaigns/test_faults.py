@@ -30,8 +30,8 @@ def functions_of(module: str) -> set[str]:
     return {n.name for n in ast.parse(path.read_text("utf-8")).body if hasattr(n, "name")}
 
 
-def test_thirty_faults_each_with_tests_that_are_there():
-    assert [int(number) for number, *_ in ROWS] == list(range(1, 31))
+def test_faults_are_numbered_each_with_tests_that_are_there():
+    assert [int(number) for number, *_ in ROWS] == list(range(1, len(ROWS) + 1))
     for number, _, _, tests in ROWS:
         named = [name.strip() for name in tests.split(",")]
         assert named[0], f"fault {number} has no test"

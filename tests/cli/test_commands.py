@@ -656,7 +656,11 @@ def test_features_are_the_states_that_a_head_would_read(
 
 @pytest.mark.slow
 def test_a_learning_rate_is_suggested_and_drawn(
-    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_checkpoint: Path,
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     picture = tmp_path / "rates.png"
     columns = ["--text-column", "body", "--label-column", "kind"]
@@ -664,6 +668,31 @@ def test_a_learning_rate_is_suggested_and_drawn(
     code, out, _ = call(capsys, "find-rate", *options, "--out", picture)
     assert code == 0 and 0 < float(out) < 1
     assert picture.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.chdir(tmp_path)  # where rates.png is now
+    assert call(capsys, "find-rate", *options)[:2] == (0, out)
+    assert (tmp_path / "rates-2.png").read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder", "a link to nothing"])
+@pytest.mark.parametrize(
+    "command",
+    [["find-rate"], ["probe", "--data", "demo"], ["features", "--file", "x.txt"]],
+    ids=lambda command: command[0],
+)
+def test_a_file_that_exists_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture, command: list[str], there: str
+) -> None:
+    out = tmp_path / "thesis.png"
+    if there == "a file":
+        out.write_text("mine")
+    elif there == "a folder":
+        out.mkdir()
+    else:
+        out.symlink_to("nowhere")
+    with pytest.raises(SystemExit) as exit:
+        call(capsys, *command, "--out", out)
+    assert exit.value.code == 2 and "exists already" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == [out] and (there != "a file" or out.read_text() == "mine")
 
 
 @pytest.mark.slow

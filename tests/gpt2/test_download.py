@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -296,9 +298,9 @@ def die_at(step, owner, name):
 def download_in_a_child(target, step):
     if child := os.fork():
         return os.waitpid(child, 0)[1]
-    for place in [(os, "replace"), (os, "fsync"), (download, "_within"), *[
-        (Path, name) for name in ("unlink", "write_bytes", "write_text")
-    ]]:
+    for place in [
+        (os, "replace"), (os, "fsync"), (Path, "unlink"), (download, "_within"), (download, "_unlinked")
+    ]:
         die_at(step, *place)
     fetch(file, target, None, Limits((origin,)))
     os._exit(0)
@@ -520,6 +522,70 @@ def test_certificates_that_are_missing(tmp_path, monkeypatch):
 
 
 # --- wrong disks ---
+
+
+class Noon(datetime):
+    """A clock that stands at noon."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "date, pause",
+    [
+        ("Sun, 01 Mar 2026 12:00:42 GMT", 42),
+        ("Sun, 01 Mar 2026 13:00:42 +0100", 42),
+        ("Sunday, 01-Mar-26 12:00:42 GMT", 42),  # of RFC 850
+        ("Sun Mar  1 12:00:42 2026", 42),  # of asctime, in UTC
+        ("Sun, 01 Mar 2026 13:00:00 GMT", 120),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", 120),
+        ("Sun, 01 Mar 2026 11:00:00 GMT", 1),
+        ("Sun, 99 Mar 2026 12:00:42 GMT", 1),
+        ("-5", 1),
+        ("1e9", 1),
+        ("\u0663", 1),
+        ("", 1),
+    ],
+)
+def test_a_busy_server_may_name_a_date(server, file, target, pauses, monkeypatch, date, pause):
+    monkeypatch.setattr(download, "datetime", Noon)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    server.answers = [Answer(503, b"", headers={"Retry-After": date.encode().decode("latin-1")})]
+    assert fetch(file, target, limits=Limits((server.origin,))).read_bytes() == CONTENT
+    monkeypatch.undo()
+    time.tzset()
+    assert pauses == [pause]
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.bin.part", "a.bin.part.json"])
+@pytest.mark.parametrize("made", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_neither_opened_nor_followed(server, file, get, target, made, name):
+    target.parent.mkdir()
+    made(target.with_name(name))
+    with pytest.raises(ResourceError, match=f"{name} is "):
+        get(file)
+    assert [path.name for path in target.parent.iterdir()] == [name] and server.asked == []
+
+
+@pytest.mark.parametrize("name", ["a.bin.part", "a.bin.part.json"])
+def test_a_link_that_is_made_meanwhile_is_not_followed(server, file, get, target, tmp_path, name):
+    other = tmp_path / "other"
+    other.write_text("somebody's work")
+    answer = download._open_url
+
+    def then_linked(*arguments):
+        found = answer(*arguments)
+        target.with_name(name).symlink_to(other)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "_open_url", then_linked)
+        with pytest.raises(ResourceError):
+            get(file)
+    assert other.read_text() == "somebody's work"
 
 
 @pytest.mark.parametrize("name", ["a.bin", "a.bin.part", "a.bin.part.json"])

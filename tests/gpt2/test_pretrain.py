@@ -529,3 +529,10 @@ def test_the_loss_is_cross_entropy_of_the_next_token(tiny_gpt2):
         assert next_token_loss(tiny_gpt2, rows).item() == pytest.approx(expected.item(), rel=1e-2)
         total = next_token_loss(tiny_gpt2, rows, reduction="sum").item()
         assert total == pytest.approx(expected.item() * 57, rel=1e-2)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        pretrain(tmp_path, tmp_path, PretrainConfig(), device=CPU)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

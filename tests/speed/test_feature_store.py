@@ -4,13 +4,16 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,18 +37,22 @@ from gpt2_from_scratch.storage.files import atomic_path
 TEXTS = [[5, 6, 7, 8], [5, 6], [9], [200, 201, 3], [5, 6], [30] * 12]
 LONG = [[n, 276 - n, *range(n, n + 18)] for n in range(250)]  # 640 KB of features
 NO_TRUNK = SimpleNamespace(
-    depth=1, device=torch.device("cpu"), batches=lambda _: [], sha256=lambda: "0" * 64
+    depth=1,
+    device=torch.device("cpu"),
+    wte=torch.empty(0, 768),
+    batches=lambda _: [],
+    sha256=lambda: "0" * 64,
 )
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs forks, signals and rights of POSIX")
 
 
 def made(numbers: Iterable[int], dtype: torch.dtype = torch.float32, tokens: int = 1) -> dict:
-    """Features (T, 8) of some texts, the same in every process, with numbers of all kinds."""
+    """Features (T, 8) of some texts, the same in every process, some of them odd numbers."""
     texts = {}
     for n in numbers:
         draw = torch.Generator().manual_seed(n)
         texts[b"%032d" % n] = states = torch.randn(tokens + n % 5, 8, generator=draw).to(dtype)
-        states[0, :3] = torch.tensor([torch.nan, -torch.inf, -0.0])
+        states[0, :3] = torch.tensor([1e-39, -3e38, -0.0])
     return texts
 
 
@@ -139,7 +146,7 @@ def test_damaged_shards_are_computed_again(tiny_gpt2: GPT2, tmp_path: Path) -> N
         assert path.read_bytes() == raw
 
 
-@pytest.mark.parametrize("part", ["states", "keys", "ends"])
+@pytest.mark.parametrize("part", ["states", "keys", "ends", "checksums"])
 def test_whichever_bit_flips_nothing_wrong_is_found(tmp_path: Path, part: str) -> None:
     lines, texts = listen(), made(range(3))
     store = FeatureStore(tmp_path)
@@ -148,7 +155,7 @@ def test_whichever_bit_flips_nothing_wrong_is_found(tmp_path: Path, part: str) -
     for place in range(*(head + n for n in json.loads(raw[8:head])[part]["data_offsets"])):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :])
         found = found_in(store.find("space", texts), texts)  # raises for what is wrong
-        assert part == "keys" or (not found and not path.exists() and "checksum" in lines.pop())
+        assert part == "keys" or (not found and not path.exists() and lines.pop())
 
 
 def is_killed(folder: str) -> None:
@@ -219,6 +226,143 @@ def test_what_others_remove(tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: Monkey
     found = features(tiny_gpt2, tmp_path)
     assert FeatureStore(tmp_path).clear() > 0
     check(found, tiny_gpt2, TEXTS)
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-300] ^= 4  # in the states
+    path.write_bytes(raw)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    (path / "theirs").mkdir(parents=True)
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    path.unlink()
+    here = os.getcwd()
+    os.chdir(path.parent)  # the whole path is too long for a socket
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def a_link(path: Path) -> None:
+    path.rename(path.with_name("theirs"))
+    path.symlink_to("theirs")
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def crafted(path: Path, **change: torch.Tensor) -> None:
+    """Replace tensors of a shard; its checksums are right."""
+    tensors = safetensors.torch.load(path.read_bytes()) | change
+    if len(tensors["checksums"]):
+        bounds = [0, *tensors["ends"].tolist()]
+        rows = [tensors["states"][slice(*pair)] for pair in pairwise(bounds)]
+        tensors["checksums"] = torch.tensor([feature_store._crc32c(some) for some in rows])
+    metadata = {"crc32c": feature_store._index_checksum(tensors)}
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+def states_of(path: Path) -> torch.Tensor:
+    return safetensors.torch.load(path.read_bytes())["states"]
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "a flipped bit": flip,
+    "shortened": lambda path: os.truncate(path, path.stat().st_size - 1000),
+    "empty": lambda path: os.truncate(path, 0),
+    "removed": Path.unlink,
+    "its folder removed": lambda path: shutil.rmtree(path.parent),
+    "a folder": a_folder,
+    "a pipe": a_pipe,
+    "a socket": a_socket,
+    "a link": a_link,
+    "a link to itself": a_link_to_itself,
+    "half precision": lambda path: crafted(path, states=states_of(path).bfloat16()),
+    "narrow": lambda path: crafted(path, states=states_of(path)[:, :16].contiguous()),
+    "wide": lambda path: crafted(path, states=states_of(path).repeat(1, 2)),
+    "one dimension": lambda path: crafted(path, states=states_of(path).flatten()),
+    "NaN": lambda path: crafted(path, states=states_of(path) * torch.nan),
+    "other rows": lambda path: crafted(path, ends=torch.tensor([1, 2, 4, 20, 24])),
+    "ends that fall": lambda path: crafted(path, ends=torch.tensor([4, 2, 7, 19, 22])),
+    "negative ends": lambda path: crafted(path, ends=torch.tensor([-1, 6, 7, 10, 22])),
+    "no texts": lambda path: crafted(path, ends=torch.tensor([]).long()),
+    "one text often": lambda path: crafted(path, keys=torch.zeros(5, 32).byte()),
+    "narrow keys": lambda path: crafted(path, keys=torch.zeros(5, 31).byte()),
+    "nested JSON": lambda path: path.write_bytes((n := 99999).to_bytes(8, "little") + b"[" * n),
+    "a large header": lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f{}"),
+    "JSON of another kind": lambda path: path.write_bytes((2).to_bytes(8, "little") + b"[]"),
+}
+
+
+@POSIX
+@pytest.mark.parametrize("harm", HARMS)
+def test_whatever_happens_to_a_shard_its_texts_are_computed_again(
+    tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch, harm: str
+) -> None:
+    """While it is in use, and before the next run; a log line says so."""
+    monkeypatch.setattr(feature_cache, "MEMORY", 0)  # reads the file for each text anew
+    for in_use in (True, False):
+        folder = tmp_path / str(in_use)
+        found = features(tiny_gpt2, folder)
+        expected = found.batch(range(len(TEXTS)))[0]
+        (path,) = files(folder)
+        HARMS[harm](path)
+        lines = listen()
+        if not in_use:
+            found = features(tiny_gpt2, folder)
+        assert torch.equal(found.batch(range(len(TEXTS)))[0], expected)
+        assert in_use or "removed" in harm or (len(lines) == 1 and str(path) in lines[0])
+        lines.clear()
+        assert torch.equal(features(tiny_gpt2, folder).batch(range(6))[0], expected)
+        assert in_use or harm == "a folder" or "5 distinct texts from the cache" in lines.pop()
+    for theirs in ("a folder", "a link"):  # what is not ours stays
+        assert harm != theirs or len([*tmp_path.glob("*/*/theirs"), *tmp_path.glob("*/*/*/theirs")])
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_use_is_seen_and_the_shard_replaced(
+    tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "MEMORY", 0)
+    found = features(tiny_gpt2, tmp_path, LONG)
+    (path,) = files(tmp_path)
+    whole, expected, lines = path.read_bytes(), found.batch(range(250))[0], listen()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    size = json.loads(whole[8:start])["states"]["data_offsets"][1]
+    for place in random.Random(1).sample(range(start, start + size), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert torch.equal(found.batch(range(250))[0], expected)
+        assert "has changed" in lines.pop(0) and path.read_bytes() == whole
+
+
+def test_a_shard_changes_before_it_is_held(tiny_gpt2: GPT2, tmp_path: Path, monkeypatch) -> None:
+    features(tiny_gpt2, tmp_path)
+    (path,) = files(tmp_path)
+    find = FeatureStore.find
+
+    def then_changed(store: FeatureStore, *given: object) -> list[Shard]:
+        found = find(store, *given)
+        flip(path)
+        return found
+
+    monkeypatch.setattr(FeatureStore, "find", then_changed)
+    lines = listen()
+    features(tiny_gpt2, tmp_path)
+    assert any("has changed" in line for line in lines)
 
 
 @pytest.fixture
@@ -323,7 +467,7 @@ def reads_much(folder: str) -> None:
     feature_cache.MEMORY, status = 50e6, Path("/proc/self/status")
     print(status.read_text())
     store, draw = FeatureStore(Path(folder)), random.Random(1)
-    found = Features(NO_TRUNK, [[n] for n in range(5000)], store=store)
+    found = Features(NO_TRUNK, [[n] * 20 for n in range(5000)], store=store)
     for _ in range(250):
         found.batch(draw.sample(range(5000), 20))
     print(status.read_text())
@@ -334,7 +478,8 @@ def reads_much(folder: str) -> None:
 def test_reading_takes_little_memory(tmp_path: Path) -> None:
     space, states = space_name(NO_TRUNK, torch.float32), torch.rand(1000, 20, 768)
     for n in range(0, 5000, 1000):  # 300 MB
-        FeatureStore(tmp_path).save(space, {text_key([n + m]): states[m] for m in range(1000)})
+        texts = {text_key([n + m] * 20): states[m] for m in range(1000)}
+        FeatureStore(tmp_path).save(space, texts)
     before, after = map(int, re.findall(r"VmHWM:\s+(\d+) kB", elsewhere(reads_much, tmp_path)))
     assert after - before < 150_000
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -187,6 +190,17 @@ def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_p
     assert not any("unfit" in line for line in said)
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "experiments.md", "finished.json", "photos/"])
+def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path: Path, name: str):
+    (tmp_path / ".draft.tmp").mkdir()
+    (tmp_path / ".lock").write_text("mine")
+    (tmp_path / name).mkdir() if name[-1] == "/" else (tmp_path / name).write_text("mine")
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    with pytest.raises(UsageError, match="holds something else"):
+        run_study(fixed_study(Fixed("a")), tmp_path)
+    assert before == {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+
+
 def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
     study = fixed_study(Fixed("a"), lr=0.1)
     run_study(study, tmp_path / "out")
@@ -198,6 +212,9 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "settings.json").write_text('{"lr": 0.1}')  # before folders had a version
     with pytest.raises(UsageError, match="another version"):
+        run_study(study, tmp_path / "old")
+    (tmp_path / "old" / "settings.json").write_text("mine")
+    with pytest.raises(CheckpointError, match="settings.json"):
         run_study(study, tmp_path / "old")
     with locked(tmp_path / "out" / ".lock", wait=False), pytest.raises(UsageError, match="process"):
         run_study(study, tmp_path / "out")
@@ -262,6 +279,42 @@ def test_several_processes_give_the_same_and_end_with_ctrl_c(
     assert same == [replace(row, seconds=0.0) for row in alone.rows] and len(same) == 4
     for path in (tmp_path / "alone").glob("answers-*.jsonl"):
         assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes()
+
+
+@dataclass(frozen=True)
+class Endless(Row):
+    """Says which process it runs in, and never ends."""
+
+    def answer(self, setup: Setup, split: StudySplit) -> Result | None:
+        print(os.getpid(), flush=True)
+        while True:
+            signal.pause()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL, as POSIX has it")
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path):
+    """They share its standard output, whose end is read when the last of them has ended."""
+    code = (
+        "import sys; from test_study import Endless, fixed_study, run_study; "
+        "run_study(fixed_study(Endless('a'), Endless('b')), sys.argv[1], jobs=2)"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": places},
+    ) as process:
+        assert process.stdout
+        workers = {int(process.stdout.readline()) for _ in range(2)}
+        assert len(workers - {process.pid}) == 2
+        process.kill()
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            raise
 
 
 # --- comparisons on new splits ---
