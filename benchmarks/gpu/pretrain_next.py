@@ -50,7 +50,8 @@ def encoded_sample(corpus: Path, tokenizer: Tokenizer) -> tuple[Source, float]:
     made: list[Source] = []
     seconds = timed(lambda: made.append(encode_source(largest.name, some, tokenizer, 1.0)))
     total = sum(
-        (corpus / name).stat().st_size * (2 if register == "conversation" else 1)  # typed, too
+        (corpus / name).stat().st_size * (3 if register == "conversation" else 1)
+        # as typed on a phone it is encoded again, in twice the time
         for name, register in registers(corpus).items()
     )
     return made[0], seconds * total / size

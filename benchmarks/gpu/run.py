@@ -46,7 +46,8 @@ PACKAGES = (
 
 def install(wheels: Path, site: Path) -> None:
     """Install the wheels of packages that this Python lacks into a folder of their own."""
-    installed = {name.lower().replace("-", "_") for name in _installed()}
+    names = (found.metadata["Name"] or "" for found in metadata.distributions())
+    installed = {name.lower().replace("-", "_") for name in names}
     missing = [
         str(wheel)
         for wheel in sorted(wheels.glob("*.whl"))
@@ -62,10 +63,6 @@ def install(wheels: Path, site: Path) -> None:
             f"the packages {', '.join(lacking)} are missing; write the pack for Python "
             f"{sys.version_info.major}.{sys.version_info.minor}: make gpu-pack PACK_PYTHON=..."
         )
-
-
-def _installed() -> list[str]:
-    return [found.metadata["Name"] for found in metadata.distributions()]
 
 
 def run_stage(name: str, seconds: float, options: list[str], site: Path, out: Path) -> None:

@@ -157,6 +157,17 @@ def test_a_stage_that_hangs_is_ended(
     assert found["stage"]["error"] in ("exit status -9", "exit status -15")
 
 
+def test_packages_that_the_pack_lacks_are_named(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    runner = module("run")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runner.install(tmp_path / "no wheels", tmp_path / "site")
+    monkeypatch.setattr(runner, "PACKAGES", ("torch", "found_nowhere"))
+    with pytest.raises(SystemExit, match=r"found_nowhere.*PACK_PYTHON"):
+        runner.install(tmp_path / "no wheels", tmp_path / "site")
+
+
 def test_a_measurement_that_fails_does_not_stop_the_next(
     module: Callable[[str], ModuleType], tmp_path: Path
 ):
