@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check lint notebooks course bench faults clean
+.PHONY: demo test check lint notebooks course bench gpu-pack gpu faults clean
 
 demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
 	@rm -rf runs/demo
@@ -49,6 +49,24 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/several_heads.py
 	$(BIN)/python benchmarks/probes.py
+
+# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/gpu.md)
+DEVICE ?= cuda
+OUT ?= runs/gpu
+PACK ?= build/gpu-pack$(if $(SMALL),-small)
+PACK_PYTHON ?= 3.12
+PACK_MB ?= 60
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+SCORED := $(wildcard $(addprefix ../shared/data/,*/*.csv */*.conll */*.annotated sms_spam/SMSSpamCollection))
+gpu gpu-pack: export PYTHONPATH := $(CURDIR):$(CURDIR)/benchmarks
+
+gpu-pack: $(INSTALLED)  ## what `make gpu` needs beside a checkout, PyTorch and numpy, in build/gpu-pack
+	$(BIN)/python benchmarks/gpu/pack.py --out $(PACK) --largest $(PACK_MB) --python $(PACK_PYTHON) \
+		--exclude $(SCORED) $(PACK_OPTIONS)
+
+gpu:  ## nine minutes on one NVIDIA card: compare with the CPU, measure speed, pretrain
+	$(if $(SMALL),$(GPU_PYTHON) benchmarks/gpu/pack.py --small --out $(PACK))
+	$(GPU_PYTHON) benchmarks/gpu/run.py --device $(DEVICE) --pack $(PACK) --out $(OUT) $(if $(SMALL),--small)
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
 	$(BIN)/python tests/campaigns/faults.py

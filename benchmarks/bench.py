@@ -20,6 +20,7 @@ from gpt2_from_scratch.gpt2.weights import save_gpt2
 from gpt2_from_scratch.storage.paths import CHECKOUT, home, sms_collection
 
 SHARED = CHECKOUT.parent / "shared"
+CPU = torch.device("cpu")
 
 
 def sms_path() -> Path:
@@ -48,8 +49,13 @@ def first_that_exists(what: str, *paths: Path) -> Path:
     sys.exit(f"this benchmark needs {what}")
 
 
-def random_gpt2(folder: Path, config: GPT2Config = SIZES["124M"], seed: int = 124) -> Path:
-    """A folder with random weights of GPT-2's own sizes and OpenAI's vocabulary.
+def random_gpt2(
+    folder: Path,
+    config: GPT2Config = SIZES["124M"],
+    seed: int = 124,
+    vocabulary: Path | None = None,
+) -> Path:
+    """A folder with random weights of GPT-2's own sizes and OpenAI's vocabulary, or another one.
 
     Matrices are five times as large as GPT-2's paper has them before training: with those, texts
     would hardly differ behind the last block, and nothing could be learned from it.
@@ -61,7 +67,7 @@ def random_gpt2(folder: Path, config: GPT2Config = SIZES["124M"], seed: int = 12
             if parameter.dim() == 2 and name.startswith(("blocks", "wte")):
                 parameter *= 5
     save_gpt2(model, folder)
-    copy_vocabulary(vocabulary_folder(), folder)
+    copy_vocabulary(vocabulary or vocabulary_folder(), folder)
     return folder
 
 
@@ -88,44 +94,68 @@ class Machine:
         )
 
 
-def measure_machine() -> Machine:
-    """Matrix products of 2048 tokens by 768 x 3072, and an addition in place on 512 MB."""
+def measure_machine(device: torch.device = CPU, times: int = 5) -> Machine:
+    """Measure matrix products and an addition in place, on the processor or on a GPU.
+
+    Products are of 2048 tokens by 768 x 3072; on a GPU, which is not busy with that, of 8192 x 8192.
+    """
+    is_cpu = device.type == "cpu"
+    rows, n_in, n_out = (2048, 768, 3072) if is_cpu else (8192, 8192, 8192)
     flops = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x, W = torch.randn(2048, 768).to(dtype), torch.randn(3072, 768).to(dtype)
-        flops[dtype] = 2 * x.numel() * len(W) / best_of(5, lambda x=x, W=W: x @ W.T)
-    numbers = torch.zeros(2**27)
-    bandwidth = 2 * numbers.nbytes / best_of(5, lambda: numbers.add_(1))
-    return Machine(_processor(), flops, bandwidth)
+        x = torch.randn(rows, n_in, device=device).to(dtype)
+        W = torch.randn(n_out, n_in, device=device).to(dtype)
+        seconds = best_of(times, lambda x=x, W=W: x @ W.T, device)
+        flops[dtype] = 2 * rows * n_in * n_out / seconds
+    numbers = torch.zeros(2**27 if is_cpu else 2**29, device=device)
+    bandwidth = 2 * numbers.nbytes / best_of(times, lambda: numbers.add_(1), device)
+    name = _processor() if is_cpu else torch.cuda.get_device_name(device)
+    return Machine(name, flops, bandwidth)
 
 
-def best_of(times: int, run: Callable[[], object]) -> float:
+def best_of(times: int, run: Callable[[], object], device: torch.device = CPU) -> float:
     """The shortest of some runs, in seconds, behind one to warm up."""
     run()
-    return min(timed(run) for _ in range(times))
+    return min(timed(run, device) for _ in range(times))
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of one run."""
+def timed(run: Callable[[], object], device: torch.device = CPU) -> float:
+    """Seconds of one run, with all that it started on a GPU."""
+    synchronise(device)
     start = time.perf_counter()
     run()
+    synchronise(device)
     return time.perf_counter() - start
 
 
-class PeakMemory:
-    """`with PeakMemory() as peak`: afterwards `peak.bytes` is the most that was resident (Linux)."""
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
-    bytes = 0
+
+class PeakMemory:
+    """`with PeakMemory() as peak`: afterwards `peak.bytes` is the most that was in use.
+
+    Of a GPU: the most that torch had allocated there. Otherwise: the most that was resident (Linux).
+    """
+
+    def __init__(self, device: torch.device = CPU):
+        self.device, self.bytes = device, 0
 
     def __enter__(self) -> "PeakMemory":
         gc.collect()
-        if sys.platform == "linux":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not ours
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         return self
 
     def __exit__(self, *_: object) -> None:
-        if sys.platform == "linux":
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device)
+        elif sys.platform == "linux":
             status = Path("/proc/self/status").read_text()
             self.bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
 

@@ -10,7 +10,6 @@ accuracy at the end), read at each message's last token, on random weights of th
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench import (
+    CPU,
     Machine,
     PeakMemory,
     block_flops,
@@ -32,9 +32,8 @@ from bench import (
 )
 from torch import Tensor, nn
 
-from gpt2_from_scratch import Tokenizer, load_gpt2
-from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
-from gpt2_from_scratch.reports.plots import plot_seconds, save_picture
+from gpt2_from_scratch import Split, Tokenizer, load_gpt2
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config
 from gpt2_from_scratch.runs import lecture
 from gpt2_from_scratch.runs.lecture import Loaders, Trace, lecture_split, make_loaders
 from gpt2_from_scratch.speed.devices import arithmetic
@@ -42,22 +41,40 @@ from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import TOKENS, batches, pack
 
 SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
-CONFIG = SMALL if "--small" in sys.argv else SIZES["124M"]
-TRAINED = 12 * CONFIG.n_embd**2 + 17 * CONFIG.n_embd + 2  # last block, final norm, head
 STEPS, EVALUATIONS = 650, 412  # batches of 8 in the whole recipe: trained on, evaluated
-SPLIT = lecture_split(sms_path())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every side does: finetune this model on these messages, on this machine."""
+
+    folder: Path
+    split: Split
+    machine: Machine
+    device: torch.device = CPU
+    steps: int = 6  # that a plain side takes, and as many evaluations, before they are scaled up
+
+    @property
+    def config(self) -> GPT2Config:
+        """The model's sizes."""
+        return read_config(self.folder)
+
+    @property
+    def trained(self) -> int:
+        """Parameters of the last block, the final norm and the head."""
+        return 12 * self.config.n_embd**2 + 17 * self.config.n_embd + 2
 
 
 class Textbook:
     """Every message, padded to the longest of all, through every block, in every pass."""
 
-    def __init__(self, folder: Path, encoded: list[list[int]], longest: int):
-        self.encoded, self.width = encoded, longest
-        self.model = load_gpt2(folder)
+    def __init__(self, folder: Path, encoded: list[list[int]], longest: int, device: torch.device):
+        self.encoded, self.width, self.device = encoded, longest, device
+        self.model = load_gpt2(folder).to(device)
         for parameter in self.model.parameters():
             parameter.requires_grad = False
         torch.manual_seed(123)
-        self.model.head = nn.Linear(CONFIG.n_embd, 2)
+        self.model.head = nn.Linear(self.model.config.n_embd, 2).to(device)
         for part in (self.model.blocks[-1], self.model.ln_f):
             for parameter in part.parameters():
                 parameter.requires_grad = True
@@ -65,10 +82,10 @@ class Textbook:
 
     def logits(self, numbers: list[int]) -> Tensor:
         """(B, 2)"""
-        ids = torch.full((len(numbers), self.width), 50256)
+        ids = torch.full((len(numbers), self.width), self.model.config.n_vocab - 1)
         for row, n in enumerate(numbers):
             ids[row, : len(self.encoded[n])] = torch.tensor(self.encoded[n])
-        states = self.model.ln_f(self.blocks(ids))
+        states = self.model.ln_f(self.blocks(ids.to(self.device)))
         last = torch.tensor([len(self.encoded[n]) - 1 for n in numbers])
         return self.model.head(states)[torch.arange(len(numbers)), last]
 
@@ -87,18 +104,21 @@ class Textbook:
 class HuggingFace(Textbook):
     """GPT2ForSequenceClassification, each batch padded to its own longest, the same layers frozen."""
 
-    def __init__(self, folder: Path, encoded: list[list[int]], longest: int):
+    def __init__(self, folder: Path, encoded: list[list[int]], longest: int, device: torch.device):
         from safetensors.torch import load_file
         from transformers import GPT2Config as Config
         from transformers import GPT2ForSequenceClassification
 
-        self.encoded = encoded
+        self.encoded, self.device = encoded, device
+        sizes = read_config(folder)
         config = Config(
-            n_embd=CONFIG.n_embd,
-            n_head=CONFIG.n_head,
-            n_layer=CONFIG.n_layer,
+            vocab_size=sizes.n_vocab,
+            n_positions=sizes.n_ctx,
+            n_embd=sizes.n_embd,
+            n_head=sizes.n_head,
+            n_layer=sizes.n_layer,
             num_labels=2,
-            pad_token_id=50256,
+            pad_token_id=sizes.n_vocab - 1,
             resid_pdrop=0,
             embd_pdrop=0,
             attn_pdrop=0,
@@ -106,7 +126,8 @@ class HuggingFace(Textbook):
         self.model = GPT2ForSequenceClassification(config)
         self.model.transformer.load_state_dict(load_file(folder / "model.safetensors"))
         torch.manual_seed(123)
-        self.model.score = nn.Linear(CONFIG.n_embd, 2)  # with a bias, as the others have
+        self.model.score = nn.Linear(sizes.n_embd, 2)  # with a bias, as the others have
+        self.model.to(device)
         for parameter in self.model.transformer.parameters():
             parameter.requires_grad = False
         for part in (self.model.transformer.h[-1], self.model.transformer.ln_f):
@@ -118,10 +139,12 @@ class HuggingFace(Textbook):
     def logits(self, numbers: list[int]) -> Tensor:
         """(B, 2)"""
         width = max(len(self.encoded[n]) for n in numbers)
-        ids, mask = torch.full((len(numbers), width), 50256), torch.zeros(len(numbers), width)
+        ids = torch.full((len(numbers), width), self.model.config.pad_token_id)
+        mask = torch.zeros(len(numbers), width)
         for row, n in enumerate(numbers):
             ids[row, : len(self.encoded[n])] = torch.tensor(self.encoded[n])
             mask[row, : len(self.encoded[n])] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
         return self.model(input_ids=ids, attention_mask=mask).logits
 
     def tokens(self, numbers: list[int]) -> int:
@@ -137,13 +160,14 @@ class Side:
     seconds: list[float] = field(default_factory=list)  # of each round
     megabytes: float = 0.0
     limit: float = 0.0  # seconds that this machine's arithmetic and memory would take
+    flops: float = 0.0  # multiplications and additions of the whole recipe
     trace: Trace | None = None
     parts: dict[str, float] = field(default_factory=dict)  # seconds, for the picture
 
 
 def train_step(side: Textbook, numbers: Tensor, labels: Tensor) -> None:
     side.optimizer.zero_grad()
-    F.cross_entropy(side.logits(numbers.tolist()), labels).backward()
+    F.cross_entropy(side.logits(numbers.tolist()), labels.to(side.device)).backward()
     side.optimizer.step()
 
 
@@ -152,7 +176,7 @@ def evaluate(side: Textbook, loader: object, count: int | None) -> tuple[float, 
     """(mean loss, accuracy) over the first batches of a new pass."""
     losses, right, total = [], 0, 0
     for numbers, labels in islice(loader, count):
-        logits = side.logits(numbers.tolist())
+        logits = side.logits(numbers.tolist()).cpu()
         losses.append(F.cross_entropy(logits, labels).item())
         right += int((logits.argmax(dim=1) == labels).sum())
         total += len(labels)
@@ -179,45 +203,54 @@ def whole_recipe(side: Textbook, loaders: Loaders) -> Trace:
     return trace
 
 
-def run_plain(side: Side, make: Callable[..., Textbook], folder: Path, full: bool) -> None:
-    """The textbook or Hugging Face: to the end, or 6 steps and 6 evaluations, scaled up."""
-    loaders, encoded, longest = make_loaders(SPLIT, Tokenizer(folder))
+def run_plain(side: Side, make: Callable[..., Textbook], job: Job, full: bool) -> None:
+    """The textbook or Hugging Face: to the end, or some steps and evaluations, scaled up."""
+    loaders, encoded, longest = make_loaders(job.split, Tokenizer(job.folder))
     made: list[Textbook] = []
-    with PeakMemory() as peak:
-        load = timed(lambda: made.append(make(folder, encoded, longest)))
+    with PeakMemory(job.device) as peak:
+        load = timed(
+            lambda: made.append(make(job.folder, encoded, longest, job.device)), job.device
+        )
         torch.manual_seed(123)
-        some = list(islice(loaders[0], 7))
+        some = list(islice(loaders[0], job.steps + 1))
         train_step(made[0], *some[0])
-        step = timed(lambda: [train_step(made[0], *batch) for batch in some[1:]]) / 6
-        look = timed(lambda: evaluate(made[0], iter(some[1:]), None)) / 6
-    side.parts = {"steps": STEPS * step, "evaluations": EVALUATIONS * look, "loading": load}
+        rest = some[1:]
+        step = timed(lambda: [train_step(made[0], *batch) for batch in rest], job.device)
+        look = timed(lambda: evaluate(made[0], iter(rest), None), job.device)
+    side.parts = {
+        "steps": STEPS * step / len(rest),
+        "evaluations": EVALUATIONS * look / len(rest),
+        "loading": load,
+    }
     seconds = sum(side.parts.values())
     if full:
-        fresh = make(folder, encoded, longest)
+        fresh = make(job.folder, encoded, longest, job.device)
         seconds = load + timed(lambda: setattr(side, "trace", whole_recipe(fresh, loaders)))
     side.seconds.append(seconds)
     side.megabytes = peak.bytes / 1e6
-    side.limit = plain_limit(made[0], loaders)
+    side.flops = plain_flops(made[0], job, loaders)
+    rate, moved = job.machine.flops[torch.float32], STEPS * step_bytes(job)
+    side.limit = side.flops / rate + moved / job.machine.bandwidth
 
 
-def run_ours(side: Side, folder: Path, dtype: torch.dtype, store: Path) -> None:
+def run_ours(side: Side, job: Job, dtype: torch.dtype, store: Path) -> None:
     """This package's lecture recipe, with features from `store` or into it."""
     looks = Stopwatch(lecture._pass)
     lecture._pass = looks
 
     def run() -> None:
         _, side.trace = lecture.lecture(
-            load_gpt2(folder),
-            Tokenizer(folder),
-            SPLIT,
+            load_gpt2(job.folder).to(job.device),
+            Tokenizer(job.folder),
+            job.split,
             base="random",
             pooling="last_token",
             dtype=dtype,
             store=FeatureStore(store),
         )
 
-    with PeakMemory() as peak:
-        side.seconds.append(timed(run))
+    with PeakMemory(job.device) as peak:
+        side.seconds.append(timed(run, job.device))
     lecture._pass = looks.run
     side.parts = {"evaluations": looks.seconds}
     side.megabytes = peak.bytes / 1e6
@@ -235,58 +268,66 @@ class Stopwatch:
         return found[0]
 
 
-def seconds_at_best(flops: float, rate: float, bytes_moved: float, machine: Machine) -> float:
-    return flops / rate + bytes_moved / machine.bandwidth
-
-
-def plain_limit(plain: Textbook, loaders: Loaders) -> float:
-    """Seconds of the plain way's arithmetic at this machine's best rate."""
+def plain_flops(plain: Textbook, job: Job, loaders: Loaders) -> float:
+    """Multiplications and additions of the whole recipe, done the plain way."""
     epoch = [numbers.tolist() for numbers, _ in loaders[0]]
     tokens = sum(map(plain.tokens, epoch)) / len(epoch)  # of a batch
-    one = block_flops(CONFIG, tokens, tokens / 8)
-    flops = (STEPS + EVALUATIONS) * CONFIG.n_layer * one + STEPS * 2 * one
-    return seconds_at_best(flops, MACHINE.flops[torch.float32], STEPS * step_bytes(), MACHINE)
+    one = block_flops(job.config, tokens, tokens / 8)
+    return (STEPS + EVALUATIONS) * job.config.n_layer * one + STEPS * 2 * one
 
 
-def our_limit(folder: Path, dtype: torch.dtype, stored: bool) -> float:
-    """Seconds that what we compute and move would take at this machine's best rates."""
-    _, encoded, _ = make_loaders(SPLIT, Tokenizer(folder))
+def our_flops(job: Job, stored: bool) -> tuple[float, float]:
+    """Multiplications and additions of the frozen blocks and of what is trained, done our way."""
+    _, encoded, _ = make_loaders(job.split, Tokenizer(job.folder))
     distinct = list(dict.fromkeys(map(tuple, encoded)))
-    packed = [pack([distinct[n] for n in batch]) for batch in batches(distinct, TOKENS["cpu"])]
+    tokens = TOKENS[job.device.type]
+    packed = [pack([distinct[n] for n in batch]) for batch in batches(distinct, tokens)]
     rows = 0 if stored else sum(len(batch.ids) for batch in packed)
-    frozen = (CONFIG.n_layer - 1) * block_flops(CONFIG, rows, 30)
-    rate = MACHINE.flops[arithmetic(dtype, torch.device("cpu"))]
-    trained = 6 * TRAINED * 8 * STEPS / MACHINE.flops[torch.float32]
-    moved = STEPS * step_bytes() + EVALUATIONS * 8 / 64 * 4 * TRAINED
-    return seconds_at_best(frozen, rate, moved, MACHINE) + trained
+    frozen = (job.config.n_layer - 1) * block_flops(job.config, rows, 30)
+    return frozen, 6 * job.trained * 8 * STEPS
 
 
-def step_bytes() -> float:
+def our_limit(job: Job, dtype: torch.dtype, flops: tuple[float, float]) -> float:
+    """Seconds that what we compute and move would take at this machine's best rates."""
+    rates = job.machine.flops
+    moved = STEPS * step_bytes(job) + EVALUATIONS * 8 / 64 * 4 * job.trained
+    frozen = flops[0] / rates[arithmetic(dtype, job.device)]
+    return frozen + flops[1] / rates[torch.float32] + moved / job.machine.bandwidth
+
+
+def step_bytes(job: Job) -> float:
     """A step reads the trained weights twice, writes their gradients, and AdamW passes over seven
     arrays of their size.
     """
-    return 10 * 4 * TRAINED
+    return 10 * 4 * job.trained
 
 
-def measure(folder: Path, rounds: int, full: bool) -> list[Side]:
+PLAIN = {"textbook loop": Textbook, "Hugging Face, padded to each batch": HuggingFace}
+OURS = [
+    (dtype, stored) for stored, dtype in product((False, True), (torch.float32, torch.bfloat16))
+]
+
+
+def our_side(job: Job, dtype: torch.dtype, stored: bool) -> Side:
+    """This package's way in one precision, not yet measured."""
+    name = f"ours, {str(dtype).removeprefix('torch.')}" + (", second run" if stored else "")
+    flops = our_flops(job, stored)
+    return Side(name, limit=our_limit(job, dtype, flops), flops=sum(flops))
+
+
+def measure(job: Job, rounds: int, full: bool) -> list[Side]:
     """All sides, one after the other, round by round."""
-    kinds = [
-        (dtype, stored) for stored, dtype in product((False, True), (torch.float32, torch.bfloat16))
-    ]
-    plain = {"textbook loop": Textbook, "Hugging Face, padded to each batch": HuggingFace}
-    sides = {name: Side(name) for name in plain}
-    for dtype, stored in kinds:
-        name = f"ours, {str(dtype).removeprefix('torch.')}" + (", second run" if stored else "")
-        sides[name] = Side(name, limit=our_limit(folder, dtype, stored))
+    plain = [Side(name) for name in PLAIN]
+    ours = [our_side(job, *kind) for kind in OURS]
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as store:
-            for (dtype, _), side in zip(kinds, list(sides.values())[2:], strict=True):
-                run_ours(side, folder, dtype, Path(store))
+            for (dtype, _), side in zip(OURS, ours, strict=True):
+                run_ours(side, job, dtype, Path(store))
                 note(f"round {number + 1}: {side.name} {side.seconds[-1]:.1f} s")
-        for name, make in plain.items():
-            run_plain(sides[name], make, folder, full)
-            note(f"round {number + 1}: {name} {sides[name].seconds[-1]:.0f} s")
-    return list(sides.values())
+        for side in plain:
+            run_plain(side, PLAIN[side.name], job, full)
+            note(f"round {number + 1}: {side.name} {side.seconds[-1]:.0f} s")
+    return plain + ours
 
 
 def table(sides: list[Side]) -> Iterator[str]:
@@ -324,6 +365,8 @@ def compare(sides: list[Side]) -> Iterator[str]:
 
 def draw(sides: list[Side], path: Path) -> None:
     """Where the time goes, as bars: of the last round's textbook loop, of the median of ours."""
+    from gpt2_from_scratch.reports.plots import plot_seconds, save_picture
+
     times = {side.name: statistics.median(side.seconds) for side in sides}
     ours, stored = times["ours, float32"], times["ours, float32, second run"]
     looks = next(s.parts["evaluations"] for s in sides if s.name == "ours, float32")
@@ -343,19 +386,17 @@ def draw(sides: list[Side], path: Path) -> None:
 
 
 def main() -> None:
-    global MACHINE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="run the slow sides to the end")
     parser.add_argument("--small", action="store_true", help="256 wide, 6 blocks")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--picture", type=Path, help="a .png of where the time goes")
     args = parser.parse_args()
-    MACHINE = measure_machine()
     with tempfile.TemporaryDirectory() as folder:
-        sides = measure(
-            random_gpt2(Path(folder), CONFIG), 1 if args.full else args.rounds, args.full
-        )
-    print(f"finetune: {MACHINE.describe()}")
+        random_gpt2(Path(folder), SMALL if args.small else SIZES["124M"])
+        job = Job(Path(folder), lecture_split(sms_path()), measure_machine())
+        sides = measure(job, 1 if args.full else args.rounds, args.full)
+    print(f"finetune: {job.machine.describe()}")
     if not args.full:
         print("the first two: 6 steps and 6 evaluated batches a round, times 650 and 412")
     print(*table(sides), *compare(sides), sep="\n")

@@ -11,10 +11,11 @@ import argparse
 import random
 import statistics
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from bench import measure_machine, note, random_gpt2, sms_path, timed
+from bench import CPU, measure_machine, note, random_gpt2, sms_path, timed
 from finetune import HuggingFace
 
 from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
@@ -22,10 +23,12 @@ from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 
 
-def messages(count: int, seed: int = 123) -> list[str]:
+def messages(count: int, originals: Iterable[str] | None = None, seed: int = 123) -> list[str]:
     """The collection's distinct messages, then copies with their words shuffled, none twice."""
     draw = random.Random(seed)
-    found = dict.fromkeys(message.text for message in load_sms_spam(sms_path()))
+    if originals is None:
+        originals = [message.text for message in load_sms_spam(sms_path())]
+    found = dict.fromkeys(originals)
     originals = list(found)
     while len(found) < count:
         words = draw.choice(originals).split()
@@ -40,12 +43,14 @@ def messages(count: int, seed: int = 123) -> list[str]:
 def hugging_face_rate(model: HuggingFace, numbers: list[int], batch_size: int) -> float:
     """Messages per second."""
     batches = [numbers[n : n + batch_size] for n in range(0, len(numbers), batch_size)]
-    return len(numbers) / timed(lambda: [model.logits(batch).argmax(dim=1) for batch in batches])
+    return len(numbers) / timed(
+        lambda: [model.logits(batch).argmax(dim=1).tolist() for batch in batches], model.device
+    )
 
 
 def our_rate(classifier: Classifier, texts: list[str]) -> float:
     """Messages per second, tokenizing included."""
-    return len(texts) / timed(lambda: list(classifier.predict_stream(texts)))
+    return len(texts) / timed(lambda: list(classifier.predict_stream(texts)), classifier.device)
 
 
 def main() -> None:
@@ -58,7 +63,7 @@ def main() -> None:
         folder = random_gpt2(Path(name))
         tokenizer = Tokenizer(folder)
         encoded = [tokenizer.encode(text) or [50256] for text in texts]
-        theirs = HuggingFace(folder, encoded, 0)
+        theirs = HuggingFace(folder, encoded, 0, CPU)
         ours = {
             str(dtype).removeprefix("torch."): Classifier.on_base(
                 folder, ["ham", "spam"], dtype=dtype

@@ -1,0 +1,83 @@
+"""What the stages of `make gpu` share: their settings, and a file of results that grows."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2_from_scratch import Split
+from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.storage.files import write_json
+
+
+@dataclass
+class Stage:
+    """A stage in progress."""
+
+    device: torch.device
+    small: bool  # sizes for a try on a CPU
+    data: Path  # what the pack holds, unpacked
+    work: Path  # for files that do not come back
+    out: Path  # the file of results
+    seconds: float  # it may take
+    started: float = field(default_factory=time.monotonic)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_command_line(cls, about: str) -> "Stage":
+        """Read the settings that `run.py` passes, and forbid TF32 in float32 products."""
+        parser = argparse.ArgumentParser(description=about)
+        parser.add_argument("--device", type=torch.device, required=True)
+        parser.add_argument("--small", action="store_true")
+        parser.add_argument("--data", type=Path, required=True)
+        parser.add_argument("--work", type=Path, required=True)
+        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--seconds", type=float, required=True)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        return cls(**vars(parser.parse_args()))
+
+    @property
+    def left(self) -> float:
+        """Seconds until its time is over."""
+        return self.seconds - (time.monotonic() - self.started)
+
+    def measure(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a measurement and write what it finds, or its error, to the file at once."""
+        start = time.monotonic()
+        if self.left <= 0:
+            result: dict[str, Any] = {"skipped": "no time was left"}
+        else:
+            try:
+                result = run()
+            except ModuleNotFoundError as error:
+                result = {"skipped": f"the package {error.name} is missing"}
+            except Exception as error:  # noted, so that the next measurement runs
+                result = {"error": f"{type(error).__name__}: {error}"}
+        self.found[name] = {**result, "took": round(time.monotonic() - start, 2)}
+        write_json(self.out, self.found)
+        print(f"{name}: {line(self.found[name])}", flush=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return result
+
+    def split(self) -> Split:
+        """The lecture's split of the SMS collection, from the pack."""
+        parts = json.loads((self.data / "lecture.json").read_text("utf-8"))
+        return Split(*([Message(text, label) for text, label in part] for part in parts))
+
+
+def line(result: dict[str, Any]) -> str:
+    """A result on one line, numbers with four digits."""
+    values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def short(dtype: torch.dtype) -> str:
+    """Such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
