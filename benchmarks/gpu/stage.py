@@ -73,9 +73,9 @@ class Stage:
 
 
 def line(result: dict[str, Any]) -> str:
-    """A result on one line, numbers with four digits."""
+    """A result on one line: numbers with four digits, no lists and tables."""
     values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in result.items()}
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, list | dict))
 
 
 def short(dtype: torch.dtype) -> str:

@@ -52,6 +52,8 @@ def test_every_stage_works_on_a_cpu_and_the_model_comes_back(
     assert not [(n, r) for results in found.values() for n, r in results.items() if "error" in r]
     assert all(result["ok"] for result in found["compare"].values())
     assert len(found["compare"]) == 16
+    ours = found["speed"]["finetune, 124M: ours, float32"]
+    assert {"seconds", "textbook loop / it", "share of peak", "peak MB"} <= ours.keys()
     files = list(out.iterdir())
     assert len(files) <= 8
     assert max(file.stat().st_size for file in files) < 16_000_000
