@@ -71,16 +71,14 @@ def test_every_path_may_be_a_string(of: tuple[str, str], function: Callable) -> 
 
 @pytest.mark.parametrize(
     ("of", "function"),
-    WALKED,
+    [((title, name), f) for (title, name), f in WALKED if title not in LATER | MADE_HERE],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
 def test_what_is_no_path_is_refused_before_anything_is_done(
     of: tuple[str, str], function: Callable
 ) -> None:
     """All other arguments are None, so any work would end in another error."""
-    title, name = of
-    if title in LATER | MADE_HERE:
-        pytest.skip("see LATER")
+    _, name = of
     parameters = inspect.signature(function).parameters.values()
     others = {p.name: None for p in parameters if p.default is p.empty}
     with pytest.raises(UsageError, match="a path must be a string or a Path"):
