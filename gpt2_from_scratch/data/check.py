@@ -29,6 +29,7 @@ from gpt2_from_scratch.data.messages import (
     label_parts,
     labels_alike,
     on_one_line,
+    short,
     source_path,
 )
 from gpt2_from_scratch.data.near_duplicates import (
@@ -53,7 +54,7 @@ FIRST = 5  # lines and examples that are listed per finding
 SEED = 123  # of the splits that are tried
 MOST_LABELS = 20  # of which the report as text shows all; of more it shows the FREQUENT ones
 FREQUENT = 10
-LONGEST_NAME, LONGEST_SENTENCE = 60, 500  # characters of labels and of sentences in that report
+LONGEST_SENTENCE = 500  # characters of a sentence in that report
 
 
 @dataclass(frozen=True)
@@ -479,7 +480,7 @@ def format_report(report: Report) -> str:
         f"  {found.rows:,} with {kind}{_where(found)}" for kind, found in report.faults.items()
     ]
     if report.stopped:
-        lines.append(f"  reading ended: {_short(report.stopped, LONGEST_SENTENCE)}")
+        lines.append(f"  reading ended: {short(report.stopped, LONGEST_SENTENCE)}")
     if report.characters:
         lines += [
             *_format_targets(report),
@@ -488,11 +489,11 @@ def format_report(report: Report) -> str:
             *_format_leak(report.leak),
         ]
     if report.remarks:
-        found = (_short(remark, LONGEST_SENTENCE) for remark in report.remarks)
+        found = (short(remark, LONGEST_SENTENCE) for remark in report.remarks)
         lines += ["remarks", *(f"  {remark}" for remark in found)]
     if not report.obstacles:
         return "\n".join([*lines, "ready to train"])
-    obstacles = "; ".join(_short(obstacle, LONGEST_SENTENCE) for obstacle in report.obstacles)
+    obstacles = "; ".join(short(obstacle, LONGEST_SENTENCE) for obstacle in report.obstacles)
     rest = "--on-error skip is not enough"
     if not report.obstacles_with_skip:
         rest = "or leave them out with --on-error skip"
@@ -505,7 +506,7 @@ def _format_targets(report: Report) -> list[str]:
     if report.labels:
         tags = report.task == "token-classification"
         rows = [
-            (_short(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
+            (short(label), f"{found.rows:,}", f"{100 * found.share:.1f}%")
             for label, found in _frequent(report).items()
         ]
         if more := len(report.labels) - len(rows):
@@ -521,7 +522,7 @@ def _format_targets(report: Report) -> list[str]:
         common = max(report.labels, key=lambda label: report.labels[label].rows)
         if report.task != "multi-label":
             lines.append(
-                f"  always predicting {_short(common)} is correct for "
+                f"  always predicting {short(common)} is correct for "
                 f"{100 * report.labels[common].share:.1f}%"
             )
     if report.values:
@@ -576,7 +577,7 @@ def _format_lengths(report: Report) -> list[str]:
         if of
     ]
     rows += [
-        (f"tokens of {_short(label)}", "", f"{report.lengths_by_label[label].median:,.0f}", "")
+        (f"tokens of {short(label)}", "", f"{report.lengths_by_label[label].median:,.0f}", "")
         for label in _frequent(report)
         if label in report.lengths_by_label
     ]
@@ -627,13 +628,7 @@ def _frequent(report: Report) -> dict[str, Share]:
 
 def _listed(names: Sequence[str]) -> str:
     more = [f"and {len(names) - FIRST:,} more"] if len(names) > FIRST else []
-    return ", ".join([*map(_short, names[:FIRST]), *more])
-
-
-def _short(text: str, longest: int = LONGEST_NAME) -> str:
-    """The text on one line, cut if it is longer."""
-    shown = on_one_line(text)
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    return ", ".join([*map(short, names[:FIRST]), *more])
 
 
 def _where(found: Found) -> str:

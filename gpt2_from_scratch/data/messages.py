@@ -58,6 +58,7 @@ REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
+LONGEST_NAME = 40  # characters of a label that are printed
 SHOWN = 5  # faults that an error message lists
 Found = TypeVar("Found")  # a row, or the message made from it
 
@@ -517,3 +518,9 @@ def for_spreadsheet(text: str) -> str:
 def on_one_line(text: str) -> str:
     """The text on one line, in its visible form."""
     return visible(" ".join(text.split()))
+
+
+def short(text: str, longest: int = LONGEST_NAME) -> str:
+    """A label or a sentence as it is printed: on one line, and not too long."""
+    shown = on_one_line(text)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.messages import on_one_line
+from gpt2_from_scratch.data.messages import on_one_line, short
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.calibration import (
     AtThreshold,
@@ -31,7 +31,6 @@ from gpt2_from_scratch.evaluation.metrics import (
     rankings,
     rarer_label,
     several,
-    short,
     text_table,
 )
 

@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt2_from_scratch.data.messages import on_one_line
+from gpt2_from_scratch.data.messages import short
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.storage.files import write_text
 from gpt2_from_scratch.storage.paths import expanded
 
 MOST_CLASSES = 20  # of a table and of a matrix; of more, the weakest are shown
 MOST_CONFUSED = 10  # pairs of classes that are listed
-LONGEST_NAME = 40  # characters of a label that tables show
 LARGEST_SUM_ERROR = 1e-6  # of a row of probabilities, from 1
 
 
@@ -296,12 +295,6 @@ def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
         f"mean over {len(present)} of {len(classes):,} classes, those with texts: precision "
         f"{percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
     )
-
-
-def short(label: str) -> str:
-    """A label as tables show it: on one line, and not too long."""
-    label = on_one_line(label)
-    return label if len(label) <= LONGEST_NAME else label[: LONGEST_NAME - 1] + "…"
 
 
 def several(labels: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
 from gpt2_from_scratch.data.check import UNEVEN, WIDE
-from gpt2_from_scratch.data.messages import DataConfig, on_one_line
+from gpt2_from_scratch.data.messages import DataConfig, on_one_line, short
 from gpt2_from_scratch.evaluation.assessment import Assessment
 from gpt2_from_scratch.evaluation.calibration import Calibration
 from gpt2_from_scratch.evaluation.metrics import (
@@ -166,7 +166,7 @@ def against_baselines(facts: RunFacts) -> str:
     points = 100 * (facts.classified.accuracy - theirs.accuracy)
     n = len(facts.baselines)
     best = f"the best of {n} text baselines" if n > 1 else "the text baseline"
-    best += f" ({on_one_line(name)})"
+    best += f" ({short(name, 80)})"
     low, high = (100 * bound for bound in paired.interval)
     chance = (
         f"95% interval of the difference {low:+.1f} to {high:+.1f} points, {format_p(paired.p)}"

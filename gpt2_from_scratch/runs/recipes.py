@@ -11,7 +11,7 @@ from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.formats import label_names
-from gpt2_from_scratch.data.messages import DataConfig, count_labels
+from gpt2_from_scratch.data.messages import DataConfig, count_labels, short
 from gpt2_from_scratch.data.split import Split, load_split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
@@ -217,7 +217,8 @@ def _train(
     labels = ""
     if config.head.task == "classification":
         counts = count_labels(every)
-        labels = f" {counts}" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
+        shown = {short(label, 100): n for label, n in counts.items()}
+        labels = f" {shown}" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
     log.info(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"

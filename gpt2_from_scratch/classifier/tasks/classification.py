@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
     IGNORED,
+    LONGEST,
     Answer,
     Batch,
     Encoded,
@@ -26,7 +27,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     labelled_only,
     probabilities_in_words,
 )
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import Message, short
 from gpt2_from_scratch.evaluation.metrics import Evaluation, evaluate_predictions
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
@@ -40,7 +41,7 @@ class Choice(Answer):
 
     def in_words(self) -> str:
         """Say the label and the probabilities."""
-        return f"{self.label}  ({probabilities_in_words(self.probabilities)})"
+        return f"{short(self.label, LONGEST)}  ({probabilities_in_words(self.probabilities)})"
 
     def as_row(self) -> list[str]:
         """Return the label and each probability."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.task import (
+    LONGEST,
     Answer,
     Batch,
     Encoded,
@@ -27,7 +28,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     probabilities_in_words,
     proportion_in_words,
 )
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import Message, short
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import ClassScores, several, wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Labels(Answer):
 
     def in_words(self) -> str:
         """Say the labels, "-" for none, and the probabilities."""
-        chosen = ", ".join(self.labels) or "-"
+        chosen = ", ".join(short(label, LONGEST) for label in self.labels) or "-"
         return f"{chosen}  ({probabilities_in_words(self.probabilities)})"
 
     def as_row(self) -> list[str]:

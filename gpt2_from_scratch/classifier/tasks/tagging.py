@@ -40,7 +40,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     percent,
     proportion_in_words,
 )
-from gpt2_from_scratch.data.messages import Message, Span, on_one_line
+from gpt2_from_scratch.data.messages import Message, Span, on_one_line, short
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
     ClassScores,
@@ -84,7 +84,7 @@ class Tags(Answer):
     def in_words(self) -> str:
         """Say the words whose tag is not O; "-" for none."""
         marked = [tag for tag in self.words if tag.label != "O"]
-        return " ".join(f"{on_one_line(tag.word)}/{tag.label}" for tag in marked) or "-"
+        return " ".join(f"{on_one_line(tag.word)}/{short(tag.label)}" for tag in marked) or "-"
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import Message, Span, short
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import (
     MOST_CLASSES,
     ClassScores,
     head_of_weakest,
     several,
-    short,
     weakest,
 )
 from gpt2_from_scratch.gpt2.model import GPT2
@@ -29,6 +28,7 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 Encoded = Sequence[Sequence[int]]  # the token ids of each text
 MOST_PROBABLE = 5  # answers that are shown if there are more than MOST_CLASSES
+LONGEST = 100  # characters of a label in an answer that is printed
 IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
 
 
@@ -216,7 +216,7 @@ def probabilities_in_words(probabilities: dict[str, float]) -> str:
     if len(probabilities) > MOST_CLASSES:
         best = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:MOST_PROBABLE]
         probabilities = {label: probabilities[label] for label in best}
-    return ", ".join(f"{label} {p:.3f}" for label, p in probabilities.items())
+    return ", ".join(f"{short(label, LONGEST)} {p:.3f}" for label, p in probabilities.items())
 
 
 def proportion_in_words(name: str, part: int, total: int, interval: tuple[float, float]) -> str:

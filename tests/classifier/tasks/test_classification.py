@@ -13,6 +13,7 @@ from gpt2_from_scratch.classifier.classifier import Prediction
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.classification import Choice
+from gpt2_from_scratch.classifier.tasks.multi_label import Labels
 from gpt2_from_scratch.classifier.tasks.task import IGNORED, Batch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import format_evaluation
@@ -132,3 +133,10 @@ def test_scores_compare_labels_with_answers() -> None:
     assert (found.main, found.measure) == (0.75, "accuracy")
     assert found.as_table() == format_evaluation(found)
     assert next(iter(found.as_json().items())) == ("accuracy", 0.75)
+
+
+def test_an_answer_in_words_is_one_line_however_long_its_labels_are():
+    odd = {"a\nb": 0.25, "x" * 100_000: 0.75}
+    said = Choice("x" * 100_000, odd).in_words()
+    assert "a b 0.250" in said and "\n" not in said and len(said) < 300
+    assert "c d" in Labels(["c\nd"], odd).in_words() and len(Labels([*odd], odd).in_words()) < 400
