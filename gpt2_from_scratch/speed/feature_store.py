@@ -200,12 +200,11 @@ class FeatureStore:
                 return None
             if header.metadata["crc32c"] != _index_checksum(tensors):
                 raise ValueError("its index does not match its checksum")
-            for key, rows in shard.places.items():
-                states = tensors["states"][rows]
-                if _crc32c(states) != shard.checksums[key]:
-                    raise ValueError("its contents do not match their checksums")
-                if not states.isfinite().all():
-                    raise ValueError("it has NaN or infinity")
+            states = tensors["states"]
+            if any(_crc32c(states[rows]) != shard.checksums[k] for k, rows in shard.places.items()):
+                raise ValueError("its contents do not match their checksums")
+            if not torch.stack(torch.aminmax(states)).isfinite().all():
+                raise ValueError("it has NaN or infinity")
             with suppress(OSError):  # a folder of somebody else
                 os.utime(path)  # used now, so others are removed first
             return shard
@@ -293,7 +292,8 @@ class _Header:
         """Read a tensor."""
         start, end = self.place(name)
         file.seek(start)
-        raw, entry = bytearray(file.read(end - start)), self.entries[name]
+        raw, entry = bytearray(end - start), self.entries[name]
+        file.readinto(raw)
         return torch.frombuffer(raw, dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
 
 

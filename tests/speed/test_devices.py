@@ -2,11 +2,9 @@
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,33 +75,3 @@ def test_threads_are_limited_by_the_affinity() -> None:
         print(set_threads(), torch.get_num_threads())"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert found.stdout == "1 1\n"
-
-
-FORKED = """
-import os, sys, torch
-from gpt2_from_scratch import Classifier
-torch.set_num_threads(2)
-classifier, texts = Classifier.on_base(sys.argv[1], ["a", "b"]), ["win ten " * 9] * 40
-before = classifier.predict(texts)
-torch.ones(9999, 99).exp()  # in two threads, whatever the texts need
-child = os.fork()
-if not child:
-    torch.ones(9999, 99).exp()
-    same = [p.label for p in classifier.predict(texts)] == [p.label for p in before]
-    os._exit(0 if same and torch.get_num_threads() == 1 else 1)
-assert os.waitpid(child, 0)[1] == 0 and torch.get_num_threads() == 2
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, as POSIX has them")
-def test_a_fork_after_use_with_two_threads_computes_with_one(tiny_checkpoint: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKED, tiny_checkpoint], env=environment, process_group=0
-    ) as process:
-        try:
-            assert process.wait(120) == 0
-        finally:  # also the child, which would wait for ever
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
