@@ -15,6 +15,7 @@ KINDS: tuple[type[nn.Module], ...] = (
 )
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HOOKS_OF_ALL = tuple(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
+WATCHES = "torch.utils.module_tracker"  # its hooks, as in torch's counter of FLOPs, change nothing
 COMPUTES = {"forward", "hidden", "embed", "attend"}
 ORIGINAL = {  # {kind: {method: the function that it was when this package was imported}}
     kind: {name: getattr(kind, name) for name in COMPUTES if hasattr(kind, name)} for kind in KINDS
@@ -36,7 +37,7 @@ def alteration(part: nn.Module) -> str:
     weight that is no parameter any more. Code that reads the weights would ignore all of these.
     """
     own = vars(part)  # this is asked at every batch, so it looks up as little as it can
-    if any(HOOKS_OF_ALL) or any([own[hooks] for hooks in HOOKS]):
+    if any([own[hooks] for hooks in HOOKS]) or (any(HOOKS_OF_ALL) and _some_hook_changes()):
         return "has hooks"
     if not COMPUTES.isdisjoint(own):
         return f"has another method {min(COMPUTES & own.keys())}"
@@ -47,3 +48,11 @@ def alteration(part: nn.Module) -> str:
     if own.get("weight") is not None or own.get("bias") is not None:
         return "has a weight that is no parameter"
     return ""
+
+
+def _some_hook_changes() -> bool:
+    return any(
+        getattr(hook, "__module__", "") != WATCHES
+        for hooks in HOOKS_OF_ALL
+        for hook in hooks.values()
+    )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
@@ -55,3 +56,11 @@ def test_an_adapter_with_a_hook_is_not_merged(tiny_gpt2: GPT2) -> None:
     with pytest.raises(UsageError, match=r"blocks\.1\.mlp\.c_fc has hooks"):
         merge_lora(tiny_gpt2)
     assert all(torch.equal(p, before[name]) for name, p in tiny_gpt2.named_parameters())
+
+
+def test_torchs_counter_of_flops_only_watches(tiny_gpt2: GPT2) -> None:
+    with FlopCounterMode(display=False):
+        assert not any(alteration(part) for part in tiny_gpt2.modules())
+        handle = nn.modules.module.register_module_forward_hook(lambda *call: None)
+        assert all(alteration(part) == "has hooks" for part in tiny_gpt2.modules())
+        handle.remove()
