@@ -302,13 +302,17 @@ def test_training_in_python_prints_nothing_on_standard_output(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Warnings reach standard error; log lines do if the program asks for them."""
+    rows = [
+        f"{word} {n},{label}" for n in range(20) for word, label in (("win", 1), ("see you", 0))
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["text,label", *rows]))
     code = f"""
 import logging, sys
 from gpt2_from_scratch import TrainConfig, train_classifier
 for number, chosen in enumerate([False, True]):
     if chosen:
         logging.basicConfig(level=logging.INFO)
-    run = train_classifier({str(tiny_checkpoint)!r}, "demo", TrainConfig(epochs=1), run=str(number))
+    run = train_classifier({str(tiny_checkpoint)!r}, "table.csv", TrainConfig(epochs=1), run=str(number))
     run.write_report()
     run.classifier.predict(["a text"])
     print("--", file=sys.stderr)
