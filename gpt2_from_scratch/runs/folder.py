@@ -4,6 +4,7 @@
 run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume from.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
@@ -23,6 +24,7 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.data.tables import LABEL, TEXT
 from gpt2_from_scratch.errors import (
     CheckpointError,
     DataError,
@@ -49,6 +51,9 @@ from gpt2_from_scratch.storage.settings import check_settings, from_json, settin
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
 
+if TYPE_CHECKING:
+    import pandas
+
 VERSION = 2  # of config.json; version 1 had one flat dictionary of settings
 LATER = {
     "rare_labels",
@@ -58,11 +63,13 @@ LATER = {
 }  # settings that version 2 got later, by default
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
+TABLE = "data.csv"  # the texts and labels of a DataFrame that was given
 START = "start.safetensors"  # the classifier that training continues from, until it is complete
 FILES = (  # that a run writes; any other file in its folder is the user's
     CONFIG,
     PROVENANCE,
     TRAINING_TEXTS,
+    TABLE,
     "test.csv",
     "test.jsonl",
     "metrics.jsonl",
@@ -150,6 +157,25 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 
 
 # --- a new folder, and one process in it ---
+
+
+def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
+    """Write the columns text and label of a DataFrame as a table that reads back as it was.
+
+    Raises DataError if it does not have one of each, or for what no file holds (half a character).
+    """
+    if sorted(name for name in frame.columns if name in (TEXT, LABEL)) != sorted([TEXT, LABEL]):
+        raise DataError(
+            f"the DataFrame has the columns {', '.join(map(repr, frame.columns))}; it needs one "
+            f"called {TEXT!r} and one called {LABEL!r}. Use data.rename(columns=...)."
+        )
+    # with line ends of \n, csv leaves a \r unquoted, which readers take for a line end
+    table = frame[[TEXT, LABEL]].to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    try:
+        write_text(path, table)
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text of the DataFrame cannot be written: {error}") from None
+    return path
 
 
 def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:

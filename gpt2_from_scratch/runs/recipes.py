@@ -3,6 +3,8 @@
 import logging
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,6 +32,7 @@ from gpt2_from_scratch.runs.folder import (
     READING,
     SOURCES,
     START,
+    TABLE,
     RunConfig,
     TrainedOn,
     new_run_folder,
@@ -37,6 +40,7 @@ from gpt2_from_scratch.runs.folder import (
     refuse_other_classifier,
     refuse_other_messages,
     working_in,
+    write_frame,
     write_parts,
     write_provenance,
 )
@@ -48,12 +52,15 @@ from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
 from gpt2_from_scratch.storage.paths import data_name, expanded, model_folder, model_name
 
+if TYPE_CHECKING:
+    import pandas
+
 log = logging.getLogger(__name__)
 
 
 def train_classifier(
     model: str | Path | None = None,
-    data: str | Path | DataConfig = "demo",
+    data: "str | Path | DataConfig | pandas.DataFrame" = "demo",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,
@@ -67,7 +74,8 @@ def train_classifier(
 
     Args:
         model: "mini", "124M", ... or a model's folder. Default: "mini", or the base of `start`.
-        data: "demo", "topics", "sms", a file, or a DataConfig that says how to read and split it.
+        data: "demo", "topics", "sms", a file, a DataConfig that says how to read and split it, or a
+            DataFrame with the columns text and label, which is kept in the run's folder.
         training: How it is trained. Default: the last block and the final norm; with LoRA no block.
         head: What the head answers and how it is built. Default: one class per text.
         start: A trained classifier to continue from, with its weights, head and LoRA: a run's
@@ -95,7 +103,8 @@ def train_classifier(
         training = training or TrainConfig(**inherited_training(start))
         model = known_base(start) if model is None else model
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
-    data = DataConfig.of(data)
+    frame = data if hasattr(data, "to_csv") and hasattr(data, "columns") else None
+    data = DataConfig.of(TABLE if frame is not None else data)
     val, test = (data_name(name) if name else "" for name in (data.val_source, data.test_source))
     config = RunConfig(
         model=model_name("mini" if model is None else model),
@@ -107,7 +116,12 @@ def train_classifier(
         start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
     )
-    split = load_split(config.data, head.task, training.seed)
+    if frame is None:
+        split = load_split(config.data, head.task, training.seed)
+    else:
+        with TemporaryDirectory() as temporary:
+            table = write_frame(Path(temporary) / TABLE, frame)
+            split = load_split(replace(config.data, source=str(table)), head.task, training.seed)
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
         log.warning(
@@ -123,6 +137,9 @@ def train_classifier(
     classifier = make(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
     with working_in(folder, resumable=True):
+        if frame is not None:
+            table = write_frame(folder / TABLE, frame)
+            config = replace(config, data=replace(config.data, source=data_name(table)))
         write_parts(folder, split, head.task, before)  # an interrupted run can be scored with it
         if config.start:
             classifier.save(folder / START)

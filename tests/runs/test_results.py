@@ -7,18 +7,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
 from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
+from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.cli.main import main
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import Message, write_messages
 from gpt2_from_scratch.data.near_duplicates import masked
-from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import read_predictions
-from gpt2_from_scratch.runs.folder import read_test_part
+from gpt2_from_scratch.runs.folder import RunConfig, read_test_part
 from gpt2_from_scratch.runs.recipes import resume_training
 from gpt2_from_scratch.runs.results import (
     assess_again,
@@ -323,3 +325,38 @@ for number, chosen in enumerate([False, True]):
     assert found.returncode == 0 and found.stdout == "", found.stderr
     quiet, asked = found.stderr.split("--\n")[:2]
     assert "epoch 1/1" not in quiet and "epoch 1/1" in asked
+
+
+# --- a DataFrame ---
+
+
+@pytest.mark.slow
+def test_a_frame_is_kept_as_a_table(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The run resumes and is evaluated from that table, and equals the run of a file."""
+    texts = [f'win "{n}"\r, now\nor never' if n % 2 else f"see you {n}" for n in range(60)]
+    frame = pandas.DataFrame({"n": range(60), "label": [n % 2 for n in range(60)], "text": texts})
+    settings = TrainConfig(epochs=1), HeadSettings()
+    ours = train_classifier(str(tiny_checkpoint), frame, *settings, run=tmp_path / "ours")
+    table = pandas.read_csv(tmp_path / "ours" / "data.csv", lineterminator="\n")
+    assert table["text"].tolist() == texts and table["label"].tolist() == frame["label"].tolist()
+    assert RunConfig.read(tmp_path / "ours").data.source == str(tmp_path / "ours" / "data.csv")
+    given = [Message(text, str(n % 2)) for n, text in enumerate(texts)]
+    write_messages(tmp_path / "given.csv", given)
+    theirs = train_classifier(
+        str(tiny_checkpoint), tmp_path / "given.csv", *settings, run=tmp_path / "theirs"
+    )
+    for (name, p), q in zip(
+        ours.classifier.model.named_parameters(), theirs.classifier.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    assert resume_training(tmp_path / "ours").scores == ours.scores
+
+
+@pytest.mark.parametrize("columns", [["text", "stars"], ["text", "label", "text"], []])
+def test_a_frame_without_one_text_and_one_label_is_refused(
+    columns: list[str], tmp_path: Path
+) -> None:
+    frame = pandas.DataFrame([["a"] * len(columns)] * 3, columns=columns)
+    with pytest.raises(DataError, match="'text'.*'label'.*rename"):
+        train_classifier("mini", frame, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
