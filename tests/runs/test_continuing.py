@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import call
+from interrupted import interrupted_after
 from said import listen
 from torch import Tensor
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.train import TrainingRun
 from gpt2_from_scratch.errors import CheckpointError, DataError, Interrupted, UsageError
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.folder import TrainedOn
@@ -189,17 +188,8 @@ def test_by_default_the_same_parts_are_trained(tiny_checkpoint, folder, tmp_path
 
 
 def interrupted(first: Run, table: Path, out: Path, monkeypatch, steps: int) -> None:
-    plain = TrainingRun.step
-
-    def step(self: TrainingRun, batch: list[int]) -> None:
-        plain(self, batch)
-        if self.at.step == steps:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "step", step)
-        with pytest.raises(Interrupted):
-            continued(first, table, out)
+    with interrupted_after(steps, monkeypatch), pytest.raises(Interrupted):
+        continued(first, table, out)
 
 
 @pytest.mark.slow

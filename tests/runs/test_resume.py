@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import interrupted_after
 from said import listen
 
 from gpt2_from_scratch.classifier import train as training_run
@@ -72,17 +73,9 @@ def unbroken(tiny_checkpoint: Path, table: Path, tmp_path_factory) -> Path:
 
 def broken_off(monkeypatch, base: Path, table: Path, out: Path, steps: int) -> None:
     """A run that Ctrl-C stops after so many steps."""
-    plain = TrainingRun.step
-
-    def step(self: TrainingRun, batch: list[int]) -> None:
-        plain(self, batch)
-        if self.at.step == steps:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "step", step)
-        with pytest.raises(Interrupted, match=f"after step {steps} of 24(?s:.*)--resume"):
-            train(base, table, out)
+    match = f"after step {steps} of 24(?s:.*)--resume"
+    with interrupted_after(steps, monkeypatch), pytest.raises(Interrupted, match=match):
+        train(base, table, out)
 
 
 # --- equal to the bit ---
