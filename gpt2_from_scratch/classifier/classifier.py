@@ -590,15 +590,16 @@ class Classifier:
         ].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        """The first blocks; made anew only if something about them changed."""
-        dtype = arithmetic(self.dtype, self.device)
+        """The first blocks, with the weights that they have now; made anew only for other parts."""
+        dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
         weights = (parameter for part in parts for parameter in part.parameters())
-        made_of = depth, dtype, *((p.data_ptr(), p._version) for p in weights)
+        made_of = depth, dtype, mask, *(weight.data_ptr() for weight in weights)
         if self._made is None or self._made[0] != made_of:
-            mask = self.description.causal_mask
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
-        return self._made[1]
+        trunk = self._made[1]
+        trunk.follow_weights()
+        return trunk
 
 
 @contextmanager
