@@ -39,13 +39,14 @@ from gpt2_from_scratch.classifier.saving import (
     Description,
     added_names,
     assemble,
+    described_model,
     misfit,
-    parameters_of,
     put_tensors,
     read_classifier,
     refuse_misfit,
     refuse_other_base,
     saved_file,
+    unsaved_change,
     write_classifier,
 )
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling, in_given_order
@@ -166,6 +167,7 @@ class Classifier:
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
         self._logged = ""  # why shortcuts are skipped, as last logged
+        self._unsaved = ""  # what files do not hold, as last logged
         self._base: str | Path = description.base  # where the base model is
         self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
 
@@ -352,12 +354,20 @@ class Classifier:
         if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`
             description = replace(description, lora=None)
         parameters, config = parameters_by_name(self.model), self.model.config
-        expected = parameters_of(description, config, self.tokenizer)
+        described = described_model(description, config, self.tokenizer)
+        expected = parameters_by_name(described)
         if differences := misfit(parameters, expected, expected.keys()):
             raise UsageError(
                 f"{path} could not be loaded, because the model is not what its description says: "
                 f"{differences}. Use relabel() for other labels, on_base() for other heads or adapters"
             )
+        reason = unsaved_change(self.model, described)
+        if reason and reason != self._unsaved:
+            log.warning(
+                f"{reason}, but {path} holds weights only: the classifier loaded from it will answer "
+                "without this change"
+            )
+        self._unsaved = reason
         saved = self._changed_names() | added_names(parameters, config)
         saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}
         tensors = {name: p for name, p in parameters.items() if name in saved}

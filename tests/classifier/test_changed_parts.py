@@ -202,6 +202,43 @@ def test_every_route_computes_what_the_model_computes(base: Path, change: Callab
     assert (expected - plain).abs().max() > 1e-3, "the change must make a difference"
 
 
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_saving_says_what_a_file_of_weights_does_not_hold(
+    base: Path, tmp_path: Path, change: Callable
+) -> None:
+    said, classifier = listen(), classifier_with(base, LABEL)
+    change(classifier.model)
+    try:
+        for _ in range(2):
+            classifier.save(tmp_path / "c.safetensors")
+    except UsageError:  # its parameters have other names
+        return
+    told = [line for line in said if "will answer without this change" in line]
+    again = Classifier.load(tmp_path / "c.safetensors", base)
+    same = torch.allclose(again.logits(ENCODED), text_by_text(classifier), atol=1e-2)
+    assert len(told) == (0 if same or change is half else 1)  # what is loaded computes in float32
+
+
+@pytest.mark.slow
+def test_other_settings_of_adapters_and_heads_are_not_in_the_file(
+    base: Path, tmp_path: Path
+) -> None:
+    said, classifier = listen(), classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
+    classifier.save(tmp_path / "c.safetensors")
+    classifier.model = torch.compile(classifier.model, backend="eager")
+    classifier.save(tmp_path / "c.safetensors")
+    assert said == []
+    classifier.model.blocks[2].attn.c_attn.scale = 100.0
+    classifier.save(tmp_path / "c.safetensors")
+    classifier.model.blocks[2].attn.c_attn.scale = 4.0
+    classifier.model.head.register_buffer("mean", torch.ones(3))
+    classifier.save(tmp_path / "c.safetensors")
+    assert [line.partition(",")[0] for line in said] == [
+        "blocks.2.attn.c_attn has scale = 100.0 instead of 4.0",
+        "head has buffers",
+    ]
+
+
 @pytest.mark.parametrize("kind", [CausalSelfAttention, MLP, nn.LayerNorm, nn.Linear, nn.Embedding])
 def test_a_method_of_a_class_is_not_ignored(
     base: Path, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module]
