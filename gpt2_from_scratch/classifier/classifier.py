@@ -428,8 +428,13 @@ class Classifier:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Compute each head's outputs for some of the prepared texts, with gradients.
 
-        Returns {name: (B, K) or (B, T, K)}, and lengths (B,).
+        Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part was
+        changed that computed the prepared states.
         """
+        if texts.depth:
+            plain, reason = plain_depth(self.model, texts.depth)
+            if plain < texts.depth:
+                raise UsageError(f"{reason}, after these texts were prepared; call texts() again")
         x, lengths = texts.batch(numbers)
         heads = self.description.heads
         return outputs_from(self.model, heads, texts.depth, x, lengths), lengths
@@ -467,8 +472,6 @@ class Classifier:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
-        if plain < texts.depth:
-            raise UsageError(f"{changed}, after these texts were prepared; call texts() again")
         for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             with in_mode(self.model, training=False):
                 found = self.batch_outputs(texts, numbers)

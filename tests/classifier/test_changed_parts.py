@@ -311,8 +311,9 @@ def test_texts_prepared_before_the_change_are_refused(base: Path) -> None:
     classifier = classifier_with(base, LABEL)
     texts = classifier.texts(ENCODED)
     attention_forward(classifier.model)
-    with pytest.raises(UsageError, match=r"blocks\.1 was changed.*call texts"):
-        classifier.logits(texts)
+    for use in (classifier.logits, lambda texts: classifier.batch_logits(texts, [0])):
+        with pytest.raises(UsageError, match=r"blocks\.1 was changed.*call texts"):
+            use(texts)
     with pytest.raises(UsageError, match=r"blocks\.1"):
         Trunk(classifier.model, 2)
 
@@ -344,4 +345,39 @@ def test_a_change_that_no_part_shows_is_refused(base: Path, change: Callable) ->
     change(classifier.model)
     for use in (classifier.logits, classifier.texts):
         with pytest.raises(UsageError, match="runs the model's parts"):
+            use(ENCODED)
+
+
+def compiled_hook(compiled: nn.Module) -> None:
+    compiled.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))
+
+
+def compiled_forward(compiled: nn.Module) -> None:
+    own = compiled.forward
+    compiled.forward = lambda ids: 2 * own(ids)
+
+
+def compiled_inner_hook(compiled: nn.Module) -> None:
+    whole_hook(compiled._orig_mod)
+
+
+@pytest.mark.parametrize("change", [compiled_hook, compiled_forward, compiled_inner_hook])
+def test_changes_of_a_compiled_model_are_refused(base: Path, change: Callable, times: int) -> None:
+    classifier = classifier_with(base, LABEL)
+    expected = classifier.logits(ENCODED)
+    classifier.model = torch.compile(classifier.model, backend="eager")
+    assert torch.equal(classifier.logits(ENCODED), expected)
+    change(classifier.model)
+    for use in (classifier.logits, classifier.texts):
+        with pytest.raises(UsageError, match="runs the model's parts"):
+            use(ENCODED)
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_another_number_of_blocks_is_refused(base: Path, kept: int) -> None:
+    classifier = classifier_with(base, LABEL)
+    blocks = [*classifier.model.blocks] * 2
+    classifier.model.blocks = nn.ModuleList(blocks[:kept])
+    for use in (classifier.logits, classifier.texts):
+        with pytest.raises(UsageError, match=f"has {kept} blocks, but its config n_layer = 3"):
             use(ENCODED)
