@@ -362,7 +362,7 @@ def compiled_inner_hook(compiled: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [compiled_hook, compiled_forward, compiled_inner_hook])
-def test_changes_of_a_compiled_model_are_refused(base: Path, change: Callable, times: int) -> None:
+def test_changes_of_a_compiled_model_are_refused(base: Path, change: Callable) -> None:
     classifier = classifier_with(base, LABEL)
     expected = classifier.logits(ENCODED)
     classifier.model = torch.compile(classifier.model, backend="eager")
