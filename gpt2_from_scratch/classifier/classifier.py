@@ -39,13 +39,14 @@ from gpt2_from_scratch.classifier.saving import (
     Description,
     added_names,
     assemble,
+    described_model,
     misfit,
-    parameters_of,
     put_tensors,
     read_classifier,
     refuse_misfit,
     refuse_other_base,
     saved_file,
+    unsaved_change,
     write_classifier,
 )
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling, in_given_order
@@ -166,6 +167,7 @@ class Classifier:
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
         self._logged = ""  # why shortcuts are skipped, as last logged
+        self._unsaved = ""  # what files do not hold, as last logged
         self._base: str | Path = description.base  # where the base model is
         self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
 
@@ -352,12 +354,20 @@ class Classifier:
         if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`
             description = replace(description, lora=None)
         parameters, config = parameters_by_name(self.model), self.model.config
-        expected = parameters_of(description, config, self.tokenizer)
+        described = described_model(description, config, self.tokenizer)
+        expected = parameters_by_name(described)
         if differences := misfit(parameters, expected, expected.keys()):
             raise UsageError(
                 f"{path} could not be loaded, because the model is not what its description says: "
                 f"{differences}. Use relabel() for other labels, on_base() for other heads or adapters"
             )
+        reason = unsaved_change(self.model, described)
+        if reason and reason != self._unsaved:
+            log.warning(
+                f"{reason}, but {path} holds weights only: the classifier loaded from it will answer "
+                "without this change"
+            )
+        self._unsaved = reason
         saved = self._changed_names() | added_names(parameters, config)
         saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}
         tensors = {name: p for name, p in parameters.items() if name in saved}
@@ -418,8 +428,13 @@ class Classifier:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Compute each head's outputs for some of the prepared texts, with gradients.
 
-        Returns {name: (B, K) or (B, T, K)}, and lengths (B,).
+        Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part was
+        changed that computed the prepared states.
         """
+        if texts.depth:
+            plain, reason = plain_depth(self.model, texts.depth)
+            if plain < texts.depth:
+                raise UsageError(f"{reason}, after these texts were prepared; call texts() again")
         x, lengths = texts.batch(numbers)
         heads = self.description.heads
         return outputs_from(self.model, heads, texts.depth, x, lengths), lengths
@@ -457,8 +472,6 @@ class Classifier:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
-        if plain < texts.depth:
-            raise UsageError(f"{changed}, after these texts were prepared; call texts() again")
         for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             with in_mode(self.model, training=False):
                 found = self.batch_outputs(texts, numbers)
@@ -590,15 +603,16 @@ class Classifier:
         ].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        """The first blocks; made anew only if something about them changed."""
-        dtype = arithmetic(self.dtype, self.device)
+        """The first blocks, with the weights that they have now; made anew only for other parts."""
+        dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
         weights = (parameter for part in parts for parameter in part.parameters())
-        made_of = depth, dtype, *((p.data_ptr(), p._version) for p in weights)
+        made_of = depth, dtype, mask, *(weight.data_ptr() for weight in weights)
         if self._made is None or self._made[0] != made_of:
-            mask = self.description.causal_mask
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
-        return self._made[1]
+        trunk = self._made[1]
+        trunk.follow_weights()
+        return trunk
 
 
 @contextmanager

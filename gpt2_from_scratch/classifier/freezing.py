@@ -142,11 +142,15 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
     return depth, reason
 
 
-def plain_depth(model: GPT2) -> tuple[int, str]:
-    """Return the number of leading blocks that do only what their weights say, and why not more."""
+def plain_depth(model: GPT2, top: int | None = None) -> tuple[int, str]:
+    """Return the number of leading blocks that do only what their weights say, and why not more.
+
+    With `top`, blocks from there on are not looked at.
+    """
     if reason := _change_of_embeddings(model):
         return 0, reason
-    for n, block in enumerate(model.blocks):
+    blocks = [*model.blocks][:top]
+    for n, block in enumerate(blocks):
         if reason := change_of(block):
             return n, f"blocks.{n} was changed: {reason}"
         if any(isinstance(part, LoRALinear) for part in block.modules()):
@@ -156,7 +160,7 @@ def plain_depth(model: GPT2) -> tuple[int, str]:
             return n, f"blocks.{n} was changed: it has {n_head} attention heads"
         if any(parameter.dtype != torch.float32 for parameter in block.parameters()):
             return n, f"blocks.{n} is not in float32"
-    return len(model.blocks), ""
+    return len(blocks), ""
 
 
 def changed_part(model: GPT2, depth: int, top: int) -> str:
@@ -179,18 +183,27 @@ def refuse_other_forward(model: GPT2) -> None:
 
     Classifiers run its parts: embeddings, blocks, final norm, heads.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
-    changed = [
-        name
-        for name in ("forward", "hidden")
-        if name in vars(model) or getattr(type(model), name) is not ORIGINAL[GPT2][name]
-    ]
+    changed = ""
+    while inner := getattr(model, "_orig_mod", None):  # what torch.compile wrapped
+        if not hasattr(vars(model)["forward"], "_torchdynamo_orig_callable"):
+            changed = "forward"
+        if model._forward_hooks or model._forward_pre_hooks:
+            changed = "a hook of the whole model"
+        model = inner
+    for name in ("forward", "hidden"):
+        if name in vars(model) or getattr(type(model), name) is not ORIGINAL[GPT2][name]:
+            changed = name
     if model._forward_hooks or model._forward_pre_hooks:
-        changed.append("a hook of the whole model")
+        changed = "a hook of the whole model"
     if changed:
         raise UsageError(
-            f"{changed[0]} was changed, but a classifier runs the model's parts; change embed, a "
+            f"{changed} was changed, but a classifier runs the model's parts; change embed, a "
             "block, ln_f or the head instead"
+        )
+    if len(model.blocks) != model.config.n_layer:
+        raise UsageError(
+            f"the model has {len(model.blocks)} blocks, but its config n_layer = "
+            f"{model.config.n_layer}. To leave blocks out, let the heads read an earlier layer."
         )
 
 

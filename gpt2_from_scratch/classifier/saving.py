@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read, replace_heads
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.gpt2.changes import parameters_by_name
+from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.config import GPT2Config, LoRAConfig
 from gpt2_from_scratch.gpt2.lora import add_lora
 from gpt2_from_scratch.gpt2.model import GPT2
@@ -170,17 +171,52 @@ def assemble(
         add_lora(model, description.lora, seed or 0, blocks_read(description.heads, model))
 
 
-def parameters_of(
-    description: Description, config: GPT2Config, tokenizer: Tokenizer
-) -> dict[str, nn.Parameter]:
-    """Make the parameters of such a classifier on torch's meta device, where they take no memory.
+def described_model(description: Description, config: GPT2Config, tokenizer: Tokenizer) -> GPT2:
+    """Make such a classifier's model on torch's meta device, where it takes no memory.
 
     Raises the errors of `assemble`.
     """
     model = meta_gpt2(config)
     with NoInit():
         assemble(description, model, tokenizer)
-    return parameters_by_name(model)
+    return model
+
+
+def unsaved_change(model: nn.Module, described: nn.Module) -> str:
+    """Say what makes a model differ from the described one besides its weights; empty if nothing."""
+    found, expected = _parts(model), _parts(described)
+    if others := sorted(found.keys() ^ expected.keys()):
+        return f"{others[0]} was added or is missing"
+    for name, part in found.items():
+        if type(part) is not type(expected[name]):
+            return f"{name or 'the model'} is of type {type(part).__name__}"
+        if reason := alteration(part):
+            return f"{name or 'the model'} {reason}"
+        if part._buffers:
+            return f"{name or 'the model'} has buffers"
+        settings, usual = _settings(part), _settings(expected[name])
+        for key in sorted(settings.keys() & usual.keys()):
+            if settings[key] != usual[key]:
+                return f"{name} has {key} = {settings[key]!r:.80} instead of {usual[key]!r:.80}"
+    return ""
+
+
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    """A model's modules by name, and of what torch.compile wrapped only what is inside."""
+    return {
+        ".".join(step for step in name.split(".") if step != "_orig_mod"): part
+        for name, part in model.named_modules()
+    }
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """A module's settings as its constructor left them: n_head, eps, p, scale and the like."""
+    kinds = (int, float, str, tuple, NoneType)
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, kinds) and not name.startswith("_") and name != "training"
+    }
 
 
 def added_names(parameters: Mapping[str, Tensor], config: GPT2Config) -> set[str]:
@@ -226,7 +262,7 @@ def refuse_misfit(
     if len(widths) > len(tensors) or not sizes.issuperset(widths):
         raise CheckpointError(f"{path} does not fit: it has no tensors of widths {widths!r:.80}")
     try:
-        expected = parameters_of(description, config, tokenizer)
+        expected = parameters_by_name(described_model(description, config, tokenizer))
     except UsageError as error:
         raise CheckpointError(f"{path} does not fit: {error!s:.300}") from None
     if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:

@@ -48,6 +48,7 @@ from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.storage.files import write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.settings import record_from_json
 from gpt2_from_scratch.storage.states import (
     newest_state,
     optimizer_tensors,
@@ -587,8 +588,12 @@ class TrainingRun:
         if record["environment"] != now:
             log.warning(f"not bit-identical: started with {record['environment']}, now {now}")
         progress = {RENAMED.get(key, key): value for key, value in record["progress"].items()}
-        history = [Epoch(**epoch) for epoch in progress.pop("history")]
-        self.at = Progress(**progress, history=history)
+        history = [record_from_json(Epoch, epoch) for epoch in progress.pop("history")]
+        self.at = at = record_from_json(Progress, progress | {"history": history})
+        if min(at.micro_batch, at.epoch, at.step + 1, at.seen + 1) < 1:
+            raise ValueError(f"its progress {record['progress']} has numbers that are too small")
+        if at.correct.keys() != at.decisions.keys():
+            raise ValueError(f"its heads are {[*at.correct]} and {[*at.decisions]}")
         self.best = {n: tensors[f"best/{n}"] for n in self.trainable if f"best/{n}" in tensors}
         if self.best:  # saved again, as it was then
             self.freeze_as_in(best_epoch(history).epoch)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2
 
 
@@ -38,6 +38,7 @@ def generate(
     Raises:
         UsageError: the temperature is negative or infinite, top_k < 1, or `ids` is empty.
         DataError: an id is not in the model's vocabulary, or `ids` is not (T,) whole numbers.
+        CheckpointError: the model's logits are NaN or infinite.
     """
     if not isinstance(ids, Tensor) or ids.dim() != 1 or (len(ids) and ids.is_floating_point()):
         raise DataError(f"ids must be a tensor (T,) of whole numbers, found {ids!r:.80}")
@@ -79,6 +80,11 @@ def choose_tokens(
     draw = torch.Generator(device=ids.device).manual_seed(seed)
     for _ in range(max_new_tokens):
         logits = next_logits(ids).float()  # (V,)
+        if not logits.isfinite().all():
+            raise CheckpointError(
+                "the logits of the next token are NaN or infinite: the model's weights are not "
+                "usable. Load or train it again."
+            )
         # only the most probable token would remain, and it would divide by 0
         if temperature < 1e-6:
             next_id = logits.argmax(keepdim=True)  # (1,)

@@ -33,6 +33,7 @@ from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.storage.files import locked, sweep, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.storage.settings import record_from_json
 from gpt2_from_scratch.storage.states import (
     newest_state,
     optimizer_tensors,
@@ -381,7 +382,7 @@ class _Run:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model/{name}"])
         restore_optimizers(self.optimizers, tensors)
-        self.progress = _Progress(**record["progress"])
+        self.progress = record_from_json(_Progress, record["progress"])
 
     def _training_text(self) -> str:
         """Identify the training text, from which the rows of every step are drawn."""

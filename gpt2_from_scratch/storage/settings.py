@@ -6,7 +6,7 @@ The command line's --help is written from the same fields.
 import operator
 import sys
 from dataclasses import MISSING, field, fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -79,6 +79,26 @@ def check_settings(settings: Any, what: str = "") -> None:
 def is_finite(value: float) -> bool:
     """Tell whether a number is finite as a float; a whole number may be too large for one."""
     return abs(value) <= sys.float_info.max
+
+
+def record_from_json(kind: Any, values: dict[str, Any]) -> Any:
+    """Rebuild a dataclass of numbers, lists and dictionaries from its JSON object.
+
+    Raises TypeError for missing and unknown keys, and for a value that its field's type excludes.
+    """
+    for name, wanted in get_type_hints(kind).items():
+        if name in values and not _is_a(values[name], wanted):
+            raise TypeError(f"{name} = {values[name]!r:.80} must be of type {wanted}")
+    return kind(**values)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is list:
+        return isinstance(value, list) and all(_is_a(each, inner[0]) for each in value)
+    if outer is dict:
+        return isinstance(value, dict) and all(_is_a(each, inner[1]) for each in value.values())
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
 def from_json(kind: Any, values: dict[str, Any]) -> Any:

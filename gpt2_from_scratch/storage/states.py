@@ -82,7 +82,14 @@ def restoring(folder: Path) -> Iterator[None]:
     """Raise CheckpointError for whatever goes wrong because a state is not what this run saved."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(
             f"the newest state in {folder} is not one of this run: {error!r:.200}. "
             "Remove it to resume from the one before."

@@ -74,6 +74,9 @@ def read_tensors(path: str | Path, format: str) -> tuple[dict[str, str], dict[st
             raise CheckpointError(
                 f"{path}: its format is {metadata.get('format')!r}, not {format!r}"
             )
+        for name in file.keys():  # no sizes are checked by the library if one of them is 0
+            if 0 in (shape := file.get_slice(name).get_shape()):
+                raise CheckpointError(f"{path}: {name} of shape {shape} holds no numbers")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for name, tensor in tensors.items():
         if tensor.dtype not in NUMBERS:

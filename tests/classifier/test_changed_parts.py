@@ -202,6 +202,43 @@ def test_every_route_computes_what_the_model_computes(base: Path, change: Callab
     assert (expected - plain).abs().max() > 1e-3, "the change must make a difference"
 
 
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_saving_says_what_a_file_of_weights_does_not_hold(
+    base: Path, tmp_path: Path, change: Callable
+) -> None:
+    said, classifier = listen(), classifier_with(base, LABEL)
+    change(classifier.model)
+    try:
+        for _ in range(2):
+            classifier.save(tmp_path / "c.safetensors")
+    except UsageError:  # its parameters have other names
+        return
+    told = [line for line in said if "will answer without this change" in line]
+    again = Classifier.load(tmp_path / "c.safetensors", base)
+    same = torch.allclose(again.logits(ENCODED), text_by_text(classifier), atol=1e-2)
+    assert len(told) == (0 if same or change is half else 1)  # what is loaded computes in float32
+
+
+@pytest.mark.slow
+def test_other_settings_of_adapters_and_heads_are_not_in_the_file(
+    base: Path, tmp_path: Path
+) -> None:
+    said, classifier = listen(), classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
+    classifier.save(tmp_path / "c.safetensors")
+    classifier.model = torch.compile(classifier.model, backend="eager")
+    classifier.save(tmp_path / "c.safetensors")
+    assert said == []
+    classifier.model.blocks[2].attn.c_attn.scale = 100.0
+    classifier.save(tmp_path / "c.safetensors")
+    classifier.model.blocks[2].attn.c_attn.scale = 4.0
+    classifier.model.head.register_buffer("mean", torch.ones(3))
+    classifier.save(tmp_path / "c.safetensors")
+    assert [line.partition(",")[0] for line in said] == [
+        "blocks.2.attn.c_attn has scale = 100.0 instead of 4.0",
+        "head has buffers",
+    ]
+
+
 @pytest.mark.parametrize("kind", [CausalSelfAttention, MLP, nn.LayerNorm, nn.Linear, nn.Embedding])
 def test_a_method_of_a_class_is_not_ignored(
     base: Path, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module]
@@ -274,8 +311,9 @@ def test_texts_prepared_before_the_change_are_refused(base: Path) -> None:
     classifier = classifier_with(base, LABEL)
     texts = classifier.texts(ENCODED)
     attention_forward(classifier.model)
-    with pytest.raises(UsageError, match=r"blocks\.1 was changed.*call texts"):
-        classifier.logits(texts)
+    for use in (classifier.logits, lambda texts: classifier.batch_logits(texts, [0])):
+        with pytest.raises(UsageError, match=r"blocks\.1 was changed.*call texts"):
+            use(texts)
     with pytest.raises(UsageError, match=r"blocks\.1"):
         Trunk(classifier.model, 2)
 
@@ -307,4 +345,39 @@ def test_a_change_that_no_part_shows_is_refused(base: Path, change: Callable) ->
     change(classifier.model)
     for use in (classifier.logits, classifier.texts):
         with pytest.raises(UsageError, match="runs the model's parts"):
+            use(ENCODED)
+
+
+def compiled_hook(compiled: nn.Module) -> None:
+    compiled.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))
+
+
+def compiled_forward(compiled: nn.Module) -> None:
+    own = compiled.forward
+    compiled.forward = lambda ids: 2 * own(ids)
+
+
+def compiled_inner_hook(compiled: nn.Module) -> None:
+    whole_hook(compiled._orig_mod)
+
+
+@pytest.mark.parametrize("change", [compiled_hook, compiled_forward, compiled_inner_hook])
+def test_changes_of_a_compiled_model_are_refused(base: Path, change: Callable) -> None:
+    classifier = classifier_with(base, LABEL)
+    expected = classifier.logits(ENCODED)
+    classifier.model = torch.compile(classifier.model, backend="eager")
+    assert torch.equal(classifier.logits(ENCODED), expected)
+    change(classifier.model)
+    for use in (classifier.logits, classifier.texts):
+        with pytest.raises(UsageError, match="runs the model's parts"):
+            use(ENCODED)
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_another_number_of_blocks_is_refused(base: Path, kept: int) -> None:
+    classifier = classifier_with(base, LABEL)
+    blocks = [*classifier.model.blocks] * 2
+    classifier.model.blocks = nn.ModuleList(blocks[:kept])
+    for use in (classifier.logits, classifier.texts):
+        with pytest.raises(UsageError, match=f"has {kept} blocks, but its config n_layer = 3"):
             use(ENCODED)

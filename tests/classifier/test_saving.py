@@ -474,6 +474,14 @@ def change_head(metadata: dict[str, str], **values) -> None:
             ),
             "head.dense_0.weight",
         ),
+        (
+            lambda t, m: (
+                t.update({"head.dense_0.bias": torch.zeros(2**40, 0)}),
+                change_head(m, hidden=[2**40, 2**40]),
+            ),
+            "holds no numbers",
+        ),
+        (lambda t, m: t.update({"head.bias": torch.zeros(2**62, 0)}), "holds no numbers"),
         (lambda t, m: change(m, lora={"rank": 10**9}), "widths"),
         (lambda t, m: change(m, pad_to=10**12), "pad_to"),
         (lambda t, m: change(m, max_tokens=10**19), "64 bits"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.model import GPT2
 
@@ -48,6 +48,15 @@ def test_sampling_is_seeded(tiny_gpt2):
     assert draws[0] == draws[1] != draws[2]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(draw[:4] == ids.tolist() and len(draw) == 16 for draw in draws)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(tiny_gpt2, temperature, number):
+    with torch.no_grad():
+        tiny_gpt2.ln_f.bias[3] = number
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        generate(tiny_gpt2, random_ids(4), 3, temperature=temperature)
 
 
 def test_top_k_1_is_greedy(tiny_gpt2):

@@ -1,6 +1,7 @@
 """Training on cached features gives the same losses, gradients and weights as the plain loop."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -324,17 +325,48 @@ def test_other_weights_have_other_features(base: Path, tmp_path: Path) -> None:
     assert (after - before).abs().max() > 1e-4
 
 
-def test_predictions_in_bfloat16_follow_the_weights(base: Path, monkeypatch) -> None:
-    """The rounded copy of the frozen blocks is never older than the blocks."""
+def multiplied(classifier: Classifier) -> None:
+    with torch.no_grad():
+        classifier.model.blocks[0].mlp.c_fc.weight *= 1.5
+
+
+def multiplied_data(classifier: Classifier) -> None:
+    classifier.model.blocks[0].mlp.c_fc.weight.data.mul_(1.5)
+
+
+def multiplied_by_numpy(classifier: Classifier) -> None:
+    numbers = classifier.model.blocks[0].mlp.c_fc.weight.detach().numpy()
+    numbers *= 1.5
+
+
+def stepped_by_fused_adamw(classifier: Classifier) -> None:
+    weight = classifier.model.blocks[0].mlp.c_fc.weight
+    weight.grad = weight.detach().clone()
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize(
+    "change", [multiplied, multiplied_data, multiplied_by_numpy, stepped_by_fused_adamw]
+)
+@pytest.mark.parametrize("first_mode", [True, False])
+def test_predictions_in_bfloat16_follow_the_weights(
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Classifier], None],
+    first_mode: bool,
+) -> None:
+    """The rounded copy of the frozen blocks is never older than the blocks, in inference mode too."""
     monkeypatch.setattr(
         "gpt2_from_scratch.classifier.classifier.arithmetic", lambda dtype, device: dtype
     )
     classifier = Classifier.on_base(base, ["a", "b"], dtype=torch.bfloat16)
     exact = Classifier.on_base(base, ["a", "b"])
-    for _ in range(2):
-        rounded, expected = classifier.logits([[1, 2, 3]]), exact.logits([[1, 2, 3]])
+    found = []
+    for mode in (first_mode, not first_mode):
+        with torch.inference_mode(mode):
+            rounded, expected = classifier.logits([[1, 2, 3]]), exact.logits([[1, 2, 3]])
         assert 0 < (rounded - expected).abs().max() < 0.1
-        with torch.no_grad():
-            for each in (classifier, exact):
-                each.model.blocks[0].mlp.c_fc.weight *= 1.5
-    assert (exact.logits([[1, 2, 3]]) - expected).abs().max() > 0.1
+        found.append(expected)
+        for each in (classifier, exact):
+            change(each)
+    assert (found[1] - found[0]).abs().max() > 0.1

@@ -129,6 +129,15 @@ def test_bfloat16_rounds_and_leaves_the_model_alone(tiny_gpt2: GPT2) -> None:
     assert all(torch.equal(value, before[name]) for name, value in tiny_gpt2.state_dict().items())
 
 
+def test_a_callers_autocast_rounds_nothing(tiny_gpt2: GPT2) -> None:
+    """Its states are kept for others, who compute without."""
+    trunk, packed = Trunk(tiny_gpt2, 2), pack(TEXTS)
+    expected = trunk(packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = trunk(packed)
+    assert torch.equal(found, expected)
+
+
 def test_identity_changes_with_whatever_the_output_depends_on(tiny_gpt2: GPT2) -> None:
     first = Trunk(tiny_gpt2, 1).sha256()
     assert Trunk(tiny_gpt2, 1).sha256() == first

@@ -118,7 +118,15 @@ def test_a_state_without_a_record_is_put_aside(tmp_path, record):
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("x"), ValueError("x"), RuntimeError("x")]
+    "error",
+    [
+        KeyError("x"),
+        IndexError("x"),
+        TypeError("x"),
+        ValueError("x"),
+        RuntimeError("x"),
+        ZeroDivisionError("x"),
+    ],
 )
 def test_what_a_state_of_another_kind_causes_is_one_error(tmp_path, error):
     with (
