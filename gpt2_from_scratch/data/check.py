@@ -281,7 +281,7 @@ def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[st
     columns: dict[str, list[float]] = {}
     if task == "regression":
         names, named = label_names(messages, task), data.label_column.split(",")
-        names = tuple(named) if len(named) == len(names) else names
+        names = tuple(name.strip() for name in named) if len(named) == len(names) else names
         columns = {name: [m.label[n] for m in messages] for n, name in enumerate(names)}
     elif task == "span" and messages:
         columns = {"characters": [m.label.end - m.label.start for m in messages]}
