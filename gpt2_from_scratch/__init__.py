@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_sms_spam",
             "write_messages",
         ],
-        "data.formats": ["load_examples"],
+        "data.formats": ["load_examples", "write_examples"],
         "data.split": ["Split", "load_split", "split_messages"],
         "data.check": ["check_data"],
         "data.tables": ["tab_separated"],

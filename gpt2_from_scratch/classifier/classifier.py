@@ -49,10 +49,16 @@ from gpt2_from_scratch.classifier.saving import (
     unsaved_change,
     write_classifier,
 )
-from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling, in_given_order
+from gpt2_from_scratch.classifier.settings import (
+    CLASS_TASKS,
+    OF_PADS,
+    HeadConfig,
+    Pooling,
+    in_given_order,
+)
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
-from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line
+from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line, refuse_alike
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
@@ -193,9 +199,11 @@ class Classifier:
         `labels` and `pooling` describe one linear head that chooses a label; `heads` are for
         everything else. Raises CheckpointError if the base cannot be loaded, UsageError for fewer
         than two labels, equal labels, a set of labels, an unknown pooling, a layer that the model does not have, or
-        `max_tokens` outside 1 to n_ctx.
+        `max_tokens` outside 1 to n_ctx; DataError for labels that differ in how they are written only.
         """
         heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]
+        for head in heads:
+            refuse_alike(head.labels if head.task in CLASS_TASKS else ())
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
         hashes = parameters_sha256(model)
         description = Description(

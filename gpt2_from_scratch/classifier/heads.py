@@ -22,6 +22,7 @@ from gpt2_from_scratch.classifier.settings import (
     in_given_order,
 )
 from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.data.messages import refuse_alike
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import alteration
 from gpt2_from_scratch.gpt2.lora import LoRALinear
@@ -122,7 +123,7 @@ def relabelled(
     replaced by ones that fit the new labels are kept.
 
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
-    layers of another kind.
+    layers of another kind; DataError for labels that differ in how they are written only.
     """
     labels = in_given_order(labels)
     if head.task not in CLASS_TASKS:
@@ -143,6 +144,7 @@ def relabelled(
         else (),
         temperature=head.temperature if kept else 1.0,
     )
+    refuse_alike(new.labels)
     drawn, described = head_layers(new, model), head_layers(head, model)
     if _shapes(layers) == _shapes(described):
         if new.one_output and kept:  # one number for both labels, of the other sign for their order

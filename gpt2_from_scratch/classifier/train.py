@@ -29,7 +29,7 @@ from gpt2_from_scratch.classifier.freezing import (
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.messages import Message, checked_messages
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import (
     CheckpointError,
@@ -42,7 +42,6 @@ from gpt2_from_scratch.errors import (
 )
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.speed.batching import refuse_no_list
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.storage.files import write_json, write_text
@@ -144,12 +143,7 @@ def to_labelled(classifier: Classifier, messages: Sequence[Message]) -> Labelled
 
     Raises DataError for a label that the classifier does not know, and for what is no Message.
     """
-    refuse_no_list(messages)
-    for number, message in enumerate(messages):
-        if not isinstance(message, Message):
-            raise DataError(
-                f"message {number}, counted from 0, must be a Message, not {type(message).__name__}"
-            )
+    messages = checked_messages(messages)
     encoded, cut = classifier.encode([message.text for message in messages])
     targets = {
         head.name: TASKS[head.task].targets(head, messages, encoded, classifier.tokenizer)
@@ -160,7 +154,7 @@ def to_labelled(classifier: Classifier, messages: Sequence[Message]) -> Labelled
         log.warning(
             f"{sum(cut)} of {len(cut)} messages are longer than {limit} tokens and were cut"
         )
-    return Labelled(classifier.texts(encoded), [*messages], targets)
+    return Labelled(classifier.texts(encoded), messages, targets)
 
 
 def loss_and_scores(classifier: Classifier, labelled: Labelled) -> tuple[float, dict[str, Any]]:

@@ -19,6 +19,7 @@ from gpt2_from_scratch.data.formats import (
     label_names,
 )
 from gpt2_from_scratch.data.messages import (
+    ALIKE,
     CONTROL,
     FORMULA,
     REPLACEMENT,
@@ -280,7 +281,7 @@ def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[st
     columns: dict[str, list[float]] = {}
     if task == "regression":
         names, named = label_names(messages, task), data.label_column.split(",")
-        names = tuple(named) if len(named) == len(names) else names
+        names = tuple(name.strip() for name in named) if len(named) == len(names) else names
         columns = {name: [m.label[n] for m in messages] for n, name in enumerate(names)}
     elif task == "span" and messages:
         columns = {"characters": [m.label.end - m.label.start for m in messages]}
@@ -416,8 +417,6 @@ def _obstacles(
 ) -> tuple[Split | None, list[str], list[str]]:
     """The split with --on-error skip, what prevents training without it, and with it."""
     lasting = [stopped] if stopped else []
-    if alike := labels_alike(name for m in messages for name in label_parts(m.label)):
-        lasting.append(f"labels that differ in case, white space or Unicode form only: {alike}")
     split = None
     try:
         split = split_messages(messages, seed=SEED, on_error="skip", rare_labels=rare_labels)
@@ -514,8 +513,7 @@ def _format_targets(report: Report) -> list[str]:
         headers = ["words" if tags else "rows", "of all"]
         lines = _table("tags" if tags else "labels", headers, rows)
         lines += [
-            f"  differ in case, white space or Unicode form only: {_listed(alike)}"
-            for alike in report.labels_alike[:FIRST]
+            f"  {ALIKE}: {_listed([*map(repr, alike)])}" for alike in report.labels_alike[:FIRST]
         ]
         if len(report.labels_alike) > FIRST:
             lines.append(f"  and {len(report.labels_alike) - FIRST:,} more groups")

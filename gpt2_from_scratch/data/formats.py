@@ -4,7 +4,8 @@
 | -------------------- | ------------------------------- | -------------------------- | --------------- |
 | classification       | a class                         | a string or whole number   | SMS collection  |
 | multi-label          | labels separated by bars, or by | a list of strings          |                 |
-|                      | commas or semicolons            |                            |                 |
+|                      | commas or semicolons, or a list |                            |                 |
+|                      | ["a", "b"]                      |                            |                 |
 | regression           | a number; several columns "a,b" | a number or a list of some |                 |
 | token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
 | span                 |                                 | [start, end]               | SQuAD's .json   |
@@ -62,6 +63,9 @@ Task = Literal[
 TASKS: tuple[str, ...] = get_args(Task)
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
 BETWEEN = "|"  # separates the labels in a column
+IN_LISTS = "["  # in its place if every cell is a list
+STRING = r"""(?:'[^'\\]*'|"(?:[^"\\]|\\.)*")"""  # as Python or JSON writes it
+LIST = re.compile(rf"\s*\[(?:{STRING}(?:, ?{STRING})*)?\]\s*")
 
 DOCUMENT = "-DOCSTART-"  # the line before each document of CoNLL-2003
 COLUMNS = (2, 3, 4)  # word and tag; parts of speech and phrases may be between them
@@ -136,8 +140,10 @@ def form_in_words(data: DataConfig, task: str) -> str:
     columns = data.label_column.split(",") if task == "regression" else [data.label_column]
     form = str(table_form(data, (*columns,)))
     if task == "multi-label":
-        names = {BETWEEN: "bars", ",": "commas", ";": "semicolons"}
-        form += f"; labels of a text separated by {names[label_separator([data])]}"
+        marks = {BETWEEN: "bars", ",": "commas", ";": "semicolons"}
+        between = label_separator([data])
+        how = "in a list" if between == IN_LISTS else f"separated by {marks[between]}"
+        form += f"; labels of a text {how}"
     return form
 
 
@@ -145,7 +151,8 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
     """What separates several labels in a cell of these tables: a bar, a comma or a semicolon.
 
     A bar, unless no cell has one and at least half of the labels that commas, or semicolons, would
-    separate occur in several different cells.
+    separate occur in several different cells. Cells that are lists do not count; if all are, the
+    result is IN_LISTS.
     """
     cells: set[str] = set()
     for data in sources:
@@ -153,6 +160,10 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
             for row in source_rows(data, (data.label_column,)):
                 if isinstance(row, Row) and isinstance(row.values[1], str):
                     cells.add(row.values[1])
+    lists = {cell for cell in cells if LIST.fullmatch(cell)}
+    if cells and cells == lists:
+        return IN_LISTS
+    cells -= lists
     if any(BETWEEN in cell for cell in cells):
         return BETWEEN
     for mark in (",", ";"):
@@ -214,8 +225,7 @@ def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> A
     value = row.values[1]
     try:
         if task == "multi-label" and not in_json:
-            names = value.split(between) if value.strip() else []
-            return _names(names if between == BETWEEN else [name.strip() for name in names])
+            return _names(_in_cell(value, between))
         if task == "multi-label":
             return _names(value)
         if task == "regression":
@@ -227,6 +237,21 @@ def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> A
         return Span(*_places(value, row.values[0], 0))
     except ValueError as error:
         return Fault(row.line, str(error), f"labels that are not those of {task}")
+
+
+def _in_cell(cell: str, between: str) -> list[str]:
+    """The labels in a cell of a table: a list as pandas or JSON writes it, or separated ones."""
+    if LIST.fullmatch(cell):
+        quoted = re.findall(STRING, cell)
+        return [json.loads(x if x[0] == '"' else json.dumps(x[1:-1])) for x in quoted]
+    inside = cell.strip()[1:-1].lstrip()
+    is_like_a_list = inside.startswith(("'", '"')) or ("," in inside and BETWEEN not in inside)
+    if cell.lstrip().startswith("[") and cell.rstrip().endswith("]") and is_like_a_list:
+        raise ValueError(
+            f'expected a list such as ["a", "b"], or a|b without brackets: {cell:.100}'
+        )
+    names = cell.split(between) if cell.strip() else []
+    return names if between == BETWEEN else [name.strip() for name in names]
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from gpt2_from_scratch.data.tables import (
     LABEL,
@@ -57,6 +57,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab an
 REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
+ALIKE = "differ in case, invisible characters, white space or Unicode form only"
 KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
 LONGEST_NAME = 40  # characters of a label that are printed
 SHOWN = 5  # faults that an error message lists
@@ -167,11 +168,12 @@ class DataConfig:
         if isinstance(data, cls):
             return data
         if not isinstance(data, str | Path):
-            how = "data.to_csv('train.csv', index=False)"
-            how = how if hasattr(data, "to_csv") else "write_examples or write_messages"
+            how = "Write Messages to a file with write_messages('train.csv', messages)."
+            if hasattr(data, "to_csv"):
+                how = "Write texts and labels to a file with df.to_csv('train.csv', index=False)."
             raise UsageError(
-                f"data must be a data set's name, a file or a DataConfig, not a "
-                f"{type(data).__name__}. Write it to a file with {how}."
+                "data must be a data set's name, a file or a DataConfig, not a "
+                f"{type(data).__name__}. {how}"
             )
         return cls(source=str(data))
 
@@ -289,11 +291,7 @@ def collected(
     messages = [message for _, message in without_faults(found, str(path), on_error)]
     if not messages:
         raise DataError(f"{path} contains no {what}")
-    if alike := labels_alike(name for message in messages for name in label_parts(message.label)):
-        raise DataError(
-            f"{path}: these labels differ in case, white space or Unicode form only: {alike}. Make "
-            "them the same."
-        )
+    refuse_alike((name for m in messages for name in label_parts(m.label)), f"{path}: ")
     return messages
 
 
@@ -308,12 +306,52 @@ def label_parts(label: Any) -> tuple[str, ...]:
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case, in white space or in their Unicode form."""
+    """Groups of labels that differ only as ALIKE says."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        folded = normalize("NFC", normalize("NFC", label).casefold())
+        seen = "".join(character for character in label if category(character) != "Cf")
+        folded = normalize("NFC", normalize("NFC", seen).casefold())
         groups.setdefault(" ".join(folded.split()), []).append(label)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def refuse_alike(labels: Iterable[str], where: str = "") -> None:
+    """Raise DataError for labels that differ in how they are written only."""
+    if alike := labels_alike(labels):
+        raise DataError(f"{where}these labels {ALIKE}: {alike}. Make them the same.")
+
+
+def refuse_mixed(messages: Sequence[Message]) -> None:
+    """Raise DataError for NaN as a label, and for classes of several types, such as 1, "1" and True."""
+    types = Counter(type(message.label) for message in messages)
+    single = [kind for kind in types if kind in (str, bool)] if len(types) > 1 else []
+    for number, message in enumerate(messages if single or float in types else ()):
+        label = message.label
+        is_nan = isinstance(label, float) and label != label
+        if is_nan or (single and type(label) is not single[0]):
+            others = f"; others are {single[0].__name__}" if single else ""
+            raise DataError(
+                f"message {number}, counted from 0, has the label {label!r:.80}{others}. Give all "
+                "labels one type, and leave out missing ones, which are NaN, None or NA in pandas."
+            )
+
+
+def checked_messages(messages: Iterable[Message]) -> list[Message]:
+    """The messages as a list. Raises DataError for what is no list of them, such as a table."""
+    how = "[Message(text, label) for text, label in zip(texts, labels)]"
+    if hasattr(messages, "to_csv"):  # a table or a column of pandas
+        kind, how = type(messages).__name__, how.replace("texts, labels", "df['text'], df['label']")
+        raise DataError(f"give a list of Message, not a {kind}: {how}")
+    if isinstance(messages, str | bytes | Path) or not hasattr(messages, "__iter__"):
+        raise DataError(f"give a list of Message, not {messages!r:.80}: {how}")
+    found = [*messages]
+    for number, message in enumerate(found):
+        if not isinstance(message, Message):
+            raise DataError(
+                f"message {number}, counted from 0, must be a Message, not a "
+                f"{type(message).__name__}: {how}"
+            )
+    return found
 
 
 def _collection_rows(path: Path) -> Iterator[Row | Fault]:
@@ -465,7 +503,7 @@ def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
 
     Texts are written as they are: `for_spreadsheet` is for files that a spreadsheet opens.
     """
-    path = expanded(path)
+    path, messages = expanded(path), checked_messages(messages)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["label", "text"])
@@ -474,6 +512,8 @@ def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
 
 def count_labels(messages: Sequence[Message]) -> dict[str, int]:
     """{label: number of messages}, the labels as `in_order` puts them."""
+    messages = checked_messages(messages)
+    refuse_mixed(messages)
     counts = Counter(message.label for message in messages)
     return {label: counts[label] for label in in_order(counts)}
 

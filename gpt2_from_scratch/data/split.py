@@ -19,6 +19,7 @@ import numpy as np
 
 from gpt2_from_scratch.data.formats import label_separator, load_examples
 from gpt2_from_scratch.data.messages import (
+    ALIKE,
     SHOWN,
     DataConfig,
     Message,
@@ -26,8 +27,11 @@ from gpt2_from_scratch.data.messages import (
     check_keep_together,
     check_on_error,
     check_rare_labels,
+    checked_messages,
     label_parts,
     labels_alike,
+    refuse_alike,
+    refuse_mixed,
 )
 from gpt2_from_scratch.data.near_duplicates import near_duplicate_groups
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -142,12 +146,13 @@ def split_messages(
             "keep" it, or "join:other", which makes all such classes one class, called other.
 
     Raises:
-        DataError: One class only, too few texts or groups, or a text with two classes.
+        DataError: One class only, too few texts or groups, a text with two classes, labels of several
+            types or that differ in how they are written only, or something that is no Message.
         UsageError: `balance` without classes, or an unknown option.
     """
     check_keep_together(keep_together)
     check_rare_labels(rare_labels)
-    messages = with_settled_targets(messages, on_error)
+    messages = with_settled_targets(_checked(messages), on_error)
     (messages,) = _with_rare_labels([messages], rare_labels)
     fewest = 1 if rare_labels == "keep" else FEWEST
     kept = messages if keep_duplicates else distinct(messages)
@@ -175,7 +180,7 @@ def folds(
         raise UsageError(f"n_folds = {n_folds} must be at least 2")
     check_keep_together(keep_together)
     fewest = max(FEWEST, n_folds)
-    settled = distinct(with_settled_targets(messages, on_error))
+    settled = distinct(with_settled_targets(_checked(messages), on_error))
     copies, by_label = _copies_and_texts(settled, balance, fewest)
     random = np.random.RandomState(seed)
     texts, labels, groups = _grouped(_draw(by_label, balance, random), keep_together, fewest)
@@ -289,6 +294,14 @@ def _settled(labels: list[Any]) -> tuple[Any, str]:
     return None, KEPT
 
 
+def _checked(messages: Sequence[Message]) -> list[Message]:
+    """The messages, if their labels can be told apart; `load_examples` does the same for a file."""
+    found = checked_messages(messages)
+    refuse_mixed(found)
+    refuse_alike(name for message in found for name in label_parts(message.label))
+    return found
+
+
 def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> None:
     """Raise DataError for labels of two files that differ only in how they are written."""
     if len(parts) == 1:
@@ -301,7 +314,7 @@ def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> Non
     if alike := labels_alike(where):
         shown = ", ".join(f"{name!r:.80} ({where[name]})" for name in alike[0])
         raise DataError(
-            f"these labels differ in case, white space or Unicode form only: {shown}"
+            f"these labels {ALIKE}: {shown}"
             + (f", and {len(alike) - 1:,} more such groups" if len(alike) > 1 else "")
             + ". Make them the same."
         )

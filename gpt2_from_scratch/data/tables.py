@@ -15,12 +15,12 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import BufferedReader, TextIOWrapper
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,7 @@ def recognised(
         columns = tuple(_named(name, first, n == 0) for n, name in enumerate(names))
         if header and all(columns):
             form = Form(character, quotes, True, len(first), columns)
+            _refuse_column_twice(path, names, columns)
             _refuse_data_as_header(path, names, form, rows)
             return form
     evenness = {one: _evenness(rows) for one, (_, rows) in samples.items()}
@@ -357,6 +358,7 @@ def recognised(
         found = _text_and_label(even, header)
         form = replace(form, columns=tuple((found[name],) for name in names if found))
     if form.columns:
+        _refuse_column_twice(path, names, form.columns)
         if header:  # nobody said that there is none
             log.info(f"{path}: {form}")
         return form
@@ -366,7 +368,8 @@ def recognised(
             f"{path}: without a header columns have numbers, and {', '.join(names)} is not one of 1 "
             f"to {width}; the first row is {shown}. Use, say, --text-column 2 --label-column 1."
         )
-    missing = next(name for n, name in enumerate(names) if not _named(name, first, n == 0))
+    parts = [part for n, name in enumerate(names) for part in _parts(name, first, n == 0)]
+    missing = next(part for part in parts if first.count(part) != 1)
     raise DataError(
         f"{path}: expected one column {missing!r}, found the columns {shown}"
         f"{_nearest(missing, first)}. Use --text-column and --label-column, or, if this row is not "
@@ -392,16 +395,34 @@ def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: boo
 
 def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]:
     """The places of a named column, or of several a,b; none unless each is there once."""
-    names = [name] if name in header or not several else name.split(",")
+    names = _parts(name, header, several)
     if any(header.count(one) != 1 for one in names):
         return ()
     return tuple(header.index(one) for one in names)
 
 
+def _parts(name: str, header: Collection[str], several: bool) -> list[str]:
+    """The names in a,b, if there is no column of this name; spaces around them do not count."""
+    names = [name] if name in header or not several else name.split(",")
+    return [one if one in header else one.strip() for one in names]
+
+
+def _refuse_column_twice(
+    path: Path, names: Sequence[str], columns: Sequence[Sequence[object]]
+) -> None:
+    """Raise DataError if a column is asked for twice, as text and label or in a,a."""
+    found = [*chain(*columns)]
+    if len(set(found)) < len(found):
+        raise DataError(
+            f"{path}: a column is named twice in {', '.join(map(repr, names))}. Name different columns "
+            "with --text-column and --label-column."
+        )
+
+
 def _numbered(names: tuple[str, ...], width: int) -> tuple[tuple[int, ...], ...]:
     """The places of columns given by numbers from 1; none unless all are."""
     known = {str(n + 1): n for n in range(width)}
-    split = [name.split(",") if n == 0 else [name] for n, name in enumerate(names)]
+    split = [_parts(name, (), n == 0) for n, name in enumerate(names)]
     if any(number not in known for numbers in split for number in numbers):
         return ()
     return tuple(tuple(known[number] for number in numbers) for numbers in split)
@@ -532,10 +553,10 @@ def _json_rows(path: Path, names: tuple[str, ...], encoding: str) -> Iterator[Ro
         lines = _decoded_lines(file, str(path), encoding, table=True)
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _wrong_byte(line, number, encoding) or _json_row(line, names, number)
+                yield _wrong_byte(line, number, encoding) or _json_row(path, line, names, number)
 
 
-def _json_row(line: str, names: tuple[str, ...], number: int) -> Row | Fault:
+def _json_row(path: Path, line: str, names: tuple[str, ...], number: int) -> Row | Fault:
     """The values of the keys `names` in one line, of any type."""
     try:
         found = json.loads(line, object_pairs_hook=each_once, parse_constant=no_number)
@@ -544,11 +565,12 @@ def _json_row(line: str, names: tuple[str, ...], number: int) -> Row | Fault:
     if not isinstance(found, dict):
         what = f"expected a JSON object, found {line!r:.200}"
         return Fault(number, what, "JSON that is not an object")
-    joined = [names[0]] if names[0] in found else names[0].split(",")
-    for name in (*joined, *names[1:]):
+    joined, *labels = [_parts(name, found, n == 0) for n, name in enumerate(names)]
+    _refuse_column_twice(path, names, [joined, *labels])
+    for name in chain(joined, *labels):
         if name not in found:
             what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
             return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
     texts = [found[name] for name in joined]
     odd = [text for text in texts if type(text) is not str]  # which the caller reports
-    return Row(number, (odd[0] if odd else "\n".join(texts), *(found[name] for name in names[1:])))
+    return Row(number, (odd[0] if odd else "\n".join(texts), *(found[name] for [name] in labels)))

@@ -12,7 +12,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import set_trainable
 from gpt2_from_scratch.classifier.heads import class_logits, replace_head
 from gpt2_from_scratch.classifier.settings import HeadConfig
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 
 TEXTS = ["the cat is in the house", "win", ""]
@@ -53,6 +53,19 @@ def test_known_labels_keep_their_outputs(
     again = Classifier.load(tmp_path / "c.safetensors", base)
     assert again.description.labels == labels
     assert again.predict(TEXTS) == classifier.predict(TEXTS)
+
+
+@pytest.mark.parametrize("labels", [("Ham", "ham"), ("a", "a "), ("caf\u00e9", "cafe\u0301")])
+def test_labels_that_look_alike(base: Path, tmp_path: Path, labels: tuple[str, str]) -> None:
+    classifier = Classifier.on_base(base, ("a", "b"))
+    with pytest.raises(DataError, match="Unicode form"):
+        classifier.relabel(labels)
+    alike = HeadConfig(labels=labels)
+    with pytest.raises(DataError, match="Unicode form"):
+        Classifier.on_base(base, heads=[alike])
+    classifier.description = replace(classifier.description, heads=(alike,))  # as in old files
+    classifier.save(tmp_path / "old.safetensors")
+    assert Classifier.load(tmp_path / "old.safetensors", base).description.labels == [*labels]
 
 
 def test_other_names_are_only_names(base: Path) -> None:

@@ -124,6 +124,29 @@ def test_what_separates_labels(tmp_path: Path, cells: list[str], expected):
     assert found == (expected or [(cell,) for cell in cells])
 
 
+@pytest.mark.parametrize("written", [json.dumps, repr])
+def test_lists_in_cells(tmp_path: Path, written: Any):
+    labels = [["net", "login"], [], ["user account"], ["it's", "café, bar|x"]]
+    rows = [["text", "label"], *([f"text {n}", written(x)] for n, x in enumerate(labels))]
+    found = load(tmp_path / "lists.csv", csv_of(rows), "multi-label")
+    assert [m.label for m in found] == [*map(tuple, labels)]
+    form = formats.form_in_words(DataConfig(str(tmp_path / "lists.csv")), "multi-label")
+    assert form.endswith("labels of a text in a list")
+    mixed = csv_of([["text", "label"], ["t", written(["a"])], ["t", "b, c"], ["t", "c, b"]])
+    found = load(tmp_path / "mixed.csv", mixed, "multi-label")
+    assert [m.label for m in found] == [("a",), ("b", "c"), ("c", "b")]
+
+
+@pytest.mark.parametrize("cell", ["['a' 'b']", "[a, b]", "[1, 2]", "['a', nan]", "['it\\'s']"])
+def test_lists_that_are_not_of_strings_are_faults(tmp_path: Path, cell: str):
+    with pytest.raises(DataError, match="line 3: expected a list such as"):
+        load(
+            tmp_path / "a.csv",
+            csv_of([["text", "label"], ["t", "a|b"], ["t", cell]]),
+            "multi-label",
+        )
+
+
 def test_all_files_separate_labels_alike(tmp_path: Path):
     """One combination alone in a file would be one label there."""
     names = ["a.csv", "b.csv", "c.csv"]

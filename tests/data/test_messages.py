@@ -7,6 +7,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from gpt2_from_scratch.data.messages import (
     without_halves,
     write_messages,
 )
-from gpt2_from_scratch.data.split import load_split
+from gpt2_from_scratch.data.split import folds, load_split, split_messages
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.runs.lecture import read_lecture_split
 from gpt2_from_scratch.storage.paths import DATA_SETS, EMBEDDED_DATA, embedded
@@ -505,6 +506,8 @@ def test_empty_texts_may_be_kept(tmp_path):
         ["STRASSE", "straße"],
         ["caf\u00e9", "cafe\u0301"],
         ["CAFE\u0301", "caf\u00e9"],
+        ["spam", "spam\u200b"],
+        ["\ufeffspam", "Sp\u00adam"],
     ],
 )
 def test_labels_that_look_alike(tmp_path, labels):
@@ -640,7 +643,7 @@ def test_a_table_of_pandas_is_told_to_be_written_first():
     for given, what in (
         (table, "DataFrame.*to_csv"),
         (table["text"], "Series.*to_csv"),
-        ([Message("a", "b")], "list.*write_examples"),
+        ([Message("a", "b")], "list.*write_messages"),
         (None, "NoneType"),
     ):
         for read in (DataConfig.of, load_messages, load_split, check_data, read_lecture_split):
@@ -648,6 +651,23 @@ def test_a_table_of_pandas_is_told_to_be_written_first():
                 read(given)
         with pytest.raises(UsageError, match=what):
             compare("mini", given)
+
+
+def test_what_is_no_list_of_messages_is_told_how_to_become_one(tmp_path: Path):
+    table = pandas.DataFrame({"text": ["a"], "label": ["b"]})
+    for given, what in (
+        (table, r"DataFrame: \[Message\(text, label\).*df\['label'\]"),
+        (table["text"], r"Series: \[Message\(text, label\).*df\['label'\]"),
+        (table.to_numpy(), "message 0.*ndarray"),
+        ([Message("a", "b"), ("a", "b")], "message 1, counted from 0.*tuple"),
+        ("m.csv", "not 'm.csv'"),
+        (None, "not None"),
+    ):
+        write = partial(write_messages, tmp_path / "m.csv")
+        for use in (split_messages, partial(folds, n_folds=2), count_labels, write):
+            with pytest.raises(DataError, match=what):
+                use(given)
+    assert not (tmp_path / "m.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import random
 import unicodedata
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -615,6 +617,29 @@ def test_a_part_without_texts_of_its_own_is_refused(tmp_path: Path, emptied: str
 
 
 FILES = ["one,ham", "two,spam", "one,ham"], ["six,spam"], ["nine,spam", "ten,spam"]
+
+
+@pytest.mark.parametrize("labels", [("Ham", "ham"), ("a ", "a"), ("a", "a\u200b")])
+def test_labels_are_compared_in_messages(labels: tuple[str, str]) -> None:
+    for several in (False, True):
+        messages = [
+            Message(f"text {n}", (labels[n % 2],) if several else labels[n % 2]) for n in range(60)
+        ]
+        for split in (split_messages, partial(folds, n_folds=2)):
+            with pytest.raises(DataError, match="Unicode form") as error:
+                split(messages)
+            assert all(repr(label) in str(error.value) for label in labels)
+
+
+@pytest.mark.parametrize("odd", [1, True, None, float("nan"), ("a",)])
+def test_labels_of_several_types(odd: Any) -> None:
+    for other in ("a", False) if odd is not True else ("a", 1):
+        messages = [Message(f"text {n}", [other, odd][n % 2]) for n in range(60)]
+        for use in (split_messages, count_labels):
+            with pytest.raises(DataError, match="counted from 0, has the label.*NaN.*pandas"):
+                use(messages)
+    numbers = [Message(f"text {n}", n % 2) for n in range(60)]
+    assert count_labels(numbers) == {0: 30, 1: 30} and len(split_messages(numbers).test) == 12
 
 
 @pytest.mark.parametrize("label", ["Ham", "ham ", "HAM"])

@@ -624,3 +624,36 @@ def test_many_lines_in_flat_memory(encoding: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 100_000 and peak < 1e6
+
+
+JOINED = "title,desc,label\na,b,x\nc,d,y\n"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_spaces_between_names_of_columns(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [dict(zip(("title", "desc", "label"), row, strict=True)) for row in ("abx", "cdy")]
+    in_json = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(in_json if name == "t.jsonl" else JOINED)
+    expected = [
+        Row(2 - (name == "t.jsonl"), ("a\nb", "x")),
+        Row(3 - (name == "t.jsonl"), ("c\nd", "y")),
+    ]
+    assert [*read_rows(path, ("title, desc", "label"))] == expected
+    assert [*read_rows(path, (" title ,desc", " label"))] == expected
+    for names in (("title,title",), ("label", "label"), ("title, label", "label")):
+        with pytest.raises(DataError, match="named twice.*--text-column"):
+            list(read_rows(path, names))
+
+
+def test_the_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(JOINED)
+    for wrong in ("title,dsc", "dsc, title"):
+        with pytest.raises(DataError, match="expected one column 'dsc'.*did you mean 'desc'"):
+            list(read_rows(path, (wrong, "label")))
+    for names in (("1", "1"), ("1,2,1", "3"), ("1, 3", "3")):
+        with pytest.raises(DataError, match="named twice"):
+            list(read_rows(path, names, header=False))
+    [first, *_] = read_rows(path, ("1, 2", "3"), header=False)
+    assert first == Row(1, ("title\ndesc", "label"))
