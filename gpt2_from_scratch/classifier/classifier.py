@@ -10,6 +10,7 @@ B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, K outpu
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -638,12 +639,26 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         with _LOCK:
-            count, before = _MODES.pop(key)
+            count, before = _MODES.pop(key, (1, []))  # none after a fork meanwhile
             if count > 1:
                 _MODES[key] = count - 1, before
             else:
                 for part, was_training in before:
                     part.training = was_training
+
+
+def _forget_other_threads() -> None:
+    """In a forked process there are none that would restore a mode or release the lock."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    for _, before in _MODES.values():
+        for part, was_training in before:
+            part.training = was_training
+    _MODES.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def refuse_infinite(head: HeadConfig, outputs: Tensor, lengths: Tensor) -> None:

@@ -44,7 +44,7 @@ from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
-from gpt2_from_scratch.storage.files import write_json, write_text
+from gpt2_from_scratch.storage.files import make_folder, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.settings import record_from_json
@@ -216,9 +216,11 @@ def finetune(
         GPT2Error: if the loss becomes NaN or infinite; `nan_report.json` says where.
         DataError: if a part has no message with a target for one of the heads.
         UsageError: if nothing is trainable, and if resumed with other settings.
-        ResourceError: if there is not enough memory for even one message at a time.
+        ResourceError: if `run` cannot be written in, and if there is not enough memory for even one
+            message at a time.
     """
     run = expanded(run)
+    make_folder(run)
     classifier.unmerge()
     freeze(classifier, config)
     train, val = to_labelled(classifier, split.train), to_labelled(classifier, split.val)

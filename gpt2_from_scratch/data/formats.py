@@ -19,6 +19,7 @@ Rajpurkar et al., 2016 (https://aclanthology.org/D16-1264) publish them in versi
 """
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -370,7 +371,7 @@ def read_squad(path: Path) -> Iterator[Message | Fault]:
     in SQuAD 2.0, are faults: no place in the text is right. Raises DataError for a file that is
     missing, too large, not JSON, or not in SQuAD's form.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise DataError(f"{path} is not a file")
     try:
         raw = read_bounded(path, LARGEST_SQUAD)

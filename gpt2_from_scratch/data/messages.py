@@ -7,6 +7,7 @@ The lecture's messages are the SMS Spam Collection's: a text and its class, "ham
 import csv
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -230,9 +231,9 @@ def source_path(source: str | Path) -> Path:
         path = embedded(f"data/{source}") / "messages.csv"
     elif source == "sms":
         path = sms_collection()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{path} is missing; get it with: gpt2-classifier download sms")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
     return path
 

@@ -13,6 +13,7 @@ import codecs
 import csv
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -177,7 +178,7 @@ def checked_encoding(encoding: str) -> str:
 
 
 def _refuse_missing(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise DataError(f"{path} is not a file")
 
 

@@ -336,9 +336,10 @@ class TrainedOn:
     def of(cls, classifier: str | Path) -> "TrainedOn":
         """Read what a run's classifier was trained on; nothing is known of other files."""
         path = expanded(classifier)
-        own = path.is_dir() or path.name in ("best.safetensors", "last.safetensors")
-        path = (path if path.is_dir() else path.parent) / TRAINING_TEXTS
-        if not own or not path.is_file():
+        is_folder = os.path.isdir(path)  # Path.is_dir raises OSError for a name that is too long
+        own = is_folder or path.name in ("best.safetensors", "last.safetensors")
+        path = (path if is_folder else path.parent) / TRAINING_TEXTS
+        if not own or not os.path.isfile(path):
             return cls(frozenset(), complete=False)
         check_listed(path)
         lines = path.read_text("utf-8", "replace").splitlines()

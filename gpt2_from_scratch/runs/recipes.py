@@ -96,6 +96,7 @@ def train_classifier(
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     head = head or HeadSettings()
+    run = None if run is None else expanded(run)
     if start is not None:
         defaults = asdict(HeadSettings())
         asked = {name: value for name, value in asdict(head).items() if value != defaults[name]}
@@ -170,7 +171,7 @@ def resume_training(
         UsageError: The run is one of the lecture's recipe, which keeps no state; or its messages or
             base model have changed.
     """
-    folder = Path(run)
+    folder = expanded(run)
     if is_complete(folder):
         check_listed(folder / "config.json")
     config = RunConfig.read(folder)

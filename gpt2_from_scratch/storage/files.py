@@ -71,6 +71,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents if they are missing, and try to write there.
+
+    Raises ResourceError if that is impossible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be a folder to write in: {error.strerror or error}. Choose another."
+        ) from error
+
+
 def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> None:
     """Remove the temporary folders of killed writers that were not touched for `older_than` seconds.
 

@@ -137,11 +137,22 @@ def tidy(name: str) -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` expanded. Raises UsageError for an unknown user, and for what is no path."""
+    """The path with `~` expanded. Raises UsageError for an unknown user, and for what is no path.
+
+    An empty string, a NUL, and halves of characters that no file's name can hold are no path.
+    """
     if not isinstance(path, str | Path):
         raise UsageError(
             f"a path must be a string or a Path, not {type(path).__name__}: {path!r:.80}"
         )
+    if path == "":
+        raise UsageError("a path must not be empty; the folder here is '.'")
+    try:
+        named = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise UsageError(f"{str(path)!a:.80} cannot be the name of a file; choose another")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -1,5 +1,7 @@
 """Whatever is asked of a classifier, its model stays in the mode in which it was."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from three_blocks import LABEL, LANGUAGE, LAYERS, TAGS, classifier_with
 from torch import Tensor
 
+from gpt2_from_scratch.classifier import classifier as module
 from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.generate import generate_with_heads
 from gpt2_from_scratch.classifier.settings import TrainConfig
@@ -136,3 +139,19 @@ def test_dropout_is_there_in_training_and_nowhere_else(base: Path) -> None:
     assert torch.equal(outputs(), expected), "with the same dropout"
     classifier.model.eval()
     assert not torch.equal(outputs(), expected)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
+def test_a_fork_forgets_what_other_threads_were_doing(base: Path) -> None:
+    """They hold the lock and evaluation mode at this moment, and do not exist in the new process."""
+    model = classifier_with(base, LABEL).model.train()
+    with in_mode(model, training=False), module._LOCK:
+        if child := os.fork():
+            status = os.waitpid(child, 0)[1]
+        else:
+            signal.alarm(60)  # ends it if the lock is never free
+            was_training = model.training
+            with in_mode(model, training=False):
+                evaluates = not model.training
+            os._exit(not (was_training and evaluates and model.training))
+    assert status == 0 and model.training

@@ -38,7 +38,7 @@ from gpt2_from_scratch.classifier.train import (
 )
 from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.data.split import Split
-from gpt2_from_scratch.errors import DataError, GPT2Error, Interrupted, UsageError
+from gpt2_from_scratch.errors import DataError, GPT2Error, Interrupted, ResourceError, UsageError
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.lora import lora_names
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features
@@ -883,3 +883,19 @@ def test_the_history_tells_each_head(tiny_checkpoint, labelled_split, tmp_path):
     assert history[-1].heads == line["heads"]
     found = classifier.predict(["win the road 9"])[0].answers
     assert [*found] == [*line["heads"]]
+
+
+@pytest.mark.parametrize("run", ["file", "file/below", "/proc/none/x", "nul\0"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    monkeypatch.setattr(TrainingRun, "step", lambda *_: pytest.fail("it trained"))
+    (tmp_path / "file").write_text("")
+    messages = [Message("the cat", "ham"), Message("win", "spam")] * 4
+    with pytest.raises((ResourceError, UsageError)):
+        finetune(
+            Classifier.on_base(tiny_checkpoint, ["ham", "spam"]),
+            Split(messages, messages, messages),
+            TrainConfig(epochs=1),
+            tmp_path / run,
+        )

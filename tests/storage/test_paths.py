@@ -18,6 +18,7 @@ from gpt2_from_scratch.storage.paths import (
     PACKAGE,
     data_name,
     embedded,
+    expanded,
     features_folder,
     home,
     is_model,
@@ -147,6 +148,12 @@ def test_neither_a_model_nor_a_folder(tmp_path, name):
 def test_a_user_that_does_not_exist():
     with pytest.raises(UsageError, match="~nobody-of-this-name/x"):
         model_folder("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("path", ["", "nul\0", "half \ud800", Path("nul\0"), 3, None])
+def test_what_no_file_can_be_named(path):
+    with pytest.raises(UsageError, match="path|cannot be the name"):
+        expanded(path)
 
 
 def test_names_under_which_models_and_data_are_found_again(tmp_path, monkeypatch):
