@@ -14,8 +14,9 @@ from gpt2_from_scratch.classifier import train as training_run
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.runs.folder import RunConfig, TrainedOn
-from gpt2_from_scratch.runs.recipes import train_classifier
+from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 
 CONFIG = TrainConfig(epochs=1, seed=3)
 ROWS = [(f"{'the göal' if n % 2 else 'a pill'}  {n}", "ab"[n % 2]) for n in range(40)]
@@ -240,3 +241,15 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys) -> None:
 def test_a_config_may_name_a_model_as_the_hub_does() -> None:
     assert RunConfig(model="gpt2-medium").model == "355M"
     assert RunConfig(model="openai-community/gpt2-xl").model == "1558M"
+
+
+# --- arguments that are no paths ---
+
+
+def test_what_is_no_path_is_refused_first() -> None:
+    with pytest.raises(UsageError, match="not int: 3"):
+        train_classifier("no model", "no data", run=3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not int: 3"):
+        resume_training(3)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="is not a file"):
+        train_classifier("mini", "a" * 300)  # longer than a file's name may be
