@@ -175,6 +175,7 @@ class Classifier:
         self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
         self._logged = ""  # why shortcuts are skipped, as last logged
         self._unsaved = ""  # what files do not hold, as last logged
+        self._config = model.config  # which a file does not hold either
         self._base: str | Path = description.base  # where the base model is
         self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
 
@@ -362,7 +363,7 @@ class Classifier:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
         if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`
             description = replace(description, lora=None)
-        parameters, config = parameters_by_name(self.model), self.model.config
+        parameters, config = parameters_by_name(self.model), self._config
         described = described_model(description, config, self.tokenizer)
         expected = parameters_by_name(described)
         if differences := misfit(parameters, expected, expected.keys()):

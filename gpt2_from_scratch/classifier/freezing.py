@@ -185,13 +185,13 @@ def refuse_other_forward(model: GPT2) -> None:
     """
     changed = ""
     while inner := getattr(model, "_orig_mod", None):  # what torch.compile wrapped
-        if not hasattr(vars(model)["forward"], "_torchdynamo_orig_callable"):
+        if not hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
             changed = "forward"
         if model._forward_hooks or model._forward_pre_hooks:
             changed = "a hook of the whole model"
         model = inner
     for name in ("forward", "hidden"):
-        if name in vars(model) or getattr(type(model), name) is not ORIGINAL[GPT2][name]:
+        if name in vars(model) or getattr(type(model), name, None) is not ORIGINAL[GPT2][name]:
             changed = name
     if model._forward_hooks or model._forward_pre_hooks:
         changed = "a hook of the whole model"

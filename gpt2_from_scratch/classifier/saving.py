@@ -98,7 +98,7 @@ def write_classifier(
     """
     path = expanded(path)
     for name, value in tensors.items():
-        if not value.isfinite().all():
+        if not value.detach().isfinite().all():
             raise CheckpointError(f"{path}: {name} contains NaN or infinite values; not saved")
     write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
 

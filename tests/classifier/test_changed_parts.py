@@ -1,6 +1,7 @@
 """A model that somebody changed answers as `model(ids)` does, text by text, by every route."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 
@@ -217,6 +218,18 @@ def test_saving_says_what_a_file_of_weights_does_not_hold(
     again = Classifier.load(tmp_path / "c.safetensors", base)
     same = torch.allclose(again.logits(ENCODED), text_by_text(classifier), atol=1e-2)
     assert len(told) == (0 if same or change is half else 1)  # what is loaded computes in float32
+
+
+def test_another_config_is_not_in_the_file_either(base: Path, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        said, classifier = listen(), classifier_with(base, LABEL)
+    classifier.save(tmp_path / "c.safetensors")
+    assert said == []
+    classifier.model.config = replace(classifier.model.config, n_head=8)
+    for block in classifier.model.blocks:
+        block.attn.n_head = 8
+    classifier.save(tmp_path / "c.safetensors")
+    assert len(said) == 1 and "blocks.0.attn has n_head = 8 instead of 4" in said[0]
 
 
 @pytest.mark.slow
