@@ -443,7 +443,7 @@ def _copies_and_texts(
         by_label[same[0].label if classes else ALL].append(text)
     if classes and len(by_label) < 2:
         found = f"one label only, {labels[0]!r:.80}" if labels else "no label"
-        raise DataError(f"the messages have {found}; a classifier needs two")
+        raise DataError(f"the texts have {found}; training needs texts of two labels")
     _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)
     return copies, by_label
 
