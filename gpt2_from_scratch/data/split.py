@@ -56,11 +56,15 @@ class Split:
 
 
 def load_split(
-    data: str | Path | DataConfig = "demo", task: str = "classification", seed: int = 123
+    data: str | Path | DataConfig = "demo",
+    task: str = "classification",
+    seed: int = 123,
+    *,
+    fewest_labels: int = 2,
 ) -> Split:
     """Read a data set and split it; `load_parts` and `split_parts` say how."""
     data = DataConfig.of(data)
-    return split_parts(load_parts(data, task), data, seed)
+    return split_parts(load_parts(data, task), data, seed, fewest_labels=fewest_labels)
 
 
 def load_parts(
@@ -107,16 +111,19 @@ def load_parts(
     return parts
 
 
-def split_parts(files: Sequence[list[Message]], data: DataConfig, seed: int = 123) -> Split:
+def split_parts(
+    files: Sequence[list[Message]], data: DataConfig, seed: int = 123, *, fewest_labels: int = 2
+) -> Split:
     """Split what `load_parts` read.
 
     One file is split as by `split_messages`. Of a training file next to a test file an eighth
-    becomes the validation set. Three files are the three parts.
+    becomes the validation set. Three files are the three parts. Raises DataError for fewer classes
+    than `fewest_labels`: 2, but 1 for a classifier that has learned others before.
     """
     if len(files) == 3:
         return Split(*files)
     fewest = 1 if data.rare_labels == "keep" else FEWEST
-    copies, by_label = _copies_and_texts(distinct(files[0]), data.balance, fewest)
+    copies, by_label = _copies_and_texts(distinct(files[0]), data.balance, fewest, fewest_labels)
     cut = TENTHS if len(files) == 1 else EIGHTHS
     parts = _cut(copies, by_label, cut, data.balance, data.keep_together, fewest, seed)
     return Split(*parts, *files[1:])
@@ -428,7 +435,7 @@ def with_known_labels(
 
 
 def _copies_and_texts(
-    messages: Sequence[Message], balance: bool, fewest: int
+    messages: Sequence[Message], balance: bool, fewest: int, fewest_labels: int = 2
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
     """{text: its messages} and {label: its distinct texts}; see `split_messages` for errors."""
     classes = all(isinstance(message.label, str) for message in messages)
@@ -441,7 +448,7 @@ def _copies_and_texts(
     by_label: dict[str, list[str]] = {label: [] for label in labels}
     for text, same in copies.items():
         by_label[same[0].label if classes else ALL].append(text)
-    if classes and len(by_label) < 2:
+    if classes and len(by_label) < fewest_labels:
         found = f"one label only, {labels[0]!r:.80}" if labels else "no label"
         raise DataError(f"the texts have {found}; training needs texts of two labels")
     _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)

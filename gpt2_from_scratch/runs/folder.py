@@ -23,7 +23,7 @@ from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
-from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
 from gpt2_from_scratch.data.tables import LABEL, TEXT
 from gpt2_from_scratch.errors import (
     CheckpointError,
@@ -117,6 +117,11 @@ class RunConfig:
         """Write `config.json`."""
         run = expanded(run)
         write_json(run / CONFIG, asdict(self))
+
+    def load_split(self) -> Split:
+        """Read and split the data; those of a run that continues may have one class only."""
+        fewest = 1 if self.start else 2
+        return load_split(self.data, self.head.task, self.training.seed, fewest_labels=fewest)
 
     @classmethod
     def read(cls, run: str | Path) -> "RunConfig":
