@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
+from gpt2_from_scratch.classifier.settings import CLASS_TASKS, HeadConfig, HeadSettings
 from gpt2_from_scratch.cli.options import (
     TABLE,
     add_base,
@@ -31,7 +32,8 @@ from gpt2_from_scratch.cli.options import (
     non_empty,
     settings_of,
 )
-from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, without_halves
+from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, label_parts, without_halves
+from gpt2_from_scratch.data.tables import is_table
 from gpt2_from_scratch.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.data.split import with_known_labels
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
+    from gpt2_from_scratch.evaluation.metrics import several
     from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
     from gpt2_from_scratch.speed.feature_store import FeatureStore
@@ -124,6 +127,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         if head.task == "classification":
             known = head.labels
             messages = with_known_labels(messages, known, data.rare_labels, data.source)
+        elif head.task in CLASS_TASKS:
+            for message in messages:
+                if unknown := [*set(label_parts(message.label)).difference(head.labels)]:
+                    raise DataError(
+                        f"{data.source}, line {message.line}: unknown label {unknown[0]!r:.80}; the "
+                        f"head has {several(head.labels)}"
+                    )
     else:
         messages = read_test_part(folder, head.task)
     options = given(args, "positive", "allowed_per_1000", "cost", "n_shown")
@@ -216,6 +226,13 @@ def run_predict(args: argparse.Namespace) -> None:
         raise UsageError(
             f"{files[0]} is a file. Use --file {shlex.quote(files[0])} to classify the texts in it."
         )
+    for text in args.texts:
+        named = is_table(Path(text)) and os.path.basename(text) != text and text.split() == [text]
+        if named or os.path.isdir(text):
+            what = (
+                "there is a folder of this name" if os.path.isdir(text) else "no such file exists"
+            )
+            log.warning(f"{text} is classified as a text: {what}. Texts in a file need --file.")
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)

@@ -134,9 +134,9 @@ def form_in_words(data: DataConfig, task: str) -> str:
     path = source_path(data.source)
     if path.suffix.lower() == ".jsonl":
         return "one JSON object per line"
-    if task == "span":
+    if task == "span" and path.suffix.lower() == ".json":
         return "SQuAD's questions and contexts"
-    if task == "token-classification":
+    if task == "token-classification" and not is_table(path):
         return "one word and its tag per line"
     columns = data.label_column.split(",") if task == "regression" else [data.label_column]
     form = str(table_form(data, (*columns,)))

@@ -153,11 +153,11 @@ class DataConfig:
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))
         object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
         if self.val_source and not self.test_source:
-            raise UsageError("val_source needs a test_source next to it")
+            raise UsageError("--val-data (val_source) needs --test-data (test_source) next to it")
         if self.val_source and (self.balance or self.keep_together != "copies"):
             raise UsageError(
                 "balance and keep_together describe how one file is split; leave them out with "
-                "val_source and test_source"
+                "--val-data (val_source) and --test-data (test_source)"
             )
 
     @classmethod

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 TENTHS = (7, 1, 2)  # training, validation and test set
 EIGHTHS = (7, 1)  # training and validation set of what is not the test set
 FEWEST = 10  # texts per class: a tenth of fewer would be none
+CHOICES = "drop, keep, or join:LABEL with a label that then has enough training texts"
 ALL = ""  # in place of a label if there are no classes
 KEPT = "kept"  # different targets of one text, each as a target of its own
 
@@ -55,11 +56,15 @@ class Split:
 
 
 def load_split(
-    data: str | Path | DataConfig = "demo", task: str = "classification", seed: int = 123
+    data: str | Path | DataConfig = "demo",
+    task: str = "classification",
+    seed: int = 123,
+    *,
+    fewest_labels: int = 2,
 ) -> Split:
     """Read a data set and split it; `load_parts` and `split_parts` say how."""
     data = DataConfig.of(data)
-    return split_parts(load_parts(data, task), data, seed)
+    return split_parts(load_parts(data, task), data, seed, fewest_labels=fewest_labels)
 
 
 def load_parts(
@@ -68,8 +73,9 @@ def load_parts(
     """Read the training file and, if they are given, the validation and the test file.
 
     Each file loses the texts that are in an earlier one. Labels are checked across the files, as
-    they are within one. Raises DataError if nothing is left of a file, and for a class in a later
-    file that no training text has, unless `rare_labels` says what to do with it.
+    they are within one. Raises DataError if nothing is left of a file, for a text that has another
+    class in an earlier file, and for a class in a later file that no training text has, unless
+    `on_error` and `rare_labels` say what to do with them.
     """
     data = DataConfig.of(data)
     if data.rare_labels != "stop" and task != "classification":
@@ -89,8 +95,10 @@ def load_parts(
             parts[n] = with_known_labels(parts[n], known, data.rare_labels, source)
     if len(sources) == 1:
         return parts
-    seen: set[str] = set()
+    seen: dict[str, tuple[Any, str]] = {}  # {text: its label and where it is}
     for n, source in enumerate(sources):
+        if task == "classification":
+            _settle_contradictions(parts[n], seen, data.on_error, source)
         new = [message for message in distinct(parts[n]) if message.text not in seen]
         if len(new) < len(parts[n]):
             left_out = f"{len(parts[n]) - len(new):,} texts of {source} were left out"
@@ -98,21 +106,24 @@ def load_parts(
         if not new:
             why = "all are in an earlier part" if parts[n] else "all have rare labels"
             raise DataError(f"no text of {source} is left: {why}")
-        seen.update(message.text for message in new)
+        seen |= {m.text: (m.label, f"{source}, line {m.line}") for m in new}
         parts[n] = new
     return parts
 
 
-def split_parts(files: Sequence[list[Message]], data: DataConfig, seed: int = 123) -> Split:
+def split_parts(
+    files: Sequence[list[Message]], data: DataConfig, seed: int = 123, *, fewest_labels: int = 2
+) -> Split:
     """Split what `load_parts` read.
 
     One file is split as by `split_messages`. Of a training file next to a test file an eighth
-    becomes the validation set. Three files are the three parts.
+    becomes the validation set. Three files are the three parts. Raises DataError for fewer classes
+    than `fewest_labels`: 2, but 1 for a classifier that has learned others before.
     """
     if len(files) == 3:
         return Split(*files)
     fewest = 1 if data.rare_labels == "keep" else FEWEST
-    copies, by_label = _copies_and_texts(distinct(files[0]), data.balance, fewest)
+    copies, by_label = _copies_and_texts(distinct(files[0]), data.balance, fewest, fewest_labels)
     cut = TENTHS if len(files) == 1 else EIGHTHS
     parts = _cut(copies, by_label, cut, data.balance, data.keep_together, fewest, seed)
     return Split(*parts, *files[1:])
@@ -249,6 +260,29 @@ def with_settled_targets(
     ]
 
 
+def _settle_contradictions(
+    messages: Sequence[Message], seen: Mapping[str, tuple[Any, str]], on_error: str, source: str
+) -> None:
+    """Raise DataError for texts that have another class in an earlier file; log them with "skip".
+
+    `seen` has the label and the place of each text of the earlier files.
+    """
+    wrong = [m for m in messages if m.text in seen and m.label != seen[m.text][0]]
+    if not wrong:
+        return
+    shown = [
+        f"{source}, line {m.line}: {m.label!r:.80}, but {label!r:.80} in {place}: {m.text!r:.200}"
+        for m in wrong[:SHOWN]
+        for label, place in [seen[m.text]]
+    ]
+    if more := len(wrong) - len(shown):
+        shown.append(f"and {more:,} more")
+    listed = "one text, two labels: " + "\n  ".join(shown)
+    if on_error == "stop":
+        raise DataError(f"{listed}\nFix them, or leave them out with --on-error skip.")
+    log.warning(f"left out: {listed}")
+
+
 def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
     """{text: its different labels} of the texts that have more than one.
 
@@ -328,7 +362,7 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     if not all(isinstance(message.label, str) for part in parts for message in part):
         raise UsageError(f"rare_labels = {rare_labels!r} needs one class per text")
     counts = Counter(label for label, _ in {(m.label, m.text) for m in parts[0]})
-    labels = dict.fromkeys(message.label for part in parts for message in part)
+    labels = dict.fromkeys(message.label for message in parts[0])
     rare = {label: None for label in labels if counts[label] < FEWEST and label != other}
     if not rare:
         return [*parts]
@@ -339,6 +373,15 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     log.warning(f"{n:,} texts of {len(rare):,} rare labels {how}: {shown}{more}")
     if action == "keep":
         return [*parts]
+    left = [*dict.fromkeys(other if label in rare else label for label in labels)]
+    left = [label for label in left if label]
+    if len(left) < 2 <= len(labels):
+        what = f"one label only, {left[0]!r:.80}" if left else "no label"
+        raise DataError(
+            f"--rare-labels {rare_labels} leaves {what}, of {len(labels):,} in the training texts: "
+            f"{len(rare):,} have fewer than {FEWEST} texts. Give them more texts, or use --rare-labels "
+            "keep."
+        )
     return [
         [
             replace(message, label=other) if message.label in rare else message
@@ -365,11 +408,12 @@ def with_known_labels(
     if action == "stop" or (other and other not in known):
         first = new[0]
         others = f", nor those of {len(new) - 1:,} more rows" if len(new) > 1 else ""
+        others += f", nor the label {other!r:.80} of --rare-labels {rare_labels}" if other else ""
         meant = [label for label in known if labels_alike([label, first.label])]
         hint = f" Is {meant[0]!r:.80} meant?" if meant else ""
         raise DataError(
             f"{source}, line {first.line}: no training text has the label {first.label!r:.80}{others}."
-            f"{hint} Correct it, or use --rare-labels drop, keep or join:other."
+            f"{hint} Correct it, or use --rare-labels {CHOICES}."
         )
     labels = dict.fromkeys(f"{message.label!r:.40}" for message in new)
     more = ", ..." if len(labels) > SHOWN else ""
@@ -391,7 +435,7 @@ def with_known_labels(
 
 
 def _copies_and_texts(
-    messages: Sequence[Message], balance: bool, fewest: int
+    messages: Sequence[Message], balance: bool, fewest: int, fewest_labels: int = 2
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
     """{text: its messages} and {label: its distinct texts}; see `split_messages` for errors."""
     classes = all(isinstance(message.label, str) for message in messages)
@@ -404,8 +448,9 @@ def _copies_and_texts(
     by_label: dict[str, list[str]] = {label: [] for label in labels}
     for text, same in copies.items():
         by_label[same[0].label if classes else ALL].append(text)
-    if classes and len(by_label) < 2:
-        raise DataError(f"the messages have one label only, {labels}; a classifier needs two")
+    if classes and len(by_label) < fewest_labels:
+        found = f"one label only, {labels[0]!r:.80}" if labels else "no label"
+        raise DataError(f"the texts have {found}; training needs texts of two labels")
     _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)
     return copies, by_label
 
@@ -447,7 +492,10 @@ def _cut(
         numbers[1:] = [[n for n in part if not moved[n]] for part in numbers[1:]]
         parts = [[texts[n] for n in part] for part in numbers]
     if not all(parts):
-        raise DataError(f"{len(copies):,} texts are too few to be cut into {len(parts)} parts")
+        raise DataError(
+            f"{len(copies):,} texts are too few to be cut into {len(parts)} parts. Give more "
+            "texts per label, or a --val-data and a --test-data."
+        )
     return [_in_random_order(part, copies, random) for part in parts]
 
 
@@ -517,5 +565,5 @@ def _refuse_too_few(counts: Mapping[str, int], what: str, fewest: int) -> None:
         raise DataError(
             f"{counts[few[0]]} {what}{label} are too few; {fewest} are needed"
             + (others if len(few) > 1 else "")
-            + (". Use --rare-labels drop, keep or join:other." if label else "")
+            + (f". Use --rare-labels {CHOICES}." if label else "")
         )

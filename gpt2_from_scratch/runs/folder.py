@@ -23,7 +23,7 @@ from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
-from gpt2_from_scratch.data.split import Split, messages_sha256
+from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
 from gpt2_from_scratch.data.tables import LABEL, TEXT
 from gpt2_from_scratch.errors import (
     CheckpointError,
@@ -117,6 +117,11 @@ class RunConfig:
         """Write `config.json`."""
         run = expanded(run)
         write_json(run / CONFIG, asdict(self))
+
+    def load_split(self) -> Split:
+        """Read and split the data; those of a run that continues may have one class only."""
+        fewest = 1 if self.start else 2
+        return load_split(self.data, self.head.task, self.training.seed, fewest_labels=fewest)
 
     @classmethod
     def read(cls, run: str | Path) -> "RunConfig":
@@ -247,9 +252,11 @@ def refuse_missing_data(run: Path, data: DataConfig) -> None:
     for option in SOURCES:
         path = getattr(data, option)
         if path and path not in DATA_SETS and not os.path.exists(path):
+            saved = getattr(RunConfig.read(run).data, option)
+            before = "it" if saved == path else saved
             raise DataError(
-                f"{path} is missing, and {run} was started with it. If it was moved, say where it "
-                f"is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
+                f"{path} is missing, and {run} was started with {before}. If that was moved, say where "
+                f"it is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
             )
 
 
@@ -259,10 +266,18 @@ def refuse_other_messages(run: Path, split: Split, source: str) -> None:
     then, now = saved.get("messages_sha256"), messages_sha256(split)
     if then != now:
         counts = {part: len(messages) for part, messages in vars(split).items()}
+        hashes = {_text_hash(message.text) for part in vars(split).values() for message in part}
+        what = "Give the data it was started with, or start a new run."
+        known, n = TrainedOn.of(run).hashes, sum((saved.get("messages") or {}).values())
+        if known and known <= hashes and n == sum(counts.values()):
+            what = (
+                "All its training texts are there: give the rows in the order they had, unless a text "
+                "or a label was changed."
+            )
         raise UsageError(
             f"{run} was started with other messages than those of {source}: "
             f"{saved.get('messages')} with hash {then!s:.12}, now {counts} with hash {now:.12}. "
-            "Give the data it was started with, or start a new run."
+            f"{what}"
         )
 
 

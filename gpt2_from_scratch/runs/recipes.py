@@ -14,7 +14,7 @@ from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainCo
 from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.formats import label_names
 from gpt2_from_scratch.data.messages import DataConfig, count_labels, short
-from gpt2_from_scratch.data.split import Split, load_split
+from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
@@ -118,11 +118,11 @@ def train_classifier(
         threads=torch.get_num_threads(),
     )
     if frame is None:
-        split = load_split(config.data, head.task, training.seed)
+        split = config.load_split()
     else:
         with TemporaryDirectory() as temporary:
             table = write_frame(Path(temporary) / TABLE, frame)
-            split = load_split(replace(config.data, source=str(table)), head.task, training.seed)
+            split = replace(config, data=replace(config.data, source=str(table))).load_split()
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
         log.warning(
@@ -218,7 +218,7 @@ def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
 def _split_of(folder: Path, config: RunConfig) -> Split:
     """The messages of a run, read and split again. Raises UsageError if they have changed."""
     refuse_missing_data(folder, config.data)
-    split = load_split(config.data, config.head.task, config.training.seed)
+    split = config.load_split()
     refuse_other_messages(folder, split, config.data.source)
     return split
 

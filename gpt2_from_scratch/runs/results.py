@@ -21,7 +21,7 @@ from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
-from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
+from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.assessment import Assessment, assess, assessment_as_json
 from gpt2_from_scratch.evaluation.baselines import fit_baselines, predictions_of
@@ -145,7 +145,7 @@ class Run:
         if config.recipe == "lecture":
             split = read_lecture_split(config.data.source, config.training.seed)
         else:
-            split = load_split(config.data, config.head.task, config.training.seed)
+            split = config.load_split()
         if messages_sha256(split) != read_json(self.folder / PROVENANCE).get("messages_sha256"):
             raise DataError(f"{config.data.source} has changed since {self.folder} was trained")
         return split

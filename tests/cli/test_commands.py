@@ -133,6 +133,36 @@ def test_predict_answers_in_three_forms(
     assert [line.split()[0] for line in out.splitlines()] == [row["label"] for row in rows]
 
 
+def test_predict_says_what_is_taken_for_a_text(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    common = ("predict", run, "--model", tiny_checkpoint)
+    for text, what in (
+        (tmp_path / "nothere.csv", "no such file exists"),
+        (tmp_path, "there is a folder of this name"),
+    ):
+        code, out, err = call(capsys, *common, text)
+        assert code == 0 and len(out.splitlines()) == 1
+        assert f"{text} is classified as a text: {what}" in err and "--file" in err
+    for text in ("nothere.csv", "see a/b.csv", "and/or"):
+        code, out, err = call(capsys, *common, text)
+        assert code == 0 and err == ""
+
+
+@pytest.mark.parametrize("task", ["multi-label", "token-classification"])
+def test_evaluate_says_where_an_unknown_label_is(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, task: str
+) -> None:
+    heads = [HeadConfig(task=task, labels=("a", "b"))]
+    saved, path = tmp_path / "c.safetensors", tmp_path / "m.jsonl"
+    Classifier.on_base(tiny_checkpoint, heads=heads).save(saved)
+    of = {"multi-label": lambda x: [x], "token-classification": lambda x: [[0, 3, x]]}[task]
+    rows = [{"text": "the cat", "label": of(label)} for label in ("a", "c")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = call(capsys, "evaluate", saved, "--model", tiny_checkpoint, "--data", path)
+    assert code == 3 and f"{path}, line 2: unknown label 'c'; the head has a, b" in err
+
+
 def test_predict_reads_standard_input(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:

@@ -400,6 +400,12 @@ def test_what_separates_labels_is_reported() -> None:
     assert check_data(CASES / "multi_comma.csv", "multi-label").form.endswith("by commas")
 
 
+@pytest.mark.parametrize("task", ["span", "token-classification"])
+def test_a_table_is_described_as_one_whatever_the_task(task: str) -> None:
+    report = check_data(CASES / "multi_comma.csv", task)
+    assert report.form.startswith("2 columns separated by comma") and task in report.stopped
+
+
 # --- the command ---
 
 

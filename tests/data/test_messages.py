@@ -681,7 +681,7 @@ def test_what_is_no_list_of_messages_is_told_how_to_become_one(tmp_path: Path):
         ({"keep_empty": "no"}, "keep_empty = 'no'"),
         ({"keep_together": "groups"}, "'groups'.*copies, near-duplicates"),
         ({"keep_together": "near-twins"}, "'near-twins'.*'near-duplicates'"),
-        ({"val_source": "a.csv"}, "val_source needs a test_source"),
+        ({"val_source": "a.csv"}, "--val-data.*val_source.*needs --test-data"),
         ({"rare_labels": "join"}, "'join'.*stop, drop, keep, join:other"),
         ({"rare_labels": "join: "}, "'join: '"),
         ({"rare_labels": "ignore"}, "'ignore'"),

@@ -120,7 +120,7 @@ def test_one_text_with_two_labels_is_refused():
 
 @pytest.mark.parametrize("messages", [[], made_up(60, 0)], ids=["none", "ham only"])
 def test_one_label_is_nothing_to_tell_apart(messages):
-    with pytest.raises(DataError, match="one label only"):
+    with pytest.raises(DataError, match="one label only|no label"):
         split_messages(messages)
 
 
@@ -324,6 +324,20 @@ def test_rare_labels_that_are_kept_are_told():
     told = listen()
     split_messages(with_rare(eggs=3), rare_labels="keep")
     assert told == ["3 texts of 1 rare labels were kept: 'eggs'"]
+
+
+def test_all_labels_are_rare():
+    messages = [Message(f"{label} {n}", label) for label in "abc" for n in range(4)]
+    more = [Message(f"text {n}", "ham") for n in range(20)]
+    for some, rare_labels, left in (
+        (messages, "drop", "leaves no label, of 3 in"),
+        (messages, "join:other", "leaves one label only, 'other', of 3 in"),
+        (messages + more, "drop", "leaves one label only, 'ham', of 4 in"),
+    ):
+        with pytest.raises(DataError, match=f"--rare-labels {rare_labels} {left}.*or use.*keep"):
+            split_messages(some, rare_labels=rare_labels)
+    with pytest.raises(DataError, match="4 texts of label 'other' .*join:LABEL with a label that"):
+        split_messages(messages[:4] + more, rare_labels="join:other")
 
 
 def test_rare_labels_that_cannot_be_kept():
@@ -598,7 +612,7 @@ def three(folder: Path, train: list[str], val: list[str], test: list[str], **opt
 
 
 def test_copies_stay_in_the_first_part(tmp_path: Path) -> None:
-    split = three(tmp_path, ["one,a", "two,b", "one,a"], ["two,b", "six,b"], ["one,b", "ten,a"])
+    split = three(tmp_path, ["one,a", "two,b", "one,a"], ["two,b", "six,b"], ["one,a", "ten,a"])
     assert texts_of(split) == [["one", "two"], ["six"], ["ten"]]
 
 
@@ -709,6 +723,18 @@ def test_labels_that_a_classifier_knows() -> None:
     )
 
 
+def test_a_text_with_two_labels_in_two_files(tmp_path: Path) -> None:
+    rows = ["one,a", "two,b"], ["six,b", "two,a"], ["ten,a", "six,a", "one,a"]
+    with pytest.raises(DataError, match=r"val.csv, line 3: 'a', but 'b' in .*train.csv, line 3"):
+        three(tmp_path, *rows)
+    with pytest.raises(DataError, match=r"test.csv, line 3: 'a', but 'b' in .*val.csv, line 2"):
+        three(tmp_path, rows[0], rows[1][:1], rows[2])
+    told = listen()
+    split = three(tmp_path, *rows, on_error="skip")
+    assert texts_of(split) == [["one", "two"], ["six"], ["ten"]]
+    assert sum("left out: one text, two labels" in line for line in told) == 2
+
+
 def test_rare_labels_of_several_files(tmp_path: Path) -> None:
     train = [f"{label} {n},{label}" for label in ("ham", "spam") for n in range(10)]
     files = [*train, "e1,eggs"], ["six,spam", "e2,eggs"], ["nine,ham", "t,toast"]
@@ -718,6 +744,12 @@ def test_rare_labels_of_several_files(tmp_path: Path) -> None:
     assert [count_labels(part).get("food") for part in parts(split)] == [1, 1, 1]
     with pytest.raises(DataError, match="test.csv, line 3: .*'food'"):  # still in no training text
         three(tmp_path, train, ["six,spam"], ["nine,ham", "t,toast"], rare_labels="join:food")
+    for rare in ("stop", "join:food"):  # of a label that is in validation alone
+        with pytest.raises(DataError, match="val.csv, line 3: no training text.*'toast'") as error:
+            three(tmp_path, train, ["six,spam", "t,toast"], ["nine,ham"], rare_labels=rare)
+        assert ("nor the label 'food' of --rare-labels join:food" in str(error.value)) == (
+            rare == "join:food"
+        )
     with pytest.raises(UsageError, match="rare_labels is for classification"):
         load_split(DataConfig(rare_labels="drop"), "multi-label")
 

@@ -82,6 +82,17 @@ def test_weights_of_known_labels_are_kept_and_new_ones_are_drawn(first, folder, 
     assert "kept: a, b" in said and "drawn: c" in said
 
 
+@pytest.mark.slow
+def test_texts_of_one_label_are_enough_to_continue(first, tmp_path) -> None:
+    table = write_rows(tmp_path / "a.csv", "a", start=200)
+    run = continued(first, table, tmp_path / "run")
+    assert run.classifier.description.labels == ["a", "b"] and run.scores.total == 3
+    assert {m.label for m in run.load_split().train} == {"a"}
+    resume_training(run.folder, data=table, device="cpu")
+    with pytest.raises(DataError, match="one label only, 'a'; training needs"):
+        train_classifier(first.config.model, table, CONFIG, run=tmp_path / "new", device="cpu")
+
+
 def test_the_order_of_labels_may_be_chosen(first, folder, tmp_path) -> None:
     head = HeadSettings(labels="c,b")
     run = continued(first, folder / "bc.csv", tmp_path / "run", training=STILL, head=head)

@@ -276,6 +276,10 @@ def test_missing_data_are_named_with_what_to_do(moved, capsys):
     assert cli.main(["train", "--resume", str(moved)]) == 3
     err = capsys.readouterr().err
     assert f"{moved.parent / 'kinds.csv'} is missing" in err and "--data NEW" in err
+    assert cli.main(["train", "--resume", str(moved), "--data", str(moved / "no.csv")]) == 3
+    found = capsys.readouterr().err
+    assert f"{moved / 'no.csv'} is missing" in found
+    assert f"started with {moved.parent / 'kinds.csv'}" in found
     assert {path: path.read_bytes() for path in moved.iterdir()} == before
 
 
@@ -322,6 +326,8 @@ def test_other_messages_are_refused_with_both_facts(moved, change, capsys):
     then = json.loads((moved / "provenance.json").read_text())
     assert str(new) in err and f"{then['messages']} with hash {then['messages_sha256'][:12]}" in err
     assert ("'test': 9" in err) == (change == "row") and err.count("with hash") == 2
+    if change in ("order", "row"):
+        assert ("in the order they had" in err) == (change == "order")
     assert {path: path.read_bytes() for path in moved.iterdir()} == before
     with pytest.raises(UsageError, match="other messages"):
         resume_training(moved, data=new)
