@@ -170,6 +170,7 @@ USES: dict[str, tuple[Callable[[str, Classifier, str], Any], Any]] = {
 SLOW = pytest.param("finetune", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [SLOW if use == "finetune" else use for use in USES])
 def test_strings_work(use: str, tmp_path: Path, classifier: Classifier, tiny_checkpoint) -> None:
     function, expected = USES[use]

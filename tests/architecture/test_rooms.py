@@ -190,6 +190,7 @@ def forbidden(tree: ast.AST) -> Iterator[str]:
                     yield f"line {node.lineno}: {keyword.arg}="
 
 
+@pytest.mark.slow
 def test_nothing_that_runs_strangers_code():
     assert not {name: found for name in MODULES if (found := list(forbidden(MODULES[name])))}
 
@@ -227,6 +228,7 @@ def test_the_rule_spares_what_is_harmless(line):
 # --- how it is written ---
 
 
+@pytest.mark.slow
 def test_public_definitions_have_docstrings():
     mute = []
     for name, tree in MODULES.items():

@@ -374,6 +374,7 @@ def compiled_inner_hook(compiled: nn.Module) -> None:
     whole_hook(compiled._orig_mod)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [compiled_hook, compiled_forward, compiled_inner_hook])
 def test_changes_of_a_compiled_model_are_refused(base: Path, change: Callable) -> None:
     classifier = classifier_with(base, LABEL)

@@ -290,6 +290,7 @@ def asked(kinds: Classifier, monkeypatch: MonkeyPatch) -> Asked:
     return calls
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_predict_in_order(kinds: Classifier) -> None:
     """One by one for some texts, lone surrogates and the empty text among them; many at once."""
     odd = ["", " ", "half \ud83d", "half ?", "Grüße 😀", "a\x00b", "you " * 100, "the", "the"]

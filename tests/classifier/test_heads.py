@@ -256,6 +256,7 @@ def gradients(classifier: Classifier, total: Tensor) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [HEADS, (LABEL, STARS), (LABEL, FIRST), (TOPICS, LAYERS, BOTTOM)])
 def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfig, ...]) -> None:
     """Outputs, and the sum of their gradients."""

@@ -172,6 +172,7 @@ def test_sequence_classification(
     close(ours.model.head.weight.grad, theirs.score.weight.grad)
 
 
+@pytest.mark.slow
 def test_difference_our_head_has_a_bias(tiny_checkpoint: Path) -> None:
     ours = our_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     theirs = their_model("GPT2ForSequenceClassification", ours, num_labels=3)
@@ -226,6 +227,7 @@ def their_tags(ours: Classifier, texts: Sequence[str]) -> Tensor:
     return pad_batch(rows, -100)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [32, 6])
 def test_token_classification(tiny_checkpoint: Path, max_tokens: int) -> None:
     """Words of several pieces, pads, and texts that are cut within a word."""

@@ -153,6 +153,7 @@ def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_p
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal_to_the_bit(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_the_order_of_messages_is_pinned() -> None:
     assert epoch_order(8, 123, 2).tolist() == [5, 6, 1, 3, 7, 0, 2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
 )
@@ -366,6 +368,7 @@ def test_blocks_and_adapters_train_together(
     assert torch.equal(logits(loaded), logits(classifier))
 
 
+@pytest.mark.slow
 def test_dropout_draws_in_training_alone(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
@@ -439,6 +442,7 @@ def test_with_an_adapted_head_the_drawn_one_keeps_its_bits(
     assert changed(before, loaded) == set(lora_names(loaded.model))
 
 
+@pytest.mark.slow
 def test_loaded_it_gives_the_same_bits_and_trains_on_to_the_same(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
@@ -454,6 +458,7 @@ def test_loaded_it_gives_the_same_bits_and_trains_on_to_the_same(
         assert sha256_of(tmp_path / "on" / name) == sha256_of(tmp_path / "from_file" / name)
 
 
+@pytest.mark.slow
 def test_training_takes_it_apart_first(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
     classifier, _ = run(tiny_checkpoint, split, tmp_path / "run", ADAPTED, lora=LORA)
     loaded = Classifier.load(tmp_path / "run", tiny_checkpoint)
@@ -674,6 +679,7 @@ def kilo(head: HeadConfig) -> HeadConfig:
     return replace(head, center=(), scale=(0.005, 0.002))
 
 
+@pytest.mark.slow
 def test_balanced_losses_do_not_hang_on_units(tiny_checkpoint, labelled_split, tmp_path):
     """From the first step on, which AdamW remembers for long: the loss begins at about 10^7."""
     config = replace(SEVERAL, epochs=6, patience=6)
@@ -689,6 +695,7 @@ def test_balanced_losses_do_not_hang_on_units(tiny_checkpoint, labelled_split, t
     assert losses["balanced"] < losses["as they are"] / 2
 
 
+@pytest.mark.slow
 def test_a_head_without_gradient_leaves_the_blocks_as_they_were(
     tiny_checkpoint, labelled_split, tmp_path
 ):
@@ -704,6 +711,7 @@ def test_a_head_without_gradient_leaves_the_blocks_as_they_were(
         close(without, other, 1e-3)
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, labelled_split, tmp_path):
     """Its loss counts all the same: the block follows it."""
     fixed = [KIND, replace(TAGS, trainable=False)]
@@ -807,6 +815,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_state_of_an_earlier_version_is_resumed(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch
 ):
@@ -833,6 +842,7 @@ def test_a_state_of_an_earlier_version_is_resumed(
         assert found == expected, name
 
 
+@pytest.mark.slow
 def test_dropout_draws_another_time_at_each_step(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch
 ):

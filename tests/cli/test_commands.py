@@ -112,6 +112,7 @@ def test_evaluate_repeats_the_scores_of_the_run(
     assert re.search(r"accuracy [\d.]+%  \(\d+ of 12; 95% interval", out)
 
 
+@pytest.mark.slow
 def test_predict_answers_in_three_forms(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -133,6 +134,7 @@ def test_predict_answers_in_three_forms(
     assert [line.split()[0] for line in out.splitlines()] == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_predict_says_what_is_taken_for_a_text(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -185,6 +187,7 @@ def test_standard_input_is_read_as_files_are(
     assert code == 3 and "line 2" in err and "UTF-8" in err
 
 
+@pytest.mark.slow
 def test_faulty_rows_are_left_out_of_predict_and_counted(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:

@@ -159,6 +159,7 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "gpt2_from_scratch", *map(str, words)]
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_closed_standard_input(tiny_checkpoint, classifier):
     words = command("predict", classifier, "--model", tiny_checkpoint)
@@ -170,6 +171,7 @@ def test_a_closed_standard_input(tiny_checkpoint, classifier):
     assert found.returncode == 0 and "a text" in found.stdout
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("number", [5, 8])
 def test_few_open_files(number, tiny_checkpoint, classifier):

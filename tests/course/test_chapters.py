@@ -296,6 +296,7 @@ def test_solutions(path, tmp_path, monkeypatch, capsys):
 ADDRESS = "https://github.com/somebody/project"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "link"),
     [

@@ -95,6 +95,7 @@ def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
     json.dumps(asdict(report), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_lengths(tmp_path: Path) -> None:
     texts = ["a", "the cat " * 400, "win", "you 😀"] + [f"text {n}" for n in range(36)]
     path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
@@ -107,6 +108,7 @@ def test_lengths(tmp_path: Path) -> None:
     assert report.n_ctx == 384 and report.over_n_ctx == Found(1, [3])
 
 
+@pytest.mark.slow
 def test_the_tokens_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
     report = check_data(model=tiny_checkpoint)
     assert report.n_ctx == 32 and report.over_n_ctx.rows > 100

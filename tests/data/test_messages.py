@@ -118,6 +118,7 @@ def test_quotes_are_ordinary_characters_in_the_collection(sms_file):
     assert sum(text not in theirs for text in ours) == 53 + 2
 
 
+@pytest.mark.slow
 def test_another_count_is_another_file(sms_file, tmp_path):
     path = tmp_path / "SMSSpamCollection"
     raw = sms_file.read_bytes()
@@ -776,6 +777,7 @@ def test_halves_against_json(seed: int) -> None:
         assert without_halves(text) == "".join("\ufffd" if c in lone else c for c in joined)
 
 
+@pytest.mark.slow
 def test_what_controls_are() -> None:
     every = {c for c in map(chr, range(0x110000)) if unicodedata.category(c) == "Cc"}
     assert {c for c in map(chr, range(0x110000)) if CONTROL.match(c)} == every - set("\t\n\r")

@@ -107,6 +107,7 @@ def test_has_near_duplicate_by_brute_force(texts: list[str], others: list[str]) 
     assert has_near_duplicate(texts, others).tolist() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
 def test_groups_by_brute_force(texts: list[str]) -> None:

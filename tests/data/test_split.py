@@ -354,6 +354,7 @@ def test_rare_labels_that_cannot_be_kept():
 # --- the same split as ever ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -797,6 +798,7 @@ def test_validation_is_cut_from_training(tmp_path: Path, keep_together: str, bal
     assert load_split(data, seed=3) == split != load_split(data, seed=4)
 
 
+@pytest.mark.slow
 def test_one_source_is_split_as_its_messages_are(tmp_path: Path) -> None:
     path = table(tmp_path, "m.csv", [f"{m.text},{m.label}" for m in with_near_duplicates()])
     messages = load_messages(path)

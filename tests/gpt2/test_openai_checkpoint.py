@@ -247,6 +247,7 @@ def test_random_mutations_of_the_index_raise_or_change_nothing(tmp_path):
         assert isinstance(found, str) or found == expected
 
 
+@pytest.mark.slow
 def test_mutations_under_a_right_checksum_raise_only_checkpoint_errors(tmp_path):
     """The CRC hides the parser from chance; here each mutated block gets a right CRC again."""
     raw, rng = (FIXTURE / INDEX).read_bytes(), np.random.default_rng(5)

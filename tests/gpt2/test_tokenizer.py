@@ -122,6 +122,7 @@ def random_text(rng: random.Random) -> str:
     return "".join(pieces)
 
 
+@pytest.mark.slow
 def test_random_unicode(openai_tokenizer, witness):
     rng = random.Random(2019)
     for _ in range(1_500):

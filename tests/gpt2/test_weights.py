@@ -264,6 +264,7 @@ def test_a_model_without_memory_is_like_a_new_one():
     assert shapes == {name: p.shape for name, p in GPT2(config).named_parameters()}
 
 
+@pytest.mark.slow
 def test_each_array_reaches_its_own_parameter(openai, arrays):
     """One array after the other gets other numbers: one parameter changes, each time another."""
     before, changed_by = dict(load_gpt2(openai).named_parameters()), {}

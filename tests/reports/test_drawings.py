@@ -228,6 +228,7 @@ def test_one_panel_a_head():
     assert legible(figure)
 
 
+@pytest.mark.slow
 def test_masked_cells_look_different_from_a_weight_of_0():
     one = np.eye(3)[None]
     image = pixels(draw_attention(one, ["a", "b", "c"]))

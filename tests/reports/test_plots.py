@@ -152,6 +152,7 @@ def test_confusion_cells_hold_the_counts_and_the_shares_of_their_row():
     assert axes.get_title().startswith("Confusion matrix: 90 of 104 correct (86.5%)")
 
 
+@pytest.mark.slow
 def test_confusion_of_many_long_labels():
     labels = [f"a label of more than twenty characters {k}" for k in range(13)]
     for K, first in ((10, "5\n100.0%"), (13, "5")):
@@ -302,6 +303,7 @@ def test_scores_from_elsewhere():
     assert none.legends == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 12, 40])
 def test_few_and_many_rows(count):
     names = [f"{n}: {'a long name of a classifier ' * 3}" for n in range(count)]
@@ -417,6 +419,7 @@ def test_chosen_ones_are_marked_once():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("N", [20, 300, 5000])
 def test_the_trade_can_be_read(N):
     rng = np.random.default_rng(N)
@@ -473,6 +476,7 @@ def test_dollars_are_no_formula(tmp_path):
         assert any(shown(bad, 44) in text.get_text() for text in figure.findobj(Text))
 
 
+@pytest.mark.slow
 def test_the_same_once_more(tmp_path):
     for name in "ab":
         save_picture(plot_seconds(BARS), tmp_path / f"{name}.png")

@@ -352,6 +352,7 @@ def test_the_calibration_before_and_after_the_temperature(changed, names):
     assert fitted == (names[-1] != "as trained")
 
 
+@pytest.mark.slow
 def test_thresholds_and_their_picture():
     facts = run_facts(assessment=assessed(), predictions=answers(300, 15))
     page = run_page(facts, trade=figure())
@@ -640,6 +641,7 @@ def study_page(folder, facts: StudyFacts) -> Page:
     return Page((folder / "scoreboard.html").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_all_of_a_study_in_order(tmp_path):
     page = study_page(tmp_path, study())
     assert page.read.texts["h1"] == ["ours and what it must beat"]
@@ -665,6 +667,7 @@ def test_all_of_a_study_in_order(tmp_path):
     assert len(page.read.all("img")) == 2 and (tmp_path / "scoreboard.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_what_only_one_has_right(tmp_path):
     """Of the first 45 texts, which the bag has wrong, ours has the first 15 wrong too."""
     page = study_page(tmp_path, study())

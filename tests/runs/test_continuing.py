@@ -93,6 +93,7 @@ def test_texts_of_one_label_are_enough_to_continue(first, tmp_path) -> None:
         train_classifier(first.config.model, table, CONFIG, run=tmp_path / "new", device="cpu")
 
 
+@pytest.mark.slow
 def test_the_order_of_labels_may_be_chosen(first, folder, tmp_path) -> None:
     head = HeadSettings(labels="c,b")
     run = continued(first, folder / "bc.csv", tmp_path / "run", training=STILL, head=head)
@@ -149,6 +150,7 @@ def test_values_keep_their_unit(tiny_checkpoint, tmp_path) -> None:
 # --- what is trained, and what is kept though it is frozen ---
 
 
+@pytest.mark.slow
 def test_a_sigmoid_head_continues_with_its_two_labels(tiny_checkpoint, folder, tmp_path) -> None:
     head = HeadSettings(head="sigmoid")
     base = (tiny_checkpoint, folder / "ab.csv", STILL)
@@ -185,6 +187,7 @@ def digests(run: Path) -> dict[str, str]:
     return {name: sha256_of(run / name) for name in LASTING}
 
 
+@pytest.mark.slow
 def test_by_default_the_same_parts_are_trained(tiny_checkpoint, folder, tmp_path) -> None:
     for n, (blocks, norm) in enumerate([(2, True), (0, False)]):
         training = TrainConfig(n_last_blocks=blocks, final_norm=norm, epochs=1)

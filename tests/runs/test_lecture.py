@@ -132,6 +132,7 @@ def larger_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("lecture"), seed=5, n_ctx=64)
 
 
+@pytest.mark.slow
 def test_the_trace_equals_that_of_a_plain_loop(
     larger_checkpoint: Path, messages: list[Message]
 ) -> None:
@@ -162,6 +163,7 @@ def test_the_trace_equals_that_of_a_plain_loop(
     )
 
 
+@pytest.mark.slow
 def test_the_order_of_passes_matters(larger_checkpoint: Path, messages: list[Message]) -> None:
     """Were the trace blind to random draws, the test above would prove little."""
     split = lecture_split(messages)

@@ -157,6 +157,7 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     assert f"{100 * test.correct.mean():.1f}" in (run / "model_card.md").read_text()
 
 
+@pytest.mark.slow
 def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     """Texts that differ in digits alone stand in several parts, and are counted apart."""
     rows = [
@@ -227,6 +228,7 @@ def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
     assert bare.thresholds == [] and bare.evaluation == found.evaluation
 
 
+@pytest.mark.slow
 def test_changed_answers_are_refused(run: Path, tmp_path: Path) -> None:
     for path in run.iterdir():
         if path.is_file():
@@ -258,6 +260,7 @@ def test_evaluate_says_which_options_are_for_classes(
     assert "--watch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_last_epoch_has_no_thresholds_of_the_best(
     run: Path, capsys: pytest.CaptureFixture
 ) -> None:

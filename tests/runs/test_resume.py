@@ -195,6 +195,7 @@ def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
     assert digests(run) == digests(unbroken)
 
 
+@pytest.mark.slow
 def test_with_no_whole_state_the_run_begins_anew(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
@@ -218,6 +219,7 @@ def test_a_state_never_holds_what_is_no_number(tmp_path):
     assert tensors["a"].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_another_processor_or_thread_count_is_reported(
     tiny_checkpoint, table, tmp_path, monkeypatch
 ):
@@ -333,6 +335,7 @@ def test_other_messages_are_refused_with_both_facts(moved, change, capsys):
         resume_training(moved, data=new)
 
 
+@pytest.mark.slow
 def test_three_files_that_moved_may_be_named(tiny_checkpoint, tmp_path, monkeypatch):
     names = ("train", "val", "test")
     for name in names:
@@ -425,6 +428,7 @@ def test_out_of_memory_halves_what_goes_through_at_once(
         assert torch.allclose(found.model.state_dict()[name], value, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_no_memory_at_all_is_exit_6(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
     def none(self, texts, numbers):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -552,6 +556,7 @@ def test_a_signal_while_the_epoch_is_judged(
     assert digests(run) == digests(unbroken)
 
 
+@pytest.mark.slow
 def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
     """A batch of more messages than there are, and batches of one."""
     for size in (1, 1000):
@@ -606,6 +611,7 @@ def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_p
         assert digests(run) == digests(unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
 def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
     """safetensors writes there and cannot read: no state is taken for a damaged one."""

@@ -132,6 +132,7 @@ def test_ours_is_what_train_makes(
     np.testing.assert_allclose(turned.probabilities[:, ::-1], answers.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_weights_are_those_drawn_with_the_splits_seed(
     setup: Setup, split: StudySplit, tiny_checkpoint: Path, tmp_path: Path
 ):
@@ -201,6 +202,7 @@ def test_every_kind_of_row_is_trained(setup: Setup, split: StudySplit, row: Fine
     assert found.n_trainable == trained + head_and_norm
 
 
+@pytest.mark.slow
 def test_one_at_a_time_is_the_same_batch(setup: Setup, split: StudySplit):
     """Gradients are added up: the book's accumulation, which no padding disturbs."""
     whole, parts = (

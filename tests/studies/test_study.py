@@ -495,6 +495,7 @@ def test_runs_are_compared_with_the_first_and_baselines(
             assert row.accuracy == saved["accuracy"]
 
 
+@pytest.mark.slow
 def test_runs_on_other_test_texts_are_refused(runs: Path, tmp_path: Path):
     a, b = (sorted(m.text for m in load_messages(runs / n / "test.csv")) for n in ("one", "other"))
     one, other = next(pair for pair in zip(a, b, strict=True) if pair[0] != pair[1])
@@ -503,6 +504,7 @@ def test_runs_on_other_test_texts_are_refused(runs: Path, tmp_path: Path):
     assert repr(one) in str(refused.value) and repr(other) in str(refused.value)
 
 
+@pytest.mark.slow
 def test_without_the_runs_data_there_are_no_baselines(
     runs: Path, table: Path, tmp_path: Path, no_pictures: None
 ):

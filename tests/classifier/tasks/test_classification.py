@@ -51,6 +51,7 @@ def test_an_unknown_label_is_refused(tiny_checkpoint: Path, label: object) -> No
 # --- loss ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights, smoothing", [((), 0.0), (WEIGHTS, 0.0), ((), 0.2), (WEIGHTS, 0.2)]
 )
