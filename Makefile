@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then c
 		"Congratulations, your number was drawn. Reply now to claim your prize" \
 		"Running late, start dinner without me"
 
-test: $(INSTALLED) lint  ## every check, offline (five to six minutes on two cores)
+test: $(INSTALLED) lint  ## every check, offline (about seven minutes on two cores)
 	$(PYTEST)
 
 check: $(INSTALLED) lint  ## what is quick: lint, types and the tests that train nothing large
