@@ -199,9 +199,12 @@ class Classifier:
         """Make a classifier on the pretrained model `base`; its heads are random, drawn with `seed`.
 
         `labels` and `pooling` describe one linear head that chooses a label; `heads` are for
-        everything else. Raises CheckpointError if the base cannot be loaded, UsageError for fewer
-        than two labels, equal labels, a set of labels, an unknown pooling, a layer that the model does not have, or
-        `max_tokens` outside 1 to n_ctx; DataError for labels that differ in how they are written only.
+        everything else.
+
+        Raises CheckpointError if the base cannot be loaded; UsageError for fewer than two labels,
+        equal labels, a set of labels, an unknown pooling, a layer that the model does not have, or
+        `max_tokens` outside 1 to n_ctx; DataError for labels that differ only in how they are
+        written.
         """
         heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]
         for head in heads:

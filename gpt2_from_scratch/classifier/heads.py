@@ -123,7 +123,7 @@ def relabelled(
     replaced by ones that fit the new labels are kept.
 
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
-    layers of another kind; DataError for labels that differ in how they are written only.
+    layers of another kind; DataError for labels that differ only in how they are written.
     """
     labels = in_given_order(labels)
     if head.task not in CLASS_TASKS:

@@ -317,7 +317,7 @@ def labels_alike(labels: Iterable[str]) -> list[list[str]]:
 
 
 def refuse_alike(labels: Iterable[str], where: str = "") -> None:
-    """Raise DataError for labels that differ in how they are written only."""
+    """Raise DataError for labels that differ only in how they are written."""
     if alike := labels_alike(labels):
         raise DataError(f"{where}these labels {ALIKE}: {alike}. Make them the same.")
 

@@ -314,7 +314,7 @@ def _key(label: Any) -> Hashable:
 
 
 def _settled(labels: list[Any]) -> tuple[Any, str]:
-    """The one target of a text with these, and in a word how it was made; or that all are kept."""
+    """Make one target of the targets of equal texts, and say how; or say that all are kept."""
     if any(isinstance(label, Span) for label in labels):
         return None, KEPT
     rows = [tuple(label) if isinstance(label, tuple | list) else (label,) for label in labels]

@@ -502,7 +502,7 @@ def _refuse_data_as_header(
 
 
 def _has_csv_quotes(path: Path, encoding: str) -> bool:
-    """Whether quotes in a tab-separated file are those of csv, as pandas writes them.
+    """Decide whether quotes in a tab-separated file are csv's quotes, as pandas writes them.
 
     Then every field with a quote is quoted as a whole, and somewhere a quote is doubled, a field
     holds a tab or a line end, or the whole first row is quoted. But a tab or a line end between two

@@ -130,8 +130,8 @@ def plot_pretraining(
 def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix (K, K): true labels in rows, predicted labels in columns.
 
-    A cell shows its number of texts and their proportion of the row, which is also its colour. With
-    more than 12 classes only the colour shows the proportion, with more than 20 there is no number.
+    A cell shows its number of texts and their proportion of the row. The colour shows the proportion
+    too. Cells of more than 12 classes have no proportion in figures, those of more than 20 no number.
     """
     labels = [shown(scores.label, 20) for scores in evaluation.classes]
     counts = np.array(evaluation.confusion)  # (K, K)

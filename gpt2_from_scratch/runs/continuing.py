@@ -111,7 +111,7 @@ def known_base(start: str | Path) -> str:
 def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     """The classifier `config.start` with the labels of the data too, frozen as configured.
 
-    Raises DataError for labels that differ from known ones in how they are written only, and for
+    Raises DataError for labels that differ from known ones only in how they are written, and for
     another number of values; UsageError for new labels of a head that cannot have them.
     """
     classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
