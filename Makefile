@@ -39,7 +39,7 @@ notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, execute
 course: $(INSTALLED)  ## run every chapter as a script, one after another, and say how long each took
 	$(BIN)/python chapters/run_all.py
 
-bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary and the SMS collection
+bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/predict.py --rounds 1
@@ -57,7 +57,7 @@ PACK ?= build/gpu-pack$(if $(SMALL),-small)
 PACK_PYTHON ?= 3.12
 PACK_MB ?= 60
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-SCORED := $(wildcard $(addprefix ../shared/data/,*/*.csv */*.conll */*.annotated sms_spam/SMSSpamCollection))
+SCORED := data/sms_spam/SMSSpamCollection $(wildcard $(addprefix ../shared/data/,*/*.csv */*.conll */*.annotated))
 gpu gpu-pack: export PYTHONPATH := $(CURDIR):$(CURDIR)/benchmarks
 
 gpu-pack: $(INSTALLED)  ## what `make gpu` needs beside a checkout, PyTorch and numpy, in build/gpu-pack

@@ -17,36 +17,18 @@ from gpt2_from_scratch import GPT2
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.model import init_weights
 from gpt2_from_scratch.gpt2.weights import save_gpt2
-from gpt2_from_scratch.storage.paths import CHECKOUT, home, sms_collection
+from gpt2_from_scratch.storage.paths import CHECKOUT, home
 
 SHARED = CHECKOUT.parent / "shared"
 CPU = torch.device("cpu")
 
 
-def sms_path() -> Path:
-    """The SMS Spam Collection: where `download sms` puts it, or beside the checkout."""
-    return first_that_exists(
-        "the SMS Spam Collection; get it with: gpt2-classifier download sms",
-        sms_collection(),
-        SHARED / "data" / "sms_spam" / "SMSSpamCollection",
-    )
-
-
 def vocabulary_folder() -> Path:
-    """OpenAI's vocabulary: of a downloaded 124M, or beside the checkout."""
-    return first_that_exists(
-        "OpenAI's vocab.bpe; get it with: gpt2-classifier download 124M",
-        home() / "weights" / "124M" / "vocab.bpe",
-        SHARED / "openai_124M" / "vocab.bpe",
-    ).parent
-
-
-def first_that_exists(what: str, *paths: Path) -> Path:
-    """The first of these files that is there; ends the program when none is."""
-    for path in paths:
-        if path.exists():
-            return path
-    sys.exit(f"this benchmark needs {what}")
+    """OpenAI's vocabulary: of a downloaded 124M, or next to the checkout; ends without either."""
+    for folder in (home() / "weights" / "124M", SHARED / "openai_124M"):
+        if (folder / "vocab.bpe").exists():
+            return folder
+    sys.exit("this benchmark needs OpenAI's vocab.bpe; get it with: gpt2-classifier download 124M")
 
 
 def random_gpt2(

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from bench import measure_machine, sms_path
+from bench import measure_machine
 
 from gpt2_from_scratch import Classifier, HeadConfig, Message, Split, TrainConfig, finetune
 from gpt2_from_scratch.data.messages import load_messages
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/better"))
     args = parser.parse_args()
     set_threads()
-    messages = load_messages(args.data or sms_path())
+    messages = load_messages(args.data or "sms")
     splits = [
         StudySplit(f"seed {seed}", seed, split_messages(messages, balance=True, seed=seed))
         for seed in args.seeds

@@ -27,7 +27,6 @@ from bench import (
     megabytes,
     note,
     random_gpt2,
-    sms_path,
     timed,
 )
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from gpt2_from_scratch.runs.lecture import Loaders, Trace, lecture_split, make_l
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import TOKENS, batches, pack
+from gpt2_from_scratch.storage.paths import data_file
 
 SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
 STEPS, EVALUATIONS = 650, 412  # batches of 8 in the whole recipe: trained on, evaluated
@@ -394,7 +394,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         random_gpt2(Path(folder), SMALL if args.small else SIZES["124M"])
-        job = Job(Path(folder), lecture_split(sms_path()), measure_machine())
+        job = Job(Path(folder), lecture_split(data_file("sms")), measure_machine())
         sides = measure(job, 1 if args.full else args.rounds, args.full)
     print(f"finetune: {job.machine.describe()}")
     if not args.full:

@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from bench import SHARED, PeakMemory, measure_machine, megabytes, note, sms_path, timed
+from bench import SHARED, PeakMemory, measure_machine, megabytes, note, timed
 
 from gpt2_from_scratch import Message, Split, TrainConfig, finetune
 from gpt2_from_scratch.classifier.settings import HeadSettings
@@ -48,6 +48,7 @@ from gpt2_from_scratch.runs.folder import RunConfig
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.devices import set_threads
 from gpt2_from_scratch.storage.files import sha256_of, write_json
+from gpt2_from_scratch.storage.paths import data_file
 from gpt2_from_scratch.studies.probes import probe_layers
 
 TFIDF, RANDOM = "TF-IDF", "random weights"
@@ -74,7 +75,7 @@ class DataSet:
 def data_sets(quick: bool) -> list[DataSet]:
     """Those whose files are there."""
     shared = SHARED / "data"
-    sms = partial(load_messages, sms_path())
+    sms = partial(load_messages, "sms")
     found = [
         DataSet("SMS, balanced", lambda seed: split_messages(sms(), balance=True, seed=seed)),
         DataSet("topics", lambda seed: split_messages(load_messages("topics"), seed=seed)),
@@ -203,7 +204,7 @@ def bits(folder: Path, corpus: Path | None, quick: bool) -> dict[str, float]:
         for name, register in registers(corpus).items():
             aside = [d for d in read_documents(corpus / name) if is_held_out(d)]
             texts.setdefault(f"held out: {register}", []).extend(aside)
-    unseen = {"SMS collection": sms_path()}
+    unseen = {"SMS collection": data_file("sms")}
     unseen |= {"question types": SHARED / "data" / "trec" / "train.csv"}
     unseen |= {"film reviews": SHARED / "data" / "sst2" / "train.csv"}
     for name, path in unseen.items():

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench import measure_machine, note, sms_path
+from bench import measure_machine, note
 
-from gpt2_from_scratch import Classifier, TrainConfig, load_sms_spam, split_messages
+from gpt2_from_scratch import Classifier, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier import classifier
 from gpt2_from_scratch.classifier.train import finetune, to_labelled
 
@@ -35,7 +35,7 @@ def main() -> None:
     classifier.arithmetic = lambda dtype, device: dtype  # as asked, however slow
     rows = []
     for seed in args.seeds:
-        split = split_messages(load_sms_spam(sms_path()), balance=True, seed=seed)
+        split = split_messages(load_messages("sms"), balance=True, seed=seed)
         exact, rounded = (
             trained(split, seed, args.model, dtype) for dtype in (torch.float32, torch.bfloat16)
         )

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from bench import CPU, measure_machine, note, random_gpt2, sms_path, timed
+from bench import CPU, measure_machine, note, random_gpt2, timed
 from finetune import HuggingFace
 
-from gpt2_from_scratch import Classifier, Tokenizer, load_sms_spam
+from gpt2_from_scratch import Classifier, Tokenizer, load_messages
 
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 
@@ -27,7 +27,7 @@ def messages(count: int, originals: Iterable[str] | None = None, seed: int = 123
     """The collection's distinct messages, then copies with their words shuffled, none twice."""
     draw = random.Random(seed)
     if originals is None:
-        originals = [message.text for message in load_sms_spam(sms_path())]
+        originals = [message.text for message in load_messages("sms")]
     found = dict.fromkeys(originals)
     originals = list(found)
     while len(found) < count:

@@ -2,7 +2,7 @@
 
 A duplicate-free, label-balanced split (914 / 130 / 262 messages). Three parts:
 
-    python benchmarks/probes.py --data data/sms_spam/SMSSpamCollection
+    python benchmarks/probes.py --data sms
 
 1. seconds of all probes without pads, and of n_layer + 1 heads trained one by one through the model,
    an epoch of each measured and multiplied;
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench import measure_machine, sms_path, timed
+from bench import measure_machine, timed
 from torch import nn
 
 from gpt2_from_scratch import (
@@ -27,7 +27,7 @@ from gpt2_from_scratch import (
     TrainConfig,
     class_logits,
     finetune,
-    load_sms_spam,
+    load_messages,
     set_trainable,
     split_messages,
 )
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--out", type=Path, help="where to write the picture")
     args = parser.parse_args()
-    messages = load_sms_spam(args.data or sms_path())
+    messages = load_messages(args.data or "sms")
     split = split_messages(messages, balance=True, seed=args.seed)
     print(f"probes, {args.model}: {measure_machine().describe()}")
     one_by_one(args.model, split)

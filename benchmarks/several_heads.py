@@ -4,7 +4,7 @@ Same messages, seeds and epochs, in one process. Of each message one label is it
 ham), three are made by rule: how many words it has, what is in it, a tag for every word.
 
     python benchmarks/several_heads.py                    # the SMS Spam Collection, balanced
-    python benchmarks/several_heads.py --data demo
+    python benchmarks/several_heads.py --data hard
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import measure_machine, note, sms_path
+from bench import measure_machine, note
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.settings import HeadConfig
@@ -137,14 +137,14 @@ def scored_lengths(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="demo, or labelled messages; none: SMS")
+    parser.add_argument("--data", default=None, help="hard, or labelled messages; none: SMS")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=TrainConfig().lr)
     args = parser.parse_args()
     set_threads()
-    messages = load_messages(args.data or sms_path())
+    messages = load_messages(args.data or "sms")
     split = split_messages(messages, balance=True, seed=args.seed)
     split = Split(*([with_rules(message) for message in part] for part in vars(split).values()))
     n_layer = read_config(model_folder(args.model)).n_layer

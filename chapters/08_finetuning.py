@@ -22,6 +22,7 @@ from gpt2_from_scratch import (
     TrainingRun,
     best_epoch,
     class_logits,
+    data_file,
     evaluate_classifier,
     finetune,
     format_evaluation,
@@ -33,7 +34,6 @@ from gpt2_from_scratch import (
     pad_batch,
     plot_epochs,
     set_trainable,
-    sms_collection,
     split_messages,
     to_labelled,
 )
@@ -126,7 +126,7 @@ print("checked: on one batch the loop's loss and gradients; the best epoch is ke
 LOSSES = {0: "2.153 2.392", 50: "0.617 0.637", 100: "0.523 0.557", 600: "0.083 0.074"}
 END = (97.21, 97.32, 95.67)  # training, validation, test
 short = [m for m in messages if len(hand.tokenizer.encode(m.text)) <= 40]
-parts = lecture_split(sms_collection() if DATA == "sms" else short)
+parts = lecture_split(data_file("sms") if DATA == "sms" else short)
 _, trace = lecture(load_gpt2(MODEL), hand.tokenizer, parts, base=MODEL)
 here = {step: f"{train:.3f} {val:.3f}" for step, train, val in trace.losses}
 print("step   published     here         (loss: training, validation)")

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "errors": ["GPT2Error"],
-        "storage.paths": ["model_folder", "sms_collection"],
+        "storage.paths": ["model_folder", "data_file"],
         "storage.files": ["sha256_of"],
         "storage.tensors": ["tensors_sha256"],
         "gpt2.config": ["GPT2Config", "LoRAConfig", "PretrainConfig"],
@@ -39,7 +39,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Span",
             "count_labels",
             "load_messages",
-            "load_sms_spam",
             "write_messages",
         ],
         "data.formats": ["load_examples", "write_examples"],

@@ -12,6 +12,7 @@ from tiny import TINY, write_checkpoint
 
 from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.storage.paths import data_file
 
 # on models this small threads only wait for each other: on a busy machine 100 s instead of 2 s
 torch.set_num_threads(1)
@@ -78,12 +79,9 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def sms_file(shared: Path) -> Path:
-    """The genuine SMS Spam Collection."""
-    path = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not path.exists():
-        pytest.skip(f"put the SMS Spam Collection into {path.parent} to run this test")
-    return path
+def sms_file() -> Path:
+    """The SMS Spam Collection, which ships with the package."""
+    return data_file("sms")
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,10 @@ Compute = Callable[..., Tensor]  # of a device and a dtype
 
 
 class Checks:
-    """The computations that are compared, on a few of the demo's messages."""
+    """The computations that are compared, on a few of the hard messages."""
 
     def __init__(self, small: bool):
-        messages = load_messages("demo")
+        messages = load_messages("hard")
         n = 4 if small else 64
         self.steps = 2 if small else 8
         self.pretraining = 1 if small else 3

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import copy_vocabulary, note, sms_path, vocabulary_folder
+from bench import copy_vocabulary, note, vocabulary_folder
 from overlap import texts_of
 
-from gpt2_from_scratch import Split, lecture_split, load_messages, load_sms_spam, write_bpe
+from gpt2_from_scratch import Split, lecture_split, load_messages, write_bpe
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.gpt2.corpus import (
     CorpusFile,
@@ -33,7 +33,7 @@ from gpt2_from_scratch.gpt2.corpus import (
     train_bpe,
 )
 from gpt2_from_scratch.gpt2.overlap import Overlap
-from gpt2_from_scratch.storage.paths import CHECKOUT
+from gpt2_from_scratch.storage.paths import CHECKOUT, data_file
 
 NEXT = {  # PretrainConfig's defaults are those of weights/mini
     "n_vocab": 8192,
@@ -122,7 +122,7 @@ def download_wheels(packages: Sequence[str], python: str, folder: Path) -> int:
 def small_files() -> list[CorpusFile]:
     """The messages and texts that come with the package, as a corpus of two registers."""
     files = []
-    for name, register in (("demo", "conversation"), ("topics", "general")):
+    for name, register in (("hard", "conversation"), ("topics", "general")):
         texts = [message.text.replace("\n", " ") for message in load_messages(name)][:200]
         train = [text for text in texts if not is_held_out(text)]
         aside = [f"held out {n}" for n in range(5000) if is_held_out(f"held out {n}")]
@@ -137,11 +137,11 @@ def write_data(args: argparse.Namespace, data: Path) -> list[CorpusFile]:
         folder.mkdir()
     mini = CHECKOUT / "weights" / "mini"
     if args.small:
-        messages = load_messages("demo")[:60]
+        messages = load_messages("hard")[:60]
         split, texts = Split(messages[:40], messages[40:50], messages[50:]), messages
         files, config = small_files(), PretrainConfig(**SMALL)
     else:
-        split, texts = lecture_split(sms_path()), load_sms_spam(sms_path())
+        split, texts = lecture_split(data_file("sms")), load_messages("sms")
         config = PretrainConfig(**NEXT)
         excluded = Overlap(text for path in args.exclude for text in texts_of(path))
         files = list(read_corpus(args.corpus, excluded))

@@ -54,9 +54,9 @@ def add_evaluate(commands: Any) -> None:
         "evaluate",
         run_evaluate,
         "score a saved classifier on labelled messages",
-        "gpt2-classifier evaluate runs/mini-demo-123",
-        "gpt2-classifier evaluate runs/mini-demo-123 --data more.csv --json",
-        "gpt2-classifier evaluate runs/mini-demo-123 --watch spam --lose-at-most 1 --show 30",
+        "gpt2-classifier evaluate runs/mini-sms-123",
+        "gpt2-classifier evaluate runs/mini-sms-123 --data more.csv --json",
+        "gpt2-classifier evaluate runs/mini-sms-123 --watch spam --lose-at-most 1 --show 30",
     )
     parser.add_argument(
         "classifier",
@@ -69,7 +69,7 @@ def add_evaluate(commands: Any) -> None:
         "--data",
         dest="source",
         type=non_empty,
-        help="demo, topics, sms, or a file (default: the run's own test set)",
+        help="sms, hard, topics, or a file (default: the run's own test set)",
     )
     add_settings(parser, DataConfig, *TABLE, "on_error", "rare_labels")
     parser.add_argument(
@@ -176,10 +176,10 @@ def add_predict(commands: Any) -> None:
         "predict",
         run_predict,
         "classify texts",
-        "gpt2-classifier predict runs/mini-demo-123 'You won! Call now' 'see you at six'",
-        "gpt2-classifier predict runs/mini-demo-123 --file inbox.txt --csv > labels.csv",
-        "gpt2-classifier predict runs/mini-demo-123 --threshold spam=0.95 --file inbox.txt",
-        "cat inbox.txt | gpt2-classifier predict runs/mini-demo-123 --json",
+        "gpt2-classifier predict runs/mini-sms-123 'You won! Call now' 'see you at six'",
+        "gpt2-classifier predict runs/mini-sms-123 --file inbox.txt --csv > labels.csv",
+        "gpt2-classifier predict runs/mini-sms-123 --threshold spam=0.95 --file inbox.txt",
+        "cat inbox.txt | gpt2-classifier predict runs/mini-sms-123 --json",
     )
     parser.add_argument(
         "classifier",

@@ -48,7 +48,7 @@ def add_check(commands: Any) -> None:
         "gpt2-classifier check reviews.csv --encoding cp1252 --json",
     )
     parser.add_argument(
-        "data", help="demo, topics, sms, or a table, .jsonl, .conll or SQuAD's .json"
+        "data", help="sms, hard, topics, or a table, .jsonl, .conll or SQuAD's .json"
     )
     add_settings(parser, DataConfig, *TABLE, "rare_labels", "keep_empty")
     add_settings(parser, HeadSettings, "task")
@@ -83,7 +83,7 @@ def add_verify(commands: Any) -> None:
         "check the files of a model or a finished run, one by one",
         "gpt2-classifier verify mini",
         "gpt2-classifier verify weights/124M",
-        "gpt2-classifier verify runs/mini-demo-123",
+        "gpt2-classifier verify runs/mini-sms-123",
     )
     parser.add_argument("model", help=f"{MODEL_HELP}; or a run's folder")
 
@@ -220,18 +220,17 @@ def add_download(commands: Any) -> None:
     parser = commands.add(
         "download",
         run_download,
-        "download OpenAI's weights or the SMS Spam Collection",
+        "download a model of OpenAI's",
         "gpt2-classifier download 124M",
-        "gpt2-classifier download sms",
     )
-    parser.add_argument("what", type=known_name, choices=[*MODELS[1:], "sms"])
+    parser.add_argument("what", type=known_name, choices=MODELS[1:])
 
 
 def run_download(args: argparse.Namespace) -> None:
     """Download files and print where they are."""
-    from gpt2_from_scratch.gpt2.download import download_model, download_sms_spam
+    from gpt2_from_scratch.gpt2.download import download_model
 
-    print(download_sms_spam() if args.what == "sms" else download_model(args.what))
+    print(download_model(args.what))
 
 
 def add_cache(commands: Any) -> None:

@@ -35,7 +35,7 @@ def add_compare(commands: Any) -> None:
         "gpt2-classifier compare",
         "gpt2-classifier compare --data sms --balance --seeds 1 2 3",
         "gpt2-classifier compare --data reviews.csv --folds 5 --n-last-blocks 2 --quick",
-        "gpt2-classifier compare runs/mini-demo-123 runs/another-on-the-same-split",
+        "gpt2-classifier compare runs/mini-sms-123 runs/another-on-the-same-split",
     )
     parser.add_argument(
         "runs",

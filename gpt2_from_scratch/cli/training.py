@@ -136,7 +136,7 @@ def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSetti
         return train_config(args), settings_of(args, HeadSettings)
     from gpt2_from_scratch.runs.continuing import inherited_head, inherited_training
 
-    if args.source is None:  # not the demo messages by default: they would bring their labels
+    if args.source is None:  # not the SMS collection by default: they would bring their labels
         raise UsageError("--from continues training on other texts: name them with --data")
     head = inherited_head(args.start, given(args, *(field.name for field in fields(HeadSettings))))
     typed = given(args, *(field.name for field in fields(TrainConfig)))

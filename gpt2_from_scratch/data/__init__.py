@@ -15,7 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Span",
             "count_labels",
             "load_messages",
-            "load_sms_spam",
             "read_texts",
             "write_messages",
         ],

@@ -185,7 +185,7 @@ class Report:
 
 
 def check_data(
-    data: str | Path | DataConfig = "demo",
+    data: str | Path | DataConfig = "sms",
     task: str = "classification",
     *,
     model: str | Path = "mini",

@@ -80,7 +80,7 @@ ELSEWHERE = "answers that are not where they should be"
 
 
 def load_examples(
-    data: str | Path | DataConfig = "demo", task: str = "classification", *, between: str = ""
+    data: str | Path | DataConfig = "sms", task: str = "classification", *, between: str = ""
 ) -> list[Message]:
     """Read what `task` learns from, in the format that the table above gives.
 

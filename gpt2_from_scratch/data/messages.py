@@ -35,13 +35,7 @@ from gpt2_from_scratch.data.tables import (
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.progress import visible
 from gpt2_from_scratch.storage.files import atomic_path
-from gpt2_from_scratch.storage.paths import (
-    DATA_SETS,
-    EMBEDDED_DATA,
-    embedded,
-    expanded,
-    sms_collection,
-)
+from gpt2_from_scratch.storage.paths import DATA_SETS, data_file, expanded, known_data
 from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
@@ -110,7 +104,7 @@ def _plain_label(label: Any, text: str) -> Any:
 class DataConfig:
     """Which labelled texts to use, how to read them, and how to split them."""
 
-    source: str = setting("demo", "data set to train on: demo, topics, sms, or a file")
+    source: str = setting("sms", "data set to train on: sms, hard, topics, or a file")
     val_source: str = setting(
         "",
         "validation set in a file of its own, next to a test set; else it is cut from the training file",
@@ -145,8 +139,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("source", "val_source", "test_source"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
+            if isinstance(getattr(self, name), str | Path):
+                object.__setattr__(self, name, known_data(str(getattr(self, name))))
         check_keep_together(self.keep_together)
         check_settings(self)
         check_rare_labels(self.rare_labels)
@@ -182,40 +176,24 @@ class DataConfig:
 # --- Reading messages with one class each ---
 
 
-def load_messages(data: str | Path | DataConfig = "demo") -> list[Message]:
+def load_messages(data: str | Path | DataConfig = "sms") -> list[Message]:
     """Read texts with one class each from a data set or a file.
 
-    "demo" and "topics" ship with the package, "sms" is the SMS Spam Collection. A table (.csv, .tsv
-    or another text file) or a .jsonl file has a column (or key) of texts and one of labels.
+    Three data sets ship with the package: "sms", the SMS Spam Collection of Almeida and Gomez Hidalgo
+    (https://archive.ics.uci.edu/dataset/228), "hard" and "topics". A table (.csv, .tsv or another
+    text file) or a .jsonl file has a column (or key) of texts and one of labels. Quotes are ordinary
+    characters in the SMS Spam Collection: pandas, which reads them as csv quotes by default, loses
+    two of its 5,574 messages and changes 53.
 
     Raises DataError, with file and line, for the first row that is not a text and a label; with
     `on_error="skip"` such rows are left out and logged. An empty text is a fault unless
     `keep_empty` is set.
     """
     data = DataConfig.of(data)
-    if data.source == "sms":
-        return load_sms_spam()
     path = source_path(data.source)
     messages = collected(class_messages(data), path, data.on_error, "messages")
     if path.name == SMS_SPAM and (counts := count_labels(messages)) != SMS_SPAM_COUNTS:
         log.warning(f"{path} contains {counts!s:.200}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
-    return messages
-
-
-def load_sms_spam(path: str | Path | None = None) -> list[Message]:
-    """Read the UCI SMS Spam Collection: 5,574 messages, 4,827 ham and 747 spam.
-
-    Quotes are ordinary characters in this file. Reading them as csv quotes, as pandas does by
-    default, swallows two messages and changes 53. Raises DataError if the counts differ, because
-    then it is another file. Source: Almeida & Gomez Hidalgo,
-    https://archive.ics.uci.edu/dataset/228.
-    """
-    path = source_path("sms") if path is None else expanded(path)
-    found = labelled(_collection_rows(path), _class_of, keep_empty=False)
-    messages = [message for _, message in without_faults(found, str(path), "stop")]
-    counts = count_labels(messages)
-    if counts != SMS_SPAM_COUNTS:
-        raise DataError(f"{path} contains {counts}, the SMS Spam Collection {SMS_SPAM_COUNTS}")
     return messages
 
 
@@ -226,13 +204,7 @@ def class_messages(data: DataConfig) -> Iterator[Message | Fault]:
 
 def source_path(source: str | Path) -> Path:
     """The file of a data set's name or a path. Raises DataError if it does not exist."""
-    path = expanded(source)
-    if source in EMBEDDED_DATA:
-        path = embedded(f"data/{source}") / "messages.csv"
-    elif source == "sms":
-        path = sms_collection()
-        if not os.path.isfile(path):
-            raise DataError(f"{path} is missing; get it with: gpt2-classifier download sms")
+    path = data_file(str(source)) if known_data(str(source)) in DATA_SETS else expanded(source)
     if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
     return path
@@ -243,7 +215,7 @@ def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
     path = source_path(data.source)
     if path.name == SMS_SPAM:
         return Form("\t", quotes=False, header=False, width=2, columns=((1,), (0,)))
-    if data.source in EMBEDDED_DATA:
+    if data.source in DATA_SETS:
         return recognised(path, (TEXT, LABEL))
     names = (data.text_column, *label_columns)
     return recognised(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
@@ -254,7 +226,7 @@ def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Ro
     path = source_path(data.source)
     if path.name == SMS_SPAM:
         return _collection_rows(path)
-    if data.source in EMBEDDED_DATA:  # options describe a user's own files
+    if data.source in DATA_SETS:  # options describe a user's own files
         return read_rows(path, (TEXT, LABEL))
     names = (data.text_column, *label_columns)
     return read_rows(path, names, data.encoding, header=data.header, delimiter=data.delimiter)

@@ -56,7 +56,7 @@ class Split:
 
 
 def load_split(
-    data: str | Path | DataConfig = "demo",
+    data: str | Path | DataConfig = "sms",
     task: str = "classification",
     seed: int = 123,
     *,
@@ -68,7 +68,7 @@ def load_split(
 
 
 def load_parts(
-    data: str | Path | DataConfig = "demo", task: str = "classification"
+    data: str | Path | DataConfig = "sms", task: str = "classification"
 ) -> list[list[Message]]:
     """Read the training file and, if they are given, the validation and the test file.
 

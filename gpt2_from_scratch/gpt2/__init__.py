@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lora": ["LoRALinear", "add_lora", "merge_lora", "unmerge_lora"],
         "generate": ["choose_tokens"],
         "pretrain": ["bits_per_byte"],
-        "download": ["download_model", "download_sms_spam"],
+        "download": ["download_model"],
         "verify": ["verify_model"],
     },
 )

@@ -1,4 +1,4 @@
-"""Download OpenAI's GPT-2 in four sizes and the UCI SMS Spam Collection.
+"""Download OpenAI's GPT-2 in four sizes.
 
 A file gets its name only after its size, hash and contents were checked. Interrupted transfers are
 resumed. Only https servers on a list are asked, redirects included, and a server that is too slow is
@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -32,7 +31,6 @@ import requests
 
 from gpt2_from_scratch.errors import (
     CheckpointError,
-    DataError,
     DownloadError,
     GPT2Error,
     ResourceError,
@@ -41,8 +39,8 @@ from gpt2_from_scratch.errors import (
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
 from gpt2_from_scratch.progress import progress_bar
-from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, locked, read_json
-from gpt2_from_scratch.storage.paths import expanded, home, sms_collection
+from gpt2_from_scratch.storage.files import HEAD, and_is, locked, read_json
+from gpt2_from_scratch.storage.paths import expanded, home
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +103,6 @@ class PinnedFile:
             return words + and_is(file.read(HEAD))
 
 
-SMS_ZIP = PinnedFile(
-    "sms+spam+collection.zip",
-    urls=(
-        "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
-        f"{MIRROR}/sms%2Bspam%2Bcollection.zip",
-    ),
-)
-SMS = PinnedFile(
-    "SMSSpamCollection",
-    477_907,
-    "sha256:7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
-)
-
-
 def model_files(name: str) -> list[PinnedFile]:
     """The files of one of OpenAI's models, in the order in which they are downloaded."""
     known = {**VOCABULARY, **WEIGHTS[name]}
@@ -174,43 +158,6 @@ def _check_data(folder: Path, path: Path) -> None:
         )
 
 
-def download_sms_spam(folder: str | Path | None = None) -> Path:
-    """Download the SMS Spam Collection to `folder`, by default `data/sms_spam` at home.
-
-    Returns the path of the file; its zip stays next to it. Raises DownloadError that says how to get
-    it by other means, and ResourceError if it cannot be written.
-    """
-    target = (sms_collection().parent if folder is None else expanded(folder)) / SMS.name
-    if not _fault(SMS, target):
-        return target
-    try:
-        archive = fetch(SMS_ZIP, target.with_name(SMS_ZIP.name), _read_sms)
-    except DownloadError as error:
-        raise DownloadError(
-            f"{error}\n  Or unpack {SMS.name} from it to {target} ({SMS.facts()})"
-        ) from None
-    with _alone_at(target), atomic_path(target) as temporary:
-        temporary.write_bytes(_read_sms(archive))
-    return target
-
-
-def _read_sms(archive: Path) -> bytes:
-    """The collection in its zip: that one member by its exact name; nothing is extracted."""
-    assert SMS.size is not None
-    try:
-        with zipfile.ZipFile(archive) as file, file.open(SMS.name) as member:
-            raw = member.read(SMS.size + 1)  # whatever size the zip claims
-    except Exception as error:  # zipfile has no common error: BadZipFile, KeyError, zlib.error, ...
-        raise DataError(f"{archive} has no readable {SMS.name}: {error}") from None
-    digits = hashlib.sha256(raw).hexdigest()
-    if f"sha256:{digits}" != SMS.known_hash:
-        raise DataError(
-            f"{SMS.name} in {archive} has at least {len(raw):,} bytes and sha256 {digits}, "
-            f"expected {SMS.facts()}"
-        )
-    return raw
-
-
 # --- One file from the network to its place. ---
 
 OFFLINE = "GPT2_FROM_SCRATCH_OFFLINE"  # set to 1, it forbids every request
@@ -228,7 +175,6 @@ class Limits:
     allowed: tuple[str, ...] = (
         "https://openaipublic.blob.core.windows.net",
         "https://f001.backblazeb2.com",
-        "https://archive.ics.uci.edu",
     )
     patience: float = 30.0  # seconds for the start of an answer, and for each chunk: 4.4 kB/s
     attempts: int = 4  # at one address, without progress

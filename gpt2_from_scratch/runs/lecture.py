@@ -30,7 +30,7 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import base_sha256
 from gpt2_from_scratch.speed.feature_cache import Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.storage.paths import expanded, sms_collection
+from gpt2_from_scratch.storage.paths import data_file, expanded
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def lecture_settings(seed: int) -> TrainConfig:
 def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
     """Read "sms" or a file, and split it as the lecture does. Raises DataError as `lecture_split`."""
     messages = load_messages(source)  # checks the file, whichever way it is then read
-    path = sms_collection() if source == "sms" else Path(source)
+    path = data_file("sms") if source == "sms" else Path(source)
     return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
 
 

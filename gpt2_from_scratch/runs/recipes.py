@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 def train_classifier(
     model: str | Path | None = None,
-    data: "str | Path | DataConfig | pandas.DataFrame" = "demo",
+    data: "str | Path | DataConfig | pandas.DataFrame" = "sms",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,
@@ -74,7 +74,7 @@ def train_classifier(
 
     Args:
         model: "mini", "124M", ... or a model's folder. Default: "mini", or the base of `start`.
-        data: "demo", "topics", "sms", a file, a DataConfig that says how to read and split it, or a
+        data: "sms", "hard", "topics", a file, a DataConfig that says how to read and split it, or a
             DataFrame with the columns text and label, which is kept in the run's folder.
         training: How it is trained. Default: the last block and the final norm; with LoRA no block.
         head: What the head answers and how it is built. Default: one class per text.

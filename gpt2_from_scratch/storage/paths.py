@@ -19,12 +19,16 @@ HUB_NAMES = {  # of the same models on Hugging Face's hub
 HUB_NAMES |= {f"openai-community/{name}": ours for name, ours in HUB_NAMES.items()}
 MODEL_FILES = ("hparams.json", "model.safetensors", "model.ckpt.index")  # each model has one
 RUN_FILES = ("provenance.json", "best.safetensors")  # a run has one
-EMBEDDED_DATA = ("demo", "topics")  # these ship with the package
-DATA_SETS = (*EMBEDDED_DATA, "sms")
+DATA_SETS = {  # they ship with the package, in data/
+    "sms": "sms_spam/SMSSpamCollection",
+    "hard": "hard/messages.csv",
+    "topics": "topics/messages.csv",
+}
+FORMER_NAMES = {"demo": "hard"}  # of data sets; runs made before the change have them
 
 
 def home() -> Path:
-    """The folder that holds `weights/` and `data/`.
+    """The folder that holds the downloaded models, in `weights/`.
 
     $GPT2_FROM_SCRATCH_HOME, else the checkout that the package runs from, else the user's cache.
     """
@@ -55,11 +59,6 @@ def _user_cache() -> Path:
         ) from None
 
 
-def sms_collection() -> Path:
-    """The file to which `download sms` writes the SMS Spam Collection."""
-    return home() / "data" / "sms_spam" / "SMSSpamCollection"
-
-
 def embedded(name: str) -> Path:
     """A folder that ships with the package, such as `weights/mini`."""
     in_wheel = PACKAGE / name
@@ -82,9 +81,21 @@ def _name_of(model: str | Path) -> str:
     return name if name in MODELS and (isinstance(model, str) or not model.exists()) else ""
 
 
+def known_data(source: str) -> str:
+    """The present name of a data set that ships with the package; any other text stays as it is."""
+    return FORMER_NAMES.get(source, source)
+
+
 def data_name(data: str | Path) -> str:
     """The name under which data are found again: a known name, or the file's full path."""
-    return str(data) if data in DATA_SETS else str(expanded(data).resolve())
+    name = known_data(str(data))
+    return name if name in DATA_SETS else str(expanded(data).resolve())
+
+
+def data_file(name: str) -> Path:
+    """The file of a data set that ships with the package: "sms", "hard" or "topics"."""
+    folder, file = DATA_SETS[known_data(name)].split("/")
+    return embedded(f"data/{folder}") / file
 
 
 def model_folder(model: str | Path) -> Path:

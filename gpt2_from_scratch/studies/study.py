@@ -464,7 +464,7 @@ def _splits(
 
 def compare(
     model: str | Path = "mini",
-    data: str | Path | DataConfig = "demo",
+    data: str | Path | DataConfig = "sms",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,
@@ -517,7 +517,7 @@ def compare_folder(model: str | Path, data: str | Path) -> Path:
 
 def experiments(
     model: str | Path = "mini",
-    data: str | Path | DataConfig = "demo",
+    data: str | Path | DataConfig = "sms",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,

@@ -478,7 +478,7 @@ def test_the_lecture_runs_and_prints_its_lines(
     [
         (3, ["train", "--data", "nowhere.csv"], "nowhere.csv is not a file"),
         (3, ["check", "nowhere.csv"], "nowhere.csv is not a file"),
-        (4, ["check", "demo", "--model", "nowhere"], "nowhere is not a folder"),
+        (4, ["check", "hard", "--model", "nowhere"], "nowhere is not a folder"),
         (4, ["train", "--model", "nowhere"], "nowhere is not a folder"),
         (4, ["generate", "--model", "1558M", "--prompt", "x"], "gpt2-classifier download 1558M"),
         (4, ["predict", "nowhere", "text"], "nowhere"),
@@ -593,15 +593,15 @@ def shell(line: str, *words: object, **more) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("$G check demo >&-", 0),
+        ("$G check hard >&-", 0),
         ("$G cache >&-", 0),
         ("$G predict $1 hi --model $2 --csv >&-", 0),
         ("$G predict $1 hi --model $2 --json 2>&-", 0),
         ("$G predict $1 hi --model $2 2>/dev/full", 0),
-        ("set -o pipefail; $G check demo | true", 0),
+        ("set -o pipefail; $G check hard | true", 0),
         ("set -o pipefail; $G evaluate $1 --model $2 2>&1 | true", 0),
         ("set -o pipefail; $G check nowhere 2>&1 | true", 3),
-        ("$G check demo >/dev/full", 6),
+        ("$G check hard >/dev/full", 6),
         ("$G predict $1 hi --model $2 >/dev/full", 6),
         ("$G predict $1 --model $2 < /dev/null >&- 2>&-", 0),
     ],
@@ -712,7 +712,7 @@ def test_a_learning_rate_is_suggested_and_drawn(
 @pytest.mark.parametrize("there", ["a file", "a folder", "a link to nothing"])
 @pytest.mark.parametrize(
     "command",
-    [["find-rate"], ["probe", "--data", "demo"], ["features", "--file", "x.txt"]],
+    [["find-rate"], ["probe", "--data", "hard"], ["features", "--file", "x.txt"]],
     ids=lambda command: command[0],
 )
 def test_a_file_that_exists_is_never_overwritten(

@@ -32,7 +32,7 @@ def reading(model: Path, classifier: Path, path: object, out: Path) -> list[tupl
     small = ["--model", model]
     return [
         (3, ["train", *small, "--data", path, "--out", out]),
-        (4, ["train", "--model", path, "--data", "demo", "--out", out]),
+        (4, ["train", "--model", path, "--data", "hard", "--out", out]),
         (4, ["train", "--resume", path]),
         (3, ["find-rate", *small, "--data", path, "--out", out]),
         (3, ["compare", *small, "--data", path, "--out", out]),
@@ -45,7 +45,7 @@ def reading(model: Path, classifier: Path, path: object, out: Path) -> list[tupl
         (4, ["predict", classifier, "--model", path, "a"]),
         (3, ["features", *small, "--file", path, "--out", out]),
         (3, ["check", path]),
-        (4, ["check", "demo", "--model", path]),
+        (4, ["check", "hard", "--model", path]),
         (4, ["verify", path]),
         (4, ["generate", "--model", path, "--prompt", "a"]),
         (3, ["pretrain", "--corpus", path, "--out", out]),
@@ -203,7 +203,7 @@ def test_a_user_without_a_home(command, classifier, tiny_checkpoint, monkeypatch
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("HOME", "XDG_CACHE_HOME", "GPT2_FROM_SCRATCH_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    words = [classifier, "--model", tiny_checkpoint, "--data", "demo"]
+    words = [classifier, "--model", tiny_checkpoint, "--data", "hard"]
     code, out, err = call(capsys, command, *(words if command == "evaluate" else []))
     assert (code, out) == (2, "") and "GPT2_FROM_SCRATCH_CACHE" in err
 

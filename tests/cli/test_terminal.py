@@ -154,7 +154,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (3, ["--corpus", place / f"corpus {NAME}", "--out", out / "small"]),
             (3, ["--corpus", out / NAME, "--out", out / "small"]),
         ],
-        "download": [(5, ["sms"]), (5, ["124M"])],
+        "download": [(5, ["124M"])],
         "cache": [(0, []), (0, ["--clear"])],
         "probe": [
             (0, ["--model", model, *data, "--pooling", "mean", "--out", out / f"{NAME}.png"]),

@@ -367,7 +367,7 @@ def test_the_companion_points_at_the_lines_it_names(builder):
 
 def test_setting(monkeypatch):
     monkeypatch.delenv("GPT2_FROM_SCRATCH_COURSE", raising=False)
-    assert course.setting() == ("mini", "demo") and course.setting("124M") == ("124M", "sms")
+    assert course.setting() == ("mini", "hard") and course.setting("124M") == ("124M", "sms")
     monkeypatch.setenv("GPT2_FROM_SCRATCH_COURSE", "355M")
     assert course.setting("mini") == ("355M", "sms")
     monkeypatch.setenv("GPT2_FROM_SCRATCH_COURSE", "125M")

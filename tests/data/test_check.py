@@ -377,7 +377,7 @@ def test_rare_labels_are_no_obstacle_once_it_is_said_what_to_do(tmp_path: Path) 
 @pytest.mark.parametrize("task", ["ner", "language", "features"])
 def test_what_cannot_be_checked(task: str) -> None:
     with pytest.raises(UsageError, match="token-classification, span"):
-        check_data("demo", task)
+        check_data("hard", task)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def refused(path: Path, raw: str, task: str, **options: Any) -> str:
 
 
 def test_classification_is_load_messages(tmp_path: Path):
-    assert load_examples("demo") == load_messages() == load_examples("demo", "classification")
+    assert load_examples() == load_messages() == load_examples("sms", "classification")
     (tmp_path / "a.tsv").write_text("words\tclass\na\tx\n\ty\nb\tz\n", "latin-1")
     options = {"text_column": "words", "label_column": "class", "encoding": "latin-1"}
     told = listen()
@@ -200,7 +200,7 @@ def test_texts_alone(tmp_path: Path, task: str):
     assert load(tmp_path / "a.csv", 'id,text\n1,one\n2,"two, three"\n', task) == expected
     assert load(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": "two, three"}\n', task) == expected
     assert load(tmp_path / "a.txt", "one\ntwo, three\n", task) == expected
-    assert load_examples("demo", task) == [Message(m.text, None) for m in load_messages("demo")]
+    assert load_examples("hard", task) == [Message(m.text, None) for m in load_messages("hard")]
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def test_files_that_do_not_fit_the_task(tmp_path: Path):
     )
     assert "contains no examples of regression" in refused(tmp_path / "a.jsonl", "", "regression")
     with pytest.raises(UsageError, match="unknown task 'ner'; .*classification, multi-label"):
-        load_examples("demo", "ner")
+        load_examples("hard", "ner")
     with pytest.raises(UsageError, match="on_error"):
         load(tmp_path / "a.txt", "a", "language", on_error="never")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_messages import are_near_duplicates, components
 
 from gpt2_from_scratch.data import near_duplicates
-from gpt2_from_scratch.data.messages import load_sms_spam
+from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.near_duplicates import (
     has_near_duplicate,
     masked,
@@ -144,7 +144,7 @@ def test_any_threshold(monkeypatch, threshold: float) -> None:
 @pytest.mark.slow
 def test_the_collection(sms_file: Path) -> None:
     """The counts that the module's docstring has; every group is of one label."""
-    label_of = {message.text: message.label for message in load_sms_spam(sms_file)}
+    label_of = {message.text: message.label for message in load_messages(sms_file)}
     texts = list(label_of)
     groups = [
         {texts[n] for n in group}
@@ -164,7 +164,7 @@ def test_the_collection(sms_file: Path) -> None:
 @pytest.mark.slow
 def test_large_products_are_computed_in_chunks(monkeypatch, sms_file: Path) -> None:
     """Memory is bounded however many texts share a pair; the answers do not depend on it."""
-    texts = list({message.text: None for message in load_sms_spam(sms_file)})[:1500]
+    texts = list({message.text: None for message in load_messages(sms_file)})[:1500]
     groups, known = near_duplicate_groups(texts), has_near_duplicate(texts[:700], texts[700:])
     products = []
     similar = near_duplicates._similar

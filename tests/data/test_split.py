@@ -17,7 +17,6 @@ from gpt2_from_scratch.data.messages import (
     Message,
     count_labels,
     load_messages,
-    load_sms_spam,
 )
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate, near_duplicate_groups
 from gpt2_from_scratch.data.split import (
@@ -34,7 +33,7 @@ from gpt2_from_scratch.errors import DataError, UsageError
 
 def test_the_lecture_numbers_without_its_leak(sms_file):
     """653 spam texts are distinct, 457 + 65 + 131; the lecture's 747 count copies too."""
-    messages = load_sms_spam(sms_file)
+    messages = load_messages(sms_file)
     assert len({m.text for m in messages if m.label == "spam"}) == 653
     split = split_messages(messages, balance=True)
     assert [len(part) for part in parts(split)] == [914, 130, 262]
@@ -45,7 +44,7 @@ def test_the_lecture_numbers_without_its_leak(sms_file):
 
 
 def test_no_text_stands_in_two_parts(sms_file):
-    messages = load_sms_spam(sms_file)
+    messages = load_messages(sms_file)
     for keep in (False, True):
         train, val, test = (
             {m.text for m in p} for p in parts(split_messages(messages, keep_duplicates=keep))
@@ -61,7 +60,7 @@ def test_each_distinct_text_once():
 
 
 def test_copies_stay_together_and_none_is_lost(sms_file):
-    messages = load_sms_spam(sms_file)
+    messages = load_messages(sms_file)
     split = split_messages(messages, keep_duplicates=True)
     assert sum((Counter(part) for part in parts(split)), Counter()) == Counter(messages)
 
@@ -366,7 +365,7 @@ def test_rare_labels_that_cannot_be_kept():
 )
 def test_the_split_is_the_one_it_always_was(options, expected):
     """So that a run can be repeated, and its test messages were never trained on."""
-    messages = load_messages("demo")
+    messages = load_messages("hard")
     assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
     assert (
         fingerprint(split_messages(messages + messages[:50], on_error="skip", **options))
@@ -398,7 +397,7 @@ def test_no_near_duplicate_is_in_two_parts(seed):
 
 @pytest.mark.slow
 def test_no_near_duplicate_in_the_collection(sms_file):
-    messages = load_sms_spam(sms_file)
+    messages = load_messages(sms_file)
     for options in ({"balance": True}, {"keep_duplicates": True}):
         split = split_messages(messages, keep_together="near-duplicates", **options)
         train, val, test = texts_of(split)
@@ -523,7 +522,7 @@ def test_every_fold_keeps_the_proportions(n):
 
 @pytest.mark.slow
 def test_folds_of_the_collection(sms_file):
-    found = folds(load_sms_spam(sms_file), 5)
+    found = folds(load_messages(sms_file), 5)
     for split in found:
         train, val, test = texts_of(split)
         assert not has_near_duplicate(test, train + val).any()
@@ -541,7 +540,7 @@ def test_folds_of_balanced_messages():
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_folds():
-    messages = load_messages("demo")
+    messages = load_messages("hard")
     assert folds(messages, 3) == folds(messages, 3, seed=123) != folds(messages, 3, seed=124)
     assert fingerprint(folds(messages, 3)[2]) == "7e0c9a32abd9682e"
 

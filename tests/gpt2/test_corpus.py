@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from said import listen
 
-from gpt2_from_scratch.data.messages import load_sms_spam
+from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.gpt2.corpus import (
@@ -448,7 +448,7 @@ def test_the_collection_is_not_in_the_corpus(shared):
     collection = shared / "data" / "sms_spam" / "SMSSpamCollection"
     if not (collection.exists() and (shared / "corpus").is_dir()):
         pytest.skip("needs the SMS Spam Collection and the corpus")
-    messages = {normalised(m.text): m.label for m in load_sms_spam(collection)}
+    messages = {normalised(m.text): m.label for m in load_messages(collection)}
     long = [text for text in messages if len(text) >= 20]
     assert len(long) == 5032
     found = places(long, shared / "corpus")

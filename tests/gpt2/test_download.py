@@ -1,7 +1,6 @@
 """Downloads from a real server on this machine that makes every mistake wanted."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -751,61 +749,3 @@ def test_openais_own_files_are_right(openai_124M, tmp_path, monkeypatch):
 def test_an_unknown_model():
     with pytest.raises(UsageError, match="'117M'.* 124M, 355M"):
         download.download_model("117M")
-
-
-# --- the SMS Spam Collection ---
-
-SMS = b"ham\tsee you\nspam\twin now\n"
-
-
-def zip_of(members: dict[str, bytes]) -> bytes:
-    raw = io.BytesIO()
-    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return raw.getvalue()
-
-
-@pytest.fixture
-def sms(server, nearby, monkeypatch, tmp_path) -> Path:
-    known_hash = f"sha256:{hashlib.sha256(SMS).hexdigest()}"
-    monkeypatch.setattr(download, "SMS", PinnedFile("SMSSpamCollection", len(SMS), known_hash))
-    source = replace(download.SMS_ZIP, urls=(f"{server.origin}/sms.zip",))
-    monkeypatch.setattr(download, "SMS_ZIP", source)
-    monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
-    return tmp_path / "data" / "sms_spam" / "SMSSpamCollection"
-
-
-def test_the_collection_is_taken_out_of_its_zip(server, sms):
-    server.files["/sms.zip"] = zip_of({"../evil": b"x", "/evil": b"x", "SMSSpamCollection": SMS})
-    sms.parent.mkdir(parents=True)
-    sms.write_bytes(b"something else")
-    for _ in range(2):
-        assert download.download_sms_spam() == sms
-        assert sms.read_bytes() == SMS
-    assert len(server.asked) == 1
-    assert {path.name for path in sms.parent.iterdir()} == {sms.name, download.SMS_ZIP.name}
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        zip_of({"readme": b"x"}),
-        zip_of({"../SMSSpamCollection": SMS}),
-        zip_of({"SMSSpamCollection": SMS[:-1]}),
-        zip_of({"SMSSpamCollection": bytes(10**7)}),  # small in the zip, large outside
-        zip_of({"SMSSpamCollection": SMS})[:-30],
-        zip_of({"SMSSpamCollection": SMS})[:50] + b"????" + zip_of({"SMSSpamCollection": SMS})[54:],
-        b"",
-    ],
-    ids="no-member other-path cut unfolds half damaged empty".split(),
-)
-def test_a_wrong_zip_is_refused(server, sms, raw):
-    server.files["/sms.zip"] = raw
-    with pytest.raises(DownloadError, match=f"unpack .* to {sms}"):
-        download.download_sms_spam()
-    assert not sms.exists() and not sms.with_name(download.SMS_ZIP.name).exists()
-
-
-def test_the_pinned_collection_is_the_genuine_one(sms_file):
-    assert download.SMS.difference(sms_file) == ""

@@ -10,7 +10,7 @@ import torch
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import TrainConfig
-from gpt2_from_scratch.data.messages import load_messages, load_sms_spam
+from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def test_it_is_small() -> None:
 
 def test_it_reads_every_message_whole(sms_file: Path) -> None:
     tokenizer = Tokenizer(MINI)
-    longest = max(len(tokenizer.encode(message.text)) for message in load_sms_spam(sms_file))
+    longest = max(len(tokenizer.encode(message.text)) for message in load_messages(sms_file))
     assert longest <= read_config(MINI).n_ctx
 
 
@@ -74,7 +74,7 @@ def test_greedy_text_is_made_of_words(mini) -> None:
     ids = generate(mini, torch.tensor(tokenizer.encode("I think that")), 20)
     text = tokenizer.decode(ids.tolist())
     assert text.startswith("I think that") and text.replace("\n", "").isprintable()
-    known = {word for message in load_messages("demo") for word in words_of(message.text)}
+    known = {word for message in load_messages("hard") for word in words_of(message.text)}
     written = words_of(text)
     assert sum(word in known for word in written) > 0.8 * len(written) > 0
 
@@ -87,7 +87,7 @@ def words_of(text: str) -> list[str]:
 def test_the_main_job(tmp_path: Path) -> None:
     """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
     config = TrainConfig(epochs=3, seed=1)
-    run = train_classifier("mini", "demo", config, run=tmp_path / "run", device="cpu")
+    run = train_classifier("mini", "hard", config, run=tmp_path / "run", device="cpu")
     assert run.scores.interval[0] > 0.5  # better than chance, with its whole interval
     again = Classifier.load(run.folder)
     texts = ["Claim your prize now", "see you at six"]

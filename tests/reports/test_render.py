@@ -694,7 +694,7 @@ def test_changes_of_a_reference(tmp_path):
     facts = StudyFacts(
         "Experiments",
         "mini",
-        "demo",
+        "hard",
         rows,
         "default",
         ["seed 1", "seed 2"],

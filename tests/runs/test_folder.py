@@ -202,8 +202,8 @@ def test_a_hyphen_is_standard_input(
     "command",
     [
         ["generate", "--prompt", "Hi", "--model"],
-        ["train", "--data", "demo", "--model"],
-        ["check", "demo", "--model"],
+        ["train", "--data", "hard", "--model"],
+        ["check", "hard", "--model"],
         ["verify"],
     ],
 )

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from gpt2_from_scratch.cli.main import main
-from gpt2_from_scratch.data.messages import Message, load_sms_spam, write_messages
+from gpt2_from_scratch.data.messages import Message, load_messages, write_messages
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -217,7 +217,7 @@ def test_the_genuine_split(sms_file: Path, tmp_path: Path) -> None:
         assert len(list(csv.reader(file))) == 1046
     seen = {message.text for message in split.train}
     assert sum(message.text in seen for message in split.test) == 37  # stand verbatim in training
-    sound = {message.text for message in load_sms_spam(path)}
+    sound = {message.text for message in load_messages(path)}
     assert len({message.text for message in split.train} - sound) > 0  # altered by stray quotes
 
 

@@ -44,7 +44,7 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the demo messages."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train_classifier("mini", "demo", TrainConfig(epochs=3), run=folder).write_report()
+    train_classifier("mini", "hard", TrainConfig(epochs=3), run=folder).write_report()
     return folder
 
 
@@ -153,7 +153,7 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
     )
     np.testing.assert_allclose(again.probabilities, test.probabilities, atol=1e-6)
     page = (run / "report.html").read_text()
-    assert "GPT-2 mini on demo" in page and "bag of words" in page and "<script" not in page
+    assert "GPT-2 mini on hard" in page and "bag of words" in page and "<script" not in page
     assert f"{100 * test.correct.mean():.1f}" in (run / "model_card.md").read_text()
 
 
@@ -167,7 +167,7 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
     ]
     rows += [
         f"{m.text.split()[0]} {m.text.split()[-1]} {n},{'ab'[n % 2]}"
-        for n, m in enumerate(load_messages("demo")[:40])
+        for n, m in enumerate(load_messages("hard")[:40])
         if "," not in m.text and '"' not in m.text
     ]
     (tmp_path / "m.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -222,9 +222,9 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_evaluate_on_other_messages_keeps_the_thresholds(run: Path) -> None:
     classifier = Classifier.load(run)
-    found = assess_again(classifier, load_messages("demo")[:40], run)
+    found = assess_again(classifier, load_messages("hard")[:40], run)
     assert found.without_near_duplicates is None and len(found.thresholds) == 4
-    bare = assess_again(classifier, load_messages("demo")[:40], run.parent)
+    bare = assess_again(classifier, load_messages("hard")[:40], run.parent)
     assert bare.thresholds == [] and bare.evaluation == found.evaluation
 
 
@@ -236,7 +236,7 @@ def test_changed_answers_are_refused(run: Path, tmp_path: Path) -> None:
     answers = tmp_path / "val-answers.jsonl"
     answers.write_text(answers.read_text().replace("ham", "spam", 1))
     with pytest.raises(CheckpointError, match="changed since the run was complete"):
-        assess_again(Classifier.load(tmp_path), load_messages("demo")[:20], tmp_path)
+        assess_again(Classifier.load(tmp_path), load_messages("hard")[:20], tmp_path)
 
 
 def test_evaluate_says_which_options_are_for_classes(

@@ -13,11 +13,10 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.config import SIZES
 from gpt2_from_scratch.storage.paths import (
     CHECKOUT,
-    EMBEDDED_DATA,
     MODELS,
     PACKAGE,
+    data_file,
     data_name,
-    embedded,
     expanded,
     features_folder,
     home,
@@ -108,9 +107,14 @@ def test_features_are_cached_there_unless_a_variable_names_a_folder(tmp_path, mo
 
 
 def test_what_ships_with_the_package():
-    for name in EMBEDDED_DATA:
-        assert (embedded(f"data/{name}") / "messages.csv").is_file()
-        assert embedded(f"data/{name}") == CHECKOUT / "data" / name
+    for name, folder in (
+        ("sms", "sms_spam"),
+        ("hard", "hard"),
+        ("demo", "hard"),
+        ("topics", "topics"),
+    ):
+        assert data_file(name).is_file()
+        assert data_file(name).parent == CHECKOUT / "data" / folder
 
 
 def test_models_by_name(tmp_path, monkeypatch):
