@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# what is installed: what a run needs; tests, lint and notebooks too
+READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
 
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
@@ -10,12 +12,8 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-load
 
 .PHONY: demo test check lint notebooks course bench gpu-pack gpu faults clean
 
-demo: $(INSTALLED)  ## finetune the miniature GPT-2 on the demo messages, then classify two new ones
-	@rm -rf runs/demo
-	$(BIN)/gpt2-classifier train --out runs/demo
-	$(BIN)/gpt2-classifier predict runs/demo \
-		"Congratulations, your number was drawn. Reply now to claim your prize" \
-		"Running late, start dinner without me"
+demo: $(READY)  ## train the miniature GPT-2 on real text messages and try it (half a minute)
+	@$(BIN)/gpt2-classifier demo
 
 test: $(INSTALLED) lint  ## every check, offline (about seven minutes on two cores)
 	$(PYTEST)
@@ -28,10 +26,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(READY): pyproject.toml constraints.txt
+	@echo "installing PyTorch and what else a run needs into $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint,notebooks]"
-	@touch $@
+	@touch $(READY) $@
 
 notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, executed (two minutes)
 	$(BIN)/python chapters/build.py

@@ -7,18 +7,18 @@ LOG = logging.getLogger("gpt2_from_scratch")
 
 class _Listener(logging.Handler):
     def __init__(self, lines: list[str]):
-        super().__init__(logging.INFO)
+        super().__init__()
         self.lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
 
 
-def listen() -> list[str]:
-    """A list to which every line that is logged from now on is added, until the test is over."""
+def listen(level: int = logging.INFO) -> list[str]:
+    """A list to which every line logged from now on is added, from `level` on, until the test ends."""
     lines: list[str] = []
     LOG.addHandler(_Listener(lines))
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(level)
     return lines
 
 

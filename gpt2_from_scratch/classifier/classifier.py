@@ -59,7 +59,7 @@ from gpt2_from_scratch.classifier.settings import (
 )
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
-from gpt2_from_scratch.data.messages import check_on_error, has_halves, on_one_line, refuse_alike
+from gpt2_from_scratch.data.messages import check_on_error, has_halves, refuse_alike, short
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
@@ -94,6 +94,7 @@ log = logging.getLogger(__name__)
 BATCH = 32  # texts in a padded batch without gradients
 FIRST, LARGEST = 64, 4096  # texts in a window of a stream: few at first, so that answers come soon
 CHARACTERS = 4_000_000  # in a window, whatever the number of texts
+LONGEST_SHOWN = 100  # characters of a text next to its answer
 REMEMBERED = 65_536  # distinct texts whose answers a stream keeps, about 50 MB
 _LOCK = threading.Lock()
 # {(model, mode): (uses at the moment, the mode of each module before)}; see `in_mode`
@@ -143,7 +144,7 @@ class Prediction:
         found = "; ".join(answers) if len(answers) > 1 else self.answer.in_words()
         marks = {"cut": self.truncated, "empty": self.empty, "replaced": self.replaced}
         marked = "".join(f"({mark}) " for mark, is_set in marks.items() if is_set)
-        return f"{found}  {marked}{on_one_line(text):.80}"
+        return f"{found}  {marked}{short(text, LONGEST_SHOWN)}"
 
 
 class Classifier:

@@ -5,6 +5,7 @@ a command is chosen, so that --help answers at once.
 """
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from importlib.metadata import version
 
 from gpt2_from_scratch.cli import classifying, inspecting, studies, training
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
-from gpt2_from_scratch.progress import log_to, visible_output
+from gpt2_from_scratch.progress import PACKAGE_LOG, log_to, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
 EXIT_CODES = (
@@ -41,7 +42,9 @@ class Commands:
             epilog="examples:\n  " + "\n  ".join(examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        parser.add_argument(
+            "-v", "--verbose", action="store_true", help="show details, and tracebacks of errors"
+        )
         parser.set_defaults(command=name, run=run)
         return parser
 
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"gpt2-classifier {version('gpt2-from-scratch')}"
     )
     added = Commands(parser)
+    training.add_demo(added)
     training.add_train(added)
     training.add_find_rate(added)
     studies.add_compare(added)
@@ -94,6 +98,8 @@ def _run(words: list[str]) -> int:
         with terminable():
             args = _parse(words)
             verbose = args.verbose
+            if verbose:
+                PACKAGE_LOG.setLevel(logging.DEBUG)
             args.run(args)
             sys.stdout.flush()
         return 0

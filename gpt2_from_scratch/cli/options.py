@@ -1,6 +1,7 @@
 """What several commands share: options derived from settings, kinds of values, and what was typed."""
 
 import argparse
+import itertools
 import logging
 import os
 from dataclasses import fields, replace
@@ -40,6 +41,14 @@ def new_path(text: str) -> Path:
     if os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{path} exists already; choose another")
     return path
+
+
+def free_path(path: Path) -> Path:
+    """The path, or with a number appended to its name if that exists."""
+    names = itertools.chain(
+        [path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    )
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def non_empty(text: str) -> str:

@@ -4,11 +4,11 @@ Each command imports what it needs when it runs, so that --help answers at once.
 """
 
 import argparse
-import itertools
 import json
 import logging
-import os
 import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from gpt2_from_scratch.cli.options import (
     add_training,
     computing_on,
     existing_or_new_path,
+    free_path,
     given,
     new_path,
     non_empty,
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-# --- train ---
+# the two messages with which the book tries its classifier
+EXAMPLES = (
+    "You are a winner you have been specially selected to receive $1000 cash or a $2000 award.",
+    "Hey, just wanted to check if we're still on for dinner tonight? Let me know!",
+)
+
+
+# --- train and demo ---
 
 
 def add_train(commands: Any) -> None:
@@ -87,9 +95,32 @@ def add_train(commands: Any) -> None:
     add_computing(parser, cache=True)
 
 
+def add_demo(commands: Any) -> None:
+    """Add `demo`."""
+    parser = commands.add(
+        "demo",
+        run_demo,
+        "train the miniature GPT-2 on real text messages and try it, in half a minute",
+        "gpt2-classifier demo",
+        "gpt2-classifier demo --out runs/first --verbose",
+    )
+    parser.add_argument(
+        "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
+    )
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Train on the balanced SMS collection with all defaults; classify the two example messages."""
+    from gpt2_from_scratch.runs.recipes import train_classifier
+
+    log.info("training the miniature GPT-2 on real text messages; this takes about half a minute")
+    out = args.out or free_path(Path("runs") / "demo")
+    run = train_classifier(data=DataConfig(balance=True), run=out)
+    _print_results(run, EXAMPLES, verbose=args.verbose)
+
+
 def run_train(args: argparse.Namespace) -> None:
     """Train a classifier, write its report, and print its scores on the test set."""
-    from gpt2_from_scratch.runs.folder import TrainedOn, read_test_part
     from gpt2_from_scratch.runs.recipes import train_as_the_lecture, train_classifier
 
     if args.resume:
@@ -116,16 +147,36 @@ def run_train(args: argparse.Namespace) -> None:
             dtype=dtype,
             **given(args, "model", "cache", "start"),
         )
-    if not (run.folder / "report.html").exists():
+    _print_results(run, verbose=args.verbose)
+
+
+def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = False) -> None:
+    """Print the scores on the test set, the answers to these texts, and how good the run is.
+
+    Writes the report first, unless there is one. `verbose` prints all scores.
+    """
+    from gpt2_from_scratch.reports.findings import against_baselines, found_and_marked
+
+    table = run.scores.as_table()
+    print(f"Test set: {table if verbose else table.splitlines()[0]}")
+    if run.assessment and (counts := found_and_marked(run.assessment.evaluation)):
+        print(f"{counts[0].upper()}{counts[1:]}.")
+    if texts:
+        print()
+    predictions: Iterator[Any] = run.classifier.predict_stream(texts)
+    for text, prediction in predictions:
+        print(prediction.in_words(text))
+    report, verdict = run.folder / "report.html", ""
+    if not report.exists():
         run.write_report()
-    test, seen = read_test_part(run.folder, run.config.head.task), TrainedOn.of(run.folder)
-    print("Test set:")
-    if seen.count(test):
-        print(seen.in_words(test))
-    print(run.scores.as_table())
+        verdict = against_baselines(run.facts)
+    print(f"\nReport: {report}")
+    if verdict:
+        print(verdict)
+    sys.stdout.flush()
     base = "" if run.config.model in MODELS else f" --model {shlex.quote(run.config.model)}"
     log.info(
-        f"\nsaved in {run.folder}; use it with\n"
+        f"use it with\n"
         f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"
     )
 
@@ -214,8 +265,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     split = load_split(config.data, config.head.task, config.training.seed)
     classifier = new_classifier(config, split).to(device)
     found = find_learning_rate(classifier, split, config.training, steps=args.steps)
-    names = itertools.chain(["rates.png"], (f"rates-{n}.png" for n in itertools.count(2)))
-    out = args.out or next(Path(name) for name in names if not os.path.lexists(name))
+    out = args.out or free_path(Path("rates.png"))
     save_picture(plot_rates(found.rates, found.losses, found.suggested), out)
     log.info(f"loss at each learning rate: {out}; suggested learning rate:")
     print(f"{found.suggested:.1e}")

@@ -170,12 +170,13 @@ def fit_linear(
     if len(set(true.tolist())) < 2:
         log.warning(f"{name} is left out: all training texts have the same label")
         return None
-    models = [
-        make_pipeline(vectorizer(), LogisticRegression(max_iter=5000, C=C)).fit(texts, true)
-        for C in INVERSE_PENALTIES
-    ]
-    val, val_true = [message.text for message in split.val], class_numbers(split.val, labels)
-    return _as_baseline(name, max(models, key=lambda model: model.score(val, val_true)), labels)
+    fitted = vectorizer()
+    features = fitted.fit_transform(texts)
+    val = fitted.transform([message.text for message in split.val])
+    val_true = class_numbers(split.val, labels)
+    models = [LogisticRegression(max_iter=5000, C=C).fit(features, true) for C in INVERSE_PENALTIES]
+    best = max(models, key=lambda model: model.score(val, val_true))
+    return _as_baseline(name, make_pipeline(fitted, best), labels)
 
 
 def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:

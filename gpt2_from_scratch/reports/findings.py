@@ -24,6 +24,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     LabelledPredictions,
     confused,
     head_of_weakest,
+    rarer_label,
     weakest,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
@@ -38,6 +39,7 @@ FEW_VALIDATION_TEXTS = 100  # with fewer, chance selects the epoch as much as me
 FAR_APART = 0.1  # difference of precision and recall that is worth a warning
 ALPHA = 0.05  # a difference with a larger p may be chance
 MOST_NAMED = 8  # names that a sentence lists
+PLAIN = {"ham": "good"}  # labels that a newcomer does not know
 TO_SEPARATE = '"train --keep-together near-duplicates"'
 PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
 
@@ -158,30 +160,44 @@ def how_good(facts: RunFacts) -> str:
     return sentence
 
 
+def found_and_marked(scores: Evaluation) -> str:
+    """Say how many texts of the rarer of two labels were found, and how many others marked as it.
+
+    Empty if there are more than two labels.
+    """
+    positive = rarer_label([c.label for c in scores.classes], [c.support for c in scores.classes])
+    if not positive:
+        return ""
+    k = [c.label for c in scores.classes].index(positive)
+    found, marked = scores.confusion[k][k], scores.confusion[1 - k][k]
+    yes, no = scores.classes[k], scores.classes[1 - k]
+    return (
+        f"found {found:,} of {yes.support:,} {short(yes.label)} messages; marked {marked:,} of "
+        f"{no.support:,} {PLAIN.get(no.label, short(no.label))} messages as {short(yes.label)}"
+    )
+
+
 def against_baselines(facts: RunFacts) -> str:
-    """Say whether the run beats the best text baseline; empty without baselines."""
+    """Compare the run with the most accurate text baseline; empty without baselines."""
     if not facts.best_baseline or not facts.classified:
         return ""
     name, theirs, paired = facts.best_baseline
     points = 100 * (facts.classified.accuracy - theirs.accuracy)
     n = len(facts.baselines)
     best = f"the best of {n} text baselines" if n > 1 else "the text baseline"
-    best += f" ({short(name, 80)})"
+    best += f" ({short(name, 80)}, {percent(theirs.accuracy)})"
     low, high = (100 * bound for bound in paired.interval)
     chance = (
         f"95% interval of the difference {low:+.1f} to {high:+.1f} points, {format_p(paired.p)}"
     )
     if not points:
-        return f"It is as accurate as {best}: {chance}."
-    if paired.p > ALPHA:
-        direction = "more" if points > 0 else "less"
-        return (
-            f"It is {abs(points):.1f} points {direction} accurate than {best}, which may be chance: "
-            f"{chance}."
-        )
-    if points > 0:
-        return f"It beats {best} by {points:.1f} points: {chance}."
-    return f"It is {-points:.1f} points worse than {best}: {chance}."
+        return f"With one seed, it is exactly as accurate as {best}; {chance}."
+    direction = "more" if points > 0 else "less"
+    verdict = "significant" if paired.p <= ALPHA else "not significant"
+    return (
+        f"With one seed, it is {abs(points):.1f} points {direction} accurate than {best}. The "
+        f"difference is {verdict}: {chance}."
+    )
 
 
 def split_rule(facts: RunFacts) -> str:

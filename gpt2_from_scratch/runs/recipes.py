@@ -241,8 +241,11 @@ def _train(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
     )
-    lines = ledger(classifier.model, config.training, classifier.description.heads)
-    log.info(format_ledger(lines))
+    lines = format_ledger(
+        ledger(classifier.model, config.training, classifier.description.heads)
+    ).splitlines()
+    log.debug("\n".join(lines[:-1]))
+    log.info(lines[-1])  # the number of trainable parameters
     classifier.store = FeatureStore() if config.cache else None
     finetune(classifier, split, config.training, folder, resume=resume)
     return score_run(folder, config, classifier, split)

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     write_predictions,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
-from gpt2_from_scratch.reports.findings import RunFacts, against_baselines
+from gpt2_from_scratch.reports.findings import RunFacts
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
 from gpt2_from_scratch.runs.folder import (
@@ -60,6 +61,7 @@ from gpt2_from_scratch.storage.states import remove_states
 log = logging.getLogger(__name__)
 
 MOST_FOR_BASELINES = 20_000  # training texts; beyond, `compare` fits them, at its own time
+MOST_FOR_SLOW_BASELINES = 3_000_000  # characters of training texts: about half a minute
 MOST_FOR_NEAR_DUPLICATES = 100_000
 TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")
@@ -159,10 +161,9 @@ class Run:
     def write_report(self) -> None:
         """Write the page `report.html`, the card `model_card.md`, and `curves.png`.
 
-        Fits the text baselines that the page compares with. Raises DataError if the run's data have
-        changed since it was trained.
+        Raises DataError if the run's data have changed since it was trained.
         """
-        facts = self._facts(self.split or self.load_split())
+        facts = self.facts
         if self.config.recipe == "lecture":  # it counts steps, not epochs
             trace = read_json(self.folder / "trace.json")
             steps, train_losses, val_losses = zip(*trace["losses"], strict=True)
@@ -174,12 +175,14 @@ class Run:
             curves = plot_epochs(facts.history, self.scores.measure)
         write_run_report(facts, self.folder, curves)
         add_to_manifest(self.folder, REPORT)
-        if sentence := against_baselines(facts):
-            log.info(sentence)
-        log.info(f"report: {self.folder / 'report.html'}")
 
-    def _facts(self, split: Split) -> RunFacts:
-        """Everything that the page and the card report."""
+    @cached_property
+    def facts(self) -> RunFacts:
+        """Everything that the page and the card report; the text baselines are fitted for it.
+
+        Raises DataError if the run's data have changed since it was trained.
+        """
+        split = self.split or self.load_split()
         classifier, description, config = self.classifier, self.classifier.description, self.config
         parts = vars(split)
         classes = description.head.task == "classification"
@@ -331,9 +334,15 @@ def _baselines(
     if len(split.train) > MOST_FOR_BASELINES:
         log.warning("too many texts for text baselines: use gpt2-classifier compare")
         return []
+    quick = sum(len(message.text) for message in split.train) > MOST_FOR_SLOW_BASELINES
+    if quick:
+        log.warning(
+            "the training texts are too long for the stronger text baselines: use "
+            "gpt2-classifier compare"
+        )
     found: list[tuple[str, Evaluation, Paired]] = []
     labels = list(predictions.labels)
-    for baseline in fit_baselines(split, labels, quick=True):
+    for baseline in fit_baselines(split, labels, quick=quick):
         theirs = predictions_of(baseline, split.test, labels)
         evaluation = evaluate_predictions(theirs.true, theirs.predicted, labels)
         found.append(

@@ -189,7 +189,7 @@ class Features:
             where = ""
             if self._store and any(shard.path for shard in computed):
                 where = f"; kept in {self._store.folder}"
-            log.info(
+            log.debug(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
                 f"in {seconds:.1f} s{where}"
             )

@@ -277,7 +277,7 @@ def test_texts_that_were_read_otherwise_are_marked(
     _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts)
     shown = [line.split(")  ", 1)[1] for line in out.splitlines()]
     assert shown[:2] == ["fine", "(empty) "] and shown[3] == r"(replaced) a \ud800 b"
-    assert shown[2].startswith("(cut) you and you") and len(shown[2]) == len("(cut) ") + 80
+    assert shown[2].startswith("(cut) you and you") and shown[2][6:] == ("you and " * 99)[:99] + "…"
     _, out, _ = call(capsys, "predict", run, "--model", tiny_checkpoint, *texts, "--json")
     records = [json.loads(line) for line in out.splitlines()]
     assert [[r["truncated"], r["empty"], r["replaced"]] for r in records] == [
@@ -774,3 +774,31 @@ def test_pretraining_goes_on_from_a_model_without_the_test_sets(
         *("--n-layer", 3, *settings),
     )
     assert code == 2 and "n_layer=2" in err and "n_layer=3" in err
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_what_a_newcomer_wants_to_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains on the SMS collection for a quarter of a minute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    code, out, _ = call(capsys, "demo")
+    run = Path("runs") / "demo-2"
+    found = json.loads((run / "evaluation.json").read_text())
+    classes = {scores["label"]: scores for scores in found["classes"]}
+    (_, ham_as_spam), (_, spam) = found["confusion"]
+    expected = [
+        f"accuracy {100 * found['accuracy']:.2f}%  ({found['correct']} of {found['total']}; 95% ",
+        f"{spam} of {classes['spam']['support']} spam messages; "
+        f"marked {ham_as_spam} of {classes['ham']['support']} good messages",
+        "selected to receive $1000 cash or a $2000 award",
+        "still on for dinner tonight?",
+        f"{run / 'report.html'}",
+        "one seed",
+        "TF-IDF of characters, 2 to 5",
+    ]
+    assert code == 0 and found["accuracy"] > 0.9
+    places = [out.find(fact) for fact in expected]
+    assert -1 not in places and places == sorted(places), out
+    assert len(out.splitlines()) <= 10

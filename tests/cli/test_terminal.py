@@ -116,6 +116,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (4, ["--from", out / NAME, "--data", table]),
             (3, ["--recipe", "lecture", "--data", place / NAME]),
         ],
+        "demo": [(2, ["--out", run])],
         "find-rate": [(0, [*small[:-4], "--steps", 2, "--out", out / "rates.png"])],
         "compare": [(0, [*small[:-2], "--quick", "--seeds", 1, "--out", out / "compare"])],
         "experiments": [

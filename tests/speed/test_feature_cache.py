@@ -1,5 +1,6 @@
 """Training on cached features gives the same losses, gradients and weights as the plain loop."""
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -304,7 +305,7 @@ def test_a_second_run_computes_nothing_and_other_depths_keep_theirs(
     ]
     assert computed == kinds
     for (d, t), expected in zip(kinds, first, strict=True):
-        said = listen()
+        said = listen(logging.DEBUG)
         store = FeatureStore(tmp_path)
         again = Features(Trunk(model, d, t), texts, dtype=t, store=store)
         assert torch.equal(again.batch([0, 1, 2])[0], expected)

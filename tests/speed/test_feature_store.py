@@ -1,6 +1,7 @@
 """Features on disk survive kills, damage, full disks and other processes, or are computed again."""
 
 import json
+import logging
 import os
 import random
 import re
@@ -321,7 +322,7 @@ def test_whatever_happens_to_a_shard_its_texts_are_computed_again(
         expected = found.batch(range(len(TEXTS)))[0]
         (path,) = files(folder)
         HARMS[harm](path)
-        lines = listen()
+        lines = listen(logging.DEBUG)
         if not in_use:
             found = features(tiny_gpt2, folder)
         assert torch.equal(found.batch(range(len(TEXTS)))[0], expected)
@@ -443,7 +444,7 @@ def test_where_one_may_not_write_the_run_goes_on(tiny_gpt2: GPT2, case: str) -> 
             path.unlink() if case == "empty" else path.write_bytes(b"")
         for each in (path.parent, folder):
             each.chmod(0o000 if case == "locked" else 0o555)
-        lines = listen()
+        lines = listen(logging.DEBUG)
         try:
             os.seteuid(user or 65534)  # root may do everything, so it becomes another user
             place = path / "below a file" if case == "no folder" else folder
