@@ -1,6 +1,8 @@
 """What can go wrong that the user can fix. Anything else is a bug and keeps its traceback."""
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class GPT2Error(Exception):
@@ -48,6 +50,19 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal: int = 2):
         super().__init__(message)
         self.exit_code = 128 + signal  # as shells have it: 130 for Ctrl-C, 143 for SIGTERM
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, whatever its case; empty if none is near."""
+    by_lower = {other.strip().lower(): other for other in known}
+    near = get_close_matches(name.strip().lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question to append to an error message about an unknown name; empty if no name is near."""
+    found = nearest(name, known)
+    return f" Did you mean {found}?" if found else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

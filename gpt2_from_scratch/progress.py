@@ -1,4 +1,4 @@
-"""What a person sees: printed results, log lines, error messages and progress bars.
+"""What a person sees: printed results, log lines, error messages, commands and progress bars.
 
 Modules log to `logging.getLogger(__name__)`. Importing the package configures nothing; the command
 and the chapters call `log_to`, other programs configure logging as they like.
@@ -10,14 +10,18 @@ Pages and cards write their texts with `visible`.
 
 import logging
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+NAME = "gpt2-classifier"  # of the command
 PACKAGE_LOG = logging.getLogger("gpt2_from_scratch")
 
 # --- characters that control a terminal ---
@@ -74,6 +78,24 @@ def visible_output() -> Iterator[None]:
 def for_programs(stream: TextIO) -> TextIO:
     """The stream for data that a program reads: as they are, unless a person sees them."""
     return stream if stream.isatty() else getattr(stream, "_wrapped", stream)
+
+
+# --- commands that a person can type ---
+
+
+def program() -> str:
+    """How a person calls the command here: its name, its path if needed, or `python -m`."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py" and started.parent.name == __package__:
+        return f"{shlex.quote(sys.orig_argv[0])} -m {__package__}"
+    if started.stem == NAME and started.parent != Path(shutil.which(NAME) or "").parent:
+        return shlex.quote(sys.argv[0])
+    return NAME
+
+
+def command(*words: object) -> str:
+    """A command of the package as a person can type it here."""
+    return f"{program()} {shlex.join(map(str, words))}"
 
 
 # --- the log and the bars ---

@@ -38,7 +38,7 @@ RESERVED_NAMES = ("number", "n_tokens", "truncated", "empty", "replaced")  # key
 class TrainConfig:
     """How a classifier is trained. The defaults were chosen on the miniature."""
 
-    n_last_blocks: int = setting(1, "last blocks that are trained", at_least=0)
+    n_last_blocks: int = setting(1, "last blocks to train; with LoRA 0 unless given", at_least=0)
     final_norm: bool = setting(True, "train the final LayerNorm")
     trainable: str = setting(
         "", "parameters to train instead, as patterns: 'head.*,blocks.5.mlp.*'"
@@ -56,7 +56,7 @@ class TrainConfig:
     micro_batch: int = setting(
         0, "messages per forward pass, gradients accumulated; 0: the whole batch", at_least=0
     )
-    lr: float = setting(5e-4, "learning rate at its peak; wider models need less", above=0)
+    lr: float = setting(5e-4, "peak learning rate; wider models need less", above=0)
     rate_decay: float = setting(
         1.0,
         "factor by which each block's learning rate is below that of the part above it",
@@ -78,7 +78,7 @@ class TrainConfig:
     )
     seed: int = setting(
         123,
-        "random seed of the head, the order of messages and the split",
+        "random seed of the head, the order and the split",
         at_least=0,
         at_most=2**32 - 1,  # what numpy's RandomState takes
     )
@@ -233,8 +233,7 @@ class HeadSettings:
     name: str = setting("label", "the head's name, if it shares the model with others")
     lora: int = setting(
         0,
-        "rank of LoRA adapters on every matrix; block weights then stay frozen unless "
-        "--n-last-blocks is given; 0: no LoRA",
+        "rank of LoRA adapters on every matrix; 0: no LoRA",
         at_least=0,
     )
     lora_alpha: float = setting(

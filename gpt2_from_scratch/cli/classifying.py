@@ -187,7 +187,9 @@ def add_predict(commands: Any) -> None:
         metavar="RUN",
         help="a run's folder, or its best.safetensors",
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: lines of stdin)")
+    parser.add_argument(
+        "texts", nargs="*", default=[], metavar="TEXT", help="texts (default: lines of stdin)"
+    )
     add_base(parser)
     parser.add_argument(
         "--threshold",

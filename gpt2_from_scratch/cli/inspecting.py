@@ -223,7 +223,13 @@ def add_download(commands: Any) -> None:
         "download a model of OpenAI's",
         "gpt2-classifier download 124M",
     )
-    parser.add_argument("what", type=known_name, choices=MODELS[1:])
+    parser.add_argument("what", type=_downloadable, metavar="MODEL", choices=MODELS[1:])
+
+
+def _downloadable(name: str) -> str:
+    if name == "sms":
+        raise argparse.ArgumentTypeError("the SMS Spam Collection ships with the package.")
+    return known_name(name)
 
 
 def run_download(args: argparse.Namespace) -> None:

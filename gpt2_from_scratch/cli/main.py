@@ -9,52 +9,30 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
 from gpt2_from_scratch.cli import classifying, inspecting, studies, training
+from gpt2_from_scratch.cli.parser import Commands, Parser
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
-from gpt2_from_scratch.progress import PACKAGE_LOG, log_to, visible_output
+from gpt2_from_scratch.progress import PACKAGE_LOG, log_to, program, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network, 6 memory or disk, "
-    "130 interrupted, 143 terminated"
+    "exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 model or weights, 5 network,\n"
+    "  6 memory or disk, 130 interrupted, 143 terminated"
 )
+COMPLETION = 'shell completion: eval "$(register-python-argcomplete gpt2-classifier)"'
 LONGEST = 4000  # characters of an error message
-
-
-class Commands:
-    """The commands of a parser; each is added with its function, its help and its examples."""
-
-    def __init__(self, parser: argparse.ArgumentParser):
-        self.parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def add(
-        self, name: str, run: Callable[[argparse.Namespace], None], what: str, *examples: str
-    ) -> argparse.ArgumentParser:
-        """Add a command; returns its parser, for its options."""
-        parser = self.parsers.add_parser(
-            name,
-            help=what,
-            description=what[0].upper() + what[1:] + ".",
-            epilog="examples:\n  " + "\n  ".join(examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument(
-            "-v", "--verbose", action="store_true", help="show details, and tracebacks of errors"
-        )
-        parser.set_defaults(command=name, run=run)
-        return parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="gpt2-classifier",
+    parser = Parser(
+        prog=program(),
         description="GPT-2, written by hand, as a text classifier you can trust.",
-        epilog="gpt2-classifier COMMAND --help shows examples.  " + EXIT_CODES,
+        epilog=f"{program()} COMMAND --help shows options and examples.\n{COMPLETION}\n{EXIT_CODES}",
     )
     parser.add_argument(
         "--version", action="version", version=f"gpt2-classifier {version('gpt2-from-scratch')}"
@@ -62,19 +40,19 @@ def build_parser() -> argparse.ArgumentParser:
     added = Commands(parser)
     training.add_demo(added)
     training.add_train(added)
-    training.add_find_rate(added)
+    classifying.add_predict(added)
+    classifying.add_evaluate(added)
     studies.add_compare(added)
     studies.add_experiments(added)
-    classifying.add_evaluate(added)
-    classifying.add_predict(added)
-    classifying.add_features(added)
+    training.add_find_rate(added)
     inspecting.add_check(added)
+    inspecting.add_download(added)
     inspecting.add_verify(added)
     inspecting.add_generate(added)
-    training.add_pretrain(added)
-    inspecting.add_download(added)
-    inspecting.add_cache(added)
+    classifying.add_features(added)
     inspecting.add_probe(added)
+    training.add_pretrain(added)
+    inspecting.add_cache(added)
     return parser
 
 
@@ -122,12 +100,20 @@ def _run(words: list[str]) -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     """Parse the command line; texts may be anywhere, and after `--` begin with anything."""
     parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how the line may go on
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     end = words.index("--") if "--" in words else len(words)
-    args, rest = parser.parse_known_args(words[:end])
-    texts = rest + words[end + 1 :]  # argparse ignores texts after an option, and after `--`
-    if any(text.startswith("-") for text in rest) or (texts and not hasattr(args, "texts")):
-        hint = "; put -- before texts that begin with -" if hasattr(args, "texts") else ""
-        parser.error(f"unrecognized arguments: {' '.join(texts)}{hint}")
+    args, texts = parser.parse_known_args(words[:end])
+    if not hasattr(args, "run"):
+        parser.error("a command is missing")
+    texts += words[end + 1 :]  # argparse ignores texts after an option, and after `--`
+    if texts and not hasattr(args, "texts"):
+        parser.error(f"unexpected word {texts[0]!r:.80}")
     if texts:
         args.texts += texts
     return args

@@ -15,10 +15,7 @@ from gpt2_from_scratch.storage.paths import expanded
 
 log = logging.getLogger(__name__)
 
-MODEL_HELP = (
-    "mini (ships with the package), 124M, 355M, 774M, 1558M (or gpt2, gpt2-medium, gpt2-large, "
-    "gpt2-xl), or a model's folder"
-)
+MODEL_HELP = "mini, 124M, 355M, 774M, 1558M, or a folder"
 # settings whose option has another name
 OPTIONS = {
     "source": "data",
@@ -63,6 +60,8 @@ def add_settings(parser: Any, kind: type, *names: str) -> None:
     for field in (field for field in fields(kind) if not names or field.name in names):
         option = "--" + OPTIONS.get(field.name, field.name).replace("_", "-")
         shown = "none" if field.default == "" else field.default
+        if isinstance(field.default, bool):
+            shown = "yes" if field.default else "no"
         help = f"{field.metadata['help']} (default: {shown})"
         if isinstance(field.default, bool):
             parser.add_argument(

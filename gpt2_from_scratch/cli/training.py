@@ -76,7 +76,7 @@ def add_train(commands: Any) -> None:
         type=existing_or_new_path,
         dest="start",
         metavar="RUN",
-        help="continue training a run's classifier, or a file, on other data; labels may be new",
+        help="start from the classifier of another run, with other data",
     )
     parser.add_argument(
         "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
@@ -85,12 +85,12 @@ def add_train(commands: Any) -> None:
         "--resume",
         type=existing_or_new_path,
         metavar="RUN",
-        help="resume a run that was interrupted, with its own settings; with --data if that was moved",
+        help="resume an interrupted run with its own settings",
     )
     parser.add_argument(
         "--recipe",
         choices=["default", "lecture"],
-        help="lecture: step by step as in the lecture; only --seed applies (default: default)",
+        help="lecture: train step by step as in the lecture (default: default)",
     )
     add_computing(parser, cache=True)
 

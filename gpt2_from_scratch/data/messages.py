@@ -32,7 +32,7 @@ from gpt2_from_scratch.data.tables import (
     recognised,
     tab_separated,
 )
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import DataError, UsageError, did_you_mean
 from gpt2_from_scratch.progress import visible
 from gpt2_from_scratch.storage.files import atomic_path
 from gpt2_from_scratch.storage.paths import DATA_SETS, data_file, expanded, known_data
@@ -104,18 +104,14 @@ def _plain_label(label: Any, text: str) -> Any:
 class DataConfig:
     """Which labelled texts to use, how to read them, and how to split them."""
 
-    source: str = setting("sms", "data set to train on: sms, hard, topics, or a file")
+    source: str = setting("sms", "data set: sms, hard, topics, or a file")
     val_source: str = setting(
         "",
         "validation set in a file of its own, next to a test set; else it is cut from the training file",
     )
     test_source: str = setting("", "test set in a file of its own")
-    text_column: str = setting(
-        TEXT, "column of the texts, or several to join: a,b; without a header their numbers"
-    )
-    label_column: str = setting(
-        LABEL, "column of the labels; several numbers: a,b; without a header its number"
-    )
+    text_column: str = setting(TEXT, "column of the texts, or several to join: a,b")
+    label_column: str = setting(LABEL, "column of the labels, or several of numbers: a,b")
     header: bool = setting(
         True, "the first row names the columns; --no-header: they have the numbers 1, 2, ..."
     )
@@ -206,7 +202,10 @@ def source_path(source: str | Path) -> Path:
     """The file of a data set's name or a path. Raises DataError if it does not exist."""
     path = data_file(str(source)) if known_data(str(source)) in DATA_SETS else expanded(source)
     if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
-        raise DataError(f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}")
+        hint = did_you_mean(path.name, DATA_SETS)
+        raise DataError(
+            f"{path} is not a file, nor one of the data sets {', '.join(DATA_SETS)}.{hint}"
+        )
     return path
 
 

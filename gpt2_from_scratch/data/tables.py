@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from io import BufferedReader, TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import DataError, UsageError, nearest
 from gpt2_from_scratch.storage.files import HEAD, LFS, and_is, each_once, no_number
 from gpt2_from_scratch.storage.paths import expanded
 
@@ -541,9 +540,8 @@ def _nearest(name: str, found: Sequence[str]) -> str:
     """A clause with the name that was probably meant, if one is near."""
     if any("\0" in other for other in found):
         return "; it contains NUL bytes: is its encoding utf-16?"
-    by_lower = {other.strip().lower(): other for other in found if other != name}
-    near = get_close_matches(name.strip().lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    near = nearest(name, (other for other in found if other != name))
+    return f"; did you mean {near!r}?" if near else ""
 
 
 # --- Lines to rows of .jsonl ---

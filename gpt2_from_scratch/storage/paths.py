@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from gpt2_from_scratch.errors import CheckpointError, UsageError
-from gpt2_from_scratch.progress import CONTROLLING
+from gpt2_from_scratch.errors import CheckpointError, UsageError, did_you_mean
+from gpt2_from_scratch.progress import CONTROLLING, command
 
 LONGEST = 80  # characters of a file's name in the name of a folder
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def model_folder(model: str | Path) -> Path:
             return folder
         here = f", or ./{model} for the folder here" if Path(model).is_dir() else ""
         raise CheckpointError(
-            f"the {name} model is not in {folder}; get it with: gpt2-classifier download {name}{here}"
+            f"the {name} model is not in {folder}; get it with: {command('download', name)}{here}"
         )
     folder = expanded(model)
     if os.path.isfile(folder) and is_model(folder.parent):
@@ -121,7 +121,8 @@ def model_folder(model: str | Path) -> Path:
         )
     if not os.path.isdir(folder):  # Path.is_dir raises OSError for some impossible names
         raise CheckpointError(
-            f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}"
+            f"{folder} is not a folder, nor one of the models {', '.join(MODELS)}."
+            + did_you_mean(str(model), [*MODELS, *HUB_NAMES])
         )
     try:
         os.stat(os.path.join(folder, "."))  # which needs permission to use what is in it

@@ -43,7 +43,7 @@ def path_parameters() -> Iterator[tuple[str, Callable, str]]:
             value = getattr(module, name)
             functions = {name: value} if callable(value) else {}
             if inspect.isclass(value):
-                members = inspect.getmembers(value, lambda m: inspect.isroutine(m))
+                members = inspect.getmembers(value, lambda m: inspect.isroutine(m) and callable(m))
                 functions |= {f"{name}.{n}": member for n, member in members if n[0] != "_"}
             for title, function in functions.items():
                 try:

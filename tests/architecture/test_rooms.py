@@ -32,7 +32,7 @@ LIGHT = {  # no torch at import time: --help and the reading of data need none
 }
 LIBRARIES = set(
     "numpy scipy sklearn torch tiktoken safetensors pandas matplotlib tqdm requests filelock "
-    "tokenizers jinja2 joblib google_crc32c platformdirs tabulate lazy_loader".split()
+    "tokenizers jinja2 joblib google_crc32c platformdirs tabulate lazy_loader argcomplete".split()
 )
 
 

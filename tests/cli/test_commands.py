@@ -383,7 +383,7 @@ def test_texts_may_stand_anywhere_and_begin_with_anything(
     ]
     with pytest.raises(SystemExit) as stopped:
         cli.main(["predict", str(run), "-x"])
-    assert stopped.value.code == 2 and "put -- before" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "Put -- before" in capsys.readouterr().err
 
 
 def test_an_unpaired_surrogate_is_no_traceback(
