@@ -1,7 +1,7 @@
 """What can go wrong that the user can fix. Anything else is a bug and keeps its traceback."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -45,11 +45,15 @@ class ResourceError(GPT2Error):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user's Ctrl-C or the system's SIGTERM, after what was at hand has been put in safety."""
+    """The user's Ctrl-C or the system's SIGTERM, after the work done so far has been saved.
 
-    def __init__(self, message: str, signal: int = 2):
+    The same command with the words `again` added resumes; None if the message says how.
+    """
+
+    def __init__(self, message: str, signal: int = 2, again: Sequence[str] | None = None):
         super().__init__(message)
         self.exit_code = 128 + signal  # as shells have it: 130 for Ctrl-C, 143 for SIGTERM
+        self.again = again
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

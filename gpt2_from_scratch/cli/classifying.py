@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -34,14 +34,18 @@ from gpt2_from_scratch.cli.options import (
 )
 from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, label_parts, without_halves
 from gpt2_from_scratch.data.tables import is_table
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError, nearest
+from gpt2_from_scratch.progress import command
+from gpt2_from_scratch.storage.paths import is_model
 
 if TYPE_CHECKING:
     from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
 
 log = logging.getLogger(__name__)
 
+END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)  # which no spreadsheet executes
+NEWEST = 3  # runs that an error message names
 READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # of texts alone
 
 
@@ -161,10 +165,27 @@ def _load_classifier(args: argparse.Namespace) -> "Classifier":
     from gpt2_from_scratch.classifier.classifier import Classifier
     from gpt2_from_scratch.speed.devices import DTYPES
 
+    _refuse_missing(args.classifier)
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
     classifier.merge()
     return classifier
+
+
+def _refuse_missing(path: Path) -> None:
+    """Raise CheckpointError if nothing is there; it names the runs that exist."""
+    if os.path.lexists(path) or is_model(path):  # `load` says what is wrong with a model
+        return
+    runs = [found.parent for found in Path("runs").glob("*/best.safetensors")]
+    runs.sort(key=lambda run: -run.stat().st_mtime)
+    names = {run.name: run for run in runs}
+    if near := names.get(nearest(path.name, names)):
+        hint = f" Did you mean {near}?"
+    elif runs:
+        hint = f" The newest runs here are {', '.join(map(str, runs[:NEWEST]))}."
+    else:
+        hint = f" There are no runs here yet. Train a classifier with {command('train')}."
+    raise CheckpointError(f"{path} does not exist.{hint}")
 
 
 # --- predict ---
@@ -246,8 +267,12 @@ def run_predict(args: argparse.Namespace) -> None:
         else None
     )
     numbered, texts = tee(texts)  # predictions come in windows, each text's number with them
+    windows: Iterable[Iterable[str]] = [(text for _, text in texts)]
+    if _is_typed(args):
+        log.info(f"Type one text per line; {END_OF_INPUT} ends.")
+        windows = ([text] for _, text in texts)  # so each line is answered at once
     predictions: Iterable[Any] = progress_bar(
-        classifier.predict_stream(text for _, text in texts),
+        chain.from_iterable(map(classifier.predict_stream, windows)),
         desc="classified",
         unit=" texts",
         # on a screen where the results themselves scroll by, a bar would be in their way
@@ -262,6 +287,12 @@ def run_predict(args: argparse.Namespace) -> None:
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
         sys.stdout.flush()  # the reader of a pipe waits for it
+
+
+def _is_typed(args: argparse.Namespace) -> bool:
+    """Whether the texts are typed on a terminal while the command runs."""
+    from_file = args.file and str(args.file) != "-"
+    return not args.texts and not from_file and sys.stdin is not None and sys.stdin.isatty()
 
 
 def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:

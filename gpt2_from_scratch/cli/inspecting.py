@@ -6,7 +6,6 @@ Each command imports what it needs when it runs, so that --help answers at once.
 import argparse
 import json
 import logging
-import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +26,9 @@ from gpt2_from_scratch.cli.options import (
     settings_of,
 )
 from gpt2_from_scratch.data.messages import DataConfig
-from gpt2_from_scratch.errors import CheckpointError, DataError
-from gpt2_from_scratch.storage.paths import MODELS, is_run, known_name
+from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.progress import command
+from gpt2_from_scratch.storage.paths import HUB_NAMES, MODELS, is_run, known_name
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def run_verify(args: argparse.Namespace) -> None:
     if is_run(run) and not is_complete(run):
         raise CheckpointError(
             f"{run} is a run that is not finished: there is no manifest to check. Finish it with "
-            f"gpt2-classifier train --resume {shlex.quote(args.model)}"
+            f"{command('train', '--resume', args.model)}"
         )
     checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
     print(format_checks(checks))
@@ -175,7 +175,8 @@ def add_generate(commands: Any) -> None:
         "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
     )
     add_model(parser)
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--prompt", help="the text to continue")
+    parser.add_argument("texts", nargs="*", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
     parser.add_argument(
         "--temperature",
@@ -190,6 +191,15 @@ def add_generate(commands: Any) -> None:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Print a continued text."""
+    if args.prompt is None or args.texts:
+        first, *others = args.texts or ["..."]
+        if args.prompt is None and others and first in (*MODELS, *HUB_NAMES):
+            args.model, args.texts = first, others
+        words = [] if args.model == "mini" else ["--model", args.model]
+        prompt = " ".join(filter(None, [args.prompt, *args.texts])) or "..."
+        raise UsageError(
+            f"--prompt gives the text. Use {command('generate', *words, '--prompt', prompt)}"
+        )
     import torch
 
     from gpt2_from_scratch.gpt2.generate import generate

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from gpt2_from_scratch.cli import classifying, inspecting, studies, training
 from gpt2_from_scratch.cli.parser import Commands, Parser
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
-from gpt2_from_scratch.progress import PACKAGE_LOG, log_to, program, visible_output
+from gpt2_from_scratch.progress import PACKAGE_LOG, command, log_to, program, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
 EXIT_CODES = (
@@ -85,7 +85,9 @@ def _run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted")
+        again = getattr(error, "again", None)
+        how = "" if again is None else f"; resume with\n  {command(*words, *again)}"
+        return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted", how)
     except GPT2Error as error:
         short = is_out_of_resources(error)  # files that could not be opened for that reason
         return _failed(error, ResourceError.exit_code if short else error.exit_code, verbose)
@@ -119,7 +121,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "") -> int:
+def _failed(
+    error: BaseException, code: int, verbose: bool, otherwise: str = "", hint: str = ""
+) -> int:
     what = str(error) or otherwise or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         # writing files raises ResourceError with their names, but not writing standard output
@@ -132,5 +136,5 @@ def _failed(error: BaseException, code: int, verbose: bool, otherwise: str = "")
     with suppress(OSError):  # not through the log: if memory is short it may not load tqdm
         if verbose:
             traceback.print_exc()
-        print(f"gpt2-classifier: {what}", file=sys.stderr)
+        print(f"gpt2-classifier: {what}{hint}", file=sys.stderr)
     return code

@@ -11,7 +11,7 @@ from typing import Any
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.paths import expanded, refuse_taken
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ def new_path(text: str) -> Path:
     path = existing_or_new_path(text)
     if os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{path} exists already; choose another")
+    return path
+
+
+def new_folder(text: str) -> Path:
+    """A path as `existing_or_new_path`; if it exists it must be an empty folder."""
+    path = existing_or_new_path(text)
+    refuse_taken(path)
     return path
 
 

@@ -144,7 +144,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.storage.paths import data_name, model_folder, tidy
     from gpt2_from_scratch.studies.book import book_rows, chosen
     from gpt2_from_scratch.studies.scoreboard import EXPERIMENTS, format_scoreboard
-    from gpt2_from_scratch.studies.study import experiments, run_study
+    from gpt2_from_scratch.studies.study import experiments, refuse_other_folder, run_study
 
     if args.seed is not None:
         raise UsageError("--seeds are the seeds of all splits: leave out --seed")
@@ -156,9 +156,10 @@ def run_experiments(args: argparse.Namespace) -> None:
         return
     only = [row.name for row in chosen(rows, args.rows or [])]
     head, dtype = settings_of(args, HeadSettings), args.dtype or "float32"
-    study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
     stem = tidy(Path(data_name(data.source)).stem)
     out = args.out or Path("runs") / f"experiments-{tidy(folder.name)}-{stem}"
+    refuse_other_folder(out)
+    study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
     threads = args.threads or 1
     jobs = args.jobs or max(1, joblib.cpu_count() // threads)
     began = time.monotonic()

@@ -6,9 +6,9 @@ Each command imports what it needs when it runs, so that --help answers at once.
 import argparse
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from gpt2_from_scratch.cli.options import (
     existing_or_new_path,
     free_path,
     given,
+    new_folder,
     new_path,
     non_empty,
     settings_of,
@@ -31,8 +32,9 @@ from gpt2_from_scratch.cli.options import (
 )
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.data.tables import checked_delimiter, checked_encoding
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import Interrupted, UsageError
 from gpt2_from_scratch.gpt2.config import PretrainConfig
+from gpt2_from_scratch.progress import command
 from gpt2_from_scratch.storage.paths import MODELS, data_name, model_folder, model_name
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def add_train(commands: Any) -> None:
         help="start from the classifier of another run, with other data",
     )
     parser.add_argument(
-        "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
+        "--out", type=new_folder, help="the run's folder (default: a new one in runs/)"
     )
     parser.add_argument(
         "--resume",
@@ -105,7 +107,7 @@ def add_demo(commands: Any) -> None:
         "gpt2-classifier demo --out runs/first --verbose",
     )
     parser.add_argument(
-        "--out", type=existing_or_new_path, help="the run's folder (default: a new one in runs/)"
+        "--out", type=new_folder, help="the run's folder (default: a new one in runs/)"
     )
 
 
@@ -156,6 +158,7 @@ def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = Fal
     Writes the report first, unless there is one. `verbose` prints all scores.
     """
     from gpt2_from_scratch.reports.findings import against_baselines, found_and_marked
+    from gpt2_from_scratch.runs.folder import saying_how_to_resume
 
     table = run.scores.as_table()
     print(f"Test set: {table if verbose else table.splitlines()[0]}")
@@ -168,17 +171,16 @@ def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = Fal
         print(prediction.in_words(text))
     report, verdict = run.folder / "report.html", ""
     if not report.exists():
-        run.write_report()
+        is_resumable = run.config.recipe != "lecture"
+        with saying_how_to_resume(run.folder) if is_resumable else nullcontext():
+            run.write_report()
         verdict = against_baselines(run.facts)
     print(f"\nReport: {report}")
     if verdict:
         print(verdict)
     sys.stdout.flush()
-    base = "" if run.config.model in MODELS else f" --model {shlex.quote(run.config.model)}"
-    log.info(
-        f"use it with\n"
-        f"  gpt2-classifier predict {shlex.quote(str(run.folder))}{base} 'a message of yours'"
-    )
+    base = [] if run.config.model in MODELS else ["--model", run.config.model]
+    log.info(f"\nTry it:\n  {command('predict', run.folder, *base, 'a message of yours')}")
 
 
 def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSettings]:
@@ -346,9 +348,11 @@ def run_pretrain(args: argparse.Namespace) -> None:
             exclude=excluded,
             resume=args.resume,
         )
-    except KeyboardInterrupt:
-        log.warning("interrupted; resume with the same command and --resume")
-        raise
+    except KeyboardInterrupt as error:
+        saved = any(args.out.glob("state-*.safetensors")) and not args.resume
+        again = ["--resume"] if saved else []
+        number = getattr(error, "exit_code", 130) - 128
+        raise Interrupted(str(error) or "interrupted", number, again) from None
     lines = (args.out / "pretraining.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     curve = plot_pretraining(
@@ -357,7 +361,5 @@ def run_pretrain(args: argparse.Namespace) -> None:
         {"gzip -9": read_json(args.out / "pretraining.json")["gzip_bits_per_byte"]},
     )
     save_picture(curve, args.out / "pretraining.png")
-    out = shlex.quote(str(args.out))
-    log.info(
-        f"saved in {args.out}; try it with\n  gpt2-classifier generate --model {out} --prompt Hi"
-    )
+    how = command("generate", "--model", args.out, "--prompt", "Hi")
+    log.info(f"saved in {args.out}; try it with\n  {how}")

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import json
 import os
-import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from gpt2_from_scratch.errors import (
 )
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.verify import Check, attempt
+from gpt2_from_scratch.progress import command
 from gpt2_from_scratch.speed.devices import DTYPES, environment
 from gpt2_from_scratch.storage.files import (
     MANIFEST,
@@ -46,7 +46,14 @@ from gpt2_from_scratch.storage.files import (
     write_json,
     write_text,
 )
-from gpt2_from_scratch.storage.paths import DATA_SETS, expanded, is_model, known_name, tidy
+from gpt2_from_scratch.storage.paths import (
+    DATA_SETS,
+    expanded,
+    is_model,
+    known_name,
+    refuse_taken,
+    tidy,
+)
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -84,7 +91,6 @@ FILES = (  # that a run writes; any other file in its folder is the user's
 SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}  # and options
 # where and how messages are read: these may change between two parts of a run, the messages may not
 READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
-OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that appear by themselves
 AND_OTHERS = "and others"  # its last line, if not all texts are known
 
 
@@ -192,9 +198,7 @@ def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
         if run is not None:
             run = Path(run)
             refuse_odd_name(run)
-            taken = run.exists() and not run.is_dir()
-            if taken or (run.exists() and {p.name for p in run.iterdir()} - {*OF_THE_DESKTOP}):
-                raise UsageError(f"{run} exists already. Choose another --out.")
+            refuse_taken(run)
             run.mkdir(parents=True, exist_ok=True)
             return run
         model, data = tidy(Path(config.model).name), tidy(Path(config.data.source).stem)
@@ -213,18 +217,32 @@ def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
 
 
 @contextmanager
-def working_in(run: Path, *, resumable: bool) -> Iterator[None]:
-    """Keep other processes out of a run's folder; say how to resume after an interruption."""
+def working_in(run: Path, *, resumable: bool = True) -> Iterator[None]:
+    """Keep other processes out of a run's folder; say how to resume after an interruption.
+
+    A run that cannot be resumed leaves nothing, so that the same command can start it again.
+    """
     with locked(run / ".lock", wait=False):
         sweep(run)
         try:
-            yield
-        except KeyboardInterrupt as error:
-            how = "the same command again: the frozen blocks' output is kept"
-            if resumable:
-                how = f"gpt2-classifier train --resume {shlex.quote(str(run))}"
-            number = getattr(error, "exit_code", 130) - 128
-            raise Interrupted(f"{error or 'interrupted'}; resume with\n  {how}", number) from None
+            with saying_how_to_resume(run):
+                yield
+        except Interrupted as error:
+            if resumable and (run / CONFIG).exists():
+                raise
+            for name in FILES:
+                (run / name).unlink(missing_ok=True)
+            raise Interrupted("interrupted", error.exit_code - 128, again=()) from None
+
+
+@contextmanager
+def saying_how_to_resume(run: Path) -> Iterator[None]:
+    """Raise Interrupted with the command that resumes the run, if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        how = f"{str(error) or 'interrupted'}; resume with\n  {command('train', '--resume', run)}"
+        raise Interrupted(how, getattr(error, "exit_code", 130) - 128) from None
 
 
 # --- what it was made from ---
@@ -256,7 +274,7 @@ def refuse_missing_data(run: Path, data: DataConfig) -> None:
             before = "it" if saved == path else saved
             raise DataError(
                 f"{path} is missing, and {run} was started with {before}. If that was moved, say where "
-                f"it is: gpt2-classifier train --resume {shlex.quote(str(run))} --{SOURCES[option]} NEW"
+                f"it is: {command('train', '--resume', run)} --{SOURCES[option]} NEW"
             )
 
 

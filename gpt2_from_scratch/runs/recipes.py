@@ -50,7 +50,13 @@ from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
-from gpt2_from_scratch.storage.paths import data_name, expanded, model_folder, model_name
+from gpt2_from_scratch.storage.paths import (
+    data_name,
+    expanded,
+    model_folder,
+    model_name,
+    refuse_taken,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -96,7 +102,9 @@ def train_classifier(
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     head = head or HeadSettings()
-    run = None if run is None else expanded(run)
+    if run is not None:
+        run = expanded(run)
+        refuse_taken(run)  # before anything is loaded
     if start is not None:
         defaults = asdict(HeadSettings())
         asked = {name: value for name, value in asdict(head).items() if value != defaults[name]}
@@ -137,7 +145,7 @@ def train_classifier(
     make = continued_classifier if config.start else new_classifier
     classifier = make(config, split).to(choose_device(str(device)))
     folder = new_run_folder(run, config)
-    with working_in(folder, resumable=True):
+    with working_in(folder):
         if frame is not None:
             table = write_frame(folder / TABLE, frame)
             config = replace(config, data=replace(config.data, source=data_name(table)))
@@ -190,7 +198,7 @@ def resume_training(
         remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
         if split:
-            with working_in(folder, resumable=True):
+            with working_in(folder):
                 config.write(folder)
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
@@ -198,7 +206,7 @@ def resume_training(
     classifier = (
         resumed_classifier(folder, config) if config.start else new_classifier(config, split)
     ).to(where)
-    with working_in(folder, resumable=True):
+    with working_in(folder):
         refuse_other_classifier(folder, classifier)
         config.write(folder)
         before = TrainedOn.of(folder) if config.start else None
@@ -288,6 +296,9 @@ def train_as_the_lecture(
     cache: bool = True,
 ) -> Run:
     """Train by the lecture's recipe; `lecture.py` says what it does and why it is not the default."""
+    if run is not None:
+        run = expanded(run)
+        refuse_taken(run)
     split = read_lecture_split(data, seed)
     gpt2, folder = load_gpt2(model).to(choose_device(str(device))), model_folder(model)
     config = RunConfig(

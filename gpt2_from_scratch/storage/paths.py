@@ -24,6 +24,7 @@ DATA_SETS = {  # they ship with the package, in data/
     "hard": "hard/messages.csv",
     "topics": "topics/messages.csv",
 }
+OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that appear by themselves
 FORMER_NAMES = {"demo": "hard"}  # of data sets; runs made before the change have them
 
 
@@ -129,6 +130,14 @@ def model_folder(model: str | Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
     return folder
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise UsageError unless the folder can be made or is empty: nothing is ever overwritten."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {*OF_THE_DESKTOP}:
+        raise UsageError(f"{folder} exists already. Choose another --out.")
 
 
 def is_run(folder: Path) -> bool:

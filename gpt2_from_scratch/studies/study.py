@@ -58,7 +58,7 @@ from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
 from gpt2_from_scratch.storage.interruption import end_with_parent
-from gpt2_from_scratch.storage.paths import data_name, model_folder, model_name, tidy
+from gpt2_from_scratch.storage.paths import data_name, expanded, model_folder, model_name, tidy
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
 from gpt2_from_scratch.studies.rows import (
@@ -289,6 +289,15 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower().removeprefix("seed ")).strip("-")
 
 
+def refuse_other_folder(folder: str | Path) -> None:
+    """Raise UsageError for a file, and for a folder that holds something else than a study."""
+    folder = expanded(folder)
+    if not os.path.lexists(folder) or (folder / "settings.json").exists():
+        return
+    if not folder.is_dir() or any(found.name[0] != "." for found in folder.iterdir()):
+        raise UsageError(f"{folder} holds something else. Choose another --out.")
+
+
 @contextmanager
 def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep other processes out of a study's folder; refuse one that was begun otherwise."""
@@ -298,9 +307,8 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         raise ResourceError(
             f"{folder} cannot be made: {error.strerror}. Choose another --out."
         ) from None
+    refuse_other_folder(folder)
     path = folder / "settings.json"
-    if not path.exists() and any(found.name[0] != "." for found in folder.iterdir()):
-        raise UsageError(f"{folder} holds something else; choose another --out")
     with locked(folder / ".lock", wait=False):
         if path.exists():
             saved = read_json(path)
@@ -317,7 +325,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             yield
         except KeyboardInterrupt as error:
             number = getattr(error, "exit_code", 130) - 128
-            raise Interrupted("interrupted; the same command resumes", number) from None
+            raise Interrupted("interrupted", number, again=()) from None
 
 
 Outcome = tuple[Row, StudySplit, Result | None | GPT2Error]
@@ -497,6 +505,8 @@ def compare(
         UsageError: For another task than classification, seeds together with folds, and a folder
             that was begun with other settings.
     """
+    out = out or compare_folder(model, DataConfig.of(data).source)
+    refuse_other_folder(out)
     if not isinstance(data, DataConfig):
         together = "near-duplicates" if n_folds else "copies"
         data = replace(DataConfig.of(data), keep_together=together)
@@ -507,7 +517,7 @@ def compare(
     rows = [*text_baselines(quick=quick), FrozenFeatures()]
     rows += [ours] if quick else [with_random_weights(setup), ours]
     study = new_study(setup, data, rows, seeds=seeds, n_folds=n_folds, reference=ours.name)
-    return run_study(study, out or compare_folder(model, data.source))
+    return run_study(study, out)
 
 
 def compare_folder(model: str | Path, data: str | Path) -> Path:
@@ -548,6 +558,7 @@ def compare_runs(
     Raises UsageError for another task than classification and for two runs with one name,
     DataError that names the first difference if the runs' test texts or labels differ.
     """
+    refuse_other_folder(out or runs_folder(runs))
     rows = [FinishedRun(_run_name(run), "runs", folder=Path(run)) for run in runs]
     baselines = text_baselines(quick=quick)
     slugs = [slug(row.name) for row in (*rows, *text_baselines(quick=False))]
