@@ -1,6 +1,6 @@
 """The commands that use a classifier: evaluate, predict, features.
 
-Each command imports what it needs when it runs, so that --help answers at once.
+Each command imports what it needs only when it runs, so --help answers at once.
 """
 
 import argparse
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)  # which no spreadsheet executes
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)  # no spreadsheet executes it
 NEWEST = 3  # runs that an error message names
-READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # of texts alone
+READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # for texts without labels
 
 
 # --- evaluate ---
@@ -58,9 +58,9 @@ def add_evaluate(commands: Any) -> None:
         "evaluate",
         run_evaluate,
         "score a saved classifier on labelled messages",
-        "gpt2-classifier evaluate runs/mini-sms-123",
-        "gpt2-classifier evaluate runs/mini-sms-123 --data more.csv --json",
-        "gpt2-classifier evaluate runs/mini-sms-123 --watch spam --lose-at-most 1 --show 30",
+        "gpt2-classifier evaluate runs/demo",
+        "gpt2-classifier evaluate runs/demo --data more.csv --json",
+        "gpt2-classifier evaluate runs/demo --watch spam --lose-at-most 1 --show 30",
     )
     parser.add_argument(
         "classifier",
@@ -81,7 +81,7 @@ def add_evaluate(commands: Any) -> None:
         type=non_empty,
         dest="positive",
         metavar="LABEL",
-        help="the positive label, for thresholds: spam (default: the rarer of two)",
+        help="positive label for the thresholds (default: the rarer of two labels)",
     )
     parser.add_argument(
         "--lose-at-most",
@@ -89,28 +89,28 @@ def add_evaluate(commands: Any) -> None:
         nargs="+",
         dest="allowed_per_1000",
         metavar="N",
-        help="false positives per 1,000 texts of other labels (default: 0 5 10 20)",
+        help="allowed false positives per 1,000 texts of other labels (default: 0 5 10 20)",
     )
     parser.add_argument(
         "--cost-of-losing",
         type=float,
         dest="cost",
         metavar="N",
-        help="cost of a false positive, relative to a false negative (which costs 1)",
+        help="cost of a false positive if a false negative costs 1",
     )
     parser.add_argument(
         "--show",
         type=int,
         dest="n_shown",
         metavar="N",
-        help="mistakes and least certain predictions to show (default: 10)",
+        help="number of mistakes and of least certain predictions to show (default: 10)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_computing(parser, cache=True)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Print a saved classifier's scores on labelled messages."""
+    """Print the scores of a saved classifier on labelled messages."""
     from gpt2_from_scratch.data.formats import load_examples
     from gpt2_from_scratch.data.split import with_known_labels
     from gpt2_from_scratch.evaluation.assessment import assessment_as_json, format_assessment
@@ -155,7 +155,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         values, table = scores.as_json(), scores.as_table()
     seen = TrainedOn.of(args.classifier)
     n_seen = seen.count(messages)
-    if args.source or n_seen:  # the run's own test set holds no text of its training set
+    if args.source or n_seen:  # a run's own test set normally shares no text with its training set
         values |= {"trained_on": n_seen if n_seen or seen.complete else None}
         table = f"{seen.in_words(messages)}\n\n{table}"
     print(json.dumps(values) if args.json else table)
@@ -197,10 +197,10 @@ def add_predict(commands: Any) -> None:
         "predict",
         run_predict,
         "classify texts",
-        "gpt2-classifier predict runs/mini-sms-123 'You won! Call now' 'see you at six'",
-        "gpt2-classifier predict runs/mini-sms-123 --file inbox.txt --csv > labels.csv",
-        "gpt2-classifier predict runs/mini-sms-123 --threshold spam=0.95 --file inbox.txt",
-        "cat inbox.txt | gpt2-classifier predict runs/mini-sms-123 --json",
+        "gpt2-classifier predict runs/demo 'Claim your free prize, call 0800 123 now' 'See you at six'",
+        "gpt2-classifier predict runs/demo --file inbox.txt --csv > labels.csv",
+        "gpt2-classifier predict runs/demo --threshold spam=0.95 --file inbox.txt",
+        "cat inbox.txt | gpt2-classifier predict runs/demo --json",
     )
     parser.add_argument(
         "classifier",
@@ -209,32 +209,36 @@ def add_predict(commands: Any) -> None:
         help="a run's folder, or its best.safetensors",
     )
     parser.add_argument(
-        "texts", nargs="*", default=[], metavar="TEXT", help="texts (default: lines of stdin)"
+        "texts",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="texts (default: lines of standard input)",
     )
     add_base(parser)
     parser.add_argument(
         "--threshold",
         type=non_empty,
         metavar="LABEL=P",
-        help="predict LABEL only if its probability is at least P; evaluate shows the consequences",
+        help="predict LABEL only if its probability is at least P; evaluate shows the effect",
     )
     parser.add_argument(
         "--file",
         type=existing_or_new_path,
-        help="lines of a text file, or a column of a .csv, .tsv or .jsonl file; -: lines of stdin",
+        help="text file with one text per line, or a .csv, .tsv or .jsonl file; -: standard input",
     )
     add_settings(parser, DataConfig, *READING)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object per line")
+    form.add_argument("--json", action="store_true", help="print one JSON object per text")
     form.add_argument(
         "--csv",
         action="store_true",
-        help="number, label, probabilities, truncated; a label called like another column is in ()",
+        help="print a table: number, label, probability of each label, truncated",
     )
     parser.add_argument(
         "--with-text",
         action="store_true",
-        help="with --csv: the text too, with ' before what a spreadsheet would execute",
+        help="with --csv: add the text; formulas get a ' that stops spreadsheets",
     )
     add_computing(parser)
 
@@ -255,7 +259,7 @@ def run_predict(args: argparse.Namespace) -> None:
             what = (
                 "there is a folder of this name" if os.path.isdir(text) else "no such file exists"
             )
-            log.warning(f"{text} is classified as a text: {what}. Texts in a file need --file.")
+            log.warning(f"{text} is classified as a text: {what}. Use --file for texts in a file.")
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = _load_classifier(args)
@@ -275,7 +279,7 @@ def run_predict(args: argparse.Namespace) -> None:
         chain.from_iterable(map(classifier.predict_stream, windows)),
         desc="classified",
         unit=" texts",
-        # on a screen where the results themselves scroll by, a bar would be in their way
+        # on a terminal a bar would mix with the results
         hidden=sys.stdout.isatty() or not sys.stderr.isatty(),
     )
     if args.threshold:
@@ -286,7 +290,7 @@ def run_predict(args: argparse.Namespace) -> None:
             table.write(number, text, prediction)
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
-        sys.stdout.flush()  # the reader of a pipe waits for it
+        sys.stdout.flush()  # a program may read each answer as it comes
 
 
 def _is_typed(args: argparse.Namespace) -> bool:
@@ -296,7 +300,7 @@ def _is_typed(args: argparse.Namespace) -> bool:
 
 
 def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
-    """The numbered texts of --file, or of standard input without it or for `-`."""
+    """The numbered texts of --file; without it, or for `-`, those of standard input."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
 
     if args.file and str(args.file) != "-":
@@ -307,13 +311,13 @@ def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
-    """The label and the least probability in LABEL=P."""
+    """The label and the smallest probability in LABEL=P."""
     from gpt2_from_scratch.evaluation.metrics import several
 
     label, _, number = typed.rpartition("=")
     if head.task != "classification" or label not in head.labels:
         raise UsageError(
-            f"--threshold {typed}: expected LABEL=P, the label one of {several(head.labels)}"
+            f"--threshold {typed}: expected LABEL=P, with one of the labels {several(head.labels)}"
         )
     with suppress(ValueError):
         if 0 <= float(number) <= 1:
@@ -324,10 +328,10 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
 class PredictionTable:
     """Predictions as csv rows: number, label, probabilities, truncated and, if wanted, the text.
 
-    Several labels are separated by bars; values have a column each. `truncated` is true for a text
-    of which only the beginning was read. A label that is called like another column has its column
-    in parentheses, as often as it takes: "(number)". No label and no text becomes a formula in a
-    spreadsheet. Raises UsageError for several heads, and for a head whose answers are not rows.
+    Several labels are separated by bars; each value has its own column. `truncated` is true for a
+    text that was longer than what the model reads. If a label has the name of another column, its
+    column is in parentheses: "(number)". No label or text becomes a formula in a spreadsheet. Raises
+    UsageError for several heads, and for a head whose answers do not fit into rows.
     """
 
     def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
@@ -335,9 +339,9 @@ class PredictionTable:
 
         head, columns = heads[0], TASKS[heads[0].task].columns(heads[0])
         if len(heads) > 1 or columns is None:
-            what = f"answers of {head.task}" if len(heads) == 1 else "several heads' answers"
-            raise UsageError(f"{what} have no columns for --csv. Use --json.")
-        # with line ends of \n, csv leaves a \r unquoted, which most readers take for a line end
+            what = f"{head.task} answers" if len(heads) == 1 else "the answers of several heads"
+            raise UsageError(f"{what} do not fit into the columns of --csv. Use --json.")
+        # with line ends of \n, csv leaves a \r unquoted, and most readers take it for a line end
         odd = with_text or any("\r" in label for label in head.labels)
         self._writer = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
@@ -359,7 +363,7 @@ class PredictionTable:
 
 
 def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """A column's name for each label, distinct from those taken and from each other."""
+    """A column name for each label; the names differ from those taken and from each other."""
     names, used = list[str](), {*taken}
     of_labels = {for_spreadsheet(label) for label in labels}
     for label in labels:
@@ -379,7 +383,7 @@ def add_features(commands: Any) -> None:
     parser = commands.add(
         "features",
         run_features,
-        "write hidden states of texts as an array, for other tools",
+        "write the hidden states of texts to a file, as an array for other tools",
         "gpt2-classifier features --file inbox.txt --out states.npy",
         "gpt2-classifier features --file mail.csv --layer 4 --state raw --pooling mean --out x.npy",
     )
@@ -387,19 +391,19 @@ def add_features(commands: Any) -> None:
         "--file",
         type=existing_or_new_path,
         required=True,
-        help="lines of a text file, or a column of a table; -: lines of stdin",
+        help="text file with one text per line, or a table; -: standard input",
     )
     add_settings(parser, DataConfig, *READING)
     add_model(parser)
     parser.add_argument(
-        "--out", type=new_path, required=True, help="a new .npy file, (texts, n_embd)"
+        "--out", type=new_path, required=True, help="a new .npy file: texts x n_embd"
     )
     add_settings(parser, HeadSettings, "layer", "state", "pooling")
     add_computing(parser)
 
 
 def run_features(args: argparse.Namespace) -> None:
-    """Write the hidden states of texts as an array, one row per text; print its path."""
+    """Write the hidden states of texts as an array with one row per text; print its path."""
     import numpy as np
 
     from gpt2_from_scratch.classifier.classifier import Classifier

@@ -1,6 +1,6 @@
 """The commands that inspect data, models and layers, download files, and clear the cache.
 
-Each command imports what it needs when it runs, so that --help answers at once.
+Each command imports what it needs only when it runs, so --help answers at once.
 """
 
 import argparse
@@ -53,14 +53,14 @@ def add_check(commands: Any) -> None:
     add_settings(parser, DataConfig, *TABLE, "rare_labels", "keep_empty")
     add_settings(parser, HeadSettings, "task")
     parser.add_argument(
-        "--model", type=non_empty, default="mini", help=f"{MODEL_HELP}; to count its tokens"
+        "--model", type=non_empty, default="mini", help=f"counts the tokens: {MODEL_HELP}"
     )
-    parser.add_argument("--max-tokens", type=int, help="report what this would cut, too")
+    parser.add_argument("--max-tokens", type=int, help="report how many texts this would cut")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """Print what was found in a data set; raises DataError if it cannot be trained on."""
+    """Print what was found in a data set. Raises DataError if training on it is not possible."""
     from gpt2_from_scratch.data.check import check_data, format_report
 
     data = DataConfig(source=args.data, **given(args, *TABLE, "rare_labels", "keep_empty"))
@@ -69,7 +69,8 @@ def run_check(args: argparse.Namespace) -> None:
     )
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:
-        raise DataError(f"{report.source} cannot be trained on: {report.obstacles[0]:.200}")
+        reason = f": {report.obstacles[0]:.200}" if args.json else ""  # else it is printed above
+        raise DataError(f"{report.source} cannot be trained on{reason}")
 
 
 # --- verify ---
@@ -83,13 +84,13 @@ def add_verify(commands: Any) -> None:
         "check the files of a model or a finished run, one by one",
         "gpt2-classifier verify mini",
         "gpt2-classifier verify weights/124M",
-        "gpt2-classifier verify runs/mini-sms-123",
+        "gpt2-classifier verify runs/demo",
     )
     parser.add_argument("model", help=f"{MODEL_HELP}; or a run's folder")
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Print what was checked of a model or a run; raises CheckpointError if something failed."""
+    """Print the result of each check of a model or a run. Raises CheckpointError if one failed."""
     from gpt2_from_scratch.gpt2.verify import format_checks, verify_model
     from gpt2_from_scratch.runs.folder import verify_run
     from gpt2_from_scratch.storage.files import is_complete
@@ -97,7 +98,7 @@ def run_verify(args: argparse.Namespace) -> None:
     run = Path(args.model)
     if is_run(run) and not is_complete(run):
         raise CheckpointError(
-            f"{run} is a run that is not finished: there is no manifest to check. Finish it with "
+            f"{run} is not finished, so it has no manifest to check. Finish it with "
             f"{command('train', '--resume', args.model)}"
         )
     checks = list(verify_run(run) if is_complete(run) else verify_model(args.model))
@@ -117,7 +118,7 @@ def add_probe(commands: Any) -> None:
     parser = commands.add(
         "probe",
         run_probe,
-        "see at which layers a linear classifier can separate the labels",
+        "show at which layers a linear classifier can separate the labels",
         "gpt2-classifier probe",
         "gpt2-classifier probe --data sms --balance --out probes.png",
         "gpt2-classifier probe --data topics --pooling mean last_position --json",
@@ -129,16 +130,20 @@ def add_probe(commands: Any) -> None:
         choices=POOLINGS,
         nargs="+",
         dest="poolings",
-        help="where texts are read (default: all that read no padding)",
+        help="positions to read (default: every pooling that reads no padding)",
     )
-    parser.add_argument("--seed", type=int, default=123, help="seed of the split (default: 123)")
-    parser.add_argument("--out", type=new_path, help="the picture to write, a new .png")
-    parser.add_argument("--json", action="store_true", help="a JSON list, one object per probe")
+    parser.add_argument(
+        "--seed", type=int, default=123, help="random seed of the split (default: 123)"
+    )
+    parser.add_argument("--out", type=new_path, help="a new .png file for the plot")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list with one object per probe"
+    )
     add_computing(parser)
 
 
 def run_probe(args: argparse.Namespace) -> None:
-    """Print the test accuracy of a linear probe at every layer; write its picture."""
+    """Print the test accuracy of a linear probe at every layer, and plot it."""
     from gpt2_from_scratch.data.split import load_split
     from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
     from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -159,7 +164,7 @@ def run_probe(args: argparse.Namespace) -> None:
         print(format_probes(probes))
     if args.out:
         save_picture(plot_probes(probes), args.out)
-        log.info(f"picture: {args.out}")
+        log.info(f"plot: {args.out}")
 
 
 # --- generate ---
@@ -170,22 +175,24 @@ def add_generate(commands: Any) -> None:
     parser = commands.add(
         "generate",
         run_generate,
-        "continue a text: see that the weights are right",
+        "continue a text, to see that the weights are right",
         "gpt2-classifier generate --prompt 'Every effort moves you'",
         "gpt2-classifier generate --prompt 'Hi, are you' --temperature 0.8 --top-k 40 --seed 7",
     )
     add_model(parser)
     parser.add_argument("--prompt", help="the text to continue")
     parser.add_argument("texts", nargs="*", default=[], help=argparse.SUPPRESS)
-    parser.add_argument("--tokens", type=int, default=40, help="new tokens (default: 40)")
+    parser.add_argument("--tokens", type=int, default=40, help="number of new tokens (default: 40)")
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.0,
-        help="0: the most probable token; 1: sampled (default: 0)",
+        help="0: always the most probable token; 1: sample (default: 0)",
     )
-    parser.add_argument("--top-k", type=int, help="sample from the k most probable tokens only")
-    parser.add_argument("--seed", type=int, default=123, help="seed of the sampling (default: 123)")
+    parser.add_argument("--top-k", type=int, help="sample only from the k most probable tokens")
+    parser.add_argument(
+        "--seed", type=int, default=123, help="random seed of the sampling (default: 123)"
+    )
     add_device(parser)
 
 
@@ -230,7 +237,7 @@ def add_download(commands: Any) -> None:
     parser = commands.add(
         "download",
         run_download,
-        "download a model of OpenAI's",
+        "download one of OpenAI's models",
         "gpt2-classifier download 124M",
     )
     parser.add_argument("what", type=_downloadable, metavar="MODEL", choices=MODELS[1:])
@@ -258,11 +265,11 @@ def add_cache(commands: Any) -> None:
         "gpt2-classifier cache",
         "gpt2-classifier cache --clear",
     )
-    parser.add_argument("--clear", action="store_true", help="remove all of it")
+    parser.add_argument("--clear", action="store_true", help="remove everything")
 
 
 def run_cache(args: argparse.Namespace) -> None:
-    """Print what is cached of frozen blocks' output, or remove it."""
+    """Print how much output of frozen blocks is cached, or remove it."""
     from datetime import datetime
 
     from gpt2_from_scratch.speed.feature_store import GB, FeatureStore

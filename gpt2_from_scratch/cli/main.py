@@ -1,8 +1,4 @@
-"""The command `gpt2-classifier`: its parser, and what surrounds each command.
-
-Results go to standard output, everything else to standard error. Nothing heavy is imported before
-a command is chosen, so that --help answers at once.
-"""
+"""The command `gpt2-classifier`: its parser, its exit codes and its error messages."""
 
 import argparse
 import logging
@@ -57,13 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. A user's mistake gives a message, not a traceback."""
-    if sys.stdin is None:  # the shell closed it: no file may get its number
+    """Run one command and return its exit code. A user's mistake gives a message, no traceback."""
+    if sys.stdin is None:  # the shell closed it; no other file may get its number
         os.open(os.devnull, os.O_RDONLY)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # texts may hold what a terminal's encoding does not
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may not be able to show every character
         sys.stdout.reconfigure(errors="replace")
     with visible_output():
         return _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -81,7 +77,7 @@ def _run(words: list[str]) -> int:
             args.run(args)
             sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # the reader of the output, `head` for instance, has seen enough
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
@@ -89,20 +85,20 @@ def _run(words: list[str]) -> int:
         how = "" if again is None else f"; resume with\n  {command(*words, *again)}"
         return _failed(error, getattr(error, "exit_code", 130), verbose, "interrupted", how)
     except GPT2Error as error:
-        short = is_out_of_resources(error)  # files that could not be opened for that reason
+        short = is_out_of_resources(error)  # for example, too many files are open
         return _failed(error, ResourceError.exit_code if short else error.exit_code, verbose)
     except Exception as error:
         if is_out_of_resources(error):
             return _failed(error, ResourceError.exit_code, verbose, "not enough memory")
-        if isinstance(error, OSError):  # a file that was given cannot be read
+        if isinstance(error, OSError):  # one of the given files cannot be read
             return _failed(error, DataError.exit_code, verbose)
         return _failed(error, 1, verbose=True)  # a bug
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse the command line; texts may be anywhere, and after `--` begin with anything."""
+    """Parse the command line; texts may be anywhere, and after `--` they may begin with `-`."""
     parser = build_parser()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks how the line may go on
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete the line
         import argcomplete
 
         argcomplete.autocomplete(parser)
@@ -126,14 +122,14 @@ def _failed(
 ) -> int:
     what = str(error) or otherwise or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        # writing files raises ResourceError with their names, but not writing standard output
+        # only standard output has no name here: errors in files come with theirs
         name = error.filename or "standard output"
         what = f"{os.fsdecode(name)}: {error.strerror}"
     if "Too many open files" in what:
         what = "too many open files. Raise the limit with ulimit -n."
     if len(what) > LONGEST:
         what = f"{what[:LONGEST]} ... and {len(what) - LONGEST:,} more characters"
-    with suppress(OSError):  # not through the log: if memory is short it may not load tqdm
+    with suppress(OSError):  # not through the log, which could not load tqdm without memory
         if verbose:
             traceback.print_exc()
         print(f"gpt2-classifier: {what}{hint}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What several commands share: options derived from settings, kinds of values, and what was typed."""
+"""Options that several commands share, the types of their values, and the settings they give."""
 
 import argparse
 import itertools
@@ -28,12 +28,12 @@ RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 
 
 def existing_or_new_path(text: str) -> Path:
-    """A path with `~` expanded; the empty one would be the current folder."""
+    """A path with `~` expanded; not the empty path, which would be the current folder."""
     return expanded(non_empty(text))
 
 
 def new_path(text: str) -> Path:
-    """A path as `existing_or_new_path`; nothing may be there, not even a link that leads nowhere."""
+    """A path as `existing_or_new_path` at which nothing exists, not even a broken link."""
     path = existing_or_new_path(text)
     if os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{path} exists already; choose another")
@@ -48,7 +48,7 @@ def new_folder(text: str) -> Path:
 
 
 def free_path(path: Path) -> Path:
-    """The path, or with a number appended to its name if that exists."""
+    """The path itself, or, if it exists, the path with a number appended to its name."""
     names = itertools.chain(
         [path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
     )
@@ -56,14 +56,14 @@ def free_path(path: Path) -> Path:
 
 
 def non_empty(text: str) -> str:
-    """Any text but the empty one."""
+    """Any text that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
 
 
 def add_settings(parser: Any, kind: type, *names: str) -> None:
-    """Add an option for every field of a settings dataclass, or for these; None if not given."""
+    """Add an option for each field of a settings dataclass, or only for these; its default is None."""
     for field in (field for field in fields(kind) if not names or field.name in names):
         option = "--" + OPTIONS.get(field.name, field.name).replace("_", "-")
         shown = "none" if field.default == "" else field.default
@@ -102,7 +102,7 @@ def add_base(parser: Any) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what is trained on what, and how."""
+    """Add the options for the model, the data, the head and the training."""
     parser.add_argument("--model", type=non_empty, help=f"{MODEL_HELP} (default: mini)")
     add_settings(parser.add_argument_group("data"), DataConfig)
     add_settings(parser.add_argument_group("head and LoRA"), HeadSettings)
@@ -125,48 +125,53 @@ def add_computing(parser: Any, *, device: bool = True, cache: bool = False) -> N
         parser.add_argument(
             "--cache",
             action=argparse.BooleanOptionalAction,
-            help="keep the frozen blocks' output on disk for the next run (default: yes)",
+            help="keep the output of the frozen blocks on disk for the next run (default: yes)",
         )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="precision of the frozen blocks; bfloat16 takes half the space, and trainable "
+        help="precision of the frozen blocks; bfloat16 halves their memory, and trainable "
         "parameters stay float32 (default: float32)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: every core)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="number of threads (default: one per core)"
+    )
     if device:
         add_device(parser)
 
 
-# --- what was typed ---
+# --- the settings that the options give ---
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options of these names that were given; for the others the library has defaults."""
+    """The values of those options that were given; for the others the library has defaults."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def settings_of(args: argparse.Namespace, kind: Any) -> Any:
-    """A settings dataclass of the options that were given."""
+    """A settings dataclass with the options that were given."""
     return kind(**given(args, *(field.name for field in fields(kind))))
 
 
 def train_config(args: argparse.Namespace) -> TrainConfig:
-    """The settings of training; with LoRA no block is trained unless that was asked for."""
+    """The training settings; with LoRA no block is trained unless --n-last-blocks is given."""
     if args.trainable and (args.n_last_blocks is not None or args.final_norm is not None):
         raise UsageError(
-            "--trainable names all trainable parameters. Leave out --n-last-blocks and --final-norm."
+            "--trainable already names all trainable parameters. Leave out --n-last-blocks and "
+            "--final-norm."
         )
     config = settings_of(args, TrainConfig)
     return replace(config, n_last_blocks=0) if args.lora and args.n_last_blocks is None else config
 
 
 def computing_on(args: argparse.Namespace) -> tuple[Any, str]:
-    """The device and the precision to compute with; sets the number of threads."""
+    """Set the number of threads; return the device and the precision to compute with."""
     from gpt2_from_scratch.speed.devices import DTYPES, arithmetic, choose_device, set_threads
 
     set_threads(args.threads)
     device, dtype = choose_device(args.device), args.dtype or "float32"
     if arithmetic(DTYPES[dtype], device) != DTYPES[dtype]:
-        log.warning("this processor cannot multiply bfloat16: float32 is computed, bfloat16 kept")
+        log.warning(
+            "this processor cannot multiply bfloat16: it stores bfloat16 but computes in float32"
+        )
     return device, dtype

@@ -22,7 +22,7 @@ from gpt2_from_scratch.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# options that comparing finished runs takes
+# options that a comparison of finished runs takes
 OF_RUNS = set("command run runs model out quick verbose device dtype threads".split())
 
 
@@ -35,33 +35,35 @@ def add_compare(commands: Any) -> None:
         "gpt2-classifier compare",
         "gpt2-classifier compare --data sms --balance --seeds 1 2 3",
         "gpt2-classifier compare --data reviews.csv --folds 5 --n-last-blocks 2 --quick",
-        "gpt2-classifier compare runs/mini-sms-123 runs/another-on-the-same-split",
+        "gpt2-classifier compare runs/demo runs/another-on-the-same-split",
     )
     parser.add_argument(
         "runs",
         type=existing_or_new_path,
         nargs="*",
         metavar="RUN",
-        help="finished runs with the same test set; the others are compared with the first",
+        help="finished runs with the same test set, compared with the first",
     )
     add_training(parser)
     many = parser.add_mutually_exclusive_group()
     many.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="one split and training per seed"
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="seeds, each with its own split and training",
     )
-    many.add_argument(
-        "--folds", type=int, metavar="N", help="cross-validation with N folds instead"
-    )
+    many.add_argument("--folds", type=int, metavar="N", help="cross-validation with N folds")
     parser.add_argument(
         "--out",
         type=existing_or_new_path,
-        help="a folder; what is finished there is not computed again (default: runs/compare-...)",
+        help="folder; results that it already has are kept (default: runs/compare-...)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
         default=None,
-        help="leave out random weights and the slower baselines",
+        help="leave out random weights and slower baselines",
     )
     add_computing(parser, cache=True)
 
@@ -76,13 +78,13 @@ def run_compare(args: argparse.Namespace) -> None:
         typed = {name for name, value in vars(args).items() if value is not None}
         if others := sorted(typed - OF_RUNS):
             raise UsageError(
-                f"finished runs have their own settings. Leave out {', '.join(others)}, or RUN."
+                f"finished runs have their own settings. Leave out {', '.join(others)}, or the runs."
             )
         out = args.out or runs_folder(args.runs)
         board = compare_runs(args.runs, out=out, quick=quick)
     else:
         if args.seeds and args.seed is not None:
-            raise UsageError("--seeds are the seeds of all splits: leave out --seed")
+            raise UsageError("--seeds already sets every seed. Leave out --seed.")
         device, dtype = computing_on(args)
         model, data = args.model or "mini", _data_config(args)
         out = args.out or compare_folder(model, data.source)
@@ -99,7 +101,7 @@ def run_compare(args: argparse.Namespace) -> None:
             **given(args, "seeds", "cache"),
         )
     print(format_scoreboard(board))
-    log.info(f"\nscores, answers, a picture and a page: {out}")
+    log.info(f"\nscores, predictions, a plot and a report: {out}")
 
 
 def add_experiments(commands: Any) -> None:
@@ -119,19 +121,22 @@ def add_experiments(commands: Any) -> None:
         nargs="+",
         default=[1, 2, 3, 4, 5],
         metavar="N",
-        help="one split, head and order of messages per seed (default: 1 2 3 4 5)",
+        help="seeds, each with its own split, head and order (default: 1 2 3 4 5)",
     )
     parser.add_argument(
-        "--rows", nargs="+", metavar="ROW", help="rows, or kinds of rows, besides the default"
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help="rows, or kinds of rows, to run next to the default",
     )
     parser.add_argument("--list", action="store_true", help="only list the rows")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes (default: one per processor core)"
+        "--jobs", type=int, metavar="N", help="number of processes (default: one per core)"
     )
     parser.add_argument(
         "--out",
         type=existing_or_new_path,
-        help="a folder; what is finished there is not run again (default: runs/experiments-...)",
+        help="folder; results that it already has are kept (default: runs/experiments-...)",
     )
     add_computing(parser, device=False)
 
@@ -147,7 +152,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.studies.study import experiments, refuse_other_folder, run_study
 
     if args.seed is not None:
-        raise UsageError("--seeds are the seeds of all splits: leave out --seed")
+        raise UsageError("--seeds already sets every seed. Leave out --seed.")
     model, data, training = args.model or "mini", _data_config(args), train_config(args)
     folder = model_folder(model)
     rows = book_rows(read_config(folder), training)
@@ -166,11 +171,11 @@ def run_experiments(args: argparse.Namespace) -> None:
     board = run_study(study, out, only=only, jobs=jobs, threads=threads)
     log.info(f"{time.monotonic() - began:.0f} s with {jobs} processes")
     print(format_scoreboard(board, EXPERIMENTS))
-    log.info(f"scores, answers, a picture and a page: {out}")
+    log.info(f"scores, predictions, a plot and a report: {out}")
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    """The data and how it is split; folds keep near duplicates together."""
+    """The data and how it is split; with folds, near duplicates stay together."""
     data = settings_of(args, DataConfig)
     if getattr(args, "folds", None) and not args.keep_together and not data.test_source:
         return replace(data, keep_together="near-duplicates")

@@ -1,6 +1,6 @@
-"""The commands that train: for each its options, and next to them what it does.
+"""The commands that train: demo, train, find-rate, pretrain.
 
-Each command imports what it needs when it runs, so that --help answers at once.
+Each command imports what it needs only when it runs, so --help answers at once.
 """
 
 import argparse
@@ -131,7 +131,9 @@ def run_train(args: argparse.Namespace) -> None:
         free = "run command recipe model source out seed verbose device dtype threads cache".split()
         typed = {name for name, value in vars(args).items() if value is not None}
         if ignored := sorted(typed - set(free)):
-            raise UsageError(f"the lecture's recipe is fixed. Leave out {', '.join(ignored)}.")
+            raise UsageError(
+                f"the lecture's recipe has fixed settings. Leave out {', '.join(ignored)}."
+            )
         device, dtype = computing_on(args)
         options = given(args, "model", "seed", "cache")
         if args.source:
@@ -189,8 +191,8 @@ def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSetti
         return train_config(args), settings_of(args, HeadSettings)
     from gpt2_from_scratch.runs.continuing import inherited_head, inherited_training
 
-    if args.source is None:  # not the SMS collection by default: they would bring their labels
-        raise UsageError("--from continues training on other texts: name them with --data")
+    if args.source is None:  # the default, the SMS collection, would add its labels
+        raise UsageError("--from continues training on other texts. Name them with --data.")
     head = inherited_head(args.start, given(args, *(field.name for field in fields(HeadSettings))))
     typed = given(args, *(field.name for field in fields(TrainConfig)))
     inherited = {} if args.trainable else inherited_training(args.start)
@@ -198,9 +200,9 @@ def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSetti
 
 
 def _resume(args: argparse.Namespace) -> "Run":
-    """Resume a run; options that contradict its settings are refused.
+    """Resume a run; refuse options that contradict its settings.
 
-    Its data may have moved: then they are read there, and have to be the same.
+    If its data has moved, --data says where it is now. It has to be the same data.
     """
     from gpt2_from_scratch.runs.folder import READING, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training
@@ -209,7 +211,7 @@ def _resume(args: argparse.Namespace) -> "Run":
 
     if args.out or args.start or args.recipe == "lecture":
         raise UsageError(
-            "--resume RUN resumes in RUN with its recipe. Leave out --out, --from and --recipe."
+            "--resume RUN resumes RUN in its own folder. Leave out --out, --from and --recipe."
         )
     config = RunConfig.read(args.resume)
     saved = config.settings()
@@ -232,24 +234,24 @@ def add_find_rate(commands: Any) -> None:
     parser = commands.add(
         "find-rate",
         run_find_rate,
-        "let the learning rate rise, draw the loss, suggest a learning rate",
+        "raise the learning rate step by step, plot the loss, and suggest a learning rate",
         "gpt2-classifier find-rate --data sms --balance",
         "gpt2-classifier find-rate --model 124M --data reviews.csv --lora 8 --out rates.png",
     )
     add_training(parser)
     parser.add_argument(
-        "--steps", type=int, default=100, help="number of steps, at most (default: 100)"
+        "--steps", type=int, default=100, help="maximum number of steps (default: 100)"
     )
     parser.add_argument(
         "--out",
         type=new_path,
-        help="the picture, a new file (default: rates.png, with a number if that exists)",
+        help="file for the plot (default: rates.png, numbered if that exists)",
     )
     add_computing(parser)
 
 
 def run_find_rate(args: argparse.Namespace) -> None:
-    """Print the learning rate that a short run in which it rises suggests; draw the losses."""
+    """Print the learning rate that a short run with a rising rate suggests; plot the losses."""
     from gpt2_from_scratch.data.split import load_split
     from gpt2_from_scratch.reports.plots import plot_rates, save_picture
     from gpt2_from_scratch.runs.folder import RunConfig
@@ -269,7 +271,7 @@ def run_find_rate(args: argparse.Namespace) -> None:
     found = find_learning_rate(classifier, split, config.training, steps=args.steps)
     out = args.out or free_path(Path("rates.png"))
     save_picture(plot_rates(found.rates, found.losses, found.suggested), out)
-    log.info(f"loss at each learning rate: {out}; suggested learning rate:")
+    log.info(f"plot of the loss at each learning rate: {out}; suggested learning rate:")
     print(f"{found.suggested:.1e}")
 
 
@@ -299,7 +301,7 @@ def add_pretrain(commands: Any) -> None:
         dest="start",
         type=non_empty,
         metavar="MODEL",
-        help="the model to start from, with its sizes and vocabulary (default: random weights)",
+        help="model to start from, with its sizes and vocabulary (default: random weights)",
     )
     parser.add_argument(
         "--exclude",
@@ -307,7 +309,7 @@ def add_pretrain(commands: Any) -> None:
         type=existing_or_new_path,
         default=[],
         metavar="FILE",
-        help="tables, .conll or .txt files, such as test sets, whose texts are removed from training",
+        help="tables, .conll or .txt files, for example test sets, whose texts are left out",
     )
     parser.add_argument(
         "--dtype",
@@ -320,7 +322,7 @@ def add_pretrain(commands: Any) -> None:
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
-    """Pretrain a model into a folder, and draw its learning curve."""
+    """Pretrain a model, save it in a folder, and plot its learning curve."""
     import torch
 
     from gpt2_from_scratch.data.formats import load_examples

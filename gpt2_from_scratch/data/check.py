@@ -479,7 +479,7 @@ def format_report(report: Report) -> str:
         f"  {found.rows:,} with {kind}{_where(found)}" for kind, found in report.faults.items()
     ]
     if report.stopped:
-        lines.append(f"  reading ended: {short(report.stopped, LONGEST_SENTENCE)}")
+        lines.append(f"  cannot be read: {short(report.stopped, LONGEST_SENTENCE)}")
     if report.characters:
         lines += [
             *_format_targets(report),
@@ -492,7 +492,10 @@ def format_report(report: Report) -> str:
         lines += ["remarks", *(f"  {remark}" for remark in found)]
     if not report.obstacles:
         return "\n".join([*lines, "ready to train"])
-    obstacles = "; ".join(short(obstacle, LONGEST_SENTENCE) for obstacle in report.obstacles)
+    obstacles = "; ".join(
+        "the file (see above)" if obstacle == report.stopped else short(obstacle, LONGEST_SENTENCE)
+        for obstacle in report.obstacles
+    )
     rest = "--on-error skip is not enough"
     if not report.obstacles_with_skip:
         rest = "or leave them out with --on-error skip"

@@ -171,6 +171,12 @@ def test_a_missing_run_names_those_that_exist(
     assert code == 4 and ", ".join(map(str, names)) in err and "old" not in err
 
 
+def test_check_says_once_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "r.csv").write_text("body,kind\nhello,ham\nwin,spam\n")
+    code, out, err = call(capsys, "check", tmp_path / "r.csv")
+    assert code == 3 and (out + err).count("--label-column") == 1 and "--on-error" in out
+
+
 # --- folders that exist ---
 
 

@@ -67,4 +67,4 @@ def test_the_list_of_rows(capsys: pytest.CaptureFixture):
 def test_seeds_are_those_of_the_splits(capsys: pytest.CaptureFixture):
     for command in ("compare", "experiments"):
         code, _, err = call(capsys, command, "--seed", 1, "--seeds", 1, 2)
-        assert code == 2 and "leave out --seed" in err
+        assert code == 2 and "Leave out --seed" in err
