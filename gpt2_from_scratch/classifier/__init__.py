@@ -1,7 +1,7 @@
 """The text classifier: heads on GPT-2, freezing, the training loop, saving.
 
-For learners: `heads`, `freezing`, `tasks/classification`, `train`, and `classifier`.
-Each task (classes, tags, spans, numbers) is one file in `tasks/`.
+Learners need `heads`, `freezing`, `tasks/classification`, `train` and `classifier`. Each task
+(classes, tags, spans, numbers) is one file in `tasks/`.
 """
 
 import lazy_loader

@@ -1,8 +1,9 @@
-"""A text classifier on GPT-2: what it is made of, and how it answers.
+"""A text classifier on GPT-2: its parts, and how it answers.
 
-With one head that chooses a class it is the lecture's. With other heads it tags words, extracts
-answers, predicts values, or does several of these in one pass. There are two routes from texts to
-outputs: `texts` and `batch_outputs` for training, with gradients; `outputs` for answering, without.
+With one head that chooses a class it is the lecture's classifier. With other heads it tags words,
+extracts answers, predicts values, or does several of these in one pass. There are two ways from
+texts to outputs. Training uses `texts` and `batch_outputs`, which keep gradients; answering uses
+`outputs`, which does not.
 
 B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, K outputs of a head.
 """
@@ -92,22 +93,23 @@ from gpt2_from_scratch.storage.tensors import each_sha256
 log = logging.getLogger(__name__)
 
 BATCH = 32  # texts in a padded batch without gradients
-FIRST, LARGEST = 64, 4096  # texts in a window of a stream: few at first, so that answers come soon
-CHARACTERS = 4_000_000  # in a window, whatever the number of texts
-LONGEST_SHOWN = 100  # characters of a text next to its answer
-REMEMBERED = 65_536  # distinct texts whose answers a stream keeps, about 50 MB
+# texts per window of a stream; the first windows are small so that answers come soon
+FIRST, LARGEST = 64, 4096
+CHARACTERS = 4_000_000  # the most characters per window
+LONGEST_SHOWN = 100  # most characters of a text next to its answer
+REMEMBERED = 65_536  # distinct texts whose answers a stream remembers; about 50 MB
 _LOCK = threading.Lock()
-# {(model, mode): (uses at the moment, the mode of each module before)}; see `in_mode`
+# {(model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
 _MODES: dict[tuple[int, bool], tuple[int, list[tuple[nn.Module, bool]]]] = {}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The heads' answers for one text, and how the text was read."""
+    """The heads' answers for one text, and facts about how the text was read."""
 
     answers: dict[str, Any]  # {head's name: an Answer}
     n_tokens: int
-    truncated: bool  # the text was longer than the classifier reads
+    truncated: bool  # the text was longer than the classifier can read
     empty: bool  # the text was only white space, and was read as one <|endoftext|>
     replaced: bool  # the text contained halves of characters (lone surrogates), read as U+FFFD
 
@@ -127,19 +129,19 @@ class Prediction:
         return self.answer.probabilities
 
     def at_threshold(self, label: str, threshold: float) -> "Prediction":
-        """Let the first head choose `label` from a probability of `threshold` on."""
+        """Choose `label` in the first head if its probability is at least `threshold`."""
         name, choice = next(iter(self.answers.items()))
         return replace(self, answers=self.answers | {name: choice.at_threshold(label, threshold)})
 
     def as_json(self, number: int) -> str:
-        """Format as one JSON object on one line; of several heads, each under its name."""
+        """Format as one JSON object on one line; several heads each have their own key."""
         answers = {name: answer.as_dict() for name, answer in self.answers.items()}
         found = self.answer.as_dict() if len(answers) == 1 else answers
         reading = {key: value for key, value in vars(self).items() if key != "answers"}
         return json.dumps({"number": number} | found | reading)
 
     def in_words(self, text: str) -> str:
-        """Format as one line: the answers, what is special about the text, and its beginning."""
+        """Format as one line: the answers, warnings about the text, and the start of the text."""
         answers = [f"{name}: {answer.in_words()}" for name, answer in self.answers.items()]
         found = "; ".join(answers) if len(answers) > 1 else self.answer.in_words()
         marks = {"cut": self.truncated, "empty": self.empty, "replaced": self.replaced}
@@ -150,12 +152,10 @@ class Prediction:
 class Classifier:
     """GPT-2 with its heads, its tokenizer, and a description of everything that is not a weight.
 
-    `dtype` is the precision of the frozen blocks' arithmetic and features; what is trainable stays
-    float32. `store` caches the features of texts prepared by `texts`; without one they are kept in
-    memory.
-
-    Several threads may ask a classifier at once. It can be copied with `copy.deepcopy`, and used after
-    a fork, where torch computes with one thread.
+    `dtype` is the precision of the frozen blocks and their features; trainable parameters stay
+    float32. `store` caches the features of texts that `texts` prepared; without a store they are
+    kept in memory. Several threads may use a classifier at once. It can be copied with
+    `copy.deepcopy`. It can also be used after a fork, where torch then computes with one thread.
     """
 
     def __init__(
@@ -173,12 +173,12 @@ class Classifier:
         self.dtype = dtype
         self.store = store
         self._made: tuple[tuple, Trunk] | None = None
-        self._merged: dict[str, LoRALinear] = {}  # adapters whose product is in the weights now
-        self._logged = ""  # why shortcuts are skipped, as last logged
-        self._unsaved = ""  # what files do not hold, as last logged
-        self._config = model.config  # which a file does not hold either
-        self._base: str | Path = description.base  # where the base model is
-        self._base_hashes: dict[str, str] | None = None  # of its parameters, once they are known
+        self._merged: dict[str, LoRALinear] = {}  # adapters that are merged into the weights
+        self._logged = ""  # the last logged reason for not using shortcuts
+        self._unsaved = ""  # the last logged change that files cannot contain
+        self._config = model.config  # files do not contain it either
+        self._base: str | Path = description.base  # name or folder of the base model
+        self._base_hashes: dict[str, str] | None = None  # hashes of its parameters, once known
 
     @classmethod
     def on_base(
@@ -197,15 +197,28 @@ class Classifier:
         dtype: torch.dtype = torch.float32,
         store: FeatureStore | None = None,
     ) -> "Classifier":
-        """Make a classifier on the pretrained model `base`; its heads are random, drawn with `seed`.
+        """Make a classifier on the pretrained model `base`; its heads start with random weights.
 
-        `labels` and `pooling` describe one linear head that chooses a label; `heads` are for
-        everything else.
+        Args:
+            base: The name or folder of the base model.
+            labels: The labels of one linear head that chooses a label. Give either these or
+                `heads`.
+            heads: The heads, if one linear head is not what you want.
+            lora: LoRA adapters to add to the blocks.
+            pooling: Where the head for `labels` reads a text.
+            max_tokens: Longer texts are cut to this many tokens; by default to n_ctx.
+            pad_to: Pad every text to this many tokens.
+            causal_mask: With False, each token sees the whole text in the frozen blocks.
+            seed: Random seed of the new weights.
+            device: Where to compute.
+            dtype: Precision of the frozen blocks.
+            store: A cache for the features of the frozen blocks.
 
-        Raises CheckpointError if the base cannot be loaded; UsageError for fewer than two labels,
-        equal labels, a set of labels, an unknown pooling, a layer that the model does not have, or
-        `max_tokens` outside 1 to n_ctx; DataError for labels that differ only in how they are
-        written.
+        Raises:
+            CheckpointError: The base cannot be loaded.
+            UsageError: Fewer than two labels, equal labels, a set of labels, an unknown pooling, a
+                layer that the model does not have, or `max_tokens` outside 1 to n_ctx.
+            DataError: Labels differ only in case, spaces or Unicode form.
         """
         heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]
         for head in heads:
@@ -236,17 +249,24 @@ class Classifier:
         dtype: torch.dtype = torch.float32,
         store: FeatureStore | None = None,
     ) -> "Classifier":
-        """Load a saved classifier: a file, or a run's folder, of which `best.safetensors` is taken.
+        """Load a saved classifier.
 
-        `base` is the folder of its base model if that is not one of the known names. Raises
-        CheckpointError for a damaged file, one that differs from its run's manifest, or a base with
-        other weights than it was trained on.
+        Args:
+            path: A file, or a run's folder, whose `best.safetensors` is loaded.
+            base: The folder of its base model; only needed if that is not one of the known models.
+            device: Where to compute.
+            dtype: Precision of the frozen blocks.
+            store: A cache for the features of the frozen blocks.
+
+        Raises:
+            CheckpointError: The file is damaged or differs from its run's manifest, or the weights
+                of the base are not those it was trained on.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(
-                f"{path} was trained on a model in {description.base}; name its folder with --model"
+                f"{path} was trained on a model in {description.base}; give that folder with --model"
             )
         base = description.base if base is None else base
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
@@ -273,11 +293,12 @@ class Classifier:
     # --- other labels, heads trained elsewhere, LoRA, saving ---
 
     def relabel(self, labels: Sequence[str], *, head: str = "", seed: int = 123) -> None:
-        """Give a head (by default the first one) other labels: more, fewer, renamed, reordered.
+        """Give a head (by default the first one) other labels: more, fewer, renamed or reordered.
 
-        Labels that it has already keep their outputs. As many labels that are all new are new names
-        for the outputs. Other outputs are random, drawn with `seed`: train them. After `replace_head`
-        this describes the new head. Raises UsageError for a head without classes or with adapters.
+        Labels that the head already has keep their outputs. If all labels are new and their number
+        is unchanged, they are new names for the same outputs. All other outputs are random, drawn
+        with `seed`, and need training. After `replace_head`, call this to describe the new head.
+        Raises UsageError for a head without classes or with adapters.
         """
         layers = layers_by_name(self.model, self.description.heads)
         old = next((h for h in self.description.heads if h.name == (head or h.name)), None)
@@ -297,9 +318,9 @@ class Classifier:
     def attach(self, path: str | Path) -> None:
         """Add heads that were trained elsewhere on the same, unchanged base.
 
-        Raises CheckpointError for another base, for one that was changed there or here (the heads
-        would read states they were not trained on), and if texts are cut or padded differently;
-        UsageError for a name that is taken.
+        Raises CheckpointError if the base is another model, if it was changed in either classifier
+        (the heads would then read states they were not trained on), or if texts are cut or padded
+        differently. Raises UsageError if a head's name is already used.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
@@ -307,19 +328,23 @@ class Classifier:
         for name in ("max_tokens", "pad_to", "causal_mask"):
             there, here = getattr(description, name), getattr(self.description, name)
             if there != here:
-                raise CheckpointError(f"{path} has {name} = {there}, this one {here}")
+                raise CheckpointError(
+                    f"{path} has {name} = {there}, but this classifier has {here}"
+                )
         adapters = ("lora_A", "lora_B")
         if others := [n for n in tensors if not n.startswith("head.") or n.endswith(adapters)]:
-            raise CheckpointError(f"{path} changes {others[0]} too; only heads can be attached")
-        # a head's adapters count too: once saved, they would be looked for in the other heads
+            raise CheckpointError(
+                f"{path} also changes {others[0]}, but only heads can be attached"
+            )
+        # a head's adapters count too: loading would expect them in every head
         adapters_here = {*lora_names(self.model), *(f"{name}.lora_A" for name in self._merged)}
         if others := sorted(self._changed_names() | adapters_here):
             raise CheckpointError(
-                f"{others[0]} was trained here, so the heads of {path} would read other states"
+                f"{others[0]} was trained here, so the heads of {path} would read unknown states"
             )
         together = replace(self.description, heads=self.description.heads + description.heads)
         refuse_misfit(path, description, tensors, self.model.config, self.tokenizer)
-        with torch.random.fork_rng():  # what is drawn is overwritten
+        with torch.random.fork_rng():  # the random weights are overwritten
             layers = {head.name: head_layers(head, self.model) for head in description.heads}
         found = nn.Module()
         put_heads(found, layers)
@@ -330,16 +355,16 @@ class Classifier:
     def merge(self) -> None:
         """Add LoRA's products to the weights that they adapt.
 
-        Answers are computed faster and stay equal to within 1e-5. `save` and training need the
-        products separate again: call `unmerge` first.
+        Answers are then computed faster and stay equal to within 1e-5. Call `unmerge` before
+        training or `save`, which need the products separate.
         """
         self._merged |= merge_lora(self.model)
 
     def unmerge(self) -> None:
-        """Take the products out of the weights again.
+        """Subtract the products from the weights again.
 
-        Weights that were the base's are the same to the bit again, if its folder is still there;
-        others come back to about 1e-7 of the largest number added.
+        Weights that were not trained are read from the base's folder if it still exists, so they
+        are bit-identical. Other weights return to within about 1e-7 of the largest added number.
         """
         unmerge_lora(self.model, self._merged)
         merged, self._merged = self._merged, {}
@@ -352,33 +377,34 @@ class Classifier:
                     if name in adapted and adapted[name].rounds_to(value):
                         adapted[name].weight.copy_(value)
         except CheckpointError as error:
-            log.info(f"{error}; so rounding of the merged weights remains")
+            log.info(f"{error}; the weights keep a rounding error from merging")
 
     def save(self, path: str | Path) -> None:
-        """Write all that differs from the base model, and the description, to one file, atomically.
+        """Write everything that differs from the base model to one file, atomically.
 
-        What was trained or changed in any way differs, whether it is trainable now or not; what is
-        trainable now is saved too. If the base is not found, everything is. Raises UsageError if
-        LoRA is merged, if the model has other parameters than its description says, or is on
-        another base; CheckpointError for NaN and infinite numbers.
+        This includes all parameters that were trained or changed, those that are trainable now, and
+        the description. If the base is not found, all parameters are written. Raises UsageError if
+        LoRA is merged, if the model's parameters do not match its description, or if it has another
+        base. Raises CheckpointError for NaN and infinite numbers.
         """
         path, description = expanded(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
-        if description.lora and not lora_names(self.model):  # merged for good, by `merge_lora`
+        # `merge_lora` has merged it permanently
+        if description.lora and not lora_names(self.model):
             description = replace(description, lora=None)
         parameters, config = parameters_by_name(self.model), self._config
         described = described_model(description, config, self.tokenizer)
         expected = parameters_by_name(described)
         if differences := misfit(parameters, expected, expected.keys()):
             raise UsageError(
-                f"{path} could not be loaded, because the model is not what its description says: "
+                f"{path} could not be loaded again, because the model does not match its description: "
                 f"{differences}. Use relabel() for other labels, on_base() for other heads or adapters"
             )
         reason = unsaved_change(self.model, described)
         if reason and reason != self._unsaved:
             log.warning(
-                f"{reason}, but {path} holds weights only: the classifier loaded from it will answer "
+                f"{reason}, but {path} contains only weights: a classifier loaded from it will answer "
                 "without this change"
             )
         self._unsaved = reason
@@ -388,18 +414,19 @@ class Classifier:
         write_classifier(path, description, tensors)
 
     def _changed_names(self) -> set[str]:
-        """The parameters whose numbers are not the base's; all of GPT-2's if it is not found."""
-        if self._base_hashes is None:  # the model was not loaded here, and may have been trained
+        """The parameters that differ from the base's; all of GPT-2's if the base is not found."""
+        # the model was passed in, so it may already have been trained
+        if self._base_hashes is None:
             try:
                 base = dict(self._base_parameters())
             except CheckpointError as error:
-                log.warning(f"{error}; so all weights count as trained")
+                log.warning(f"{error}; all weights therefore count as trained")
                 return {*parameters_sha256(self.model)}
             hashes = each_sha256(base)
             if identity_sha256(hashes, self.tokenizer) != self.description.base_sha256:
                 raise UsageError(
-                    f"base_sha256 = {self.description.base_sha256[:12]}... is not that of "
-                    f"{self._base}; take base_sha256() of the base as it was before training"
+                    f"base_sha256 = {self.description.base_sha256[:12]}... does not match "
+                    f"{self._base}; compute base_sha256() of the base before training"
                 )
             self._base_hashes = hashes
         now = parameters_sha256(self.model)
@@ -413,14 +440,14 @@ class Classifier:
     # --- from texts to outputs: training ---
 
     def encode(self, texts: Iterable[str]) -> tuple[list[list[int]], list[bool]]:
-        """Return each text's token ids as this classifier reads it, and whether it was cut."""
+        """Return each text's token ids as this classifier reads them, and whether it was cut."""
         return encode_texts(texts, self.tokenizer, self.description.max_tokens)
 
     def texts(self, encoded: Sequence[Sequence[int]]) -> Texts:
-        """Prepare encoded texts for training: run the frozen blocks on them, once, if there are any.
+        """Prepare encoded texts for training: run the frozen blocks on them once.
 
-        Logs why, if a frozen block has to be computed again at each use. Raises DataError for ids
-        that the model does not have.
+        If a frozen block has to run again at each use, the reason is logged. Raises DataError for
+        ids that the model does not have.
         """
         check_ids(encoded, self.model.config.n_vocab)
         refuse_other_forward(self.model)
@@ -429,7 +456,7 @@ class Classifier:
             depth, reason = 0, "the pooled position depends on the other texts in the batch"
         self._refuse_mask(depth)
         if reason:
-            log.warning(f"frozen blocks after {depth} are computed again at each use: {reason}")
+            log.warning(f"frozen blocks after the first {depth} run again at each use: {reason}")
         depth = min(depth, *self._layers_read)
         if depth == 0:
             return self._embedded(encoded)
@@ -442,13 +469,13 @@ class Classifier:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Compute each head's outputs for some of the prepared texts, with gradients.
 
-        Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part was
-        changed that computed the prepared states.
+        Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part that
+        computed the prepared states has changed since.
         """
         if texts.depth:
             plain, reason = plain_depth(self.model, texts.depth)
             if plain < texts.depth:
-                raise UsageError(f"{reason}, after these texts were prepared; call texts() again")
+                raise UsageError(f"{reason} after these texts were prepared; call texts() again")
         x, lengths = texts.batch(numbers)
         heads = self.description.heads
         return outputs_from(self.model, heads, texts.depth, x, lengths), lengths
@@ -465,12 +492,13 @@ class Classifier:
     ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
         """Compute each head's outputs for all texts, without gradients.
 
-        Texts prepared by `texts` are read from there. Of token ids, equal ones are computed once,
-        and the frozen blocks compute each distinct beginning once.
+        Outputs for texts that `texts` prepared start from their prepared states. For token ids,
+        equal texts are computed once, and so is each distinct beginning in the frozen blocks.
 
-        The model is in evaluation mode meanwhile, and in the mode before whenever this yields.
+        The model is in evaluation mode while this computes, and in its earlier mode whenever this
+        yields.
 
-        Yields, per batch: the numbers of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
+        Yields, per batch: the indices of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
         top = blocks_read(self.description.heads, self.model)
         refuse_other_forward(self.model)
@@ -492,18 +520,18 @@ class Classifier:
             yield numbers, *found
 
     def _log_change(self, changed: str) -> None:
-        """Log why the model is computed without shortcuts; again only if the reason is another."""
+        """Log why the model is computed without shortcuts, unless it was logged last time."""
         if changed and changed != self._logged:
             log.warning(
-                f"{changed}; so all parts are computed as they are, one text length at a time"
+                f"{changed}; shortcuts are off, and texts are computed in batches of equal length"
             )
         self._logged = changed
 
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int
     ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
-        """Run the first blocks packed, without padding, and the others on rectangles of texts."""
-        same: dict[tuple[int, ...], list[int]] = {}  # the numbers of equal texts
+        """Run the first blocks packed, without padding, and the others on padded batches."""
+        same: dict[tuple[int, ...], list[int]] = {}  # {ids: the indices of equal texts}
         for n, ids in enumerate(self._padded(encoded)):
             same.setdefault(tuple(ids), []).append(n)
         distinct, trunk = list(same), self._trunk(depth)
@@ -522,12 +550,14 @@ class Classifier:
     def logits(self, texts: Texts | Sequence[Sequence[int]]) -> Tensor:
         """Compute the first head's outputs for all texts, in their order, on the CPU: (N, K).
 
-        Raises UsageError if the head answers for every token, CheckpointError if its outputs are
-        not finite.
+        Raises UsageError if the head answers for every token, and CheckpointError if its outputs
+        are not finite.
         """
         head = self.description.head
         if not head.reads_one_state:
-            raise UsageError(f"head {head.name!r} answers for every token; use outputs or predict")
+            raise UsageError(
+                f"head {head.name!r} answers for every token; use outputs() or predict()"
+            )
         rows: dict[int, Tensor] = {}
         for numbers, outputs, lengths in self.outputs(texts):
             refuse_infinite(head, outputs[head.name], lengths)
@@ -537,11 +567,11 @@ class Classifier:
         return torch.stack([rows[n] for n in range(len(rows))])
 
     def predict(self, texts: Iterable[str], *, on_error: str = "stop") -> list[Prediction | None]:
-        """Answer texts of any length, the empty one included, in their order.
+        """Answer texts of any length, including empty ones, in their order.
 
-        They may be a list, a tuple, an array, a column of a table, or a stream. Raises DataError if
-        one is not a string; with `on_error="skip"` its prediction is None.
-        Raises CheckpointError if the weights are so large that an answer would not be finite.
+        They may be a list, a tuple, an array, a table's column, or a stream. Raises DataError if
+        one of them is not a string; with `on_error="skip"` its prediction is None instead. Raises
+        CheckpointError if the weights are so large that an answer is not finite.
         """
         check_on_error(on_error)
         refuse_no_list(texts)
@@ -568,15 +598,15 @@ class Classifier:
     def predict_stream(
         self, texts: Iterable[str], *, on_error: str = "stop"
     ) -> Iterator[tuple[str, Prediction | None]]:
-        """Answer any number of texts in flat memory, as they come: yield (text, prediction).
+        """Answer a stream of any number of texts in constant memory: yield (text, prediction).
 
-        Texts are taken in windows, within which they are sorted for speed. The answers of the
-        65,536 distinct texts seen last are remembered. Raises DataError for what is not a string;
-        with `on_error="skip"` its prediction is None.
+        Texts are read in windows and sorted within them for speed. The answers of the last 65,536
+        distinct texts are remembered. Raises DataError if a text is not a string; with
+        `on_error="skip"` its prediction is None instead.
         """
         check_on_error(on_error)
         refuse_no_list(texts)
-        known: dict[bytes, Prediction | None] = {}  # those seen last are at its end
+        known: dict[bytes, Prediction | None] = {}  # the most recent texts come last
         for window in _windows(texts, on_error):
             keys = [_key(text) for text in window]
             seen = dict(zip(keys, window, strict=True))
@@ -609,7 +639,7 @@ class Classifier:
         return Embedded(self.model, encoded, pad_id, pad_to)
 
     def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """With padding, if that is what is read."""
+        """Pad the texts, if the heads read padding."""
         if self.description.pad_to is None:
             return encoded
         return pad_batch(encoded, self.tokenizer.end_of_text_id, self.description.pad_to)[
@@ -617,7 +647,7 @@ class Classifier:
         ].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        """The first blocks, with the weights that they have now; made anew only for other parts."""
+        """The first blocks with their current weights; made again only if a part was replaced."""
         dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
         weights = (parameter for part in parts for parameter in part.parameters())
@@ -631,9 +661,9 @@ class Classifier:
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; restore each module's own mode afterwards.
+    """Put a model into training or evaluation mode, and restore each module's mode afterwards.
 
-    Of several threads that do this at once, the last one restores.
+    If several threads do this at once, the last one to finish restores the modes.
     """
     key = id(model), training
     with _LOCK:
@@ -644,7 +674,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         with _LOCK:
-            count, before = _MODES.pop(key, (1, []))  # none after a fork meanwhile
+            count, before = _MODES.pop(key, (1, []))  # missing if the process forked in between
             if count > 1:
                 _MODES[key] = count - 1, before
             else:
@@ -653,7 +683,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _forget_other_threads() -> None:
-    """In a forked process there are none that would restore a mode or release the lock."""
+    """Reset the modes in a forked process, where no other thread could restore them."""
     global _LOCK
     _LOCK = threading.Lock()
     for _, before in _MODES.values():
@@ -672,8 +702,8 @@ def refuse_infinite(head: HeadConfig, outputs: Tensor, lengths: Tensor) -> None:
         outputs = outputs[real_positions(lengths, outputs.shape[1])]
     if not (outputs.float() / head.temperature).isfinite().all():
         raise CheckpointError(
-            f"the outputs of head {head.name!r} are NaN or infinite: its weights, the model's or its "
-            "temperature are not usable. Train it again, with a lower learning rate."
+            f"the outputs of head {head.name!r} are NaN or infinite, so its weights, "
+            "the model's weights or its temperature are unusable. Train again with a lower learning rate."
         )
 
 
@@ -695,7 +725,7 @@ def _windows(texts: Iterable[str], on_error: str) -> Iterator[list[str]]:
 
 
 def _key(text: str) -> bytes:
-    """A hash to remember a text by; empty for what is not a text."""
+    """A hash under which a text's answer is remembered; empty if it is not a text."""
     if not isinstance(text, str):
         return b""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""What is trainable: only what is unfrozen here; the ledger shows it."""
+"""Freeze a model, unfreeze what should be trained, and list both in a ledger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,15 +35,19 @@ def set_trainable(
     LoRA adapters are always unfrozen.
 
     Args:
-        n_last_blocks: 0 (head and norm alone) to n_layer (all but the embeddings). They are the
-            last blocks that `heads` read: blocks above a head in the middle do nothing.
-        pattern: parameter names with *, separated by commas, to unfreeze instead of all this:
-            `head.*,blocks.11.mlp.*`.
-        heads: the heads of the model, of which those with `trainable` are unfrozen.
+        model: The model, changed in place.
+        n_last_blocks: The number of blocks to unfreeze, from 0 (only head and norm) to n_layer (all
+            but the embeddings). They are the last blocks that `heads` read, because later blocks do
+            not affect the outputs.
+        final_norm: Whether to unfreeze the final LayerNorm.
+        pattern: Patterns of parameter names, such as `head.*,blocks.11.mlp.*`. If given, exactly
+            the matching parameters are unfrozen, and `n_last_blocks` and `final_norm` are ignored.
+        heads: The model's heads. Those with `trainable` are unfrozen. By default `model.head` is.
 
     Raises:
-        UsageError: for another number of blocks, a pattern that fits no name, and for a head that
-            is still tied to `wte` (training one would train the other), unless `heads` names it.
+        UsageError: The model does not have so many blocks, a pattern matches no name, or a head is
+            still tied to `wte` and `heads` does not name it. Training such a head would also train
+            `wte`.
     """
     if not heads and any(p is model.wte.weight for p in model.head.parameters()):
         raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
@@ -59,7 +63,7 @@ def set_trainable(
         frozen = {head.name for head in heads if not head.trainable}
         for name, part in (layers_by_name(model, heads) if heads else {"": model.head}).items():
             part.requires_grad_(name not in frozen)
-        model.wte.requires_grad_(False)  # a head for language is tied to it
+        model.wte.requires_grad_(False)  # a language head is tied to wte
         norm_is_read = not heads or any(head.final_norm for head in heads)
         model.ln_f.requires_grad_(final_norm and norm_is_read)
         for block in model.blocks[top - n_last_blocks : top]:
@@ -68,7 +72,7 @@ def set_trainable(
         if isinstance(part, LoRALinear):
             if name.removeprefix("_orig_mod.").startswith(
                 "head"
-            ):  # an adapted head is frozen itself: see LoRAConfig
+            ):  # an adapted head is frozen; see LoRAConfig
                 part.requires_grad_(False)
             part.lora_A.requires_grad_(True)
             part.lora_B.requires_grad_(True)
@@ -89,8 +93,8 @@ def _unfreeze_named(model: GPT2, pattern: str) -> None:
 def blocks_training(config: TrainConfig, epoch: int) -> int:
     """Return the number of last blocks that are trainable in an epoch, counted from 1.
 
-    With `unfreeze_every` E it is 0 in the first E epochs, 1 in the next E, and so on: gradual
-    unfreezing (Howard & Ruder 2018, ULMFiT).
+    With `unfreeze_every` = E, no block is trainable in the first E epochs, one in the next E
+    epochs, and so on. This is gradual unfreezing (Howard & Ruder 2018, ULMFiT).
     """
     if not config.unfreeze_every:
         return config.n_last_blocks
@@ -102,10 +106,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters for AdamW: {"params", "names", "lr", "weight_decay"}.
 
-    Head and final norm have the learning rate `lr`. Each block has that of the part above it
-    divided by `rate_decay`, the embeddings that of the first block divided by it (discriminative
-    rates; ULMFiT divides by 2.6). Only matrices decay: pulling biases, norms and positions to 0
-    would not make the function simpler.
+    The head and the final norm have the learning rate `lr`. The learning rate of each block is that
+    of the part above it divided by `rate_decay`, and the embeddings follow the first block
+    (discriminative learning rates; ULMFiT divides by 2.6). Only matrices have weight decay: moving
+    biases, norms and positions towards 0 would not make the function simpler.
     """
     top = blocks_read(heads, model)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -131,7 +135,7 @@ def parameter_groups(
 def frozen_depth(model: GPT2) -> tuple[int, str]:
     """Return the number of leading blocks whose output for a text never changes.
 
-    The second value is the reason why it is not more; empty if the next block is trainable.
+    The second value is the reason why it is not more. It is empty if the next block is trainable.
     """
     if model.wte.weight.requires_grad or model.wpe.weight.requires_grad:
         return 0, "the embeddings are trainable"
@@ -143,9 +147,10 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
 
 
 def plain_depth(model: GPT2, top: int | None = None) -> tuple[int, str]:
-    """Return the number of leading blocks that do only what their weights say, and why not more.
+    """Return the number of unmodified leading blocks, and the reason why it is not more.
 
-    With `top`, blocks from there on are not looked at.
+    An unmodified block computes exactly what its weights describe. With `top`, blocks from that
+    index on are ignored.
     """
     if reason := _change_of_embeddings(model):
         return 0, reason
@@ -164,11 +169,11 @@ def plain_depth(model: GPT2, top: int | None = None) -> tuple[int, str]:
 
 
 def changed_part(model: GPT2, depth: int, top: int) -> str:
-    """Say which of the parts that compute the states after `top` blocks was changed, and how.
+    """Describe a modified part among those that compute the states after `top` blocks.
 
-    The first `depth` blocks are known to be plain. Empty if all parts do what their weights and
-    adapters say. A changed part may mix positions, so it must see each text without padding, as
-    `model(ids)` does.
+    The first `depth` blocks are known to be unmodified. The result is empty if all parts compute
+    what their weights and adapters describe. A modified part may mix positions, so it must see each
+    text without padding, as in `model(ids)`.
     """
     if reason := _change_of_embeddings(model):
         return reason
@@ -179,12 +184,12 @@ def changed_part(model: GPT2, depth: int, top: int) -> str:
 
 
 def refuse_other_forward(model: GPT2) -> None:
-    """Raise UsageError if the model as a whole computes something else than its parts say.
+    """Raise UsageError if the model's forward pass is not the one that its parts describe.
 
-    Classifiers run its parts: embeddings, blocks, final norm, heads.
+    A classifier runs the parts itself: embeddings, blocks, final norm, heads.
     """
     changed = ""
-    while inner := getattr(model, "_orig_mod", None):  # what torch.compile wrapped
+    while inner := getattr(model, "_orig_mod", None):  # the model that torch.compile wrapped
         if not hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
             changed = "forward"
         if model._forward_hooks or model._forward_pre_hooks:
@@ -208,7 +213,7 @@ def refuse_other_forward(model: GPT2) -> None:
 
 
 def _change_of_embeddings(model: GPT2) -> str:
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    model = getattr(model, "_orig_mod", model)  # the model that torch.compile wrapped
     if "embed" in vars(model) or type(model).embed is not ORIGINAL[GPT2]["embed"]:
         return "embed was changed"
     for name, part in (("wte", model.wte), ("wpe", model.wpe)):
@@ -235,12 +240,12 @@ def count_trainable(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class LedgerLine:
-    """The parameters of one part of the model: how many there are, and how they are trained."""
+    """The parameters of one part of the model: their number, and how they are trained."""
 
     part: str
     parameters: int
     trainable: int
-    lr: float = 0.0  # the highest learning rate; 0 if nothing is trainable or without a config
+    lr: float = 0.0  # highest learning rate; 0 if frozen or if no config is given
     weight_decay: float = 0.0
     decayed: int = 0  # parameters with weight decay
 
@@ -255,7 +260,7 @@ def ledger(
 ) -> list[LedgerLine]:
     """Count every parameter exactly once, by part: embeddings, each block, final norm, head.
 
-    With a `config`, the lines also have the learning rate and the weight decay.
+    If `config` is given, the lines also show the learning rate and the weight decay.
     """
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
@@ -284,7 +289,7 @@ def ledger(
 
 
 def format_ledger(lines: list[LedgerLine]) -> str:
-    """Format the ledger as a table; neighbouring blocks that are alike share a line."""
+    """Format the ledger as a table; consecutive blocks that are trained alike have one line."""
     runs: list[list[LedgerLine]] = []
     for line in lines:
         alike = runs and replace(runs[-1][0], part="") == replace(line, part="")

@@ -1,7 +1,7 @@
-"""A text continued by GPT-2's own head, with the other heads' answers after each of its tokens.
+"""Text generation with GPT-2's own head, and the other heads' answers after each token.
 
-One pass over the text so far serves all heads. Attention looks back only, so a head's answer there
-is its answer if the text ended there. T tokens, K outputs of a head.
+One pass over the text so far serves all heads. Attention only looks back, so a head's answer after
+a token is its answer for the text that ends there. T tokens, K outputs of a head.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from gpt2_from_scratch.speed.feature_cache import Embedded
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A text, its prompt included, with the heads' outputs and answers after each of its T tokens.
+    """A text with its prompt, and the heads' outputs and answers after each of its T tokens.
 
-    The answer of a head with one answer per text is that of the text so far; of one that tags
-    words, it is a Choice for the token. Heads for spans and language have outputs only.
+    A head with one answer per text answers for the text so far. A head that tags words gives a
+    Choice for the token. Heads for spans and language have outputs but no answers.
     """
 
     text: str
-    tokens: list[str]  # T; half of a character is shown as U+FFFD
-    n_prompt: int  # the number of tokens that were given
-    outputs: dict[str, Tensor]  # {head's name: (T, K)}, of all heads but the one that generates
+    tokens: list[str]  # T; an incomplete character is shown as U+FFFD
+    n_prompt: int  # the number of tokens in the prompt
+    outputs: dict[str, Tensor]  # {head's name: (T, K)}, for all heads except the one that generates
     answers: dict[str, list[Any]]  # {head's name: T answers}
 
 
@@ -44,9 +44,18 @@ def generate_with_heads(
 ) -> GeneratedText:
     """Continue a text as `generate` does, up to <|endoftext|>, with all heads' answers per token.
 
-    The first head for `language` generates. Raises UsageError if there is none, if the text could
-    become longer than the classifier reads, and for the settings that `generate` refuses;
-    CheckpointError for outputs that are not finite.
+    Args:
+        classifier: A classifier with a head for `language`; the first one generates.
+        prompt: The text to continue.
+        max_new_tokens: The most tokens to add.
+        temperature: 0 takes the most probable token; higher values draw more varied ones.
+        top_k: Draw only from the k most probable tokens.
+        seed: Random seed of the draws.
+
+    Raises:
+        UsageError: No head generates, the text could become longer than the classifier can read, or
+            `generate` refuses a setting.
+        CheckpointError: Outputs are not finite.
     """
     heads, tokenizer = classifier.description.heads, classifier.tokenizer
     own = next((head for head in heads if TASKS[head.task].predicts_tokens), None)
@@ -59,9 +68,9 @@ def generate_with_heads(
     longest, n_prompt = classifier.description.max_tokens, len(ids)
     if n_prompt + max_new_tokens > longest:
         raise UsageError(
-            f"{n_prompt} tokens and {max_new_tokens} new ones: this classifier reads {longest}"
+            f"{n_prompt} prompt tokens and {max_new_tokens} new ones exceed the limit of {longest}"
         )
-    rows: list[dict[str, Tensor]] = []  # of each token
+    rows: list[dict[str, Tensor]] = []  # one per token
 
     def next_logits(ids: Tensor) -> Tensor:
         rows.append(_outputs_after(classifier, ids))

@@ -1,8 +1,7 @@
-"""From GPT-2's states to a head's outputs: the layers of a head, and where it reads.
+"""The heads: their layers, and the states of GPT-2 that they read.
 
-The residual stream can be read at n_layer + 1 points: after the embeddings (layer 0) and after each
-block. A single head replaces GPT-2's own, `model.head`; several are held there by their names.
-
+A head can read the residual stream at n_layer + 1 points: after the embeddings (layer 0) and after
+each block. A single head replaces GPT-2's own `model.head`; several heads are stored there by name.
 B texts, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
@@ -44,8 +43,8 @@ ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 def replace_head(model: GPT2, num_classes: int) -> None:
     """Replace the output head, in place, by a linear layer with bias, (C) -> (K).
 
-    Its weights are drawn from torch's global random numbers, as `nn.Linear` does. `wte` stays: the
-    old head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
+    Its weights are drawn with torch's global random generator, as `nn.Linear` does. `wte` stays:
+    the old head was tied to it, the new one is not. Raises UsageError for fewer than two classes.
     """
     if num_classes < 2:
         raise UsageError(f"num_classes = {num_classes} must be at least 2")
@@ -53,15 +52,15 @@ def replace_head(model: GPT2, num_classes: int) -> None:
 
 
 def replace_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
-    """Replace the output head, in place, by these heads, whose layers are drawn in their order.
+    """Replace the output head, in place, by these heads; their weights are drawn in this order.
 
-    A head for `language` is GPT-2's own, tied to `wte`: it is kept or restored.
+    A head for `language` is GPT-2's own, tied to `wte`. It is kept, or restored if it was replaced.
     """
     put_heads(model, {head.name: head_layers(head, model) for head in heads})
 
 
 def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Make one head `model.head`; make `model.head` hold several by their names.
+    """Store heads in `model.head`: a single one directly, several by their names.
 
     Raises UsageError for a name that torch's modules use themselves, such as `type`.
     """
@@ -73,9 +72,9 @@ def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
     """Make the layers of one head, (..., C) -> (..., K), on the model's device.
 
-    For each hidden width they are dropout, linear, activation; then dropout, linear. With one
-    hidden layer as wide as the model and tanh this is RoBERTa's head (Liu et al. 2019; fairseq's
-    RobertaClassificationHead). A task may determine its layers instead.
+    Each hidden width adds dropout, linear and activation; dropout and linear follow at the end. One
+    hidden layer as wide as the model, with tanh, is RoBERTa's head (Liu et al. 2019; fairseq's
+    RobertaClassificationHead). Some tasks determine their layers themselves.
     """
     if (determined := TASKS[head.task].layers(model)) is not None:
         return determined
@@ -106,7 +105,7 @@ def layers_by_name(model: GPT2, heads: Sequence[HeadConfig]) -> dict[str, nn.Mod
     found = dict(model.head.items()) if several else {heads[0].name: model.head}  # type: ignore[operator]
     if found.keys() != {head.name for head in heads}:
         raise UsageError(
-            f"the model has {len(found)} heads, {', '.join(found)}; described are "
+            f"the model has {len(found)} heads, {', '.join(found)}, but its description names "
             f"{', '.join(head.name for head in heads)}"
         )
     return found
@@ -117,13 +116,14 @@ def relabelled(
 ) -> tuple[HeadConfig, nn.Module]:
     """Make a head with other labels from a head and its layers.
 
-    A label that the head has already keeps its output. If there are as many labels and none of them
-    is known, they are new names for the outputs, in their order. The outputs of other labels are
-    drawn from torch's random numbers, and so is the single output for two classes. Layers that were
-    replaced by ones that fit the new labels are kept.
+    A label that the head already has keeps its output. If all labels are new and their number is
+    unchanged, they are new names for the outputs, in their order. The outputs of other labels are
+    drawn with torch's random generator. So is a single output for two classes, unless both labels
+    are known. Layers that were already replaced by layers that fit the new labels are kept.
 
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
-    layers of another kind; DataError for labels that differ only in how they are written.
+    layers of another kind. Raises DataError for labels that differ only in case, spaces or Unicode
+    form.
     """
     labels = in_given_order(labels)
     if head.task not in CLASS_TASKS:
@@ -147,7 +147,7 @@ def relabelled(
     refuse_alike(new.labels)
     drawn, described = head_layers(new, model), head_layers(head, model)
     if _shapes(layers) == _shapes(described):
-        if new.one_output and kept:  # one number for both labels, of the other sign for their order
+        if new.one_output and kept:  # one output for both labels: swapping them changes its sign
             _copy_known(layers, drawn, [0], sign=1 if numbers == [0, 1] else -1)
         else:
             _copy_known(layers, drawn, [] if head.one_output else known)
@@ -166,7 +166,7 @@ def _shapes(layers: nn.Module) -> dict[str, torch.Size]:
 
 @torch.no_grad()
 def _copy_known(old: nn.Module, new: nn.Module, known: Sequence[int | None], sign: int = 1) -> None:
-    """Copy hidden layers, and of the last layer the outputs with these numbers, in their order."""
+    """Copy the hidden layers, and the outputs with these numbers of the last layer, in order."""
     values = dict(old.named_parameters())
     for name, parameter in new.named_parameters():
         if name.rpartition(".")[0] not in ("", "out"):
@@ -186,18 +186,19 @@ def layer_read(head: HeadConfig, model: GPT2) -> int:
 
 
 def blocks_read(heads: Sequence[HeadConfig], model: GPT2) -> int:
-    """Return the number of blocks that some head reads; all blocks if there are no heads."""
+    """Return the number of blocks that the heads need; all blocks if there are no heads."""
     return max((layer_read(head, model) for head in heads), default=len(model.blocks))
 
 
 def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Compute the logits of each text: ids (B, T) padded on the right, lengths (B,) -> (B, K).
 
-    Attention looks back only, so no real token sees the padding after it: the logits of a text
-    depend neither on its padding nor on the other texts in the batch, except with `last_position`
-    and `mean_position`, which read padding.
+    Attention only looks back, so no real token sees the padding after it. The logits of a text
+    therefore depend neither on its padding nor on the other texts in the batch. The exceptions are
+    `last_position` and `mean_position`, which read padding.
     """
-    head = HeadConfig(task="features", pooling=pooling)  # its layers are model.head, whatever it is
+    # only the pooling matters: its layers are model.head
+    head = HeadConfig(task="features", pooling=pooling)
     return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
 
 
@@ -206,17 +207,18 @@ def outputs_from(
 ) -> dict[str, Tensor]:
     """Run the blocks after the first `depth`, and all heads, in one pass.
 
-    Blocks above the last one that a head reads are not computed. That last block computes only one
-    position per text if no other is read. Padding is computed only if it is read.
+    Blocks after the last one that a head reads are not computed. If the heads read only one
+    position per text, the last block computes only that position. Padding is computed only if a
+    head reads it.
 
     Args:
-        depth: the number of blocks that x has been through.
-        x: states (B, T, C) of texts padded on the right; padding may hold any values.
-        lengths: (B,) numbers of real tokens.
+        depth: The number of blocks that x has already passed through.
+        x: States (B, T, C) of texts padded on the right; padding may contain any values.
+        lengths: The number of real tokens of each text, (B,).
 
     Returns:
-        {head's name: (B, K)}, or (B, T, K) for a head that answers for every token; there the
-        values at padding have no meaning.
+        {head's name: (B, K)}, or (B, T, K) for a head that answers for every token. Its values at
+        padding positions are meaningless.
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
     top, outputs = max(at.values()), dict[str, Tensor]()
@@ -245,7 +247,7 @@ def outputs_from(
 
 
 def _checked_outputs(head: HeadConfig, layers: nn.Module, states: Tensor, model: GPT2) -> Tensor:
-    """Run a head's layers: (..., C) -> (..., K). Raises UsageError if they are not the head's."""
+    """Run a head's layers: (..., C) -> (..., K). Raises UsageError if their outputs do not fit."""
     width = model.config.n_vocab if TASKS[head.task].predicts_tokens else head.n_outputs
     fits = not isinstance(layers, nn.Linear) or layers.in_features == states.shape[-1]
     outputs = layers(states) if fits else states
@@ -259,12 +261,12 @@ def _checked_outputs(head: HeadConfig, layers: nn.Module, states: Tensor, model:
 
 
 def reads_positions_alone(norm: nn.Module) -> bool:
-    """Tell whether a final norm is a LayerNorm of each state alone, and nothing else."""
+    """Whether a final norm is an unmodified LayerNorm, which normalises each state alone."""
     return type(norm) is nn.LayerNorm and not (alteration(norm) or odd_settings(norm))
 
 
 def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
-    """The states a head sees: x (B, T, C), or (B, C) if one was chosen -> (B, T, C) or (B, C)."""
+    """The states a head reads: x (B, T, C), or (B, C) if one was chosen -> (B, T, C) or (B, C)."""
     if not head.gradient:
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
@@ -286,8 +288,9 @@ def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> T
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Reduce to one state per text: states (B, T, C), lengths (B,) -> (B, C).
 
-    Texts are padded on the right. Real tokens are counted, never recognised by the padding's id, so
-    a text may contain any token. Lengths must be at least 1: an empty text has nothing to read.
+    Texts are padded on the right. Real tokens are found by their count, not by the padding's id, so
+    a text may contain any token. Lengths must be at least 1, because an empty text has no state to
+    read.
     """
     if pooling == "mean":
         real = real_positions(lengths, states.shape[1])  # (B, T)
@@ -312,8 +315,8 @@ def read_positions(lengths: Tensor, T: int, pooling: Pooling) -> Tensor:
 def pad_right(ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Move real tokens to the front: ids (B, T), real (B, T) bool -> ids (B, T), lengths (B,).
 
-    For batches that were padded elsewhere, for instance on the left: GPT-2 counts positions from
-    the first column.
+    For batches that were padded elsewhere, for example on the left. GPT-2 counts positions from the
+    first column.
     """
     order = real.int().argsort(dim=1, descending=True, stable=True)  # real tokens first, in order
     return ids.gather(1, order), real.sum(dim=1)

@@ -1,8 +1,8 @@
-"""A trained classifier as one safetensors file: what differs from its base, and a description.
+"""A trained classifier as one safetensors file: its differences from the base, and a description.
 
-Only that is saved, in any combination of heads, LoRA and blocks, with the identity of the base
-model it belongs to: 3 MB for the miniature's last block, 28 MB for that of 124M, 6 KB for a head of
-two classes alone.
+The file contains only tensors that differ from the base model, for any combination of heads, LoRA
+and blocks, and the hash of that base model. The last block takes 3 MB for the miniature and 28 MB
+for 124M; a head of two classes alone takes 6 KB.
 """
 
 import json
@@ -35,9 +35,9 @@ FORMAT = "gpt2-classifier 3"
 
 @dataclass(frozen=True)
 class Description:
-    """What a classifier is, apart from its weights.
+    """The description of a classifier: everything except its weights.
 
-    Raises UsageError for settings that contradict each other or that no model could have.
+    Raises UsageError for settings that contradict each other or that no model can have.
     """
 
     base: str  # the base model's name, or its folder
@@ -46,7 +46,7 @@ class Description:
     max_tokens: int = 1024  # longer texts are cut to their first tokens
     pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
     lora: LoRAConfig | None = None
-    causal_mask: bool = True  # False: in the frozen blocks each token sees its whole text
+    causal_mask: bool = True  # False: each token sees the whole text in the frozen blocks
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "pad_to"):
@@ -60,11 +60,11 @@ class Description:
             raise UsageError(f"causal_mask = {self.causal_mask!r:.80} must be true or false")
         names = [head.name for head in self.heads]
         if not names or len(set(names)) != len(names):
-            raise UsageError(f"heads {names}: there must be one, and names must differ (--name)")
+            raise UsageError(f"heads {names}: give at least one, with different names (--name)")
         if self.pad_to is not None and not {h.pooling for h in self.heads} <= {*OF_PADS}:
             raise UsageError(f"pad_to is for heads with pooling {' or '.join(OF_PADS)}")
         read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
-        # the last block has the mask: it makes no difference to the last token alone
+        # the last block keeps the mask, which makes no difference for the last token only
         if not self.causal_mask and read != {"last_token"}:
             raise UsageError(
                 "without the causal mask heads must read the last token: use pooling last_token"
@@ -94,7 +94,7 @@ def write_classifier(
 ) -> None:
     """Write tensors, by their names in the model, and the description, atomically.
 
-    Raises CheckpointError for NaN and infinite numbers: a file with them could not be loaded.
+    Raises CheckpointError for NaN and infinite numbers, because such a file could not be loaded.
     """
     path = expanded(path)
     for name, value in tensors.items():
@@ -119,26 +119,26 @@ def read_classifier(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def saved_file(path: str | Path) -> Path:
-    """Return the classifier's file, in a run's folder `best.safetensors`.
+    """Return the classifier's file; in a run's folder it is `best.safetensors`.
 
-    Raises CheckpointError for a GPT-2, for a folder without that file, and if the run's manifest has
-    another checksum for it.
+    Raises CheckpointError for a GPT-2 model, for a folder without that file, and if the run's
+    manifest has another checksum for it.
     """
     path = expanded(path)
     if is_model(path):
         raise CheckpointError(
-            f"{path} is a GPT-2, not a classifier. Train one on it: "
+            f"{path} is a GPT-2 model, not a classifier. Train a classifier on it: "
             f"gpt2-classifier train --model {path}"
         )
     if os.path.isdir(path) and not os.path.exists(path / "best.safetensors"):
-        what = "is a run whose first epoch has not ended" if is_run(path) else "is not a run"
+        what = "is a run that has not finished its first epoch" if is_run(path) else "is not a run"
         raise CheckpointError(f"{path} {what}: best.safetensors is missing")
     path = path / "best.safetensors" if os.path.isdir(path) else path
     check_listed(path)
     return path
 
 
-# --- a base model and what is added to it ---
+# --- a base model and the parts added to it ---
 
 
 def assemble(
@@ -146,7 +146,7 @@ def assemble(
 ) -> None:
     """Add heads and LoRA to a base model, drawn with `seed`; torch's random state does not change.
 
-    Raises UsageError if the model has fewer positions or layers than the description asks for,
+    Raises UsageError if the model has fewer positions or layers than the description requires, and
     CheckpointError if the tokenizer does not belong to the model.
     """
     n_ctx, n_layer = model.config.n_ctx, model.config.n_layer
@@ -160,7 +160,7 @@ def assemble(
             )
     if tokenizer.n_vocab != model.config.n_vocab:
         raise CheckpointError(
-            f"the tokenizer of {description.base} has {tokenizer.n_vocab} tokens, its model "
+            f"the tokenizer of {description.base} has {tokenizer.n_vocab} tokens, but its model has "
             f"{model.config.n_vocab}: they do not belong together"
         )
     with torch.random.fork_rng():
@@ -172,7 +172,7 @@ def assemble(
 
 
 def described_model(description: Description, config: GPT2Config, tokenizer: Tokenizer) -> GPT2:
-    """Make such a classifier's model on torch's meta device, where it takes no memory.
+    """Make the model of such a classifier on torch's meta device, where it takes no memory.
 
     Raises the errors of `assemble`.
     """
@@ -183,7 +183,7 @@ def described_model(description: Description, config: GPT2Config, tokenizer: Tok
 
 
 def unsaved_change(model: nn.Module, described: nn.Module) -> str:
-    """Say what makes a model differ from the described one besides its weights; empty if nothing."""
+    """Describe how a model differs from the described one, apart from weights; empty if not."""
     found, expected = _parts(model), _parts(described)
     if others := sorted(found.keys() ^ expected.keys()):
         return f"{others[0]} was added or is missing"
@@ -202,7 +202,7 @@ def unsaved_change(model: nn.Module, described: nn.Module) -> str:
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's modules by name, and of what torch.compile wrapped only what is inside."""
+    """A model's modules by name, without the wrappers of torch.compile."""
     return {
         ".".join(step for step in name.split(".") if step != "_orig_mod"): part
         for name, part in model.named_modules()
@@ -210,7 +210,7 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _settings(part: nn.Module) -> dict[str, Any]:
-    """A module's settings as its constructor left them: n_head, eps, p, scale and the like."""
+    """The settings that a module's constructor stored: n_head, eps, p, scale and the like."""
     kinds = (int, float, str, tuple, NoneType)
     return {
         name: value
@@ -220,12 +220,12 @@ def _settings(part: nn.Module) -> dict[str, Any]:
 
 
 def added_names(parameters: Mapping[str, Tensor], config: GPT2Config) -> set[str]:
-    """Name the parameters that GPT-2 does not have: heads, unless tied to `wte`, and LoRA."""
+    """Names of the parameters that GPT-2 does not have: LoRA, and heads not tied to `wte`."""
     return parameters.keys() - names_on_disk(config)
 
 
 def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: Set[str]) -> str:
-    """Name the needed tensors that are missing, and those of other shapes; empty if all fit."""
+    """Name needed tensors that are missing and tensors with the wrong shape; empty if all fit."""
     missing = sorted(needed - found.keys())
     wrong = [
         f"{name}: found {tuple(value.shape)}, expected "
@@ -237,7 +237,7 @@ def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: 
 
 
 def refuse_other_base(path: Path, description: Description, base: str, found: str) -> None:
-    """Raise CheckpointError unless `found` is the identity of the base it was trained on."""
+    """Raise CheckpointError unless `found` is the hash of the base it was trained on."""
     if found != description.base_sha256:
         raise CheckpointError(
             f"{path} was trained on {description.base} with weights {description.base_sha256[:12]}...; "
@@ -252,9 +252,17 @@ def refuse_misfit(
     config: GPT2Config,
     tokenizer: Tokenizer,
 ) -> None:
-    """Raise CheckpointError if saved tensors do not fit their description, on a base of this size.
+    """Raise CheckpointError if saved tensors do not match their description.
 
-    Checked before memory is allocated: no part may be larger than the file's own tensors.
+    The check is made before memory is allocated, so a false description cannot make the model
+    larger than the tensors in the file.
+
+    Args:
+        path: The file, for errors.
+        description: The description in the file.
+        tensors: The tensors in the file.
+        config: The size of the base model.
+        tokenizer: The tokenizer of the base model.
     """
     widths = [width for head in description.heads for width in head.hidden]
     widths += [description.lora.rank] if description.lora else []
@@ -266,7 +274,7 @@ def refuse_misfit(
     except UsageError as error:
         raise CheckpointError(f"{path} does not fit: {error!s:.300}") from None
     if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:
-        raise CheckpointError(f"{path}: {numbers[0]} holds whole numbers, which are not weights")
+        raise CheckpointError(f"{path}: {numbers[0]} contains integers, which are not weights")
     if differences := misfit(tensors, expected, added_names(expected, config)):
         raise CheckpointError(f"{path} does not fit: {differences}")
 
@@ -275,7 +283,7 @@ def refuse_misfit(
 def put_tensors(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Copy saved tensors into the parameters of the same names, and make these trainable.
+    """Copy saved tensors into the parameters with the same names, and make these trainable.
 
     Raises CheckpointError for NaN and infinite numbers.
     """

@@ -1,6 +1,6 @@
-"""Every setting of a classifier: how it is trained, what a head is, what a run asks for.
+"""All settings of a classifier: its training, its heads, and the options of a run.
 
-No torch here: `--help` is written from these fields.
+This module does not import torch, because `--help` is generated from these fields.
 """
 
 from collections import Counter
@@ -17,12 +17,15 @@ from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
-# Where a text is read: its last real token; the last position of the batch, padding or not, as in
-# the lecture; its first token, which has seen nothing but itself; the mean over its real tokens; the
-# mean over all positions, padding included, as in the book's table of experiments.
+# Where a head reads a text:
+# last_token: its last real token
+# last_position: the last position of the batch, padding or not, as in the lecture
+# first_token: its first token, which has seen nothing but itself
+# mean: the mean over its real tokens
+# mean_position: the mean over all positions, padding included, as in the book's experiments
 Pooling = Literal["last_token", "last_position", "first_token", "mean", "mean_position"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-OF_PADS = ("last_position", "mean_position")  # these depend on how far a text was padded
+OF_PADS = ("last_position", "mean_position")  # these depend on the amount of padding
 READ_ALL = ("mean", "mean_position")  # these read more than one position of a text
 
 Activation = Literal["none", "tanh", "relu", "gelu"]
@@ -30,27 +33,25 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
-LARGEST_VALUE = 1e250  # of center and scale, so that scale times any float32 is finite
+LARGEST_VALUE = 1e250  # limit for center and scale; scale times any float32 is then finite
 RESERVED_NAMES = ("number", "n_tokens", "truncated", "empty", "replaced")  # keys of a prediction
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a classifier is trained. The defaults were chosen on the miniature."""
+    """Settings of training. The defaults were selected on the miniature."""
 
     n_last_blocks: int = setting(1, "last blocks to train; with LoRA 0 unless given", at_least=0)
     final_norm: bool = setting(True, "train the final LayerNorm")
-    trainable: str = setting(
-        "", "parameters to train instead, as patterns: 'head.*,blocks.5.mlp.*'"
-    )
+    trainable: str = setting("", "patterns of parameters to train instead: 'head.*,blocks.5.mlp.*'")
     unfreeze_every: int = setting(
         0,
-        "epochs until the next block is unfrozen, from the last one down; 0: all at once",
+        "epochs between unfreezing one block and the next, from the last; 0: all at once",
         at_least=0,
     )
-    epochs: int = setting(10, "passes over the training set, at most", at_least=1)
+    epochs: int = setting(10, "most passes over the training set", at_least=1)
     patience: int = setting(
-        4, "epochs without a better validation score after which training stops", at_least=1
+        4, "stop after this many epochs without a better validation score", at_least=1
     )
     batch_size: int = setting(16, "messages per step", at_least=1)
     micro_batch: int = setting(
@@ -59,20 +60,20 @@ class TrainConfig:
     lr: float = setting(5e-4, "peak learning rate; wider models need less", above=0)
     rate_decay: float = setting(
         1.0,
-        "factor by which each block's learning rate is below that of the part above it",
+        "factor by which each block's learning rate is lower than that of the part above",
         at_least=1,
-        at_most=1000,  # its power of the number of blocks must be finite
+        at_most=1000,  # raised to the number of blocks, it must be finite
     )
     warmup: float = setting(
         0.1,
-        "proportion of steps in which the learning rate rises; then it falls to 0",
+        "proportion of steps during which the learning rate rises; it then falls to 0",
         at_least=0,
         at_most=1,
     )
     weight_decay: float = setting(
-        0.1, "AdamW's weight decay of matrices; biases and norms have none", at_least=0
+        0.1, "AdamW's weight decay for matrices; biases and norms have none", at_least=0
     )
-    clip: float = setting(0.0, "norm to which gradients are clipped; 0: no clipping", at_least=0)
+    clip: float = setting(0.0, "largest gradient norm, clipped above; 0: no clipping", at_least=0)
     balance_losses: bool = setting(
         False, "divide the loss of each of several heads by its running mean"
     )
@@ -80,7 +81,7 @@ class TrainConfig:
         123,
         "random seed of the head, the order and the split",
         at_least=0,
-        at_most=2**32 - 1,  # what numpy's RandomState takes
+        at_most=2**32 - 1,  # the largest seed of numpy's RandomState
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +91,9 @@ class TrainConfig:
                 f"micro_batch = {self.micro_batch} must be at most batch_size = {self.batch_size}"
             )
         if self.unfreeze_every and self.trainable:
-            raise UsageError("unfreeze_every is for n_last_blocks, not for patterns in trainable")
+            raise UsageError(
+                "unfreeze_every works with n_last_blocks, not with patterns in trainable"
+            )
         if self.unfreeze_every and not self.n_last_blocks:
             raise UsageError("unfreeze_every needs blocks to train, and n_last_blocks is 0")
         last = self.n_last_blocks * self.unfreeze_every + 1  # epoch in which the last block joins
@@ -103,7 +106,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """One head. The defaults are the lecture's: a linear layer after the final norm, last token.
+    """Settings of one head. The defaults are the lecture's: linear, final norm, last token.
 
     Raises UsageError for values that contradict each other.
     """
@@ -111,25 +114,28 @@ class HeadConfig:
     name: str = "label"
     task: Task = setting("classification", "what the head answers", choices=TASKS)
     labels: tuple[str, ...] = ()  # names of classes, labels, values or tags, in the outputs' order
-    layer: int | None = setting(None, "blocks before the point that is read", at_least=0)
-    final_norm: bool = True  # read through ln_f; False: the residual stream as it is
+    layer: int | None = setting(None, "number of blocks before the point that is read", at_least=0)
+    final_norm: bool = True  # read after ln_f; False: read the residual stream directly
     pooling: Pooling = setting("last_token", "where a text is read", choices=POOLINGS)
     hidden: tuple[int, ...] = ()  # widths of hidden layers; none: one linear layer
-    activation: Activation = setting("none", "after each hidden layer", choices=ACTIVATIONS)
-    dropout: float = setting(0.0, "before every linear layer, in training", at_least=0, below=1)
+    activation: Activation = setting("none", "function of hidden layers", choices=ACTIVATIONS)
+    dropout: float = setting(0.0, "dropout before linear layers", at_least=0, below=1)
     one_output: bool = False  # two classes from one output with a sigmoid
-    class_weights: tuple[float, ...] = ()  # of the loss, one per label; none: all 1
+    class_weights: tuple[float, ...] = ()  # weights in the loss, one per label; none: all 1
     label_smoothing: float = setting(0.0, "proportion spread evenly", at_least=0, below=1)
-    center: tuple[float, ...] = ()  # of each predicted value; none: 0
-    scale: tuple[float, ...] = ()  # its unit: the output 1.0 means center + scale; none: 1
+    center: tuple[float, ...] = ()  # mean of each predicted value; none: 0
+    # unit of each value: the output 1.0 means center + scale; none: 1
+    scale: tuple[float, ...] = ()
     temperature: float = setting(1.0, "divides class scores before the softmax", above=0)
-    loss_weight: float = setting(1.0, "of this head's loss in the sum over heads", at_least=0)
+    loss_weight: float = setting(
+        1.0, "weight of this head's loss in the sum over heads", at_least=0
+    )
     trainable: bool = True
     gradient: bool = True  # False: the head learns, but no gradient reaches the model
 
     def __post_init__(self) -> None:
         check_settings(self, f"head {self.name!r}: ")
-        if not self.name.isidentifier():  # it becomes part of the names of parameters
+        if not self.name.isidentifier():  # it becomes part of parameter names
             raise UsageError(f"head name {self.name!r} must be letters, digits and _ only")
         if self.name in RESERVED_NAMES:
             raise UsageError(f"head name {self.name!r} is reserved: predictions have that key")
@@ -168,7 +174,7 @@ class HeadConfig:
 
     @property
     def reads_one_state(self) -> bool:
-        """Whether the answer for a text comes from one state, not from one at every token."""
+        """Whether the head reads one state per text, not one per token."""
         return self.task in TEXT_TASKS
 
     def _check_task(self) -> None:
@@ -194,7 +200,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """The head and the LoRA of a run, as asked for before the data is known."""
+    """Options of a run for its head and LoRA, before the data is known."""
 
     task: str = setting("classification", "what the head answers", choices=TASKS[:5])
     head: str = setting(
@@ -204,31 +210,31 @@ class HeadSettings:
         choices=HEAD_FORMS,
     )
     labels: str = setting(
-        "", "labels in the order of the outputs: a,b,c; default: those of the data"
+        "", "labels in the order of the outputs: a,b,c; default: the labels in the data"
     )
-    layer: int = setting(-1, "blocks before the point that is read; -1: all of them", at_least=-1)
+    layer: int = setting(-1, "number of blocks before the point that is read; -1: all", at_least=-1)
     state: str = setting(
-        "normed", "read after the final norm, or the raw state", choices=("normed", "raw")
+        "normed", "read the state after the final norm, or the raw state", choices=("normed", "raw")
     )
     pooling: str = setting("last_token", "where a text is read", choices=POOLINGS)
-    max_tokens: int = setting(0, "tokens to which longer texts are cut; 0: n_ctx", at_least=0)
+    max_tokens: int = setting(0, "longer texts are cut to this many tokens; 0: n_ctx", at_least=0)
     pad_to: int = setting(
         0,
-        "tokens to which every text is padded, for poolings that read padding; -1: the longest "
-        "training text; 0: the longest text of the batch",
+        "pad every text to this many tokens, for poolings that read padding; -1: the longest "
+        "training text; 0: the longest text in the batch",
         at_least=-1,
     )
     causal_mask: bool = setting(
-        True, "off: in the frozen blocks every token attends to the whole text, as in BERT"
+        True, "off: every token attends to the whole text in the frozen blocks, as in BERT"
     )
     dropout: float = setting(
-        0.0, "dropout before the head's layers; RoBERTa has 0.1", at_least=0, below=1
+        0.0, "dropout before the head's layers; RoBERTa uses 0.1", at_least=0, below=1
     )
     class_weights: str = setting(
         "equal", "balanced: rare classes weigh more in the loss", choices=("equal", "balanced")
     )
     label_smoothing: float = setting(
-        0.0, "proportion of each target that is spread evenly over all classes", at_least=0, below=1
+        0.0, "proportion of each target that is spread evenly over the classes", at_least=0, below=1
     )
     name: str = setting("label", "the head's name, if it shares the model with others")
     lora: int = setting(
@@ -251,10 +257,10 @@ class HeadSettings:
             raise UsageError(f"class weights are for classes, not for {self.task}")
         if self.pad_to and self.pooling not in OF_PADS:
             raise UsageError(
-                f"pad_to is for pooling {' or '.join(OF_PADS)}: no other reads padding"
+                f"pad_to needs the pooling {' or '.join(OF_PADS)}; the others do not read padding"
             )
         if self.task in ("token-classification", "span") and self.pooling != "last_token":
-            raise UsageError(f"pooling is for one answer per text; {self.task} reads every token")
+            raise UsageError(f"{self.task} reads every token, so it has no pooling")
         if self.labels and self.task == "span":
             raise UsageError("span has no labels")
         if self.labels and not all(part.strip() for part in self.labels.split(",")):
@@ -265,19 +271,19 @@ class HeadSettings:
     def head_config(
         self, labels: Sequence[str], train: Sequence[Message], n_embd: int
     ) -> HeadConfig:
-        """The head for these labels, unless others were named, and these training texts.
+        """The head for these training texts and labels, unless the user named other labels.
 
-        Raises UsageError for settings that contradict each other, DataError for texts without any
+        Raises UsageError for settings that contradict each other, and DataError if no text has a
         label.
         """
         names = (
             tuple(part.strip() for part in self.labels.split(",")) if self.labels else (*labels,)
         )
         if not names and self.task == "multi-label":
-            raise DataError("no text has any label: nothing to learn")
+            raise DataError("no text has a label, so there is nothing to learn")
         if self.task != "regression" and (unknown := sorted(set(labels) - set(names))):
             alike = labels_alike([*names, *unknown])
-            how = f"; {alike[0]} differ in how they are written only" if alike else ""
+            how = f"; {alike[0]} differ only in case, spaces or Unicode form" if alike else ""
             raise DataError(f"labels {unknown[:5]} of the data are not among {self.labels}{how}")
         center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
         return HeadConfig(
@@ -298,7 +304,7 @@ class HeadSettings:
         )
 
     def lora_config(self) -> LoRAConfig | None:
-        """LoRA, if it was asked for."""
+        """The LoRA settings, or None without LoRA."""
         if not self.lora:
             return None
         return LoRAConfig(
@@ -317,7 +323,7 @@ def in_given_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ...]:
-    """Weights that give every class the same part of the loss, 1 on average."""
+    """Class weights that give every class the same part of the loss; their mean is 1."""
     labels = [
         m.label if isinstance(m.label, str) else [word.label for word in m.label] for m in train
     ]
@@ -331,14 +337,14 @@ def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ..
 def _center_and_scale(train: Sequence[Message]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each training value; 1 for a constant value.
 
-    Raises DataError for values whose squares are too large for a number.
+    Raises DataError for values whose squares overflow.
     """
     values = np.array([np.atleast_1d(m.label) for m in train], dtype=float)  # (N, K)
     with np.errstate(over="ignore", invalid="ignore"):
         center, spread = values.mean(axis=0), values.std(axis=0)
     if not np.isfinite([center, spread]).all():
         raise DataError("the values are too large to learn: divide them by a power of ten")
-    # by comparison: the mean of equal numbers may be off by rounding, and their spread not 0
+    # detect constants by comparison: rounding may make their standard deviation nonzero
     same = (values.min(axis=0) == values.max(axis=0)) | (spread == 0)
     scale = np.where(same, 1.0, spread)
     return tuple(center.tolist()), tuple(scale.tolist())

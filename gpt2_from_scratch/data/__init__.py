@@ -1,7 +1,7 @@
 """Labelled texts: read them, check them, and split them.
 
-For learners: `messages` and `split`. Faulty rows are reported with their file and line.
-This room does not import torch: data can be inspected without it.
+Learners need two modules: `messages` and `split`. Errors name the file and the line of each faulty
+row. This room does not import torch, so you can inspect data without it.
 """
 
 import lazy_loader

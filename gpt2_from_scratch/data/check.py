@@ -1,4 +1,4 @@
-"""Inspect labelled texts of any task before training: read every row, report everything found."""
+"""Inspect labelled texts before training: read every row and report everything found."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -47,20 +47,20 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.storage.paths import model_folder
 
-UNEVEN = 3  # labels are uneven if the most common has more than 3 times the texts of the rarest
-WIDE = 0.03  # a test set is small if half of an accuracy's interval is wider
-TELLING = 0.8  # length tells labels apart if it does so in this proportion of pairs of texts
-ACCURACY = 0.95  # assumed, to show how wide the interval on this test set would be
-FIRST = 5  # lines and examples that are listed per finding
-SEED = 123  # of the splits that are tried
-MOST_LABELS = 20  # of which the report as text shows all; of more it shows the FREQUENT ones
+UNEVEN = 3  # labels are uneven if one has more than 3 times as many texts as another
+WIDE = 0.03  # a test set is small if its accuracy is uncertain by more than 3 points
+TELLING = 0.8  # warn if text length alone ranks this proportion of text pairs correctly
+ACCURACY = 0.95  # assumed accuracy, used to show how wide its interval would be on the test set
+FIRST = 5  # number of lines and examples listed per finding
+SEED = 123  # for the trial splits
+MOST_LABELS = 20  # the text report lists up to 20 labels, otherwise the 10 most frequent
 FREQUENT = 10
-LONGEST_SENTENCE = 500  # characters of a sentence in that report
+LONGEST_SENTENCE = 500  # characters per sentence in the text report
 
 
 @dataclass(frozen=True)
 class Found:
-    """The number of rows, and the lines in which the first of them begin."""
+    """The number of rows, and the line numbers of the first few."""
 
     rows: int
     lines: list[int]
@@ -68,7 +68,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Share:
-    """The number of rows, and their proportion of all that can be read."""
+    """The number of rows, and their proportion of all readable rows."""
 
     rows: int
     share: float
@@ -76,7 +76,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Example:
-    """A text, the first lines in which it (or one like it) is found, its first labels there."""
+    """A text, the first lines where it or a similar text occurs, and the labels on those lines."""
 
     text: str
     lines: list[int]
@@ -85,7 +85,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Groups:
-    """Texts that belong together: the number of groups, the rows in them, the first groups."""
+    """Texts that belong together: the number of groups, of rows in them, and the first groups."""
 
     groups: int
     rows: int
@@ -94,7 +94,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long texts are."""
+    """The range of text lengths."""
 
     shortest: int
     median: float
@@ -103,7 +103,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Values:
-    """How large the numbers of one column are."""
+    """The range of the numbers in one column."""
 
     least: float
     median: float
@@ -112,10 +112,10 @@ class Values:
 
 @dataclass(frozen=True)
 class LabelLengths:
-    """The median length of one label's texts, and how often they are longer than others.
+    """The median length of one label's texts, and how they compare with the others in length.
 
-    `longer` is the proportion of pairs, a text of this label and one of another, in which the
-    former is longer; equal lengths count half. None if there is no other label.
+    `longer` is the probability that a text of this label is longer than a text of another label,
+    over all such pairs. Equal lengths count as half. It is None if there is no other label.
     """
 
     median: float
@@ -124,7 +124,7 @@ class LabelLengths:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a limit removes: the number of longer texts, and how many of all tokens are lost."""
+    """The effect of a token limit: the number of texts it shortens and of tokens it removes."""
 
     limit: int
     texts: int
@@ -134,11 +134,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Leak:
-    """Test texts that are in the training set too (seen), or have a near duplicate there (near).
+    """Test texts that also occur in the training set (seen) or have a near duplicate there (near).
 
-    `plain`: the rows split 70 / 10 / 20% as they are; `our`: split by `split_messages`;
-    `together`: split with near duplicates in one part, None if that is not possible. Copies count
-    as near duplicates.
+    The counts are for three splits of the same rows:
+
+    - `plain`: the rows are split 70 / 10 / 20% as they are.
+    - `our`: `split_messages` splits them, with all copies of a text in one part.
+    - `together`: near duplicates stay in one part as well. None if no such split is possible.
+
+    Copies count as near duplicates.
     """
 
     plain_test: int
@@ -153,35 +157,35 @@ class Leak:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that `check_data` found. Counts are of rows; lines are counted from 1."""
+    """Everything that `check_data` found. Counts are rows, and line numbers start at 1."""
 
     source: str
     task: str
-    form: str  # how the file is written, as it was recognised; "" if it was not
-    rows: int  # with faulty ones
+    form: str  # the file's format as detected; "" if it was not recognised
+    rows: int  # including faulty ones
     faults: dict[str, Found]
-    stopped: str | None  # what is wrong with the file as a whole, if reading had to end
-    labels: dict[str, Share]  # classes, labels or, counted in words, tags
-    values: dict[str, Values]  # of regression; of spans the characters of the answers
+    stopped: str | None  # the error that made it impossible to read on, if any
+    labels: dict[str, Share]  # classes, labels or tags; tags are counted in words
+    values: dict[str, Values]  # for regression; for spans, the lengths of the answers in characters
     labels_alike: list[list[str]]
     duplicates: Groups  # texts that occur more than once
-    near_duplicates: Groups  # different texts that are near duplicates, directly or by others
-    contradictions: Groups  # texts with two labels or, of other tasks, with different targets
-    near_contradictions: Groups  # different texts with equal masked forms and two classes
+    near_duplicates: Groups  # different texts linked by a chain of near duplicates
+    contradictions: Groups  # equal texts with different classes or other targets
+    near_contradictions: Groups  # texts with equal masked forms but two classes
     characters: Lengths | None
     tokens: Lengths | None
-    model: str  # whose tokens are counted
-    n_ctx: int  # the most tokens it reads
+    model: str  # the model whose tokenizer counts tokens
+    n_ctx: int  # the most tokens the model reads
     over_n_ctx: Found
-    cuts: list[Cut]  # what n_ctx cuts, and max_tokens
+    cuts: list[Cut]  # the effect of the limits n_ctx and max_tokens
     lengths_by_label: dict[str, LabelLengths]  # in tokens
-    formulas: Found  # texts that a spreadsheet would execute
+    formulas: Found  # texts that a spreadsheet would execute as formulas
     controls: Found
-    replacements: Found  # texts with U+FFFD: something was lost before
+    replacements: Found  # texts with U+FFFD, the mark of a character that was lost earlier
     leak: Leak | None
-    remarks: list[str]  # worth knowing, but training is possible
-    obstacles: list[str]  # to training; ready if there are none
-    obstacles_with_skip: list[str]  # those that --on-error skip does not remove
+    remarks: list[str]  # warnings that do not prevent training
+    obstacles: list[str]  # reasons why training is not possible; empty if ready
+    obstacles_with_skip: list[str]  # the reasons that remain with --on-error skip
 
 
 def check_data(
@@ -191,18 +195,18 @@ def check_data(
     model: str | Path = "mini",
     max_tokens: int | None = None,
 ) -> Report:
-    """Read all rows of labelled texts, faulty ones too, and report what is in them.
+    """Read all rows of labelled texts, including faulty ones, and report what was found.
 
     Args:
         data: See `load_examples`.
-        task: What the texts are to be trained for.
-        model: The model whose tokens are counted.
-        max_tokens: A limit for which the report says what it cuts.
+        task: The task to train for.
+        model: The model whose tokenizer counts the tokens.
+        max_tokens: A token limit whose effect the report should show.
 
     Raises:
-        DataError: There is no such file.
-        CheckpointError: There is no such model.
-        UsageError: `max_tokens` is not in 1 to n_ctx, or the task is unknown or has no labels.
+        DataError: The file does not exist.
+        CheckpointError: The model does not exist.
+        UsageError: `max_tokens` is not from 1 to n_ctx, or the task is unknown or needs no labels.
     """
     if task not in TASKS or task in UNLABELLED:
         known = [name for name in TASKS if name not in UNLABELLED]
@@ -214,13 +218,13 @@ def check_data(
     if not 1 <= limits[-1] <= n_ctx:
         raise UsageError(f"max_tokens = {max_tokens} must be from 1 to n_ctx = {n_ctx}")
     classes = task == "classification"
-    with silenced():  # what is recognised and left out is part of the report
+    with silenced():  # the report contains what would be logged
         form = ""
         with suppress(DataError):
             form = form_in_words(data, task)
         messages, faults, stopped = _read(data, task)
         split, obstacles, with_skip = _obstacles(messages, faults, stopped, data.rare_labels)
-        # many spans share a context, which would make each the near duplicate of all others
+        # many questions have the same context, so they would all count as near duplicates
         leak = count_leaks(messages, split, SEED) if split and task != "span" else None
     texts = [message.text for message in messages]
     count_of = {text: len(tokenizer.encode(text)) for text in set(texts)}
@@ -277,7 +281,7 @@ def check_data(
 
 
 def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[str, Values]:
-    """The range of each column of numbers, or of the answers' lengths."""
+    """The range of each numeric column, or of the answers' lengths."""
     columns: dict[str, list[float]] = {}
     if task == "regression":
         names, named = label_names(messages, task), data.label_column.split(",")
@@ -292,22 +296,23 @@ def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[st
 
 
 def length_range(lengths: Sequence[int]) -> Lengths | None:
-    """The shortest, the median and the longest; None if there are no texts."""
+    """The shortest, median and longest length; None if there are no texts."""
     if not lengths:
         return None
     return Lengths(min(lengths), float(np.median(lengths)), max(lengths))
 
 
 def cut(lengths: Sequence[int], limit: int) -> Cut:
-    """What is lost of texts of these lengths, in tokens, if they are cut after `limit`."""
+    """The number of texts and tokens lost if texts of these lengths are cut to `limit` tokens."""
     over = [length - limit for length in lengths if length > limit]
     return Cut(limit, len(over), sum(over), sum(lengths))
 
 
 def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str, LabelLengths]:
-    """{label: the lengths of its texts}, the labels as `in_order` puts them.
+    """Compare the lengths of each label's texts with the others: {label: its lengths}.
 
-    `longer` is the area under the ROC curve of the length: Mann and Whitney 1947.
+    The labels are sorted by `in_order`. `longer` is the area under the ROC curve if the length is
+    used as the score (Mann and Whitney 1947).
     """
     from scipy.stats import rankdata
 
@@ -324,9 +329,9 @@ def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str,
 
 
 def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
-    """Count leaks in `split_messages`' split of these messages and in two others.
+    """Count the test texts that leak into the training set, for three ways to split.
 
-    `seed` draws the other two.
+    The first is `split`, which `split_messages` made; `seed` is for the other two.
     """
     texts = [message.text for message in messages]
     order = np.random.RandomState(seed).permutation(len(texts))
@@ -355,7 +360,7 @@ def _texts(split: Split) -> tuple[list[str], list[str]]:
 
 
 def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
-    """How many test texts are in training, and how many have a near duplicate or a copy there."""
+    """The number of test texts that occur in training, and that have a near duplicate there."""
     seen = set(train)
     return sum(text in seen for text in test), int(has_near_duplicate(test, train).sum())
 
@@ -363,9 +368,9 @@ def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
 def remarks(
     counts: Mapping[str, int], lengths: Mapping[str, LabelLengths], n_test: int | None
 ) -> list[str]:
-    """Sentences on uneven labels, telling lengths and a small test set.
+    """Warn about uneven labels, a length that predicts the label, and a small test set.
 
-    `counts` are of the labels, not empty; `n_test` texts are in the test set, None if there is none.
+    `counts` must not be empty. `n_test` is the size of the test set, or None if there is none.
     """
     from scipy.stats import binomtest
 
@@ -378,27 +383,27 @@ def remarks(
         )
     telling = {label: of.longer for label, of in lengths.items() if of.longer is not None}
     if telling:
-        # the same is true of both of two labels: name the longer one
+        # with two labels this holds for both, so name the one with longer texts
         label = max(telling, key=lambda name: (round(abs(telling[name] - 0.5), 9), telling[name]))
         proportion = max(telling[label], 1 - telling[label])
         if proportion >= TELLING:
             found.append(
-                f"length alone tells labels apart: a text of {label} is "
-                f"{'longer' if telling[label] > 0.5 else 'shorter'} than another label's in "
-                f"{100 * proportion:.0f}% of pairs; a classifier may learn no more than that"
+                f"text length alone separates the labels: a text labelled {label} is "
+                f"{'longer' if telling[label] > 0.5 else 'shorter'} than a text with another label "
+                f"in {100 * proportion:.0f}% of pairs; a classifier may learn nothing but this"
             )
     if n_test:
         low, high = binomtest(round(ACCURACY * n_test), n_test).proportion_ci(method="wilson")
         if (high - low) / 2 > WIDE:
             found.append(
-                f"{n_test:,} test texts: an accuracy of {100 * ACCURACY:.0f}% would be known to "
-                f"plus or minus {50 * (high - low):.0f} points"
+                f"only {n_test:,} test texts: an accuracy of {100 * ACCURACY:.0f}% would have an "
+                f"uncertainty of plus or minus {50 * (high - low):.0f} points"
             )
     return found
 
 
 def _read(data: DataConfig, task: str) -> tuple[list[Message], list[Fault], str | None]:
-    """Good rows, faulty rows, and what ended the reading, if anything did."""
+    """The valid rows, the faulty rows, and the error that ended the reading, if any."""
     good: list[Message] = []
     faults: list[Fault] = []
     try:
@@ -415,7 +420,7 @@ def _read(data: DataConfig, task: str) -> tuple[list[Message], list[Fault], str 
 def _obstacles(
     messages: list[Message], faults: list[Fault], stopped: str | None, rare_labels: str
 ) -> tuple[Split | None, list[str], list[str]]:
-    """The split with --on-error skip, what prevents training without it, and with it."""
+    """The split with --on-error skip, and what prevents training without and with that option."""
     lasting = [stopped] if stopped else []
     split = None
     try:
@@ -472,7 +477,7 @@ def _has_two_texts(group: list[Message]) -> bool:
 
 
 def format_report(report: Report) -> str:
-    """All findings as text; the last line says whether training is possible."""
+    """Format all findings as text; the last line says whether training is possible."""
     lines = [f"{report.source}: {report.rows:,} rows"]
     lines += [f"  {report.form}"] if report.form else []
     lines += [
@@ -503,7 +508,7 @@ def format_report(report: Report) -> str:
 
 
 def _format_targets(report: Report) -> list[str]:
-    """What the texts are labelled with: a table of labels, tags or values."""
+    """A table of the labels, tags or values."""
     lines = []
     if report.labels:
         tags = report.task == "token-classification"
@@ -538,15 +543,15 @@ def _format_targets(report: Report) -> list[str]:
 
 def _format_texts(report: Report) -> list[str]:
     near = (
-        "near duplicates (equal but for digits and punctuation, or in "
-        f"{100 * THRESHOLD:.0f}% of word pairs)"
+        "near duplicates (equal except for digits and punctuation, or "
+        f"{100 * THRESHOLD:.0f}% of their word pairs in common)"
     )
     groups = {"that occur more than once": report.duplicates}
     if report.task != "span":
         groups[near] = report.near_duplicates
     if report.task == "classification":
         groups["with two labels"] = report.contradictions
-        groups["with two labels, equal but for case, digits, punctuation or space"] = (
+        groups["with two labels, equal except for case, digits, punctuation or spaces"] = (
             report.near_contradictions
         )
     else:
@@ -555,7 +560,7 @@ def _format_texts(report: Report) -> list[str]:
     odd = {
         "that begin with = + - @, a tab or a return, which spreadsheets execute": report.formulas,
         "with NUL or control characters": report.controls,
-        "with U+FFFD, where a character was lost before": report.replacements,
+        "with U+FFFD, which marks a character that was lost earlier": report.replacements,
     }
     lines = ["texts"]
     for what, found in groups.items():
@@ -587,8 +592,8 @@ def _format_lengths(report: Report) -> list[str]:
         *_table("lengths", ["shortest", "median", "longest"], rows),
         f"  {report.over_n_ctx.rows:,} {over}{_where(report.over_n_ctx)}",
         *(
-            f"  cut after {cut.limit:,} tokens, {cut.texts:,} texts lose {cut.tokens:,} tokens, "
-            f"{100 * cut.tokens / max(1, cut.all_tokens):.1f}% of all"
+            f"  a limit of {cut.limit:,} tokens cuts {cut.texts:,} texts and removes "
+            f"{cut.tokens:,} tokens, {100 * cut.tokens / max(1, cut.all_tokens):.1f}% of all"
             for cut in report.cuts
             if cut.texts or cut.limit < report.n_ctx
         ),
@@ -620,7 +625,7 @@ def _table(title: str, headers: list[str], rows: Sequence[tuple[str, ...]]) -> l
 
 
 def _frequent(report: Report) -> dict[str, Share]:
-    """The labels that are shown, in the report's order: all, or the most frequent."""
+    """The labels to show, in the report's order: all of them, or the most frequent."""
     if len(report.labels) <= MOST_LABELS:
         return report.labels
     most = nlargest(FREQUENT, report.labels, key=lambda label: report.labels[label].rows)

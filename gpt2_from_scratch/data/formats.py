@@ -1,4 +1,4 @@
-"""Files of the other tasks, and what their labels may be.
+"""File formats of the other tasks, and the labels they allow.
 
 | task                 | tables                          | .jsonl                     | others          |
 | -------------------- | ------------------------------- | -------------------------- | --------------- |
@@ -11,11 +11,13 @@
 | span                 |                                 | [start, end]               | SQuAD's .json   |
 | language, features   | nothing                         | nothing                    | a text per line |
 
-Start and end count characters of the text from 0; the end is after the last character.
+Start and end are character positions in the text. They count from 0, and the end is after the last
+character.
 
-CoNLL: one word per line with its tag, a blank line after each sentence, as CoNLL's shared tasks
-publish them (https://www.clips.uantwerpen.be/conll2003/ner/). SQuAD: questions about a context, as
-Rajpurkar et al., 2016 (https://aclanthology.org/D16-1264) publish them in version 1.1.
+CoNLL files have one word with its tag per line and a blank line after each sentence. This is the
+format of the CoNLL shared tasks (https://www.clips.uantwerpen.be/conll2003/ner/). SQuAD files
+contain questions about a context, in the format of version 1.1 (Rajpurkar et al., 2016,
+https://aclanthology.org/D16-1264).
 """
 
 import json
@@ -64,12 +66,12 @@ Task = Literal[
 TASKS: tuple[str, ...] = get_args(Task)
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
 BETWEEN = "|"  # separates the labels in a column
-IN_LISTS = "["  # in its place if every cell is a list
-STRING = r"""(?:'[^'\\]*'|"(?:[^"\\]|\\.)*")"""  # as Python or JSON writes it
+IN_LISTS = "["  # used instead of a separator if every cell is a list
+STRING = r"""(?:'[^'\\]*'|"(?:[^"\\]|\\.)*")"""  # a string literal of Python or JSON
 LIST = re.compile(rf"\s*\[(?:{STRING}(?:, ?{STRING})*)?\]\s*")
 
 DOCUMENT = "-DOCSTART-"  # the line before each document of CoNLL-2003
-COLUMNS = (2, 3, 4)  # word and tag; parts of speech and phrases may be between them
+COLUMNS = (2, 3, 4)  # between word and tag there may be a part of speech and a phrase
 TAG = re.compile(r"O|[A-Z]-\S+")
 BIO = re.compile(r"O|[BI]-\S+")
 
@@ -82,12 +84,20 @@ ELSEWHERE = "answers that are not where they should be"
 def load_examples(
     data: str | Path | DataConfig = "sms", task: str = "classification", *, between: str = ""
 ) -> list[Message]:
-    """Read what `task` learns from, in the format that the table above gives.
+    """Read the examples of a task, in the formats of the table above.
 
-    SQuAD's .json is always UTF-8. `between` separates several labels in a cell of a table; by default
-    `label_separator` finds out what does. An empty list or column of labels means that the text has none of
-    them. Faults and empty texts are treated as in `load_messages`. Raises UsageError for an unknown
-    task.
+    An empty list or an empty column of labels means that the text has none of the labels. Faulty
+    rows and empty texts are treated as in `load_messages`. SQuAD's .json is always UTF-8.
+
+    Args:
+        data: The source and how to read it; a name or path means the default settings.
+        task: One of TASKS.
+        between: The separator of several labels in a table's cell. By default `label_separator`
+            finds it.
+
+    Raises:
+        UsageError: The task is unknown.
+        DataError: The source is missing, has faulty rows or has the wrong format.
     """
     data = DataConfig.of(data)
     if task == "classification":
@@ -97,7 +107,7 @@ def load_examples(
 
 
 def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[Message | Fault]:
-    """Each example of the source, or its fault. Raises as `load_examples` does."""
+    """Yield each example of the source, or its fault. Raises the errors of `load_examples`."""
     if task not in TASKS:
         raise UsageError(f"unknown task {task!r}; choose from: {', '.join(TASKS)}")
     path = source_path(data.source)
@@ -109,10 +119,12 @@ def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[M
     if task == "token-classification" and not is_table(path):
         return read_conll(path, data.encoding)
     if task == "span" and suffix != ".jsonl":
-        raise DataError(f"{path}: span is read from .jsonl, or from .json as SQuAD's")
+        raise DataError(
+            f"{path}: the task span needs a .jsonl file, or a .json file in SQuAD's format"
+        )
     if task == "token-classification" and suffix != ".jsonl":
         raise DataError(
-            f"{path}: token-classification is read from .jsonl, or from .conll or .txt with one "
+            f"{path}: token-classification needs a .jsonl file, or a .conll or .txt file with one "
             "word per line"
         )
     if task in UNLABELLED:
@@ -130,7 +142,7 @@ def found_examples(data: DataConfig, task: str, between: str = "") -> Iterator[M
 
 
 def form_in_words(data: DataConfig, task: str) -> str:
-    """How the source is written. Raises DataError if that is not clear."""
+    """Describe the source's format in words. Raises DataError if it is not clear."""
     path = source_path(data.source)
     if path.suffix.lower() == ".jsonl":
         return "one JSON object per line"
@@ -149,11 +161,11 @@ def form_in_words(data: DataConfig, task: str) -> str:
 
 
 def label_separator(sources: Sequence[DataConfig]) -> str:
-    """What separates several labels in a cell of these tables: a bar, a comma or a semicolon.
+    """Find what separates several labels in a cell: a bar, a comma or a semicolon.
 
-    A bar, unless no cell has one and at least half of the labels that commas, or semicolons, would
-    separate occur in several different cells. Cells that are lists do not count; if all are, the
-    result is IN_LISTS.
+    The answer is a comma or a semicolon only if no cell contains a bar and at least half of the
+    labels that it would separate occur in several different cells. Cells that are lists are
+    ignored. If all cells are lists, the result is IN_LISTS.
     """
     cells: set[str] = set()
     for data in sources:
@@ -179,8 +191,8 @@ def label_separator(sources: Sequence[DataConfig]) -> str:
 def write_examples(path: str | Path, examples: Sequence[Message]) -> None:
     """Write a .jsonl file that `load_examples` reads back, completely or not at all.
 
-    Raises UsageError for another suffix, DataError for what JSON cannot hold: half of a character,
-    NaN, the labels of several heads.
+    Raises UsageError for another file name suffix, and DataError for values that JSON cannot hold:
+    a lone surrogate, NaN, or the labels of several heads.
     """
     path = expanded(path)
     if path.suffix.lower() != ".jsonl":
@@ -200,11 +212,11 @@ def write_examples(path: str | Path, examples: Sequence[Message]) -> None:
 
 
 def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
-    """The names of a head's outputs for `task`, in the order that HeadConfig.labels has.
+    """The names of a head's outputs for `task`, in the order of HeadConfig.labels.
 
-    Classes, labels and tags are in the order of `in_order`, but the tag O comes first. Columns of numbers are called
-    value_0, value_1 and so on. Spans, language and features have no names. Raises DataError for
-    labels of another task.
+    Classes, labels and tags are sorted by `in_order`, except that the tag O comes first. Columns of
+    numbers are called value_0, value_1 and so on. Spans, language and features have no names.
+    Raises DataError if the labels belong to another task.
     """
     labels = [example.label for example in examples]
     if task in ("span", *UNLABELLED):
@@ -222,7 +234,7 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
 
 
 def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> Any:
-    """A row's label, or its Fault; `between` separates several labels in a cell of a table."""
+    """A row's label, or its Fault; `between` separates several labels in a table's cell."""
     value = row.values[1]
     try:
         if task == "multi-label" and not in_json:
@@ -241,7 +253,7 @@ def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> A
 
 
 def _in_cell(cell: str, between: str) -> list[str]:
-    """The labels in a cell of a table: a list as pandas or JSON writes it, or separated ones."""
+    """The labels in a table's cell: a list in Python's or JSON's notation, or separated labels."""
     if LIST.fullmatch(cell):
         quoted = re.findall(STRING, cell)
         return [json.loads(x if x[0] == '"' else json.dumps(x[1:-1])) for x in quoted]
@@ -265,7 +277,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _cells(row: Row, in_json: bool) -> list[Any]:
-    """The numbers of a row as they are written: in columns, or in a list of JSON."""
+    """The numbers of a row as they are written: in columns, or in a JSON list."""
     cells = row.values[1:]
     if in_json:
         return cells[0] if len(cells) == 1 and isinstance(cells[0], list) else list(cells)
@@ -273,7 +285,7 @@ def _cells(row: Row, in_json: bool) -> list[Any]:
 
 
 def _numbers(cells: list[Any], count: int) -> tuple[float, ...]:
-    """Check the numbers of a row; the first row has `count` of them."""
+    """Convert a row's numbers; there must be `count` of them, unless it is 0."""
     for number in cells:
         if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
             raise ValueError(f"{number!r:.80} is not a number, or it is too large")
@@ -295,7 +307,7 @@ def _words(value: Any, text: str) -> tuple[Span, ...]:
 
 
 def _places(value: list[Any], text: str, least: int) -> tuple[int, int]:
-    """Check a start and an end in the text, after the word before."""
+    """Check that a start and an end are in the text, and not before `least`."""
     start, end = value
     if type(start) is int and type(end) is int and least <= start < end <= len(text):
         return start, end
@@ -305,32 +317,32 @@ def _places(value: list[Any], text: str, least: int) -> tuple[int, int]:
     )
 
 
-# --- CoNLL: words with a tag each ---
+# --- CoNLL: one tag per word ---
 
 
 def read_conll(path: Path, encoding: str = "utf-8") -> Iterator[Message | Fault]:
-    """Read sentences, words joined by spaces and labelled with a Span each.
+    """Read sentences: words joined by spaces, each labelled with a Span.
 
-    The word is the first column, the tag the last; tabs separate them or, in a line without a tab,
-    spaces. A word may begin with #: a comment is a line without a tab that begins with "# ", comes
-    before a sentence and does not end in a tag such as O or B-person. Lines of -DOCSTART- end a
-    sentence and are left out. A faulty line makes its whole sentence a Fault. Raises DataError for
-    a missing file.
+    The word is the first column and the tag the last. Tabs separate the columns; in a line without
+    a tab, spaces do. A word may begin with #. A line is a comment only if it has no tab, begins
+    with "# ", comes before a sentence and does not end in a tag such as O or B-person. A -DOCSTART-
+    line ends a sentence and is left out. A faulty line makes its whole sentence a Fault. Raises
+    DataError if the file is missing.
     """
     return _sentences(read_lines(path, encoding))
 
 
 def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
     words: list[tuple[str, ...]] = []  # the columns of each word of the current sentence
-    fault: Fault | None = None  # its first
-    start = 0  # its first line
+    fault: Fault | None = None  # its first fault
+    start = 0  # the sentence's first line
     for line in chain(lines, [Row(0, ("",))]):  # the blank line ends the last sentence too
         if isinstance(line, Fault):
             fault = fault or line
             continue
         text: str = line.values[0]
         columns: tuple[str, ...] = ()
-        if text.strip():  # a blank line may have a tab in it
+        if text.strip():  # a blank line may contain a tab
             columns = tuple(text.split("\t") if "\t" in text else re.split(" +", text.strip(" ")))
         if columns and columns[0] != DOCUMENT:
             begins_as_comment = text.startswith("# ") and "\t" not in text
@@ -361,21 +373,21 @@ def _fault_of_word(number: int, columns: tuple[str, ...]) -> Fault | None:
     return None
 
 
-# --- SQuAD: questions whose answer is part of a context ---
+# --- SQuAD: questions answered by a part of a context ---
 
 
 def read_squad(path: Path) -> Iterator[Message | Fault]:
     """Read questions, each labelled with the Span of its first answer.
 
-    The text is the question on one line and the context after it. Questions without an answer, as
-    in SQuAD 2.0, are faults: no place in the text is right. Raises DataError for a file that is
-    missing, too large, not JSON, or not in SQuAD's form.
+    The text is the question on one line, followed by the context. Questions without an answer, as
+    in SQuAD 2.0, are faults because no part of the text is a correct answer. Raises DataError if
+    the file is missing, too large, not JSON, or not in SQuAD's format.
     """
     if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise DataError(f"{path} is not a file")
     try:
         raw = read_bounded(path, LARGEST_SQUAD)
-    except CheckpointError as error:  # other files of bounded size belong to a model
+    except CheckpointError as error:  # read_bounded also reads model files
         raise DataError(str(error)) from None
     try:
         text = raw.decode("utf-8-sig")
@@ -386,12 +398,12 @@ def read_squad(path: Path) -> Iterator[Message | Fault]:
 
 
 def context_start(text: str) -> int:
-    """Where the context begins: after the first newline; 0 in a text without one."""
+    """The position where the context begins: after the first newline, or 0 without a newline."""
     return text.find("\n") + 1
 
 
 def _questions(articles: list[Any], text: str, path: Path) -> Iterator[Message | Fault]:
-    place, line = 0, 1  # JSON keeps no lines: the line of a fault is that of its question's id
+    place, line = 0, 1  # the JSON parser drops line numbers, so a fault gets its id's line
     for article in articles:
         for paragraph in _list_in(article, "paragraphs", path):
             for question in _list_in(paragraph, "qas", path):
@@ -415,7 +427,7 @@ def _list_in(found: Any, key: str, path: Path) -> list[Any]:
 
 
 def _question(context: Any, question: Any) -> Message | tuple[str, str]:
-    """The message, or what is wrong with the question and of which kind that is."""
+    """The message, or what is wrong with the question and the kind of fault."""
     asked = question.get("question") if isinstance(question, dict) else None
     if not isinstance(asked, str) or not asked.strip():
         return f"expected the words of a question, found {asked!r:.80}", MALFORMED
@@ -425,7 +437,7 @@ def _question(context: Any, question: Any) -> Message | tuple[str, str]:
     if not isinstance(answers, list):
         return f"expected a list of answers, found {answers!r:.80}", MALFORMED
     if not answers or question.get("is_impossible"):
-        return "it has no answer; only questions with one can be learned", UNANSWERED
+        return "it has no answer; training needs a question with an answer", UNANSWERED
     answer = answers[0] if isinstance(answers[0], dict) else {}
     words, start = answer.get("text"), answer.get("answer_start")
     if not isinstance(words, str) or not words.strip() or type(start) is not int:

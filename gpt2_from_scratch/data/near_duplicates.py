@@ -1,11 +1,12 @@
 """Near duplicates: texts that differ only in a number, a name or their spelling.
 
-Two texts are near duplicates if their masked forms are equal, or if at least THRESHOLD of the pairs
-of neighbouring words that occur in either occur in both (the Jaccard similarity of their sets of
-word 2-shingles; Broder 1997). A text of fewer than three words is compared by its masked form only,
-and so is a text that does not separate words by spaces.
+Two texts are near duplicates if their masked forms are equal, or if they have enough pairs of
+neighbouring words in common: at least THRESHOLD of the pairs that occur in one of the two texts
+must occur in both. (This is the Jaccard similarity of their sets of word 2-shingles; Broder 1997.)
+Texts of fewer than three words, and texts without spaces between words, are compared by their
+masked forms only.
 
-What the threshold finds among the 5,171 distinct texts of the SMS Spam Collection:
+What each threshold finds among the 5,171 distinct texts of the SMS Spam Collection:
 
 | threshold | groups | spam texts in them (of 653) | ham texts in them (of 4,518) |
 | --------- | ------ | --------------------------- | ---------------------------- |
@@ -14,9 +15,9 @@ What the threshold finds among the 5,171 distinct texts of the SMS Spam Collecti
 | 0.5       | 170    | 302                         | 162                          |
 | 0.4       | 180    | 317                         | 209                          |
 
-Down to 0.6 it is spam that is gained: templates with another number, prize or spelling. Below 0.6
-it is mostly ham: phrases that people share ("i m at home/work please call"), which are not
-templates. At none of these thresholds does a group contain both labels.
+Lowering the threshold to 0.6 adds mainly spam: templates with another number, prize or spelling.
+Below 0.6 it adds mainly ham: common phrases ("i m at home/work please call"), which are not
+templates. No group contains both labels at any of these thresholds.
 """
 
 import re
@@ -26,14 +27,14 @@ from typing import Any
 import numpy as np
 
 THRESHOLD = 0.6
-FEWEST_WORDS = 3  # of a text that is compared by its pairs of words
-LARGEST_PRODUCT = 2 * 10**6  # multiplications per chunk; some 100 MB
+FEWEST_WORDS = 3  # shorter texts are compared by their masked forms only
+LARGEST_PRODUCT = 2 * 10**6  # multiplications per chunk; about 100 MB
 
 
 def masked(text: str) -> str:
-    """Lower-case a text; make all digits alike, and all runs of punctuation and white space.
+    """Lower-case a text, and replace digits by 0 and runs of punctuation or space by a space.
 
-    A text of punctuation only stays as it is.
+    A text that contains only punctuation stays unchanged.
     """
     words = re.sub(r"[\W_]+", " ", re.sub(r"\d", "0", text.lower())).strip()
     return words or text
@@ -52,10 +53,9 @@ def has_near_duplicate(texts: Sequence[str], others: Iterable[str]) -> np.ndarra
 
 
 def near_duplicate_groups(texts: Iterable[str]) -> list[int]:
-    """The number of each text's group, from 0 in the order of the groups' first texts.
+    """The group number of each text; groups are numbered from 0 in order of first appearance.
 
-    Near duplicates of near duplicates are in one group too, so that two texts of a group may have
-    little in common.
+    A chain of near duplicates forms one group, so two texts of a group may have little in common.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -74,7 +74,7 @@ def near_duplicate_groups(texts: Iterable[str]) -> list[int]:
 
 
 def _word_pairs(forms: Sequence[str]) -> Any:
-    """Which pairs of neighbouring words occur in each masked text: (N, pairs) sparse, 0 or 1."""
+    """Which pairs of neighbouring words each masked text contains: (N, pairs) sparse, 0 or 1."""
     from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -88,9 +88,9 @@ def _word_pairs(forms: Sequence[str]) -> Any:
 
 
 def _similar(pairs: Any, others: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows of `pairs`, rows of `others`) that are near duplicates, chunk by chunk of `pairs`."""
+    """Yield (rows of `pairs`, rows of `others`) that are near duplicates, in chunks of `pairs`."""
     sizes, other_sizes = pairs.sum(axis=1), others.sum(axis=1)
-    work = np.cumsum(pairs @ others.sum(axis=0), dtype=np.int64)  # of the product, up to each row
+    work = np.cumsum(pairs @ others.sum(axis=0), dtype=np.int64)  # multiplications up to each row
     starts = np.flatnonzero(np.diff(work // LARGEST_PRODUCT, prepend=-1))
     for start, stop in zip(starts, np.append(starts, len(work))[1:], strict=True):
         both = (pairs[start:stop] @ others.T).tocoo()

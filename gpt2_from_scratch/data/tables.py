@@ -1,12 +1,12 @@
 """Rows of text files: .csv, .tsv and .jsonl tables, or one text per line.
 
-What is wrong with one row is reported in its place, as a Fault, which the caller raises, skips or
-collects. What is wrong with the whole file raises DataError. Values stay as they are: `NA`, `null`
-and `123` in a table are texts.
+A faulty row becomes a Fault in the sequence of rows, and the caller raises, skips or collects it.
+An error that concerns the whole file raises DataError. Values are not converted: `NA`, `null` and
+`123` in a table are texts.
 
-Bytes that do not belong to the encoding are read as U+DC80 to U+DCFF (errors="surrogateescape"), so
-a row that contains one of these is a faulty row. UTF-16 and UTF-32 cannot be read further after
-such bytes: there the file is at fault.
+Bytes that are invalid in the encoding are read as U+DC80 to U+DCFF (errors="surrogateescape"), and
+a row that contains one of them is a faulty row. In UTF-16 and UTF-32 it is impossible to read on
+after invalid bytes, so there the whole file is faulty.
 """
 
 import codecs
@@ -32,33 +32,34 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-OWN = {".csv": ",", ".tsv": "\t"}  # the delimiter that a file's name promises
-TEXT, LABEL = "text", "label"  # the columns, if no others are named
-SAMPLE = 1000  # rows by which a table's form is recognised
-FEWEST_WORDS = 4  # of a column's name that may be a message
+OWN = {".csv": ",", ".tsv": "\t"}  # the delimiter that a file name suffix implies
+TEXT, LABEL = "text", "label"  # default column names
+SAMPLE = 1000  # number of rows used to detect a table's format
+FEWEST_WORDS = 4  # a column name with this many words may be a message
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # rows separated by tabs in which every field with a quote is quoted as a whole
 BARE, QUOTED = r'[^"\t\r\n]*+', r'"(?:[^"]++|"")*+"'
 QUOTED_FIELD = re.compile(QUOTED)
 QUOTED_ROW = re.compile(rf"(?:{QUOTED}|{BARE})(?:\t(?:{QUOTED}|{BARE}))*+")
 ALL_QUOTED = re.compile(rf"{QUOTED}(?:\t{QUOTED})++")
-OPEN_ROW = re.compile(rf'(?:(?:{QUOTED}|{BARE})\t)*+"(?:[^"]++|"")*+')  # its last field goes on
+# rows whose last field continues on the next line
+OPEN_ROW = re.compile(rf'(?:(?:{QUOTED}|{BARE})\t)*+"(?:[^"]++|"")*+')
 INSIDE = re.compile(r'(?:[^"]++|"")*+')
 LONGEST_FIELD = 10**8  # characters
-MARKS = {  # byte order marks; the mark of UTF-16 is how that of UTF-32 begins
+MARKS = {  # byte order marks; UTF-32's comes first because UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 WRONG_BYTE = re.compile("[\udc80-\udcff]")
-BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # no text begins with these
+BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # no text begins with these bytes
 SAVE_AS = "save the file as UTF-8 or name its encoding with --encoding"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The values of one row: strings, or what JSON made of them."""
+    """The values of one row: strings, or the values that JSON parsing returned."""
 
     line: int  # where the row begins, counted from 1
     values: tuple[Any, ...]
@@ -74,25 +75,25 @@ class Fault:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the file's name says that the file has columns."""
+    """Whether the file name's suffix is that of a table."""
     return path.suffix.lower() in SUFFIXES
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written: what separates its columns, and whether it has quotes and a header.
+    """The format of a table: its delimiter, and whether it has quotes and a header.
 
-    `columns` has, for each value that is wanted, the numbers of the columns it consists of, from 0.
+    `columns` has one entry per requested value: the indices, from 0, of the columns to join for it.
     """
 
     delimiter: str
-    quotes: bool  # as in csv; otherwise quotes are ordinary characters
+    quotes: bool  # quotes work as in csv; otherwise they are ordinary characters
     header: bool
     width: int  # number of columns
     columns: tuple[tuple[int, ...], ...]
 
     def __str__(self) -> str:
-        """The form in words; columns are counted from 1."""
+        """Describe the format in words; columns are counted from 1."""
         name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
         text, *labels = ("+".join(str(n + 1) for n in some) for some in self.columns)
         return (
@@ -110,11 +111,20 @@ def read_rows(
     header: bool = True,
     delimiter: str = "auto",
 ) -> Iterator[Row | Fault]:
-    """Read the values of the columns (or keys) `names`, row by row.
+    """Read the values of the columns (or JSON keys) `names`, row by row.
 
-    The first may name several columns, a,b, which are joined by newlines. Raises DataError for a
-    missing file, a column that is missing or occurs twice, a quote left open, and for another kind
-    of file.
+    The first of `names` may list several columns, such as a,b, whose values are joined by newlines.
+
+    Args:
+        path: A .csv, .tsv or .jsonl file.
+        names: The columns' names, or their numbers from 1 if there is no header.
+        encoding: The file's text encoding.
+        header: Whether the first row may be a header.
+        delimiter: The character between columns, or "auto" to detect it.
+
+    Raises:
+        DataError: The file is missing or not a table, a column is missing or occurs twice, or a
+            quote is left open.
     """
     _refuse_missing(path)
     suffix = path.suffix.lower()
@@ -122,8 +132,8 @@ def read_rows(
         return _json_rows(path, names, encoding)
     if suffix in (".json", ".conll"):
         raise DataError(
-            f"{path} is not a table; the name of a table ends in .csv, .tsv or .jsonl. For spans in "
-            "SQuAD's .json and tags in .conll use --task."
+            f"{path} is not a table: its name does not end in .csv, .tsv or .jsonl. Use --task to read "
+            "spans from SQuAD's .json or tags from .conll."
         )
     return _table_rows(path, names, encoding, header, delimiter)
 
@@ -137,7 +147,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Row | Fault]:
 def lines_in(stream: Any, name: str, encoding: str = "utf-8") -> Iterator[Row | Fault]:
     """Read the lines of a binary stream as they arrive, each as a row of one value.
 
-    Only \\n and \\r\\n end a line. `name` is for errors. Raises DataError for another kind of file.
+    Only \\n and \\r\\n end a line. `name` appears in errors. Raises DataError if it is not text.
     """
     for number, line in enumerate(_decoded_lines(stream, name, encoding), start=1):
         text = line.removesuffix("\n").removesuffix("\r")
@@ -145,14 +155,14 @@ def lines_in(stream: Any, name: str, encoding: str = "utf-8") -> Iterator[Row | 
 
 
 def tab_separated(path: str | Path, encoding: str = "utf-8") -> Generator[Row | Fault]:
-    """Read all fields of each line; quotes are ordinary characters."""
+    """Read all fields of each line, with quotes as ordinary characters."""
     path = expanded(path)
     for row in read_lines(path, encoding):
         yield row if isinstance(row, Fault) else Row(row.line, tuple(row.values[0].split("\t")))
 
 
 def checked_delimiter(delimiter: str) -> str:
-    """The character that separates columns, given as itself or by name; "auto" stays."""
+    """The delimiter as a character, given as itself or by name; "auto" stays "auto"."""
     named = {name: character for character, name in DELIMITERS.items()} | {"\\t": "\t"}
     found = named.get(delimiter, delimiter)
     if found != "auto" and (len(found) != 1 or found in '"\r\n' or found.isalnum()):
@@ -164,14 +174,14 @@ def checked_delimiter(delimiter: str) -> str:
 
 
 def checked_encoding(encoding: str) -> str:
-    """Python's name of a text encoding. Raises UsageError if it is unknown."""
+    """Python's name for a text encoding. Raises UsageError if it is unknown."""
     try:
-        "\n".encode(encoding)  # refuses what is not an encoding of text, such as zlib
+        "\n".encode(encoding)  # raises for codecs that do not encode text, such as zlib
         name = codecs.lookup(encoding).name
     except (LookupError, ValueError):
         raise UsageError(
-            f"unknown text encoding {encoding!r}; known are utf-8, utf-16, cp1252, latin-1, "
-            "shift_jis and others of Python"
+            f"unknown text encoding {encoding!r}; choose, for example, utf-8, utf-16, cp1252, latin-1 "
+            "or shift_jis, or another encoding that Python knows"
         ) from None
     return "utf-8" if name == "utf-8-sig" else name
 
@@ -192,9 +202,9 @@ def _lines_of_file(path: Path, encoding: str) -> Iterator[Row | Fault]:
 def _decoded_lines(
     stream: Any, name: str, encoding: str, *, newline: str = "\n", table: bool = False
 ) -> Generator[str]:
-    """Lines with their ends, without a byte order mark; with newline="" a lone \\r ends one too.
+    """Lines with their line ends, but without a byte order mark.
 
-    The stream stays open.
+    With newline="" a lone \\r also ends a line. The stream is left open.
     """
     buffered = stream if isinstance(stream, BufferedReader) else BufferedReader(stream)
     codec = _codec(encoding, buffered.peek(HEAD)[:HEAD], name, table)
@@ -210,14 +220,14 @@ def _decoded_lines(
         ) from None
     finally:
         if not buffered.closed:
-            file.detach()  # or the stream would be closed with it
+            file.detach()  # otherwise the stream would be closed as well
 
 
 def _codec(encoding: str, head: bytes, name: str, table: bool) -> str:
     """The encoding of a file with these first bytes; UTF-16 without a mark is little-endian.
 
-    Raises DataError if the bytes belong to another encoding or another kind of file. A text may
-    begin with any words, so that a web page is refused only in place of a table.
+    Raises DataError if the bytes belong to another encoding or are not text. A web page is refused
+    only where a table is expected, because a text file may contain anything.
     """
     kind = and_is(head) if head else ""
     if kind and (table or LFS in kind or BINARY.search(head)):
@@ -245,7 +255,7 @@ def _wrong_byte(text: str, line: int, encoding: str) -> Fault | None:
 def _table_rows(
     path: Path, names: tuple[str, ...], encoding: str, header: bool, delimiter: str
 ) -> Iterator[Row | Fault]:
-    """The values of the wanted columns of each row but the header."""
+    """The requested values of each row except the header."""
     form = recognised(path, names, encoding, header=header, delimiter=delimiter)
     with closing(_fields(path, encoding, form.delimiter, form.quotes)) as rows:
         if form.header:
@@ -289,7 +299,7 @@ def _quoted(path: Path, encoding: str, delimiter: str) -> Generator[Row | Fault]
                     swallowed = "every row after it"
                 elif reader.line_num > line:
                     swallowed = f"the rows up to line {reader.line_num}"
-                if swallowed:  # to skip this row would lose them
+                if swallowed:  # skipping this row would lose them
                     raise DataError(
                         f"{path}, line {line}: {what} It would swallow {swallowed}."
                     ) from None
@@ -299,7 +309,7 @@ def _quoted(path: Path, encoding: str, delimiter: str) -> Generator[Row | Fault]
                 yield _wrong_byte("".join(values), line, encoding) or Row(line, tuple(values))
 
 
-# --- How a table is written ---
+# --- The format of a table ---
 
 
 def recognised(
@@ -310,11 +320,21 @@ def recognised(
     header: bool = True,
     delimiter: str = "auto",
 ) -> Form:
-    """Find out how a table is written, and which of its columns are wanted.
+    """Detect a table's format, and find the requested columns.
 
-    A header is what has the wanted names; the delimiter is then the one with which it has them.
-    Without a header columns have numbers from 1; of a text and a label, if no columns are named,
-    the label is the column with few different values. Raises DataError if that is not clear.
+    The first row is a header if it contains the requested names with one of the delimiters. Without
+    a header, columns are numbered from 1. If there are two columns and none is named, the one with
+    few different values is the label.
+
+    Args:
+        path: The table's file.
+        names: The requested columns: names, or numbers from 1 if there is no header.
+        encoding: The file's text encoding.
+        header: Whether the first row may be a header.
+        delimiter: The character between columns, or "auto" to detect it.
+
+    Raises:
+        DataError: The format is not clear, or a requested column is missing.
     """
     own = OWN.get(path.suffix.lower())
     tried = [delimiter] if delimiter != "auto" else [*dict.fromkeys([own or ",", *DELIMITERS])]
@@ -359,14 +379,14 @@ def recognised(
         form = replace(form, columns=tuple((found[name],) for name in names if found))
     if form.columns:
         _refuse_column_twice(path, names, form.columns)
-        if header:  # nobody said that there is none
+        if header:  # the user did not pass --no-header, so say what was detected
             log.info(f"{path}: {form}")
         return form
     shown = f"{list(first)!r:.300}"
     if not header:
         raise DataError(
-            f"{path}: without a header columns have numbers, and {', '.join(names)} is not one of 1 "
-            f"to {width}; the first row is {shown}. Use, say, --text-column 2 --label-column 1."
+            f"{path}: without a header, columns are numbered 1 to {width}; {', '.join(names)} is not such "
+            f"a number. First row: {shown}. Use, for example, --text-column 2 --label-column 1."
         )
     parts = [part for n, name in enumerate(names) for part in _parts(name, first, n == 0)]
     missing = next(part for part in parts if first.count(part) != 1)
@@ -378,7 +398,7 @@ def recognised(
 
 
 def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: bool) -> list[Row]:
-    """The first rows that have no fault. Raises DataError if the header has one."""
+    """The first valid rows. Raises DataError if the header is faulty."""
     rows: list[Row] = []
     with closing(_fields(path, encoding, delimiter, quotes)) as found:
         try:
@@ -394,7 +414,7 @@ def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: boo
 
 
 def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]:
-    """The places of a named column, or of several a,b; none unless each is there once."""
+    """The indices of a named column, or of several (a,b); empty unless each occurs once."""
     names = _parts(name, header, several)
     if any(header.count(one) != 1 for one in names):
         return ()
@@ -402,7 +422,7 @@ def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]
 
 
 def _parts(name: str, header: Collection[str], several: bool) -> list[str]:
-    """The names in a,b, if there is no column of this name; spaces around them do not count."""
+    """Split a,b into names without spaces around them, unless a column has this whole name."""
     names = [name] if name in header or not several else name.split(",")
     return [one if one in header else one.strip() for one in names]
 
@@ -410,7 +430,7 @@ def _parts(name: str, header: Collection[str], several: bool) -> list[str]:
 def _refuse_column_twice(
     path: Path, names: Sequence[str], columns: Sequence[Sequence[object]]
 ) -> None:
-    """Raise DataError if a column is asked for twice, as text and label or in a,a."""
+    """Raise DataError if a column is requested twice, as text and label or within a,a."""
     found = [*chain(*columns)]
     if len(set(found)) < len(found):
         raise DataError(
@@ -420,7 +440,7 @@ def _refuse_column_twice(
 
 
 def _numbered(names: tuple[str, ...], width: int) -> tuple[tuple[int, ...], ...]:
-    """The places of columns given by numbers from 1; none unless all are."""
+    """The indices of columns given by numbers from 1; empty unless all are such numbers."""
     known = {str(n + 1): n for n in range(width)}
     split = [_parts(name, (), n == 0) for n, name in enumerate(names)]
     if any(number not in known for numbers in split for number in numbers):
@@ -434,9 +454,10 @@ def _width(rows: Sequence[Row]) -> tuple[int, int]:
 
 
 def _evenness(rows: Sequence[Row]) -> float:
-    """How well a delimiter cuts rows: the proportion of equally many fields, two or more.
+    """A score for a delimiter: the proportion of rows with the most common number of fields.
 
-    Less the proportion of fields that begin with a space, as after the comma of a sentence.
+    Fewer than two fields score 0. The proportion of fields that begin with a space is subtracted,
+    because they suggest commas within sentences.
     """
     width, n = _width(rows)
     if width < 2:
@@ -446,14 +467,14 @@ def _evenness(rows: Sequence[Row]) -> float:
 
 
 def _recurs(rows: Sequence[Row], column: int) -> bool:
-    """Whether the first row's value in a column is a number or also in a later row."""
+    """Whether the first row's value in a column is a number, or occurs in a later row."""
     first = rows[0].values[column]
     later = {row.values[column] for row in rows[1:] if len(row.values) > column}
     return bool(NUMBER.fullmatch(first.strip())) or (bool(first.strip()) and first in later)
 
 
 def _is_data(rows: Sequence[Row], columns: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether the first row looks like the others, not like a header."""
+    """Whether the first row looks like the other rows and not like a header."""
     first = rows[0].values
     if {TEXT, LABEL} & {value.strip().lower() for value in first}:
         return False
@@ -463,10 +484,10 @@ def _is_data(rows: Sequence[Row], columns: tuple[tuple[int, ...], ...]) -> bool:
 
 
 def _text_and_label(rows: Sequence[Row], header: bool) -> dict[str, int]:
-    """The columns of the texts and the labels in even rows of two without a header, or none.
+    """Find the text and the label column of a headerless table of two columns; {} if not clear.
 
-    If a header is expected, the first row must be a text of several words and a label that occurs
-    again.
+    If a header is expected, the first row counts as data only if its text has several words and its
+    label occurs again.
     """
     if not rows or len(rows[0].values) != 2:
         return {}
@@ -483,9 +504,9 @@ def _text_and_label(rows: Sequence[Row], header: bool) -> dict[str, int]:
 def _refuse_data_as_header(
     path: Path, names: tuple[str, ...], form: Form, rows: Sequence[Row]
 ) -> None:
-    """Raise DataError if columns are named by the first message and its label.
+    """Raise DataError if the requested column names are a message and its label.
 
-    A warning if that is not certain, because the message is short.
+    If the message is short, this is not certain, so only a warning is logged.
     """
     if names[0] == TEXT or not _is_data(rows, form.columns):
         return
@@ -497,17 +518,18 @@ def _refuse_data_as_header(
     )
     if len(names[0].split()) >= FEWEST_WORDS:
         raise DataError(f"{what}.")
-    log.warning(f"{what} if that is so.")
+    log.warning(f"{what} if it is data.")
 
 
 def _has_csv_quotes(path: Path, encoding: str) -> bool:
-    """Decide whether quotes in a tab-separated file are csv's quotes, as pandas writes them.
+    """Decide whether quotes in a tab-separated file are csv quotes, as pandas writes them.
 
-    Then every field with a quote is quoted as a whole, and somewhere a quote is doubled, a field
-    holds a tab or a line end, or the whole first row is quoted. But a tab or a line end between two
-    quotes separates, if each line then has as many fields as the first. Reads the whole file.
+    They are csv quotes if every field that contains a quote is quoted as a whole, and in addition
+    the file shows one of these signs: a doubled quote, a tab or a line end within a field, or a
+    first row in which all fields are quoted. A tab or line end between two quotes is a separator if
+    it gives each line as many fields as the first line has. Reads the whole file.
     """
-    found = inside = even = False  # inside a field that goes on in the next line
+    found = inside = even = False  # inside a field that continues on the next line
     width = 0
     with path.open("rb") as file, suppress(DataError):
         for number, line in enumerate(_decoded_lines(file, str(path), encoding), start=1):
@@ -537,7 +559,7 @@ def _has_csv_quotes(path: Path, encoding: str) -> bool:
 
 
 def _nearest(name: str, found: Sequence[str]) -> str:
-    """A clause with the name that was probably meant, if one is near."""
+    """A clause that suggests a similar name, if there is one."""
     if any("\0" in other for other in found):
         return "; it contains NUL bytes: is its encoding utf-16?"
     near = nearest(name, (other for other in found if other != name))
@@ -571,5 +593,5 @@ def _json_row(path: Path, line: str, names: tuple[str, ...], number: int) -> Row
             what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
             return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
     texts = [found[name] for name in joined]
-    odd = [text for text in texts if type(text) is not str]  # which the caller reports
+    odd = [text for text in texts if type(text) is not str]  # the caller reports these
     return Row(number, (odd[0] if odd else "\n".join(texts), *(found[name] for [name] in labels)))

@@ -17,14 +17,14 @@ from gpt2_from_scratch.gpt2.weights import load_gpt2, save_gpt2
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three_blocks")
     gpt2 = load_gpt2(write_checkpoint(folder / "openai", seed=7, n_layer=N_LAYER))
-    save_gpt2(gpt2, folder / "ours")  # which loads in half the time
+    save_gpt2(gpt2, folder / "ours")  # our format loads in half the time
     write_bpe(folder / "ours", TINY_MERGES)
     return folder / "ours"
 
 
 @pytest.fixture
 def classifier(tiny_checkpoint: Path) -> Classifier:
-    """Untrained, but with everything that trains moved away from where it started."""
+    """Untrained, but with all trainable parameters moved away from their initial values."""
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "other", "spam"], seed=5)
     set_trainable(classifier.model, 1)
     with torch.no_grad():

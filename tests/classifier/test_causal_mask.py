@@ -1,4 +1,4 @@
-"""Frozen blocks without the causal mask: every token sees all of its own text, and nothing else."""
+"""Frozen blocks without the causal mask: every token sees all of its own text and no padding."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from gpt2_from_scratch.classifier.train import freeze
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2
 
-TEXTS = [[5, 9, 2, 7, 7], [5, 9, 2], [5, 9, 4, 1], [3]]  # some begin alike
+TEXTS = [[5, 9, 2, 7, 7], [5, 9, 2], [5, 9, 4, 1], [3]]  # some have the same beginning
 
 
 def plainly(model: GPT2, ids: list[int]) -> Tensor:
-    """Logits at the last token of one text alone, no position of which is masked: (K,)."""
+    """Logits at the last token of one unpadded text, computed without any mask: (K,)."""
     x = model.embed(torch.tensor([ids]))
     B, T, C = x.shape
     for block in model.blocks:
@@ -42,10 +42,11 @@ def test_every_token_sees_its_text_and_no_pad(tiny_checkpoint: Path, n_last_bloc
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     masked = Classifier.on_base(tiny_checkpoint, ["a", "b"]).logits(TEXTS)
     assert (masked - expected)[:3].abs().max() > 1e-2
-    torch.testing.assert_close(masked[3], expected[3], atol=1e-4, rtol=0)  # sees itself either way
+    # a single token sees itself in both cases
+    torch.testing.assert_close(masked[3], expected[3], atol=1e-4, rtol=0)
 
 
-def test_it_is_kept_in_the_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_file_says_that_there_is_no_mask(tiny_checkpoint: Path, tmp_path: Path) -> None:
     classifier = Classifier.on_base(tiny_checkpoint, ["a", "b"], causal_mask=False)
     freeze(classifier, TrainConfig())
     classifier.save(tmp_path / "best.safetensors")
@@ -60,11 +61,11 @@ def test_the_store_keeps_both_kinds_apart(tiny_checkpoint: Path) -> None:
     model = Classifier.on_base(tiny_checkpoint, ["a", "b"], causal_mask=False)
     masked = Classifier.on_base(tiny_checkpoint, ["a", "b"])
     assert model._trunk(1).sha256() != masked._trunk(1).sha256()
-    masked.description = model.description  # the blocks that are kept follow it
+    masked.description = model.description  # the cached blocks depend on it
     assert model._trunk(1).sha256() == masked._trunk(1).sha256()
 
 
-def test_what_would_not_be_exact_is_refused(tiny_checkpoint: Path) -> None:
+def test_settings_without_exact_answers_are_refused(tiny_checkpoint: Path) -> None:
     for heads in (
         [HeadConfig(labels=("a", "b"), pooling="mean")],
         [HeadConfig("tags", "token-classification", ("a", "b"))],

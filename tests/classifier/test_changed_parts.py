@@ -1,4 +1,4 @@
-"""A model that somebody changed answers as `model(ids)` does, text by text, by every route."""
+"""A modified model gives the answers of `model(ids)`, text by text, for all ways to call it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,21 +31,21 @@ class Doubled(nn.Module):
 
 
 class Shifted(nn.Linear):
-    """A subclass that computes something else."""
+    """A subclass with another forward method."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.3
 
 
 class Mixing(nn.Module):
-    """A final norm that reads other positions."""
+    """A final norm that also reads other positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.cumsum(dim=1) / x.shape[1]
 
 
 def attention_forward(model: nn.Module) -> None:
-    model.blocks[1].attn.forward = lambda x: 0 * x  # the ablation of the documentation
+    model.blocks[1].attn.forward = lambda x: 0 * x  # the documentation shows this ablation
 
 
 def bound_forward(model: nn.Module) -> None:
@@ -96,7 +96,7 @@ def other_class(model: nn.Module) -> None:
 
 
 def other_part(model: nn.Module) -> None:
-    model.blocks[1].mlp = nn.Linear(32, 32)  # a kind that GPT-2 has, in another place
+    model.blocks[1].mlp = nn.Linear(32, 32)  # GPT-2 has this kind of layer, but not here
 
 
 def wrapped_block(model: nn.Module) -> None:
@@ -177,13 +177,13 @@ CHANGES = [
 
 @torch.no_grad()
 def text_by_text(classifier: Classifier) -> Tensor:
-    """The logits after the last token, one text at a time, by the model itself."""
+    """The logits after the last token, computed by the model itself, one text at a time."""
     model = classifier.model.eval()
     return torch.cat([model(torch.tensor([ids]))[:, -1] for ids in ENCODED]).float()
 
 
 def found_by(classifier: Classifier) -> Iterator[Tensor]:
-    """By every route: predicting, prepared texts, one at a time with gradients, by word."""
+    """Predicting, prepared texts, one text at a time with gradients, and by word."""
     yield classifier.logits(ENCODED)
     texts = classifier.texts(ENCODED)
     yield classifier.logits(texts)
@@ -204,7 +204,7 @@ def test_every_route_computes_what_the_model_computes(base: Path, change: Callab
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_saving_says_what_a_file_of_weights_does_not_hold(
+def test_saving_logs_changes_that_a_file_cannot_contain(
     base: Path, tmp_path: Path, change: Callable
 ) -> None:
     said, classifier = listen(), classifier_with(base, LABEL)
@@ -212,12 +212,12 @@ def test_saving_says_what_a_file_of_weights_does_not_hold(
     try:
         for _ in range(2):
             classifier.save(tmp_path / "c.safetensors")
-    except UsageError:  # its parameters have other names
+    except UsageError:  # the parameters have other names
         return
     told = [line for line in said if "will answer without this change" in line]
     again = Classifier.load(tmp_path / "c.safetensors", base)
     same = torch.allclose(again.logits(ENCODED), text_by_text(classifier), atol=1e-2)
-    assert len(told) == (0 if same or change is half else 1)  # what is loaded computes in float32
+    assert len(told) == (0 if same or change is half else 1)  # a loaded model computes in float32
 
 
 def test_another_config_is_not_in_the_file_either(base: Path, tmp_path: Path) -> None:
@@ -300,16 +300,19 @@ def test_the_reason_is_logged_once(base: Path) -> None:
         classifier.predict(["the cat", "you"])
     assert len(said) == 1 and "blocks.1 was changed: attn has another method forward" in said[0]
     classifier.texts([[1, 2], [3]])
-    assert "frozen blocks after 1" in said[1] and "attn has another method forward" in said[1]
+    assert (
+        "frozen blocks after the first 1 " in said[1]
+        and "attn has another method forward" in said[1]
+    )
 
 
-def test_adapters_are_no_change(base: Path) -> None:
+def test_adapters_do_not_count_as_changes(base: Path) -> None:
     said, classifier = listen(), classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
     classifier.predict(["the cat", "you"])
     assert said == []
 
 
-def test_what_is_put_back_is_fast_again(base: Path) -> None:
+def test_undoing_a_change_restores_the_shortcuts(base: Path) -> None:
     classifier = classifier_with(base, LABEL)
     attention_forward(classifier.model)
     set_trainable(classifier.model, 0)
@@ -352,8 +355,8 @@ def whole_class(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [whole_forward, whole_hidden, whole_hook, whole_class])
-def test_a_change_that_no_part_shows_is_refused(base: Path, change: Callable) -> None:
-    """A classifier runs the parts, so it would ignore it."""
+def test_changes_outside_the_parts_are_refused(base: Path, change: Callable) -> None:
+    """A classifier runs the parts itself, so it would ignore this change."""
     classifier = classifier_with(base, LABEL)
     change(classifier.model)
     for use in (classifier.logits, classifier.texts):

@@ -1,4 +1,4 @@
-"""Answers are those of a plain loop, in order, whatever the other texts; streamed ones too."""
+"""Answers equal those of a plain loop, in order, whatever the other texts; streams too."""
 
 import copy
 import json
@@ -68,7 +68,7 @@ def test_predictions_are_softmax_of_the_last_real_token(classifier: Classifier) 
     assert [p.truncated for p in predictions] == [False, False, False, True, False]
 
 
-def test_answers_do_not_depend_on_the_texts_beside(classifier: Classifier) -> None:
+def test_answers_do_not_depend_on_the_other_texts(classifier: Classifier) -> None:
     together = classifier.predict(TEXTS)
     alone = [classifier.predict([text])[0] for text in TEXTS]
     backwards = classifier.predict(TEXTS[::-1])[::-1]
@@ -80,19 +80,19 @@ def test_answers_do_not_depend_on_the_texts_beside(classifier: Classifier) -> No
 
 
 @pytest.mark.parametrize("head", [*HEADS, BOTTOM], ids=lambda head: head.name)
-def test_each_task_says_what_the_loop_says(base: Path, head: HeadConfig) -> None:
-    """Texts twice, texts that begin alike, empty ones, and one that is cut."""
+def test_each_task_answers_like_the_loop(base: Path, head: HeadConfig) -> None:
+    """Duplicate texts, texts with equal beginnings, empty texts, and one that is cut."""
     assert_answers_of_the_loop(classifier_with(base, head), ODD_TEXTS)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 32])
-def test_all_tasks_at_once_say_what_the_loop_says(base: Path, max_tokens: int) -> None:
+def test_all_tasks_at_once_answer_like_the_loop(base: Path, max_tokens: int) -> None:
     classifier = classifier_with(base, *HEADS, max_tokens=max_tokens)
     assert_answers_of_the_loop(classifier, ODD_TEXTS)
     assert classifier._made and classifier._made[1].depth == 1  # the first block ran packed
 
 
-def test_a_head_at_the_bottom_lets_nothing_be_packed(base: Path) -> None:
+def test_no_block_is_packed_above_a_head(base: Path) -> None:
     classifier = classifier_with(base, *HEADS, BOTTOM)
     assert_answers_of_the_loop(classifier, ODD_TEXTS)
     assert classifier._made is None
@@ -105,7 +105,7 @@ def test_states_of_every_layer(base: Path, final_norm: bool) -> None:
         for n in range(N_LAYER + 1)
     ]
     assert_answers_of_the_loop(classifier_with(base, *heads), ODD_TEXTS)
-    assert_answers_of_the_loop(classifier_with(base, heads[2]), ODD_TEXTS)  # and one alone
+    assert_answers_of_the_loop(classifier_with(base, heads[2]), ODD_TEXTS)  # a single head as well
 
 
 def test_no_texts_no_answers(base: Path) -> None:
@@ -125,7 +125,7 @@ def test_logits_are_one_row_per_text(base: Path, head: HeadConfig) -> None:
 
 
 def test_outputs_of_ids_and_of_prepared_texts_are_the_same(base: Path) -> None:
-    """Every text exactly once, equal ones too; without gradients."""
+    """Every text occurs once, and no gradients are computed."""
     classifier = classifier_with(base, *HEADS)
     classifier.model.requires_grad_(True)
     encoded, _ = classifier.encode(ODD_TEXTS)
@@ -159,7 +159,7 @@ def test_equal_texts_are_computed_once(base: Path, monkeypatch: MonkeyPatch) -> 
     assert sum(rows) == 2 and answers[0] == answers[14] != answers[1]
 
 
-def test_one_string_is_no_list_of_texts(classifier: Classifier) -> None:
+def test_one_string_is_not_a_list_of_texts(classifier: Classifier) -> None:
     with pytest.raises(DataError, match="not one string"):
         classifier.predict("hello")
 
@@ -172,7 +172,7 @@ def test_something_else_than_text_is_refused_by_its_index(classifier: Classifier
             classifier.predict(["fine", wrong], **on_error)
 
 
-def test_something_else_than_text_is_passed_over(classifier: Classifier) -> None:
+def test_something_else_than_text_is_skipped(classifier: Classifier) -> None:
     texts = [None, "the cat", 3, b"win", float("nan"), "win", ""]
     expected = classifier.predict(["the cat", "win", ""])
     found = classifier.predict(texts, on_error="skip")
@@ -185,7 +185,7 @@ def test_something_else_than_text_is_passed_over(classifier: Classifier) -> None
         classifier.predict(["hello"], on_error="perhaps")
 
 
-def test_what_was_read_otherwise_is_marked(classifier: Classifier) -> None:
+def test_truncated_and_repaired_texts_are_marked(classifier: Classifier) -> None:
     texts = ["fine", "", " \n", "half \ud83d", "whole \ud83d\ude00", "the " * 99 + "\udcff"]
     found = classifier.predict(texts)
     assert [p.empty for p in found] == [False, True, True, False, False, False]
@@ -198,7 +198,7 @@ def test_what_was_read_otherwise_is_marked(classifier: Classifier) -> None:
 
 
 def test_enormous_and_odd_texts_get_an_answer(classifier: Classifier) -> None:
-    """Not timed; what is handed to the tokenizer is counted in test_batches.py."""
+    """Time is not measured here; test_batches.py counts the calls of the tokenizer."""
     texts = [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6]
     assert all(p.truncated for p in classifier.predict(texts))
     odd = ["a\x00b", "\x1b[31m", "<|endoftext|>", "say <|endoftext|> now"]
@@ -253,7 +253,7 @@ def test_no_head_has_the_name_of_another_key(name: str) -> None:
 # --- merged ---
 
 
-def test_merged_it_is_plain_and_answers_the_same(base: Path) -> None:
+def test_a_merged_model_is_plain_and_answers_the_same(base: Path) -> None:
     adapted = classifier_with(base, LABEL, lora=LoRAConfig(rank=2))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -284,7 +284,7 @@ def kinds(tiny_checkpoint: Path) -> Classifier:
 
 @pytest.fixture
 def asked(kinds: Classifier, monkeypatch: MonkeyPatch) -> Asked:
-    """What `predict` is asked for, call by call."""
+    """The texts passed to each call of `predict`."""
     calls, predict = Asked(), kinds.predict
     monkeypatch.setattr(kinds, "predict", lambda texts: calls.append(texts) or predict(texts))
     return calls
@@ -292,7 +292,7 @@ def asked(kinds: Classifier, monkeypatch: MonkeyPatch) -> Asked:
 
 @pytest.mark.slow
 def test_answers_are_those_of_predict_in_order(kinds: Classifier) -> None:
-    """One by one for some texts, lone surrogates and the empty text among them; many at once."""
+    """One by one for some texts, including lone surrogates and the empty text; many at once."""
     odd = ["", " ", "half \ud83d", "half ?", "Grüße 😀", "a\x00b", "you " * 100, "the", "the"]
     expected = {text: kinds.predict([text])[0] for text in odd}
     draw, words = random.Random(5), "the you win é 77 in house see another".split()
@@ -319,10 +319,12 @@ def test_a_stream_asks_for_each_text_once(kinds: Classifier, asked: Asked) -> No
 
 def test_windows_grow(kinds: Classifier) -> None:
     texts = iter(["the"] * 17_000)
-    seen = [17_000 - length_hint(texts) for _ in kinds.predict_stream(texts)]  # then taken up
+    # number of texts read at each answer
+    seen = [17_000 - length_hint(texts) for _ in kinds.predict_stream(texts)]
     ends = [64, 192, 448, 960, 1984, 4032, 8128, 12_224, 16_320, 17_000]
     assert list(dict.fromkeys(seen)) == ends
-    assert [seen.index(end) for end in ends] == [0, *ends[:-1]]  # an answer to each, then more
+    # all are answered before the next window is read
+    assert [seen.index(end) for end in ends] == [0, *ends[:-1]]
 
 
 def test_long_texts(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -> None:
@@ -332,11 +334,13 @@ def test_long_texts(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -
     assert [len(call) for call in asked] == [10, 10, 10, 6, 1]
 
 
-def test_what_is_remembered(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -> None:
+def test_recent_answers_are_remembered(
+    kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch
+) -> None:
     for name, value in {"FIRST": 4, "LARGEST": 4, "REMEMBERED": 10}.items():
         monkeypatch.setattr(module, name, value)
     texts = [text for n in range(20) for text in ("often", *(f"{n} {m}" for m in range(3)))]
-    texts += ["19 0", "17 0", "16 2", "0 0"]  # the last met but "often" are 17 0 to 19 2
+    texts += ["19 0", "17 0", "16 2", "0 0"]  # besides "often", 17 0 to 19 2 were seen last
     assert [text for text, _ in kinds.predict_stream(texts)] == texts
     assert [len(call) for call in asked] == [4, *[3] * 19, 2]
     assert sorted(asked[-1]) == ["0 0", "16 2"]
@@ -349,16 +353,16 @@ def test_memory_is_flat_over_many_lines(kinds: Classifier) -> None:
     count = sum(1 for _ in kinds.predict_stream(lines))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 200_000 and peak < 3e6  # the lines alone are 14 MB
+    assert count == 200_000 and peak < 3e6  # the lines themselves take 14 MB
 
 
 @pytest.mark.parametrize("wrong", [None, 7, 1.5, b"bytes", ["a list"]])
-def test_what_is_no_string_is_refused(kinds: Classifier, wrong: object) -> None:
+def test_items_that_are_not_strings_are_refused(kinds: Classifier, wrong: object) -> None:
     with pytest.raises(DataError, match=f"text 101.*{type(wrong).__name__}"):
         list(kinds.predict_stream(["a"] * 101 + [wrong]))
 
 
-def test_what_is_no_string_is_passed_over(kinds: Classifier, asked: Asked) -> None:
+def test_items_that_are_not_strings_are_skipped(kinds: Classifier, asked: Asked) -> None:
     texts = [None, "the", 7, b"bytes", ["a"], "you", float("nan")] * 30
     found = list(kinds.predict_stream(texts, on_error="skip"))
     expected = {text: kinds.predict([text])[0].label for text in ("the", "you")}
@@ -408,9 +412,9 @@ def test_adapters_too_large_are_refused(base: Path) -> None:
     for name in lora_names(classifier.model):
         classifier.model.get_parameter(name).data.fill_(3e38)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="not usable"):
+        with pytest.raises(CheckpointError, match="NaN or infinite"):
             classifier.predict(["the cat"])
-        with pytest.raises(CheckpointError, match="not usable"):
+        with pytest.raises(CheckpointError, match="NaN or infinite"):
             classifier.logits([[1, 2]])
         classifier.merge()
 
@@ -424,7 +428,7 @@ def test_large_but_finite_outputs_are_answered(base: Path) -> None:
 # --- copies, and other processes ---
 
 
-def test_a_copy_is_a_classifier_of_its_own(base: Path, tmp_path: Path) -> None:
+def test_a_copy_is_independent(base: Path, tmp_path: Path) -> None:
     classifier = classifier_with(base, LABEL, LANGUAGE, lora=LoRAConfig(rank=2))
     classifier.store = FeatureStore(tmp_path / "cache")
     texts = ["the cat", "you"]
@@ -457,7 +461,7 @@ os._exit(0 if [a.label for a in found] == [b.label for b in before] else 9)
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
 def test_it_works_after_a_fork(tmp_path: Path) -> None:
-    """Without care the child would wait for its parent's threads for ever."""
+    """Without precautions the child process would wait forever for its parent's threads."""
     words = [sys.executable, "-W", "ignore", "-c", FORKED]
     assert (
         subprocess.run(words, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "2"}).returncode

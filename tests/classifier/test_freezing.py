@@ -1,4 +1,4 @@
-"""What trains: by its exact names, by count, and by what training leaves untouched."""
+"""Trainable parameters, checked by exact names, by counts, and by what training changes."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def classifier(tiny_gpt2: GPT2) -> GPT2:
 
 
 def meta_124M() -> GPT2:
-    """The 124M model with a head of two classes, without its memory."""
+    """The 124M model with a head of two classes, without allocating its memory."""
     with torch.device("meta"):
         model = GPT2(SIZES["124M"])
     replace_head(model, 2)
@@ -67,10 +67,10 @@ def meta_124M() -> GPT2:
         (2, True, BLOCK_0 + BLOCK_1 + NORM + HEAD),
     ],
 )
-def test_exactly_these_parameters_train(classifier, n_last_blocks, final_norm, names):
+def test_exactly_these_parameters_are_trainable(classifier, n_last_blocks, final_norm, names):
     set_trainable(classifier, n_last_blocks, final_norm)
     assert trainable_names(classifier) == names
-    # also after another choice was made before
+    # also after an earlier call with other arguments
     set_trainable(classifier, 2, True)
     set_trainable(classifier, n_last_blocks, final_norm)
     assert trainable_names(classifier) == names
@@ -82,12 +82,12 @@ def test_the_default_is_the_last_block_the_final_norm_and_the_head(classifier):
     assert trainable_names(classifier) == BLOCK_1 + NORM + HEAD
 
 
-def test_a_new_model_trains_whole(classifier):
+def test_a_new_model_is_trainable_as_a_whole(classifier):
     assert trainable_names(classifier) == [name for name, _ in classifier.named_parameters()]
 
 
 @pytest.mark.parametrize("n_last_blocks", [-1, 3])
-def test_blocks_that_are_not_there(classifier, n_last_blocks):
+def test_too_many_blocks_are_refused(classifier, n_last_blocks):
     before = trainable_names(classifier)
     with pytest.raises(UsageError, match=f"n_last_blocks = {n_last_blocks}: .* 2 blocks"):
         set_trainable(classifier, n_last_blocks)
@@ -103,7 +103,7 @@ def test_a_tied_head_is_refused(tiny_gpt2):
 def test_frozen_parameters_are_bit_identical_after_training(classifier):
     set_trainable(classifier)
     before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
-    # all parameters go to the optimizer, weight decay too: freezing alone must protect them
+    # the optimizer gets all parameters and weight decay: only freezing protects them
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-2, weight_decay=0.1)
     ids = torch.randint(277, (4, 9), generator=torch.Generator().manual_seed(1))
     lengths, labels = torch.tensor([9, 4, 1, 7]), torch.tensor([0, 1, 0, 1])
@@ -167,7 +167,7 @@ def test_the_ledger_as_a_table():
     ]
 
 
-def test_the_table_says_what_trains_in_part():
+def test_the_table_shows_partly_trainable_blocks():
     model = GPT2(GPT2Config(n_vocab=300, n_ctx=8, n_embd=4, n_head=2, n_layer=4))
     replace_head(model, 2)
     set_trainable(model, 2, final_norm=False)
@@ -199,26 +199,26 @@ def test_the_table_says_what_trains_in_part():
         ("*", None),
     ],
 )
-def test_patterns_say_what_trains_whatever_the_counts_say(classifier, pattern, names):
+def test_patterns_override_the_other_settings(classifier, pattern, names):
     for n_last_blocks in (0, 2):
         set_trainable(classifier, n_last_blocks, pattern=pattern)
         expected = [name for name, _ in classifier.named_parameters()] if names is None else names
         assert trainable_names(classifier) == expected
 
 
-def test_a_pattern_that_fits_nothing_is_refused(classifier):
+def test_a_pattern_that_matches_nothing_is_refused(classifier):
     with pytest.raises(UsageError, match=r"'block\.1\.\*'.*wte"):
         set_trainable(classifier, pattern="head.*,block.1.*")
 
 
-def test_lora_trains_beside_a_pattern(tiny_checkpoint: Path):
+def test_lora_is_trainable_in_addition_to_a_pattern(tiny_checkpoint: Path):
     adapted = Classifier.on_base(tiny_checkpoint, ["a", "b"], lora=LoRAConfig(matrices=("value",)))
     set_trainable(adapted.model, pattern="head.bias")
     lora = [f"blocks.{n}.attn.c_attn.lora_{x}" for n in (0, 1) for x in "AB"]
     assert trainable_names(adapted.model) == [*lora, "head.bias"]
 
 
-def test_of_several_heads_those_train_that_are_to(tiny_checkpoint: Path):
+def test_only_heads_marked_trainable_are_trained(tiny_checkpoint: Path):
     heads = [
         HeadConfig("kind", labels=("a", "b")),
         HeadConfig("size", "regression", ("x",), trainable=False),
@@ -240,7 +240,7 @@ def split_of(n: int = 8) -> Split:
 
 
 def training(base: Path, config: TrainConfig, folder: Path) -> TrainingRun:
-    """A run that has not begun."""
+    """A run that has not started."""
     classifier = Classifier.on_base(base, ["a", "b"])
     freeze(classifier, config)
     split = split_of()
@@ -252,10 +252,10 @@ def training(base: Path, config: TrainConfig, folder: Path) -> TrainingRun:
     ("n_last_blocks", "every", "blocks"),
     [(2, 1, [0, 1, 2, 2]), (2, 2, [0, 0, 1, 1, 2]), (1, 1, [0, 1, 1]), (2, 0, [2, 2])],
 )
-def test_blocks_join_one_after_the_other(
+def test_blocks_are_unfrozen_one_after_the_other(
     tiny_checkpoint, tmp_path, monkeypatch, n_last_blocks, every, blocks
 ):
-    """Which parameters changed in each epoch: ULMFiT's gradual unfreezing, from the last block down."""
+    """Gradual unfreezing (ULMFiT): which parameters change in each epoch, from the last block."""
     epochs = len(blocks)
     config = TrainConfig(
         n_last_blocks=n_last_blocks,
@@ -282,10 +282,10 @@ def test_blocks_join_one_after_the_other(
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(2, 5), (0, 2)])
-def test_patience_counts_from_where_the_last_block_has_joined(
+def test_patience_counts_from_the_last_unfreezing(
     tiny_checkpoint, tmp_path, monkeypatch, every, epochs
 ):
-    """With validation that never rises again: in the first four epochs not all blocks train yet."""
+    """Validation never improves, and the last block is unfrozen only after the fourth epoch."""
     monkeypatch.setattr(training_run, "best_epoch", lambda history: history[0])
     config = TrainConfig(n_last_blocks=2, unfreeze_every=every, epochs=9, patience=1)
     classifier = Classifier.on_base(tiny_checkpoint, ["a", "b"])
@@ -293,7 +293,7 @@ def test_patience_counts_from_where_the_last_block_has_joined(
     assert len(history) == epochs
 
 
-def test_each_block_has_the_rate_of_the_part_above_divided(tiny_checkpoint, tmp_path):
+def test_rate_decay_divides_the_learning_rate_per_block(tiny_checkpoint, tmp_path):
     config = TrainConfig(n_last_blocks=2, lr=0.008, rate_decay=2.0, warmup=0.5, epochs=4)
     run = training(tiny_checkpoint, config, tmp_path)
     names = {id(p): name for name, p in run.classifier.model.named_parameters()}
@@ -313,7 +313,8 @@ def test_each_block_has_the_rate_of_the_part_above_divided(tiny_checkpoint, tmp_
         share = rates()["head.bias"] / 0.008
         shares.append(share)
         assert rates() == pytest.approx({name: rate * share for name, rate in expected.items()})
-    assert shares[:2] == [0.5, 1.0] and shares[3] < 1  # four steps in all: two of them rise
+    # the learning rate rises in two of four steps
+    assert shares[:2] == [0.5, 1.0] and shares[3] < 1
 
 
 def test_embeddings_learn_slowest(tiny_checkpoint, tmp_path):
@@ -326,7 +327,7 @@ def test_embeddings_learn_slowest(tiny_checkpoint, tmp_path):
 
 
 def test_decay_shrinks_matrices_and_nothing_else(tiny_checkpoint, tmp_path):
-    """A rate so small that only decay is seen, of lr * 100 a step: a matrix keeps 0.9 of itself."""
+    """With this low learning rate only decay shows: lr * 100 per step, which leaves 0.9."""
     config = TrainConfig(n_last_blocks=2, lr=1e-6, weight_decay=1e5, warmup=0.0, epochs=1)
     run = training(tiny_checkpoint, config, tmp_path)
     before = {name: p.detach().clone() for name, p in run.trainable.items()}
@@ -338,7 +339,7 @@ def test_decay_shrinks_matrices_and_nothing_else(tiny_checkpoint, tmp_path):
     assert len(biases) == 2 * 8 + 3 and all(run.trainable[name].dim() == 1 for name in biases)
 
 
-def test_the_ledger_tells_rates_and_decay(tiny_checkpoint, tmp_path):
+def test_the_ledger_shows_learning_rates_and_decay(tiny_checkpoint, tmp_path):
     config = TrainConfig(lr=0.008, rate_decay=2.0, weight_decay=0.1)
     run = training(tiny_checkpoint, config, tmp_path)
     *_, block, norm, head = ledger(run.classifier.model, config)
@@ -355,8 +356,8 @@ def test_the_ledger_tells_rates_and_decay(tiny_checkpoint, tmp_path):
     assert "trainable" in line and "lr 4.0e-03" in line and f"decay 0.1 of {matrices:,}" in line
 
 
-def test_blocks_are_counted_from_the_one_that_is_read(tiny_checkpoint: Path) -> None:
-    """Behind a head that reads in the middle no block does anything, so none trains there."""
+def test_blocks_are_counted_from_the_layer_read(tiny_checkpoint: Path) -> None:
+    """Blocks after the layer that a head reads have no effect, so none of them is trained."""
     low = HeadConfig(labels=("a", "b"), layer=1)
     classifier = Classifier.on_base(tiny_checkpoint, heads=[low], lora=LoRAConfig(rank=2))
     assert {name.split(".")[1] for name in lora_names(classifier.model)} == {"0"}
@@ -371,7 +372,7 @@ def test_blocks_are_counted_from_the_one_that_is_read(tiny_checkpoint: Path) -> 
         Classifier.on_base(tiny_checkpoint, heads=[low], lora=LoRAConfig(n_last_blocks=2))
 
 
-def test_the_final_norm_trains_where_a_head_reads_through_it(tiny_checkpoint: Path) -> None:
+def test_the_final_norm_is_trainable_only_if_a_head_reads_it(tiny_checkpoint: Path) -> None:
     for final_norm in (True, False):
         head = HeadConfig(labels=("a", "b"), final_norm=final_norm)
         classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
@@ -380,7 +381,7 @@ def test_the_final_norm_trains_where_a_head_reads_through_it(tiny_checkpoint: Pa
 
 
 @pytest.mark.parametrize("heads", [(LAYERS,), (LABEL, STARS), (STATE, LABEL)])
-def test_heads_of_any_make_train_where_none_is_named(
+def test_heads_of_any_kind_are_trainable_by_default(
     base: Path, heads: tuple[HeadConfig, ...]
 ) -> None:
     model = classifier_with(base, *heads).model

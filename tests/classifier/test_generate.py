@@ -1,4 +1,4 @@
-"""A text generated with what the heads say: its tokens are generate()'s, the rest is predict()'s."""
+"""Text generation with other heads: tokens as from generate(), answers as from predict()."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ PROMPT = "the ring and"
 
 @pytest.fixture
 def classifier(tiny_checkpoint: Path) -> Classifier:
-    """Heads of every task, with weights of std 0.2."""
+    """One head per task, with weights of std 0.2."""
     made = Classifier.on_base(tiny_checkpoint, heads=HEADS)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_the_tokens_are_those_of_generate(tiny_checkpoint, classifier, drawn):
 
 
 @torch.no_grad()
-def test_heads_say_what_they_say_of_the_text_so_far(tiny_checkpoint, classifier):
+def test_heads_answer_for_the_text_so_far(tiny_checkpoint, classifier):
     generated = generate_with_heads(classifier, PROMPT, 8, temperature=1.0)
     ids = torch.tensor(classifier.tokenizer.encode(PROMPT))
     plain = generate(load_gpt2(tiny_checkpoint), ids, 8, stop_id=276, temperature=1.0).tolist()
@@ -83,7 +83,7 @@ def test_heads_say_what_they_say_of_the_text_so_far(tiny_checkpoint, classifier)
 
 
 def test_answers_are_those_of_predict(classifier):
-    """On each beginning that the tokenizer reads as these very tokens."""
+    """For each beginning that the tokenizer encodes as exactly these tokens."""
     generated = generate_with_heads(classifier, PROMPT, 10, temperature=0.7)
     assert list(generated.answers) == ["kind", "mean", "first", "any", "tag", "state"]
     compared = 0
@@ -105,7 +105,7 @@ def test_answers_are_those_of_predict(classifier):
         )
     assert compared >= generated.n_prompt
     [found] = classifier.predict([PROMPT])
-    first_word = generated.answers["tag"][0]  # of one token
+    first_word = generated.answers["tag"][0]  # the first word is one token
     assert found.answers["tag"].words[0].label == first_word.label
     assert found.answers["tag"].words[0].probability == pytest.approx(
         first_word.probabilities[first_word.label], abs=1e-4
@@ -118,7 +118,7 @@ def ids_of(classifier: Classifier, generated) -> list[int]:
     return generate(plain, ids, 10, stop_id=276, temperature=0.7).tolist()
 
 
-def test_with_lora_it_generates_as_the_merged_model(tiny_checkpoint):
+def test_lora_generates_as_the_merged_model(tiny_checkpoint):
     heads = [HeadConfig("kind", labels=("a", "b")), HeadConfig("next", "language")]
     adapted = Classifier.on_base(tiny_checkpoint, heads=heads, lora=LoRAConfig(rank=2))
     with torch.no_grad():
@@ -134,14 +134,14 @@ def test_with_lora_it_generates_as_the_merged_model(tiny_checkpoint):
     assert generated.text == adapted.tokenizer.decode(generate(plain, ids, 9, stop_id=276).tolist())
 
 
-def test_one_head_alone_and_nothing_new(tiny_checkpoint):
+def test_one_head_and_no_new_tokens(tiny_checkpoint):
     alone = Classifier.on_base(tiny_checkpoint, heads=[HeadConfig("next", "language")])
     generated = generate_with_heads(alone, PROMPT, 0)
     assert generated.text == PROMPT and generated.outputs == generated.answers == {}
 
 
 def test_it_stops_at_the_end_of_text(classifier, monkeypatch):
-    """The token that the plain model gives third is called the end."""
+    """The third token that the plain model generates is used as the end of text."""
     tokenizer, model = classifier.tokenizer, load_gpt2(classifier.description.base)
     ids = generate(model, torch.tensor(tokenizer.encode(PROMPT)), 6).tolist()
     stop = ids[len(tokenizer.encode(PROMPT)) + 2]
@@ -152,7 +152,7 @@ def test_it_stops_at_the_end_of_text(classifier, monkeypatch):
     assert len(generated.outputs["kind"]) == n <= generated.n_prompt + 3
 
 
-def test_what_cannot_be_done_is_refused(tiny_checkpoint, classifier):
+def test_impossible_generation_is_refused(tiny_checkpoint, classifier):
     mute = Classifier.on_base(tiny_checkpoint, ["a", "b"])
     with pytest.raises(UsageError, match="task='language'"):
         generate_with_heads(mute, PROMPT, 3)

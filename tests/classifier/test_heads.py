@@ -1,4 +1,4 @@
-"""Where a text is read, and the law: padding and neighbours change no answer. Several heads at once."""
+"""Where a text is read; padding and other texts change no answer; several heads at once."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,7 +51,7 @@ def random_texts(rng: torch.Generator, count: int, longest: int) -> list[Tensor]
 
 
 def pad(texts: list[Tensor], width: int, pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """ids (B, T) and which of them are real (B, T)."""
+    """ids (B, T), and which of them are real (B, T)."""
     ids = torch.full((len(texts), width), pad_id)
     real = torch.zeros(len(texts), width, dtype=torch.bool)
     for row, text in enumerate(texts):
@@ -127,7 +127,7 @@ def test_an_unknown_pooling_is_refused():
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_gradients_flow_to_the_real_tokens_alone(pooling):
+def test_gradients_reach_only_the_real_tokens(pooling):
     states = torch.randn(2, 5, 3, requires_grad=True)
     lengths = torch.tensor([2, 5])
     pool(states, lengths, pooling).sum().backward()
@@ -142,12 +142,12 @@ def test_gradients_flow_to_the_real_tokens_alone(pooling):
     assert [row.nonzero().flatten().tolist() for row in read] == expected[pooling]
 
 
-# --- the law ---
+# --- padding changes no answer ---
 
 
 @torch.no_grad()
 def alone(model: GPT2, text: Tensor, pooling: str) -> Tensor:
-    """The answer for one text without any padding, by the model itself: (K,)"""
+    """The model's own answer for one text without padding: (K,)"""
     states = model.hidden(text[None])[0]  # (T, C)
     read = {"last_token": states[-1], "first_token": states[0], "mean": states.mean(dim=0)}
     return model.head.weight @ read[pooling] + model.head.bias
@@ -156,8 +156,8 @@ def alone(model: GPT2, text: Tensor, pooling: str) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", LAWFUL)
 @pytest.mark.parametrize("seed", range(8))
-def test_the_law(classifier, pooling, seed):
-    """Padding amount, pad id, batch mates, their order and padding side change no logit."""
+def test_padding_and_other_texts_change_no_answer(classifier, pooling, seed):
+    """Amount and side of padding, its id, the other texts and their order change no logit."""
     rng = torch.Generator().manual_seed(seed)
     texts = random_texts(rng, count=4, longest=20)
     expected = torch.stack([alone(classifier, text, pooling) for text in texts])
@@ -175,8 +175,8 @@ def test_the_law(classifier, pooling, seed):
 
 
 @torch.no_grad()
-def test_real_tokens_that_look_like_pads_count(classifier):
-    """Lengths say what is real, not the id: a text may end in the pad's id."""
+def test_real_tokens_with_the_id_of_padding_count(classifier):
+    """Lengths decide which tokens are real, not ids: a text may end in the padding's id."""
     text, pad_id = torch.tensor([9, 8, 7, 276, 276]), 276
     ids, real = pad([text, text[:3]], 8, pad_id)
     found = class_logits(classifier, ids, real.sum(dim=1), "last_token")
@@ -187,8 +187,8 @@ def test_real_tokens_that_look_like_pads_count(classifier):
 
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(5))
-def test_last_position_breaks_the_law(classifier, seed):
-    """The control: what the lecture reads does change with padding, so the law is no tautology."""
+def test_last_position_depends_on_padding(classifier, seed):
+    """A control for the test above: the lecture's pooling does change with padding."""
     rng = torch.Generator().manual_seed(seed)
     [text] = random_texts(rng, count=1, longest=20)
 
@@ -230,7 +230,7 @@ def test_pad_right_leaves_right_padding_as_it_is():
 
 
 def graph(classifier: Classifier, *names: str) -> dict[str, Tensor]:
-    """A number of each head's outputs at real tokens, to take the gradient of."""
+    """One number per head, computed from its outputs at real tokens, for taking gradients."""
     everyone = range(len(TEXTS))
     encoded, _ = classifier.encode(TEXTS)
     texts = classifier.texts(encoded)
@@ -244,7 +244,7 @@ def graph(classifier: Classifier, *names: str) -> dict[str, Tensor]:
 
 
 def gradients(classifier: Classifier, total: Tensor) -> dict[str, Tensor]:
-    """By the parameters' names as a model of several heads has them."""
+    """Gradients under the parameter names of a model with several heads."""
     classifier.model.zero_grad()
     total.backward()
     only = [head.name for head in classifier.description.heads]
@@ -258,8 +258,8 @@ def gradients(classifier: Classifier, total: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heads", [HEADS, (LABEL, STARS), (LABEL, FIRST), (TOPICS, LAYERS, BOTTOM)])
-def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfig, ...]) -> None:
-    """Outputs, and the sum of their gradients."""
+def test_several_heads_at_once_are_independent(base: Path, heads: tuple[HeadConfig, ...]) -> None:
+    """Outputs are equal, and gradients add up."""
     together = classifier_with(base, *(replace(head, dropout=0.0) for head in heads))
     together.model.requires_grad_(True)
     found = graph(together)
@@ -281,8 +281,8 @@ def test_several_heads_at_once_are_each_alone(base: Path, heads: tuple[HeadConfi
 
 
 @pytest.mark.parametrize("head", [LABEL, LAYERS, SIGMOID, TAGS], ids=lambda head: head.name)
-def test_a_head_without_gradient_leaves_the_model_alone(base: Path, head: HeadConfig) -> None:
-    """And learns the same itself; a head beside it has its gradient as ever."""
+def test_a_head_without_gradient_does_not_affect_the_model(base: Path, head: HeadConfig) -> None:
+    """The head itself learns the same, and the gradient of another head is unchanged."""
     head = replace(head, dropout=0.0)
     found = {}
     for gradient in (True, False):
@@ -306,19 +306,19 @@ def test_a_head_without_gradient_leaves_the_model_alone(base: Path, head: HeadCo
 @pytest.mark.parametrize(
     "heads, whole, at_one",
     [
-        ((LAYERS,), [], [0]),  # the one block before it, at one position
-        ((STATE,), [0], []),  # a mean needs all of them
+        ((LAYERS,), [], [0]),  # the block before it computes one position
+        ((STATE,), [0], []),  # a mean needs all positions
         ((LAYERS, TOPICS), [0], [1]),
         ((TAGS,), [0, 1], []),
         ((TAGS, TOPICS), [0, 1], []),
         ((BOTTOM,), [], []),
         ((LABEL,), [0, 1], [2]),
         ((LABEL, SIGMOID), [0, 1, 2], []),
-        ((LABEL, FIRST), [0, 1, 2], []),  # two positions of each text
+        ((LABEL, FIRST), [0, 1, 2], []),  # two positions per text
         ((LABEL, LAYERS, STARS), [0, 1], [2]),
     ],
 )
-def test_blocks_above_what_is_read_do_not_run(
+def test_blocks_above_the_layer_read_do_not_run(
     base: Path,
     monkeypatch: pytest.MonkeyPatch,
     heads: tuple[HeadConfig, ...],
@@ -338,15 +338,16 @@ def test_blocks_above_what_is_read_do_not_run(
 
     forward = counted("whole", TransformerBlock.forward)
     monkeypatch.setattr(TransformerBlock, "forward", forward)
-    monkeypatch.setitem(ORIGINAL[TransformerBlock], "forward", forward)  # it computes the same
+    # the replacement computes the same
+    monkeypatch.setitem(ORIGINAL[TransformerBlock], "forward", forward)
     monkeypatch.setattr(heads_module, "block_on", counted("whole", heads_module.block_on))
     monkeypatch.setattr(heads_module, "block_at", counted("at one", heads_module.block_at))
-    classifier.model.requires_grad_(True)  # so that nothing is computed before
+    classifier.model.requires_grad_(True)  # so that no features are computed in advance
     graph(classifier)
     assert ran == {"whole": whole, "at one": at_one}
 
 
-def test_what_blocks_above_hold_does_not_matter(base: Path) -> None:
+def test_weights_above_the_layer_read_do_not_matter(base: Path) -> None:
     classifier = classifier_with(base, LAYERS, STATE)
     before = classifier.predict(TEXTS)
     for block in list(classifier.model.blocks)[1:]:

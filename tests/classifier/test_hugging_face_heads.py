@@ -1,7 +1,7 @@
-"""Every head beside its counterpart in Hugging Face: the same weights, outputs, loss and gradients.
+"""Every head compared with Hugging Face: the same weights, outputs, losses and gradients.
 
-B texts, T tokens of the longest, C = n_embd, K outputs of a head. Two numbers are close that differ
-by at most 1e-5, or by 1e-5 of the largest of their tensor.
+B texts, T tokens of the longest, C = n_embd, K outputs of a head. Numbers count as close if they
+differ by at most 1e-5, or by 1e-5 of the largest number in their tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,8 @@ transformers = pytest.importorskip("transformers")
 C, PAD = TINY["n_embd"], TINY["n_vocab"] - 1
 LABELS = ("ham", "other", "spam")
 TEXTS = ["the cat is in the house", "win", "you and the other one at ten", "héllo 🎉 there and"]
-ONE_LENGTH = [f"{text} and where is the mat" for text in TEXTS]  # once they are cut to 8 tokens
+# equal lengths after a cut to 8 tokens
+ONE_LENGTH = [f"{text} and where is the mat" for text in TEXTS]
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -35,14 +36,14 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 def close_on_tokens(found: Tensor, expected: Tensor, ids: Tensor) -> None:
-    """Outputs (B, T, K): what stands at a pad is no answer, and is not computed here."""
+    """Compare outputs (B, T, K) at real tokens; at padding they are not computed here."""
     real = ids != PAD  # (B, T)
     assert real.any(dim=1).all()
     close(found[real], expected[real])
 
 
 def our_classifier(base: Path, head: HeadConfig, max_tokens: int = 32) -> Classifier:
-    """The tiny model with one head whose weights are of std 0.2, as all others."""
+    """The tiny model with one head; all weights have std 0.2."""
     ours = Classifier.on_base(base, heads=[head], max_tokens=max_tokens)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
@@ -58,7 +59,7 @@ def their_parameter(theirs: nn.Module, name: str) -> nn.Parameter:
 
 
 def as_theirs(name: str, tensor: Tensor) -> Tensor:
-    """Their Conv1D keeps (in, out), our nn.Linear (out, in)."""
+    """Their Conv1D stores (in, out), our nn.Linear (out, in)."""
     turned = name.endswith("weight") and any(
         part in name for part in (".c_attn", ".c_proj", ".c_fc")
     )
@@ -93,7 +94,7 @@ def their_model(kind: str, ours: Classifier, **settings: Any) -> nn.Module:
 
 
 def copied(theirs: nn.Module, ours: nn.Module) -> None:
-    """Copy the weight of our last layer, and its bias if theirs has one: else ours becomes 0."""
+    """Copy our last layer; if theirs has no bias, set our bias to 0."""
     with torch.no_grad():
         theirs.weight.copy_(ours.weight)
         ours.bias.zero_() if theirs.bias is None else theirs.bias.copy_(ours.bias)
@@ -114,7 +115,10 @@ def our_loss(
 
 
 def same_gradients(ours: Classifier, loss: Tensor, theirs: nn.Module, their_loss: Tensor) -> None:
-    """Of the whole backbone; 0 where a number moves all tokens of a span alike, nowhere else."""
+    """Compare all gradients of the backbone, and check where they are 0.
+
+    They are 0 only for parameters that shift all tokens of a span equally.
+    """
     loss.backward()
     their_loss.backward()
     for name, parameter in backbone(ours).items():
@@ -158,7 +162,7 @@ def test_sequence_classification(
     labels: list[Any],
     numbers: Callable[[list[Any]], Tensor],
 ) -> None:
-    """With our bias at 0: theirs has none."""
+    """Our bias is 0, because theirs has none."""
     ours = our_classifier(tiny_checkpoint, head)
     theirs = their_model(
         "GPT2ForSequenceClassification", ours, num_labels=head.n_outputs, problem_type=problem
@@ -186,7 +190,7 @@ def test_difference_our_head_has_a_bias(tiny_checkpoint: Path) -> None:
 
 @torch.no_grad()
 def test_difference_a_text_may_end_in_the_pads_id(tiny_checkpoint: Path) -> None:
-    """They read the rightmost token that is not the pad's; we count how many there are."""
+    """They read the rightmost token that is not the padding's id; we use the length."""
     ours = our_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     theirs = their_model("GPT2ForSequenceClassification", ours, num_labels=3)
     copied(theirs.score, ours.model.head)
@@ -194,7 +198,7 @@ def test_difference_a_text_may_end_in_the_pads_id(tiny_checkpoint: Path) -> None
     found = ours.logits([plain, marked])
     expected = theirs(pad_batch([plain, marked], PAD)[0]).logits
     close(found[0], expected[0])
-    close(expected[1], expected[0])  # to them it is one text
+    close(expected[1], expected[0])  # they treat both as the same text
     assert (found[1] - found[0]).abs().max() > 0.1
     close(found[1], ours.model(torch.tensor([marked]))[0, -1])
 
@@ -205,7 +209,7 @@ TAGS = ("O", "B-x", "I-x")
 
 
 def words_of(text: str) -> list[Span]:
-    """Its words with the tags in turn."""
+    """The words of a text, with tags assigned in turn."""
     spans, start = [], 0
     for n, word in enumerate(text.split(" ")):
         spans.append(Span(start, start + len(word), TAGS[n % 3]))
@@ -214,7 +218,7 @@ def words_of(text: str) -> list[Span]:
 
 
 def their_tags(ours: Classifier, texts: Sequence[str]) -> Tensor:
-    """-100 but for the token that has a word's first byte, found byte by byte: (B, T)."""
+    """-100 except at the token with a word's first byte, found byte by byte: (B, T)."""
     rows = []
     for text, ids in zip(texts, ours.encode(texts)[0], strict=True):
         owner = [t for t, token in enumerate(ids) for _ in ours.tokenizer.token_bytes(token)]
@@ -230,7 +234,7 @@ def their_tags(ours: Classifier, texts: Sequence[str]) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [32, 6])
 def test_token_classification(tiny_checkpoint: Path, max_tokens: int) -> None:
-    """Words of several pieces, pads, and texts that are cut within a word."""
+    """Words of several tokens, padding, and texts that are cut within a word."""
     ours = our_classifier(
         tiny_checkpoint, HeadConfig(task="token-classification", labels=TAGS), max_tokens
     )
@@ -254,7 +258,7 @@ ANSWERS = [Span(1, 3), Span(0, 3), Span(4, 5), Span(0, 1)]
 
 
 def their_ends(ours: Classifier, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The tokens of each answer's first and last byte."""
+    """The tokens with the first and the last byte of each answer."""
     starts, ends = [], []
     for text, ids, span in zip(texts, ours.encode(texts)[0], ANSWERS, strict=True):
         owner = [t for t, token in enumerate(ids) for _ in ours.tokenizer.token_bytes(token)]
@@ -264,7 +268,7 @@ def their_ends(ours: Classifier, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def test_question_answering(tiny_checkpoint: Path) -> None:
-    """Of texts of one length, so that there are no pads."""
+    """All texts have the same length, so there is no padding."""
     ours = our_classifier(tiny_checkpoint, HeadConfig(task="span"), max_tokens=8)
     theirs = their_model("GPT2ForQuestionAnswering", ours)
     copied(theirs.qa_outputs, ours.model.head)
@@ -279,8 +283,8 @@ def test_question_answering(tiny_checkpoint: Path) -> None:
     close(ours.model.head.bias.grad, theirs.qa_outputs.bias.grad)
 
 
-def test_difference_pads_are_no_answers(tiny_checkpoint: Path) -> None:
-    """Their pads compete for the answer, so that a text's loss depends on the texts beside it."""
+def test_difference_padding_is_never_an_answer(tiny_checkpoint: Path) -> None:
+    """Their model can choose padding, so a text's loss depends on the other texts in the batch."""
     ours = our_classifier(tiny_checkpoint, HeadConfig(task="span"))
     theirs = their_model("GPT2ForQuestionAnswering", ours)
     copied(theirs.qa_outputs, ours.model.head)
@@ -301,8 +305,8 @@ def test_difference_pads_are_no_answers(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_robertas_head_on_the_state_that_is_read(tiny_checkpoint: Path, training: bool) -> None:
-    """In training too, from one seed: dropout draws in the same order."""
+def test_robertas_head(tiny_checkpoint: Path, training: bool) -> None:
+    """Also in training with the same seed: dropout is drawn in the same order."""
     from transformers.models.roberta.modeling_roberta import RobertaClassificationHead
 
     layers = HeadConfig(labels=LABELS, hidden=(C,), activation="tanh", dropout=0.1)
@@ -332,15 +336,15 @@ def test_robertas_head_on_the_state_that_is_read(tiny_checkpoint: Path, training
     ours.model.eval()
     with torch.no_grad():
         apart = ours.logits(ours.encode(TEXTS)[0]) - outputs
-    assert (apart.abs().max() > 0.01) == training  # dropout did something, in training alone
+    assert (apart.abs().max() > 0.01) == training  # dropout had an effect, but only in training
 
 
-# --- GPT2LMHeadModel, and that part of GPT2DoubleHeadsModel ---
+# --- GPT2LMHeadModel, and the language head of GPT2DoubleHeadsModel ---
 
 
 @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "GPT2DoubleHeadsModel"])
 def test_language(tiny_checkpoint: Path, kind: str) -> None:
-    """The mean over all real next tokens; wte has the gradient of both its uses."""
+    """The loss is the mean over all next tokens; the gradient of wte includes both its uses."""
     ours = our_classifier(tiny_checkpoint, HeadConfig(task="language"))
     theirs = their_model(kind, ours)
     assert ours.model.head.weight is ours.model.wte.weight

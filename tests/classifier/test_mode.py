@@ -1,4 +1,4 @@
-"""Whatever is asked of a classifier, its model stays in the mode in which it was."""
+"""Using a classifier leaves its model in the mode in which it was."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def before(classifier: Classifier) -> dict[str, bool]:
 
 @pytest.fixture
 def classifier(base: Path) -> Iterator[Classifier]:
-    """In training mode, as a loop of one's own would have it, but for one part."""
+    """In training mode, as in a hand-written loop, except for one part."""
     classifier = classifier_with(base, LABEL, LANGUAGE, lora=LoRAConfig(rank=2, n_last_blocks=1))
     classifier.model.train()
     classifier.model.blocks[1].mlp.training = False
@@ -108,7 +108,7 @@ def test_every_part_keeps_its_mode(classifier: Classifier, use: str, tmp_path: P
     assert modes(classifier) == before(classifier)
 
 
-def test_a_model_in_evaluation_mode_stays_so(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_model_in_evaluation_mode_stays_in_it(classifier: Classifier, tmp_path: Path) -> None:
     classifier.model.eval()
     finetune(classifier, SPLIT, QUICK, tmp_path)
     assert not any(modes(classifier).values())
@@ -123,9 +123,9 @@ def test_the_last_of_several_threads_restores_the_mode(classifier: Classifier) -
     assert modes(classifier) == before(classifier)
 
 
-def test_dropout_is_there_in_training_and_nowhere_else(base: Path) -> None:
-    """A prediction in the middle of a loop of one's own changes nothing in it."""
-    head = LAYERS  # with dropout
+def test_dropout_is_active_only_in_training(base: Path) -> None:
+    """A prediction within a hand-written training loop does not affect the loop."""
+    head = LAYERS  # this head has dropout
     classifier = classifier_with(base, head, TAGS)
     classifier.model.train()
 
@@ -142,14 +142,14 @@ def test_dropout_is_there_in_training_and_nowhere_else(base: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
-def test_a_fork_forgets_what_other_threads_were_doing(base: Path) -> None:
-    """They hold the lock and evaluation mode at this moment, and do not exist in the new process."""
+def test_a_fork_resets_modes_of_other_threads(base: Path) -> None:
+    """Other threads hold the lock and evaluation mode, but do not exist in the new process."""
     model = classifier_with(base, LABEL).model.train()
     with in_mode(model, training=False), module._LOCK:
         if child := os.fork():
             status = os.waitpid(child, 0)[1]
         else:
-            signal.alarm(60)  # ends it if the lock is never free
+            signal.alarm(60)  # ends the process if the lock is never released
             was_training = model.training
             with in_mode(model, training=False):
                 evaluates = not model.training

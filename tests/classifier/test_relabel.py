@@ -1,4 +1,4 @@
-"""A head with other labels: what it learned of the labels that stay is kept; heads that do not fit."""
+"""Giving a head other labels keeps what it has learned; heads that do not fit are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,12 +63,13 @@ def test_labels_that_look_alike(base: Path, tmp_path: Path, labels: tuple[str, s
     alike = HeadConfig(labels=labels)
     with pytest.raises(DataError, match="Unicode form"):
         Classifier.on_base(base, heads=[alike])
-    classifier.description = replace(classifier.description, heads=(alike,))  # as in old files
+    # old files contain such labels
+    classifier.description = replace(classifier.description, heads=(alike,))
     classifier.save(tmp_path / "old.safetensors")
     assert Classifier.load(tmp_path / "old.safetensors", base).description.labels == [*labels]
 
 
-def test_other_names_are_only_names(base: Path) -> None:
+def test_new_names_change_only_names(base: Path) -> None:
     classifier = classifier_with(base, LABEL)
     before = probabilities(classifier)
     classifier.relabel(["x", "y", "z"])
@@ -76,7 +77,7 @@ def test_other_names_are_only_names(base: Path) -> None:
     assert list(probabilities(classifier)[0]) == ["x", "y", "z"]
 
 
-def test_the_draw_is_that_of_the_seed(base: Path) -> None:
+def test_new_outputs_depend_on_the_seed(base: Path) -> None:
     state, weights = torch.random.get_rng_state(), []
     for seed in (1, 1, 2):
         classifier = classifier_with(base, LABEL)
@@ -160,7 +161,7 @@ def test_a_head_with_adapters_is_refused(base: Path) -> None:
         classifier.relabel(["a", "b"])
 
 
-# --- heads of one's own ---
+# --- hand-written heads ---
 
 
 class Own(nn.Module):
@@ -207,7 +208,7 @@ def test_a_head_that_fits_is_used_but_not_saved(base: Path, tmp_path: Path) -> N
         classifier.relabel(["a", "b"])
 
 
-def test_one_head_in_the_place_of_several_is_one_error(base: Path, tmp_path: Path) -> None:
+def test_one_head_in_place_of_several_is_one_error(base: Path, tmp_path: Path) -> None:
     classifier = classifier_with(base, LABEL, TAGS)
     with pytest.raises(UsageError, match="2 heads"):
         class_logits(classifier.model, torch.tensor([[1]]), torch.tensor([1]), "last_token")

@@ -1,4 +1,4 @@
-"""A saved classifier holds what was trained, answers bit for bit, and refuses another base."""
+"""A saved classifier contains what was trained, answers identically, and refuses other bases."""
 
 import json
 import shutil
@@ -80,14 +80,14 @@ def test_only_what_was_trained_is_saved(classifier: Classifier, tmp_path: Path) 
     )
 
 
-def test_what_trained_once_is_kept_when_it_is_frozen_again(
+def test_trained_parameters_are_saved_after_freezing(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     classifier.save(tmp_path / "first.safetensors")
     for stage in (
         "second",
         "third",
-    ):  # a later stage trains less; loading between them loses nothing
+    ):  # a later stage trains fewer parameters; loading in between loses nothing
         set_trainable(classifier.model, 0, final_norm=False)
         classifier.save(tmp_path / f"{stage}.safetensors")
         again = Classifier.load(tmp_path / f"{stage}.safetensors", tiny_checkpoint)
@@ -111,7 +111,7 @@ COMBINATIONS = [
 
 @pytest.fixture(params=COMBINATIONS)
 def trained(request: pytest.FixtureRequest, base: Path) -> Iterator[Classifier]:
-    """Heads, LoRA and blocks, all that trains moved away from where it was."""
+    """Heads, LoRA and blocks, with all trainable parameters changed."""
     heads, lora, what = request.param
     classifier = classifier_with(base, *heads, lora=lora)
     set_trainable(classifier.model, heads=heads, **what)
@@ -141,15 +141,17 @@ def test_any_combination_is_saved_and_loaded_to_the_bit(
     assert [name for name, _ in again.model.named_parameters()] == list(expected)
     for name, parameter in again.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
-    for each in (again, trained):  # both from the embeddings on
+    for each in (again, trained):  # both start from the embeddings
         set_trainable(each.model, pattern="*", heads=each.description.heads)
     for name, outputs in outputs_of(again).items():
         assert torch.equal(outputs, outputs_of(trained)[name]), name
     assert again.predict(ODD_TEXTS) == trained.predict(ODD_TEXTS)
 
 
-def test_a_file_holds_what_trained_and_little_more(trained: Classifier, tmp_path: Path) -> None:
-    """What trained is a number of four bytes each; heads are frozen where LoRA adapts them."""
+def test_a_file_contains_little_more_than_what_was_trained(
+    trained: Classifier, tmp_path: Path
+) -> None:
+    """Each trained number takes four bytes. Heads are frozen where LoRA adapts them."""
     path = tmp_path / "best.safetensors"
     trained.save(path)
     saved = [
@@ -167,22 +169,20 @@ def test_a_head_of_two_classes_takes_kilobytes(tmp_path: Path) -> None:
     assert 2 * 257 * 4 < (tmp_path / "head.safetensors").stat().st_size < 10_000
 
 
-def test_the_file_of_lora_holds_what_trained_and_no_more(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_lora_file_contains_only_what_was_trained(tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
     set_trainable(adapted.model, 0)
     adapted.save(tmp_path / "best.safetensors")
     metadata, tensors = read_tensors(tmp_path / "best.safetensors", "gpt2-classifier 3")
     assert tensors.keys() == set(lora_names(adapted.model)) | HEAD_AND_NORM
-    # of 32 wide blocks: 3 of 32 + 32, and 32 + 32, 32 + 128, 128 + 32; norm 64, head 2 * 32 + 2
+    # per block of width 32: 3 of 32 + 32, and 32 + 32, 32 + 128, 128 + 32; norm 64; head 2 * 32 + 2
     count = 2 * 4 * (3 * 64 + 64 + 160 + 160) + 64 + 66
     assert sum(tensor.numel() for tensor in tensors.values()) == count
     lora = json.loads(metadata["description"])["lora"]
     assert (lora["rank"], lora["alpha"], lora["head"]) == (4, 6.0, False)
 
 
-def test_merged_it_is_not_saved_and_unmerged_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_model_is_saved_only_if_it_is_not_merged(tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
     set_trainable(adapted.model, 0)
     generator = torch.Generator().manual_seed(1)
@@ -193,7 +193,7 @@ def test_merged_it_is_not_saved_and_unmerged_it_is(tiny_checkpoint: Path, tmp_pa
     expected = adapted.logits(encoded)
     before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
     adapted.merge()
-    adapted.merge()  # a second time changes nothing
+    adapted.merge()  # merging twice changes nothing
     with pytest.raises(UsageError, match=r"unmerge\(\)"):
         adapted.save(tmp_path / "merged.safetensors")
     assert not (tmp_path / "merged.safetensors").exists()
@@ -203,12 +203,13 @@ def test_merged_it_is_not_saved_and_unmerged_it_is(tiny_checkpoint: Path, tmp_pa
     assert tensors.keys() == set(lora_names(adapted.model)) | HEAD_AND_NORM
     assert all(torch.equal(value, before[name]) for name, value in tensors.items())
     loaded = Classifier.load(tmp_path / "apart.safetensors", tiny_checkpoint)
-    assert torch.equal(loaded.logits(encoded), expected)  # from the base's own, unrounded weights
+    # the base's weights were restored without rounding
+    assert torch.equal(loaded.logits(encoded), expected)
     torch.testing.assert_close(adapted.logits(encoded), expected, atol=1e-5, rtol=0)
 
 
 def train_by_hand(classifier: Classifier) -> None:
-    """A loop of one's own: two steps of what is trainable."""
+    """A hand-written loop: two steps on all trainable parameters."""
     parameters = [p for p in classifier.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.05)
     for _ in range(2):
@@ -218,7 +219,7 @@ def train_by_hand(classifier: Classifier) -> None:
 
 
 def by_data(classifier: Classifier) -> None:
-    classifier.model.blocks[0].mlp.c_fc.bias.data += 1  # no version counter sees this
+    classifier.model.blocks[0].mlp.c_fc.bias.data += 1  # no version counter notices this
 
 
 def by_state_dict(classifier: Classifier) -> None:
@@ -257,10 +258,10 @@ HANDS = [
 
 
 @pytest.mark.parametrize("change_it", HANDS)
-def test_whatever_changed_is_saved_whatever_the_flags(
+def test_all_changed_weights_are_saved_even_if_frozen(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path, change_it
 ) -> None:
-    """However the weights were changed, and with everything frozen by then."""
+    """For every way to change weights, even if everything is frozen by then."""
     change_it(classifier)
     classifier.model.requires_grad_(False)
     classifier.save(tmp_path / "c.safetensors")
@@ -274,7 +275,7 @@ def test_whatever_changed_is_saved_whatever_the_flags(
     assert again.predict(TEXTS) == classifier.predict(TEXTS)
 
 
-def test_weights_of_half_precision_are_saved_as_they_are(
+def test_half_precision_weights_are_saved_unchanged(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     classifier.model.requires_grad_(False).bfloat16()
@@ -286,12 +287,13 @@ def test_weights_of_half_precision_are_saved_as_they_are(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch.compile imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by an import of torch.compile
 def test_a_compiled_model_is_saved_as_the_model(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     classifier.save(tmp_path / "plain.safetensors")
-    classifier.model.blocks[1] = torch.compile(classifier.model.blocks[1])  # never called here
+    # never called, so never compiled
+    classifier.model.blocks[1] = torch.compile(classifier.model.blocks[1])
     classifier.model = torch.compile(classifier.model)
     set_trainable(classifier.model, 1)
     classifier.save(tmp_path / "compiled.safetensors")
@@ -299,7 +301,7 @@ def test_a_compiled_model_is_saved_as_the_model(
     assert plain.read_bytes() == compiled.read_bytes()
 
 
-def test_adapters_merged_for_good_are_saved_as_weights(
+def test_permanently_merged_adapters_are_saved_as_weights(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
@@ -314,7 +316,7 @@ def test_adapters_merged_for_good_are_saved_as_weights(
     assert again.predict(TEXTS) == adapted.predict(TEXTS)
 
 
-def test_what_was_trained_while_merged_is_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_trained_while_merged_are_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapted = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA)
     adapted.model.requires_grad_(False)
     with torch.no_grad():
@@ -329,7 +331,7 @@ def test_what_was_trained_while_merged_is_saved(tiny_checkpoint: Path, tmp_path:
     assert others == {"head.weight", "head.bias", "blocks.0.mlp.c_fc.weight"}
 
 
-# --- a model of one's own, trained before there was a classifier ---
+# --- a model that was trained before it became a classifier ---
 
 
 def own_classifier(folder: Path, base: str, sha256: str = "") -> Classifier:
@@ -338,12 +340,12 @@ def own_classifier(folder: Path, base: str, sha256: str = "") -> Classifier:
     replace_head(model, 2)
     model.requires_grad_(False)
     with torch.no_grad():
-        model.blocks[0].ln_1.bias += 1  # it was trained
+        model.blocks[0].ln_1.bias += 1  # simulates training
     description = Description(base, sha256, (HeadConfig(labels=("a", "b")),), 32)
     return Classifier(model, tokenizer, description)
 
 
-def test_what_was_trained_before_is_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_trained_earlier_are_saved(tiny_checkpoint: Path, tmp_path: Path) -> None:
     classifier = own_classifier(tiny_checkpoint, str(tiny_checkpoint))
     classifier.save(tmp_path / "c.safetensors")
     tensors = load_file(tmp_path / "c.safetensors")
@@ -358,14 +360,14 @@ def test_everything_is_saved_where_the_base_is_not_found(
     said = listen()
     classifier = own_classifier(tiny_checkpoint, str(tmp_path / "gone"))
     classifier.save(tmp_path / "c.safetensors")
-    assert "all weights count as trained" in said[0]
+    assert "gone" in said[0] and "all weights" in said[0]
     again = Classifier.load(tmp_path / "c.safetensors", tiny_checkpoint)
     assert again.predict(TEXTS) == classifier.predict(TEXTS)
 
 
 def test_the_identity_of_trained_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     classifier = own_classifier(tiny_checkpoint, str(tiny_checkpoint), sha256="0" * 64)
-    with pytest.raises(UsageError, match="is not that of"):
+    with pytest.raises(UsageError, match="base_sha256"):
         classifier.save(tmp_path / "c.safetensors")
 
 
@@ -415,7 +417,7 @@ def test_a_base_with_another_vocabulary_is_refused(
         Classifier.load(tmp_path / "c.safetensors", other)
 
 
-def test_a_base_without_a_known_name_must_be_named(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_base_in_a_folder_must_be_given(classifier: Classifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="--model"):
         Classifier.load(tmp_path / "c.safetensors")
@@ -441,7 +443,7 @@ def test_a_base_without_a_known_name_must_be_named(classifier: Classifier, tmp_p
         (lambda t, m: change(m, causal_mask=1), "causal_mask = 1"),
     ],
 )
-def test_a_spoilt_file_is_refused(
+def test_a_damaged_file_is_refused(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path, spoil, message: str
 ) -> None:
     path = tmp_path / "c.safetensors"
@@ -451,7 +453,7 @@ def test_a_spoilt_file_is_refused(
         metadata = json.loads(file.metadata()["gpt2_from_scratch"])
     del metadata["sha256"]
     spoil(tensors, metadata)
-    write_tensors(path, tensors, metadata)  # with its checksum, as if it had been saved so
+    write_tensors(path, tensors, metadata)  # with a valid checksum
     with pytest.raises(CheckpointError, match=message):
         Classifier.load(path, tiny_checkpoint)
 
@@ -528,7 +530,7 @@ def test_a_file_without_one_of_its_adapters_is_refused(
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_is_told(
+def test_every_flipped_bit_is_detected(
     classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "c.safetensors"
@@ -542,7 +544,8 @@ def test_every_flipped_bit_is_told(
             again = Classifier.load(path, tiny_checkpoint)
         except CheckpointError:
             continue
-        assert again.description == classifier.description  # white space of the header changed
+        # the flipped bit is in white space of the header
+        assert again.description == classifier.description
         encoded, _ = classifier.encode(TEXTS)
         assert torch.equal(again.logits(encoded), classifier.logits(encoded))
 
@@ -569,24 +572,26 @@ def test_a_cut_file_and_a_missing_one_are_refused(
         {"max_tokens": 0},
     ],
 )
-def test_senseless_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) -> None:
+def test_invalid_descriptions_are_refused(tiny_checkpoint: Path, wrong: dict) -> None:
     with pytest.raises(UsageError):
         Classifier.on_base(tiny_checkpoint, **({"labels": ["a", "b"]} | wrong))
 
 
-def test_pads_are_for_a_head_that_reads_them(classifier: Classifier) -> None:
+def test_pad_to_needs_a_head_that_reads_padding(classifier: Classifier) -> None:
     with pytest.raises(UsageError, match="last_position"):
         replace(classifier.description, pad_to=32)
 
 
-def test_a_mask_is_left_out_for_the_last_token_only(classifier: Classifier) -> None:
+def test_removing_the_mask_needs_the_last_token(classifier: Classifier) -> None:
     mean = replace(classifier.description.head, pooling="mean")
     with pytest.raises(UsageError, match="last_token"):
         replace(classifier.description, causal_mask=False, heads=(mean,))
     assert not replace(classifier.description, causal_mask=False).causal_mask
 
 
-def test_identity_is_of_the_numbers_not_of_the_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_weights_not_on_the_file(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     gpt2 = load_gpt2(tiny_checkpoint)
     save_gpt2(gpt2, tmp_path)
     assert parameters_sha256(load_gpt2(tmp_path)) == parameters_sha256(gpt2)
@@ -599,7 +604,7 @@ def test_identity_is_of_the_numbers_not_of_the_file(tiny_checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("head", [LABEL, LAYERS, TAGS, LANGUAGE, BOTTOM], ids=lambda h: h.name)
-def test_an_attached_head_says_what_it_said(base: Path, tmp_path: Path, head: HeadConfig) -> None:
+def test_an_attached_head_answers_as_before(base: Path, tmp_path: Path, head: HeadConfig) -> None:
     other = replace(STARS, name="other")
     there, here = classifier_with(base, head), classifier_with(base, other)
     there.save(tmp_path / "there.safetensors")
@@ -614,7 +619,7 @@ def test_an_attached_head_says_what_it_said(base: Path, tmp_path: Path, head: He
     here.save(tmp_path / "here.safetensors")
     again = Classifier.load(tmp_path / "here.safetensors", base)
     assert again.predict(ODD_TEXTS) == here.predict(ODD_TEXTS)
-    with pytest.raises(UsageError, match="names must differ"):
+    with pytest.raises(UsageError, match="different names"):
         again.attach(tmp_path / "there.safetensors")
     assert again.predict(ODD_TEXTS) == here.predict(ODD_TEXTS)
 
@@ -622,8 +627,10 @@ def test_an_attached_head_says_what_it_said(base: Path, tmp_path: Path, head: He
 @pytest.mark.parametrize(
     "lora", [LoRAConfig(rank=2), LoRAConfig(rank=2, matrices=(), head=True)], ids=["all", "head"]
 )
-def test_no_head_is_attached_beside_adapters(base: Path, tmp_path: Path, lora: LoRAConfig) -> None:
-    """Those of blocks change what it reads; those of heads would be looked for in it too."""
+def test_no_head_is_attached_to_a_model_with_adapters(
+    base: Path, tmp_path: Path, lora: LoRAConfig
+) -> None:
+    """Adapters of blocks change what it reads; adapters of heads would be expected in it."""
     classifier_with(base, STARS).save(tmp_path / "stars.safetensors")
     adapted = classifier_with(base, LABEL, lora=lora)
     with pytest.raises(CheckpointError, match="lora_A was trained here"):
@@ -636,9 +643,9 @@ def test_no_head_is_attached_beside_adapters(base: Path, tmp_path: Path, lora: L
         adapted.attach(tmp_path / "stars.safetensors")
 
 
-def test_no_head_is_attached_that_reads_texts_otherwise(base: Path, tmp_path: Path) -> None:
+def test_attached_heads_must_read_texts_in_the_same_way(base: Path, tmp_path: Path) -> None:
     classifier_with(base, LABEL, max_tokens=5).save(tmp_path / "cut.safetensors")
-    with pytest.raises(CheckpointError, match="max_tokens = 5, this one 32"):
+    with pytest.raises(CheckpointError, match="max_tokens = 5, .* 32"):
         classifier_with(base, STARS).attach(tmp_path / "cut.safetensors")
     padded = classifier_with(base, replace(LABEL, pooling="last_position"))
     padded.description = replace(padded.description, pad_to=32)
@@ -647,11 +654,11 @@ def test_no_head_is_attached_that_reads_texts_otherwise(base: Path, tmp_path: Pa
         classifier_with(base, STARS).attach(tmp_path / "padded.safetensors")
 
 
-# --- what is added to a base ---
+# --- parts added to a base ---
 
 
-def test_appendix_e_on_124m_trains_2_666_528() -> None:
-    """Adapters of rank 16 beside every linear layer, the head among them, and nothing else."""
+def test_appendix_e_on_124m_has_2_666_528_trainable_parameters() -> None:
+    """Adapters of rank 16 on every linear layer, including the head, and nothing else."""
     with torch.device("meta"):
         model = GPT2(GPT2Config())
     lora = LoRAConfig(rank=16, alpha=16, head=True)

@@ -1,4 +1,4 @@
-"""Settings from the shell: what they make of the data, and what is refused."""
+"""Command-line settings of a head: their effect, and what is refused."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_values_too_large_to_be_squared_are_refused() -> None:
         {"labels": ","},
     ],
 )
-def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
+def test_settings_without_effect_are_refused(settings: dict) -> None:
     with pytest.raises(UsageError):
         HeadSettings(**settings)
 
@@ -60,12 +60,13 @@ def test_what_would_have_no_effect_is_refused(settings: dict) -> None:
     "settings",
     [
         {"micro_batch": 17},
-        {"rate_decay": 1e200},  # to the power of 6 no number
+        {"rate_decay": 1e200},  # its sixth power is infinite
         {"unfreeze_every": 1, "n_last_blocks": 0},
-        {"unfreeze_every": 5, "n_last_blocks": 2},  # the second would join in epoch 11 of 10
+        # the second block would be unfrozen in epoch 11 of 10
+        {"unfreeze_every": 5, "n_last_blocks": 2},
     ],
 )
-def test_training_that_would_not_be_as_asked_is_refused(settings: dict) -> None:
+def test_impossible_training_settings_are_refused(settings: dict) -> None:
     with pytest.raises(UsageError):
         TrainConfig(**settings)
     TrainConfig(batch_size=17, micro_batch=17)
@@ -73,7 +74,7 @@ def test_training_that_would_not_be_as_asked_is_refused(settings: dict) -> None:
 
 
 @pytest.mark.parametrize("more", [["--n-last-blocks", "2"], ["--no-final-norm"]])
-def test_named_parameters_are_all_that_trains(
+def test_only_named_parameters_are_trainable(
     more: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     assert cli.main(["train", "--trainable", "head.*", *more]) == 2
@@ -81,15 +82,15 @@ def test_named_parameters_are_all_that_trains(
 
 
 def test_texts_without_any_label_are_refused() -> None:
-    with pytest.raises(DataError, match="no text has any label"):
+    with pytest.raises(DataError, match="no text has a label"):
         HeadSettings("multi-label").head_config([], [Message("one", ())], 8)
 
 
-def test_labels_of_the_data_that_were_not_named_are_told() -> None:
+def test_labels_missing_from_the_setting_are_named() -> None:
     texts = [Message("x", "ham"), Message("y", "eggs")]
     with pytest.raises(DataError, match="eggs"):
         HeadSettings(labels="ham,spam").head_config(["eggs", "ham"], texts, 8)
-    with pytest.raises(DataError, match="'Ham', 'ham'.* differ in how they are written"):
+    with pytest.raises(DataError, match="'Ham', 'ham'\\] differ only in"):
         HeadSettings(labels="ham,spam").head_config(["Ham", "spam"], texts, 8)
     named = HeadSettings(labels="spam,ham", name="kind").head_config(["ham"], texts, 8)
     assert named.labels == ("spam", "ham") and named.name == "kind"
@@ -102,11 +103,11 @@ def test_labels_of_the_data_that_were_not_named_are_told() -> None:
     + [{"epochs": "3"}, {"epochs": 1.5}, {"epochs": True}, {"seed": None}, {"lr": True}]
     + [{"final_norm": "no"}, {"n_last_blocks": 0.5}],
 )
-def test_senseless_training_settings_are_refused(wrong: dict) -> None:
+def test_invalid_training_settings_are_refused(wrong: dict) -> None:
     (name,) = wrong
     with pytest.raises(UsageError, match=name):
         TrainConfig(**wrong)
-    assert TrainConfig(lr=1).lr == 1  # a whole number is a number
+    assert TrainConfig(lr=1).lr == 1  # an int is accepted as a float
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_head_settings_without_effect_are_refused(values: dict) -> None:
         ({"task": "regression", "labels": ("x",), "class_weights": (1.0,)}, "regression"),
     ],
 )
-def test_a_head_that_cannot_be_is_refused(values: dict, fact: str) -> None:
+def test_invalid_heads_are_refused(values: dict, fact: str) -> None:
     with pytest.raises(UsageError, match=fact):
         HeadConfig(**{"labels": ("ham", "spam"), **values})
 

@@ -1,4 +1,4 @@
-"""What may be given as texts, and what is refused, in every function that takes texts."""
+"""Accepted and refused kinds of texts, for every function that takes texts."""
 
 from collections import deque
 from collections.abc import Callable
@@ -84,7 +84,9 @@ def test_a_stream_is_accepted(classifier: Classifier, use: str) -> None:
 
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.parametrize("use", USES)
-def test_what_is_no_list_of_texts_is_one_error(classifier: Classifier, use: str, kind: str) -> None:
+def test_something_else_than_texts_is_one_error(
+    classifier: Classifier, use: str, kind: str
+) -> None:
     texts, message = REFUSED[kind]
     with pytest.raises(DataError, match=message):
         USES[use](classifier, texts)
@@ -99,7 +101,7 @@ def test_a_whole_table_is_never_skipped(classifier: Classifier, kind: str) -> No
 
 
 @pytest.mark.parametrize("wrong", [["the cat"], [3], "the cat", [b"ab", "c"], [None]])
-def test_texts_in_the_place_of_ids_are_one_error(classifier: Classifier, wrong) -> None:
+def test_texts_in_place_of_ids_are_one_error(classifier: Classifier, wrong) -> None:
     for use in (classifier.texts, lambda ids: list(classifier.outputs(ids))):
         with pytest.raises(DataError, match=r"list of ids|ids are from 0"):
             use(wrong)

@@ -1,6 +1,6 @@
-"""Finetuning equals plain loops, leaves what is frozen untouched, and is a function of its seed.
+"""Finetuning equals plain loops, keeps frozen parameters, and depends only on its seed.
 
-First one head, then LoRA, then several heads at once.
+The tests are about one head first, then about LoRA, then about several heads at once.
 """
 
 import json
@@ -52,7 +52,7 @@ CONFIG = TrainConfig(epochs=6, batch_size=4, lr=0.01, patience=6, seed=3)
 
 @pytest.fixture
 def split() -> Split:
-    """Two kinds of texts that differ in one word; every text another."""
+    """Two kinds of texts that differ in one word; all texts are distinct."""
     things = ["house", "river", "tree", "street", "garden", "window", "letter", "road"]
     messages = [
         Message(f"{word} the {thing} {n}", label)
@@ -76,9 +76,9 @@ def train_plainly(
     messages: Sequence[Message],
     losses_of: Callable[[list[Message]], list[tuple[float, Tensor]]],
 ) -> list[float]:
-    """AdamW, its rates and the order written out; the mean training loss of each epoch.
+    """AdamW with hand-written learning rates and order; returns each epoch's mean training loss.
 
-    `losses_of` a batch are what is reported of each loss, and what is differentiated.
+    `losses_of` returns, for a batch, pairs: the loss to report, and the loss to differentiate.
     """
     groups = [  # matrices decay, biases and norms do not
         {"params": [p for p in trained if p.dim() > 1]},
@@ -127,7 +127,7 @@ def test_the_loss_falls_and_frozen_tensors_keep_their_bits(
 
 
 def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
-    """The same batches, one text at a time through the whole model."""
+    """The reference uses the same batches, and runs the whole model on one text at a time."""
     config = replace(CONFIG, epochs=2)
     _, history = run(tiny_checkpoint, split, tmp_path / "run", config)
     plain = Classifier.on_base(tiny_checkpoint, LABELS, seed=3)
@@ -145,7 +145,7 @@ def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_p
         lambda batch: cross_entropy(batch, [logits(m) for m in batch]),
     )
     assert [epoch.train_loss for epoch in history] == pytest.approx(losses, abs=1e-5)
-    # compared by answers: the key bias has no gradient but rounding, which AdamW blows up at will
+    # compare answers: the key bias has only rounding as its gradient, which AdamW magnifies
     last = Classifier.load(tmp_path / "run" / "last.safetensors", tiny_checkpoint)
     with torch.no_grad():
         expected = torch.stack([logits(message) for message in split.test])
@@ -158,7 +158,7 @@ def test_two_runs_of_one_seed_are_equal_to_the_bit(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     first, _ = run(tiny_checkpoint, split, tmp_path / "first")
-    torch.rand(5)  # whatever else drew random numbers
+    torch.rand(5)  # other code may have drawn random numbers
     second, _ = run(tiny_checkpoint, split, tmp_path / "second")
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -166,7 +166,9 @@ def test_two_runs_of_one_seed_are_equal_to_the_bit(
     assert not torch.equal(first.model.head.weight, other.model.head.weight)
 
 
-def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
+def test_the_run_folder_describes_the_run(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path
+) -> None:
     classifier, history = run(tiny_checkpoint, split, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [vars(epoch) for epoch in history]
@@ -179,7 +181,7 @@ def test_the_run_folder_tells_the_run(tiny_checkpoint: Path, split: Split, tmp_p
     assert loss_and_scores(last, val)[0] == history[-1].val_loss
 
 
-def test_it_stops_when_validation_no_longer_rises(
+def test_training_stops_when_validation_no_longer_improves(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     swapped = {"ham": "spam", "spam": "ham"}
@@ -189,9 +191,7 @@ def test_it_stops_when_validation_no_longer_rises(
     assert len(history) == best_epoch(history).epoch + 2 < 30
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
-    tiny_checkpoint: Path, split: Split, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_run(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
     with pytest.raises(GPT2Error, match="loss .* epoch 1, step 2"):
         run(tiny_checkpoint, split, tmp_path / "run", replace(CONFIG, lr=1e30, warmup=0.0))
     report = json.loads((tmp_path / "run" / "nan_report.json").read_text())
@@ -199,10 +199,10 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert report["texts"] == [split.train[n].text for n in shown] and report["step"] == 2
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(
+def test_a_nan_validation_loss_is_never_the_best(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
-    """One step ruins the weights, so only the look at the validation part can see it."""
+    """One step ruins the weights, so only validation can notice."""
     config = replace(CONFIG, epochs=1, batch_size=1000, lr=1e30, warmup=0.0)
     with pytest.raises(GPT2Error, match="validation loss"):
         run(tiny_checkpoint, split, tmp_path / "run", config)
@@ -231,7 +231,7 @@ def test_the_best_epoch_is_the_latest_of_the_most_accurate() -> None:
     assert best_epoch(history).epoch == 4 and best_epoch(history[:3]).epoch == 2
 
 
-def test_the_rate_rises_and_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     shares = [rate_factor(step, 100, 0.1) for step in range(101)]
     assert shares[0] == 0.1 and shares[9] == shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5) and shares[100] == pytest.approx(0)
@@ -239,7 +239,7 @@ def test_the_rate_rises_and_falls_to_nothing() -> None:
 
 
 def test_the_order_of_messages_is_pinned() -> None:
-    """numpy's RandomState is frozen, so this order holds on every machine, for good."""
+    """numpy's RandomState is frozen, so this order holds on every machine and in the future."""
     assert epoch_order(8, 123, 1).tolist() == [2, 7, 4, 3, 1, 5, 6, 0]
     assert epoch_order(8, 123, 2).tolist() == [5, 6, 1, 3, 7, 0, 2, 4]
 
@@ -248,7 +248,7 @@ def test_the_order_of_messages_is_pinned() -> None:
 @pytest.mark.parametrize(
     "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
 )
-def test_every_pooling_trains(
+def test_every_pooling_can_be_trained(
     tiny_checkpoint: Path, split: Split, tmp_path: Path, pooling: str
 ) -> None:
     _, history = run(tiny_checkpoint, split, tmp_path / "run", pooling=pooling)
@@ -264,7 +264,7 @@ def test_an_epoch_as_a_line() -> None:
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])
-def test_a_head_without_any_target_is_told_before_training(
+def test_a_head_without_targets_is_refused_before_training(
     tiny_checkpoint: Path, tmp_path: Path, part: str
 ) -> None:
     good = [Message("the cat", {"label": label}) for label in LABELS]
@@ -309,7 +309,7 @@ def test_adapters_head_and_norm_change_and_nothing_else(
     before = parameters(Classifier.on_base(tiny_checkpoint, LABELS, lora=LORA, seed=3))
     classifier, history = run(tiny_checkpoint, split, tmp_path / "run", ADAPTED, lora=LORA)
     adapters = set(lora_names(classifier.model))
-    assert len(adapters) == 2 * 2 * 4  # A and B of four layers in two blocks
+    assert len(adapters) == 2 * 2 * 4  # A and B for four layers in two blocks
     assert changed(before, classifier) == adapters | HEAD_AND_NORM
     assert history[-1].train_loss < history[0].train_loss
 
@@ -317,7 +317,7 @@ def test_adapters_head_and_norm_change_and_nothing_else(
 def test_training_lora_equals_a_dense_loop(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
-    """W + BA written out and put into a plain GPT-2, one text at a time."""
+    """The reference adds BA to W in a plain GPT-2, and runs one text at a time."""
     _, history = run(tiny_checkpoint, split, tmp_path / "run", ADAPTED, lora=LORA)
     plain = Classifier.on_base(tiny_checkpoint, LABELS, seed=3)
     adapted = Classifier.on_base(tiny_checkpoint, LABELS, lora=LORA, seed=3).model
@@ -332,7 +332,7 @@ def test_training_lora_equals_a_dense_loop(
         for name in (name for name in trains if name.endswith("lora_A")):
             layer = name.removesuffix(".lora_A")
             pairs = zip(trains[f"{layer}.lora_B"], trains[name], strict=True)
-            product = torch.cat([B @ A for B, A in pairs])  # of query, key, value
+            product = torch.cat([B @ A for B, A in pairs])  # for query, key and value
             weights[f"{layer}.weight"] = own[f"{layer}.weight"] + 6.0 / 4 * product
         ids = torch.tensor([plain.tokenizer.encode(message.text)])
         return functional_call(plain.model, weights, ids)[0, -1]
@@ -369,7 +369,7 @@ def test_blocks_and_adapters_train_together(
 
 
 @pytest.mark.slow
-def test_dropout_draws_in_training_alone(
+def test_dropout_is_drawn_only_in_training(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     half = replace(LORA, dropout=0.5)
@@ -381,11 +381,11 @@ def test_dropout_draws_in_training_alone(
     assert history == again and history[-1].train_loss != without[-1].train_loss
     assert torch.equal(logits(classifier), logits(classifier))
     torch.manual_seed(5)
-    assert torch.equal(torch.rand(3), after)  # whoever else draws does not notice
+    assert torch.equal(torch.rand(3), after)  # other random draws are not affected
 
 
 def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
-    """Two heads, behind one block and behind both: what each says, by hand from dense weights."""
+    """Two heads, after one block and after both; the reference computes them with dense weights."""
     heads = [
         HeadConfig("early", labels=("ham", "spam"), layer=1),
         HeadConfig(labels=("ham", "spam")),
@@ -415,7 +415,7 @@ def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Pa
                 assert list(told.values()) == pytest.approx(share.tolist(), abs=1e-5)
 
 
-def test_adapters_above_what_is_read_stay_as_they_were(
+def test_adapters_above_the_layer_read_do_not_change(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     heads = [HeadConfig(labels=("ham", "spam"), layer=1)]
@@ -426,10 +426,10 @@ def test_adapters_above_what_is_read_stay_as_they_were(
     assert changed(before, classifier) == below | HEAD_AND_NORM
 
 
-def test_with_an_adapted_head_the_drawn_one_keeps_its_bits(
+def test_an_adapted_head_keeps_its_initial_weights(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
-    """Through a file and further training too."""
+    """Also after saving, loading and further training."""
     config = replace(ADAPTED, final_norm=False)
     settings = {"lora": replace(LORA, head=True)}
     before = parameters(Classifier.on_base(tiny_checkpoint, LABELS, seed=3, **settings))
@@ -443,7 +443,7 @@ def test_with_an_adapted_head_the_drawn_one_keeps_its_bits(
 
 
 @pytest.mark.slow
-def test_loaded_it_gives_the_same_bits_and_trains_on_to_the_same(
+def test_a_loaded_model_answers_and_trains_identically(
     tiny_checkpoint: Path, split: Split, tmp_path: Path
 ) -> None:
     classifier, _ = run(tiny_checkpoint, split, tmp_path / "run", ADAPTED, lora=LORA)
@@ -459,7 +459,7 @@ def test_loaded_it_gives_the_same_bits_and_trains_on_to_the_same(
 
 
 @pytest.mark.slow
-def test_training_takes_it_apart_first(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
+def test_training_unmerges_lora_first(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
     classifier, _ = run(tiny_checkpoint, split, tmp_path / "run", ADAPTED, lora=LORA)
     loaded = Classifier.load(tmp_path / "run", tiny_checkpoint)
     loaded.merge()
@@ -492,7 +492,7 @@ def test_the_frozen_blocks_below_are_computed_once(split: Split, tmp_path: Path,
         classifier.model.zero_grad()
         if ours:
             outputs = classifier.batch_logits(texts, range(len(encoded)))
-        else:  # the whole model, text by text
+        else:  # the whole model runs, text by text
             rows = [classifier.model(torch.tensor([ids]))[0, -1] for ids in encoded]
             outputs = torch.stack(rows)
         outputs.square().sum().backward()
@@ -540,7 +540,7 @@ HEADS = [KIND, SIZE, TAGS, MARKS]
 
 
 def example(n: int, word: str, thing: str) -> Message:
-    """A text and its labels by rule; a fifth of them lack one, each another."""
+    """A text with labels made by rules; a fifth of the texts lack one of the labels."""
     text = f"{word} the {thing} {n}"
     words = [Span(*m.span(), "NUM" if m[0].isdigit() else "O") for m in re.finditer(r"\S+", text)]
     labels: dict[str, Any] = {
@@ -565,7 +565,7 @@ def labelled_split() -> Split:
 
 
 def run_heads(base: Path, split: Split, out: Path, config=SEVERAL, heads=HEADS, lora=None, **more):
-    """(the classifier, its history, the parameters it ended with by name)"""
+    """(the classifier, its history, its final parameters by name)"""
     out.mkdir(exist_ok=True)
     classifier = Classifier.on_base(base, heads=heads, lora=lora, seed=3)
     history = finetune(classifier, split, config, out, **more)
@@ -573,7 +573,7 @@ def run_heads(base: Path, split: Split, out: Path, config=SEVERAL, heads=HEADS, 
 
 
 def own_loss(classifier: Classifier, head: HeadConfig, texts: Sequence[Message]) -> Tensor | None:
-    """The mean loss of one head over some texts, one forward pass a text; None without labels."""
+    """The mean loss of one head, one forward pass per text; None without labels."""
     model, losses, weights = classifier.model, [], 0.0
     for text in (t for t in texts if head.name in t.label):
         label, ids = text.label[head.name], classifier.tokenizer.encode(text.text)
@@ -608,7 +608,7 @@ def own_loss(classifier: Classifier, head: HeadConfig, texts: Sequence[Message])
 
 
 def plain_loop(base: Path, split: Split, config: TrainConfig) -> tuple[Classifier, list[float]]:
-    """The classifier in the end, and the training loss of each epoch."""
+    """The final classifier, and the training loss of each epoch."""
     classifier, running = Classifier.on_base(base, heads=HEADS, seed=3), dict[str, float]()
     first = 2 - config.n_last_blocks
     trains = ("head.", "ln_f.", *(f"blocks.{n}." for n in range(first, 2)))
@@ -631,7 +631,7 @@ def plain_loop(base: Path, split: Split, config: TrainConfig) -> tuple[Classifie
 
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:
-    """But for key biases: they have no gradient but rounding, which AdamW blows up at will."""
+    """Compare all but key biases, whose gradient is only rounding, which AdamW magnifies."""
     for name, value in found.items():
         other = expected[name].detach()
         if name.endswith("c_attn.bias"):
@@ -650,7 +650,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) ->
     + [{"balance_losses": True, "micro_batch": 1}],
 )
 def test_joint_training_is_the_sum_of_the_heads(tiny_checkpoint, labelled_split, tmp_path, changes):
-    """Losses with their weights, over the texts that have a label for the head."""
+    """The sum of the weighted losses, each over the texts that have a label for its head."""
     config = replace(SEVERAL, **changes)
     _, history, last = run_heads(tiny_checkpoint, labelled_split, tmp_path, config)
     plain, losses = plain_loop(tiny_checkpoint, labelled_split, config)
@@ -675,13 +675,13 @@ def test_validation_sums_the_heads_too(tiny_checkpoint, labelled_split, tmp_path
 
 
 def kilo(head: HeadConfig) -> HeadConfig:
-    """The same values in units a thousand times smaller, as a table might have them."""
+    """The same values in units that are a thousand times smaller, as a table might have them."""
     return replace(head, center=(), scale=(0.005, 0.002))
 
 
 @pytest.mark.slow
-def test_balanced_losses_do_not_hang_on_units(tiny_checkpoint, labelled_split, tmp_path):
-    """From the first step on, which AdamW remembers for long: the loss begins at about 10^7."""
+def test_balanced_losses_do_not_depend_on_units(tiny_checkpoint, labelled_split, tmp_path):
+    """The first step counts most, because AdamW remembers it: the loss begins at about 10^7."""
     config = replace(SEVERAL, epochs=6, patience=6)
     losses = {}
     for name, changes in (("as they are", {}), ("balanced", {"balance_losses": True})):
@@ -705,15 +705,15 @@ def test_a_head_without_gradient_leaves_the_blocks_as_they_were(
     close(without, with_it, 1e-5)
     begun = dict(Classifier.on_base(tiny_checkpoint, heads=HEADS, seed=3).model.named_parameters())
     assert (with_it["head.marks.weight"] - begun["head.marks.weight"]).abs().max() > 0.01
-    pulls = [*HEADS[:-1], replace(MARKS, gradient=True)]  # the control
+    pulls = [*HEADS[:-1], replace(MARKS, gradient=True)]  # a control: with a gradient
     other = run_heads(tiny_checkpoint, labelled_split, tmp_path / "pulls", heads=pulls)[2]
     with pytest.raises(AssertionError):
         close(without, other, 1e-3)
 
 
 @pytest.mark.slow
-def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, labelled_split, tmp_path):
-    """Its loss counts all the same: the block follows it."""
+def test_a_frozen_head_stays_bit_identical(tiny_checkpoint, labelled_split, tmp_path):
+    """Its loss counts all the same, and the block is trained with it."""
     fixed = [KIND, replace(TAGS, trainable=False)]
     begun = dict(Classifier.on_base(tiny_checkpoint, heads=fixed, seed=3).model.named_parameters())
     classifier, _, last = run_heads(
@@ -723,7 +723,7 @@ def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, labelled_s
     alone = run_heads(tiny_checkpoint, labelled_split, tmp_path / "alone", heads=[KIND])[2]
     name = "blocks.1.mlp.c_fc.weight"
     assert (last[name] - alone[name]).abs().max() > 1e-3
-    again = Classifier.load(tmp_path / "fixed", tiny_checkpoint)  # saved all the same
+    again = Classifier.load(tmp_path / "fixed", tiny_checkpoint)  # a frozen head is saved too
     assert torch.equal(again.model.head["tags"].weight, begun["head.tags.weight"])
 
 
@@ -741,7 +741,7 @@ def test_a_head_that_does_not_train_stays_to_the_bit(tiny_checkpoint, labelled_s
 def test_frozen_blocks_are_computed_once_up_to_the_lowest_layer_read(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch, layers, n_last_blocks, depth
 ):
-    """And the end is that of computing them again at each use."""
+    """The result equals that of computing them again at each use."""
     heads = [replace(KIND, layer=layers[0]), replace(MARKS, layer=layers[1], gradient=True)]
     config, taken = replace(SEVERAL, n_last_blocks=n_last_blocks), []
     plain = Classifier.texts
@@ -781,7 +781,7 @@ DRAWING = [replace(KIND, dropout=0.3, hidden=(6,), activation="tanh"), SIZE, TAG
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch, changes
 ):
-    """Stopped in the first epoch, at the end of the second, in the third; with dropout."""
+    """Stopped in the first epoch, at the end of the second, and in the third; with dropout."""
     changes, lora = {**changes}, changes.get("lora")
     changes.pop("lora", None)
     config, out = replace(SEVERAL, **changes), tmp_path / "stopped"
@@ -802,7 +802,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
                 run_heads(
                     tiny_checkpoint, labelled_split, out, config, DRAWING, lora, resume=resume
                 )
-    torch.rand(7)  # whatever else drew random numbers
+    torch.rand(7)  # other code may have drawn random numbers
     classifier, history, _ = run_heads(
         tiny_checkpoint, labelled_split, out, config, DRAWING, lora, resume=True
     )
@@ -819,7 +819,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 def test_a_state_of_an_earlier_version_is_resumed(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch
 ):
-    """It had other names for correct decisions and for their number."""
+    """That version used other names for the counts of correct and of all decisions."""
     run_heads(tiny_checkpoint, labelled_split, tmp_path / "unbroken")
     plain = TrainingRun.step
 
@@ -843,10 +843,8 @@ def test_a_state_of_an_earlier_version_is_resumed(
 
 
 @pytest.mark.slow
-def test_dropout_draws_another_time_at_each_step(
-    tiny_checkpoint, labelled_split, tmp_path, monkeypatch
-):
-    """The control of the test above: there is something to draw."""
+def test_dropout_differs_at_each_step(tiny_checkpoint, labelled_split, tmp_path, monkeypatch):
+    """A control for the test above: it shows that dropout is drawn."""
     still = run(
         tiny_checkpoint,
         labelled_split,
@@ -859,10 +857,10 @@ def test_dropout_draws_another_time_at_each_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "end_epoch"])
-def test_the_best_epoch_is_kept_as_it_was_when_blocks_join(
+def test_the_best_weights_stay_the_same_when_blocks_are_unfrozen(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch, name
 ):
-    """A run that goes on saves the same best again, not what joined after it."""
+    """A resumed run saves the best weights again as they were, without blocks unfrozen later."""
     config = replace(SEVERAL, unfreeze_every=1, epochs=3)
     monkeypatch.setattr(training_run, "best_epoch", lambda history: history[0])
     run_heads(tiny_checkpoint, labelled_split, tmp_path / "unbroken", config)
@@ -870,7 +868,8 @@ def test_the_best_epoch_is_kept_as_it_was_when_blocks_join(
 
     def stopped(self: TrainingRun, *given: Any) -> None:
         plain(self, *given)
-        if self.at.step == {"step": 5, "end_epoch": 9}[name]:  # in the second, behind the last
+        # in the second epoch, and after the last
+        if self.at.step == {"step": 5, "end_epoch": 9}[name]:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -885,7 +884,7 @@ def test_the_best_epoch_is_kept_as_it_was_when_blocks_join(
         assert found == expected, file
 
 
-def test_the_history_tells_each_head(tiny_checkpoint, labelled_split, tmp_path):
+def test_the_history_has_each_head(tiny_checkpoint, labelled_split, tmp_path):
     classifier, history, _ = run_heads(tiny_checkpoint, labelled_split, tmp_path)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert [*line["heads"]] == [head.name for head in HEADS]

@@ -1,4 +1,4 @@
-"""What `check` finds, counted again by brute force; whether it says what training then does."""
+"""The findings of `check`, compared with brute force and with what training then does."""
 
 import json
 import random
@@ -38,7 +38,7 @@ CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 def drawn(seed: int, count: int = 300) -> list[Message]:
-    """Few words, so that many texts are equal, nearly equal, or have two labels."""
+    """Texts of few words, so that many are equal, nearly equal, or have two labels."""
     draw = random.Random(seed)
     words = ["Call", "call", "1", "2", "!", "now", "é", "=", "-", "\x07", "\ufffd", "@x", "😀"]
     texts = [" ".join(draw.choices(words, k=draw.randrange(1, 5))) for _ in range(count)]
@@ -46,7 +46,7 @@ def drawn(seed: int, count: int = 300) -> list[Message]:
 
 
 def row_of(shown: str, name: str) -> str:
-    """What is right of a name in a table of the report."""
+    """The cells to the right of a name in a table of the report."""
     (line,) = [line for line in shown.splitlines() if line.strip().startswith(name + "  ")]
     return line.split(name, 1)[1].strip()
 
@@ -58,7 +58,7 @@ def written(path: Path, messages: list[Message]) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_all_is_counted_as_by_brute_force(tmp_path: Path, seed: int) -> None:
+def test_counts_by_brute_force(tmp_path: Path, seed: int) -> None:
     messages = drawn(seed)
     report = check_data(written(tmp_path / "m.csv", messages))
     texts = [m.text for m in messages]
@@ -116,7 +116,7 @@ def test_the_tokens_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> N
         check_data(model="nowhere")
 
 
-def test_what_a_plain_split_would_leak(tmp_path: Path) -> None:
+def test_leaks_of_a_plain_split(tmp_path: Path) -> None:
     messages = [Message(f"text {n % 60} of many", "ab"[n % 2]) for n in range(200)]
     messages += [Message(f"Text number {n}!", "ab"[n % 2]) for n in range(50)]
     leak = check_data(written(tmp_path / "m.csv", messages)).leak
@@ -131,7 +131,8 @@ def test_what_a_plain_split_would_leak(tmp_path: Path) -> None:
         any(are_near_duplicates(messages[n].text, messages[k].text) for k in train) for n in test
     )
     assert leak.plain_near == plain_near > expected and sum(near) > 5
-    assert leak.together_test is None and leak.together_near is None  # all texts are two groups
+    # the texts form only two groups
+    assert leak.together_test is None and leak.together_near is None
     shown = format_report(check_data(tmp_path / "m.csv"))
     assert row_of(shown, "near duplicates together") == "too few groups"
 
@@ -158,7 +159,7 @@ def test_near_duplicates(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_limit_cuts(tmp_path: Path, capsys) -> None:
+def test_the_effect_of_a_token_limit(tmp_path: Path, capsys) -> None:
     texts = ["the cat " * 400, "the cat sat on the mat"] + [f"text {n}" for n in range(38)]
     path = written(tmp_path / "m.csv", [Message(t, "ab"[n % 2]) for n, t in enumerate(texts)])
     lengths = [len(Tokenizer(embedded("weights/mini")).encode(text)) for text in texts]
@@ -184,19 +185,19 @@ def test_remarks_come_before_the_verdict(tmp_path: Path) -> None:
     assert shown[-5] == "remarks" and shown[-1] == "ready to train"
     assert [line.split(":")[0] for line in shown[-4:-1]] == [
         "  labels are uneven",
-        "  length alone tells labels apart",
-        "  20 test texts",
+        "  text length alone separates the labels",
+        "  only 20 test texts",
     ]
     even = [Message(f"{n} of them", "ab"[n % 2]) for n in range(1200)]
     report = check_data(written(tmp_path / "even.csv", even))
     assert report.remarks == [] and "remarks" not in format_report(report).splitlines()
 
 
-# --- whether it can be trained on ---
+# --- whether training is possible ---
 
 
 def by_load_and_split(path: Path, on_error: str) -> bool:
-    """The truth: what training does first."""
+    """The correct verdict: whether the first steps of training succeed."""
     try:
         messages = load_messages(DataConfig(source=str(path), on_error=on_error))
         split_messages(messages, on_error=on_error)
@@ -223,7 +224,7 @@ GOOD = "".join(f"{label},text {n} {label}\n" for n in range(12) for label in ("h
         ("", False, False),
     ],
 )
-def test_its_verdict_is_what_training_does(tmp_path: Path, capsys, rows, ready, with_skip) -> None:
+def test_the_verdict_agrees_with_training(tmp_path: Path, capsys, rows, ready, with_skip) -> None:
     path = tmp_path / "m.csv"
     path.write_text("label,text\n" + rows)
     report = check_data(path)
@@ -239,7 +240,7 @@ def test_its_verdict_is_what_training_does(tmp_path: Path, capsys, rows, ready, 
     assert ("cannot be trained on" in err) == (not ready) and err.count("\n") <= 1
 
 
-def test_faults_do_not_stop_it(tmp_path: Path) -> None:
+def test_faults_do_not_stop_the_check(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes(b"label,text\n" + b"ham\nham,caf\xe9\n" * 7 + b"ham,\n" + GOOD.encode())
     report = check_data(path)
@@ -251,7 +252,7 @@ def test_faults_do_not_stop_it(tmp_path: Path) -> None:
     assert "7 with bytes that are not UTF-8: line 3, 5, 7, 9, 11, ..." in shown
 
 
-def test_what_stops_it_is_told_with_what_came_before(tmp_path: Path) -> None:
+def test_an_error_is_reported_with_the_rows_before_it(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("label,text\n" + GOOD + 'ham,"open\n')
     report = check_data(path)
@@ -263,7 +264,7 @@ def test_what_stops_it_is_told_with_what_came_before(tmp_path: Path) -> None:
     assert len(format_report(report).splitlines()) == 3
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none.csv is not a file"):
         check_data(tmp_path / "none.csv")
     path = written(tmp_path / "m.csv", [Message("a", "b")])
@@ -315,7 +316,7 @@ def test_the_words_of_conll(capsys) -> None:
     assert report.obstacles == ["2 texts are too few; 10 are needed"]
     assert cli.main(["check", str(path), "--task", "token-classification"]) == 3
     assert "always predicting" in capsys.readouterr().out
-    assert cli.main(["check", str(path)]) == 3  # and says which task it is for
+    assert cli.main(["check", str(path)]) == 3  # the error names the right task
     assert "--task" in capsys.readouterr().out
 
 
@@ -324,7 +325,8 @@ def test_the_questions_of_squad(tmp_path: Path) -> None:
     assert report.rows == 13 and list(report.faults) == ["questions without an answer"]
     assert report.values == {"characters": Values(4, 4.0, 4)} and report.labels == {}
     assert report.obstacles == ["1 faulty rows"] and report.obstacles_with_skip == []
-    assert report.near_duplicates.groups == 0 and report.leak is None  # all share their context
+    # all questions have the same context
+    assert report.near_duplicates.groups == 0 and report.leak is None
     assert "answers" in format_report(report).splitlines()
 
 
@@ -351,7 +353,7 @@ def test_labels_and_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["classification", "multi-label", "regression", "span"])
-def test_other_tasks_verdict_is_what_training_does(tmp_path: Path, task: str) -> None:
+def test_the_verdict_agrees_with_training_for_other_tasks(tmp_path: Path, task: str) -> None:
     """For a file that fits the task, and for one that does not."""
     label = {"classification": "a", "multi-label": ["a"], "regression": 1.5, "span": [0, 2]}[task]
     other = "b" if task == "classification" else label
@@ -366,7 +368,7 @@ def test_other_tasks_verdict_is_what_training_does(tmp_path: Path, task: str) ->
         assert trains == ready == (not check_data(path, task).obstacles)
 
 
-def test_rare_labels_are_no_obstacle_once_it_is_said_what_to_do(tmp_path: Path) -> None:
+def test_rare_labels_are_no_obstacle_with_an_option_for_them(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("label,text\n" + GOOD + "eggs,more\n")
     assert "--rare-labels" in check_data(path).obstacles[0]
@@ -375,7 +377,7 @@ def test_rare_labels_are_no_obstacle_once_it_is_said_what_to_do(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("task", ["ner", "language", "features"])
-def test_what_cannot_be_checked(task: str) -> None:
+def test_tasks_that_cannot_be_checked(task: str) -> None:
     with pytest.raises(UsageError, match="token-classification, span"):
         check_data("hard", task)
 
@@ -392,18 +394,18 @@ def test_what_cannot_be_checked(task: str) -> None:
         ),
     ],
 )
-def test_what_was_recognised_is_reported(capsys, name: str, words: str) -> None:
+def test_the_detected_format_is_reported(capsys, name: str, words: str) -> None:
     assert cli.main(["check", str(CASES / name)]) == 0
     out, err = capsys.readouterr()
     assert words in out.splitlines()[1] and err == ""
 
 
-def test_what_separates_labels_is_reported() -> None:
+def test_the_label_separator_is_reported() -> None:
     assert check_data(CASES / "multi_comma.csv", "multi-label").form.endswith("by commas")
 
 
 @pytest.mark.parametrize("task", ["span", "token-classification"])
-def test_a_table_is_described_as_one_whatever_the_task(task: str) -> None:
+def test_a_table_is_described_as_a_table_for_every_task(task: str) -> None:
     report = check_data(CASES / "multi_comma.csv", task)
     assert report.form.startswith("2 columns separated by comma") and task in report.stopped
 
@@ -424,7 +426,7 @@ def test_the_command_prints_json_first_and_then_fails(tmp_path: Path, capsys) ->
     assert err == f"gpt2-classifier: {path} cannot be trained on: 1 faulty rows\n"
 
 
-def test_no_text_obeys_in_the_report(tmp_path: Path) -> None:
+def test_control_characters_are_escaped_in_the_report(tmp_path: Path) -> None:
     messages = [Message("\x1b[31m evil", "ham\x07")] * 2 + [Message("\x1b[31m evil", "spam")]
     shown = format_report(check_data(written(tmp_path / "m.csv", messages)))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", shown)
@@ -437,7 +439,9 @@ def test_no_text_obeys_in_the_report(tmp_path: Path) -> None:
 def test_longer_is_the_area_under_the_curve(seed):
     draw = random.Random(seed)
     labels = draw.choices(["a", "b", "c"], [5, 3, 1], k=120)
-    lengths = [draw.randrange(1, 12) + 2 * (label == "c") for label in labels]  # many are equal
+    lengths = [
+        draw.randrange(1, 12) + 2 * (label == "c") for label in labels
+    ]  # many lengths are equal
     found = lengths_by_label(lengths, labels)
     assert list(found) == sorted(set(labels))
     for label, of in found.items():
@@ -485,7 +489,7 @@ def test_telling_lengths(ham, spam, expected):
 
 
 @pytest.mark.parametrize("n", [1, 20, 120, 200, 2000])
-def test_a_small_test_part(n):
+def test_a_small_test_set(n):
     interval = binomtest(round(0.95 * n), n).proportion_ci(method="wilson")
     half = (interval.high - interval.low) / 2
     found = remarks({"a": 1, "b": 1}, {}, n)
@@ -495,7 +499,7 @@ def test_a_small_test_part(n):
     assert (n == 2000) == (found == []) and ("minus 4 points" in str(found)) == (n == 120)
 
 
-def test_no_test_part_is_no_small_one():
+def test_no_warning_without_a_test_set():
     assert remarks({"a": 1, "b": 1}, {"a": LabelLengths(3.0, None)}, None) == []
 
 
@@ -504,7 +508,7 @@ def test_no_test_part_is_no_small_one():
 
 @pytest.mark.slow
 def test_a_report_on_many_labels_is_short(tmp_path):
-    """The most frequent ten of 20,000; the object and --json have all of them."""
+    """The text lists the ten most frequent of 20,000 labels; the object and --json have all."""
     rows = [Message(f"word{n} of {n * 7919}", f"label{n}") for n in range(20_000)]
     rows += [Message(f"another {n}", "label77") for n in range(5)]
     write_messages(tmp_path / "m.csv", rows)
@@ -532,7 +536,7 @@ def test_twenty_labels_are_all_shown(tmp_path):
             "\n".join(shown.splitlines()[: lines + 1])
         )
         assert ("and 11 more" in shown) == (number == 21)
-        assert "label20 " in shown or number == 20  # the most frequent is among them
+        assert "label20 " in shown or number == 20  # the most frequent label is listed
 
 
 @pytest.mark.parametrize("header", ["column,", "x" * 50])

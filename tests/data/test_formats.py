@@ -1,4 +1,4 @@
-"""Examples of every task: read from each format, written and read back, faults with their lines."""
+"""Examples of every task: each file format, writing and reading back, faults with their lines."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def refused(path: Path, raw: str, task: str, **options: Any) -> str:
     return str(error.value)
 
 
-# --- each task from each form ---
+# --- each task in each format ---
 
 
 def test_classification_is_load_messages(tmp_path: Path):
@@ -112,13 +112,13 @@ def test_labels_separated_by_commas():
     [
         (["a, b", "b", "a"], [("a", "b"), ("b",), ("a",)]),
         (["a;b", "b;c", "", "c"], [("a", "b"), ("b", "c"), (), ("c",)]),
-        (["a,b|c", "c"], [("a,b", "c"), ("c",)]),  # a bar somewhere: bars everywhere
-        (["Smith, John", "Smith, Jane", "Lee, Ann"], None),  # names, of which few occur again
+        (["a,b|c", "c"], [("a,b", "c"), ("c",)]),  # a bar in one cell: bars separate in all cells
+        (["Smith, John", "Smith, Jane", "Lee, Ann"], None),  # names, few of which occur twice
         (["news, local"], None),
         (["a;", "b"], None),
     ],
 )
-def test_what_separates_labels(tmp_path: Path, cells: list[str], expected):
+def test_the_label_separator(tmp_path: Path, cells: list[str], expected):
     rows = csv_of([["text", "label"], *(["t", cell] for cell in cells)])
     found = [m.label for m in load(tmp_path / "a.csv", rows, "multi-label")]
     assert found == (expected or [(cell,) for cell in cells])
@@ -148,7 +148,7 @@ def test_lists_that_are_not_of_strings_are_faults(tmp_path: Path, cell: str):
 
 
 def test_all_files_separate_labels_alike(tmp_path: Path):
-    """One combination alone in a file would be one label there."""
+    """A file with a single combination of labels would otherwise read it as one label."""
     names = ["a.csv", "b.csv", "c.csv"]
     for name, cells in zip(names, (["a,b", "a", "b"], ["a,b"], ["b,a"]), strict=True):
         rows = [["text", "label"], *([f"{name} {n}", cell] for n, cell in enumerate(cells))]
@@ -260,7 +260,7 @@ def test_other_encodings(tmp_path: Path):
         ("span", "5", "expected [start, end]"),
     ],
 )
-def test_json_labels_that_are_none(tmp_path: Path, task: str, label: str, what: str):
+def test_invalid_json_labels(tmp_path: Path, task: str, label: str, what: str):
     good = {"multi-label": '["a"]', "regression": "1", "span": "[0, 1]"}.get(task, '[[0, 5, "O"]]')
     row = '{{"text": "12345", "label": {}}}\n'
     raw = row.format(good) + row.format(label) + row.format(good)
@@ -272,14 +272,14 @@ def test_json_labels_that_are_none(tmp_path: Path, task: str, label: str, what: 
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "ham", "", "1_000", '"1,5"', "1e999", "0x10", "١"])
-def test_cells_that_are_no_numbers(tmp_path: Path, cell: str):
+def test_cells_that_are_not_numbers(tmp_path: Path, cell: str):
     raw = f"text,label\na,1\nb,{cell}\n"
     assert "line 3: " in (message := refused(tmp_path / "a.csv", raw, "regression"))
     assert "is not a number" in message
 
 
 @pytest.mark.parametrize("cell", ["a|", "|", "a||b", "a|a", " |a"])
-def test_cells_that_are_no_labels(tmp_path: Path, cell: str):
+def test_cells_that_are_not_labels(tmp_path: Path, cell: str):
     raw = f"text,label\na,a\nb,{cell}\n"
     assert "line 3: a label is empty" in refused(tmp_path / "a.csv", raw, "multi-label")
 
@@ -291,7 +291,7 @@ def test_texts_that_are_empty_or_none(tmp_path: Path, task: str):
     wrong = ("the text is empty", "the text must be a string, not 5", "expected the key 'text'")
     for row, what in zip(rows, wrong, strict=True):
         assert f"line 1: {what}" in refused(tmp_path / "a.jsonl", jsonl_of([row]), task)
-    if task != "span":  # an answer has characters
+    if task != "span":  # a span needs at least one character
         found = load(tmp_path / "a.jsonl", jsonl_of(rows[:1]), task, keep_empty=True)
         assert [m.text for m in found] == [""]
 
@@ -316,7 +316,9 @@ def test_faults_of_words_and_questions_are_faults_here(tmp_path: Path):
 
 
 def test_files_that_do_not_fit_the_task(tmp_path: Path):
-    assert ".jsonl, or from .json" in refused(tmp_path / "a.csv", "text,label\n", "span")
+    assert "span needs a .jsonl file, or a .json" in refused(
+        tmp_path / "a.csv", "text,label\n", "span"
+    )
     assert ".conll or .txt" in refused(tmp_path / "a.tsv", "a\tO\n", "token-classification")
     assert ".csv, .tsv or .jsonl" in refused(tmp_path / "a.txt", "a", "multi-label")
     assert "expected one column 'b'" in refused(
@@ -337,12 +339,12 @@ def test_labels_alike(tmp_path: Path):
 
 
 def test_halves_are_read_as_in_other_tables(tmp_path: Path):
-    """And every place stays what it was: one character for each half."""
+    """Lone surrogates are replaced one for one, so all character positions stay valid."""
     raw = '{"text": "\\ud83d ab", "label": [2, 4]}\n'
     assert load(tmp_path / "a.jsonl", raw, "span") == [Message("\ufffd ab", Span(2, 4))]
 
 
-# --- written and read back ---
+# --- writing and reading back ---
 
 
 def drawn(task: str, draw: random.Random) -> Message:
@@ -359,7 +361,7 @@ def drawn(task: str, draw: random.Random) -> Message:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_was_written_is_read_back(tmp_path: Path, task: str):
+def test_written_examples_are_read_back(tmp_path: Path, task: str):
     draw = random.Random(task)
     examples = [drawn(task, draw) for _ in range(50)]
     path = tmp_path / "new" / "a.jsonl"
@@ -381,7 +383,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, task: str):
         Message("a", ("\udc00",)),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, example: Message):
+def test_examples_that_cannot_be_written(tmp_path: Path, example: Message):
     path = tmp_path / "a.jsonl"
     write_examples(path, [Message("before", "a")])
     with pytest.raises(DataError, match="example 2 cannot be written"):
@@ -460,8 +462,8 @@ def test_a_sentence_by_hand(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_was_written_is_sentences(tmp_path: Path, seed: int):
-    """Any words but such with white space; every way to end a line and a sentence."""
+def test_sentences_of_random_words(tmp_path: Path, seed: int):
+    """Random words without white space, with every kind of line end and sentence end."""
     draw = random.Random(seed)
     words = [
         "#hashtag",
@@ -498,7 +500,7 @@ def test_what_was_written_is_sentences(tmp_path: Path, seed: int):
 
 
 def test_the_form_of_conll_2003(tmp_path: Path):
-    """The first lines of its README: documents begin with -DOCSTART-, four columns."""
+    """The first lines of its README: -DOCSTART- lines between documents, and four columns."""
     raw = (
         "-DOCSTART- -X- -X- O\n\nU.N. NNP I-NP I-ORG\nofficial NN I-NP O\nEkeus NNP I-NP I-PER\n"
         "\n-DOCSTART- -X- O O\n\nBaghdad NNP I-NP I-LOC\n. . O O\n-DOCSTART-\nx NN I-NP O"
@@ -515,11 +517,11 @@ def test_the_form_of_conll_2003(tmp_path: Path):
     [
         ("# sent_id = 1\n# a comment\nx\tO\n", [[("x", "O")]]),
         ("# text = # 1\nx O\n\n# another\n\n# one\ny O\n", [[("x", "O")], [("y", "O")]]),
-        ("#\tO\n# \tO\n", []),  # the second word has a space in it: see the faults
+        ("#\tO\n# \tO\n", []),  # the second word contains a space and is a fault
         ("#winning\tO\n#\tB-x\n", [[("#winning", "O"), ("#", "B-x")]]),
         ("# O\n# B-x\n", [[("#", "O"), ("#", "B-x")]]),
         ("# # B-NP O\n", [[("#", "O")]]),
-        ("x NN\n# #\n", [[("x", "NN"), ("#", "#")]]),  # inside a sentence it is a word
+        ("x NN\n# #\n", [[("x", "NN"), ("#", "#")]]),  # within a sentence, # is a word
         ("# nothing\n\n\n", []),
         ("", []),
     ],
@@ -552,11 +554,12 @@ def test_a_fault_takes_its_sentence_only(tmp_path: Path, line: str, what: str):
     assert re.search(what, fault.what)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path):
+def test_invalid_bytes(tmp_path: Path):
     found = sentences(tmp_path / "a.conll", b"a\tO\n\xff\tO\n\nb\tO\n")
     assert isinstance(found[0], Fault) and found[0].line == 2 and "0xff" in found[0].what
     assert words_and_tags(found[1]) == [("b", "O")]
-    (fault,) = sentences(tmp_path / "a.conll", b"word\n\xff\tO\n")  # the first of two is told
+    # only the first of two faults is reported
+    (fault,) = sentences(tmp_path / "a.conll", b"word\n\xff\tO\n")
     assert isinstance(fault, Fault) and fault.line == 1
 
 
@@ -567,14 +570,14 @@ def test_words_in_other_encodings(tmp_path: Path):
         ]
 
 
-def test_no_file_of_words(tmp_path: Path):
+def test_a_missing_conll_file(tmp_path: Path):
     with pytest.raises(DataError, match="is not a file"):
         read_conll(tmp_path / "none.conll")
 
 
 # --- the published data ---
 
-PUBLISHED = {  # sentences and tokens, as published; entities, as `grep -cP '\\tB-'` counts them
+PUBLISHED = {  # published counts of sentences and tokens; entities counted by `grep -cP '\\tB-'`
     "wnut17train.conll": (3394, 62730, 1975),
     "emerging.dev.conll": (1009, 15733, 836),
     "emerging.test.annotated": (1287, 23394, 1079),
@@ -599,7 +602,7 @@ def test_emerging_entities(shared: Path, name: str):
     tags = [[tag for _, tag in words_and_tags(message)] for message in found]
     marked = [kind for sentence in tags for _, _, kind in entities(sentence)]
     assert (len(found), sum(map(len, tags)), len(marked)) == PUBLISHED[name]
-    # every word and tag, as a plain reader of lines finds them
+    # compare every word and tag with a reader that only splits lines
     lines = [line.split("\t") for line in path.read_text("utf-8").split("\n") if line.strip()]
     assert [list(pair) for message in found for pair in words_and_tags(message)] == lines
     if name == "emerging.test.annotated":
@@ -610,7 +613,7 @@ def test_emerging_entities(shared: Path, name: str):
 
 
 def conlleval(tags: list[str]) -> list[tuple[int, int, str]]:
-    """The two tables of conlleval's startOfChunk and endOfChunk for B, I and O, word by word."""
+    """The rules of conlleval's startOfChunk and endOfChunk for B, I and O, word by word."""
     found, start = [], 0
     before, kind_before = "O", ""
     for n, tag in enumerate([*tags, "O"]):
@@ -686,7 +689,7 @@ def test_where_the_context_begins():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_answer_stands_where_it_did(tmp_path: Path, seed: int):
+def test_every_answer_keeps_its_place(tmp_path: Path, seed: int):
     draw = random.Random(seed)
     pieces = ["a", "語", "👍🏽", " ", "\n", "é", "e\u0301", "\ud83d", "\xa0", "x"]
     context = "b" + "".join(draw.choice(pieces) for _ in range(30))
@@ -745,12 +748,12 @@ def test_faults_say_which_question(tmp_path: Path, changes: dict[str, Any], what
 
 
 @pytest.mark.parametrize("context", ["", " \n", None, 5, ["a"]])
-def test_a_context_that_is_none(tmp_path: Path, context: Any):
+def test_an_invalid_context(tmp_path: Path, context: Any):
     (fault,) = read_squad(squad(tmp_path / "a.json", asked("one"), context=context))
     assert isinstance(fault, Fault) and "question 'one': expected a context" in fault.what
 
 
-def test_what_is_no_question_at_all(tmp_path: Path):
+def test_invalid_questions(tmp_path: Path):
     found = list(read_squad(squad(tmp_path / "a.json", "who?", None, {}, asked("é", answers=[]))))
     assert [type(fault) for fault in found] == [Fault] * 4
     assert "question 'é'" in found[3].what and "question None" in found[0].what  # type: ignore[union-attr]
@@ -782,7 +785,7 @@ def test_faults_have_the_line_of_their_id(tmp_path: Path):
         (b"[" * 100_000, "is not JSON"),
     ],
 )
-def test_what_is_not_squad(tmp_path: Path, raw: bytes, what: str):
+def test_files_that_are_not_squad(tmp_path: Path, raw: bytes, what: str):
     (tmp_path / "a.json").write_bytes(raw)
     with pytest.raises(DataError) as error:
         list(read_squad(tmp_path / "a.json"))
@@ -793,7 +796,7 @@ def test_missing_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(DataError, match="is not a file"):
         read_squad(tmp_path / "none.json")
     path = squad(tmp_path / "a.json", asked("1"))
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark does no harm
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark is accepted
     assert len(list(read_squad(path))) == 1
     monkeypatch.setattr(formats, "LARGEST_SQUAD", 100)
     with pytest.raises(DataError, match="more than 100 bytes"):

@@ -1,4 +1,4 @@
-"""Messages read and checked: compared with three-line parsers, pandas and plain counting."""
+"""Reading and checking messages, compared with three-line parsers, pandas and plain counting."""
 
 import csv
 import hashlib
@@ -42,7 +42,7 @@ from gpt2_from_scratch.runs.lecture import read_lecture_split
 from gpt2_from_scratch.storage.paths import DATA_SETS, embedded
 from gpt2_from_scratch.studies.study import compare
 
-# what pandas would turn into numbers, truth values or NaN, and what csv must quote
+# pandas would convert some of these to numbers, booleans or NaN; csv must quote others
 AWKWARD = [
     "NA",
     "null",
@@ -84,7 +84,7 @@ def load(path: Path, **options) -> list[Message]:
 
 
 def refusal(path: Path, raw: bytes | str) -> str:
-    """The message with which a file of these bytes is refused; it always names the file."""
+    """The error for a file with these bytes; it always names the file."""
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
     with pytest.raises(DataError) as error:
         load_messages(path)
@@ -110,7 +110,7 @@ def test_the_collection_is_whole(sms_file):
 
 
 def test_quotes_are_ordinary_characters_in_the_collection(sms_file):
-    """The trap: read with csv's quotes, as pandas does by default, two messages are swallowed."""
+    """With csv's quoting, which is pandas' default, two messages would swallow others."""
     by_default = pandas.read_csv(sms_file, sep="\t", header=None)
     as_they_stand = pandas.read_csv(
         sms_file, sep="\t", header=None, quoting=csv.QUOTE_NONE, keep_default_na=False
@@ -122,7 +122,7 @@ def test_quotes_are_ordinary_characters_in_the_collection(sms_file):
     assert sum(text not in theirs for text in ours) == 53 + 2
 
 
-def test_another_count_is_another_file(sms_file, tmp_path, caplog):
+def test_a_file_with_another_count_is_refused(sms_file, tmp_path, caplog):
     path = tmp_path / "SMSSpamCollection"
     raw = sms_file.read_bytes()
     path.write_bytes(raw + b"spam\tonce more\n")
@@ -181,7 +181,7 @@ def test_no_topic_gives_its_name_away():
 
 
 def test_no_two_topics_share_much():
-    """Of the word 3-grams of the shorter one at most a fifth, as its README says."""
+    """At most a fifth of the shorter text's word 3-grams are in common, as its README says."""
 
     def trigrams(text: str) -> set[tuple[str, ...]]:
         words = re.findall(r"\w+(?:'\w+)*", text.lower())
@@ -245,7 +245,7 @@ def test_csv_reads_as_pandas_reads_it(tmp_path):
 
 @pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
 def test_only_newlines_end_a_csv_row(tmp_path, character):
-    """str.splitlines also cuts at these; csv does not, and spreadsheets write them unquoted."""
+    """str.splitlines splits at these; csv does not, and spreadsheets do not quote them."""
     path = tmp_path / "messages.csv"
     path.write_bytes(f"label,text\nham,one{character}two\n".encode())
     assert load_messages(path) == [Message(f"one{character}two", "ham")]
@@ -270,7 +270,7 @@ def test_empty_csv_rows_are_passed_over(tmp_path):
 # --- what is refused ---
 
 
-def test_what_is_no_file(tmp_path):
+def test_paths_that_are_not_files(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(DataError, match="is not a file") as error:
             load_messages(path)
@@ -278,7 +278,7 @@ def test_what_is_no_file(tmp_path):
         assert all(name in str(error.value).rsplit("data sets")[1] for name in DATA_SETS)
 
 
-def test_another_file_of_the_collections_name_is_read_and_told():
+def test_another_file_with_the_collections_name_is_read_with_a_warning():
     said = listen()
     messages = load_messages(CASES / "SMSSpamCollection")
     assert count_labels(messages) == {"ham": 20, "spam": 20} and messages[0].line == 1
@@ -286,8 +286,8 @@ def test_another_file_of_the_collections_name_is_read_and_told():
 
 
 @pytest.mark.parametrize("name", ["messages.txt", "messages.xlsx", "messages", "messages.csv.gz"])
-def test_a_suffix_that_says_nothing(tmp_path, name):
-    """What separates the columns says what the file is; if nothing does, it is no table."""
+def test_an_unknown_suffix(tmp_path, name):
+    """The separator between columns shows what the file is; without one it is not a table."""
     assert ".csv, .tsv or .jsonl" in refusal(tmp_path / name, "label\nham\n")
     assert "gzip archive" in refusal(tmp_path / name, b"\x1f\x8b\x08\x00" + b"a" * 20)
     (tmp_path / name).write_text("label,text\nham,a\n")
@@ -295,7 +295,7 @@ def test_a_suffix_that_says_nothing(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["m.json", "m.conll"])
-def test_files_of_other_tasks_are_no_tables(tmp_path, name):
+def test_files_of_other_tasks_are_not_tables(tmp_path, name):
     assert "--task" in refusal(tmp_path / name, "label,text\nham,a\n")
 
 
@@ -303,12 +303,12 @@ def test_files_of_other_tasks_are_no_tables(tmp_path, name):
     "header", ["", "label", "Label,Text", "text,text,label", "label,label,text", "label:text"]
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_columns_must_be_there_once(tmp_path, header, suffix):
+def test_columns_must_occur_once(tmp_path, header, suffix):
     if suffix == "tsv":
         header = header.replace(",", "\t")
     message = refusal(tmp_path / f"messages.{suffix}", f"{header}\nham,a\n")
     assert "expected one column" in message and "--text-column" in message
-    if header:  # what was found is told; an empty first line is passed over in a .csv
+    if header:  # the columns found are named; an empty first line of a .csv is skipped
         assert header.split("\t" if suffix == "tsv" else ",")[0] in message
 
 
@@ -351,7 +351,8 @@ def test_other_encodings(tmp_path, suffix):
     assert f"line {line}: byte 0xe9 is not UTF-8; save" in message
     utf_16 = refusal(path, form([("ham", "a")]).encode("utf-16"))
     assert "--encoding utf-16" in utf_16
-    refusal(path, form([("ham", "a")]).encode("utf-16-le"))  # valid UTF-8, and yet no table
+    # these bytes are valid UTF-8, but not a table
+    refusal(path, form([("ham", "a")]).encode("utf-16-le"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t", "\n", "\u3000"])
@@ -366,7 +367,7 @@ def test_empty_labels_and_texts(tmp_path, form, blank):
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.jsonl"])
-def test_nothing_in_it(tmp_path, name):
+def test_empty_files(tmp_path, name):
     refusal(tmp_path / name, "")
     header = {"m.csv": "label,text\n", "m.tsv": "label\ttext\n", "m.jsonl": "\n\n"}[name]
     assert "contains no messages" in refusal(tmp_path / name, header)
@@ -394,7 +395,7 @@ def test_nothing_in_it(tmp_path, name):
     ],
     ids=lambda value: value[:40],
 )
-def test_jsonl_that_is_no_message(tmp_path, line, message):
+def test_jsonl_lines_that_are_not_messages(tmp_path, line, message):
     raw = f'{{"label": "ham", "text": "a"}}\n\n{line}\n'
     assert f"m.jsonl, line 3: {message}" in refusal(tmp_path / "m.jsonl", raw)
 
@@ -404,7 +405,10 @@ def test_jsonl_that_is_no_message(tmp_path, line, message):
     [
         (["0", "1", "x"], ["0", "1", "x"]),
         ([0, 1, -2, 10**20], ["0", "1", "-2", str(10**20)]),
-        ([True, False, True], ["True", "False", "True"]),  # as pandas writes them to a .csv
+        (
+            [True, False, True],
+            ["True", "False", "True"],
+        ),  # pandas writes True and False to a .csv like this
     ],
 )
 def test_labels_are_strings_or_whole_numbers(tmp_path, labels, expected):
@@ -420,14 +424,14 @@ def test_every_message_knows_its_line(tmp_path):
     assert Message("a", "b", 3) == Message("a", "b") and "line" not in repr(Message("a", "b", 3))
 
 
-# --- leaving out what has faults ---
+# --- leaving out faulty rows ---
 
 FAULTY = (
     b"label,text\nham,one\nham\nham,\xff\nham,two\nham,\n,x\n" + b"a,b,c\n" * 5 + b"ham,three\n"
 )
 
 
-def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
+def test_the_first_fault_is_shown_and_all_are_counted(tmp_path):
     message = refusal(tmp_path / "m.csv", FAULTY)
     assert "m.csv, line 3: 1 fields where the header has 2" in message.splitlines()[0]
     assert "9 rows" in message and "and 4 more" in message
@@ -437,7 +441,7 @@ def test_the_first_fault_is_told_and_all_are_counted(tmp_path):
     assert "--on-error skip" in message.splitlines()[-1]
 
 
-def test_faulty_rows_are_left_out_and_told(tmp_path):
+def test_faulty_rows_are_left_out_and_logged(tmp_path):
     (tmp_path / "m.csv").write_bytes(FAULTY)
     said = listen()
     found = load(tmp_path / "m.csv", on_error="skip")
@@ -453,7 +457,7 @@ def test_faulty_rows_are_left_out_and_told(tmp_path):
         load(tmp_path / "m.csv", on_error="ignore")
 
 
-def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
+def test_no_warning_without_faults(tmp_path):
     write_messages(tmp_path / "m.csv", [Message("a", "ham")])
     said = listen()
     for on_error in ("stop", "skip"):
@@ -461,7 +465,7 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
     assert said == []
 
 
-def test_skipping_what_is_all_faulty(tmp_path):
+def test_skipping_all_rows_is_an_error(tmp_path):
     (tmp_path / "m.csv").write_text("label,text\nham\n")
     with pytest.raises(DataError, match="contains no messages"):
         load(tmp_path / "m.csv", on_error="skip")
@@ -503,7 +507,7 @@ def test_labels_that_look_alike(tmp_path, labels):
     assert "'ham'" not in str(error.value)
 
 
-def test_an_encoding_that_is_named(tmp_path):
+def test_a_named_encoding(tmp_path):
     for encoding in ("cp1252", "utf-16"):
         (tmp_path / "m.csv").write_bytes(as_csv([("ham", "£5, naïve")]).encode(encoding))
         assert load(tmp_path / "m.csv", encoding=encoding) == [Message("£5, naïve", "ham")]
@@ -523,7 +527,7 @@ def test_halves_of_characters_can_be_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt"])
-def test_numbers_stay_the_rows_own(tmp_path, suffix):
+def test_row_numbers_count_faulty_rows_too(tmp_path, suffix):
     raw = b"text\none\n\xff\nthree\n" if suffix == "csv" else b"one\n\xff\nthree\n"
     (tmp_path / f"t.{suffix}").write_bytes(raw)
     said = listen()
@@ -565,8 +569,8 @@ def test_texts_to_classify_are_strings_only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["squad.json", "train.conll", "TRAIN.CONLL"])
-def test_labelled_files_are_no_lines_of_texts(tmp_path, name):
-    """`predict --file train.conll` would classify its lines, tags and all."""
+def test_labelled_files_are_not_lines_of_texts(tmp_path, name):
+    """`predict --file train.conll` would otherwise classify its lines together with their tags."""
     (tmp_path / name).write_text("Alex B-person\n")
     with pytest.raises(DataError, match=name):
         read_texts(tmp_path / name)
@@ -584,7 +588,7 @@ def test_texts_may_be_empty(tmp_path):
 # --- writing ---
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_messages_are_read_back(tmp_path):
     messages = [Message(text, label) for text in AWKWARD for label in ("ham", 'a "label", quoted')]
     write_messages(tmp_path / "m.csv", messages)
     assert load_messages(tmp_path / "m.csv") == messages
@@ -605,7 +609,7 @@ def test_random_texts_survive(tmp_path, seed):
 
 
 def test_a_carriage_return_survives(tmp_path):
-    """The random texts hold it too; csv leaves it unquoted where lines end with a newline."""
+    """The random texts contain it too. csv does not quote it where lines end with a newline."""
     write_messages(tmp_path / "m.csv", [Message("old\rMac", "ham")])
     assert load_messages(tmp_path / "m.csv") == [Message("old\rMac", "ham")]
 
@@ -624,7 +628,7 @@ def test_a_name_a_path_or_settings():
     assert DataConfig.of(config) is config and config.encoding == "iso8859-1"
 
 
-def test_a_table_of_pandas_is_told_to_be_written_first():
+def test_a_pandas_table_is_refused():
     table = pandas.DataFrame({"text": ["a"], "label": ["b"]})
     for given, what in (
         (table, "DataFrame.*to_csv"),
@@ -639,7 +643,7 @@ def test_a_table_of_pandas_is_told_to_be_written_first():
             compare("mini", given)
 
 
-def test_what_is_no_list_of_messages_is_told_how_to_become_one(tmp_path: Path):
+def test_an_error_shows_how_to_make_messages(tmp_path: Path):
     table = pandas.DataFrame({"text": ["a"], "label": ["b"]})
     for given, what in (
         (table, r"DataFrame: \[Message\(text, label\).*df\['label'\]"),
@@ -683,7 +687,7 @@ def test_senseless_settings_are_refused(options, what):
         DataConfig(**options)
 
 
-def test_true_is_not_one(tmp_path):
+def test_true_is_not_the_number_one(tmp_path):
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": True}]
     message = refusal(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
     assert "line 2: the label is true" in message
@@ -696,7 +700,10 @@ def test_true_is_not_one(tmp_path):
         (["1.5", "-3", "10", "1e1", "-20", "0"], ["-20", "-3", "0", "1.5", "10", "1e1"]),
         (["unknown", "10", "2", "Other"], ["2", "10", "Other", "unknown"]),
         (["b2", "b10", "a", "B"], ["B", "a", "b10", "b2"]),
-        (["١", "2", "nan", "inf", "1_0"], ["2", "1_0", "inf", "nan", "١"]),  # not numbers here
+        (
+            ["١", "2", "nan", "inf", "1_0"],
+            ["2", "1_0", "inf", "nan", "١"],
+        ),  # these do not count as numbers
     ],
 )
 def test_numbers_sort_as_numbers(labels, expected):
@@ -707,7 +714,7 @@ def test_numbers_sort_as_numbers(labels, expected):
     assert label_names(sets, "multi-label") == tuple(expected)
 
 
-def test_the_tag_for_nothing_comes_first():
+def test_the_tag_o_comes_first():
     words = tuple(Span(n, n + 1, tag) for n, tag in enumerate(["B-x", "10", "O", "9"]))
     assert label_names([Message("abcd", words)], "token-classification") == ("O", "9", "10", "B-x")
 
@@ -728,9 +735,9 @@ def test_the_tag_for_nothing_comes_first():
         ({"kind": np.str_("ham"), "n": (np.float64(1),)}, {"kind": "ham", "n": (1.0,)}),
     ],
 )
-def test_numpys_scalars_are_pythons(label, expected):
+def test_numpy_scalars_become_python_values(label, expected):
     found = Message("text", label).label
-    assert found == expected and repr(found) == repr(expected)  # and so of the same types
+    assert found == expected and repr(found) == repr(expected)  # so the types are equal too
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected))
 
 
@@ -752,7 +759,7 @@ def test_parts_of_labels():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_halves_against_json(seed: int) -> None:
-    """json joins the halves that belong together when it reads them escaped."""
+    """The reference is json, which joins escaped surrogate pairs when it reads them."""
     draw = random.Random(seed)
     for _ in range(200):
         text = "".join(draw.choices("a é😀\ud83d\ude00\udfff\ud800", k=draw.randrange(6)))
@@ -763,7 +770,7 @@ def test_halves_against_json(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_controls_are() -> None:
+def test_control_characters() -> None:
     every = {c for c in map(chr, range(0x110000)) if unicodedata.category(c) == "Cc"}
     assert {c for c in map(chr, range(0x110000)) if CONTROL.match(c)} == every - set("\t\n\r")
 
@@ -796,7 +803,7 @@ def test_no_formula_is_left(text: str) -> None:
     ],
 )
 def test_no_formula_is_left_inside_a_cell(text: str, expected: str) -> None:
-    """Where a reader takes semicolons, tabs or line ends for the ends of cells."""
+    """For readers that treat semicolons, tabs or line ends as the end of a cell."""
     assert for_spreadsheet(text) == expected
 
 
@@ -811,7 +818,7 @@ def test_no_part_of_a_cell_begins_with_a_formula(seed: int) -> None:
             assert not part.lstrip('"').startswith(tuple(signs)), (text, neutral)
         assert not neutral.startswith(("\t", "\r"))
         left, right = text.replace("'", ""), neutral.replace("'", "")
-        assert left == right  # nothing else changes
+        assert left == right  # no other part changes
 
 
 def test_a_long_cell_takes_little_time() -> None:
@@ -824,5 +831,5 @@ def test_other_texts_stay(text: str) -> None:
     assert for_spreadsheet(text) == text
 
 
-def test_nothing_a_terminal_would_obey() -> None:
+def test_no_terminal_control_sequences() -> None:
     assert on_one_line("a\n b\t\x1b[31m\x07\u202e c\x00") == r"a b \x1b[31m\x07\u202e c\x00"

@@ -1,4 +1,4 @@
-"""Near duplicates, compared with all pairs taken one by one."""
+"""Near duplicates, compared with brute force over all pairs."""
 
 import random
 from itertools import product
@@ -25,7 +25,7 @@ def as_sets(groups: list[int]) -> list[set[int]]:
 
 
 def drawn(seed: int, count: int) -> list[str]:
-    """Texts from a few templates, changed in a word or two, among unlike ones."""
+    """Texts from a few templates with a word or two changed, mixed with unrelated texts."""
     draw = random.Random(seed)
     words = [f"{a}{b}" for a, b in product("bdfgklmnprst", "aeiou")]
     templates = [draw.choices(words, k=draw.randrange(2, 16)) for _ in range(count // 6)]
@@ -59,7 +59,7 @@ def test_masked_alike(one: str, other: str) -> None:
     [("call 1", "call 22"), ("ab", "a b"), ("!!!", "???"), ("😀", "😢"), ("a", "b"), ("", "a")],
 )
 def test_masked_not_alike(one: str, other: str) -> None:
-    """Texts of punctuation alone have no words to compare, and two words are too few."""
+    """Texts of only punctuation have no words to compare, and two words are too few."""
     assert masked(one) != masked(other)
     assert has_near_duplicate([one], [other]).tolist() == [False] and near_duplicate_groups(
         [one, other]
@@ -69,12 +69,12 @@ def test_masked_not_alike(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        ("a b c d e", "a b c d x", True),  # 3 of 5 pairs: the threshold itself
+        ("a b c d e", "a b c d x", True),  # 3 of 5 pairs, exactly the threshold
         ("a b c d", "a b c x", False),  # 2 of 4
         ("a b c d e f g h i", "x b c d e f g h y", True),  # 6 of 10
         ("a b c d e f g h", "x b c d e f g y", False),  # 5 of 9
-        ("a b a b a b", "b a b", True),  # sets: how often a pair stands there is nothing
-        ("a b", "a b a b", False),  # too short, though all of it stands there
+        ("a b a b a b", "b a b", True),  # pairs form a set, so repetition does not count
+        ("a b", "a b a b", False),  # two words are too few, although the other text contains both
         ("Win $500! Text GO to 81010", "win £950, text go to 70112 ", True),
     ],
 )
@@ -92,7 +92,7 @@ def test_near_duplicates_of_near_duplicates_are_one_group() -> None:
     assert near_duplicate_groups(texts) == [0, 1, 0, 0, 1]
 
 
-def test_of_nothing() -> None:
+def test_no_texts() -> None:
     assert has_near_duplicate([], ["a"]).tolist() == [] and has_near_duplicate(
         ["a"], []
     ).tolist() == [False]
@@ -182,7 +182,7 @@ def test_large_products_are_computed_in_chunks(monkeypatch, sms_file: Path) -> N
 
 
 def test_a_template_of_many_texts_is_one_group() -> None:
-    """Each is near all others: a million pairs."""
+    """Every text is near all others, which makes a million pairs."""
     words = ["".join(letters) for letters in product("abcdefgh", repeat=4)][:1500]
     texts = [f"you have won a prize of {word} pounds call now or never" for word in words]
     assert set(near_duplicate_groups(texts)) == {0}

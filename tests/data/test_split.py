@@ -1,4 +1,4 @@
-"""Messages split: no text in two parts, each text tested once by folds, the same split as ever."""
+"""Splitting: no text in two parts, each text tested once by folds, and the split never changes."""
 
 import random
 import unicodedata
@@ -43,7 +43,7 @@ def test_the_lecture_numbers_without_its_leak(sms_file):
     assert len({m.text for part in parts(split) for m in part}) == 653 * 2
 
 
-def test_no_text_stands_in_two_parts(sms_file):
+def test_no_text_is_in_two_parts(sms_file):
     messages = load_messages(sms_file)
     for keep in (False, True):
         train, val, test = (
@@ -76,7 +76,7 @@ def test_a_seed_gives_one_split():
 
 
 def test_the_split_is_pinned():
-    """numpy's RandomState is frozen, so this holds on every machine, for good."""
+    """numpy's RandomState is frozen, so this holds on every machine and in the future."""
     messages = [Message(f"{label} {n}", label) for label in ("ham", "spam") for n in range(10)]
     split = split_messages(messages, seed=1)
     assert [m.text for m in split.val] == ["ham 7", "spam 1"]
@@ -84,10 +84,10 @@ def test_the_split_is_pinned():
 
 
 def test_the_order_is_random():
-    """Labels stand mixed, so that a step sees both."""
+    """Labels are mixed, so that a batch contains both."""
     labels = [m.label for m in split_messages(made_up(200, 200)).train]
     changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
-    assert 100 < changes < 180  # of 279; sorted by label it would be one
+    assert 100 < changes < 180  # of 279; sorting by label would give one change
 
 
 @pytest.mark.parametrize(("ham", "spam"), [(60, 30), (10, 10), (1000, 10), (37, 83)])
@@ -118,7 +118,7 @@ def test_one_text_with_two_labels_is_refused():
 
 
 @pytest.mark.parametrize("messages", [[], made_up(60, 0)], ids=["none", "ham only"])
-def test_one_label_is_nothing_to_tell_apart(messages):
+def test_one_label_is_refused(messages):
     with pytest.raises(DataError, match="one label only|no label"):
         split_messages(messages)
 
@@ -126,13 +126,13 @@ def test_one_label_is_nothing_to_tell_apart(messages):
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("rare", ["ham", "spam"])
 def test_too_few_texts_are_refused(balance, rare):
-    """And the label that has too few is the one named."""
+    """The error names the label that has too few texts."""
     counts = {"ham": 50, "spam": 50, rare: 9}
     with pytest.raises(DataError, match=f"9 texts of label '{rare}' are too few; 10 are needed"):
         split_messages(made_up(**counts), balance=balance)
 
 
-def test_copies_do_not_make_up_for_texts():
+def test_copies_do_not_count_as_texts():
     with pytest.raises(DataError, match="9 texts of label 'spam' are too few"):
         split_messages([*made_up(50, 9)] * 5, keep_duplicates=True)
 
@@ -144,7 +144,7 @@ def with_contradictions(count: int) -> list[Message]:
     return made_up() + [Message(f"see you at {n}", "spam") for n in range(count)]
 
 
-def test_contradictions_are_counted_and_the_first_told():
+def test_contradictions_are_counted_and_the_first_is_shown():
     with pytest.raises(DataError) as error:
         split_messages(with_contradictions(7))
     message = str(error.value)
@@ -152,7 +152,7 @@ def test_contradictions_are_counted_and_the_first_told():
     assert "and 2 more: 7 such texts in all" in message and "--on-error skip" in message
 
 
-def test_contradictions_are_left_out_and_told():
+def test_contradictions_are_left_out_and_logged():
     said = listen()
     split = split_messages(with_contradictions(7), on_error="skip")
     unclear = {f"see you at {n}" for n in range(7)}
@@ -183,7 +183,7 @@ def test_as_many_labels_as_texts():
         split_messages(messages)
 
 
-# --- labels that are no classes ---
+# --- labels that are not classes ---
 
 
 def made_of(labels: list, count: int = 60) -> list[Message]:
@@ -192,7 +192,7 @@ def made_of(labels: list, count: int = 60) -> list[Message]:
 
 @pytest.mark.parametrize("labels", OTHERS, ids=KINDS)
 def test_other_labels_are_cut_as_one_class(labels):
-    """Just as messages of one class would be cut, if that were no reason to refuse them."""
+    """The split equals that of messages with one class, if one class were allowed."""
     messages = made_of(labels)
     for keep in (False, True):
         split = split_messages(messages + messages[:20], keep_duplicates=keep)
@@ -223,7 +223,8 @@ def test_different_numbers_of_one_text_are_averaged():
     found = {m.text: m.label for part in parts(split) for m in part}
     assert len(found) == 60 and sum(map(len, parts(split))) == 60
     assert found["see you at 0"] == (2.5, 7.5)
-    assert found["see you at 1"] == pytest.approx((1.7e308 / 3 * 2, 7.0), rel=1e-12)  # and no inf
+    # the sum alone would be infinite
+    assert found["see you at 1"] == pytest.approx((1.7e308 / 3 * 2, 7.0), rel=1e-12)
     assert set(found.values()) == {(1.0, 7.0), found["see you at 0"], found["see you at 1"]}
     assert told == ["2 texts have different targets, which were averaged"]
     both = split_messages(messages, keep_duplicates=True)
@@ -243,7 +244,7 @@ def test_different_sets_of_labels_of_one_text_are_merged():
     told = listen()
     found = {m.text: m.label for part in parts(split_messages(messages)) for m in part}
     assert found["see you at 0"] == ("b", "a", "c") and found["see you at 1"] == ("d",)
-    assert found["see you at 2"] == ("b", "a") and len(found) == 60  # one set in two orders
+    assert found["see you at 2"] == ("b", "a") and len(found) == 60  # the same set in two orders
     assert told == ["2 texts have different targets, which were merged"]
 
 
@@ -259,7 +260,7 @@ def test_other_targets_of_one_text_are_kept_in_one_part(labels):
         assert {m.text for m in part if m.label == labels[0]} == set(texts)
         assert {m.text for m in part if m.label == labels[1]} == set(texts)
     assert [len(part) for part in parts(split)] == [84, 12, 24]
-    alone = split_messages(made_of(labels[:1]))  # and no text is elsewhere because of it
+    alone = split_messages(made_of(labels[:1]))  # no text changes its part because of this
     assert [texts_of(split)[n][::2] for n in range(3)] == texts_of(alone)
 
 
@@ -285,14 +286,14 @@ def test_a_rare_label_stops_with_the_name_of_the_option():
             split_messages(with_rare(eggs=9), **options)
 
 
-def test_rare_labels_are_dropped_and_told():
+def test_rare_labels_are_dropped_and_logged():
     told = listen()
     split = split_messages(with_rare(eggs=9, toast=1, tea=10) * 2, rare_labels="drop")
-    assert split == split_messages(with_rare(tea=10))  # as if they had never been there
+    assert split == split_messages(with_rare(tea=10))  # as if these texts did not exist
     assert told == ["20 texts of 2 rare labels were left out: 'eggs', 'toast'"]
 
 
-def test_rare_labels_are_joined_and_told():
+def test_rare_labels_are_joined_and_logged():
     told = listen()
     split = split_messages(with_rare(eggs=9, toast=1), rare_labels="join:food")
     counts = [count_labels(part) for part in parts(split)]
@@ -319,7 +320,7 @@ def test_rare_labels_are_kept_and_training_has_them(keep_together, count):
         assert sum(map(len, parts(split))) == len(messages)
 
 
-def test_rare_labels_that_are_kept_are_told():
+def test_rare_labels_that_are_kept_are_logged():
     told = listen()
     split_messages(with_rare(eggs=3), rare_labels="keep")
     assert told == ["3 texts of 1 rare labels were kept: 'eggs'"]
@@ -350,7 +351,7 @@ def test_rare_labels_that_cannot_be_kept():
         split_messages(made_of([(1.0,)]), rare_labels="drop")
 
 
-# --- the same split as ever ---
+# --- the split never changes ---
 
 
 @pytest.mark.slow
@@ -363,7 +364,7 @@ def test_rare_labels_that_cannot_be_kept():
         ({"keep_duplicates": True, "balance": True, "seed": 1}, "e6801580f5e84689"),
     ],
 )
-def test_the_split_is_the_one_it_always_was(options, expected):
+def test_the_split_never_changes(options, expected):
     """So that a run can be repeated, and its test messages were never trained on."""
     messages = load_messages("hard")
     assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
@@ -384,7 +385,7 @@ def texts_of(split: Split) -> list[list[str]]:
 def test_no_near_duplicate_is_in_two_parts(seed):
     messages = with_near_duplicates()
     plain = texts_of(split_messages(messages, seed=seed))
-    assert has_near_duplicate(plain[2], plain[0]).sum() > 10  # what is to be avoided
+    assert has_near_duplicate(plain[2], plain[0]).sum() > 10  # this is what must not happen
     split = split_messages(messages, keep_together="near-duplicates", seed=seed)
     train, val, test = texts_of(split)
     assert not has_near_duplicate(test, train + val).any()
@@ -418,7 +419,7 @@ def test_balance_draws_equal_numbers_where_near_duplicates_stay_together():
 
 @pytest.mark.slow
 def test_a_large_group_comes_into_any_part():
-    """As often as the part is large: 30 of 200 texts, which fit into no tenth."""
+    """It does so in proportion to the part's size: 30 of 200 texts do not fit into a tenth."""
     large = [Message("see you at the pub" + "." * n, "ham") for n in range(30)]
     words = ["".join(random.Random(n).choices("bdfklmnrst", k=9)) for n in range(170)]
     others = [Message(word, "ham" if n < 85 else "spam") for n, word in enumerate(words)]
@@ -428,12 +429,12 @@ def test_a_large_group_comes_into_any_part():
         held = [sum(m in large for m in part) for part in parts(split)]
         assert sorted(held) == [0, 0, 30]
         found[held.index(30)] += 1
-    # 35, 5, 10 are expected; standard deviations are 3.2, 2.1 and 2.8
+    # expected counts: 35, 5, 10; standard deviations: 3.2, 2.1, 2.8
     assert 25 < found[0] < 45 and 0 < found[1] < 13 and 2 < found[2] < 20
 
 
 def test_the_split_by_group_is_pinned():
-    """Of this version of scikit-learn; a run that is resumed compares the messages' hash."""
+    """Pinned for this version of scikit-learn; resuming a run compares the messages' hash."""
     messages = [
         Message(f"{label} {n} " + "x" * (n // 2 + 1), label)
         for label in ("ham", "spam")
@@ -462,14 +463,14 @@ def test_too_few_groups_are_refused():
 @pytest.mark.parametrize(
     ("value", "named"), [("groups", "copies, near-duplicates"), ("near-twins", "near-duplicates")]
 )
-def test_what_is_kept_together_has_a_name(value, named):
+def test_keep_together_must_be_a_known_name(value, named):
     for cut in (split_messages, lambda *x, **options: folds(*x, 5, **options)):
         with pytest.raises(UsageError, match=f"keep_together.*{value}.*{named}"):
             cut(made_up(), keep_together=value)
 
 
-def test_a_group_counts_for_the_label_of_most_of_its_texts():
-    """Ten groups of eggs, of which one is mostly ham: too few."""
+def test_a_group_counts_for_its_most_common_label():
+    """One of ten groups of eggs is mostly ham, so eggs has too few groups."""
     eggs = [Message(f"{word} get egg {word}", "eggs") for word in "abcdefghi"]
     mixed = [Message("you all get eggs" + "." * n, "eggs" if n < 3 else "ham") for n in range(8)]
     with pytest.raises(DataError, match="^9 groups of near duplicates of label 'eggs'"):
@@ -570,7 +571,7 @@ def test_a_class_in_few_groups_is_in_every_part():
 
 
 @pytest.mark.slow
-def test_what_cannot_be_cut_into_folds():
+def test_messages_that_cannot_be_cut_into_folds():
     with pytest.raises(UsageError, match="n_folds = 1 .*2"):
         folds(with_near_duplicates(), 1)
     with pytest.raises(DataError, match="30 texts of label 'spam' are too few; 31"):
@@ -590,7 +591,7 @@ def test_what_cannot_be_cut_into_folds():
     assert len(said) == 1
 
 
-# --- read and split: one source or three ---
+# --- reading and splitting: one source or three ---
 
 
 def table(folder: Path, name: str, rows: list[str]) -> str:
@@ -607,7 +608,7 @@ def three(folder: Path, train: list[str], val: list[str], test: list[str], **opt
         **options,
     )
     split = load_split(config, "classification", 123)
-    assert said  # what was left out is logged
+    assert said  # the number of texts left out is logged
     return split
 
 
@@ -742,9 +743,11 @@ def test_rare_labels_of_several_files(tmp_path: Path) -> None:
     assert [len(part) for part in parts(split)] == [20, 1, 1]
     split = three(tmp_path, *files, rare_labels="join:food")
     assert [count_labels(part).get("food") for part in parts(split)] == [1, 1, 1]
-    with pytest.raises(DataError, match="test.csv, line 3: .*'food'"):  # still in no training text
+    with pytest.raises(
+        DataError, match="test.csv, line 3: .*'food'"
+    ):  # 'food' is still in no training text
         three(tmp_path, train, ["six,spam"], ["nine,ham", "t,toast"], rare_labels="join:food")
-    for rare in ("stop", "join:food"):  # of a label that is in validation alone
+    for rare in ("stop", "join:food"):  # "food" occurs in the validation file only
         with pytest.raises(DataError, match="val.csv, line 3: no training text.*'toast'") as error:
             three(tmp_path, train, ["six,spam", "t,toast"], ["nine,ham"], rare_labels=rare)
         assert ("nor the label 'food' of --rare-labels join:food" in str(error.value)) == (
@@ -768,7 +771,7 @@ def test_targets_that_differ_in_one_of_several_files(tmp_path: Path) -> None:
     ]
 
 
-# --- a test file next to a training file ---
+# --- a test file in addition to a training file ---
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rows of text files, each read or reported as faulty; compared with open(), csv, json and pandas."""
+"""Rows of text files and their faults, compared with open(), csv, json and pandas."""
 
 import codecs
 import csv
@@ -46,7 +46,7 @@ def lines_of_faults(rows: list[Row | Fault]) -> list[int]:
     return [row.line for row in rows if isinstance(row, Fault)]
 
 
-# --- what is wrong with a row stands in its place ---
+# --- a faulty row is replaced by its fault ---
 
 
 def test_every_row_or_its_fault_in_order(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_every_row_or_its_fault_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_skipping_faulty_rows_loses_no_other(tmp_path: Path, seed: int) -> None:
-    """Faulty lines put between rows that csv wrote: what is left is what csv reads without them."""
+    """With faulty lines between rows that csv wrote, csv's own rows are what remains."""
     draw = random.Random(seed)
     wrong = [b"ham\n", b"a,b,c\n", b'ham,"a" b\n', b"ham,\xff\n", b'"\xff\n\xfe",x\n', b'"x\ny"\n']
     raw, expected = b"label,text\n", []
@@ -103,7 +103,7 @@ def test_nul_bytes_are_characters(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_tables_in_other_encodings(tmp_path: Path, encoding: str, suffix: str) -> None:
-    """Written by pandas; read as UTF-8 such a file is refused, or its rows are faults."""
+    """pandas writes these files; read as UTF-8, they are refused or have faulty rows."""
     texts = ["日本語, ソース"] if encoding == "shift_jis" else ["£5, Grüße", "naïve"]
     table = pandas.DataFrame({"text": texts, "label": ["ham"] * len(texts)})
     path = tmp_path / f"m.{suffix}"
@@ -137,7 +137,7 @@ def test_many_rows_in_flat_memory(tmp_path: Path, suffix: str) -> None:
     assert count == 50_000 and peak < 1e6
 
 
-# --- how a table is written ---
+# --- the format of a table ---
 
 
 def form(path: Path, *names: str, **options) -> Form:
@@ -145,7 +145,7 @@ def form(path: Path, *names: str, **options) -> Form:
 
 
 def test_the_cases() -> None:
-    """Each is read as a person reads it, and its form said."""
+    """Each table is read as a person would read it, and its format is described."""
     expected = {
         "semicolon.csv": Form(";", True, True, 2, ((0,), (1,))),
         "noheader.tsv": Form("\t", False, False, 2, ((1,), (0,))),
@@ -206,22 +206,22 @@ def test_what_pandas_writes_is_read(
 )
 @pytest.mark.parametrize("where", [3, 30])
 def test_raw_quotes_stay_raw_quotes(tmp_path: Path, line: str, where: int) -> None:
-    """One line with a quote that csv would not have is enough, wherever it is."""
+    """A single line with a quote that csv would not allow is enough, anywhere in the file."""
     texts = [f"text {n}" for n in range(40)] + ['"all of ""it"" in quotes"']
     texts.insert(where, line)
     raw = "label\ttext\n" + "".join(f"ham\t{text}\n" for text in texts)
     assert [row.values[0] for row in read(tmp_path / "m.tsv", raw)] == texts
 
 
-def test_quotes_around_whole_texts_alone_say_nothing(tmp_path: Path) -> None:
-    """As before: csv would not have quoted these."""
+def test_quotes_around_whole_texts_are_not_csv_quotes(tmp_path: Path) -> None:
+    """csv would not have quoted these fields, so the quotes are ordinary characters."""
     rows = read(tmp_path / "m.tsv", 'label\ttext\nham\t"one"\nham\ttwo\n')
     assert [row.values[0] for row in rows] == ['"one"', "two"]
 
 
 @pytest.mark.parametrize("columns", [("label", "text"), ("text", "label"), ("id", "text", "label")])
 def test_quotes_of_two_rows_do_not_join_them(tmp_path: Path, columns: tuple[str, ...]) -> None:
-    """A text begins with a quote and a later one ends with one, as in a dialogue."""
+    """One text begins with a quote and a later text ends with one, as in a dialogue."""
     texts = ['"Hello', "he said,", 'goodbye"', '""""', "so"]
     values = [{"id": "1", "text": text, "label": "ham"} for text in texts]
     lines = [columns, *([row[name] for name in columns] for row in values)]
@@ -268,7 +268,7 @@ def test_without_a_header_most_rows_say_how_many_columns_there_are(tmp_path: Pat
     assert lines_of_faults(list(read_rows(path, NAMES))) == [5]
 
 
-def test_a_short_first_message_as_a_header_is_told(tmp_path: Path) -> None:
+def test_a_short_first_message_as_a_header_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "m.tsv").write_text("ham\tsee you\nspam\twin now\nham\tat six\n")
     said = listen()
     assert len(list(read_rows(tmp_path / "m.tsv", ("see you", "ham")))) == 2
@@ -286,20 +286,20 @@ def test_numbers_of_columns(tmp_path: Path) -> None:
         ("Bye\nnow", "-2"),
     ]
     path.write_text("7,Hello,old friend,1.5\n8,Bye,now,-2\n")
-    for header in (True, False):  # a number is no name of a column
+    for header in (True, False):  # here a number is not a column name
         rows = [r.values for r in read_rows(path, ("2", "4"), header=header)]
         assert rows == [("Hello", "1.5"), ("Bye", "-2")]
-    path.write_text("eggs,a text of some words\nham,a\n")  # a label that does not occur again
+    path.write_text("eggs,a text of some words\nham,a\n")  # the first label does not occur again
     assert len(list(read_rows(path, ("2", "1")))) == 2
-    path.write_text("1,2\nham,a\n")  # and yet it may be one
+    path.write_text("1,2\nham,a\n")  # yet the first row may be data
     assert [r.values for r in read_rows(path, ("2", "1"))] == [("a", "ham")]
     for names, header in ((("5", "1"), True), (("0", "1"), True), (("2", "3"), False)):
         with pytest.raises(DataError, match="m.csv"):
             list(read_rows(path, names, header=header))
 
 
-def test_a_header_with_other_names_is_no_row(tmp_path: Path) -> None:
-    """v1 and v2 are the columns of a well-known copy of the SMS collection."""
+def test_a_header_with_other_names_is_not_a_row(tmp_path: Path) -> None:
+    """v1 and v2 are the column names of a well-known copy of the SMS collection."""
     for header in ("v1\tv2", "spam\tmessage", "class\tthe text"):
         path = tmp_path / "m.tsv"
         path.write_text(f"{header}\n{HEADERLESS}")
@@ -314,7 +314,8 @@ def test_columns_that_are_joined(tmp_path: Path) -> None:
     path.write_text('body,label,title\n"two\nlines",ham,One\n,spam,Two\n')
     expected = [("One\ntwo\nlines", "ham"), ("Two\n", "spam")]
     assert [row.values for row in read_rows(path, names)] == expected
-    path.write_text('"title,body",label,title,body\na,ham,b,c\n')  # a column of that very name
+    # a column whose name contains a comma
+    path.write_text('"title,body",label,title,body\na,ham,b,c\n')
     assert [row.values for row in read_rows(path, names)] == [("a", "ham")]
     rows = [
         {"title": "One", "body": "b", "label": "ham"},
@@ -338,12 +339,12 @@ def test_names_of_delimiters(given: str, character: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "::", '"', "\n", "a", "colon"])
-def test_what_is_no_delimiter(given: str) -> None:
+def test_invalid_delimiters(given: str) -> None:
     with pytest.raises(UsageError, match="auto, comma, semicolon, tab, pipe"):
         checked_delimiter(given)
 
 
-def test_a_delimiter_that_is_named(tmp_path: Path) -> None:
+def test_a_named_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("text:label\na, b:ham\n")
     assert [row.values for row in read_rows(path, NAMES, delimiter=":")] == [("a, b", "ham")]
@@ -351,7 +352,7 @@ def test_a_delimiter_that_is_named(tmp_path: Path) -> None:
         list(read_rows(path, NAMES))
 
 
-# --- what is wrong with the file ---
+# --- faults of the whole file ---
 
 
 @pytest.mark.parametrize(
@@ -365,17 +366,19 @@ def test_a_delimiter_that_is_named(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_the_column_that_was_meant(tmp_path: Path, header: str, meant: str, suffix: str) -> None:
+def test_a_similar_column_is_suggested(
+    tmp_path: Path, header: str, meant: str, suffix: str
+) -> None:
     raw = f"{header}\na,b\n".replace(",", "," if suffix == "csv" else "\t")
     message = refusal(tmp_path / f"m.{suffix}", raw)
     assert f"did you mean {meant}?" in message and "found the columns [" in message
 
 
-def test_no_column_is_near(tmp_path: Path) -> None:
+def test_no_suggestion_without_a_similar_column(tmp_path: Path) -> None:
     assert "did you mean" not in refusal(tmp_path / "m.csv", "one,two\na,b\n")
 
 
-def test_the_key_that_was_meant(tmp_path: Path) -> None:
+def test_a_similar_key_is_suggested(tmp_path: Path) -> None:
     (fault,) = read(tmp_path / "m.jsonl", '{"label": "ham", "Text": "a"}')
     assert (
         "expected the key 'text', found the keys ['label', 'Text']; did you mean 'Text'?"
@@ -442,7 +445,7 @@ def test_json_values_keep_their_type(tmp_path: Path) -> None:
         ("[1]", "expected a JSON object, found '[1]"),
     ],
 )
-def test_json_that_is_no_row(tmp_path: Path, line: str, what: str) -> None:
+def test_json_lines_that_are_not_rows(tmp_path: Path, line: str, what: str) -> None:
     good = '{"label": 0, "text": "a"}\n'
     first, fault, last = read(tmp_path / "m.jsonl", good + line + "\n" + good)
     assert isinstance(fault, Fault) and what in fault.what and fault.line == 2
@@ -454,8 +457,8 @@ def test_json_that_is_no_row(tmp_path: Path, line: str, what: str) -> None:
     "raw",
     [b'text,label\na,b\n"c,d\n', b"words,label\na,b\n", b'text,label\n"a\n" b,c\n', b"\xff,b\n"],
 )
-def test_no_file_stays_open_behind_an_error(tmp_path, raw):
-    """While the error is at hand, and with it all that led to it."""
+def test_no_file_stays_open_after_an_error(tmp_path, raw):
+    """It is closed even while the error, with its traceback, is still referenced."""
     path = tmp_path / "m.csv"
     path.write_bytes(raw)
     with pytest.raises(DataError) as error:
@@ -493,20 +496,20 @@ def values(rows) -> list[str]:
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_lines_are_those_of_open(tmp_path: Path, encoding: str, end: str) -> None:
-    """Only \\n and \\r\\n end a line, whatever else Unicode has for it."""
+    """Only \\n and \\r\\n end a line, not the other line ends of Unicode."""
     path = tmp_path / "t.txt"
     for last in ("", end):
         path.write_bytes((end.join(TEXTS) + last).encode(encoding))
         with path.open(encoding=encoding, newline="\n") as file:
             theirs = [line.removesuffix("\n").removesuffix("\r") for line in file]
         assert values(read_lines(path, encoding)) == theirs == TEXTS
-        with path.open("rb") as file:  # as standard input gives it
+        with path.open("rb") as file:  # standard input is such a binary stream
             assert values(lines_in(file, "it", encoding)) == TEXTS
             assert not file.closed
 
 
 @pytest.mark.parametrize("encoding", ["zlib", "rot13", "nonsense", "", "a\0b", "undefined"])
-def test_what_is_no_encoding_of_text(encoding: str) -> None:
+def test_codecs_that_are_not_text_encodings(encoding: str) -> None:
     with pytest.raises(UsageError, match="unknown text encoding .*utf-8"):
         checked_encoding(encoding)
     with pytest.raises(UsageError):
@@ -531,7 +534,7 @@ def test_a_bad_byte_is_reported_in_its_line() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_faults_are_where_lines_cannot_be_decoded(seed: int) -> None:
-    """Any bytes at all, compared with decoding line by line."""
+    """Random bytes, compared with decoding line by line."""
     draw = random.Random(seed)
     raw = bytes(draw.choices([10, 13, 65, 0x20, 0xC3, 0xA9, 0xE2, 0x82, 0xFF, 0xED], k=600))
     raw = b"A" + raw.rstrip(b"\n")  # no byte order mark
@@ -548,7 +551,9 @@ def test_half_a_character_in_utf_16_is_a_fault_of_the_file() -> None:
     )
     with pytest.raises(DataError, match="it, line 1 or later: not UTF-16 .*--encoding"):
         list(lines_in(stream(raw), "it", "utf-16"))
-    with pytest.raises(DataError, match="it, line 2 or later"):  # cut in the middle of a character
+    with pytest.raises(
+        DataError, match="it, line 2 or later"
+    ):  # the file ends in the middle of a character
         list(lines_in(stream("a\nb".encode("utf-16") + b"x"), "it", "utf-16"))
 
 
@@ -585,13 +590,13 @@ def test_a_text_may_begin_with_any_words() -> None:
         assert values(lines_in(stream(text.encode()), "it")) == [text]
 
 
-def test_nothing_is_nothing() -> None:
+def test_an_empty_stream_has_no_rows() -> None:
     assert list(lines_in(stream(b""), "it")) == []
     assert list(lines_in(stream(codecs.BOM_UTF8), "it")) == [Row(1, ("",))]
 
 
 class LineByLine(io.RawIOBase):
-    """A stream of lines that arrive one by one, as many as asked for."""
+    """A stream whose lines arrive one at a time."""
 
     def __init__(self, line: bytes, count: int):
         self.line, self.left, self.given = line, count, 0
@@ -608,7 +613,7 @@ class LineByLine(io.RawIOBase):
 
 
 def test_lines_come_as_they_arrive() -> None:
-    """Whoever writes into a pipe line by line gets an answer to each."""
+    """A program that writes line by line into a pipe gets an answer to each line."""
     source = LineByLine(b"a message\n", 10)
     for number, _ in enumerate(lines_in(io.BufferedReader(source), "it"), start=1):
         assert source.given <= number + 1
@@ -646,7 +651,7 @@ def test_spaces_between_names_of_columns(tmp_path: Path, name: str) -> None:
             list(read_rows(path, names))
 
 
-def test_the_part_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_the_missing_part_of_a_name_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(JOINED)
     for wrong in ("title,dsc", "dsc, title"):

@@ -1,6 +1,7 @@
-"""What a head can be trained to answer: one file per task. Another task is a file and a line here.
+"""The tasks that a head can be trained for, one file per task.
 
-`classification.py` shows the whole path, from a label to the loss, the answer and the score.
+A new task is a new file and a line here. `classification.py` shows every step, from a label to the
+loss, the answer and the score.
 """
 
 from gpt2_from_scratch.classifier.tasks.classification import Classification
@@ -11,7 +12,7 @@ from gpt2_from_scratch.classifier.tasks.span import SpanExtraction
 from gpt2_from_scratch.classifier.tasks.tagging import Tagging
 from gpt2_from_scratch.classifier.tasks.task import Task
 
-TASKS: dict[str, Task] = {  # by the names of data.formats.TASKS
+TASKS: dict[str, Task] = {  # the keys are those of data.formats.TASKS
     "classification": Classification(),
     "multi-label": MultiLabel(),
     "regression": Regression(),

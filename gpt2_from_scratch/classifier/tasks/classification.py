@@ -1,4 +1,4 @@
-"""One class per text, the lecture's task: from a label to the loss, the answer and the score.
+"""Classification, the lecture's task: one class per text.
 
 B texts in a batch, N texts in all, K classes.
 """
@@ -34,13 +34,13 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Choice(Answer):
-    """One label, and the probability of each; they sum to 1."""
+    """One label, and the probability of each label; the probabilities sum to 1."""
 
     label: str
     probabilities: dict[str, float]
 
     def in_words(self) -> str:
-        """Say the label and the probabilities."""
+        """Format the label and the probabilities."""
         return f"{short(self.label, LONGEST)}  ({probabilities_in_words(self.probabilities)})"
 
     def as_row(self) -> list[str]:
@@ -48,7 +48,7 @@ class Choice(Answer):
         return [self.label, *(f"{p:.6f}" for p in self.probabilities.values())]
 
     def at_threshold(self, label: str, threshold: float) -> "Choice":
-        """Choose `label` if its probability is at least `threshold`, else the best of the others."""
+        """Choose `label` if its probability is at least `threshold`, else the best other label."""
         if self.probabilities[label] >= threshold:
             return replace(self, label=label)
         others = {name: p for name, p in self.probabilities.items() if name != label}
@@ -61,7 +61,7 @@ class Classification(Task):
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """Number each message's class: (N,) int64, IGNORED for a message without a label."""
+        """Convert each label to its class number: (N,) int64, IGNORED for a message without one."""
         labels = [label_for(head, message) for message in messages]
         numbers = [IGNORED if label is None else class_number(head, label) for label in labels]
         return weighted_targets(head, torch.tensor(numbers, dtype=torch.int64))
@@ -71,7 +71,7 @@ class Classification(Task):
     ) -> Tensor:
         """Sum the cross-entropies: outputs (B, K), targets (B,).
 
-        A task that chooses a class for each token has outputs (B, T, K), targets (B, T).
+        For a task that chooses a class for each token: outputs (B, T, K), targets (B, T).
         """
         return F.cross_entropy(
             logit_per_class(head, outputs).flatten(0, -2),
@@ -96,24 +96,24 @@ class Classification(Task):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> Evaluation:
-        """Compare the labels with the answers: accuracy, precision, recall, F1, confusion matrix."""
+        """Compute accuracy, precision, recall, F1 and the confusion matrix."""
         labels, answers = labelled_only(labels, answers)
         true = np.array([class_number(head, label) for label in labels])
         predicted = np.array([class_number(head, answer.label) for answer in answers])
         return evaluate_predictions(true, predicted, list(head.labels))
 
     def columns(self, head: HeadConfig) -> list[str]:
-        """The label, then the probability of each."""
+        """The label, then the probability of each label."""
         return ["label", *head.labels]
 
 
 def logit_per_class(head: HeadConfig, outputs: Tensor) -> Tensor:
-    """Return one logit per class. One output z with a sigmoid is the two logits 0 and z."""
+    """Return one logit per class. One output z with a sigmoid is the same as logits 0 and z."""
     return F.pad(outputs, (1, 0)) if head.one_output else outputs
 
 
 def probabilities_of(logits: Tensor) -> np.ndarray:
-    """Take the softmax over the last dimension, as float64, so that rows sum to 1 exactly."""
+    """Apply softmax over the last dimension in float64, so that rows sum to 1 exactly."""
     p = logits.softmax(dim=-1).cpu().numpy().astype(np.float64)
     return p / p.sum(axis=-1, keepdims=True)
 
@@ -121,7 +121,8 @@ def probabilities_of(logits: Tensor) -> np.ndarray:
 def weighted_targets(head: HeadConfig, values: Tensor | list[Tensor]) -> Targets:
     """Make targets of class numbers, one per text or one per token.
 
-    Their `weights` sum the class weights that `loss_sum` multiplies the cross-entropies by.
+    `weights` is the sum of the class weights by which `loss_sum` multiplies a text's
+    cross-entropies.
     """
     flat = [value.reshape(-1) for value in values]
     known = [numbers[numbers != IGNORED] for numbers in flat]

@@ -1,4 +1,4 @@
-"""Heads of the model itself: the next token, by GPT-2's own head; and hidden states ("features").
+"""Tasks of the model itself: predict the next token, or return the hidden state ("features").
 
 B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, V = n_vocab.
 """
@@ -33,15 +33,15 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Likelihood(Answer):
-    """How well GPT-2 predicts a text's tokens, all but the first."""
+    """How well GPT-2 predicts the tokens of a text, except the first."""
 
     nats: float  # the sum over tokens
     correct: int  # tokens that were the most probable
     tokens: int
-    n_bytes: int  # of these tokens
+    n_bytes: int  # length of these tokens in bytes
 
     def in_words(self) -> str:
-        """Say the mean cross-entropy."""
+        """Format the mean cross-entropy."""
         return f"{self.nats / max(1, self.tokens):.3f} nats per token"
 
 
@@ -52,7 +52,7 @@ class State(Answer):
     values: list[float]
 
     def in_words(self) -> str:
-        """Say how many numbers there are, and the first ones."""
+        """Format the number of values, and the first four."""
         return f"{len(self.values)} numbers: {', '.join(f'{x:.3f}' for x in self.values[:4])}, ..."
 
 
@@ -64,8 +64,8 @@ class LanguageScores(Scores):
     correct: int  # tokens that were the most probable
     tokens: int
     nats_per_token: float  # mean cross-entropy
-    perplexity: float | None  # e to this power; None if a float cannot hold it
-    bits_per_byte: float | None  # comparable between tokenizers; None for no bytes
+    perplexity: float | None  # exp(nats_per_token); None if it overflows
+    bits_per_byte: float | None  # comparable between tokenizers; None if there are no bytes
 
     @property
     def main(self) -> float:
@@ -82,14 +82,14 @@ class LanguageScores(Scores):
 
 
 class Language(Classification):
-    """Predict the next token: loss and correct answers are those of classification into V classes."""
+    """Predict the next token; the loss is that of classification into V classes."""
 
     predicts_tokens = True
 
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """Take the next token as each token's target: N times (T,); labels are not used."""
+        """Use the next token as each token's target: N tensors (T,); labels are not used."""
         return weighted_targets(head, [torch.tensor([*ids[1:], IGNORED]) for ids in encoded])
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Likelihood]:  # type: ignore[override]
@@ -105,12 +105,12 @@ class Language(Classification):
         return found
 
     def answers_by_token(self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer) -> None:
-        """None: a likelihood is that of the whole text."""
+        """None, because a likelihood belongs to the whole text."""
 
     def scores(  # type: ignore[override]
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> LanguageScores:
-        """Add up the likelihoods of all texts, labelled or not."""
+        """Add up the likelihoods of all texts, with or without labels."""
         return language_scores(
             *(
                 sum(getattr(a, of) for a in answers)
@@ -128,12 +128,12 @@ class Language(Classification):
 
 
 def language_scores(nats: float, correct: int, tokens: int, n_bytes: int) -> LanguageScores:
-    """Score the prediction of `tokens` next tokens, which are `n_bytes` of text in UTF-8.
+    """Score the prediction of `tokens` next tokens, whose text has `n_bytes` bytes in UTF-8.
 
-    `nats` is the sum of their cross-entropies, not the mean. Raises DataError for no tokens.
+    `nats` is the sum of their cross-entropies, not the mean. Raises DataError if `tokens` is 0.
     """
     if tokens < 1:
-        raise DataError("there is nothing to evaluate: no tokens to predict")
+        raise DataError("there are no tokens to predict, so nothing can be evaluated")
     mean = nats / tokens
     perplexity = math.exp(mean) if mean < math.log(np.finfo(float).max) else None
     bits = nats / math.log(2) / n_bytes if n_bytes else None
@@ -141,7 +141,7 @@ def language_scores(nats: float, correct: int, tokens: int, n_bytes: int) -> Lan
 
 
 class Features(Task):
-    """Give the hidden state as it is; there is nothing to learn."""
+    """Return the hidden state itself; there is nothing to learn."""
 
     has_loss = False
 
@@ -161,7 +161,7 @@ class Features(Task):
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """Nothing is decided."""
+        """0, because nothing is decided."""
         return 0.0
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[State]:

@@ -42,7 +42,7 @@ class Labels(Answer):
     probabilities: dict[str, float]
 
     def in_words(self) -> str:
-        """Say the labels, "-" for none, and the probabilities."""
+        """Format the labels ("-" if there are none) and the probabilities."""
         chosen = ", ".join(short(label, LONGEST) for label in self.labels) or "-"
         return f"{chosen}  ({probabilities_in_words(self.probabilities)})"
 
@@ -53,10 +53,10 @@ class Labels(Answer):
 
 @dataclass(frozen=True)
 class MultiLabelScores(Scores):
-    """The scores of sets of labels."""
+    """The scores of predicted label sets."""
 
     measure: ClassVar[str] = "micro F1"
-    exact: int  # texts with exactly the right set of labels
+    exact: int  # texts whose set of labels is exactly correct
     total: int
     interval: tuple[float, float]  # 95% Wilson interval of their proportion
     micro_f1: float | None  # over all N × K decisions
@@ -76,7 +76,7 @@ class MultiLabelScores(Scores):
 
 
 class MultiLabel(Task):
-    """Choose any of K labels, each by a sigmoid of its own."""
+    """Choose any of K labels, each with its own sigmoid."""
 
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
@@ -87,7 +87,8 @@ class MultiLabel(Task):
             labels = label_for(head, message)
             if labels is None:
                 continue
-            if not isinstance(labels, (tuple, list)):  # a str would be taken for its letters
+            # a string would be read as a sequence of letters
+            if not isinstance(labels, (tuple, list)):
                 raise DataError(
                     f"{labels!r:.80} must be a tuple of labels from {several(head.labels)}"
                 )
@@ -99,7 +100,7 @@ class MultiLabel(Task):
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Sum the binary cross-entropies, each the mean over labels: outputs and targets (B, K)."""
+        """Sum each text's mean binary cross-entropy over the labels: outputs and targets (B, K)."""
         known = has_target(targets)
         soft = targets[known] * (1 - head.label_smoothing) + head.label_smoothing / 2
         positive = outputs.new_tensor(head.class_weights) if head.class_weights else None
@@ -124,7 +125,7 @@ class MultiLabel(Task):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> MultiLabelScores:
-        """Compare sets of labels."""
+        """Compare the sets of labels."""
         labels, answers = labelled_only(labels, answers)
         true, predicted = (
             np.array([[name in chosen for name in head.labels] for chosen in sets], dtype=bool)

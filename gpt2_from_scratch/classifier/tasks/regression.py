@@ -43,7 +43,7 @@ class Values(Answer):
     values: dict[str, float]
 
     def in_words(self) -> str:
-        """Say each value with its name."""
+        """Format each value with its name."""
         return ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
 
     def as_row(self) -> list[str]:
@@ -59,7 +59,7 @@ class ValueScores:
     pearson: float | None
     spearman: float | None
     r2: float | None  # 1 - sum of squared errors / sum of squared distances from the mean
-    rmse: float  # in the value's unit, as is
+    rmse: float  # in the value's unit, like
     mae: float
 
 
@@ -69,12 +69,12 @@ class RegressionScores(Scores):
 
     measure: ClassVar[str] = "mean R2"
     total: int
-    mean_r2: float | None  # over the values that have one
+    mean_r2: float | None  # mean over the values for which it is defined
     values: list[ValueScores]
 
     @property
     def main(self) -> float:
-        """Mean R2; 0, as for always answering the mean, if no value has one."""
+        """Mean R2; 0 if it is undefined for all values. Always answering the mean also scores 0."""
         return self.mean_r2 or 0.0
 
     def as_table(self) -> str:
@@ -113,22 +113,23 @@ class Regression(Task):
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Sum the squared errors, each the mean over values: outputs and targets (B, K)."""
+        """Sum each text's mean squared error over the values: outputs and targets (B, K)."""
         known = has_target(targets)
         return F.mse_loss(outputs[known], targets[known], reduction="sum") / len(head.labels)
 
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """Sum 1 - squared error. In units in which the training targets have variance 1, the mean
-        is the proportion of variance explained.
+        """Sum 1 - squared error.
+
+        The training targets have variance 1, so the mean is the proportion of variance explained.
         """
         known = has_target(targets)
         return float((1 - (outputs - targets)[known] ** 2).mean(dim=1).sum())
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Values]:
         """Convert the outputs (B, K) into the units of the data."""
-        # in float64: near 1.7e9, a date in seconds, float32 represents one number in 128
+        # float64, because float32 rounds dates in seconds (1.7e9) to multiples of 128
         values = outputs.float().cpu().numpy().astype(np.float64)
         values = values * (head.scale or 1.0) + (head.center or 0.0)
         return [Values(by_label(head, row)) for row in values]
@@ -136,7 +137,7 @@ class Regression(Task):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> RegressionScores:
-        """Compare values in their own units."""
+        """Compare the values in their own units."""
         labels, answers = labelled_only(labels, answers)
         true = np.array([np.atleast_1d(label) for label in labels], dtype=float)
         predicted = np.array([[a.values[name] for name in head.labels] for a in answers])
@@ -148,12 +149,12 @@ class Regression(Task):
 
 
 def _standardised(value: Any, center: float, scale: float) -> float:
-    if isinstance(value, Real):  # neither a string nor None
+    if isinstance(value, Real):  # excludes strings and None
         with suppress(OverflowError):
             standardised = (float(value) - center) / scale
             if abs(standardised) < torch.finfo(torch.float32).max:
                 return standardised
-    raise DataError(f"the value {value!r:.80} is not a number that can be learned")
+    raise DataError(f"the value {value!r:.80} is not a number, or is too large for training")
 
 
 def regression_scores(
@@ -176,11 +177,12 @@ def _value_scores(name: str, true: np.ndarray, predicted: np.ndarray) -> ValueSc
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
     pearson = spearman = r2 = None
-    # by comparison: the mean of equal numbers may be off by rounding, and the variance not 0
+    # detect constants by comparison: rounding may make their variance nonzero
     if true.min() < true.max():
         r2 = float(r2_score(true, predicted))
         both = pandas.DataFrame({"true": true, "predicted": predicted})
         found = [float(both.corr(m).loc["true", "predicted"]) for m in ("pearson", "spearman")]
-        pearson, spearman = (None if math.isnan(r) else r for r in found)  # NaN: constant answers
+        # NaN if the answers are constant
+        pearson, spearman = (None if math.isnan(r) else r for r in found)
     rmse, mae = root_mean_squared_error(true, predicted), mean_absolute_error(true, predicted)
     return ValueScores(name, pearson, spearman, r2, float(rmse), float(mae))

@@ -1,7 +1,8 @@
-"""An answer extracted from the text: where it starts and where it ends.
+"""Answers extracted from a text: the positions where they start and end.
 
-A text is a question on the first line and its context after it. B texts in a batch, N texts in all,
-T tokens in the longest. Source: Rajpurkar et al. 2016 (SQuAD 1.1), for the scores too.
+A text is a question on the first line, followed by its context. B texts in a batch, N texts in all,
+T tokens in the longest. The source of the task and of its scores is Rajpurkar et al. 2016 (SQuAD
+1.1).
 """
 
 import math
@@ -40,14 +41,14 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
-LONGEST_ANSWER = 30  # tokens of an extracted answer
+LONGEST_ANSWER = 30  # most tokens in an extracted answer
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @dataclass(frozen=True)
 class Extract(Answer):
-    """The most probable part of the text, `text[start:end]`, and its probability."""
+    """The most probable answer, `text[start:end]`, and its probability."""
 
     text: str
     start: int
@@ -55,7 +56,7 @@ class Extract(Answer):
     probability: float
 
     def in_words(self) -> str:
-        """Say the part, its place and its probability."""
+        """Format the answer, its position and its probability."""
         place = f"{self.start} to {self.end}, {self.probability:.3f}"
         return f"{on_one_line(self.text)!r}  ({place})"
 
@@ -65,10 +66,10 @@ class SpanScores(Scores):
     """The scores of extracted answers."""
 
     measure: ClassVar[str] = "F1"
-    exact: int  # answers that are the same after normalisation
+    exact: int  # answers that are equal after normalisation
     total: int
     interval: tuple[float, float]  # 95% Wilson interval of their proportion
-    f1: float  # mean over the texts of the F1 of an answer's words
+    f1: float  # F1 of the answers' words, averaged over texts
 
     @property
     def main(self) -> float:
@@ -87,13 +88,13 @@ class SpanExtraction(Task):
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """Locate the first and last token of each answer: (N, 2), IGNORED if there is none."""
+        """Find the first and last token of each answer: (N, 2), IGNORED if there is none."""
         ends = []
         for message, ids in zip(messages, encoded, strict=True):
             span, found = label_for(head, message), None
             if span is not None:
                 start, end = checked_span(message.text, span)[:2]
-                if start < context_start(message.text):  # no answer is ever looked for there
+                if start < context_start(message.text):  # answers are searched only in the context
                     raise DataError(
                         f"the answer {message.text[start:end]!r:.80} is in the first line of "
                         f"{message.text!r:.80}, which is taken for the question"
@@ -107,8 +108,9 @@ class SpanExtraction(Task):
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Sum the cross-entropies over the positions of each text, the mean of start and end:
-        outputs (B, T, 2), targets (B, 2).
+        """Sum the cross-entropies over positions, averaged over start and end.
+
+        The shapes are outputs (B, T, 2) and targets (B, 2).
         """
         scores = within(outputs, lengths)  # (B, T, 2)
         return F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum") / 2
@@ -116,7 +118,7 @@ class SpanExtraction(Task):
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """Count the texts of which both start and end are correct."""
+        """Count the texts whose start and end are both correct."""
         found = within(outputs, lengths).argmax(dim=1)  # (B, 2)
         return float((found == targets).all(dim=1).sum())
 
@@ -130,7 +132,7 @@ class SpanExtraction(Task):
         ]
 
     def answers_by_token(self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer) -> None:
-        """None: an answer needs the whole text."""
+        """None, because an answer needs the whole text."""
 
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
@@ -142,7 +144,7 @@ class SpanExtraction(Task):
 
 
 def within(outputs: Tensor, lengths: Tensor, start: Tensor | None = None) -> Tensor:
-    """Set the scores (B, T, 2) of positions outside each text, and before `start` (B,), to -inf."""
+    """Set the scores (B, T, 2) outside each text, and before `start` (B,), to -inf."""
     position = torch.arange(outputs.shape[1], device=outputs.device)[None]  # (1, T)
     outside = position >= lengths[:, None]
     if start is not None:
@@ -153,7 +155,7 @@ def within(outputs: Tensor, lengths: Tensor, start: Tensor | None = None) -> Ten
 def _extract(outputs: Tensor, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> Extract:
     """Choose the best start and the best end at or after it, in the context: outputs (T, 2)."""
     begins = first_tokens(text, ids, [Span(context_start(text), len(text))], tokenizer)[0]
-    if begins is None:  # the question alone filled the text
+    if begins is None:  # the question left no room for the context
         return Extract("", len(text), len(text), 0.0)
     length, start = torch.tensor([len(ids)]), torch.tensor([begins])
     scores = within(outputs[None, : len(ids)], length, start)[0].log_softmax(dim=0)  # (T, 2)
@@ -166,17 +168,18 @@ def _extract(outputs: Tensor, text: str, ids: Sequence[int], tokenizer: Tokenize
 
 
 def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
-    """Score answers, one per text. Raises DataError if there are none.
+    """Score one answer per text. Raises DataError if there are none.
 
-    Answers are compared as lists of words, by `answer_words`. Two without any word agree, as in
-    SQuAD 2.0.
+    Answers are compared as lists of words, made by `answer_words`. Two answers without words count
+    as equal, as in SQuAD 2.0.
     """
     pairs = [(answer_words(a), answer_words(b)) for a, b in zip(true, predicted, strict=True)]
     exact, total = sum(a == b for a, b in pairs), len(pairs)
     interval = wilson_interval(exact, total)
     f1s = list[float]()
     for a, b in pairs:
-        shared = (Counter(a) & Counter(b)).total()  # each word as often as both answers have it
+        # each common word counts as often as it occurs in both
+        shared = (Counter(a) & Counter(b)).total()
         f1s.append(2 * shared / (len(a) + len(b)) if a or b else 1.0)
     return SpanScores(exact, total, interval, math.fsum(f1s) / total)
 
@@ -184,6 +187,6 @@ def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
 def answer_words(answer: str) -> list[str]:
     """Split an answer as SQuAD does: lower case, no ASCII punctuation, no articles.
 
-    Punctuation goes first and leaves no gap: "U.S." is us, "well-known" is wellknown.
+    Punctuation is removed first and leaves no gap: "U.S." becomes us, "well-known" wellknown.
     """
     return ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split()

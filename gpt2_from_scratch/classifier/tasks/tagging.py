@@ -1,4 +1,4 @@
-"""One tag per word: each token gets a class, and a word's tag is that of its first token.
+"""Tagging: one tag per word. Each token gets a class, and a word has its first token's tag.
 
 B texts in a batch, N texts in all, T tokens in the longest, K tags. Tags such as B-person, I-person
 and O (BIO) mark entities. Sources: Ramshaw & Marcus 1995 for BIO; Tjong Kim Sang & De Meulder 2003
@@ -54,7 +54,7 @@ BIO = re.compile(r"O|[BI]-\S+")
 
 @dataclass(frozen=True)
 class Tag:
-    """A word of a text, `text[start:end]`, its tag, and the tag's probability."""
+    """A word, which is `text[start:end]`, with its tag and the tag's probability."""
 
     word: str
     start: int
@@ -65,13 +65,13 @@ class Tag:
 
 @dataclass(frozen=True)
 class Tags(Answer):
-    """A tag for each word. Words after a cut have the tag O, or else the first tag."""
+    """A tag for each word. Words that were cut off have the tag O, or the first tag without O."""
 
     words: list[Tag]
 
     @property
     def entities(self) -> list[Span]:
-        """The entities that BIO tags mark. Raises DataError for other tags."""
+        """The entities that BIO tags mark. Raises DataError for other kinds of tags."""
         found = entities([tag.label for tag in self.words])
         return [Span(self.words[a].start, self.words[b - 1].end, kind) for a, b, kind in found]
 
@@ -82,7 +82,7 @@ class Tags(Answer):
         return super().as_dict() | {"entities": [span._asdict() for span in self.entities]}
 
     def in_words(self) -> str:
-        """Say the words whose tag is not O; "-" for none."""
+        """Format the words whose tag is not O; "-" if there are none."""
         marked = [tag for tag in self.words if tag.label != "O"]
         return " ".join(f"{on_one_line(tag.word)}/{short(tag.label)}" for tag in marked) or "-"
 
@@ -94,8 +94,8 @@ class TagScores(Scores):
     correct: int  # words with the correct tag
     total: int
     interval: tuple[float, float]  # 95% Wilson interval, as if words were independent
-    entities: ClassScores | None  # all types together; None if the tags do not mark entities
-    classes: list[ClassScores]  # one per type of entity, or one per tag
+    entities: ClassScores | None  # all types combined; None if the tags do not mark entities
+    classes: list[ClassScores]  # one per entity type, or one per tag
 
     @property
     def accuracy(self) -> float:
@@ -122,14 +122,14 @@ class TagScores(Scores):
 
 
 class Tagging(Classification):
-    """Choose a class for each token: loss and correct answers are those of classification."""
+    """Choose a class for each token; the loss and the count of correct answers are inherited."""
 
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """Number the tag of each word at its first token: N times (T,) int64.
+        """Convert each word's tag to its number, at the word's first token: N tensors (T,) int64.
 
-        The tokens that continue a word are IGNORED, and so is a word after the cut of its text.
+        Tokens that continue a word are IGNORED, and so are words that were cut off.
         """
         values = []
         for message, ids in zip(messages, encoded, strict=True):
@@ -192,11 +192,11 @@ class Tagging(Classification):
 def tag_scores(
     true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str] = ()
 ) -> TagScores:
-    """Score the tags of words, one list per text.
+    """Score the tags of words, given as one list per text.
 
-    An entity is found if its first word, its last word and its type are all correct. `labels`, all
-    possible tags, decide whether tags mark entities even if all words here are O. Raises DataError
-    for texts without a word.
+    An entity is correct if its first word, its last word and its type are all correct. `labels` are
+    all possible tags. They decide whether the tags mark entities, even if every word here has the
+    tag O. Raises DataError for texts without a word.
     """
     pairs = [
         (a, b)
@@ -217,7 +217,7 @@ def tag_scores(
 def _entity_scores(
     true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], types: Sequence[str]
 ) -> tuple[ClassScores, list[ClassScores]]:
-    """Score all entities together, and those of each type."""
+    """Score all entities together, and the entities of each type."""
     hits, called, support = Counter[str](), Counter[str](), Counter[str]()
     for tags, answers in zip(true, predicted, strict=True):
         marked, found = set(entities(tags)), set(entities(answers))
@@ -237,8 +237,8 @@ def _entity_scores(
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return (first word, end, type) of each entity that BIO tags mark; `end` is exclusive.
 
-    B- begins an entity and I- continues one of its own type; if there is none to continue, I-
-    begins one too, as in conlleval and seqeval. Raises DataError for a tag that is not a BIO tag.
+    B- begins an entity, and I- continues an entity of the same type. If there is no such entity, I-
+    also begins one, as in conlleval and seqeval. Raises DataError for a tag that is not a BIO tag.
     """
     found: list[tuple[int, int, str]] = []
     for place, tag in enumerate(tags):
@@ -254,7 +254,7 @@ def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def is_bio(labels: Sequence[str]) -> bool:
-    """Tell whether these are BIO tags that mark entities: O, B-..., I-..., and not O alone."""
+    """Whether these are BIO tags (O, B-..., I-...) and at least one of them is not O."""
     return all(BIO.fullmatch(label) for label in labels) and bool(set(labels) - {"O"})
 
 
@@ -263,9 +263,10 @@ def most_frequent_tag(
 ) -> Callable[[str], str]:
     """Fit the baseline that gives each word its most frequent tag in training.
 
-    The result maps a word to a tag. A new word is O if there is such a tag, else it has the most
-    frequent tag of all. Ties go to the tag seen first. Raises DataError for texts without a word.
-    Source: Jurafsky & Martin, Speech and Language Processing, the most frequent class baseline.
+    The result maps a word to a tag. Unknown words get the tag O if it exists, otherwise the most
+    frequent tag of all. On a tie, the tag that was seen first is used. Raises DataError for texts
+    without a word. Source: Jurafsky & Martin, Speech and Language Processing, the most frequent
+    class baseline.
     """
     counts: dict[str, Counter[str]] = {}
     for text, its_tags in zip(words, tags, strict=True):
@@ -273,7 +274,7 @@ def most_frequent_tag(
             counts.setdefault(word, Counter())[tag] += 1
     overall = Counter(chain.from_iterable(tags))
     if not overall:
-        raise DataError("there is nothing to count: no tagged words")
+        raise DataError("there are no tagged words to count")
     new = "O" if "O" in overall else overall.most_common(1)[0][0]
     known = {word: its_counts.most_common(1)[0][0] for word, its_counts in counts.items()}
     return lambda word: known.get(word, new)

@@ -1,4 +1,4 @@
-"""What every task has in common: targets, a loss, answers, scores, and places of characters in tokens.
+"""The interface of a task: targets, loss, answers, scores; and characters located in tokens.
 
 B texts in a batch, N texts in all, T tokens in the longest text, K outputs of a head, L characters.
 """
@@ -27,8 +27,8 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 Encoded = Sequence[Sequence[int]]  # the token ids of each text
-MOST_PROBABLE = 5  # answers that are shown if there are more than MOST_CLASSES
-LONGEST = 100  # characters of a label in an answer that is printed
+MOST_PROBABLE = 5  # number of answers shown if there are more than MOST_CLASSES
+LONGEST = 100  # most characters of a label in a printed answer
 IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
 
 
@@ -36,10 +36,16 @@ IGNORED = -100  # the target of a text or token without one; torch's cross_entro
 class Targets:
     """The targets of one head for N texts.
 
-    `values` are class numbers (N,); 0 and 1 for each label (N, K) float32; standardised values
-    (N, K) float32; first and last token (N, 2); or tag numbers, one tensor (T,) per text. `weights`
-    (N,) is what each text adds to the divisor of its batch's loss; `counts` (N,) is its number of
-    decisions. Both are 0 for a text without a target.
+    `values` has a shape that depends on the task:
+
+        - class numbers (N,);
+        - 0 or 1 for each label (N, K) float32;
+        - standardised values (N, K) float32;
+        - first and last token (N, 2);
+        - tag numbers, one tensor (T,) per text.
+
+        `weights` (N,) is what each text adds to the divisor of its batch's loss, and `counts` (N,)
+        is the number of decisions in the text. Both are 0 for a text without a target.
     """
 
     values: Tensor | list[Tensor]
@@ -55,7 +61,7 @@ class Targets:
 
 
 def has_target(values: Tensor) -> Tensor:
-    """Tell which texts have a target: values (N, K), NaN where there is none -> (N,) bool."""
+    """Which texts have a target: values (N, K), NaN where there is none -> (N,) bool."""
     return ~values.isnan().any(dim=1)
 
 
@@ -66,23 +72,24 @@ class Batch:
     texts: Sequence[str]
     encoded: Encoded
     tokenizer: Tokenizer
-    words: Sequence[Sequence[Span]] | None = None  # to tag (default: split at white space)
+    # the words to tag; by default the text is split at white space
+    words: Sequence[Sequence[Span]] | None = None
 
 
 class Answer(ABC):
-    """What a head says about one text; a dataclass."""
+    """A head's answer for one text; subclasses are dataclasses."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON accepts it."""
+        """Return the answer as a dictionary that JSON accepts."""
         return asdict(self)  # type: ignore[call-overload]
 
     @abstractmethod
     def in_words(self) -> str:
-        """Say the answer in one line, for a person."""
+        """Format the answer as one readable line."""
 
 
 class Scores(ABC):
-    """How good answers are; a dataclass. Epochs are compared by `main`: higher is better."""
+    """The scores of answers; subclasses are dataclasses. A higher `main` is better."""
 
     measure: ClassVar[str]  # the name of `main`
 
@@ -93,21 +100,23 @@ class Scores(ABC):
 
     @abstractmethod
     def as_table(self) -> str:
-        """Format the scores for a person, the main score first; "-" if one is not defined."""
+        """Format the scores as text, the main score first; "-" if one is not defined."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the scores as JSON accepts them, the main score first, under its name."""
+        """Return the scores as a dictionary that JSON accepts, the main score first."""
         name = self.measure.replace(" ", "_").replace("-", "_").lower()
         return {name: self.main} | asdict(self)  # type: ignore[call-overload]
 
 
 class Task(ABC):
-    """One kind of answer. `loss_sum` and `correct_sum` are sums, because a batch may be processed
-    in parts, and texts differ in their number of tokens; `Targets.weights` says what to divide by.
+    """One kind of answer.
+
+    `loss_sum` and `correct_sum` are sums, because a batch may be processed in parts, and texts
+    differ in their number of tokens. `Targets.weights` is what to divide them by.
     """
 
-    has_loss: ClassVar[bool] = True  # False: there is nothing to learn
-    predicts_tokens: ClassVar[bool] = False  # True: its outputs continue a text
+    has_loss: ClassVar[bool] = True  # False if there is nothing to learn
+    predicts_tokens: ClassVar[bool] = False  # True if the outputs can continue a text
 
     @abstractmethod
     def targets(
@@ -115,7 +124,7 @@ class Task(ABC):
     ) -> Targets:
         """Make the targets of N messages with these token ids.
 
-        Raises DataError for a label that the head does not know or that is not of this task's kind.
+        Raises DataError for a label that the head does not know or that is of another task's kind.
         """
 
     @abstractmethod
@@ -124,14 +133,14 @@ class Task(ABC):
     ) -> Tensor:
         """Sum the losses of a batch in nats: outputs (B, K) or (B, T, K), lengths (B,) -> scalar.
 
-        What has no target (IGNORED or NaN) has no loss.
+        Texts and tokens without a target (IGNORED or NaN) have no loss.
         """
 
     @abstractmethod
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """Count the correct decisions of a batch, with the arguments of `loss_sum`."""
+        """Count the correct decisions in a batch; the arguments are those of `loss_sum`."""
 
     @abstractmethod
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> Sequence[Any]:
@@ -141,9 +150,9 @@ class Task(ABC):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> Any:
-        """Score N answers. A text whose label is None is left out.
+        """Score N answers, leaving out texts whose label is None.
 
-        Raises DataError if nothing is left.
+        Raises DataError if no text is left.
         """
 
     def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
@@ -158,7 +167,7 @@ class Task(ABC):
         return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
     def layers(self, model: GPT2) -> nn.Module | None:
-        """Return the head's layers if the task determines them; None: they are drawn."""
+        """Return the head's layers if the task determines them; None if they are drawn."""
         return None
 
     def columns(self, head: HeadConfig) -> list[str] | None:
@@ -176,7 +185,7 @@ def label_for(head: HeadConfig, message: Message) -> Any:
 
 
 def class_number(head: HeadConfig, label: Any) -> int:
-    """Return the number of a label among the head's. Raises DataError for an unknown label."""
+    """Return the number of a label in the head. Raises DataError for an unknown label."""
     try:
         return head.labels.index(label)
     except ValueError:
@@ -193,13 +202,13 @@ def checked_span(text: str, span: Any) -> Span:
 
 
 def labelled_only(labels: Sequence[Any], *columns: Sequence[Any]) -> list[list[Any]]:
-    """Keep the texts whose label is not None: their labels, then the rest of each column.
+    """Keep the texts whose label is not None: their labels, and the same rows of each column.
 
-    Raises DataError if there is none.
+    Raises DataError if there are none.
     """
     known = [n for n, label in enumerate(labels) if label is not None]
     if not known:
-        raise DataError("there is nothing to evaluate: no labelled texts")
+        raise DataError("there are no labelled texts, so nothing can be evaluated")
     return [[column[n] for n in known] for column in (labels, *columns)]
 
 
@@ -207,12 +216,12 @@ def labelled_only(labels: Sequence[Any], *columns: Sequence[Any]) -> list[list[A
 
 
 def by_label(head: HeadConfig, row: np.ndarray) -> dict[str, float]:
-    """Name a row of K numbers by the head's labels."""
+    """Map the head's labels to a row of K numbers."""
     return dict(zip(head.labels, row.tolist(), strict=True))
 
 
 def probabilities_in_words(probabilities: dict[str, float]) -> str:
-    """Format probabilities as in "ham 0.250, spam 0.750"; of many labels the most probable ones."""
+    """Format probabilities as in "ham 0.250, spam 0.750"; only the most probable of many."""
     if len(probabilities) > MOST_CLASSES:
         best = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:MOST_PROBABLE]
         probabilities = {label: probabilities[label] for label in best}
@@ -234,7 +243,7 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Format a number with four decimals, a large one with four digits; "-" if not defined."""
+    """Format a number with four decimals, or four digits if it is large; "-" if undefined."""
     if value is None:
         return "-"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
@@ -249,9 +258,9 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
 def class_table(
     classes: Sequence[ClassScores], name: str, counted: str, together: ClassScores | None = None
 ) -> str:
-    """Format precision, recall and F1 of each class; `counted` is what its support counts.
+    """Format precision, recall and F1 of each class; `counted` is the unit of its support.
 
-    Of more than MOST_CLASSES only the weakest are shown, and `together`, if it is given.
+    If there are more than MOST_CLASSES, only the weakest are shown, and `together` if it is given.
     """
     rows = [
         [short(c.label), percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
@@ -262,22 +271,24 @@ def class_table(
 
 # --- Characters to tokens and back, exact in bytes. ---
 #
-# A byte-level BPE does not know characters: one may be cut into several tokens, and a token may
-# begin with the space before its word. So places are compared in the UTF-8 bytes of the text, of
-# which the tokens are consecutive pieces. `ids` are always those of the text, perhaps cut off.
+# A byte-level BPE does not know characters. It may cut one character into several tokens, and a
+# token may begin with the space before its word. Positions are therefore compared in the UTF-8
+# bytes of the text, which the tokens divide into consecutive pieces. `ids` always belong to the
+# text, and may have been cut off.
 
 
 def first_tokens(
     text: str, ids: Sequence[int], spans: Sequence[Span], tokenizer: Tokenizer
 ) -> list[int | None]:
-    """Return each span's first token, counted from 0: the first that has a byte of it.
+    """Return the first token of each span: the first token that contains one of its bytes.
 
-    None if the text was cut off before the span, and for a span without characters. Two spans can
-    share a token if no space separates them.
+    Tokens are counted from 0. The result is None for a span that was cut off and for a span without
+    characters. Two spans can have the same first token if no space separates them.
     """
     ends = np.array(_token_ends(ids, tokenizer), dtype=np.int64)
     starts = _bytes_before(text)[np.array([span.start for span in spans], dtype=np.int64)]
-    tokens = np.searchsorted(ends, starts, side="right")  # the first token that ends after it
+    # the first token that ends after the start
+    tokens = np.searchsorted(ends, starts, side="right")
     return [
         int(token) if token < len(ids) and span.start < span.end else None
         for span, token in zip(spans, tokens, strict=True)
@@ -287,9 +298,9 @@ def first_tokens(
 def token_range(
     text: str, ids: Sequence[int], span: Span, tokenizer: Tokenizer
 ) -> tuple[int, int] | None:
-    """Return the first and the last token that have a byte of the span, both counted from 0.
+    """Return the first and the last token that contain a byte of the span, counted from 0.
 
-    None if some of the span was cut off, and for a span without characters.
+    The result is None if part of the span was cut off, and for a span without characters.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids, tokenizer)
@@ -304,8 +315,8 @@ def characters_of(
 ) -> tuple[int, int]:
     """Return (start, end) of the characters in the tokens `first` to `last`, inclusive.
 
-    A character that is in them in part counts; white space at either end does not. So the two are
-    equal if the tokens hold nothing else.
+    A character counts if part of it is in these tokens. White space at either end does not count.
+    Start and end are equal if the tokens contain only white space.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids[: last + 1], tokenizer)
@@ -323,10 +334,10 @@ def _token_ends(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def _bytes_before(text: str) -> np.ndarray:
-    """Number of bytes that the tokenizer reads before each character, and in all: (L + 1,).
+    """The number of bytes that the tokenizer reads before each character, and in all: (L + 1,).
 
-    It reads half of a character (an unpaired surrogate) as U+FFFD, of three bytes, and two halves
-    that belong together as one character of four: here two for each half.
+    The tokenizer reads a lone surrogate as U+FFFD, which has three bytes. It reads a surrogate pair
+    as one character of four bytes, which count here as two bytes per surrogate.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # (L,)

@@ -81,7 +81,7 @@ def test_one_output_is_binary_cross_entropy(weights: tuple[float, ...], smoothin
         torch.testing.assert_close(
             TASK.loss_sum(head, z, targets, torch.ones(5)), losses.sum(), atol=1e-5, rtol=1e-5
         )
-    else:  # each side of the target has its class's weight
+    else:  # both terms of the loss have their class's weight
         yes = (targets[known] * (1 - smoothing) + smoothing / 2) * weights[1]
         no = ((1 - targets[known]) * (1 - smoothing) + smoothing / 2) * weights[0]
         expected = -(yes * z[known, 0].sigmoid().log() + no * (-z[known, 0]).sigmoid().log())
@@ -115,7 +115,7 @@ def test_answers_are_probabilities_at_the_temperature(tiny_checkpoint: Path) -> 
     assert TASK.columns(head) == ["label", "no", "yes"]
 
 
-def test_a_label_is_chosen_from_its_threshold_on() -> None:
+def test_a_label_is_chosen_at_its_threshold() -> None:
     probabilities = {"ham": 0.3, "spam": 0.5, "ads": 0.2}
     found = Prediction({"label": Choice("spam", probabilities)}, 3, False, False, False)
     assert found.at_threshold("spam", 0.5).label == "spam"
@@ -136,7 +136,7 @@ def test_scores_compare_labels_with_answers() -> None:
     assert next(iter(found.as_json().items())) == ("accuracy", 0.75)
 
 
-def test_an_answer_in_words_is_one_line_however_long_its_labels_are():
+def test_an_answer_in_words_is_always_one_line():
     odd = {"a\nb": 0.25, "x" * 100_000: 0.75}
     said = Choice("x" * 100_000, odd).in_words()
     assert "a b 0.250" in said and "\n" not in said and len(said) < 300

@@ -1,4 +1,4 @@
-"""The next token, compared with torch and SciPy; hidden states."""
+"""Next-token prediction, compared with torch and SciPy; hidden states."""
 
 import math
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_guessing_among_256_bytes():
     assert found.perplexity == pytest.approx(256) and found.bits_per_byte == pytest.approx(8)
 
 
-def test_what_no_float_can_hold():
+def test_overflow_gives_none():
     assert language_scores(709.7, 0, 1, 1).perplexity == pytest.approx(math.exp(709.7))
     assert language_scores(709.8, 0, 1, 1).perplexity is None
     assert language_scores(1.0, 0, 1, 0).bits_per_byte is None
@@ -62,12 +62,12 @@ def test_scores_add_up_all_texts_labelled_or_not() -> None:
     assert found == LanguageScores(1, 6, 0.5, math.exp(0.5), 3 / math.log(2) / 12)
 
 
-def test_no_tokens_are_nothing_to_score() -> None:
+def test_scores_need_tokens() -> None:
     with pytest.raises(DataError, match="no tokens"):
         language_scores(0.0, 0, 0, 0)
 
 
-def test_as_read() -> None:
+def test_scores_as_a_table() -> None:
     assert language_scores(200.0, 31, 100, 450).as_table().splitlines() == [
         "next-token accuracy 31.00%  (31 of 100)",
         "2.0000 nats per token, perplexity 7.3891, 0.6412 bits per byte",

@@ -46,7 +46,7 @@ def test_other_labels_are_refused(tiny_checkpoint: Path, label: object, fact: st
 @pytest.mark.parametrize("weights", [(), (0.3, 1.0, 2.5)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_torchs(weights: tuple[float, ...], smoothing: float) -> None:
-    """Class weights are pos_weight: of the labels that are there, as in torch."""
+    """Class weights correspond to torch's pos_weight: they apply to labels that are present."""
     head = HeadConfig(
         task="multi-label", labels=LABELS, class_weights=weights, label_smoothing=smoothing
     )
@@ -69,7 +69,7 @@ def row(scores):
 
 
 def table(classes):
-    """As scikit-learn has it: (4, K), nan for None."""
+    """In scikit-learn's format: (4, K), with nan instead of None."""
     return np.array([[math.nan if x is None else x for x in row(s)] for s in classes]).T
 
 
@@ -96,7 +96,7 @@ def test_sets_of_labels_are_scikit_learns(seed):
 
 
 def test_labels_without_an_f1():
-    """b never is and is never called: the mean leaves it out, as zero_division=nan does."""
+    """Label b never occurs and is never predicted, so the mean excludes it (zero_division=nan)."""
     true = np.array([[1, 0, 0], [1, 0, 1], [0, 0, 0]], dtype=bool)
     predicted = np.array([[1, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=bool)
     found = multi_label_scores(true, predicted, ["a", "b", "c"])
@@ -109,13 +109,13 @@ def test_labels_without_an_f1():
 
 
 def test_one_label_alone_is_a_column() -> None:
-    """scikit-learn takes (N, 1) for two classes."""
+    """scikit-learn would treat (N, 1) as two classes."""
     true = np.array([[True], [False], [True]])
     found = multi_label_scores(true, np.array([[True], [True], [False]]), ["a"])
     assert [row(s) for s in found.classes] == [(0.5, 0.5, 0.5, 2)] and found.exact == 1
 
 
-def test_as_read_and_as_json() -> None:
+def test_scores_as_a_table_and_as_json() -> None:
     labels = [("politics",), ("politics", "sport"), (), ("politics",), None]
     answers = [["politics"], ["politics"], [], ["sport"], ["weather"]]
     head = HeadConfig(task="multi-label", labels=("politics", "sport", "weather"))

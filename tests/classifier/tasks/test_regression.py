@@ -71,7 +71,7 @@ def test_the_loss_is_torchs() -> None:
 
 
 def test_values_keep_the_digits_of_their_unit(tiny_checkpoint: Path) -> None:
-    """In float32 there is nothing between 1,700,000,000 and 1,700,000,128."""
+    """float32 has no value between 1,700,000,000 and 1,700,000,128."""
     head = HeadConfig("when", "regression", labels=("s",), center=(1.7e9,), scale=(10.0,))
     batch = Batch(["a", "b"], [[1], [1]], Tokenizer(tiny_checkpoint))
     found = TASK.answers(head, torch.tensor([[0.5], [-2.0]]), batch)
@@ -85,7 +85,7 @@ def test_values_keep_the_digits_of_their_unit(tiny_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_are_scipys_and_scikit_learns(seed):
-    """The second value has many ties, the third lies far from 0 and is told apart by little."""
+    """The second value has many ties; the third is far from 0 and varies little."""
     rng = np.random.default_rng(seed)
     true = rng.normal(size=(50, 3)) * [1, 1.5, 300] + [0, 3, 1000]
     true[:, 1] = true[:, 1].round()
@@ -117,7 +117,7 @@ def test_numbers_by_hand():
         np.array([[1.0], [2], [2], [3]]), np.array([[2.0], [1], [1], [5]]), "y"
     )
     (value,) = found.values
-    assert value.spearman == pytest.approx(1 / 3)  # ranks 1 2.5 2.5 4 and 3 1.5 1.5 4
+    assert value.spearman == pytest.approx(1 / 3)  # the ranks are 1 2.5 2.5 4 and 3 1.5 1.5 4
     assert (value.r2, value.mae) == (1 - 7 / 2, 5 / 4)
     assert value.rmse == pytest.approx(math.sqrt(7 / 4))
 
@@ -140,7 +140,7 @@ def test_constants_leave_correlations_undefined(constant):
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_what_is_no_number_is_refused(odd):
+def test_values_that_are_not_numbers_are_refused(odd):
     good, bad = np.zeros((3, 2)), np.zeros((3, 2))
     bad[1, 1] = odd
     with pytest.raises(DataError, match="text 1.*predicted"):
@@ -149,7 +149,7 @@ def test_what_is_no_number_is_refused(odd):
         regression_scores(bad, good, "ab")
 
 
-def test_as_read() -> None:
+def test_scores_as_a_table() -> None:
     true = np.array([[1.0, 5], [2, 5], [3, 5]])
     predicted = np.array([[1.5, 5], [2, 6], [3, 123456]])
     found = regression_scores(true, predicted, ["age", "income"])
@@ -168,7 +168,7 @@ def test_as_read() -> None:
 
 @pytest.mark.slow
 def test_numbers_are_learned(tmp_path: Path) -> None:
-    """How many things are in a list, two values at once: better than the mean by far."""
+    """It counts the things in a list, two values at once, much better than the mean does."""
     draw = random.Random(1)
     things = "kettle ladder garden window ticket basket hammer candle mirror bottle".split()
     messages = []

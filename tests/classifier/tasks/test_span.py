@@ -45,7 +45,7 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 def test_the_ends_of_a_span_are_the_tokens_of_its_bytes(
     tokenizer: Tokenizer, max_tokens: int
 ) -> None:
-    """All spans of the text there are; one that is cut anywhere has no target."""
+    """All spans of the text are tried; a span that is cut has no target."""
     spans = [Span(a, b) for a in range(len(TEXT)) for b in range(a + 1, len(TEXT) + 1)]
     found, encoded = targets_of(
         tokenizer, ANSWER, *((TEXT, span) for span in spans), max_tokens=max_tokens
@@ -76,7 +76,7 @@ def test_what_is_not_a_span_of_the_text_is_refused(tokenizer: Tokenizer, label: 
 
 
 def test_an_answer_in_the_question_is_refused(tokenizer: Tokenizer) -> None:
-    """What is extracted begins after the first line, so such an answer could never be given."""
+    """Answers are extracted after the first line, so the model could never give this one."""
     text = "Who came?\nTom came."
     good, bad = (Span(text.index(word), text.index(word) + 3) for word in ("Tom", "Who"))
     assert targets_of(tokenizer, ANSWER, (text, good))[0].counts.tolist() == [1.0]
@@ -85,7 +85,7 @@ def test_an_answer_in_the_question_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_ends_of_a_span() -> None:
-    """One text after the other, without its pads."""
+    """Computed text by text, without padding."""
     head, outputs = ANSWER, 3 * torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([6, 2, 4, 1])
     targets = torch.tensor([[1, 5], [1, 1], [IGNORED, IGNORED], [0, 0]])
@@ -116,7 +116,7 @@ def test_an_extract_is_the_best_of_all_pairs(tokenizer: Tokenizer, seed: int) ->
     text = "".join(rng.choice(pieces, size=int(rng.integers(1, 50))))
     ids = tokenizer.encode(text)[: int(rng.integers(1, 60))]
     outputs = torch.from_numpy(rng.normal(size=(len(ids) + 3, 2)).astype(np.float32)) * 3
-    outputs[len(ids) :] = 1e4  # pads would be the best by far
+    outputs[len(ids) :] = 1e4  # padding would have by far the best scores
     (found,) = TASK.answers(ANSWER, outputs[None], Batch([text], [ids], tokenizer))
     assert_same(found, plain_extract(outputs[: len(ids)].numpy(), text, ids, tokenizer))
     assert text.find("\n") < found.start <= found.end <= len(text)
@@ -125,14 +125,14 @@ def test_an_extract_is_the_best_of_all_pairs(tokenizer: Tokenizer, seed: int) ->
 
 
 def test_an_extract_is_not_too_long(tokenizer: Tokenizer) -> None:
-    """The most probable start is the first token, the most probable end the last."""
+    """The most probable start is the first token and the most probable end the last."""
     text = "x" * 50
     batch = Batch([text], [tokenizer.encode(text)], tokenizer)
     outputs = torch.zeros(1, 50, 2)
     outputs[0, 0, 0], outputs[0, 49, 1] = 5.0, 4.0
     (found,) = TASK.answers(ANSWER, outputs, batch)
     assert found.end - found.start <= LONGEST_ANSWER == 30
-    assert found.start == 0  # the better of the two that cannot be had together
+    assert found.start == 0  # the better one; both together would be too long
     outputs[0, 49, 1] = 6.0
     (found,) = TASK.answers(ANSWER, outputs, batch)
     assert found.end == 50 and found.start >= 20
@@ -153,11 +153,12 @@ def test_answers_as_json_and_in_words() -> None:
         ("The  Eiffel-Tower, in Paris!", ["eiffeltower", "in", "paris"]),
         ("an apple a day", ["apple", "day"]),
         ("U.S.", ["us"]),
-        ("Theatre and anthem", ["theatre", "and", "anthem"]),  # no articles, but begin like ones
-        ("a.n.", []),  # punctuation goes first: an
+        # these words only begin like articles
+        ("Theatre and anthem", ["theatre", "and", "anthem"]),
+        ("a.n.", []),  # without punctuation this is the article an
         ("$1,000.50", ["100050"]),
         ("\tA\nB ", ["b"]),
-        ("“the” end", ["“", "”", "end"]),  # not ASCII, so no punctuation to SQuAD
+        ("“the” end", ["“", "”", "end"]),  # SQuAD removes only ASCII punctuation
         ("", []),
     ],
 )
@@ -187,7 +188,7 @@ def test_answers_by_hand(true, predicted, exact, f1):
 
 
 def letter_by_letter(answer):
-    """SQuAD's normalisation without patterns or tables."""
+    """SQuAD's normalisation, one letter at a time, without patterns or tables."""
     words, word = [], ""
     for letter in answer.lower() + " ":
         if letter in " \t\n":
@@ -199,7 +200,7 @@ def letter_by_letter(answer):
 
 
 def shared_words(one, other):
-    """The longest list that can be had from both, by crossing out."""
+    """The words that both answers contain, found by crossing out."""
     other = list(other)
     return sum(1 for word in one if word in other and other.remove(word) is None)
 
@@ -231,12 +232,12 @@ def test_scores_compare_texts_at_the_labels() -> None:
     assert (found.exact, found.total, found.f1) == (2, 2, 1.0)
 
 
-def test_no_answers_are_nothing_to_score() -> None:
+def test_scores_need_answers() -> None:
     with pytest.raises(DataError, match="no labelled texts"):
         span_scores([], [])
 
 
-def test_as_read() -> None:
+def test_scores_as_a_table() -> None:
     found = span_scores(["the cat", "red", "x"], ["cat", "red bird", "y"])
     assert found.as_table().splitlines() == [
         "F1 55.56%",
@@ -249,7 +250,7 @@ def test_as_read() -> None:
 
 @pytest.mark.slow
 def test_an_answer_is_found_in_a_text(tmp_path: Path) -> None:
-    """Who, and where: names that the test set has in other sentences."""
+    """It answers who and where; the test set has the same names in other sentences."""
     draw, messages = random.Random(2), []
     names = "Anna Tom Maria Henry Julia Oscar Peter Wanda Olga Felix Ruth Alice".split()
     places = "Paris London Dublin Vienna Oslo Lisbon Berlin Madrid Chicago Glasgow".split()

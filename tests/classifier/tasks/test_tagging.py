@@ -50,7 +50,7 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 def test_a_words_first_token_has_its_tag_and_no_other(
     tokenizer: Tokenizer, max_tokens: int
 ) -> None:
-    """Wherever the text is cut, within a word and within a character."""
+    """For every cut of the text, including cuts within a word or a character."""
     words = [span._replace(label=LABELS[n % 3]) for n, span in enumerate(words_of(TEXT))]
     found, [ids] = targets_of(tokenizer, NOUNS, (TEXT, words), max_tokens=max_tokens)
     assert len(ids) == min(max_tokens, len(tokenizer.encode(TEXT)))
@@ -124,8 +124,8 @@ def test_the_loss_is_torchs_over_all_tokens(weights: tuple[float, ...]) -> None:
 # --- answers ---
 
 
-def test_words_that_are_given_are_tagged(tokenizer: Tokenizer) -> None:
-    """Those behind a cut are O; entities are made of BIO tags."""
+def test_given_words_are_tagged(tokenizer: Tokenizer) -> None:
+    """Words after the cut are O, and entities are made from BIO tags."""
     text = "the cat is here"
     ids = tokenizer.encode(text)[:5]
     words = [Span(0, 3), Span(4, 7), Span(4, 5), Span(11, 15)]
@@ -144,13 +144,13 @@ def test_words_that_are_given_are_tagged(tokenizer: Tokenizer) -> None:
     assert found.entities == [Span(4, 7, "x"), Span(4, 5, "x")]
     plain = replace(HEAD, labels=("noun", "verb"))
     (found,) = TASK.answers(plain, outputs[:, :, :2], Batch([text], [ids], tokenizer, [words]))
-    assert found.words[3].label == "noun"  # the first, where there is no O
+    assert found.words[3].label == "noun"  # the first tag, because there is no O
     with pytest.raises(DataError, match="'noun'|'verb'"):
         _ = found.entities
 
 
 def test_answers_as_json_and_in_words() -> None:
-    """Entities are there if the tags are BIO tags, and only then."""
+    """The answer contains entities only if the tags are BIO tags."""
     words = [Tag("the", 0, 3, "O", 0.9), Tag("cat", 4, 7, "B-x", 0.8)]
     found = Tags(words).as_dict()
     assert found["words"][1] == vars(words[1])
@@ -178,7 +178,7 @@ SEQEVAL_ENTITIES = {
     "B-a-b I-a-b I-b": [(0, 2, "a-b"), (2, 3, "b")],
     "I-LOC B-LOC I-PER O B-PER": [(0, 1, "LOC"), (1, 2, "LOC"), (2, 3, "PER"), (4, 5, "PER")],
 }
-# seed; then of seqeval 1.2.2: accuracy; precision, recall, F1, support of all, of LOC, of PER
+# seed; then from seqeval 1.2.2: accuracy; precision, recall, F1, support for all, LOC and PER
 # fmt: off
 SEQEVAL_SCORES = [
     (0, 0.633333,
@@ -233,7 +233,7 @@ def row(scores):
 
 
 def table(classes):
-    """As scikit-learn has it: (4, K), nan for None."""
+    """In scikit-learn's format: (4, K), with nan instead of None."""
     return np.array([[math.nan if x is None else x for x in row(s)] for s in classes]).T
 
 
@@ -278,7 +278,7 @@ def test_an_entity_does_not_reach_into_the_next_text():
     assert (found.entities.f1, found.entities.support, found.correct) == (1, 2, 2)
 
 
-def test_the_same_place_in_another_text_is_no_hit():
+def test_entities_of_different_texts_do_not_match():
     found = tag_scores([["B-PER"], ["O"]], [["O"], ["B-PER"]])
     assert row(found.entities) == (0, 0, 0, 1)
 
@@ -301,7 +301,7 @@ def test_tags_that_name_no_entities_are_scored_by_word(seed):
 
 
 def test_all_words_outside_of_entities():
-    """What is measured does not hang on the texts, if all tags there can be are told."""
+    """Entities are scored whenever the possible tags mark entities, even if no text has one."""
     assert tag_scores([["O", "O"]], [["O", "O"]]).measure == "word accuracy"
     found = tag_scores([["O", "O"]], [["O", "O"]], ["O", "B-x", "I-x", "B-y"])
     assert (found.measure, found.main, found.accuracy) == ("entity F1", 0, 1)
@@ -309,14 +309,14 @@ def test_all_words_outside_of_entities():
     assert [(s.label, *row(s)) for s in found.classes] == [("x", *NONE, 0), ("y", *NONE, 0)]
 
 
-def test_tags_must_be_one_a_word():
+def test_there_must_be_one_tag_per_word():
     with pytest.raises(ValueError):
         tag_scores([["O", "O"]], [["O"]])
     with pytest.raises(ValueError):
         tag_scores([["O"], ["O"]], [["O"]])
 
 
-def test_texts_without_words_are_nothing_to_score() -> None:
+def test_scores_need_words() -> None:
     for tags in ([], [[]]):
         with pytest.raises(DataError, match="no labelled texts"):
             tag_scores(tags, tags, TAGS)
@@ -330,7 +330,7 @@ def test_scores_compare_labelled_words_with_answers() -> None:
     assert TASK.words(labels) == [labels[0], ()]
 
 
-def test_entities_as_read() -> None:
+def test_entity_scores_as_a_table() -> None:
     true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "O"]]
     predicted = [["B-PER", "I-PER", "O", "O"], ["O", "O"]]
     assert tag_scores(true, predicted).as_table().splitlines() == [
@@ -344,7 +344,7 @@ def test_entities_as_read() -> None:
     ]
 
 
-def test_words_as_read() -> None:
+def test_word_scores_as_a_table() -> None:
     found = tag_scores([["DET", "N"], ["V"]], [["DET", "V"], ["V"]])
     assert found.as_table().splitlines() == [
         "word accuracy 66.67%  (2 of 3; 95% interval 20.8% to 93.9%)",
@@ -369,14 +369,14 @@ def test_the_most_frequent_tag():
     assert tag("unseen") == "N", "four N, three D and V, two P"
 
 
-def test_a_word_that_was_not_seen_is_outside():
+def test_an_unknown_word_is_tagged_o():
     tag = most_frequent_tag([["in", "Rome", "Paris"]], [["O", "B-LOC", "B-LOC"]])
     assert [tag(word) for word in ("in", "Rome", "rome")] == ["O", "B-LOC", "O"]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_rule_by_word_has_more_training_words_right(seed):
-    """All 4^5 rules tried."""
+def test_no_other_rule_tags_more_training_words_correctly(seed):
+    """All 4^5 rules are tried."""
     rng = random.Random(seed)
     words = [[rng.choice("vwxyz") for _ in range(6)] for _ in range(6)]
     tags = [[rng.choice("ABCD") for _ in text] for text in words]

@@ -1,4 +1,4 @@
-"""Characters to tokens and back, compared with bytes counted one by one and with tiktoken."""
+"""Characters to tokens and back, compared with counted bytes and with tiktoken."""
 
 import random
 from pathlib import Path
@@ -96,16 +96,16 @@ def drawn(seed: int) -> str:
 ALL = TEXTS + HALVES + [drawn(seed) for seed in range(60)]
 
 
-# --- the witness: which characters' bytes each token has, counted one by one ---
+# --- reference: the characters in each token, found by counting bytes ---
 
 
 def as_read(text: str) -> str:
-    """As the tokenizer reads it: tiktoken's own repair of halves."""
+    """The text as the tokenizer reads it, with tiktoken's own repair of lone surrogates."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def owners(text: str) -> list[int]:
-    """For every byte of the text the character it belongs to; halves that pair have two each."""
+    """The character of every byte of the text; each half of a surrogate pair has two bytes."""
     found: list[int] = []
     n = 0
     while n < len(text):
@@ -121,7 +121,7 @@ def owners(text: str) -> list[int]:
 
 
 def characters_by_token(text: str, ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
-    """The characters of which each token has a byte."""
+    """The characters of which each token contains a byte."""
     rest = owners(text)
     found = []
     for token in ids:
@@ -132,7 +132,7 @@ def characters_by_token(text: str, ids: list[int], tokenizer: Tokenizer) -> list
 
 
 def spans_of(text: str, seed: int = 0) -> list[Span]:
-    """All spans of a short text, some of a longer one, empty ones among them."""
+    """All spans of a short text, or some spans of a longer one, including empty spans."""
     every = [Span(a, b) for a in range(len(text)) for b in range(a, len(text) + 1)]
     return random.Random(seed).sample(every, min(len(every), 60))
 
@@ -142,7 +142,7 @@ def spans_of(text: str, seed: int = 0) -> list[Span]:
 
 @pytest.mark.slow
 def test_spans_to_tokens(tokenizer: Tokenizer):
-    """Of the whole text, and of one cut off at every token."""
+    """For the whole text, and for the text cut off at every token."""
     for text in ALL:
         ids, spans = tokenizer.encode(text), spans_of(text)
         for kept in {len(ids), len(ids) // 2, max(len(ids) - 1, 0), 0}:
@@ -159,7 +159,7 @@ def test_spans_to_tokens(tokenizer: Tokenizer):
                 )
                 expected = (inside[0], inside[-1]) if whole else None
                 assert token_range(text, ids[:kept], span, tokenizer) == expected
-            # a span whose first byte was cut off has no later one either
+            # if a span's first byte was cut off, so were all later ones
             assert first_tokens(text, ids[:kept], spans, tokenizer) == first
 
 
@@ -179,7 +179,7 @@ def test_tokens_to_characters(tokenizer: Tokenizer):
 
 
 def test_there_and_back(tokenizer: Tokenizer):
-    """A word's tokens hold the word, and no word that a space parts from it."""
+    """The tokens of a word contain that word, and no other word separated from it by a space."""
     for text in TEXTS:
         ids, end = tokenizer.encode(text), 0
         for word in text.split():
@@ -190,7 +190,7 @@ def test_there_and_back(tokenizer: Tokenizer):
 
 
 def test_as_tiktoken_counts(tokenizer: Tokenizer):
-    """Its offsets are the characters in which tokens begin, but for a space in front."""
+    """tiktoken's offsets are the characters in which tokens begin, except for leading spaces."""
     for text in TEXTS:
         ids = tokenizer.encode(text)
         read, offsets = tokenizer._encoding.decode_with_offsets(ids)
@@ -219,14 +219,16 @@ def test_a_word_of_several_tokens(tiny: Tokenizer):
     assert first_tokens(text, ids, words, tiny) == [0, 2, 4]
     assert first_tokens(text, ids[:4], words, tiny) == [0, 2, None]
     assert [token_range(text, ids, span, tiny) for span in words] == [(0, 1), (2, 2), (4, 5)]
-    assert token_range(text, ids[:5], words[2], tiny) is None  # half of é was cut off
+    # one of the two bytes of é was cut off
+    assert token_range(text, ids[:5], words[2], tiny) is None
     assert first_tokens(text, ids[:5], words, tiny) == [0, 2, 4]
     assert characters_of(text, ids, 2, 2, tiny) == (4, 7)
-    assert characters_of(text, ids, 5, 5, tiny) == (8, 9)  # half of é is all of it
-    assert characters_of(text, ids, 3, 3, tiny) == (8, 8)  # nothing but a space
+    # one byte of é counts as the whole character
+    assert characters_of(text, ids, 5, 5, tiny) == (8, 9)
+    assert characters_of(text, ids, 3, 3, tiny) == (8, 8)  # this token is a space
 
 
-def test_nothing_in_nothing(tiny: Tokenizer):
+def test_spans_of_an_empty_text(tiny: Tokenizer):
     assert first_tokens("", [], [], tiny) == []
     assert first_tokens("the", [], [Span(0, 3)], tiny) == [None]
     assert token_range("the", [], Span(0, 3), tiny) is None
@@ -245,8 +247,8 @@ def test_the_token_of_the_end_has_bytes_too(tiny: Tokenizer):
     assert tiny.token_bytes(tiny.end_of_text_id) == b"<|endoftext|>"
 
 
-def test_each_token_is_looked_at_once(tiny: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    """However many spans there are: the work grows with the text, not with its square."""
+def test_each_token_is_read_once(tiny: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """The work grows linearly with the text, for any number of spans."""
     text = "the é语and " * 1000
     ids, asked = tiny.encode(text), []
     plain = tiny.token_bytes
@@ -259,7 +261,7 @@ def test_each_token_is_looked_at_once(tiny: Tokenizer, monkeypatch: pytest.Monke
 # --- the table of tasks ---
 
 
-def test_every_task_that_data_can_have_is_there_once():
+def test_the_table_has_every_task_of_the_data():
     assert tuple(TASKS) == formats.TASKS
 
 
@@ -296,9 +298,9 @@ def test_values_of_several_lengths_are_padded():
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression", "token-classification", "span"])
-def test_no_labelled_text_is_nothing_to_score(task: str):
+def test_scores_need_labelled_texts(task: str):
     head = next(head for head in HEADS if head.task == task)
-    with pytest.raises(DataError, match="nothing to evaluate"):
+    with pytest.raises(DataError, match="no labelled texts"):
         TASKS[task].scores(head, [None], [object()], ["x"])
 
 
@@ -325,7 +327,7 @@ PARTS = [
 
 
 def random_batch(head: HeadConfig, lengths: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and targets, some of which are missing, of texts of these lengths."""
+    """Outputs and targets for texts of these lengths; some targets are missing."""
     B, T = len(lengths), int(lengths.max())
     if head.task in ("multi-label", "regression"):
         targets = drawn_tensor(B, 3, seed=2)
@@ -354,7 +356,7 @@ def random_batch(head: HeadConfig, lengths: Tensor, missing: Tensor) -> tuple[Te
     ),
 )
 def test_parts_of_a_batch_add_up(head: HeadConfig, texts: list[tuple[int, bool, bool]]) -> None:
-    """However it is cut, each part padded to its own longest; also with all targets of a part missing."""
+    """For every way to cut the batch, with padding per part, and with parts without any target."""
     lengths = torch.tensor([length for length, _, _ in texts])
     missing = torch.tensor([absent for _, absent, _ in texts])
     outputs, targets = random_batch(head, lengths, missing)
