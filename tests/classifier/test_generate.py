@@ -158,7 +158,7 @@ def test_impossible_generation_is_refused(tiny_checkpoint, classifier):
         generate_with_heads(mute, PROMPT, 3)
     n = len(classifier.tokenizer.encode(PROMPT))
     assert len(generate_with_heads(classifier, PROMPT, TINY["n_ctx"] - n).tokens) <= TINY["n_ctx"]
-    with pytest.raises(UsageError, match=f"{n} tokens and {33 - n} new ones: .* reads 32"):
+    with pytest.raises(UsageError, match=f"{n} prompt tokens and {33 - n} new ones .* 32"):
         generate_with_heads(classifier, PROMPT, 33 - n)
     with pytest.raises(UsageError, match="nothing to continue"):
         generate_with_heads(classifier, "", 3)

@@ -96,7 +96,7 @@ def refusal(path: Path, raw: bytes | str) -> str:
 
 
 def test_the_collection_is_whole(sms_file):
-    """Its readme says 5,574 messages, 4,827 ham and 747 spam."""
+    """The collection's own readme says 5,574 messages: 4,827 ham and 747 spam."""
     digest = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"  # of UCI's file
     assert hashlib.sha256(sms_file.read_bytes()).hexdigest() == digest
     messages = load_messages()

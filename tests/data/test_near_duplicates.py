@@ -143,7 +143,7 @@ def test_any_threshold(monkeypatch, threshold: float) -> None:
 
 @pytest.mark.slow
 def test_the_collection(sms_file: Path) -> None:
-    """The counts that the module's docstring has; every group is of one label."""
+    """The counts in the module's docstring; no group contains both labels."""
     label_of = {message.text: message.label for message in load_messages(sms_file)}
     texts = list(label_of)
     groups = [
@@ -163,7 +163,7 @@ def test_the_collection(sms_file: Path) -> None:
 
 @pytest.mark.slow
 def test_large_products_are_computed_in_chunks(monkeypatch, sms_file: Path) -> None:
-    """Memory is bounded however many texts share a pair; the answers do not depend on it."""
+    """Memory is bounded however many texts have a pair in common, and answers do not change."""
     texts = list({message.text: None for message in load_messages(sms_file)})[:1500]
     groups, known = near_duplicate_groups(texts), has_near_duplicate(texts[:700], texts[700:])
     products = []

@@ -32,7 +32,7 @@ from gpt2_from_scratch.errors import DataError, UsageError
 
 
 def test_the_lecture_numbers_without_its_leak(sms_file):
-    """653 spam texts are distinct, 457 + 65 + 131; the lecture's 747 count copies too."""
+    """653 spam texts are distinct: 457 + 65 + 131. The lecture's 747 include copies."""
     messages = load_messages(sms_file)
     assert len({m.text for m in messages if m.label == "spam"}) == 653
     split = split_messages(messages, balance=True)
@@ -365,7 +365,7 @@ def test_rare_labels_that_cannot_be_kept():
     ],
 )
 def test_the_split_never_changes(options, expected):
-    """So that a run can be repeated, and its test messages were never trained on."""
+    """A run can be repeated, and its test messages have never been used for training."""
     messages = load_messages("hard")
     assert fingerprint(split_messages(messages + messages[:50], **options)) == expected
     assert (
