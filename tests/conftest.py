@@ -1,10 +1,11 @@
-"""What several tests share: a GPT-2 small enough to check by hand, as a model and as a folder."""
+"""Common fixtures: a GPT-2 small enough to check by hand, as a model and as a folder."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start; before torch
+# set before torch is imported, also for processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from said import stop_listening
@@ -14,7 +15,7 @@ from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.storage.paths import data_file
 
-# on models this small threads only wait for each other: on a busy machine 100 s instead of 2 s
+# threads slow down such small models: on a busy machine 100 s instead of 2 s
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -23,9 +24,9 @@ OPENAI_FILES = ("vocab.bpe", "encoder.json", "model.ckpt.index")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run chapters and campaigns first, each on the next free worker; other files stay together.
+    """Run chapters and campaigns first, each on the next free worker; keep other files together.
 
-    The tests of a file share its fixtures, and quick tests at the end keep both workers busy.
+    The tests of a file use the same fixtures. Fast tests at the end keep both workers busy.
     """
     for item in items:
         if item.path.parent.name not in ("course", "campaigns"):
@@ -35,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Features are kept in a folder of these tests, not in the user's."""
+    """Keep features in a folder of these tests, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path_factory.mktemp("features")))
         yield
@@ -43,7 +44,7 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(autouse=True)
 def no_listeners_left() -> Iterator[None]:
-    """What one test hears of the log, the next does not."""
+    """Keep the log lines of one test out of the next."""
     yield
     stop_listening()
 
@@ -55,7 +56,7 @@ def tiny_config() -> GPT2Config:
 
 @pytest.fixture
 def tiny_gpt2(tiny_config: GPT2Config) -> GPT2:
-    """All parameters random with std 0.2, biases too, gains around 1: every part matters."""
+    """All parameters are random with std 0.2 (gains around 1), so that every part matters."""
     model, generator = GPT2(tiny_config), torch.Generator().manual_seed(2019)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,13 +67,13 @@ def tiny_gpt2(tiny_config: GPT2Config) -> GPT2:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in OpenAI's format, read-only by agreement: weights, hparams.json, both BPE files."""
+    """A folder in OpenAI's format, which no test may change: weights, hparams.json, BPE files."""
     return write_checkpoint(tmp_path_factory.mktemp("tiny_checkpoint"), seed=124)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of large genuine files beside the checkout; without it the test is skipped."""
+    """The folder of large original files next to the checkout; without it the test is skipped."""
     if not SHARED.is_dir():
         pytest.skip(f"this test reads genuine files from {SHARED}, which is not there")
     return SHARED
@@ -86,7 +87,7 @@ def sms_file() -> Path:
 
 @pytest.fixture(scope="session")
 def openai_124M(shared: Path) -> Path:
-    """OpenAI's own small files of the 124M model (all but the weights)."""
+    """OpenAI's own files of the 124M model, except the weights."""
     folder = shared / "openai_124M"
     for name in OPENAI_FILES:
         if not (folder / name).exists():

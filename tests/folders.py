@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def read_only_folder(**files: bytes) -> Iterator[Path]:
-    """A folder with these files that nobody can write: root becomes "nobody" meanwhile."""
+    """A folder with these files that nobody can write to; root becomes "nobody" for the test."""
     if not hasattr(os, "geteuid"):
         pytest.skip("there are no permissions of this kind here")
     user = os.geteuid()

@@ -1,4 +1,4 @@
-"""Read a page with Python's own parser; refuse tags that do not balance."""
+"""Read a page with Python's own parser, and refuse unbalanced tags."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"meta", "img", "br", "link", "hr", "input", "source", "base", "embed", "
 
 
 class Reader(HTMLParser):
-    """The open elements, text by element, attributes; refuses what is not closed in order."""
+    """The open elements, the text per element, and attributes; refuses wrong nesting."""
 
     def __init__(self, html: str):
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a training."""
+"""Ctrl-C during training."""
 
 import signal
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from gpt2_from_scratch.classifier.train import TrainingRun
 
 @contextmanager
 def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Send SIGINT after so many steps of every training within."""
+    """Send SIGINT after this many steps of every training in the block."""
     plain = TrainingRun.step
 
     def step(self: TrainingRun, batch: list[int]) -> None:

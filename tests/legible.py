@@ -1,4 +1,4 @@
-"""Whether a picture can be read at the size a notebook shows it."""
+"""Checks that a picture is legible at the size at which a notebook shows it."""
 
 from functools import lru_cache
 
@@ -9,11 +9,11 @@ from matplotlib.transforms import Bbox
 from gpt2_from_scratch.reports.plots import SMALL
 
 
-@lru_cache(maxsize=2)  # laying out a picture takes a while
+@lru_cache(maxsize=2)  # the layout of a picture takes some time
 def words(figure: Figure) -> list[tuple[Text, Bbox]]:
-    """Every text that is drawn, and its place in pixels."""
+    """All drawn texts, with their places in pixels."""
     figure.draw_without_rendering()
-    hidden = set[int]()  # labels of ticks that are not shown: out of view, or left to a neighbour
+    hidden = set[int]()  # labels of ticks that are outside the view or drawn by a neighbour
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
@@ -25,12 +25,12 @@ def words(figure: Figure) -> list[tuple[Text, Bbox]]:
 
 
 def nothing_small(figure: Figure) -> bool:
-    """No text is smaller than SMALL."""
+    """Whether no text is smaller than SMALL."""
     return all(text.get_fontsize() >= SMALL for text, _ in words(figure))
 
 
 def nothing_leaves(figure: Figure) -> bool:
-    """No text is cut off by the edge, and the picture is no wider than a notebook."""
+    """Whether no text is cut off at the edge, and the picture fits into a notebook."""
     width, height = figure.get_size_inches() * figure.dpi
     inside = all(
         box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1

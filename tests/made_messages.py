@@ -1,4 +1,4 @@
-"""Messages made up for tests of splitting and checking."""
+"""Generated messages for tests of splitting and checking."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from gpt2_from_scratch.data.split import Split
 
 
 def made_up(ham: int = 60, spam: int = 30) -> list[Message]:
-    """Distinct texts, the labels in turn."""
+    """Distinct texts with alternating labels."""
     messages = [Message(f"see you at {n}", "ham") for n in range(ham)]
     messages += [Message(f"win {n} now", "spam") for n in range(spam)]
     random.Random(0).shuffle(messages)
@@ -44,7 +44,7 @@ PLACES = ["park", "pub", "gym", "lake", "shop", "bank", "zoo", "pier"]
 
 
 def with_near_duplicates(ham: int = 300, spam: int = 120) -> list[Message]:
-    """Texts of each label, a third of them from a few templates."""
+    """Texts of each label; a third of them come from a few templates."""
     draw = random.Random(5)
     words = ["".join(draw.choices("bdfklmnrst", k=4)) for _ in range(400)]
     messages = []
@@ -62,7 +62,7 @@ def with_near_duplicates(ham: int = 300, spam: int = 120) -> list[Message]:
 
 
 def are_near_duplicates(one: str, other: str) -> bool:
-    """The definition, word by word, in exact fractions."""
+    """The definition, word by word, with exact fractions."""
     forms = [masked(one), masked(other)]
     if forms[0] == forms[1]:
         return True
@@ -74,7 +74,7 @@ def are_near_duplicates(one: str, other: str) -> bool:
 
 
 def components(texts: list[str]) -> list[set[int]]:
-    """Of the graph of near duplicates, by walking along its edges."""
+    """The components of the graph of near duplicates, found by walking along its edges."""
     found: list[set[int]] = []
     for start in range(len(texts)):
         if any(start in component for component in found):

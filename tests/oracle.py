@@ -1,8 +1,8 @@
-"""The oracle: GPT-2 in numpy, float64, straight from OpenAI's arrays. Shares no code with the
-package.
+"""The oracle: GPT-2 in numpy and float64, computed directly from OpenAI's arrays.
 
-Names are the checkpoint's, one text at a time, `[shape in] -> [shape out]` on each line.
-Source: https://github.com/openai/gpt-2/blob/master/src/model.py, in the manner of jaymody/picoGPT.
+It has no code in common with the package. It uses the checkpoint's names and one text at a time;
+each line shows `[shape in] -> [shape out]`. Source:
+https://github.com/openai/gpt-2/blob/master/src/model.py, in the style of jaymody/picoGPT.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ def block(x, h, n_head):
 
 
 def gpt2(ids, arrays, n_head):
-    """Logits of one text: [T] -> [T, V], from {OpenAI's name: array}."""
+    """The logits of one text: [T] -> [T, V], from {OpenAI's name: array}."""
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     wte, wpe = arrays["model/wte"], arrays["model/wpe"]
     n_layer = sum(name.endswith("/ln_1/g") for name in arrays)

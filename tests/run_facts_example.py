@@ -1,4 +1,4 @@
-"""Facts of a run for tests: 285 of 300 test texts are correct, and only one seed to warn of."""
+"""Facts of a run for tests: 285 of 300 test texts are correct, and one warning (one seed)."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,10 +23,10 @@ LABELS = ("ham", "spam")
 def answers(
     n: int, wrong: int, labels: tuple[str, str] = LABELS, sure: float = 0.9
 ) -> LabelledPredictions:
-    """n texts, every other one of the second label, of which the first `wrong` are called wrong."""
+    """n texts with alternating labels; the first `wrong` texts are predicted wrongly."""
     true = np.arange(n) % 2
     said = np.where(np.arange(n) < wrong, 1 - true, true)
-    spread = sure - 0.3 * np.arange(n) / n  # no two texts with one probability
+    spread = sure - 0.3 * np.arange(n) / n  # all probabilities differ
     shares = np.where(np.arange(2) == said[:, None], spread[:, None], 1 - spread[:, None])
     return LabelledPredictions(labels, [f"text {i}" for i in range(n)], true, shares)
 

@@ -1,4 +1,4 @@
-"""What the package logs, as a list of lines that a test can look at."""
+"""The package's log lines, as a list for tests."""
 
 import logging
 
@@ -15,7 +15,7 @@ class _Listener(logging.Handler):
 
 
 def listen(level: int = logging.INFO) -> list[str]:
-    """A list to which every line logged from now on is added, from `level` on, until the test ends."""
+    """A list that collects all later log lines of `level` and above, until the end of the test."""
     lines: list[str] = []
     LOG.addHandler(_Listener(lines))
     LOG.setLevel(level)
@@ -23,7 +23,7 @@ def listen(level: int = logging.INFO) -> list[str]:
 
 
 def stop_listening() -> None:
-    """Undo `listen`; a fixture calls it after each test."""
+    """Undo `listen`; a fixture calls this after each test."""
     for handler in [*LOG.handlers]:
         LOG.removeHandler(handler)
     LOG.setLevel(logging.NOTSET)

@@ -1,4 +1,4 @@
-"""The targets of texts and labels, and their ids, for the tests of every task."""
+"""Token ids and targets of labelled texts, for the tests of every task."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def targets_of(
 
 
 def owners(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """The token of each byte."""
+    """The index of the token that contains each byte."""
     return [t for t, token in enumerate(ids) for _ in tokenizer.token_bytes(token)]
 
 

@@ -1,6 +1,6 @@
-"""Heads of every task on a GPT-2 of three blocks, and a plain loop that says what they must answer.
+"""Heads of every task on a GPT-2 of three blocks, and a plain loop that computes their answers.
 
-The loop takes one text at a time, block by block. T tokens of a text, C = n_embd, K outputs.
+The loop processes one text at a time, block by block. T tokens of a text, C = n_embd, K outputs.
 """
 
 import re
@@ -71,7 +71,7 @@ HEADS = (LABEL, LAYERS, SIGMOID, TOPICS, STARS, TAGS, ANSWER, LANGUAGE, STATE)
 
 
 def classifier_with(base: Path, *heads: HeadConfig, **settings: Any) -> Classifier:
-    """Frozen, with heads whose weights are of std 0.2, each the same in whatever company."""
+    """A frozen classifier; a head's weights (std 0.2) are the same in any combination of heads."""
     classifier = Classifier.on_base(base, heads=heads, **settings)
     with torch.no_grad():
         for name, layers in layers_by_name(classifier.model, heads).items():
@@ -85,7 +85,7 @@ def classifier_with(base: Path, *heads: HeadConfig, **settings: Any) -> Classifi
 
 @torch.no_grad()
 def plain_outputs(classifier: Classifier, head: HeadConfig, ids: Sequence[int]) -> Tensor:
-    """(K,), or (T, K) of a head that answers for every token."""
+    """(K,), or (T, K) for a head that answers for every token."""
     model = classifier.model.eval()
     x = model.embed(torch.tensor([ids]))
     for block in list(model.blocks)[: N_LAYER if head.layer is None else head.layer]:
@@ -101,7 +101,7 @@ def plain_outputs(classifier: Classifier, head: HeadConfig, ids: Sequence[int]) 
 
 
 def layers_of(classifier: Classifier, head: HeadConfig) -> list[nn.Module]:
-    """Linear layers and activations, in their order."""
+    """The linear layers and activations, in order."""
     layers = layers_by_name(classifier.model, classifier.description.heads)[head.name]
     return list(layers) if isinstance(layers, nn.Sequential) else [layers]
 
@@ -165,7 +165,7 @@ def plain_tags(
 def plain_extract(
     outputs: np.ndarray, text: str, ids: Sequence[int], tokenizer: Tokenizer
 ) -> Extract:
-    """All pairs of tokens behind the first line, one after the other."""
+    """Try all pairs of tokens after the first line, one after the other."""
     owner = token_of_each_byte(tokenizer, ids)
     context = text.find("\n") + 1
     place = len(text[:context].encode())
@@ -189,7 +189,7 @@ def plain_extract(
         )
         and not character.isspace()
     ]
-    if not inside:  # nothing but white space
+    if not inside:  # only white space
         return Extract("", -1, -1, share)
     return Extract(text[inside[0] : inside[-1] + 1], inside[0], inside[-1] + 1, share)
 

@@ -9,7 +9,7 @@ from write_bundle import write_random_gpt2
 from gpt2_from_scratch.gpt2.tokenizer import write_bpe
 
 TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
-# 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" stands for the space
+# 20 merges and 256 bytes and <|endoftext|> are 277 tokens; "Ġ" is the space
 TINY_MERGES = [
     ("Ġ", "t"),
     ("h", "e"),
@@ -35,14 +35,14 @@ TINY_MERGES = [
 
 
 def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:
-    """Random weights of the tiny sizes, but for `sizes`, in OpenAI's format, and both BPE files."""
+    """Write random weights of the tiny sizes, except for `sizes`, and both BPE files."""
     write_random_gpt2(folder, TINY | sizes, seed=seed)
     write_bpe(folder, TINY_MERGES)
     return folder
 
 
 class Halved(nn.Module):
-    """A part that is not GPT-2's: half of what another gives."""
+    """A part that is not GPT-2's: it halves the result of another part."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()

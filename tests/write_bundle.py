@@ -1,7 +1,8 @@
-"""Writes checkpoints in OpenAI's format, TensorFlow's "tensor bundle", for tests and benchmarks.
+"""Write checkpoints in OpenAI's format, TensorFlow's "tensor bundle", for tests and benchmarks.
 
-The format is explained where it is read, in `gpt2_from_scratch/gpt2/openai_checkpoint.py`. The
-bytes are those that TensorFlow itself would write: tests compare them with TensorFlow's and OpenAI's
+The module that reads the format, `gpt2_from_scratch/gpt2/openai_checkpoint.py`, explains it. The
+bytes are those that TensorFlow itself would write: tests compare them with TensorFlow's and
+OpenAI's
 files.
 """
 
@@ -19,8 +20,8 @@ from gpt2_from_scratch.gpt2.openai_checkpoint import (
     masked_crc32c,
 )
 
-BLOCK_SIZE = 262_144  # bytes after which TensorFlow begins a new block
-RESTART_EVERY = 16  # records after which a key is stored whole again
+BLOCK_SIZE = 262_144  # after this many bytes, TensorFlow begins a new block
+RESTART_EVERY = 16  # after this many records, a key is stored completely again
 HEADER = bytes.fromhex("0801 1a02 0801")  # 1 shard, little endian, version {producer: 1}
 NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
 
@@ -40,15 +41,16 @@ def write_bundle(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_random_gpt2(folder: Path, hparams: dict[str, int], seed: int = 0) -> None:
-    """Write a folder like OpenAI's, without the vocabulary: random weights and `hparams.json`."""
+    """Write a folder like OpenAI's, but without the vocabulary: random weights, `hparams.json`."""
     write_bundle(folder, random_gpt2(hparams, seed))
     (folder / "hparams.json").write_text(json.dumps(hparams, indent=2) + "\n", encoding="utf-8")
 
 
 def random_gpt2(hparams: dict[str, int], seed: int = 0, std: float = 0.2) -> dict[str, np.ndarray]:
-    """Random float32 weights with OpenAI's names and shapes; biases too, and gains around 1.
+    """Random float32 weights with OpenAI's names and shapes, including biases; gains are around 1.
 
-    With std 0.2 instead of GPT-2's 0.02 each part of the network matters, so that a mistake shows.
+    With a std of 0.2, instead of GPT-2's 0.02, each part of the network matters, so that mistakes
+    show.
     """
     C = hparams["n_embd"]
     block = {
@@ -80,13 +82,13 @@ def random_gpt2(hparams: dict[str, int], seed: int = 0, std: float = 0.2) -> dic
 
 
 def index_bytes(entries: Iterable[TensorEntry], block_size: int = BLOCK_SIZE) -> bytes:
-    """The index file of these entries, which are in the order of their names."""
+    """The index file of these entries, which are sorted by name."""
     records = [(b"", HEADER)] + [(entry.name.encode(), _entry(entry)) for entry in entries]
     return table_bytes(records, block_size)
 
 
 def table_bytes(records: list[tuple[bytes, bytes]], block_size: int = BLOCK_SIZE) -> bytes:
-    """A LevelDB table of these records, cut into blocks as TensorFlow cuts it."""
+    """A LevelDB table of these records, cut into blocks in the same way as TensorFlow's."""
     blocks, pending = [], []
     for i, (key, value) in enumerate(records):
         pending.append((key, value))
@@ -99,7 +101,7 @@ def table_bytes(records: list[tuple[bytes, bytes]], block_size: int = BLOCK_SIZE
 
 
 def join_blocks(blocks: list[tuple[bytes, bytes]]) -> bytes:
-    """Data blocks, each with a key that closes it; metaindex block, index block and footer."""
+    """Data blocks, each with a closing key; then the metaindex block, index block and footer."""
     raw, index = b"", []
     for bound, block in blocks:
         raw, handle = _append(raw, block)
@@ -110,7 +112,7 @@ def join_blocks(blocks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def block_bytes(records: list[tuple[bytes, bytes]], restart_every: int = RESTART_EVERY) -> bytes:
-    """One block: records, offsets of the keys that are stored whole, their number."""
+    """One block: records, offsets of the keys that are stored completely, and their number."""
     raw, restarts, previous = b"", [0], b""
     for i, (key, value) in enumerate(records):
         shared = 0
@@ -126,7 +128,7 @@ def block_bytes(records: list[tuple[bytes, bytes]], restart_every: int = RESTART
 
 
 def trailer(block: bytes, compression: int = 0) -> bytes:
-    """The 5 bytes behind a block."""
+    """The 5 bytes after a block."""
     kind = bytes([compression])
     return kind + masked_crc32c(block + kind).to_bytes(4, "little")
 
@@ -140,12 +142,12 @@ def varint(number: int) -> bytes:
 
 
 def _append(raw: bytes, block: bytes) -> tuple[bytes, bytes]:
-    """`raw` with a block at its end, and the handle that says where the block is."""
+    """`raw` with a block appended, and the handle with the block's position."""
     return raw + block + trailer(block), varint(len(raw)) + varint(len(block))
 
 
 def _entry(entry: TensorEntry) -> bytes:
-    """BundleEntryProto; as in all proto3 messages, fields that are zero are left out."""
+    """BundleEntryProto; as in all proto3 messages, zero fields are left out."""
     sizes = [b"\x08" + varint(size) for size in entry.shape]
     shape = b"".join(b"\x12" + varint(len(size)) + size for size in sizes)
     raw = b"\x08" + varint(NUMBER_OF[entry.dtype]) + b"\x12" + varint(len(shape)) + shape
@@ -156,7 +158,7 @@ def _entry(entry: TensorEntry) -> bytes:
 
 
 def _separator(key: bytes, after: bytes) -> bytes:
-    """A short key that is at least `key` and less than `after`, as LevelDB chooses it."""
+    """A short key that is at least `key` and less than `after`, chosen as in LevelDB."""
     same = 0
     while same < min(len(key), len(after)) and key[same] == after[same]:
         same += 1

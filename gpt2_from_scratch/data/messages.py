@@ -1,7 +1,7 @@
-"""Labelled messages: what they are, how they are read and checked, and how they are written.
+"""Labelled messages: the types, reading and checking, and writing.
 
-The lecture's messages are the SMS Spam Collection's: a text and its class, "ham" or "spam".
-`formats.py` reads what the other tasks learn from in the same way.
+A message of the lecture is a text and its class, "ham" or "spam". It comes from the SMS Spam
+Collection. `formats.py` reads the examples of the other tasks in the same way.
 """
 
 import csv
@@ -40,27 +40,29 @@ from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
 
-# Places before what spreadsheets execute: a sign, perhaps after quotes, at the beginning of a cell, or
-# after what ends a cell for some reader (control characters, line ends, a semicolon, a comma). Signs
-# of full, small and other widths are read as the ordinary ones. A leading tab or return is left out.
+# Positions in front of characters that make a spreadsheet execute a cell. Such a character is a sign,
+# perhaps after quotes. It is at the beginning of a cell, or after a character that some reader treats
+# as the end of a cell (control characters, line ends, a semicolon, a comma). Signs of full, small and
+# other widths count as ordinary signs. A leading tab or return is not matched.
 FORMULA = re.compile(
     "(?:(?<=[\0-\x1f;,\x85\u2028\u2029])|\\A)"
     '(?="*[-=+@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212])'
     "|\\A(?=[\t\r])"
 )
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
+# all control characters except tab and line ends
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 ALIKE = "differ in case, invisible characters, white space or Unicode form only"
 KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
-LONGEST_NAME = 40  # characters of a label that are printed
-SHOWN = 5  # faults that an error message lists
-Found = TypeVar("Found")  # a row, or the message made from it
+LONGEST_NAME = 40  # most characters of a label in printed text
+SHOWN = 5  # most faults listed in an error message
+Found = TypeVar("Found")  # a row, or the message made from a row
 
 
 class Span(NamedTuple):
-    """Some characters of a text, `text[start:end]`, and their tag, which may be empty."""
+    """A part of a text, `text[start:end]`, and its tag, which may be empty."""
 
     start: int
     end: int
@@ -71,15 +73,22 @@ class Span(NamedTuple):
 class Message:
     """A text and its label, whose type depends on the task.
 
-    A class (str); labels (a tuple of str, perhaps empty); values (a tuple of float); one Span per
-    word; the Span of an answer; None if only the text is learned. For several heads at once, a
-    dictionary {head's name: one of these}. Numpy's numbers and strings become Python's. Raises
-    DataError for a set of labels: its order changes from run to run.
+    - classification: a class (str)
+    - multi-label: the labels (a tuple of str, which may be empty)
+    - regression: the values (a tuple of float)
+    - token-classification: one Span per word
+    - span: the Span of an answer
+    - language and features: None
+    - several heads at once: a dictionary {head's name: one of these}
+
+    Numpy's numbers and strings are converted to Python's. Raises DataError for a set of labels,
+    because its order changes from run to run.
     """
 
     text: str
     label: Any
-    line: int = field(default=0, compare=False, repr=False)  # where it begins in its file, from 1
+    # line number in its file, counted from 1
+    line: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if type(self.label) is not str:
@@ -107,30 +116,30 @@ class DataConfig:
     source: str = setting("sms", "data set: sms, hard, topics, or a file")
     val_source: str = setting(
         "",
-        "validation set in a file of its own, next to a test set; else it is cut from the training file",
+        "file with the validation set; needs a test file; default: part of the training file",
     )
-    test_source: str = setting("", "test set in a file of its own")
+    test_source: str = setting("", "file with the test set; default: part of the training file")
     text_column: str = setting(TEXT, "column of the texts, or several to join: a,b")
     label_column: str = setting(LABEL, "column of the labels, or several of numbers: a,b")
     header: bool = setting(
-        True, "the first row names the columns; --no-header: they have the numbers 1, 2, ..."
+        True, "the first row names the columns; --no-header: they are numbered 1, 2, ..."
     )
     delimiter: str = setting(
-        "auto", "what separates the columns: comma, semicolon, tab, pipe or another character"
+        "auto", "separator of the columns: comma, semicolon, tab, pipe or another character"
     )
     encoding: str = setting("utf-8", "encoding of the files")
     on_error: str = setting(
-        "stop", "what to do with a faulty row or a text with two labels", choices=("stop", "skip")
+        "stop", "action for a faulty row or a text with two labels", choices=("stop", "skip")
     )
     rare_labels: str = setting(
         "stop",
-        "what to do with a class of fewer than ten training texts, or of none: stop, drop its texts, "
-        "keep it, or join:other, which makes all such classes one, called other",
+        "action for a class with fewer than ten training texts, or none: stop, drop its texts, "
+        "keep it, or join:other, which merges all such classes into one class called other",
     )
-    keep_empty: bool = setting(False, "train on empty texts too")
-    balance: bool = setting(False, "draw the same number of texts per label")
+    keep_empty: bool = setting(False, "also train on empty texts")
+    balance: bool = setting(False, "draw equally many texts per label")
     keep_together: str = setting(
-        "copies", "texts that stay in the same part of a split", choices=KEEP_TOGETHER
+        "copies", "texts that a split keeps in one part", choices=KEEP_TOGETHER
     )
 
     def __post_init__(self) -> None:
@@ -143,7 +152,7 @@ class DataConfig:
         object.__setattr__(self, "encoding", checked_encoding(self.encoding))
         object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
         if self.val_source and not self.test_source:
-            raise UsageError("--val-data (val_source) needs --test-data (test_source) next to it")
+            raise UsageError("--val-data (val_source) also needs --test-data (test_source)")
         if self.val_source and (self.balance or self.keep_together != "copies"):
             raise UsageError(
                 "balance and keep_together describe how one file is split; leave them out with "
@@ -152,9 +161,9 @@ class DataConfig:
 
     @classmethod
     def of(cls, data: "str | Path | DataConfig") -> "DataConfig":
-        """The settings of a data set given by its name or path; a DataConfig stays as it is.
+        """The settings of a data set given by its name or path; a DataConfig is returned as it is.
 
-        Raises UsageError for anything else, such as a table of pandas.
+        Raises UsageError for anything else, such as a pandas table.
         """
         if isinstance(data, cls):
             return data
@@ -175,14 +184,16 @@ class DataConfig:
 def load_messages(data: str | Path | DataConfig = "sms") -> list[Message]:
     """Read texts with one class each from a data set or a file.
 
-    Three data sets ship with the package: "sms", the SMS Spam Collection of Almeida and Gomez Hidalgo
-    (https://archive.ics.uci.edu/dataset/228), "hard" and "topics". A table (.csv, .tsv or another
-    text file) or a .jsonl file has a column (or key) of texts and one of labels. Quotes are ordinary
-    characters in the SMS Spam Collection: pandas, which reads them as csv quotes by default, loses
-    two of its 5,574 messages and changes 53.
+    Three data sets ship with the package: "sms", the SMS Spam Collection of Almeida and Gomez
+    Hidalgo (https://archive.ics.uci.edu/dataset/228), "hard" and "topics". Other files may be
+    tables (.csv, .tsv or another text file) or .jsonl files, with a column (or key) of texts and
+    one of labels.
 
-    Raises DataError, with file and line, for the first row that is not a text and a label; with
-    `on_error="skip"` such rows are left out and logged. An empty text is a fault unless
+    Quotes are ordinary characters in the SMS Spam Collection. pandas reads them as csv quotes by
+    default, and then loses two of the 5,574 messages and changes 53.
+
+    Raises DataError, with file and line, for the first row that is not a text and a label. With
+    `on_error="skip"`, such rows are left out and logged. An empty text is a fault unless
     `keep_empty` is set.
     """
     data = DataConfig.of(data)
@@ -194,7 +205,7 @@ def load_messages(data: str | Path | DataConfig = "sms") -> list[Message]:
 
 
 def class_messages(data: DataConfig) -> Iterator[Message | Fault]:
-    """Each row of the source as a message with a class, or its fault."""
+    """Yield each row of the source as a message with a class, or its fault."""
     return labelled(source_rows(data, (data.label_column,)), _class_of, data.keep_empty)
 
 
@@ -210,7 +221,7 @@ def source_path(source: str | Path) -> Path:
 
 
 def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
-    """How the source is written, if it is a table. Raises DataError if that is not clear."""
+    """The format of the source if it is a table, else None. Raises DataError if it is not clear."""
     path = source_path(data.source)
     if path.name == SMS_SPAM:
         return Form("\t", quotes=False, header=False, width=2, columns=((1,), (0,)))
@@ -221,11 +232,11 @@ def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
 
 
 def source_rows(data: DataConfig, label_columns: tuple[str, ...]) -> Iterator[Row | Fault]:
-    """The text and the labels of each row of a table or of the SMS Spam Collection."""
+    """Yield the text and the labels of each row of a table or of the SMS Spam Collection."""
     path = source_path(data.source)
     if path.name == SMS_SPAM:
         return _collection_rows(path)
-    if data.source in DATA_SETS:  # options describe a user's own files
+    if data.source in DATA_SETS:  # the options are only for a user's own files
         return read_rows(path, (TEXT, LABEL))
     names = (data.text_column, *label_columns)
     return read_rows(path, names, data.encoding, header=data.header, delimiter=data.delimiter)
@@ -236,9 +247,9 @@ def labelled(
     label_of: Callable[[Row, Row], Any],
     keep_empty: bool,
 ) -> Iterator[Message | Fault]:
-    """Each row as a message, or its fault.
+    """Yield each row as a message, or its fault.
 
-    `label_of` makes the label, or a Fault, from a row and the first good row.
+    `label_of` makes the label, or a Fault, from a row and the first row without a fault.
     """
     first: Row | None = None
     for row in rows:
@@ -256,9 +267,10 @@ def labelled(
 def collected(
     found: Iterator[Message | Fault], path: Path, on_error: str, what: str
 ) -> list[Message]:
-    """The messages of a file, its faults raised or skipped.
+    """The messages of a file; faults are raised or skipped.
 
-    Raises DataError if no message is left, or if labels differ only in how they are written.
+    Raises DataError if no message is left, or if labels differ only in case, spaces or Unicode
+    form.
     """
     messages = [message for _, message in without_faults(found, str(path), on_error)]
     if not messages:
@@ -268,7 +280,7 @@ def collected(
 
 
 def label_parts(label: Any) -> tuple[str, ...]:
-    """The class, the labels or the tags that a message's label consists of."""
+    """The class, the labels or the tags in a message's label."""
     if isinstance(label, str):
         return (label,)
     if isinstance(label, Span) or not isinstance(label, tuple):
@@ -278,7 +290,7 @@ def label_parts(label: Any) -> tuple[str, ...]:
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ only as ALIKE says."""
+    """Groups of labels that are equal except for the differences that ALIKE names."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         seen = "".join(character for character in label if category(character) != "Cf")
@@ -288,13 +300,13 @@ def labels_alike(labels: Iterable[str]) -> list[list[str]]:
 
 
 def refuse_alike(labels: Iterable[str], where: str = "") -> None:
-    """Raise DataError for labels that differ only in how they are written."""
+    """Raise DataError for labels that are equal except for the differences that ALIKE names."""
     if alike := labels_alike(labels):
         raise DataError(f"{where}these labels {ALIKE}: {alike}. Make them the same.")
 
 
 def refuse_mixed(messages: Sequence[Message]) -> None:
-    """Raise DataError for NaN as a label, and for classes of several types, such as 1, "1" and True."""
+    """Raise DataError for a NaN label, and for classes of mixed types such as 1, "1" and True."""
     types = Counter(type(message.label) for message in messages)
     single = [kind for kind in types if kind in (str, bool)] if len(types) > 1 else []
     for number, message in enumerate(messages if single or float in types else ()):
@@ -309,7 +321,7 @@ def refuse_mixed(messages: Sequence[Message]) -> None:
 
 
 def checked_messages(messages: Iterable[Message]) -> list[Message]:
-    """The messages as a list. Raises DataError for what is no list of them, such as a table."""
+    """The messages as a list. Raises DataError for anything else, such as a table."""
     how = "[Message(text, label) for text, label in zip(texts, labels)]"
     if hasattr(messages, "to_csv"):  # a table or a column of pandas
         kind, how = type(messages).__name__, how.replace("texts, labels", "df['text'], df['label']")
@@ -341,19 +353,19 @@ def _fault_of_text(row: Row, keep_empty: bool) -> Fault | None:
         what = f"the text must be a string, not {json.dumps(text):.100}"
         return Fault(row.line, what, "JSON values of another type")
     if not keep_empty and not text.strip():
-        return Fault(row.line, "the text is empty; nothing to learn from", "empty texts")
+        return Fault(row.line, "the text is empty, so there is nothing to learn", "empty texts")
     return None
 
 
 def _class_of(row: Row, first: Row) -> str | Fault:
-    """A row's class: a string; in JSON also a whole number, or True or False, if all rows agree."""
+    """A row's class: a string; in JSON it may also be an int or bool if all rows agree."""
     value = row.values[1]
     if type(value) not in (str, int, bool):
         what = f"the label must be a string or a whole number, not {json.dumps(value):.100}"
         return Fault(row.line, what, "JSON values of another type")
     if type(value) is not type(first.values[1]):
         what = f'the label is {json.dumps(value)}; types such as 0, "0" and true are mixed'
-        return Fault(row.line, what, "labels that are numbers and strings")
+        return Fault(row.line, what, "labels of mixed types")
     label = without_halves(str(value))
     return label if label.strip() else Fault(row.line, "the label is empty", "empty labels")
 
@@ -372,13 +384,24 @@ def read_texts(
 ) -> Iterator[tuple[int, str]]:
     """Read (number, text) of each text to classify: a table's column, or a text file's lines.
 
-    Numbers count all rows or lines from 1, faulty ones too; for these see `load_messages`. Raises
-    DataError at once for a missing file and for .json and .conll, UsageError for an unknown
-    encoding.
+    Args:
+        path: A table or a text file.
+        text_column: The column of the texts in a table.
+        encoding: The file's text encoding.
+        on_error: "stop" or "skip", as in `load_messages`.
+        header: Whether a table's first row names the columns.
+        delimiter: The character between a table's columns, or "auto".
+
+    Returns:
+        An iterator; the numbers count all rows or lines from 1, including faulty ones.
+
+    Raises:
+        DataError: The file is missing, or is a .json or .conll file; later, a row is faulty.
+        UsageError: The encoding is unknown.
     """
     path = expanded(path)
     encoding = checked_encoding(encoding)
-    if path.suffix.lower() in (".json", ".conll"):  # its lines would be taken for texts
+    if path.suffix.lower() in (".json", ".conll"):  # its lines would be read as texts
         raise DataError(
             f"{path}: texts are read from the lines of a text file or a column of .csv, .tsv or "
             ".jsonl. Use evaluate --data for labelled .json and .conll."
@@ -397,7 +420,8 @@ def lines_of(
 ) -> Iterator[tuple[int, str]]:
     """Read (number, text) of the lines of a binary stream, such as standard input.
 
-    As `read_texts`, but nothing is read after a fault to count others: the stream may not end.
+    It works like `read_texts`, but stops at the first fault instead of counting the others, because
+    the stream may never end.
     """
     rows = lines_in(stream, name, checked_encoding(encoding))
     found = without_faults(rows, name, on_error, count=False)
@@ -410,10 +434,10 @@ def lines_of(
 def without_faults(
     rows: Iterator[Found | Fault], name: str, on_error: str, *, count: bool = True
 ) -> Iterator[tuple[int, Found]]:
-    """Yield (number, row) of each row without a fault; `name` is the file's.
+    """Yield (number, row) of each row without a fault; `name` is the file's name.
 
-    "stop" raises DataError for the first fault and reads on only to `count` the others. "skip"
-    leaves faulty rows out and logs them at the end.
+    With "stop", raises DataError for the first fault, and reads on only to `count` the others. With
+    "skip", leaves faulty rows out and logs them at the end.
     """
     check_on_error(on_error)
     faults, total, number = [], 0, 0
@@ -429,7 +453,7 @@ def without_faults(
         message = f"{name}, line {faults[0].line}: {faults[0].what}"
         if total > 1:
             others = _listed(faults[1:], total - 1)
-            message += f"\n{total:,} rows are faulty; the others:\n{others}"
+            message += f"\n{total:,} rows are faulty. The others:\n{others}"
         raise DataError(message + "\nFix this, or leave such rows out with --on-error skip.")
     if faults:
         shown = _listed(faults, total)
@@ -471,9 +495,9 @@ def _listed(faults: list[Fault], total: int) -> str:
 
 
 def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
-    """Write a .csv file that `load_messages` reads back, completely or not at all.
+    """Write a .csv file that `load_messages` can read, completely or not at all.
 
-    Texts are written as they are: `for_spreadsheet` is for files that a spreadsheet opens.
+    Texts are written unchanged. Use `for_spreadsheet` for files that a spreadsheet will open.
     """
     path, messages = expanded(path), checked_messages(messages)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -483,7 +507,7 @@ def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
 
 
 def count_labels(messages: Sequence[Message]) -> dict[str, int]:
-    """{label: number of messages}, the labels as `in_order` puts them."""
+    """{label: number of messages}, with the labels sorted by `in_order`."""
     messages = checked_messages(messages)
     refuse_mixed(messages)
     counts = Counter(message.label for message in messages)
@@ -491,7 +515,7 @@ def count_labels(messages: Sequence[Message]) -> dict[str, int]:
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels in alphabetical order, after those that are numbers, which are in order of value."""
+    """Sort labels: numbers first, by value, then the others alphabetically."""
 
     def key(label: str) -> tuple[bool, float, str]:
         is_number = isinstance(label, str) and bool(NUMBER.fullmatch(label.strip()))
@@ -500,11 +524,11 @@ def in_order(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=key)
 
 
-# --- Characters that cause trouble: halves of characters, formulas, controls ---
+# --- Troublesome characters: lone surrogates, formulas, control characters ---
 
 
 def has_halves(text: str) -> bool:
-    """Whether the text contains a lone surrogate, which no file can hold."""
+    """Whether the text contains a lone surrogate, which cannot be written to a file."""
     if text.isascii():
         return False
     try:
@@ -515,12 +539,12 @@ def has_halves(text: str) -> bool:
 
 
 def without_halves(text: str) -> str:
-    """Join surrogates that belong together; replace each lone one by U+FFFD."""
+    """Join surrogate pairs, and replace each lone surrogate by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def for_spreadsheet(text: str) -> str:
-    """The text as a csv field that no spreadsheet executes: ' before each formula in it.
+    """Make the text safe for spreadsheets: put ' in front of each formula in it.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """
@@ -528,11 +552,11 @@ def for_spreadsheet(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """The text on one line, in its visible form."""
+    """The text on one line, with control characters made visible."""
     return visible(" ".join(text.split()))
 
 
 def short(text: str, longest: int = LONGEST_NAME) -> str:
-    """A label or a sentence as it is printed: on one line, and not too long."""
+    """A label or a sentence for printing: on one line, and cut to `longest` characters."""
     shown = on_one_line(text)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

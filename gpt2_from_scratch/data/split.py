@@ -1,6 +1,6 @@
 """Split messages into training, validation and test set, so that no text is in two of them.
 
-With `keep_together="near-duplicates"` no near duplicate of a text is in another part either.
+With `keep_together="near-duplicates"`, near duplicates are never in different parts either.
 """
 
 import hashlib
@@ -39,16 +39,16 @@ from gpt2_from_scratch.errors import DataError, UsageError
 log = logging.getLogger(__name__)
 
 TENTHS = (7, 1, 2)  # training, validation and test set
-EIGHTHS = (7, 1)  # training and validation set of what is not the test set
-FEWEST = 10  # texts per class: a tenth of fewer would be none
+EIGHTHS = (7, 1)  # training and validation set, if the test set is separate
+FEWEST = 10  # fewest texts per class: a tenth of fewer is less than one
 CHOICES = "drop, keep, or join:LABEL with a label that then has enough training texts"
-ALL = ""  # in place of a label if there are no classes
-KEPT = "kept"  # different targets of one text, each as a target of its own
+ALL = ""  # used as the label if there are no classes
+KEPT = "kept"  # the targets of equal texts differ, and all are kept
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts of a data set: to train on, to select the best epoch on, and to report on."""
+    """A data set in three parts: for training, for selecting the best epoch, and for testing."""
 
     train: list[Message]
     val: list[Message]
@@ -62,7 +62,7 @@ def load_split(
     *,
     fewest_labels: int = 2,
 ) -> Split:
-    """Read a data set and split it; `load_parts` and `split_parts` say how."""
+    """Read a data set and split it, as described in `load_parts` and `split_parts`."""
     data = DataConfig.of(data)
     return split_parts(load_parts(data, task), data, seed, fewest_labels=fewest_labels)
 
@@ -72,10 +72,12 @@ def load_parts(
 ) -> list[list[Message]]:
     """Read the training file and, if they are given, the validation and the test file.
 
-    Each file loses the texts that are in an earlier one. Labels are checked across the files, as
-    they are within one. Raises DataError if nothing is left of a file, for a text that has another
-    class in an earlier file, and for a class in a later file that no training text has, unless
-    `on_error` and `rare_labels` say what to do with them.
+    Texts that are already in an earlier file are left out of a later one. Labels are checked across
+    all files.
+
+    Raises DataError in these cases, unless `on_error` and `rare_labels` allow them: nothing is left
+    of a file, a text has another class in an earlier file, or a class in a later file does not
+    occur in the training file.
     """
     data = DataConfig.of(data)
     if data.rare_labels != "stop" and task != "classification":
@@ -95,7 +97,7 @@ def load_parts(
             parts[n] = with_known_labels(parts[n], known, data.rare_labels, source)
     if len(sources) == 1:
         return parts
-    seen: dict[str, tuple[Any, str]] = {}  # {text: its label and where it is}
+    seen: dict[str, tuple[Any, str]] = {}  # {text: its label and its place}
     for n, source in enumerate(sources):
         if task == "classification":
             _settle_contradictions(parts[n], seen, data.on_error, source)
@@ -114,11 +116,12 @@ def load_parts(
 def split_parts(
     files: Sequence[list[Message]], data: DataConfig, seed: int = 123, *, fewest_labels: int = 2
 ) -> Split:
-    """Split what `load_parts` read.
+    """Split the files that `load_parts` read.
 
-    One file is split as by `split_messages`. Of a training file next to a test file an eighth
-    becomes the validation set. Three files are the three parts. Raises DataError for fewer classes
-    than `fewest_labels`: 2, but 1 for a classifier that has learned others before.
+    A single file is split as in `split_messages`. If there is a test file, an eighth of the
+    training file becomes the validation set. Three files are used as the three parts. Raises
+    DataError if there are fewer classes than `fewest_labels`, which is 1 only for a classifier that
+    is trained further.
     """
     if len(files) == 3:
         return Split(*files)
@@ -142,24 +145,25 @@ def split_messages(
     """Split every class's distinct texts 70 / 10 / 20% into training, validation and test set.
 
     Args:
-        messages: Labels that are not classes (see Message) are split as one class.
+        messages: Labels that are not classes (see Message) are split as if they were one class.
         balance: First draw as many texts of each class as the rarest class has.
         keep_duplicates: Keep the copies of a text, all in one part. By default equal texts count
-            once, so that no test message was seen in training.
-        keep_together: With "near-duplicates", groups of near duplicates stay in one part, and the
-            parts are as close to 70 / 10 / 20% as groups allow.
-        seed: The same messages and seed give the same split. For "copies" this holds on every
-            machine and for ever (numpy's RandomState is frozen); for "near-duplicates" with the
-            same version of scikit-learn.
-        on_error: What to do with texts that have two classes: with "skip" all their copies are left
-            out and logged. Other targets of equal texts are no error: see `with_settled_targets`.
-        rare_labels: What to do with a class of fewer than ten texts: "stop", "drop" its texts,
-            "keep" it, or "join:other", which makes all such classes one class, called other.
+            once, so no test message occurs in training.
+        keep_together: With "near-duplicates", a group of near duplicates stays in one part, and the
+            parts are as close to 70 / 10 / 20% as the groups allow.
+        seed: The same messages and seed always give the same split. For "copies" this holds on
+            every machine (numpy's RandomState is frozen), for "near-duplicates" with the same
+            version of scikit-learn. on_error: "skip" leaves out and logs all copies of a text that
+            has two classes. Equal texts with other different targets are not an error: see
+            `with_settled_targets`.
+        rare_labels: The action for a class of fewer than ten texts: "stop", "drop" its texts,
+            "keep" it, or "join:other", which merges all such classes into one class called other.
 
     Raises:
-        DataError: One class only, too few texts or groups, a text with two classes, labels of several
-            types or that differ in how they are written only, or something that is no Message.
-        UsageError: `balance` without classes, or an unknown option.
+        DataError: There is only one class, there are too few texts or groups, a text has two
+            classes, labels are of several types or differ only in case, spaces or Unicode form, or
+            an item is not a Message. UsageError: `balance` is set without classes, or an option is
+            unknown.
     """
     check_keep_together(keep_together)
     check_rare_labels(rare_labels)
@@ -182,10 +186,24 @@ def folds(
 ) -> list[Split]:
     """Split the distinct texts into `n_folds` test sets for cross-validation.
 
-    What a fold does not test is its training set, except an eighth, which is its validation set.
-    Each distinct text is tested once (with `balance`, each that is drawn). Every part has the
-    labels in the proportions of the whole, as closely as groups allow. For the other arguments and
-    errors see `split_messages`; raises DataError for more folds than a label has groups.
+    Each distinct text is in exactly one test set; with `balance`, each drawn text is. Of the texts
+    that a fold does not test, an eighth is its validation set and the rest its training set. Every
+    part has the labels in the same proportions as the whole, as closely as groups allow.
+
+    Args:
+        messages: The labelled texts.
+        n_folds: The number of test sets, at least 2.
+        seed: The same messages and seed always give the same folds.
+        keep_together: "copies" or "near-duplicates", as in `split_messages`.
+        balance: First draw as many texts of each class as the rarest class has.
+        on_error: The action for texts with two classes, as in `split_messages`.
+
+    Returns:
+        One split per fold.
+
+    Raises:
+        DataError: There are more folds than a label has groups; see also `split_messages`.
+        UsageError: `n_folds` is less than 2, or an option is unknown.
     """
     if n_folds < 2:
         raise UsageError(f"n_folds = {n_folds} must be at least 2")
@@ -200,7 +218,7 @@ def folds(
         rest = np.setdiff1d(np.arange(len(texts)), test)
         n_groups = min(len(set(groups[rest][labels[rest] == label])) for label in set(labels))
         if n_groups < 2:
-            raise DataError("one fold leaves a label with one group of texts; use more folds")
+            raise DataError("a fold leaves only one group of texts for a label; use more folds")
         eighths = _deal(labels[rest], groups[rest], min(sum(EIGHTHS), n_groups), random)
         val = rest[eighths[random.randint(len(eighths))]]
         parts = (np.setdiff1d(rest, val), val, test)
@@ -211,7 +229,7 @@ def folds(
 
 
 def messages_sha256(split: Split) -> str:
-    """The hash of a split's messages in their order."""
+    """The hash of a split's messages, in their order."""
     raw = json.dumps([[[m.text, m.label] for m in part] for part in vars(split).values()])
     return hashlib.sha256(raw.encode()).hexdigest()
 
@@ -222,12 +240,11 @@ def messages_sha256(split: Split) -> str:
 def with_settled_targets(
     messages: Sequence[Message], on_error: str = "stop", source: str = ""
 ) -> list[Message]:
-    """The messages, after equal texts with different targets were dealt with and logged.
+    """The messages, after conflicting targets of equal texts have been resolved and logged.
 
-    Numbers are averaged over the copies of a text, sets of labels are merged. Tags, answers and the
-    targets of several heads are kept: each is a target of its own. A text with two classes is a
-    contradiction: raises DataError; with `on_error="skip"` all its copies are left out. `source` is
-    the file's name.
+    Numbers are averaged over the copies of a text, and sets of labels are merged. Tags, answers and
+    the targets of several heads are all kept. A text with two classes is a contradiction: it raises
+    DataError, or all its copies are left out with `on_error="skip"`. `source` is the file's name.
     """
     check_on_error(on_error)
     different = texts_with_two_labels(messages)
@@ -239,7 +256,7 @@ def with_settled_targets(
             for text in [text for text in different if text in wrong][:SHOWN]
         ]
         if more := len(wrong) - len(shown):
-            shown.append(f"and {more:,} more: {len(wrong):,} such texts in all")
+            shown.append(f"and {more:,} more; {len(wrong):,} such texts in total")
         listed = "\n  ".join(shown)
         if on_error == "stop":
             raise DataError(f"{listed}\nFix them, or leave them out with --on-error skip.")
@@ -263,9 +280,9 @@ def with_settled_targets(
 def _settle_contradictions(
     messages: Sequence[Message], seen: Mapping[str, tuple[Any, str]], on_error: str, source: str
 ) -> None:
-    """Raise DataError for texts that have another class in an earlier file; log them with "skip".
+    """Raise DataError for texts with another class in an earlier file, or log them with "skip".
 
-    `seen` has the label and the place of each text of the earlier files.
+    `seen` has the label and the place of each text in the earlier files.
     """
     wrong = [m for m in messages if m.text in seen and m.label != seen[m.text][0]]
     if not wrong:
@@ -284,7 +301,7 @@ def _settle_contradictions(
 
 
 def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
-    """{text: its different labels} of the texts that have more than one.
+    """{text: its different labels} for the texts that have more than one.
 
     Several labels of one text are compared as a set.
     """
@@ -297,7 +314,7 @@ def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
 
 
 def distinct(messages: Sequence[Message]) -> list[Message]:
-    """The first of all messages with the same text and the same target."""
+    """Keep the first of all messages with the same text and the same target."""
     found: dict[tuple[str, Hashable], Message] = {}
     for message in messages:
         found.setdefault((message.text, _key(message.label)), message)
@@ -305,7 +322,7 @@ def distinct(messages: Sequence[Message]) -> list[Message]:
 
 
 def _key(label: Any) -> Hashable:
-    """What two labels are compared by."""
+    """A hashable form of a label, for comparing labels."""
     if isinstance(label, dict):
         return tuple((name, _key(label[name])) for name in sorted(label))
     if isinstance(label, tuple | list) and all(isinstance(name, str) for name in label):
@@ -314,7 +331,7 @@ def _key(label: Any) -> Hashable:
 
 
 def _settled(labels: list[Any]) -> tuple[Any, str]:
-    """Make one target of the targets of equal texts, and say how; or say that all are kept."""
+    """Combine the targets of equal texts into one, and say how; or say that all are kept."""
     if any(isinstance(label, Span) for label in labels):
         return None, KEPT
     rows = [tuple(label) if isinstance(label, tuple | list) else (label,) for label in labels]
@@ -322,14 +339,14 @@ def _settled(labels: list[Any]) -> tuple[Any, str]:
     if all(isinstance(part, str) for part in parts):
         return tuple(dict.fromkeys(parts)), "merged"
     if all(isinstance(part, Real) for part in parts) and len({*map(len, rows)}) == 1:
-        n = len(rows)  # divided first: a sum of large numbers may be infinite
+        n = len(rows)  # divide first, because a sum of large numbers may overflow
         mean = tuple(sum(value / n for value in column) for column in zip(*rows, strict=True))
         return (mean if isinstance(labels[0], tuple | list) else mean[0]), "averaged"
     return None, KEPT
 
 
 def _checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages, if their labels can be told apart; `load_examples` does the same for a file."""
+    """The messages, if their labels are distinguishable; `load_examples` checks files."""
     found = checked_messages(messages)
     refuse_mixed(found)
     refuse_alike(name for message in found for name in label_parts(message.label))
@@ -337,10 +354,10 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
 
 
 def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> None:
-    """Raise DataError for labels of two files that differ only in how they are written."""
+    """Raise DataError for labels of two files that are equal except for ALIKE's differences."""
     if len(parts) == 1:
-        return  # that was checked when it was read
-    where: dict[str, str] = {}  # the first place of each label
+        return  # a single file was checked when it was read
+    where: dict[str, str] = {}  # the place where each label occurs first
     for part, source in zip(parts, sources, strict=True):
         for message in part:
             for name in label_parts(message.label):
@@ -355,7 +372,7 @@ def _refuse_alike(parts: Sequence[list[Message]], sources: Sequence[str]) -> Non
 
 
 def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[list[Message]]:
-    """The parts, after `rare_labels` was applied to classes of which the first has too few texts."""
+    """Apply `rare_labels` to the classes that have too few texts in the first part."""
     action, _, other = rare_labels.partition(":")
     if action == "stop":
         return [*parts]
@@ -376,7 +393,7 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
     left = [*dict.fromkeys(other if label in rare else label for label in labels)]
     left = [label for label in left if label]
     if len(left) < 2 <= len(labels):
-        what = f"one label only, {left[0]!r:.80}" if left else "no label"
+        what = f"only one label, {left[0]!r:.80}" if left else "no label"
         raise DataError(
             f"--rare-labels {rare_labels} leaves {what}, of {len(labels):,} in the training texts: "
             f"{len(rare):,} have fewer than {FEWEST} texts. Give them more texts, or use --rare-labels "
@@ -395,11 +412,11 @@ def _with_rare_labels(parts: Sequence[list[Message]], rare_labels: str) -> list[
 def with_known_labels(
     messages: Sequence[Message], known: Collection[str], rare_labels: str, source: str
 ) -> list[Message]:
-    """The messages, after `rare_labels` was applied to classes that no training text has.
+    """Apply `rare_labels` to the classes in `messages` that no training text has.
 
-    `known` are the classes of the training texts, `source` is the file's name. Raises DataError
-    that names file, line and label for such a class, unless it is dropped, kept, or joined with a
-    known one.
+    `known` are the classes of the training texts, and `source` is the file's name. For an unknown
+    class, raises DataError with file, line and label, unless the class is dropped, kept, or merged
+    into a known one.
     """
     new = [message for message in messages if message.label not in known]
     if not new:
@@ -431,13 +448,13 @@ def with_known_labels(
     ]
 
 
-# --- drawing texts, and dealing them into parts ---
+# --- drawing texts and dividing them into parts ---
 
 
 def _copies_and_texts(
     messages: Sequence[Message], balance: bool, fewest: int, fewest_labels: int = 2
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
-    """{text: its messages} and {label: its distinct texts}; see `split_messages` for errors."""
+    """{text: its messages} and {label: its distinct texts}; raises as `split_messages` does."""
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
         raise UsageError("balance = True needs one class per text; leave it out for other labels")
@@ -449,7 +466,7 @@ def _copies_and_texts(
     for text, same in copies.items():
         by_label[same[0].label if classes else ALL].append(text)
     if classes and len(by_label) < fewest_labels:
-        found = f"one label only, {labels[0]!r:.80}" if labels else "no label"
+        found = f"only one label, {labels[0]!r:.80}" if labels else "no label"
         raise DataError(f"the texts have {found}; training needs texts of two labels")
     _refuse_too_few({label: len(texts) for label, texts in by_label.items()}, "texts", fewest)
     return copies, by_label
@@ -464,9 +481,9 @@ def _cut(
     fewest: int,
     seed: int,
 ) -> list[list[Message]]:
-    """Draw the texts of each label, and cut them into parts of these shares.
+    """Draw the texts of each label, and cut them into parts of the given proportions.
 
-    Of a label that is kept although it is rare the first part has at least one text.
+    If a rare label is kept, the first part gets at least one of its texts.
     """
     random = np.random.RandomState(seed)
     drawn = _draw(by_label, balance, random)
@@ -502,7 +519,7 @@ def _cut(
 def _draw(
     by_label: dict[str, list[str]], balance: bool, random: np.random.RandomState
 ) -> dict[str, list[str]]:
-    """The texts of each label in random order; with `balance` as many as the rarest label has."""
+    """The texts of each label in random order; with `balance`, as many as the rarest label has."""
     count = min(map(len, by_label.values())) if balance else None
     return {
         label: [texts[n] for n in random.permutation(len(texts))[:count]]
@@ -513,10 +530,10 @@ def _draw(
 def _grouped(
     by_label: dict[str, list[str]], keep_together: str, fewest: int = FEWEST
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """All texts, and of each its label's number (N,) and its group's (N,).
+    """All texts, and for each its label's number (N,) and its group's number (N,).
 
-    Raises DataError for a label with too few groups of near duplicates; a group counts for the
-    label that most of its texts have.
+    A group counts for its most common label. Raises DataError for a label with too few groups of
+    near duplicates.
     """
     texts = [text for found in by_label.values() for text in found]
     labels = np.repeat(np.arange(len(by_label)), [len(found) for found in by_label.values()])
@@ -536,24 +553,26 @@ def _grouped(
 def _deal(
     labels: np.ndarray, groups: np.ndarray, n: int, random: np.random.RandomState
 ) -> list[np.ndarray]:
-    """Deal (N,) texts into n parts of about equal size, groups whole; a part is their numbers.
+    """Divide (N,) texts into n parts of about equal size; a part is a list of indices.
 
-    Every part has the labels in the proportions of the whole, as closely as groups allow. The
-    largest groups go to the first parts, so the caller has to draw what a part is used for.
+    Groups are not divided. Every part has the labels in the proportions of the whole, as closely as
+    groups allow. The largest groups go to the first parts, so the caller must choose at random what
+    each part is used for.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     if np.bincount(labels).max() < n:
         raise DataError(f"{len(labels):,} texts are too few to be dealt into {n} parts")
     dealer = StratifiedGroupKFold(n, shuffle=True, random_state=random)
-    with warnings.catch_warnings(action="ignore"):  # that a label is rare: `_cut` knows
+    # scikit-learn warns of rare labels, which `_cut` handles
+    with warnings.catch_warnings(action="ignore"):
         return [part for _, part in dealer.split(labels, labels, groups)]
 
 
 def _in_random_order(
     texts: Sequence[str], copies: dict[str, list[Message]], random: np.random.RandomState
 ) -> list[Message]:
-    """All messages of some texts."""
+    """All messages of some texts, in random order."""
     return [message for n in random.permutation(len(texts)) for message in copies[texts[n]]]
 
 

@@ -1,7 +1,8 @@
 """Pictures and pages for people.
 
-`findings` and `study_findings` say what was found, `templates/` lay it out and hold the other prose,
-`render` fills them, `plots` and `drawings` draw. Nothing here trains or scores anything.
+`findings` and `study_findings` put results into words, and `templates/` contain the layout and the
+other prose. `render` fills the templates; `plots` and `drawings` draw. Nothing here trains or
+scores anything.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
-"""Drawings of the model and of what it does: network, ledger, attention, batches, answers by token.
+"""Drawings of the model: the network, the ledger, attention, batches, answers token by token.
 
-Each function returns a matplotlib Figure, as those of `plots.py` do. B texts, T tokens of the
+Each function returns a matplotlib Figure, like those of `plots.py`. B texts, T tokens of the
 longest, C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
 """
 
@@ -39,17 +39,17 @@ from gpt2_from_scratch.reports.plots import (
 GREY = "#D0D0D0"
 TRAINABLE, PARTLY, FROZEN = VERMILION, PURPLE, SKY
 REAL, PAD = BLUE, ORANGE
-LONGEST = 14  # characters of a token that are shown
+LONGEST = 14  # most characters shown of a token
 
 
 # --- what is trained ---
 
 
 def draw_ledger(lines: list[LedgerLine]) -> Figure:
-    """Draw the ledger as a stack of boxes, the embeddings at the bottom, coloured by what trains.
+    """Draw the ledger as a stack of boxes, with the embeddings at the bottom.
 
-    Boxes have one height; bars and figures show how many parameters a part has. Raises UsageError
-    for a ledger without lines.
+    Colours show what is trainable. All boxes have the same height. Bars and numbers show how many parameters each part has. Raises
+    UsageError for a ledger without lines.
     """
     if not lines:
         raise UsageError("there is nothing to draw: the ledger has no lines")
@@ -96,25 +96,32 @@ def draw_ledger(lines: list[LedgerLine]) -> Figure:
 def draw_attention(
     weights: Any, tokens: list[str], *, title: str = "Where each head looks"
 ) -> Figure:
-    """Draw the attention weights of a block's heads (H, T, T), tensor or array, a panel per head.
+    """Draw the attention weights of a block's heads, one panel per head.
 
-    A row is the token that looks (query), a column the token it looks at (key); the weights of a
-    row add up to 1. What comes after the query is grey if it has no weight. Raises DataError for a
-    shape that does not fit `tokens`, and for weights outside 0 to 1.
+    A row is the token that looks (query), and a column the token it looks at (key). The weights of
+    a row add up to 1. Positions after the query are grey if their weight is 0.
+
+    Args:
+        weights: (H, T, T), a tensor or an array.
+        tokens: T tokens as text.
+        title: The title of the figure.
+
+    Raises:
+        DataError: The shape of `weights` does not match `tokens`, or a weight is outside 0 to 1.
     """
     T = len(tokens)
-    if hasattr(weights, "detach"):  # a tensor, on any device, in any precision
+    if hasattr(weights, "detach"):  # a tensor on any device and in any precision
         weights = weights.detach().cpu().float()
     weights = np.asarray(weights, dtype=float)
     if weights.ndim != 3 or weights.shape[1:] != (T, T) or not weights.size:
         raise DataError(f"{T} tokens need weights (heads, {T}, {T}), found {weights.shape}")
     if not ((weights >= 0) & (weights <= 1.001)).all():
-        raise DataError("attention weights must be from 0 to 1, as a softmax gives them")
+        raise DataError("attention weights must be from 0 to 1, the range of a softmax")
     later = np.triu(np.ones((T, T), dtype=bool), 1)
     masked = later if not weights[:, later].any() else np.zeros_like(later)
     H = len(weights)
     columns = 2 if 2 <= H <= 4 else min(H, 3 if H <= 9 else 4)
-    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # of a panel, in inches
+    rows, side = math.ceil(H / columns), min(8.2 / columns, 5.7)  # the side of a panel in inches
     size = (1.3 + side * columns, 1.9 + (side + 0.15) * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -127,7 +134,7 @@ def draw_attention(
         cells = np.ma.array(weights[head], mask=masked)
         image = axes.imshow(cells, cmap=PROPORTIONS, norm=PowerNorm(0.5, 0, 1))
         axes.set_title(f"Head {head}", fontsize=9)
-        axes.tick_params(labelbottom=head + columns >= H)  # the lowest in its column
+        axes.tick_params(labelbottom=head + columns >= H)  # only the lowest panel of each column
     figure.suptitle(title + (" (grey: masked, comes later)" if masked.any() else ""))
     figure.supylabel("query: the token that looks", fontsize=10)
     figure.supxlabel("key: the token it looks at", fontsize=10)
@@ -145,7 +152,7 @@ def draw_attention(
 
 
 def _label_cells(panels: np.ndarray, tokens: list[str], points: float) -> None:
-    """Label rows and columns with tokens, every n-th if a cell has few points."""
+    """Label rows and columns with tokens, or with every n-th token if cells are small."""
     step = math.ceil(SMALL / points)
     size = min(9.0, max(SMALL, points - 1))
     labels = [shown_token(token, LONGEST) for token in tokens][::step]
@@ -154,17 +161,17 @@ def _label_cells(panels: np.ndarray, tokens: list[str], points: float) -> None:
         axes.set_yticks(range(0, len(tokens), step), labels, fontsize=size)
 
 
-# --- what padding costs ---
+# --- the cost of padding ---
 
 
 def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
-    """Draw three ways to lay out the same texts in batches, with the proportion of padding.
+    """Draw three ways to arrange the same texts in batches, and the proportion of padding in each.
 
-    Padded to the longest of all texts; padded to the longest of each batch of `batch_size`; packed
-    end to end without padding, as `FrozenTrunk` computes them. A cell is a token. Raises DataError
-    for no texts and for one without tokens, UsageError for a batch size below 1.
+    Texts are padded to the longest of all, padded to the longest of each batch of `batch_size`, or
+    packed end to end without padding, as in `FrozenTrunk`. Each cell is a token. Raises DataError
+    if there are no texts or a text has no tokens, and UsageError for a batch size below 1.
     """
-    lengths = [int(length) for length in lengths]  # of an array or a tensor too
+    lengths = [int(length) for length in lengths]  # accept arrays and tensors as well
     if not lengths or min(lengths) < 1:
         raise DataError("there is nothing to draw: give texts with at least one token each")
     if batch_size < 1:
@@ -179,11 +186,11 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, name, cells in (
-        (panels[0], "Padded to the longest of all", np.where(real, 1, 2)),
-        (panels[1], "Padded to the longest of its batch", np.where(real, 1, 2 * filled)),
+        (panels[0], "Padded to the longest text", np.where(real, 1, 2)),
+        (panels[1], "Padded to the longest text in the batch", np.where(real, 1, 2 * filled)),
         (panels[2], "Packed, no padding", packed.astype(int)),
     ):
-        axes.imshow(  # 0 nothing, 1 a real token, 2 padding
+        axes.imshow(  # 0: empty, 1: a real token, 2: padding
             cells,
             ListedColormap(["white", REAL, PAD]),
             vmin=0,
@@ -204,7 +211,8 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     ]
     panels[1].add_collection(PatchCollection(frames, facecolor="none", edgecolor=DARK, lw=0.7))
     rows, columns = np.divmod(ends[:-1], longest)
-    panels[2].vlines(columns, rows - 0.5, rows + 0.5, color="white", linewidth=1)  # between texts
+    # lines between texts
+    panels[2].vlines(columns, rows - 0.5, rows + 0.5, color="white", linewidth=1)
     panels[0].set(xlim=(0, longest), ylim=(N - 0.5, -0.5), ylabel="rows")
     panels[0].yaxis.get_major_locator().set_params(integer=True)
     handles = [Patch(color=REAL, label="real token"), Patch(color=PAD, label="padding")]
@@ -223,7 +231,8 @@ def draw_label_by_token(
 ) -> Figure:
     """Draw P(label) after each token of a message; its last `pads` tokens are padding.
 
-    Raises DataError unless there is one probability per token, and a token before the padding.
+    Raises DataError unless there is one probability per token and at least one token before the
+    padding.
     """
     if not tokens or len(tokens) != len(probabilities):
         raise DataError(
@@ -241,7 +250,7 @@ def draw_label_by_token(
     axes.text(
         1.01,
         0.75,
-        "more probable than not",
+        "50%",
         transform=axes.transAxes,
         rotation=270,
         va="center",
@@ -272,10 +281,16 @@ def draw_heads_by_token(
     *,
     n_prompt: int = 0,
 ) -> Figure:
-    """Draw what several heads answer after each of T tokens: panels of curves, strips of classes.
+    """Draw the answers of several heads after each of T tokens: curves, and strips of classes.
 
-    `curves` {name: T numbers} have a scale each; `classes` are {name: T labels}. The first
-    `n_prompt` tokens are shaded. Raises DataError unless each has one value per token.
+    Args:
+        tokens: T tokens as text.
+        curves: {name: T numbers}; each name has its own panel and scale.
+        classes: {name: T labels}; each name has its own strip.
+        n_prompt: The number of tokens of the prompt, which are shaded.
+
+    Raises:
+        DataError: A name does not have exactly one value per token, or there are no names.
     """
     T, classes = len(tokens), classes or {}
     for name, values in (*curves.items(), *classes.items()):
@@ -296,12 +311,12 @@ def draw_heads_by_token(
     for axes in panels.flat:
         axes.axvspan(-0.5, n_prompt - 0.5, color=(GREY, 0.5), lw=0, zorder=0)
     _label_positions(axes, tokens)
-    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token; grey: the prompt")
+    axes.set(xlim=(-0.5, T - 0.5), xlabel="the text so far, token by token (grey: prompt)")
     return figure
 
 
 def _label_positions(axes: Axes, tokens: list[str]) -> None:
-    """Label positions along the bottom with tokens, every n-th of many."""
+    """Label positions along the bottom with tokens, or with every n-th token if there are many."""
     T = len(tokens)
     step = math.ceil(T * (SMALL + 1) / (72 * 8.5))
     labels = [shown_token(token, LONGEST) for token in tokens][::step]
@@ -333,15 +348,15 @@ def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
 # --- the network ---
 
 
-# where the opened block is, in inches
+# position of the detailed block, in inches
 LEFT, RIGHT, LOWER, UPPER, STREAM = 3.7, 9.4, 0.3, 8.1, 4.35
 ARROW = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
 
 
 def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Figure:
-    """Draw the network from the bottom up with shapes and parameter counts, and one block in detail.
+    """Draw the network from the bottom up, with shapes and parameter counts.
 
-    With `num_classes` it ends in a classifier's head, without it in GPT-2's own, tied to `wte`.
+    One block is drawn in detail. With `num_classes` the network ends in a classifier's head, otherwise in GPT-2's own head, tied to `wte`.
     Raises UsageError for fewer than two classes.
     """
     if num_classes is not None and num_classes < 2:
@@ -363,7 +378,7 @@ def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Fig
 def parameter_counts(config: GPT2Config, num_classes: int | None = None) -> dict[str, int]:
     """Count the parameters of each part, and of each part of a block.
 
-    GPT-2's own head has none of its own: it is `wte` again.
+    GPT-2's own head has no parameters of its own, because it shares `wte`.
     """
     C, wide = config.n_embd, 4 * config.n_embd
     block = {
@@ -397,8 +412,8 @@ def _draw_network(
     axes.text(x, 1.45, "+", ha="center", va="center", fontsize=14, weight="bold")
     _up(axes, x, 1.85, y, state)
     names = [f"blocks.{n}" for n in range(config.n_layer)]
-    if len(names) > 3:  # of more, only the first and the last
-        names[1:-1] = [f"⋮   {len(names)} blocks in all"]
+    if len(names) > 3:  # draw only the first and the last block
+        names[1:-1] = [f"⋮   {len(names)} blocks in total"]
     for name in names:
         if name.startswith("⋮"):
             axes.text(x - 0.03, y + 0.12, name, ha="left", va="center", fontsize=9)
@@ -409,7 +424,7 @@ def _draw_network(
         if name != names[-1]:
             _up(axes, x, y, y + 0.3)
             y += 0.3
-    for low, high in ((y - 0.6, LOWER), (y, UPPER)):  # to the block that is drawn in detail
+    for low, high in ((y - 0.6, LOWER), (y, UPPER)):  # lines to the block that is drawn in detail
         axes.plot([x + 1.3, LEFT], [low, high], color=SKY, linestyle="--", linewidth=1)
     _up(axes, x, y, y + 0.6, state)
     _box(axes, (x, y + 0.85), (2.6, 0.5), f"ln_f   {counts['ln_f']:,}", YELLOW)
@@ -465,7 +480,7 @@ def _draw_block(axes: Axes, config: GPT2Config, counts: dict[str, int]) -> None:
 def _draw_branch(
     axes: Axes, y: float, parts: list[tuple[str, str, str]], name: str, colour: str
 ) -> None:
-    """Draw a branch off the stream: norm, parts of attn or mlp, and the addition to the stream.
+    """Draw a branch of the residual stream: norm, the parts of attn or mlp, and the addition.
 
     Each part is (text, colour, shape of its output).
     """

@@ -1,8 +1,8 @@
-"""What was found about a run, and what to know before relying on it.
+"""The findings about a run, and the warnings for those who want to rely on it.
 
-Numbers come from `evaluation`. They become sentences here where that takes a decision, or where
-page, model card and log share them; all other prose is in the templates. Every proportion is given
-with its interval, every difference with its p-value, every warning with its consequence.
+Numbers come from `evaluation`. They are put into words here if the words depend on the numbers, or
+if page, model card and log share them. All other prose is in the templates. Every proportion has
+its interval, every difference its p-value, and every warning says what follows from it.
 """
 
 import shlex
@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
 from gpt2_from_scratch.data.check import UNEVEN, WIDE
 from gpt2_from_scratch.data.messages import DataConfig, on_one_line, short
-from gpt2_from_scratch.evaluation.assessment import Assessment
-from gpt2_from_scratch.evaluation.calibration import Calibration
+from gpt2_from_scratch.evaluation.assessment import Assessment, PredictedText
+from gpt2_from_scratch.evaluation.calibration import AtThreshold, Calibration
 from gpt2_from_scratch.evaluation.metrics import (
     MOST_CLASSES,
     Evaluation,
@@ -30,15 +32,16 @@ from gpt2_from_scratch.evaluation.metrics import (
 from gpt2_from_scratch.evaluation.significance import Paired, format_p
 
 TASK_PURPOSES = {
-    "multi-label": "to predict all labels of a text",
+    "multi-label": "to predict the labels of a text",
     "regression": "to predict numbers for a text",
     "token-classification": "to tag each word",
     "span": "to find the answer to a question in a text",
 }
-FEW_VALIDATION_TEXTS = 100  # with fewer, chance selects the epoch as much as merit does
-FAR_APART = 0.1  # difference of precision and recall that is worth a warning
-ALPHA = 0.05  # a difference with a larger p may be chance
-MOST_NAMED = 8  # names that a sentence lists
+FEW_VALIDATION_TEXTS = 100  # with fewer, the choice of the epoch depends largely on chance
+FAR_APART = 0.1  # difference between precision and recall that leads to a warning
+FEW_KNOWN = 0.02  # a smaller proportion of texts seen in training hardly affects a score
+ALPHA = 0.05  # differences with a larger p may be chance
+MOST_NAMED = 8  # most names listed in a sentence
 PLAIN = {"ham": "good"}  # labels that a newcomer does not know
 TO_SEPARATE = '"train --keep-together near-duplicates"'
 PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
@@ -46,34 +49,35 @@ PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "te
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything that is known about a finished run."""
+    """All facts about a finished run that the page and the card may show."""
 
-    run: str  # its folder, as commands name it
+    run: str  # the run's folder, as used in commands
     model: str
     data: DataConfig
     seed: int
     task: str
     # {"train": {label: texts}, "val": ..., "test": ...}; {"texts": n} if labels are not classes
     counts: Mapping[str, Mapping[str, int]]
-    ledger: str  # as `format_ledger` writes it
+    ledger: str  # the output of `format_ledger`
     n_parameters: int
     n_trained: int
     history: Sequence[Epoch]
-    scores: Scores  # on the test set
+    scores: Scores  # scores on the test set
     base_sha256: str
-    versions: Mapping[str, str | int]  # of Python and packages; the processor
-    training: TrainConfig | None = None  # None: the lecture's recipe
+    versions: Mapping[str, str | int]  # versions of Python and packages; the processor
+    training: TrainConfig | None = None  # None for the lecture's recipe
     head: HeadSettings | None = None
-    max_tokens: int = 0  # longer texts were cut to these; 0: unknown
-    n_cut: int = 0  # texts that were cut
-    split: str = ""  # how the three sets were made, if not as `train` makes them
-    assessment: Assessment | None = None  # of classification
-    predictions: LabelledPredictions | None = None  # on the test set
-    # (name, scores on the same test texts, this run compared with it; p adjusted by Holm)
+    max_tokens: int = 0  # longer texts were cut to this; 0 if unknown
+    n_cut: int = 0  # number of texts that were cut
+    split: str = ""  # how the three sets were made; empty if by `train`
+    assessment: Assessment | None = None  # for classification
+    predictions: LabelledPredictions | None = None  # predictions on the test set
+    # (name, scores on the same test texts, comparison with this run; p adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
-    start: str = ""  # the trained classifier that it continues from
-    n_trained_on: int = 0  # test texts that it, or the classifier it continues from, was trained on
-    n_near_duplicates: int | None = None  # test texts with one in the training set; None: unknown
+    start: str = ""  # the trained classifier that the run continues from
+    n_trained_on: int = 0  # test texts on which the run or `start` was trained
+    # test texts with a near duplicate in training; None if unknown
+    n_near_duplicates: int | None = None
 
     def n_texts(self, part: str) -> int:
         """Number of texts in "train", "val" or "test"."""
@@ -86,7 +90,7 @@ class RunFacts:
 
     @property
     def score_table(self) -> str:
-        """The scores as text; the first line has the most important one."""
+        """The scores as text; the main score is in the first line."""
         return self.scores.as_table()
 
     @property
@@ -114,6 +118,8 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
     return {
         "facts": facts,
         "summary": sentences(trained_on(facts), how_good(facts), against_baselines(facts)),
+        "card": score_card(facts),
+        "examples": example_texts(facts),
         "warnings": sentences(*run_warnings(facts)),
         "split_rule": split_rule(facts),
         "label_counts": label_counts(facts),
@@ -124,13 +130,14 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
         "confused": confused(facts.classified) if facts.classified else [],
         "ranked": ranked(facts),
         "calibrations": calibrations(facts.assessment) if facts.assessment else {},
+        "thresholds": distinct_thresholds(facts.assessment.thresholds) if facts.assessment else [],
         "commands": shell_commands(facts.run),
         "python": python_lines(facts.run),
     }
 
 
 def trained_on(facts: RunFacts) -> str:
-    """Say what was trained on which texts."""
+    """Say which part of the model was trained on which texts."""
     purpose = TASK_PURPOSES.get(facts.task, f"for {facts.task}")
     if facts.task == "classification":
         labels = list(facts.counts["train"])
@@ -154,7 +161,7 @@ def how_good(facts: RunFacts) -> str:
     fewer = facts.without_near_duplicates
     if fewer and fewer.total < facts.classified.total:
         sentence += (
-            " On the test texts without a near duplicate in the training set it is "
+            " On test texts without a near duplicate in the training set, it is "
             f"{_accuracy(fewer)}."
         )
     return sentence
@@ -200,6 +207,49 @@ def against_baselines(facts: RunFacts) -> str:
     )
 
 
+def score_card(facts: RunFacts) -> list[tuple[str, str]]:
+    """List the most important numbers of a classification as (name, value)."""
+    scores = facts.classified
+    if not scores:
+        return []
+    card = [("accuracy on the test set", _accuracy(scores))]
+    if found := found_and_marked(scores):
+        card.append(("messages", found))
+    if facts.best_baseline:
+        name, theirs, _ = facts.best_baseline
+        card.append((f"accuracy of the best text baseline ({name})", percent(theirs.accuracy)))
+    return card
+
+
+def example_texts(facts: RunFacts, most: int = 3) -> list[PredictedText]:
+    """The first correct test texts, and then the most confident mistakes."""
+    if not facts.predictions or not facts.assessment:
+        return []
+    said, labels = facts.predictions, facts.predictions.labels
+    correct = [
+        PredictedText(said.texts[n], labels[said.true[n]], labels[said.true[n]], float(p))
+        for n in np.flatnonzero(said.correct)[:most]
+        for p in [said.probabilities[n, said.true[n]]]
+    ]
+    return correct + facts.assessment.mistakes[:most]
+
+
+def distinct_thresholds(thresholds: Sequence[AtThreshold]) -> list[tuple[str, AtThreshold]]:
+    """List (limits, threshold): equal thresholds once, with all the limits they are for."""
+    limits: dict[float, list[float]] = {}
+    for at in thresholds:
+        known = limits.setdefault(at.threshold, [])
+        known += [] if at.allowed_per_1000 is None else [at.allowed_per_1000]
+    first = {at.threshold: at for at in reversed(thresholds)}
+    return [
+        (
+            f"{', '.join(f'{limit:g}' for limit in found)} of 1,000" if found else "–",
+            first[threshold],
+        )
+        for threshold, found in limits.items()
+    ]
+
+
 def split_rule(facts: RunFacts) -> str:
     """Say how training, validation and test set were made."""
     if facts.split:
@@ -216,16 +266,17 @@ def split_rule(facts: RunFacts) -> str:
     )
     if facts.data.test_source:
         rule = (
-            "The test set came from a file of its own, without the texts that are in the other. "
-            f"Seed {facts.seed} split these into 7/8 training and 1/8 validation set{drawn}."
+            "The test set came from a separate file, without texts that are also in the training "
+            f"file. Seed {facts.seed} split the training file into 7/8 training and 1/8 validation "
+            f"set{drawn}."
         )
     if facts.data.keep_together == "near-duplicates":
-        return f"{rule} Near duplicates are in the same set."
-    return f"{rule} Equal texts count once, so no test text was trained on."
+        return f"{rule} Near duplicates were kept in the same set."
+    return f"{rule} Equal texts count once, so no test text occurs in training."
 
 
 def label_counts(facts: RunFacts) -> list[tuple[str, list[int]]]:
-    """List each label and its texts in the three sets; of many labels the rarest, then the others."""
+    """List each label and its counts in the three sets; of many labels, the rarest first."""
     parts = [facts.counts.get(part, {}) for part in ("train", "val", "test")]
     labels = list(parts[0])
     counts = {label: [part.get(label, 0) for part in parts] for label in labels}
@@ -246,7 +297,7 @@ def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:
 
 
 def calibrations(assessment: Assessment) -> dict[str, Calibration]:
-    """Name the calibrations before and after the temperature, if there is one."""
+    """The calibration before and after fitting the temperature, by name."""
     if assessment.temperature == 1:
         return {"as trained": assessment.calibration}
     before = {"as trained": assessment.uncalibrated} if assessment.uncalibrated else {}
@@ -254,7 +305,7 @@ def calibrations(assessment: Assessment) -> dict[str, Calibration]:
 
 
 def shell_commands(run: str) -> str:
-    """Write the commands that use a run from the shell."""
+    """The commands for using a run from the shell."""
     name = shlex.quote(run)
     return "\n".join(
         [
@@ -267,7 +318,7 @@ def shell_commands(run: str) -> str:
 
 
 def python_lines(run: str) -> str:
-    """Write the lines that use a run from Python."""
+    """The lines for using a run from Python."""
     return "\n".join(
         [
             "from gpt2_from_scratch import Classifier",
@@ -282,47 +333,48 @@ def python_lines(run: str) -> str:
 
 
 def run_warnings(facts: RunFacts) -> Iterator[str]:
-    """Write what to know before relying on the run; empty where it does not apply."""
+    """Yield warnings for those who want to rely on the run; empty if one does not apply."""
     yield _no_better_than_text(facts)
     interval = getattr(facts.scores, "interval", None)
     if interval is not None:
         yield small_test(facts.n_texts("test"), interval)
     if facts.n_trained_on:
+        few = facts.n_trained_on < FEW_KNOWN * facts.n_texts("test")
         yield (
-            f"{facts.n_trained_on:,} of {facts.n_texts('test'):,} test texts were trained on"
-            f"{', or differ from such a text in white space only' * (not facts.start)}. The score is "
-            "too good: test on new texts."
+            f"The model was trained on {facts.n_trained_on:,} of {facts.n_texts('test'):,} test texts"
+            f"{', or on texts that differ from them only in white space' * (not facts.start)}. The "
+            f"score {'may be slightly' if few else 'is'} too high: test on new texts."
         )
     yield _near_duplicates(facts)
     one_seed = (
-        "This is one run, with one seed and one split. Another seed gives another score, by chance "
-        "alone. "
+        "These are the results of one seed and one split. Another seed gives other results, by "
+        "chance alone. "
     )
     if facts.task == "classification":
         yield one_seed + (
-            '"gpt2-classifier compare --seeds 1 2 3" repeats it on other splits, next to the '
-            'baselines, and gives the mean with its interval; "gpt2-classifier experiments" does so '
-            "for other settings."
+            '"gpt2-classifier compare --seeds 1 2 3" repeats the training and the baselines on other '
+            'splits, and gives means with intervals. "gpt2-classifier experiments" does so for '
+            "other settings."
         )
     else:
         yield one_seed + '"gpt2-classifier train --seed N" shows how much the score varies.'
     n = facts.n_texts("val")
     if 0 < n < FEW_VALIDATION_TEXTS:
-        selected = "The choice of the best epoch"
+        selected = "The choice of the best epoch is"
         if not facts.history:
-            selected = "Everything that is selected on it"
+            selected = "Choices that depend on it are"
         yield (
-            f"The validation set has only {count_texts(n)}: one more correct text changes its score "
-            f"by {100 / n:.1f} points. {selected} is a rough guess."
+            f"The validation set has only {count_texts(n)}, so one more correct text changes its score "
+            f"by {100 / n:.1f} points. {selected} therefore uncertain."
         )
     yield _selected_on_validation(facts)
     yield _uneven_labels(facts)
     yield _one_sided_errors(facts)
     if facts.n_cut:
         yield (
-            f"{count_texts(facts.n_cut)} of the three sets were cut after {facts.max_tokens:,} "
-            "tokens: the rest was neither learned nor read. If it decides the label, raise "
-            "--max-tokens or split the texts into pieces."
+            f"{count_texts(facts.n_cut)} of the three sets were cut to {facts.max_tokens:,} tokens, and "
+            "the rest was ignored. If the rest decides the label, raise --max-tokens or split the "
+            "texts into pieces."
         )
 
 
@@ -335,8 +387,8 @@ def _no_better_than_text(facts: RunFacts) -> str:
         return ""
     return (
         f"The text baseline {name} is {'as good or better' if as_good else 'about as good'} "
-        f"({percent(theirs.accuracy)} of the same test texts). Nothing shows that GPT-2 is worth its "
-        "cost on this data: the baseline is smaller, faster and easier to explain."
+        f"({percent(theirs.accuracy)} of the same test texts). These results do not show that GPT-2 "
+        "is worth its cost on this data: the baseline is smaller, faster and easier to explain."
     )
 
 
@@ -350,7 +402,7 @@ def _near_duplicates(facts: RunFacts) -> str:
             f"On the other test texts the accuracy is {_accuracy(facts.without_near_duplicates)}."
         )
     if not (facts.data.val_source or facts.data.test_source or facts.split):
-        found.append(f"{TO_SEPARATE} puts them into the same set.")
+        found.append(f"{TO_SEPARATE} keeps them in the same set.")
     return " ".join(found)
 
 
@@ -365,8 +417,8 @@ def _selected_on_validation(facts: RunFacts) -> str:
     if not selected:
         return ""
     return (
-        f"The validation set selected {listed(selected)}, so its own scores are too good. Report "
-        "only the scores of the test set, and select nothing by them."
+        f"The validation set selected {listed(selected)}, so scores on it are too high. Report only "
+        "the scores on the test set, and do not use them to select anything."
     )
 
 
@@ -378,9 +430,9 @@ def _uneven_labels(facts: RunFacts) -> str:
     if counts[most] <= UNEVEN * counts[fewest]:
         return ""
     return (
-        f"The labels are uneven in the training set: {counts[most]:,} texts are {most}, "
-        f"{counts[fewest]:,} are {fewest}. Always predicting {most} would be correct "
-        f"{percent(counts[most] / sum(counts.values()))} of the time. Look at the recall of {fewest} "
+        f"The labels are uneven in the training set: {counts[most]:,} texts are {most}, but only "
+        f"{counts[fewest]:,} are {fewest}. Always predicting {most} would be correct for "
+        f"{percent(counts[most] / sum(counts.values()))} of them. Look at the recall of {fewest} "
         "rather than at the accuracy; --balance or --class-weights balanced may raise it."
     )
 
@@ -393,8 +445,8 @@ def _one_sided_errors(facts: RunFacts) -> str:
     for scores in present:
         if scores.precision is None:
             return (
-                f"{scores.label} was never predicted, but {count_texts(scores.support)} "
-                "of the test set have this label: it was not learned. It needs more texts, or "
+                f"{scores.label} was never predicted, although {count_texts(scores.support)} of the test "
+                "set have this label. The model has not learned it. It needs more texts, or "
                 "--class-weights balanced."
             )
     precision, recall, label = max(
@@ -405,16 +457,16 @@ def _one_sided_errors(facts: RunFacts) -> str:
         return ""
     return (
         f"The errors are one-sided: {label} has a recall of {percent(recall)} and a precision of "
-        f"{percent(precision)}. If one of the two errors costs more, use a threshold for {label} "
-        "instead of the most probable label."
+        f"{percent(precision)}. If one kind of error costs more, set a threshold for {label} instead "
+        "of using the most probable label."
     )
 
 
-# --- what runs and studies share ---
+# --- used by runs and studies ---
 
 
 def sentences(*found: str) -> list[str]:
-    """Return those that are not empty, each on one line and without control characters."""
+    """Keep the sentences that are not empty, each on one line and without control characters."""
     return [on_one_line(sentence) for sentence in found if sentence]
 
 
@@ -424,9 +476,9 @@ def small_test(n_texts: int, interval: tuple[float, float]) -> str:
     if half <= WIDE:
         return ""
     return (
-        f"The test set is small: with {count_texts(n_texts)} the score is known to plus or minus "
-        f"{100 * half:.0f} points. It cannot separate classifiers that differ by less. More labelled "
-        "texts would help most."
+        f"The test set is small: with {count_texts(n_texts)} the score has an uncertainty of plus or "
+        f"minus {100 * half:.0f} points. Classifiers that differ by less cannot be told apart. More "
+        "labelled texts would help most."
     )
 
 
@@ -434,17 +486,17 @@ def near_duplicates_in_training(n: int, total: int) -> str:
     """Warn that `n` of `total` test texts have a near duplicate in the training set."""
     return (
         f"{n:,} of {total:,} test texts {'has' if n == 1 else 'have'} a near duplicate in the "
-        "training set, so the score shows in part what was memorised."
+        "training set, so the score partly measures memorisation."
     )
 
 
 def file_name(name: str) -> str:
-    """Return a model's or a file's name without its folders, which are private."""
+    """A model's or a file's name without its folders, which may be private."""
     return Path(name).name or name
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with paths cut to their last part."""
+    """The settings, with paths cut to their last part."""
     return {
         name: file_name(value) if name in PATHS and isinstance(value, str) else value
         for name, value in settings.items()
@@ -452,22 +504,22 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_texts(n: int) -> str:
-    """Write a number of texts."""
+    """Format a number of texts."""
     return f"{n:,} text{'' if n == 1 else 's'}"
 
 
 def percent(proportion: float | None) -> str:
-    """Write a proportion as a percentage with one decimal; a dash for None."""
+    """Format a proportion as a percentage with one decimal; a dash for None."""
     return "–" if proportion is None else f"{100 * proportion:.1f}%"
 
 
 def between(interval: tuple[float, float]) -> str:
-    """Write an interval of proportions in percent."""
+    """Format an interval of proportions in percent."""
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:
-    """Write names as a sentence lists them; after the first `most`, how many more there are."""
+    """List names as in a sentence; after the first `most`, say how many more there are."""
     if most is not None and len(names) > most:
         names = [*names[:most], f"{len(names) - most} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -1,8 +1,8 @@
 """Plots of results: training curves, confusion, scores with intervals, calibration, amounts.
 
-Each function returns a matplotlib Figure, which a notebook shows and `save_picture` writes. They are
-drawn without pyplot, so no window, back end or global state is involved. Proportions are from 0 to 1
-in arguments and in percent on the plots.
+Each function returns a matplotlib Figure, which a notebook can show and `save_picture` can write.
+They do not use pyplot, so no window, back end or global state is involved. Arguments give
+proportions from 0 to 1, and the plots show them in percent.
 """
 
 import math
@@ -19,7 +19,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from gpt2_from_scratch.classifier.train import Epoch
+from gpt2_from_scratch.classifier.train import Epoch, best_epoch
 from gpt2_from_scratch.data.messages import on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.calibration import (
@@ -32,18 +32,18 @@ from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES, Evaluation, wilso
 from gpt2_from_scratch.storage.files import atomic_path
 from gpt2_from_scratch.storage.paths import expanded
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart
+# Okabe and Ito's colours, which colour-blind people can distinguish
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
-DARK = "#404040"  # lines and small print
+DARK = "#404040"  # colour of lines and small text
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 TRAIN, VAL = BLUE, VERMILION
 PROPORTIONS = "Blues"  # colour map from 0 (nearly white) to 1
 MARKERS = "osD^vPX"
-MANY = 12  # classes: with more, only counts fit into a confusion matrix
-MOST_LABELS = 60  # of an axis of classes; of more, every n-th
-SMALL = 7  # points: no text is smaller
-LONGEST = 44  # characters of a name
+MANY = 12  # with more classes, only counts fit into a confusion matrix
+MOST_LABELS = 60  # most labels on an axis of classes; otherwise every n-th
+SMALL = 7  # smallest text size, in points
+LONGEST = 44  # most characters of a name
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "⇥"})
 
 
@@ -57,10 +57,19 @@ def plot_training(
     *,
     step_name: str = "epoch",
     titles: tuple[str, str] = ("Loss (cross-entropy, nats)", "Accuracy (%)"),
+    kept: float | None = None,
 ) -> Figure:
     """Plot loss and accuracy in two panels, each (training, validation).
 
-    A pair of curves that has not one point per step is plotted against epochs from 1.
+    If a pair of curves does not have one point per step, it is plotted against epochs from 1.
+
+    Args:
+        steps: The x values of the curves.
+        losses: Training and validation loss.
+        accuracies: Training and validation accuracy, from 0 to 1.
+        step_name: The name of a step.
+        titles: The titles of the two panels.
+        kept: The step or epoch whose weights were kept, marked by a vertical line.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     percentages = [[100 * accuracy for accuracy in curve] for curve in accuracies]
@@ -73,15 +82,21 @@ def plot_training(
         ):
             x = steps if per_step else range(1, len(curve) + 1)
             axes.plot(x, curve, color=colour, marker=marker, markersize=4, label=name)
+        if kept is not None:
+            name = f"kept {step_name if per_step else 'epoch'}"
+            axes.axvline(kept, color=DARK, linestyle=":", linewidth=1, label=name)
         axes.set(title=title, xlabel=step_name if per_step else "epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half epoch
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs are whole numbers
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
 
 def plot_epochs(history: Sequence[Epoch], measure: str = "accuracy") -> Figure:
-    """Plot loss and score per epoch; `measure` is the validation score's name."""
+    """Plot loss and score per epoch, and mark the epoch whose weights were kept.
+
+    `measure` is the name of the validation score.
+    """
     titles = ("Loss (cross-entropy, nats)", "Accuracy (%)")
     if measure != "accuracy":
         titles = ("Loss", f"Training accuracy, validation {measure} (%)")
@@ -90,11 +105,12 @@ def plot_epochs(history: Sequence[Epoch], measure: str = "accuracy") -> Figure:
         ([e.train_loss for e in history], [e.val_loss for e in history]),
         ([e.train_score for e in history], [e.val_score for e in history]),
         titles=titles,
+        kept=best_epoch(history).epoch if len(history) > 1 else None,
     )
 
 
 def plot_rates(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
-    """Plot the loss of a short run whose learning rate rises, and the suggested rate."""
+    """Plot the loss while the learning rate rises, and the suggested learning rate."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, color=TRAIN)
@@ -124,14 +140,14 @@ def plot_pretraining(
     return figure
 
 
-# --- how good classifiers are, and how certain that is ---
+# --- scores of classifiers, and their uncertainty ---
 
 
 def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix (K, K): true labels in rows, predicted labels in columns.
 
-    A cell shows its number of texts and their proportion of the row. The colour shows the proportion
-    too. Cells of more than 12 classes have no proportion in figures, those of more than 20 no number.
+    A cell shows its number of texts and their proportion of the row, which is also its colour. With
+    more than 12 classes only the numbers are printed, and with more than 20 nothing is.
     """
     labels = [shown(scores.label, 20) for scores in evaluation.classes]
     counts = np.array(evaluation.confusion)  # (K, K)
@@ -175,9 +191,17 @@ def plot_scores(
 ) -> Figure:
     """Plot one row per classifier, the first on top: its score as a dot, its interval as a line.
 
-    The score of row `reference` is a dashed line through all rows. `others` are scores from
-    elsewhere, one or None per row, plotted as diamonds and named `others_name`. Raises DataError
-    for no rows and for lengths that differ.
+    Args:
+        names: One name per row.
+        values: The scores, from 0 to 1.
+        intervals: Their intervals, or None where unknown.
+        reference: The row whose score is drawn as a dashed line through all rows; None for no line.
+        others: Scores from elsewhere, one per row or None, drawn as diamonds.
+        others_name: The name of `others` in the legend.
+        unit: The label of the axis.
+
+    Raises:
+        DataError: There are no rows, or lengths differ.
     """
     rows = range(len(names))
     others = others or [None] * len(names)
@@ -222,15 +246,18 @@ def plot_scores(
 def plot_reliability(calibrations: Mapping[str, Calibration]) -> Figure:
     """Plot how often the most probable class is correct against its probability.
 
-    One point per bin, at its mean probability, with the 95% Wilson interval; calibrated
-    probabilities are on the diagonal. Below: texts per bin. Raises DataError for no text.
+    There is one point per bin, at its mean probability, with its 95% Wilson interval. Perfectly
+    calibrated probabilities are on the diagonal. The lower panel shows the texts per bin. Raises
+    DataError if there are no texts.
     """
     bins = [bin for one in calibrations.values() for bin in one.bins if bin.count]
     if not bins:
         raise DataError("there is nothing to draw: no bin with a text")
     figure = Figure(figsize=(7, 6), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 100], [0, 100], color=DARK, linestyle="--", linewidth=1, label="calibrated")
+    upper.plot(
+        [0, 100], [0, 100], color=DARK, linestyle="--", linewidth=1, label="perfectly calibrated"
+    )
     for n, (name, one) in enumerate(calibrations.items()):
         label = f"{shown(name, LONGEST)} (ECE {one.ece:.3f})"
         _draw_bins(upper, lower, one, label, (n, len(calibrations)))
@@ -252,7 +279,7 @@ def plot_reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 def _draw_bins(
     upper: Axes, lower: Axes, one: Calibration, label: str, place: tuple[int, int]
 ) -> None:
-    """Draw the points of one calibration above and its counts below; `place` is (n, of how many)."""
+    """Draw the points and counts of one calibration; `place` is (its index, number of all)."""
     n, of = place
     colour, marker = PALETTE[n % len(PALETTE)], MARKERS[n % len(MARKERS)]
     bins = [bin for bin in one.bins if bin.count]
@@ -285,26 +312,26 @@ def plot_trade(
     label: str,
     chosen: Sequence[AtThreshold] = (),
 ) -> Figure:
-    """Plot true positives against false positives, at every threshold of the probability.
+    """Plot true positives against false positives, for every threshold of the probability.
 
-    Thresholds that were chosen are marked, equal ones once, with a line to the 95% upper bound of
-    their false positives. The scale of false positives is logarithmic from one text on.
+    Selected thresholds are marked with a line to the 95% upper bound of their false positives;
+    equal ones are marked once. The scale of false positives is logarithmic from one text on.
 
     Args:
-        probabilities: (N,) of `label`.
-        is_it: (N,) bool, whether the text has the label.
-        label: the positive label.
-        chosen: thresholds and what they do on these texts.
+        probabilities: The probability of `label` for each text, (N,).
+        is_it: Whether each text has the label, (N,) bool.
+        label: The positive label.
+        chosen: Selected thresholds, with their effect on these texts.
 
     Raises:
-        DataError: no text has the label, or all have.
+        DataError: No text has the label, or all texts have it.
     """
     negatives, positives = int((~is_it).sum()), int(is_it.sum())
     if not negatives or not positives:
         raise DataError(
             f"{positives} texts of {label} and {negatives} others: one of each is needed"
         )
-    cuts = [NEVER, *np.unique(probabilities)[::-1].tolist()]  # from the strictest on
+    cuts = [NEVER, *np.unique(probabilities)[::-1].tolist()]  # from the strictest to the loosest
     false = [1000 * float((probabilities[~is_it] >= cut).sum()) / negatives for cut in cuts]
     true = [100 * float((probabilities[is_it] >= cut).sum()) / positives for cut in cuts]
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
@@ -327,7 +354,7 @@ def plot_trade(
 
 
 def _draw_chosen(axes: Axes, same: Sequence[AtThreshold], n: int) -> None:
-    """Draw one threshold; the legend has the limits for which it was chosen."""
+    """Draw one threshold; the legend lists the limits for which it was selected."""
     at = same[0]
     false = 1000 * at.false_positives / at.negatives if at.negatives else 0.0
     true = 100 * at.true_positives / at.positives if at.positives else 0.0
@@ -358,11 +385,18 @@ def plot_seconds(
     unit: str = "seconds",
     title: str = "Where the time goes",
 ) -> Figure:
-    """Plot one horizontal bar per method, {method: {part: amount}}, its parts stacked.
+    """Plot one horizontal bar per method, with its parts stacked.
 
-    At its end is the total, and how many times smaller than the largest it is. Amounts from a
-    million on are given in millions, billions or trillions. Raises DataError if there is nothing to
-    draw, or for an amount that is not a number from 0 up.
+    Each bar is labelled with its total, and with how many times smaller it is than the largest.
+    Amounts from a million on are shown in millions, billions or trillions.
+
+    Args:
+        seconds: {method: {part: amount}}.
+        unit: The unit of the amounts.
+        title: The title of the figure.
+
+    Raises:
+        DataError: There is nothing to draw, or an amount is negative or not finite.
     """
     if not seconds or not any(seconds.values()):
         raise DataError("there is nothing to draw: no method with a part")
@@ -379,7 +413,7 @@ def plot_seconds(
     patches, left = [], np.zeros(len(seconds))
     for n, part in enumerate(parts):
         colour = PALETTE[n % len(PALETTE)]
-        # once every colour has been used, with stripes
+        # after the last colour, repeat the colours with stripes
         edge, hatch = (colour, None) if n < len(PALETTE) else ("black", "//")
         for row, amounts in enumerate(seconds.values()):
             amount = amounts.get(part, 0.0) / scale
@@ -407,7 +441,7 @@ def plot_seconds(
 
 
 def _scale(largest: float) -> tuple[float, str]:
-    """What amounts are divided by, and the word for it."""
+    """The divisor of the amounts, and the word for it."""
     for scale, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if largest >= scale:
             return scale, word
@@ -424,14 +458,14 @@ def _amount(total: float, largest: float, unit: str) -> str:
     return text if ratio < 1.05 else f"{text}  ({ratio:,.{0 if ratio >= 10 else 1}f} times less)"
 
 
-# --- what pictures share ---
+# --- used by all pictures ---
 
 
 def save_picture(figure: Figure, path: str | Path) -> None:
     """Write a picture as .png with 120 dots per inch, atomically; raises ResourceError."""
     path = expanded(path)
     with atomic_path(path) as temporary:
-        # by default matplotlib writes its version into the file
+        # leave out matplotlib's version, which it writes by default
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
 
 
@@ -445,20 +479,20 @@ def draw_bar(axes: Axes, y: float, left: float, width: float, colour: str) -> Se
 
 
 def make_room(axes: Axes, most: float, times: float) -> None:
-    """Let horizontal bars end well before the right side, and no frame cover the smallest."""
+    """Leave room to the right of horizontal bars, and keep the frame off the smallest bar."""
     axes.set_xlim(-0.003 * most, times * most or 1.0)
     axes.spines[["left", "top", "right"]].set_visible(False)
 
 
 def shown(text: str, longest: int) -> str:
-    """Write a name for a picture: on one line, at most `longest` characters, never a formula.
+    """Shorten a name for a picture: on one line, at most `longest` characters, never a formula.
 
-    Characters that the font does not have become boxes.
+    The font shows characters that it does not have as boxes.
     """
     found = "".join(c if _font().get_char_index(ord(c)) else "□" for c in on_one_line(text))
     if len(found) > longest:
         found = found[: longest - 1] + "…"
-    return found.replace("$", r"\$")  # matplotlib would read a pair of them as a formula
+    return found.replace("$", r"\$")  # matplotlib would read a pair of $ as a formula
 
 
 def shown_token(token: str, longest: int) -> str:

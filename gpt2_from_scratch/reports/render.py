@@ -1,8 +1,7 @@
 """Render findings with the templates: HTML pages and Markdown cards.
 
-A page requests nothing from a network. It has no scripts, its styles and fonts are its own, and its
-pictures are embedded. Its Content-Security-Policy makes browsers enforce this. Every value is
-escaped.
+A page loads nothing from the network. It has no scripts, it contains its styles, and its pictures
+are embedded. Its Content-Security-Policy makes browsers enforce this. Every value is escaped.
 """
 
 import base64
@@ -40,19 +39,21 @@ from gpt2_from_scratch.reports.study_findings import MOST_MISTAKES, StudyFacts, 
 from gpt2_from_scratch.storage.files import write_text
 from gpt2_from_scratch.storage.paths import expanded
 
-DPI = 96  # of a page: a figure of 9 inches is 864 pixels wide there
-SHARPNESS = 2  # pixels of a picture per pixel of the page, for sharp screens
-NARROWEST = 460  # pixels: on a phone a wide picture scrolls instead of shrinking below this
-AT_ONCE = 300  # characters of a text that are shown before a click
+DPI = 96  # pixels per inch on a page: a figure of 9 inches is 864 pixels wide
+SHARPNESS = 2  # pixels of a picture per pixel of the page, for high-resolution screens
+NARROWEST = 460  # pixels; on a phone, a picture scrolls instead of becoming narrower
+AT_ONCE = 300  # characters of a text shown before a click
 
-MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")  # the last three make links
-BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")  # of a heading, a list, a rule
+# the last three would make links
+MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@]|(?<=\bwww)\.|:(?=//))")
+# the beginning of a heading, a list or a rule
+BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")
 
 
 def write_run_report(facts: RunFacts, folder: str | Path, curves: Figure | None = None) -> None:
     """Write report.html, model_card.md and curves.png into a run's folder.
 
-    `curves` are drawn from the history if they are not given. Equal facts give equal bytes.
+    `curves` are drawn from the history if they are not given. The same facts give the same bytes.
     """
     folder = expanded(folder)
     curves = curves or plot_epochs(facts.history, facts.scores.measure)
@@ -64,7 +65,7 @@ def write_run_report(facts: RunFacts, folder: str | Path, curves: Figure | None 
 
 
 def write_study_report(facts: StudyFacts, folder: str | Path, name: str = "scoreboard") -> None:
-    """Write the page NAME.html and its picture of all scores, NAME.png, into a folder."""
+    """Write the page NAME.html, and the picture of all scores, NAME.png, into a folder."""
     folder = expanded(folder)
     rows = facts.rows
     picture = plot_scores(
@@ -86,14 +87,14 @@ def write_study_report(facts: StudyFacts, folder: str | Path, name: str = "score
 def render(template: str, **findings: Any) -> str:
     """Fill a template, .html or .md; every value that it prints is escaped for that format.
 
-    Control characters and what reorders a text are shown as escapes, lone surrogates as U+FFFD; a
-    carriage return becomes the line end that browsers would make of it.
+    Control characters and characters that change the text direction are shown as escapes, and lone
+    surrogates as U+FFFD. A carriage return becomes a line end, as in browsers.
     """
     return environment(Path(template).suffix).get_template(template).render(**findings)
 
 
 def escape_markdown(text: str) -> str:
-    """Write text on one line so that Markdown and HTML read none of it as markup."""
+    """Write a text on one line, escaped so that Markdown and HTML see no markup in it."""
     return BEGINNING.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", on_one_line(text)))
 
 
@@ -132,7 +133,7 @@ def environment(suffix: str) -> Environment:
 
 
 def _in_html(value: object) -> object:
-    """A value as HTML can hold it; jinja2 escapes it afterwards, unless it is markup already."""
+    """A value that HTML can contain; jinja2 then escapes it, unless it is already markup."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return visible(without_halves(value).replace("\r\n", "\n").replace("\r", "\n"))
@@ -144,13 +145,13 @@ def _in_markdown(value: object) -> object:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """Lines as Markdown code, between fences longer than any run of backticks in them."""
+    """A Markdown code block; its fences are longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{visible(text)}\n{fence}"
 
 
 def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
-    """Draw the pictures of a run's page besides its curves; None for those that do not apply."""
+    """Draw the pictures of a run's page except its curves; None for those that do not apply."""
     facts: RunFacts = found["facts"]
     ranked = found["ranked"]
     confusion = trade = None
@@ -176,20 +177,20 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
 
 
 def _image(figure: Figure) -> tuple[str, int, int]:
-    """The figure as a data: address of a PNG on white; its width and height on the page."""
+    """The figure as the data: URL of a PNG on white; its width and height on the page."""
     file = BytesIO()
-    # by default matplotlib writes its version into the file
+    # leave out matplotlib's version, which it writes by default
     figure.savefig(
         file, format="png", dpi=SHARPNESS * DPI, facecolor="white", metadata={"Software": None}
     )
     address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-    width, height = figure.get_size_inches()  # so that nothing moves while the page loads
+    width, height = figure.get_size_inches()  # known sizes keep the page from moving while it loads
     return address, round(width * DPI), round(height * DPI)
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """What is shown at once, cut at a space if there is one, and the rest of it."""
-    if len(text) <= AT_ONCE + AT_ONCE // 4:  # a rest of a few words is not worth a click
+    """Split a text into the part to show at once, ending at a space if possible, and the rest."""
+    if len(text) <= AT_ONCE + AT_ONCE // 4:  # a few more words are not worth a click
         return text, ""
     cut = text.rfind(" ", AT_ONCE // 2, AT_ONCE) + 1 or AT_ONCE
     return text[:cut], text[cut:]

@@ -1,6 +1,7 @@
-"""What was found in a study, which compares many trainings on the same splits.
+"""The findings of a study, which compares several classifiers on the same splits.
 
-Sentences and warnings as in `findings`. A difference is a row's accuracy less the reference row's.
+Sentences and warnings are made as in `findings`. A difference is a row's accuracy minus that of the
+reference row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,59 +28,60 @@ from gpt2_from_scratch.reports.findings import (
     without_folders,
 )
 
-MOST_MISTAKES = 15  # texts that are listed per classifier
+MOST_MISTAKES = 15  # most texts listed per classifier
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row of a study: means over its splits. None where a number is not known."""
+    """One row of a study, with means over its splits. A value is None if it is not known."""
 
     name: str
     accuracy: float
-    interval: tuple[float, float]  # 95%
-    accuracies: Sequence[float] = ()  # of each split
-    difference: float | None = None  # accuracy less that of the reference; None: it is that row
-    difference_interval: tuple[float, float] | None = None  # 95%
-    p: float | None = None  # of the difference, adjusted for the number of rows
-    change: str = ""  # what kind of change the row tries, as "token position"
+    interval: tuple[float, float]  # 95% interval of the accuracy
+    accuracies: Sequence[float] = ()  # accuracy on each split
+    difference: float | None = None  # accuracy minus the reference's; None for the reference
+    difference_interval: tuple[float, float] | None = None  # 95% interval of the difference
+    p: float | None = None  # p-value of the difference, adjusted for the number of rows
+    change: str = ""  # the kind of change that the row tries, such as "token position"
     is_text_baseline: bool = False
-    is_combination: bool = False  # of other rows
-    f1: float | None = None  # of the positive label, or the mean over labels
+    is_combination: bool = False  # whether it combines other rows
+    f1: float | None = None  # F1 of the positive label, or the mean over labels
     roc_auc: float | None = None
     brier: float | None = None
-    without_near_duplicates: float | None = None  # accuracy
-    published: float | None = None  # accuracy of the same row elsewhere
-    published_as: str = ""  # its place there: "row 16"
-    learned: Sequence[str] = ()  # per split, what was found on the training set
+    # accuracy on texts without near duplicates in training
+    without_near_duplicates: float | None = None
+    published: float | None = None  # published accuracy of the same row
+    published_as: str = ""  # its place in that publication, such as "row 16"
+    learned: Sequence[str] = ()  # what was fitted to the training set, per split
     seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """Everything that the page of a study shows: rows compared on the same splits."""
+    """All facts that the page of a study shows: rows compared on the same splits."""
 
     title: str
     model: str
     data: str
-    rows: Sequence[StudyRow]  # in the order of the table
-    reference: str  # the row that the others are compared with
+    rows: Sequence[StudyRow]  # rows in the order of the table
+    reference: str  # name of the row with which the others are compared
     splits: Sequence[str]
-    n_test: int  # texts per split
-    n_train: int = 0  # 0: unknown
+    n_test: int  # test texts per split
+    n_train: int = 0  # training texts per split; 0 if unknown
     labels: Sequence[str] = ()
-    positive: str = ""  # the label whose F1 is given; empty: the mean over labels
-    published_in: str = ""  # where the published accuracies are from
-    # {row: predictions on the test set of each split}, at least of the reference and the best text
-    # baseline; the calibration, the mistakes and two warnings are left out without them
+    positive: str = ""  # the label whose F1 is given; empty for the mean over labels
+    published_in: str = ""  # the source of the published accuracies
+    # {row: predictions on the test set of each split}, at least for the reference and the best text
+    # baseline. Without them, the calibration, the mistakes and two warnings are left out.
     predictions: Mapping[str, Sequence[LabelledPredictions]] = field(default_factory=dict)
-    warnings: Sequence[str] = ()  # besides those that follow from the numbers
+    warnings: Sequence[str] = ()  # in addition to those that follow from the numbers
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def reference_row(self) -> StudyRow:
-        """The row that the others are compared with."""
+        """The row with which the others are compared."""
         return next(row for row in self.rows if row.name == self.reference)
 
     @property
@@ -95,7 +97,7 @@ class StudyFacts:
 
     @property
     def tries_changes(self) -> bool:
-        """Whether rows are changes of the reference, and not other classifiers."""
+        """Whether the rows are changes of the reference, and not other classifiers."""
         return any(row.change for row in self.rows)
 
 
@@ -113,7 +115,7 @@ def study_findings(facts: StudyFacts) -> dict[str, Any]:
 
 
 def compared(facts: StudyFacts) -> str:
-    """Say what was compared on which texts."""
+    """Say what was compared, and on which texts."""
     n, S = len(facts.rows), len(facts.splits)
     what = f"{n} classifiers were"
     if facts.tries_changes:
@@ -132,7 +134,7 @@ def compared(facts: StudyFacts) -> str:
 
 
 def most_accurate(facts: StudyFacts) -> str:
-    """Name the most accurate rows, and a combination of rows that is better."""
+    """Name the most accurate rows, and a combination of rows if it is better."""
     single = [row for row in facts.rows if not row.is_combination]
     most = max(row.accuracy for row in single)
     best = [row for row in single if row.accuracy > most - ROUNDING]
@@ -161,14 +163,14 @@ def beats_text(facts: StudyFacts) -> str:
         return ""
     ours, best = facts.reference, facts.best_text_baseline
     if best is None or best.difference is None or best.p is None:
-        return f"No text baseline was run: nothing shows whether {ours} beats one."
+        return f"No text baseline was run, so it is unknown whether {ours} beats one."
     n = sum(row.is_text_baseline for row in facts.rows)
     which = f"the best of {n} text baselines" if n > 1 else "the only text baseline"
     name, points = f"{best.name} ({which})", -100 * best.difference
     low, high = (0.0 - 100 * bound for bound in reversed(best.difference_interval or (0.0, 0.0)))
     chance = f"95% interval of the difference {low:+.2f} to {high:+.2f} points, {_p(best)}"
     if abs(points) < 100 * ROUNDING:
-        return f"{ours} does not beat {name}: both are equally accurate; {chance}."
+        return f"{ours} does not beat {name}: they are equally accurate; {chance}."
     how = f"it is {abs(points):.2f} points {'more' if points > 0 else 'less'} accurate"
     if best.p > ALPHA:
         return f"{ours} does not beat {name}: {how}, which may be chance; {chance}."
@@ -176,7 +178,7 @@ def beats_text(facts: StudyFacts) -> str:
 
 
 def effects(facts: StudyFacts) -> list[str]:
-    """Say, for each kind of change, which rows differ significantly from the reference."""
+    """For each kind of change, name the rows that differ significantly from the reference."""
     found = []
     for change in dict.fromkeys(row.change for row in facts.others if row.change):
         rows = [row for row in facts.others if row.change == change]
@@ -194,10 +196,10 @@ def effects(facts: StudyFacts) -> list[str]:
 
 
 def study_warnings(facts: StudyFacts) -> Iterator[str]:
-    """Write what to know before relying on a study; empty where it does not apply."""
+    """Yield warnings for those who want to rely on a study; empty if one does not apply."""
     if len(facts.splits) <= 1:
         yield (
-            "This is one split. Another split or another seed gives other scores and perhaps "
+            "This study has one split. Another split or another seed gives other scores, and perhaps "
             "another order, by chance alone. --seeds 1 2 3 trains and scores on several splits."
         )
     intervals = [
@@ -210,14 +212,14 @@ def study_warnings(facts: StudyFacts) -> Iterator[str]:
     yield _may_be_chance(facts)
     if facts.tries_changes:
         yield (
-            "Whoever takes the row with the highest score has selected it on the test set, so that "
-            "score is too good. Evaluate it on texts that no row has seen."
+            "If you choose the row with the highest score, you have selected it on the test set, so "
+            "that score is too high. Evaluate the row on texts that no row has seen."
         )
     combinations = [row.name for row in facts.rows if row.is_combination]
     if combinations:
         yield (
             f'The text baseline in "{listed(combinations)}" was selected on the validation set, '
-            "separately for each split. It need not be the best one on the test set."
+            "separately for each split. It may not be the best one on the test set."
         )
     yield from facts.warnings
 
@@ -230,7 +232,7 @@ def _near_duplicates(facts: StudyFacts) -> str:
         return ""
     return (
         f'{near_duplicates_in_training(n, sum(map(len, known)))} The column "without near '
-        f'duplicates" leaves them out; {TO_SEPARATE} puts them into the same set.'
+        f'duplicates" excludes them; {TO_SEPARATE} keeps them in the same set.'
     )
 
 
@@ -240,18 +242,18 @@ def _may_be_chance(facts: StudyFacts) -> str:
         return ""
     if len(rows) == len(facts.others) > 1:
         return (
-            f"No row differs significantly from {facts.reference}: nothing here shows which is "
+            f"No row differs significantly from {facts.reference}: this study does not show which is "
             "better."
         )
     named = listed([f"{row.name} ({_difference(row)})" for row in rows], MOST_NAMED)
     return (
-        f"The difference from {facts.reference} may be chance for {named}: nothing here shows "
+        f"The difference from {facts.reference} may be chance for {named}: this study does not show "
         "which is better."
     )
 
 
 def calibrations(facts: StudyFacts) -> dict[str, Calibration]:
-    """Calibration of the reference and the best text baseline, on all splits together."""
+    """The calibration of the reference and of the best text baseline, over all splits together."""
     return {
         name: calibration(
             np.concatenate([answered.probabilities for answered in found]),  # (S N, K)
@@ -262,9 +264,9 @@ def calibrations(facts: StudyFacts) -> dict[str, Calibration]:
 
 
 def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[PredictedText]]]:
-    """List (row that is correct, row that is wrong, texts): the reference and the text baseline.
+    """List (correct row, wrong row, texts) for the reference and the text baseline.
 
-    The most confident mistakes come first; a text that is in several test sets is listed once.
+    The most confident mistakes come first. A text that is in several test sets is listed once.
     """
     found = _main_predictions(facts)
     if len(found) < 2:
@@ -277,7 +279,7 @@ def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[PredictedText]]]:
 
 
 def _main_predictions(facts: StudyFacts) -> dict[str, Sequence[LabelledPredictions]]:
-    """Predictions of the reference and of the best text baseline, as far as they are known."""
+    """The predictions of the reference and of the best text baseline, if they are known."""
     best = facts.best_text_baseline
     names = [facts.reference] + ([best.name] if best else [])
     return {name: facts.predictions[name] for name in names if facts.predictions.get(name)}

@@ -1,8 +1,8 @@
 """One training run, from the names of a model and a data set to its results.
 
-For users: `recipes` trains, resumes, and evaluates; `folder` keeps what a run needs to resume;
-`continuing` starts from a classifier that was trained before.
-`lecture` is the lecture's recipe, random draw by random draw.
+Users need `recipes`, which trains, resumes and evaluates. `folder` keeps what a run needs to
+resume. `continuing` starts from a classifier that was trained before. `lecture` is the lecture's
+recipe, with the same random draws.
 """
 
 import lazy_loader

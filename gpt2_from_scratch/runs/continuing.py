@@ -1,8 +1,9 @@
-"""A run that continues from a trained classifier: what it takes over, and what may be new.
+"""Runs that continue from a trained classifier: what they keep, and what may change.
 
-It takes over all weights, the head, LoRA, and how texts are read. The data may be new, and so may
-labels: the rows of the head for known labels are kept, those for new labels are drawn. A copy of the
-classifier is kept in the run's folder until the run is complete, so the other run is not needed.
+They keep all weights, the head, LoRA, and the way texts are read. The data may be new, and so may
+labels: the head's weights for known labels are kept, and those for new labels are drawn at random.
+A copy of the classifier stays in the run's folder until the run is complete, so the run does not
+depend on the earlier run.
 """
 
 import logging
@@ -27,7 +28,7 @@ from gpt2_from_scratch.storage.paths import MODELS
 
 log = logging.getLogger(__name__)
 
-FORMS = {  # of heads: by number of hidden layers, activation, and whether there is one output
+FORMS = {  # forms of heads, by number of hidden layers, activation, and whether there is one output
     (0, "none", False): "linear",
     (1, "none", False): "two-layer",
     (1, "tanh", False): "tanh",
@@ -35,14 +36,14 @@ FORMS = {  # of heads: by number of hidden layers, activation, and whether there
 }
 
 
-# --- settings that are taken over ---
+# --- settings that are kept ---
 
 
 def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
-    """The settings of a saved classifier's head and LoRA, and those `asked` for that may be new.
+    """The settings of a saved classifier's head and LoRA, with the `asked` ones that may change.
 
-    Raises UsageError if another one is asked for than the classifier has, and for a classifier that
-    `train` does not make: with several heads, or with a head or a LoRA of another form.
+    Raises UsageError if `asked` contradicts the classifier, and for a classifier that `train`
+    cannot make: with several heads, or with another form of head or LoRA.
     """
     path = saved_file(start)
     description = read_classifier(path)[0]
@@ -51,7 +52,7 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     odd_lora = lora is not None and (lora.head or {*lora.matrices} != {*MATRICES})
     if len(description.heads) > 1 or head.task not in TASKS[:5] or form is None or odd_lora:
         raise UsageError(
-            f"{path} has heads or adapters that train does not make. Continue in Python, with "
+            f"{path} has heads or adapters that train cannot make. Continue in Python, with "
             "finetune(Classifier.load(...), ...)."
         )
     found: dict[str, Any] = {
@@ -76,14 +77,14 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     for name, value in asked.items():
         if value != (has := getattr(inherited, name)):
             raise UsageError(
-                f"{name} = {value!r} contradicts {path}, which has {has!r}. Leave it out to continue "
-                "from that classifier, or start without it."
+                f"{name} = {value!r} contradicts {path}, which has {has!r}. Leave this setting out to "
+                "continue from that classifier, or train without --from."
             )
     return inherited
 
 
 def inherited_training(start: str | Path) -> dict[str, Any]:
-    """The settings that train what was trained: last blocks and final norm."""
+    """The settings that train the same last blocks and final norm as before."""
     description, tensors = read_classifier(saved_file(start))
     names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
@@ -95,12 +96,12 @@ def inherited_training(start: str | Path) -> dict[str, Any]:
 
 
 def known_base(start: str | Path) -> str:
-    """The name of a saved classifier's base. Raises CheckpointError for a folder named in a file."""
+    """The name of a saved classifier's base. Raises CheckpointError if it is only a folder."""
     path = saved_file(start)
     base = read_classifier(path)[0].base
     if base not in MODELS:
         raise CheckpointError(
-            f"{path} was trained on a model in {base}; name its folder with --model"
+            f"{path} was trained on a model in {base}; give that folder with --model"
         )
     return base
 
@@ -109,17 +110,17 @@ def known_base(start: str | Path) -> str:
 
 
 def continued_classifier(config: RunConfig, split: Split) -> Classifier:
-    """The classifier `config.start` with the labels of the data too, frozen as configured.
+    """The classifier `config.start`, with the labels of the new data added, frozen as configured.
 
-    Raises DataError for labels that differ from known ones only in how they are written, and for
-    another number of values; UsageError for new labels of a head that cannot have them.
+    Raises DataError if labels differ from known ones only in case, spaces or Unicode form, and for
+    another number of values. Raises UsageError for new labels if the head cannot have them.
     """
     classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
     old, n_embd = classifier.description.head, classifier.model.config.n_embd
     found = label_names([*split.train, *split.val, *split.test], old.task)
     new = config.head.head_config(_labels(old, found, config), split.train, n_embd)
     new = replace(new, layer=old.layer, hidden=old.hidden)
-    if old.task == "regression":  # its outputs are in this unit
+    if old.task == "regression":  # keep the unit of its outputs
         new = replace(new, center=old.center, scale=old.scale)
     if new.labels != old.labels:
         classifier.relabel(new.labels, seed=config.training.seed)
@@ -130,12 +131,12 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
 
 
 def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[str, ...]:
-    """The labels that the head must have: those it has and, unless these are named, those found."""
+    """The head's labels: the old ones and, unless the user named the labels, those found."""
     source, start = config.data.source, config.start
     if old.task == "regression":
         if len(found) != len(old.labels):
             raise DataError(
-                f"{source} has {len(found)} values per text, {start} was trained on "
+                f"{source} has {len(found)} values per text, but {start} was trained on "
                 f"{len(old.labels)}: {several(old.labels)}. Name as many with --label-column."
             )
         return old.labels
@@ -145,14 +146,14 @@ def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[s
         )
     if old.one_output and (config.head.labels or {*found} - {*old.labels}):
         raise UsageError(
-            f"{start} has a head of one output, for {several(old.labels)} alone, and {source} has "
-            f"{several(found)}. Start without it, with --head linear."
+            f"{start} has a head of one output for the labels {several(old.labels)}, but {source} "
+            f"has {several(found)}. Train without --from, with --head linear."
         )
     return (*found,) if config.head.labels else tuple(dict.fromkeys((*old.labels, *found)))
 
 
 def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
-    """The classifier that a run which continues from another started with, from its own folder."""
+    """The classifier with which a continuing run started, from the run's own folder."""
     classifier = Classifier.load(run / START, config.model, dtype=DTYPES[config.dtype])
     freeze(classifier, config.training)
     return classifier

@@ -1,7 +1,7 @@
-"""The folder of one run: its settings, its lock, its test set, the texts it learned, its checks.
+"""The folder of one run: settings, lock, test set, hashes of its training texts, and checks.
 
-`config.json` holds exactly a `RunConfig`; `provenance.json` what the run was made from. A finished
-run has a `MANIFEST.json`; until then it has `state-*.safetensors` to resume from.
+`config.json` contains a `RunConfig`, and `provenance.json` describes what the run was made from. A
+finished run has a `MANIFEST.json`. An unfinished run has `state-*.safetensors`, to resume from.
 """
 
 import csv
@@ -34,6 +34,7 @@ from gpt2_from_scratch.errors import (
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.verify import Check, attempt
 from gpt2_from_scratch.progress import command
+from gpt2_from_scratch.reports.findings import FEW_KNOWN
 from gpt2_from_scratch.speed.devices import DTYPES, environment
 from gpt2_from_scratch.storage.files import (
     MANIFEST,
@@ -67,12 +68,12 @@ LATER = {
     "header",
     "delimiter",
     "start",
-}  # settings that version 2 got later, by default
+}  # defaults of settings that were added to version 2 later
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
-TABLE = "data.csv"  # the texts and labels of a DataFrame that was given
-START = "start.safetensors"  # the classifier that training continues from, until it is complete
-FILES = (  # that a run writes; any other file in its folder is the user's
+TABLE = "data.csv"  # the texts and labels, if they were given as a DataFrame
+START = "start.safetensors"  # the classifier that an unfinished run continues from
+FILES = (  # files that a run writes; any other file in its folder is the user's
     CONFIG,
     PROVENANCE,
     TRAINING_TEXTS,
@@ -88,18 +89,19 @@ FILES = (  # that a run writes; any other file in its folder is the user's
     "test-answers.jsonl",
     "val-answers.jsonl",
 )
-SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}  # and options
-# where and how messages are read: these may change between two parts of a run, the messages may not
+# also the names of options
+SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}
+# where and how messages are read may change when a run is resumed, but not the messages
 READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
-AND_OTHERS = "and others"  # its last line, if not all texts are known
+AND_OTHERS = "and others"  # last line of the file if not all texts are known
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides how a run comes out, except the processor it runs on."""
+    """All settings that decide the result of a run, except the processor it runs on."""
 
-    version: int = setting(VERSION, "of this format", at_least=VERSION, at_most=VERSION)
-    recipe: str = setting("default", "how it is trained", choices=("default", "lecture"))
+    version: int = setting(VERSION, "version of this format", at_least=VERSION, at_most=VERSION)
+    recipe: str = setting("default", "recipe of the training", choices=("default", "lecture"))
     model: str = setting("mini", "name or folder of the pretrained GPT-2")
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -114,7 +116,7 @@ class RunConfig:
         check_settings(self)
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by its name, in one flat dictionary, to compare and to show."""
+        """All settings by name, in one flat dictionary, for comparing and for display."""
         flat = asdict(self)
         parts = [flat.pop(name) for name in ("data", "training", "head")]
         return flat | {name: value for part in parts for name, value in part.items()}
@@ -125,7 +127,7 @@ class RunConfig:
         write_json(run / CONFIG, asdict(self))
 
     def load_split(self) -> Split:
-        """Read and split the data; those of a run that continues may have one class only."""
+        """Read and split the data; the data of a continuing run may have only one class."""
         fewest = 1 if self.start else 2
         return load_split(self.data, self.head.task, self.training.seed, fewest_labels=fewest)
 
@@ -133,19 +135,21 @@ class RunConfig:
     def read(cls, run: str | Path) -> "RunConfig":
         """Read `config.json`.
 
-        Settings that this format got later may be missing: they had their defaults. Raises
-        CheckpointError unless all others are there and valid, UsageError for a run of another
+        Settings that were added to this format later may be missing and get their defaults. Raises
+        CheckpointError unless all others are present and valid, and UsageError for a run in another
         version of this format.
         """
         run = expanded(run)
         path = run / CONFIG
         if is_model(run):
-            raise UsageError(f"{run} is a GPT-2, not a run. Train a classifier on it with --model.")
+            raise UsageError(
+                f"{run} is a GPT-2 model, not a run. Train a classifier on it with --model."
+            )
         values = read_json(path)
         if values.get("version") != VERSION:
             raise UsageError(
-                f"{path} is of another version of this package. The run can still predict and be "
-                "evaluated, but not be resumed or trained again from its folder."
+                f"{path} is from another version of this package. The run can still predict and be "
+                "evaluated, but it cannot be resumed or repeated from its folder."
             )
         try:
             for name, kind in (
@@ -171,16 +175,17 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 
 
 def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
-    """Write the columns text and label of a DataFrame as a table that reads back as it was.
+    """Write the columns text and label of a DataFrame as a table that reads back unchanged.
 
-    Raises DataError if it does not have one of each, or for what no file holds (half a character).
+    Raises DataError unless it has one of each, and for texts that no file can contain (a lone
+    surrogate).
     """
     if sorted(name for name in frame.columns if name in (TEXT, LABEL)) != sorted([TEXT, LABEL]):
         raise DataError(
             f"the DataFrame has the columns {', '.join(map(repr, frame.columns))}; it needs one "
             f"called {TEXT!r} and one called {LABEL!r}. Use data.rename(columns=...)."
         )
-    # with line ends of \n, csv leaves a \r unquoted, which readers take for a line end
+    # with line ends of \n, csv does not quote a \r, which readers treat as a line end
     table = frame[[TEXT, LABEL]].to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     try:
         write_text(path, table)
@@ -190,9 +195,9 @@ def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
 
 
 def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
-    """Make `run`, or `runs/MODEL-DATA-SEED` with a number appended if that exists.
+    """Make the folder `run`, or by default `runs/MODEL-DATA-SEED`, numbered if it exists.
 
-    Raises UsageError if the named folder holds something: nothing is ever overwritten.
+    Raises UsageError if `run` exists and is not empty, because nothing is ever overwritten.
     """
     try:
         if run is not None:
@@ -212,7 +217,7 @@ def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
             number += 1
     except OSError as error:
         raise ResourceError(
-            f"{run} cannot be made: {error.strerror}. Choose another --out."
+            f"the folder {run} cannot be created: {error.strerror}. Choose another --out."
         ) from error
 
 
@@ -245,13 +250,14 @@ def saying_how_to_resume(run: Path) -> Iterator[None]:
         raise Interrupted(how, getattr(error, "exit_code", 130) - 128) from None
 
 
-# --- what it was made from ---
+# --- what a run was made from ---
 
 
 def write_provenance(run: Path, split: Split, classifier: Classifier, start: str = "") -> None:
-    """Write `provenance.json`: messages, classifier, environment, and what was continued.
+    """Write `provenance.json`: the data, the classifier, the environment, and `start`.
 
-    Of the messages number and hash; of the classifier `start` that was continued, path and hash.
+    The data are described by the number of messages and their hash. `start` is the classifier that
+    was continued, described by its path and hash.
     """
     found = {
         "messages": {part: len(messages) for part, messages in vars(split).items()},
@@ -266,20 +272,20 @@ def write_provenance(run: Path, split: Split, classifier: Classifier, start: str
 
 
 def refuse_missing_data(run: Path, data: DataConfig) -> None:
-    """Raise DataError if a file of the run's data is not there."""
+    """Raise DataError if a file of the run's data is missing."""
     for option in SOURCES:
         path = getattr(data, option)
         if path and path not in DATA_SETS and not os.path.exists(path):
             saved = getattr(RunConfig.read(run).data, option)
             before = "it" if saved == path else saved
             raise DataError(
-                f"{path} is missing, and {run} was started with {before}. If that was moved, say where "
+                f"{path} is missing, and {run} was started with {before}. If it was moved, say where "
                 f"it is: {command('train', '--resume', run)} --{SOURCES[option]} NEW"
             )
 
 
 def refuse_other_messages(run: Path, split: Split, source: str) -> None:
-    """Raise UsageError unless the run was begun with these messages, wherever they were read."""
+    """Raise UsageError unless the run was started with these messages, from any file."""
     saved = read_json(run / PROVENANCE)
     then, now = saved.get("messages_sha256"), messages_sha256(split)
     if then != now:
@@ -289,30 +295,31 @@ def refuse_other_messages(run: Path, split: Split, source: str) -> None:
         known, n = TrainedOn.of(run).hashes, sum((saved.get("messages") or {}).values())
         if known and known <= hashes and n == sum(counts.values()):
             what = (
-                "All its training texts are there: give the rows in the order they had, unless a text "
-                "or a label was changed."
+                "All its training texts are there. Give the rows in their original order, unless a "
+                "text or a label was changed."
             )
         raise UsageError(
-            f"{run} was started with other messages than those of {source}: "
+            f"{run} was started with other messages than those in {source}: "
             f"{saved.get('messages')} with hash {then!s:.12}, now {counts} with hash {now:.12}. "
             f"{what}"
         )
 
 
 def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
-    """Raise UsageError unless the run was begun with this base model, head and LoRA."""
-    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists there
+    """Raise UsageError unless the run was started with this base model, head and LoRA."""
+    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists in JSON
     then = read_json(run / PROVENANCE).get("classifier")
     refuse_changes({"classifier": then}, {"classifier": now}, run)
 
 
-# --- its test set, and the texts it was trained on ---
+# --- the test set, and the texts a run was trained on ---
 
 
 def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" = None) -> None:
-    """Write the test set, and the hashes of the training set and of what was trained on `before`.
+    """Write the test set, and the hashes of all texts that the classifier was trained on.
 
-    The test set is `test.csv`, or `test.jsonl` for other tasks than classification.
+    These are the training set and the texts in `before`. The test set is written to `test.csv`, or
+    to `test.jsonl` for tasks other than classification.
     """
     write = write_messages if task == "classification" else write_examples
     write(_test_part(run, task), split.test)
@@ -321,7 +328,7 @@ def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" =
 
 
 def read_test_part(run: Path, task: str) -> list[Message]:
-    """Read the test set, checked against the run's manifest; empty texts too."""
+    """Read the test set, including empty texts, and check it against the run's manifest."""
     path = _test_part(run, task)
     check_listed(path)
     return load_examples(DataConfig(source=str(path), keep_empty=True), task)
@@ -335,21 +342,21 @@ def _test_part(run: Path, task: str) -> Path:
 class TrainedOn:
     """The texts that a classifier was trained on, as hashes.
 
-    Texts that differ in white space or in Unicode's composition only are the same.
+    Texts that differ only in white space or Unicode composition count as equal.
     """
 
     hashes: frozenset[str]
-    complete: bool = True  # False: it was trained on others too, and these are not known
+    complete: bool = True  # False if it was also trained on unknown texts
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Number of messages whose text was trained on."""
+        """The number of messages whose text was used for training."""
         return sum(_text_hash(message.text) in self.hashes for message in messages)
 
     def in_words(self, messages: Sequence[Message]) -> str:
-        """Say how many of these messages were trained on, and what that means for their scores."""
+        """Say how many of these messages were used for training, and what follows from that."""
         n, total = self.count(messages), f"{len(messages):,}"
         if not n and not self.complete:
-            return "whether it was trained on these texts is not known"
+            return "it is not known whether it was trained on these texts"
         if not n:
             return f"none of the {total} texts was trained on"
         known = f"{n:,} of the {total} texts were trained on"
@@ -357,6 +364,8 @@ class TrainedOn:
             known = f"all {total} texts were trained on"
         elif not self.complete:
             known = f"at least {known}"
+        if n < FEW_KNOWN * len(messages):
+            return f"{known}, so the scores may be slightly too high"
         return f"{known}: the scores do not show how good it is on new texts"
 
     def write(self, run: str | Path) -> None:
@@ -367,7 +376,7 @@ class TrainedOn:
 
     @classmethod
     def of(cls, classifier: str | Path) -> "TrainedOn":
-        """Read what a run's classifier was trained on; nothing is known of other files."""
+        """Read what a run's classifier was trained on; nothing is known about other files."""
         path = expanded(classifier)
         is_folder = os.path.isdir(path)  # Path.is_dir raises OSError for a name that is too long
         own = is_folder or path.name in ("best.safetensors", "last.safetensors")
@@ -384,13 +393,13 @@ def _text_hash(text: str) -> str:
     return hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-# --- its checks ---
+# --- the checks of a run ---
 
 
 def verify_run(folder: str | Path) -> Iterator[Check]:
-    """Check each file of a finished run against its manifest, and the classifiers themselves.
+    """Check each file of a finished run against its manifest, and check that its classifiers load.
 
-    Other files there are the user's; they are named and not checked.
+    Other files belong to the user; they are listed but not checked.
     """
     folder = expanded(folder)
     check, listed = attempt(
@@ -399,10 +408,12 @@ def verify_run(folder: str | Path) -> Iterator[Check]:
     yield check
     for name in listed or ():
         path = folder / name
-        yield attempt(name, partial(check_listed, path), lambda _: f"as in {MANIFEST}")[0]
+        yield attempt(name, partial(check_listed, path), lambda _: f"matches {MANIFEST}")[0]
         if path.suffix == ".safetensors" and path.is_file():
             reads = partial(read_classifier, path)
-            yield attempt(f"{name}, by itself", reads, lambda found: several(found[0].labels))[0]
+            yield attempt(f"{name} loads", reads, lambda found: several(found[0].labels))[0]
     here = {path.name for path in folder.iterdir() if path.name[0] != "."}
     if others := sorted(here - {MANIFEST, *(listed or ())}):
-        yield Check("other files", True, f"not the run's, not checked: {', '.join(others):.200}")
+        yield Check(
+            "other files", True, f"not part of the run, not checked: {', '.join(others):.200}"
+        )

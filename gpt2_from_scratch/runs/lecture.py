@@ -1,10 +1,11 @@
 """The lecture's recipe, step by step, so that its printed numbers can be reproduced.
 
 With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S.
-Raschka's *Build a Large Language Model (From Scratch)*. It is separate because it is not sound: it
-reads the file with csv quotes, lets copies of test messages into training, pads every text to the
-longest, and reads the last *position*, which is padding for nearly all of them. Every pass over a
-loader draws from torch's global random numbers, so even the order of the passes matters here.
+Raschka's *Build a Large Language Model (From Scratch)*. It is separate from the default recipe
+because it has weaknesses. It reads the file with csv quotes, allows copies of test messages in
+training, and pads every text to the longest. It reads the last *position*, which is padding for
+nearly all texts. Every pass over a loader draws from torch's global random generator, so the
+results depend even on the order of the passes.
 """
 
 import logging
@@ -45,24 +46,26 @@ SPLIT_RULE = (
 )
 CHECK_TEXT = "Do you have time"
 
-Loaders = tuple[DataLoader, DataLoader, DataLoader]  # train, validation, test
+Loaders = tuple[DataLoader, DataLoader, DataLoader]  # training, validation, test
 
 
 @dataclass
 class Trace:
-    """Every number that the lecture prints; accuracies from 0 to 1."""
+    """All numbers that the lecture prints; accuracies are from 0 to 1."""
 
     check_logits: list[list[float]] = field(default_factory=list)  # (4, 2) for "Do you have time"
-    # train, val, test: of the first 10 batches, of the first 5, of whole loaders
+    # training, validation, test; over the first 10 batches, the first 5, and whole loaders
     initial_accuracy: list[float] = field(default_factory=list)
     initial_loss: list[float] = field(default_factory=list)
-    losses: list[tuple[int, float, float]] = field(default_factory=list)  # step, train, val
-    accuracies: list[tuple[float, float]] = field(default_factory=list)  # train, val; per epoch
+    # step, training, validation
+    losses: list[tuple[int, float, float]] = field(default_factory=list)
+    # training, validation; per epoch
+    accuracies: list[tuple[float, float]] = field(default_factory=list)
     final_accuracy: list[float] = field(default_factory=list)
 
 
 def lecture_settings(seed: int) -> TrainConfig:
-    """The lecture's training settings, as a run's `config.json` holds them."""
+    """The lecture's training settings, in the form that `config.json` stores."""
     return TrainConfig(
         n_last_blocks=1,
         final_norm=True,
@@ -77,18 +80,18 @@ def lecture_settings(seed: int) -> TrainConfig:
 
 
 def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
-    """Read "sms" or a file, and split it as the lecture does. Raises DataError as `lecture_split`."""
-    messages = load_messages(source)  # checks the file, whichever way it is then read
+    """Read "sms" or a file and split it by `lecture_split`, with the same errors."""
+    messages = load_messages(source)  # checks the file, however it is read afterwards
     path = data_file("sms") if source == "sms" else Path(source)
     return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
 
 
 def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Split:
-    """The lecture's 1045 / 149 / 300 messages, in its order.
+    """The lecture's 1045 / 149 / 300 messages, in the lecture's order.
 
-    A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting:
-    5,572 rows of 5,574, 53 of them altered. All spam is kept, and the same number of ham drawn.
-    Raises DataError for other labels.
+    A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting. This
+    gives 5,572 of the 5,574 rows and changes 53 of them. All spam is kept, and the same number of
+    ham messages is drawn. Raises DataError for other labels.
     """
     import pandas
 
@@ -116,9 +119,9 @@ def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Spli
 
 
 def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, list[list[int]], int]:
-    """Make loaders of (numbers of texts, labels); also the texts' ids and the longest length.
+    """Make loaders of (indices of texts, labels); also return ids and the longest length.
 
-    That length is of the longest training text, in tokens; every text is cut to it.
+    The ids are those of each text. The length is that of the longest training text, in tokens. Every text is cut to it.
     """
     encoded: list[list[int]] = []
     loaders = []
@@ -145,10 +148,21 @@ def lecture(
     dtype: torch.dtype = torch.float32,
     store: FeatureStore | None = None,
 ) -> tuple[Classifier, Trace]:
-    """Finetune `model`, in place, as the lecture does; log its lines and return their numbers.
+    """Finetune `model`, in place, as the lecture does; log the lecture's lines.
 
-    The classifier pads every text as in training and reads the last position. With another
-    `pooling` nothing is padded. The frozen blocks are computed once per text, in `dtype`.
+    Args:
+        model: The pretrained model.
+        tokenizer: Its tokenizer.
+        split: The messages, from `read_lecture_split` or `lecture_split`.
+        base: The model's name or folder, for the classifier's description.
+        seed: Random seed of the head, the loaders and dropout.
+        pooling: Where a text is read. The lecture reads the last position, with every text padded
+            to the same length. With another pooling, nothing is padded.
+        dtype: Precision of the frozen blocks, which are computed once per text.
+        store: A cache for their features.
+
+    Returns:
+        The classifier, and the numbers that were logged.
     """
     trace = Trace()
     identity = base_sha256(model, tokenizer)
@@ -176,13 +190,13 @@ def lecture(
 def accuracy(
     classifier: Classifier, texts: Texts, loader: DataLoader, batches: int | None = None
 ) -> float:
-    """Accuracy over the first `batches` batches of a new pass, or all of them."""
+    """The accuracy over the first `batches` batches of a new pass, or over all batches."""
     logits, labels = _pass(classifier, texts, loader, batches)
     return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
 def mean_loss(classifier: Classifier, texts: Texts, loader: DataLoader, batches: int) -> float:
-    """The mean of the first `batches` batches' losses in a new pass, in nats."""
+    """The mean loss of the first `batches` batches of a new pass, in nats."""
     losses = F.cross_entropy(*_pass(classifier, texts, loader, batches), reduction="none")
     means = [batch.mean() for batch in losses.split(BATCH_SIZE)]
     return (sum(means) / len(means)).item()
@@ -218,7 +232,7 @@ def _train(
     trace: Trace,
 ) -> None:
     train, val, _ = loaders
-    # the lecture passes all parameters; AdamW skips those without a gradient either way
+    # the lecture passes all parameters, but AdamW skips those without a gradient
     trainable = [p for p in classifier.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     step = -1

@@ -1,4 +1,4 @@
-"""From a model and a data set to a finished run: the two recipes, each one call."""
+"""The two recipes: from a model and a data set to a finished run, in one call each."""
 
 import logging
 from dataclasses import asdict, fields, replace
@@ -80,26 +80,29 @@ def train_classifier(
 
     Args:
         model: "mini", "124M", ... or a model's folder. Default: "mini", or the base of `start`.
-        data: "sms", "hard", "topics", a file, a DataConfig that says how to read and split it, or a
-            DataFrame with the columns text and label, which is kept in the run's folder.
-        training: How it is trained. Default: the last block and the final norm; with LoRA no block.
-        head: What the head answers and how it is built. Default: one class per text.
+        data: "sms", "hard", "topics", a file, a DataConfig with the settings for reading and
+            splitting, or a DataFrame with the columns text and label, which is kept in the run's
+            folder.
+        training: The settings of training. By default the last block, the final norm and the head
+            are trained; with LoRA, no block is.
+        head: The settings of the head. By default it chooses one class per text.
         start: A trained classifier to continue from, with its weights, head and LoRA: a run's
-            folder, or a file. By default what was trained there is trained. New labels are added.
-        run: The folder to write. Default: a new one in `runs/`.
+            folder or a file. By default the same parameters are trained again. New labels are
+            added.
+        run: The folder to write. By default a new one in `runs/`.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
         dtype: Precision of the frozen blocks, "float32" or "bfloat16".
         cache: Keep the frozen blocks' output on disk for the next run.
 
     Returns:
-        The finished run: `run.classifier`, `run.scores`; `run.write_report()` writes the page, the
-        model card and the pictures.
+        The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
+        report page, the model card and the pictures.
 
     Raises:
-        DataError: The data cannot be read, or not be split.
+        DataError: The data cannot be read or split.
         CheckpointError: The model cannot be loaded.
         UsageError: Settings contradict each other.
-        Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+        Interrupted: The run was stopped by Ctrl-C or SIGTERM; its state is saved.
     """
     head = head or HeadSettings()
     if run is not None:
@@ -134,12 +137,12 @@ def train_classifier(
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
         log.warning(
-            f"{n:,} of {len(split.test):,} test texts were trained on by {start}: the score will be "
-            "too good. Test on new texts, or use the seed and data of that run."
+            f"{n:,} of {len(split.test):,} test texts were used to train {start}, so the score will be "
+            "too high. Test on new texts, or use the seed and data of that run."
         )
     if head.task == "regression" and not head.labels and start is None:
         columns = config.data.label_column
-        # the values are named after their columns, unless one column holds several
+        # name the values after their columns, unless one column contains several values
         if len(columns.split(",")) == len(split.train[0].label):
             config = replace(config, head=replace(head, labels=columns))
     make = continued_classifier if config.start else new_classifier
@@ -149,7 +152,7 @@ def train_classifier(
         if frame is not None:
             table = write_frame(folder / TABLE, frame)
             config = replace(config, data=replace(config.data, source=data_name(table)))
-        write_parts(folder, split, head.task, before)  # an interrupted run can be scored with it
+        write_parts(folder, split, head.task, before)  # an interrupted run can also be scored
         if config.start:
             classifier.save(folder / START)
         write_provenance(folder, split, classifier, config.start)
@@ -163,21 +166,21 @@ def resume_training(
     data: str | Path | DataConfig | None = None,
     device: torch.device | str = "auto",
 ) -> Run:
-    """Resume a run that was interrupted or killed, to the same end.
+    """Resume a run that was interrupted or killed; the result is that of an uninterrupted run.
 
-    The settings are read from the run's folder, including the number of threads. A complete run is
+    The settings, including the number of threads, are read from the run's folder. A complete run is
     only scored again.
 
     Args:
         run: The run's folder.
-        data: Where its messages are now, if their file was moved: a file, or a DataConfig that says
-            how to read it. The messages must be the same.
-        device: "auto", "cpu", "cuda", "mps" or a torch device.
+        data: The new place of its messages, if their file was moved: a file, or a DataConfig with
+        the settings for reading it. The messages must be the same. device: "auto", "cpu", "cuda",
+        "mps" or a torch device.
 
     Raises:
         DataError: The data is missing or cannot be read.
-        UsageError: The run is one of the lecture's recipe, which keeps no state; or its messages or
-            base model have changed.
+        UsageError: The run uses the lecture's recipe, which saves no state, or its messages or base
+        model have changed.
     """
     folder = expanded(run)
     if is_complete(folder):
@@ -185,7 +188,7 @@ def resume_training(
     config = RunConfig.read(folder)
     if config.recipe == "lecture":
         raise UsageError(
-            f"{folder} is a run of the lecture's recipe, which keeps no state. Start it again: the "
+            f"{folder} is a run of the lecture's recipe, which saves no state. Start it again; the "
             "frozen blocks' output is kept."
         )
     if data is not None:
@@ -215,7 +218,7 @@ def resume_training(
 
 
 def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
-    """The data of a run with new places of its files and new ways to read them."""
+    """The data settings of a run, with new file names and new settings for reading."""
     if not isinstance(now, DataConfig):
         return replace(before, source=data_name(now))
     found = {field.name: getattr(now, field.name) for field in fields(now) if field.name in READING}
@@ -224,7 +227,7 @@ def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
 
 
 def _split_of(folder: Path, config: RunConfig) -> Split:
-    """The messages of a run, read and split again. Raises UsageError if they have changed."""
+    """Read and split a run's messages again. Raises UsageError if they have changed."""
     refuse_missing_data(folder, config.data)
     split = config.load_split()
     refuse_other_messages(folder, split, config.data.source)
@@ -260,7 +263,7 @@ def _train(
 
 
 def new_classifier(config: RunConfig, split: Split) -> Classifier:
-    """An untrained classifier: base model, head and LoRA as configured, frozen as configured."""
+    """An untrained classifier with the configured base model, head and LoRA, already frozen."""
     every, folder, head = (
         [*split.train, *split.val, *split.test],
         model_folder(config.model),
@@ -295,7 +298,20 @@ def train_as_the_lecture(
     dtype: str = "float32",
     cache: bool = True,
 ) -> Run:
-    """Train by the lecture's recipe; `lecture.py` says what it does and why it is not the default."""
+    """Train by the lecture's recipe; `lecture.py` explains it, and why it is not the default.
+
+    Args:
+        model: "124M" for the lecture's numbers, or another model's name or folder.
+        data: "sms", or a file in the same format.
+        run: The folder to write. By default a new one in `runs/`.
+        seed: Random seed; the lecture uses 123.
+        device: "auto", "cpu", "cuda", "mps" or a torch device.
+        dtype: Precision of the frozen blocks.
+        cache: Keep the frozen blocks' output on disk for the next run.
+
+    Returns:
+        The finished run.
+    """
     if run is not None:
         run = expanded(run)
         refuse_taken(run)

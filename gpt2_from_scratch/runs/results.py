@@ -1,4 +1,4 @@
-"""The results of a run: its classifier's predictions, their scores, and the report on request.
+"""The results of a run: predictions, scores, and the report.
 
 N texts, K classes.
 """
@@ -60,8 +60,8 @@ from gpt2_from_scratch.storage.states import remove_states
 
 log = logging.getLogger(__name__)
 
-MOST_FOR_BASELINES = 20_000  # training texts; beyond, `compare` fits them, at its own time
-MOST_FOR_SLOW_BASELINES = 3_000_000  # characters of training texts: about half a minute
+MOST_FOR_BASELINES = 20_000  # most training texts; for more, baselines are only fitted by `compare`
+MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts; about half a minute
 MOST_FOR_NEAR_DUPLICATES = 100_000
 TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")
@@ -73,9 +73,9 @@ REPORT = ("report.html", "model_card.md", "curves.png")
 def class_logits_of(
     classifier: Classifier, messages: Sequence[Message]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of each class (N, K) float64 and the true classes (N,), from the first head.
+    """Compute class logits (N, K) float64, and the true classes (N,), from the first head.
 
-    Raises UsageError unless the head is for classification, DataError for an unknown label.
+    Raises UsageError unless the head is for classification, and DataError for an unknown label.
     """
     head = classifier.description.head
     if head.task != "classification":
@@ -93,7 +93,17 @@ def predictions_at(
     true: np.ndarray,
     near_duplicates: np.ndarray | None = None,
 ) -> LabelledPredictions:
-    """The predictions that logits (N, K) give at a temperature."""
+    """The predictions that follow from logits (N, K) at a temperature.
+
+    Args:
+        temperature: The number that divides the logits.
+        classifier: The classifier, for its labels.
+        messages: The N messages.
+        logits: One logit per class, (N, K).
+        true: The true classes (N,).
+        near_duplicates: Which messages have a near duplicate in training, (N,) bool; None if
+            unknown.
+    """
     probabilities = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
     texts = [message.text for message in messages]
     labels = classifier.description.head.labels
@@ -110,10 +120,10 @@ def labelled_predictions(
 
 
 def calibrate(classifier: Classifier, messages: Sequence[Message]) -> LabelledPredictions:
-    """Set the first head's temperature by messages it was not trained on; return its predictions.
+    """Fit the first head's temperature on messages it was not trained on; return its predictions.
 
-    No predicted label changes, only its probability. Source: Guo et al. 2017, "On Calibration of
-    Modern Neural Networks". Raises as `class_logits_of` does.
+    Only probabilities change, not the predicted labels. Source: Guo et al. 2017, "On Calibration of
+    Modern Neural Networks". Raises the errors of `class_logits_of`.
     """
     logits, true = class_logits_of(classifier, messages)
     temperature = fit_temperature(logits, true)
@@ -134,13 +144,13 @@ class Run:
     config: RunConfig
     classifier: Classifier
     scores: Any  # an Evaluation, or another task's Scores
-    assessment: Assessment | None = None  # of a classification
-    split: Split | None = None  # None: `load_split` splits the data again
+    assessment: Assessment | None = None  # for classification only
+    split: Split | None = None  # None: `load_split` reads and splits the data again
 
     def load_split(self) -> Split:
-        """The messages it was trained, validated and tested on, split again from their source.
+        """The training, validation and test messages, read and split again if necessary.
 
-        Raises DataError if they have changed since.
+        Raises DataError if the data have changed since the run.
         """
         config = self.config
         refuse_missing_data(self.folder, config.data)
@@ -161,10 +171,10 @@ class Run:
     def write_report(self) -> None:
         """Write the page `report.html`, the card `model_card.md`, and `curves.png`.
 
-        Raises DataError if the run's data have changed since it was trained.
+        Raises DataError if the data have changed since the run.
         """
         facts = self.facts
-        if self.config.recipe == "lecture":  # it counts steps, not epochs
+        if self.config.recipe == "lecture":  # this recipe counts steps, not epochs
             trace = read_json(self.folder / "trace.json")
             steps, train_losses, val_losses = zip(*trace["losses"], strict=True)
             train, val = zip(*trace["accuracies"], strict=True)
@@ -178,7 +188,7 @@ class Run:
 
     @cached_property
     def facts(self) -> RunFacts:
-        """Everything that the page and the card report; the text baselines are fitted for it.
+        """Everything that the page and the card show; text baselines are fitted for it.
 
         Raises DataError if the run's data have changed since it was trained.
         """
@@ -226,9 +236,10 @@ class Run:
 
 
 def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Split) -> Run:
-    """Score a trained classifier on its test set and keep its predictions; the run is then complete.
+    """Score a trained classifier on its test set, save its predictions, and complete the run.
 
-    A classification gets its temperature from the validation set, except by the lecture's recipe.
+    For a classification, the temperature is first fitted on the validation set, except with the
+    lecture's recipe.
     """
     head = classifier.description.head
     assessment: Assessment | None = None
@@ -247,12 +258,12 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     write_manifest(folder, FILES)
-    remove_what_resumes(folder)  # afterwards: a run that is killed in between is complete
+    remove_what_resumes(folder)  # removed last, so that a run killed before this line is complete
     return Run(folder, config, classifier, scores, assessment, split)
 
 
 def remove_what_resumes(folder: Path) -> None:
-    """Remove from a complete run what an incomplete one resumes from."""
+    """Remove the files of a complete run that only serve for resuming."""
     remove_states(folder)
     (folder / START).unlink(missing_ok=True)
 
@@ -260,7 +271,14 @@ def remove_what_resumes(folder: Path) -> None:
 def score_again(
     folder: Path, config: RunConfig, classifier: Classifier, split: Split | None = None
 ) -> Run:
-    """Score the classifier of a complete run on the test set that the run kept."""
+    """Score the classifier of a complete run on the test set in the run's folder.
+
+    Args:
+        folder: The run's folder.
+        config: The run's settings.
+        classifier: The run's best classifier.
+        split: The run's messages, if they were already read.
+    """
     messages = read_test_part(folder, config.head.task)
     if config.head.task == "classification":
         assessment = assess_again(classifier, messages, folder)
@@ -280,9 +298,13 @@ def assess_again(
 ) -> Assessment:
     """Assess a saved classifier on labelled messages.
 
-    From the folder `run` whose best classifier it is come the predictions for the validation set,
-    on which thresholds are chosen, and which test texts have near duplicates. `options` are those of
-    `assess`.
+    Args:
+        classifier: The classifier.
+        messages: The labelled messages.
+        run: The folder of the run whose best classifier this is, if it is known. It provides the
+            predictions for the validation set, on which thresholds are selected, and shows which
+            test texts have near duplicates in training.
+        options: Options of `assess`.
     """
     kept: dict[str, LabelledPredictions] = {}
     for path in (run / TEST_PREDICTIONS, run / VAL_PREDICTIONS) if run else ():
@@ -304,7 +326,7 @@ def _assessed(
     val: LabelledPredictions | None,
     **options: Any,
 ) -> tuple[Assessment, LabelledPredictions]:
-    """The assessment on labelled messages, before and after the temperature, and the predictions."""
+    """The assessment on labelled messages, with and without the temperature; the predictions."""
     temperature = classifier.description.head.temperature
     logits, true = class_logits_of(classifier, messages)
     test, before = (
@@ -319,7 +341,8 @@ def _assessed(
 def _near_duplicates(split: Split, task: str) -> np.ndarray | None:
     """Which test texts have a near duplicate in training: (N,) bool.
 
-    None if that is not looked for: in very many texts, and for spans, whose contexts are shared.
+    None if it is not computed: for very many texts, and for spans, many of which have equal
+    contexts.
     """
     if task == "span" or len(split.train) > MOST_FOR_NEAR_DUPLICATES:
         return None
@@ -332,7 +355,7 @@ def _baselines(
 ) -> list[tuple[str, Evaluation, Paired]]:
     """Text baselines on the same split, compared with the classifier; p adjusted by Holm."""
     if len(split.train) > MOST_FOR_BASELINES:
-        log.warning("too many texts for text baselines: use gpt2-classifier compare")
+        log.warning("too many texts: no text baselines were fitted; use gpt2-classifier compare")
         return []
     quick = sum(len(message.text) for message in split.train) > MOST_FOR_SLOW_BASELINES
     if quick:

@@ -1,7 +1,7 @@
-"""Many trainings compared: baselines, settings, seeds, layers, learning rates.
+"""Comparisons of many trainings: baselines, settings, seeds, layers, learning rates.
 
-A study is a table of rows and splits whose answers are kept on disk and scored together.
-`probes` asks each layer what a linear classifier can read there.
+A study is a table of rows and splits. Its predictions are kept on disk and scored together.
+`probes` measures what a linear classifier can predict from the states of each layer.
 """
 
 import lazy_loader

@@ -1,8 +1,9 @@
-"""The book's table of experiments as rows, each one change from the default.
+"""The book's table of experiments as rows, each with one change from the default.
 
-The book has such a table for 124M, one seed per row. Rows that a single machine can run are here
-too, with the book's test accuracy; `NOT_RUN` has the others. Source: bonus material of chapter 6 of
-S. Raschka's *Build a Large Language Model (From Scratch)*, `02_bonus_additional-experiments`.
+The book's table is for 124M, with one seed per row. The rows that a single machine can run are
+repeated here, next to the book's test accuracy; `NOT_RUN` lists the others. Source: bonus material
+of chapter 6 of S. Raschka's *Build a Large Language Model (From Scratch)*,
+`02_bonus_additional-experiments`.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from gpt2_from_scratch.studies.rows import Book, Finetuned, Row
 
 LAST_POSITION = {"pooling": "last_position", "pad_to": -1}
 HEAD_ALONE = {"n_last_blocks": 0, "final_norm": False}
-ADAPTERS_ALONE = {"n_last_blocks": 0}  # and the head
+ADAPTERS_ALONE = {"n_last_blocks": 0}  # only the adapters and the head are trained
 
-# several ranks in the last block, and one rank in all blocks
+# several ranks in the last block, or one rank in all blocks
 LORA = [
     *(
         Finetuned(
@@ -36,12 +37,12 @@ LORA = [
     ),
 ]
 
-# rows of the book's table without a counterpart here, and why
+# rows of the book's table that are not repeated here, and why
 NOT_RUN: dict[int, str] = {
     6: "355M: 84.67%; a larger model, --model 355M",
     7: "774M: 96.67%; a larger model, --model 774M",
-    8: "1558M: 98.33%; its validation 99.81% cannot be: of 149 messages that is 148.7",
-    9: "1558M, everything trains: 98.67%",
+    8: "1558M: 98.33%; its validation accuracy of 99.81% is impossible with 149 messages (148.7 correct)",
+    9: "1558M, everything trained: 98.67%",
     12: "1558M, LoRA: 98.33%",
 }
 
@@ -77,7 +78,7 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
         Finetuned(
             "loss at every token, padding ignored",
             "loss",
-            Book(18, 95.00, "the option was never passed on: its row 1 again"),
+            Book(18, 95.00, "the option had no effect, so this is the book's row 1 again"),
             extra="tokens",
         ),
         Finetuned("also predicts the next token, padding ignored", "loss", extra="language"),
@@ -103,7 +104,7 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
 
 
 def _positions(n_ctx: int) -> list[Finetuned]:
-    """Where a text is read, and how far it is padded where padding is read."""
+    """Rows that change where a text is read, and how far it is padded if padding is read."""
     about = "token position"
     mean_position = {"pooling": "mean_position", "pad_to": -1}
     return [
@@ -125,7 +126,7 @@ def _positions(n_ctx: int) -> list[Finetuned]:
 
 
 def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
-    """What is trained: the head, some last blocks, everything."""
+    """Rows that change what is trained: the head, some last blocks, everything."""
     about, read = "trained part", "read at the last position"
     rows = [
         Finetuned("head alone", about, training=HEAD_ALONE),
@@ -138,9 +139,9 @@ def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The first row and those whose name or kind is among `names`; all rows for no names.
+    """Select the first row, and the rows whose name or kind is in `names`; all if it is empty.
 
-    Raises UsageError for a name that is neither.
+    Raises UsageError for a name that is neither a row nor a kind.
     """
     kinds = dict.fromkeys(row.about for row in rows if row.about)
     every = [row.name for row in rows]

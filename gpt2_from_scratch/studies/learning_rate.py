@@ -1,4 +1,4 @@
-"""Find a learning rate: a short training in which it rises shows where the loss falls.
+"""Find a learning rate with a short training in which it rises.
 
 Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186);
 fastai's `lr_find`.
@@ -19,20 +19,20 @@ from gpt2_from_scratch.errors import GPT2Error, ResourceError, UsageError
 from gpt2_from_scratch.progress import progress_bar
 
 LOWEST, HIGHEST = 1e-6, 1.0
-SMOOTHING = 0.9  # of the running mean of losses
-DIVERGED = 4.0  # times the lowest loss: the search ends
+SMOOTHING = 0.9  # smoothing of the running mean of losses
+DIVERGED = 4.0  # the search ends at this multiple of the lowest loss
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The learning rates that were tried and the smoothed loss after each."""
+    """The learning rates that were tried, and the smoothed loss after each of them."""
 
     rates: list[float]
     losses: list[float]
 
     @property
     def suggested(self) -> float:
-        """A tenth of the rate with the lowest loss, as fastai suggests."""
+        """A tenth of the learning rate with the lowest loss, as fastai suggests."""
         best = min(range(len(self.losses)), key=self.losses.__getitem__)
         return self.rates[best] / 10
 
@@ -46,10 +46,23 @@ def find_learning_rate(
 ) -> RateCurve:
     """Train while the learning rate rises from 1e-6 to 1; restore the weights afterwards.
 
-    The rate rises by the same factor at each of at most `steps` steps; the curve ends where the
-    loss diverges. Batches come in the order of a training's epochs. With `rate_decay` the rates are
-    those of the head. No file is written. Raises UsageError for fewer than two steps, and the error
-    that stopped the first step.
+    The learning rate is multiplied by the same factor at each step. The curve has at most `steps`
+    points and ends where the loss diverges. Batches come in the same order as in training. No file
+    is written.
+
+    Args:
+        classifier: The classifier; its weights are the same afterwards.
+        split: The training and validation messages.
+        config: The settings of training. With `rate_decay`, the curve shows the head's learning
+            rate.
+        steps: The number of steps, at least 2.
+
+    Returns:
+        The learning rates and losses.
+
+    Raises:
+        UsageError: `steps` is less than 2.
+        GPT2Error: The first step failed.
     """
     if steps < 2:
         raise UsageError(f"steps = {steps}: a rising learning rate needs at least 2")
@@ -60,7 +73,8 @@ def find_learning_rate(
     train = to_labelled(classifier, split.train)
     try:
         with TemporaryDirectory() as folder:
-            at_one = replace(config, lr=1.0, unfreeze_every=0)  # a factor of 1 is then the rate
+            # with this, the factor is the learning rate itself
+            at_one = replace(config, lr=1.0, unfreeze_every=0)
             run = TrainingRun(classifier, split, train, at_one, Path(folder))
             return _rise(run, steps)
     finally:
@@ -71,16 +85,16 @@ def find_learning_rate(
 
 def _rise(run: TrainingRun, steps: int) -> RateCurve:
     curve, mean, order = RateCurve([], []), 0.0, list[int]()
-    for step in progress_bar(range(steps), desc="rising rate"):
+    for step in progress_bar(range(steps), desc="rising learning rate"):
         if not order:
             order = epoch_order(len(run.train.messages), run.config.seed, step + 1).tolist()
         batch, order = order[: run.config.batch_size], order[run.config.batch_size :]
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
         try:
             loss = run.step(batch, rate)
-        except ResourceError:  # lack of memory says nothing about rates
+        except ResourceError:  # lack of memory is not a finding about learning rates
             raise
-        except GPT2Error:  # NaN or infinite: the end of the curve
+        except GPT2Error:  # a NaN or infinite loss ends the curve
             if not curve.rates:
                 raise
             break

@@ -1,13 +1,13 @@
-"""Linear probes: what a logistic regression can read from a frozen model at each layer.
+"""Linear probes: what logistic regression can predict from a frozen model's states at each layer.
 
-A probe is fitted on one state per text. One pass over the texts gives the states of every layer:
-the residual stream after the embeddings and after each block, as it is (raw) and through the
-model's final norm, for each pooling. Nothing of the model is trained.
+A probe is fitted on one state per text. A single pass over the texts gives the states of all
+layers, for every pooling. They are the residual stream after the embeddings and after each block,
+both unchanged (raw) and after the model's final norm. The model itself is not trained.
 
 Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes".
 
-U rows of a batch, B texts of a rectangle, T tokens of its longest, C = n_embd, N texts, L = n_layer
-+ 1 layers.
+U packed rows in a batch, B texts of a rectangle, T tokens of its longest, C = n_embd, N texts,
+L = n_layer + 1 layers.
 """
 
 import logging
@@ -41,25 +41,25 @@ from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
 log = logging.getLogger(__name__)
 
-# all that do not read padding; for the others every text is padded: six times the work if short
+# the poolings that do not read padding; the others pad every text, which is up to six times the work
 WITHOUT_PADDING: tuple[Pooling, ...] = ("last_token", "first_token", "mean")
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
-TOLERANCE, MOST_STEPS = 1e-6, 10_000  # of logistic regression
-ROUNDING_NOISE = 1e-5  # a feature that varies by less, relative to its size, is constant
+TOLERANCE, MOST_STEPS = 1e-6, 10_000  # for fitting logistic regression
+ROUNDING_NOISE = 1e-5  # a feature with less variation, relative to its size, counts as constant
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe: what it reads in the model, and its scores."""
+    """One probe: the states it reads, and its scores."""
 
-    layer: int  # number of blocks before the point it reads; 0: after the embeddings
-    final_norm: bool  # it reads through ln_f; False: the residual stream as it is
+    layer: int  # number of blocks before the states it reads; 0: after the embeddings
+    final_norm: bool  # states after ln_f; False: the residual stream itself
     pooling: Pooling
     l2: float  # the penalty, selected on the validation set
     n_train: int
     train_accuracy: float
     val_accuracy: float
-    correct: int  # on the test set
+    correct: int  # correct test texts
     total: int
     interval: tuple[float, float]  # 95% Wilson interval of the accuracy
     majority: float  # test accuracy of always predicting the most common training label
@@ -79,29 +79,31 @@ def probe_layers(
     penalties: Sequence[float] = PENALTIES,
     dtype: torch.dtype = torch.float32,
 ) -> list[Probe]:
-    """Fit a probe at every layer, raw and final-normed, for each pooling.
+    """Fit a probe at every layer, with raw states and after the final norm, for each pooling.
 
     Args:
         model: GPT-2 with its own blocks.
-        tokenizer: the model's.
-        split: labelled texts. Probes are fitted on the training set, their penalty is selected by
+        tokenizer: The model's tokenizer.
+        split: Labelled texts. Probes are fitted on the training set, their penalty is selected by
             the cross-entropy on the validation set, and they are scored on the test set.
-        poolings: which state of a text is read. For `last_position` and `mean_position` texts are
-            padded with <|endoftext|> to the longest of the training set, and longer ones cut.
-        penalties: numbers above 0 to select from.
-        dtype: of the forward pass.
+        poolings: Where a text is read. For `last_position` and `mean_position`, texts are padded
+            with <|endoftext|> to the longest text of the training set, and longer texts are cut.
+        penalties: The penalties to select from, above 0.
+        dtype: Precision of the forward pass.
 
     Returns:
-        One probe per pooling, norm and layer. All states are in memory: 8 N L C bytes per pooling.
+        One probe per pooling, norm and layer. The states of all layers need 8 N L C bytes of memory
+        per pooling.
 
     Raises:
-        UsageError: for an unknown pooling, a penalty that is not above 0, or a model with parts
-            that are not GPT-2's.
-        DataError: for an empty set, for labels that are not strings, and for a label that the
-            training set does not have.
+        UsageError: A pooling is unknown, a penalty is not above 0, or the model has parts that are
+            not GPT-2's. DataError: A set is empty, a label is not a string, or the training set
+            does not have it.
     """
     if isinstance(poolings, str) or not poolings or len(set(poolings)) != len(poolings):
-        raise UsageError(f"poolings must be one or more different ones of {', '.join(POOLINGS)}")
+        raise UsageError(
+            f"poolings must be one or more of {', '.join(POOLINGS)}, without repetition"
+        )
     for pooling in poolings:
         if pooling not in POOLINGS:
             raise UsageError(f"unknown pooling {pooling!r}; choose from: {', '.join(POOLINGS)}")
@@ -171,21 +173,21 @@ def fit_logistic(
 ) -> tuple[Any, float]:
     """Fit logistic regression on standardised features; select the penalty on the validation set.
 
-    The loss is the mean cross-entropy plus penalty / 2 times the squares of the K weight vectors.
-    The penalty with the lowest cross-entropy on the validation set is selected; on a tie the
-    strongest.
+    The loss is the mean cross-entropy plus penalty / 2 times the squared norms of the K weight
+    vectors. The penalty with the lowest cross-entropy on the validation set is selected; on a tie,
+    the strongest.
 
     Args:
-        train: features (N, C) and class numbers (N,), of at least two classes.
-        val: the same of the validation set.
-        penalties: numbers above 0.
+        train: Features (N, C) and class numbers (N,), with at least two classes.
+        val: Features and class numbers of the validation set.
+        penalties: The penalties to select from, above 0.
 
     Returns:
-        A fitted scikit-learn model that takes features (N, C), and its penalty.
+        A fitted scikit-learn model for features (N, C), and its penalty.
 
     Raises:
-        UsageError: a penalty is not above 0, or there is none.
-        DataError: a feature is NaN or infinite, or `val` has a class that `train` does not have.
+        UsageError: A penalty is not above 0, or there is none.
+        DataError: A feature is NaN or infinite, or `val` has a class that `train` does not have.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
@@ -200,14 +202,14 @@ def fit_logistic(
     if not np.isin(y_val, y).all():
         raise DataError("the validation set has a label that the training set does not have")
     spread, size = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0)
-    varies = spread > ROUNDING_NOISE * size  # (C,): otherwise noise would be scaled up to 1
+    varies = spread > ROUNDING_NOISE * size  # (C,); scaling would otherwise magnify noise
 
     def clean(features: np.ndarray) -> np.ndarray:
         return np.where(varies, features.astype(np.float64), 0.0)
 
     scale = make_pipeline(FunctionTransformer(clean), StandardScaler()).fit(x)
     x, x_val = scale.transform(x), scale.transform(x_val)
-    # of two classes scikit-learn has one weight vector, the difference of two: half the squares
+    # for two classes scikit-learn fits the difference of the vectors, so the penalty is halved
     factor = 2 if len(np.unique(y)) == 2 else 1
     logistic = LogisticRegression(tol=TOLERANCE, max_iter=MOST_STEPS, warm_start=True)
     fits = []
@@ -228,10 +230,18 @@ def pooled_states(
     pad_id: int,
     pad_to: int,
 ) -> dict[tuple[Pooling, bool], Tensor]:
-    """Read the states of all layers in one pass: {(pooling, final-normed): (L, N, C)}.
+    """Compute the states of all layers in one pass: {(pooling, final-normed): (L, N, C)}.
 
-    A padded text is a longer text, and attention looks back only: the states of its real tokens are
-    the same without padding. So one pass over the padded texts serves every pooling.
+    Attention only looks back, so padding does not change the states of a text's real tokens. One
+    pass over the padded texts therefore serves every pooling.
+
+    Args:
+        trunk: The model's blocks.
+        ln_f: The model's final norm.
+        encoded: The token ids of N texts.
+        poolings: Where texts are read.
+        pad_id: The id of padding.
+        pad_to: The length of padded texts.
     """
     texts = encoded
     if {*OF_PADS} & {*poolings}:
@@ -270,7 +280,7 @@ def _pooled(x: Tensor, rows: Tensor, lengths: Tensor, pooling: Pooling, pad_to: 
 
 
 def format_probes(probes: Sequence[Probe]) -> str:
-    """Table of test accuracies: one row per layer; raw and final-normed for each pooling."""
+    """Format the test accuracies: one row per layer, two columns per pooling (raw, normed)."""
     poolings = list(dict.fromkeys(probe.pooling for probe in probes))
     columns = [(pooling, final_norm) for pooling in poolings for final_norm in (False, True)]
     headers = [f"{pooling}\n{'normed' if norm else 'raw'}" for pooling, norm in columns]
@@ -283,11 +293,11 @@ def format_probes(probes: Sequence[Probe]) -> str:
     return "\n".join(
         [
             f"test accuracy of a probe at each layer, % of {probes[0].total:,} texts; "
-            f"always the most common label: {100 * probes[0].majority:.1f}",
+            f"always predicting the most common label: {100 * probes[0].majority:.1f}",
             "",
             *text_table(["layer", *headers], rows, left=0),
             "",
-            f"95% intervals reach up to {50 * widest:.1f} points to either side",
+            f"95% intervals extend by up to {50 * widest:.1f} points on either side",
         ]
     )
 
@@ -295,8 +305,9 @@ def format_probes(probes: Sequence[Probe]) -> str:
 def plot_probes(probes: Sequence[Probe]) -> Figure:
     """Draw the test accuracy at each layer with its 95% interval, one panel per pooling.
 
-    Raw and final-normed are next to each other; the accuracy of always predicting the most common
-    label is dashed. Raises DataError for no probes.
+    Curves for raw states and for states after the final norm are next to each other. The dashed
+    line is the accuracy of always predicting the most common label. Raises DataError if there are
+    no probes.
     """
     if not probes:
         raise DataError("there are no probes to draw")
@@ -313,12 +324,12 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
             color=DARK,
             linestyle="--",
             linewidth=1,
-            label="always the most common label",
+            label="always predicting the most common label",
         )
         for final_norm, aside in ((False, -0.1), (True, 0.1)):
             found = [p for p in probes if (p.pooling, p.final_norm) == (pooling, final_norm)]
             _draw_probes(axes, found, final_norm, aside)
-        axes.set_title(pooling, fontsize=10)
+        axes.set_title(pooling.replace("_", " "), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(
@@ -335,7 +346,7 @@ def plot_probes(probes: Sequence[Probe]) -> Figure:
 
 
 def _draw_probes(axes: Axes, probes: Sequence[Probe], final_norm: bool, aside: float) -> None:
-    """One curve with its intervals, moved aside so that two curves do not overlap."""
+    """Draw one curve with intervals, shifted so that two curves do not overlap."""
     layers = [probe.layer + aside for probe in probes]
     accuracies = [100 * probe.accuracy for probe in probes]
     below = [100 * (p.accuracy - p.interval[0]) for p in probes]

@@ -1,6 +1,6 @@
-"""What a study compares: each row fits itself on a split and answers the split's test set.
+"""The rows of a study: each one is fitted on a split and predicts the split's test set.
 
-Rows are data: a text baseline, frozen features, a finetuned GPT-2 with some settings changed, a
+A row is a text baseline, frozen features, a finetuned GPT-2 with some settings changed, or a
 finished run.
 
 N texts, C = n_embd, K classes.
@@ -42,25 +42,25 @@ from gpt2_from_scratch.storage.files import check_listed, read_json
 
 log = logging.getLogger(__name__)
 
-TEXT = "text baselines"  # what rows of that kind are about
-AT_ONCE = 1024  # texts whose states are Python's numbers for a moment
-AUXILIARY = 0.5  # weight of the loss of the next token: Radford et al. 2018 (GPT-1), section 3.2
-STATED = {"lr", "batch_size"}  # rows state these themselves: the default may have any value
-PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # l2 of frozen features' regression, strongest first
+TEXT = "text baselines"  # kind of the text baselines
+AT_ONCE = 1024  # texts whose states are converted at a time
+AUXILIARY = 0.5  # weight of the next-token loss: Radford et al. 2018 (GPT-1), section 3.2
+STATED = {"lr", "batch_size"}  # rows name these settings, so the default may have any value
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # l2 penalties for frozen features, strongest first
 
-# what is trained besides the one head: nothing; GPT-2's own, which predicts the next token; or
-# instead of it a head whose loss is taken at every token
+# what is trained in addition to the one head: nothing; GPT-2's own head, which predicts the next
+# token; or, instead of the head, one whose loss is computed at every token
 Extra = Literal["", "language", "tokens"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings that all rows of a study share."""
+    """The settings in common for all rows of a study."""
 
     model: str | Path = "mini"
     training: TrainConfig = field(default_factory=TrainConfig)  # each split has its own seed
     head: HeadSettings = field(default_factory=HeadSettings)
-    labels: tuple[str, ...] = ()  # the K classes, in the order of the probabilities
+    labels: tuple[str, ...] = ()  # the K classes, in the order of probabilities
     device: torch.device | str = "cpu"
     dtype: str = "float32"  # precision of the frozen blocks
     cache: bool = True
@@ -68,65 +68,74 @@ class Setup:
 
 @dataclass(frozen=True)
 class StudySplit:
-    """What rows are fitted on, and the test set that they answer."""
+    """The texts for fitting a row, and the test set that it predicts."""
 
     name: str
-    seed: int  # of first weights and the order of messages
+    seed: int  # seed of initial weights and of the order of messages
     parts: Split
-    near_duplicates: np.ndarray | None = None  # (N,) bool: test texts that training nearly has too
-    unbalanced: Sequence[Message] = ()  # training set before balancing, where a row needs it
+    # (N,) bool: test texts with a near duplicate in training
+    near_duplicates: np.ndarray | None = None
+    unbalanced: Sequence[Message] = ()  # training set before balancing, for rows that need it
 
 
 @dataclass(frozen=True)
 class Book:
-    """A row of the book's table: its number there and its test accuracy in %."""
+    """A row of the book's table: its number, and its test accuracy in %."""
 
     row: int
     accuracy: float
-    note: str = ""  # how it differs from ours, or why it is wrong
+    note: str = ""  # how it differs from our row, or why it is wrong
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. A plain Row has nothing to fit: its answers come from other rows."""
+    """One line of a table. A plain Row fits nothing: its predictions come from other rows."""
 
     name: str
-    about: str = ""  # what it varies: rows of one kind are shown together
+    about: str = ""  # its kind, which is what it varies; rows of one kind are shown together
     book: Book | None = None
 
     @property
     def work(self) -> float:
-        """About how long it takes, the default row being 1: only the order matters."""
+        """Its approximate duration, relative to the default row; used only for ordering."""
         return 1.0
 
     def answer(self, setup: Setup, split: StudySplit) -> "Result | None":
-        """Fit on a split and answer its test set; None if the row has nothing to fit there."""
+        """Fit on a split and predict its test set; None if there is nothing to fit."""
         return None
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row's answers to one split's test set, and how they came about."""
+    """One row's predictions for one split's test set, and facts about the fit."""
 
     row: Row
     split: str
     predictions: LabelledPredictions
     n_train: int = 0
     val_accuracy: float | None = None
-    learned: str = ""  # where that can be said in a few words
+    learned: str = ""  # what was fitted, if it can be said in a few words
     epochs: int | None = None
     n_trainable: int | None = None
-    seconds: float = 0.0  # to fit and to answer
+    seconds: float = 0.0  # time for fitting and predicting
     cpu_seconds: float = 0.0
 
     @property
     def accuracy(self) -> float:
-        """The proportion of correct answers."""
+        """The proportion of correct predictions."""
         return float(self.predictions.correct.mean())
 
 
 def result_of(row: Row, setup: Setup, split: StudySplit, fitted: Baseline, **known: Any) -> Result:
-    """Let a fitted row answer the validation and test sets; `known` are more fields of Result."""
+    """Predict the validation and test sets with a fitted row.
+
+    Args:
+        row: The row.
+        setup: The study's settings.
+        split: The split.
+        fitted: The fitted classifier.
+        known: Other fields of Result.
+    """
     parts, labels = split.parts, setup.labels
     val = predictions_of(fitted, parts.val, labels).correct.mean() if parts.val else None
     return Result(
@@ -141,33 +150,33 @@ def result_of(row: Row, setup: Setup, split: StudySplit, fitted: Baseline, **kno
 
 @dataclass(frozen=True)
 class TextBaseline(Row):
-    """One of `evaluation.baselines`, by its name."""
+    """One of the baselines of `evaluation.baselines`."""
 
     about: str = TEXT
 
     def answer(self, setup: Setup, split: StudySplit) -> Result | None:
-        """Fit the baseline; None if these texts give it nothing to fit."""
+        """Fit the baseline; None if it cannot be fitted on these texts."""
         fitted = baseline_fits()[self.name](split.parts, setup.labels)
         return None if fitted is None else result_of(self, setup, split, fitted)
 
 
 def text_baselines(*, quick: bool) -> list[Row]:
-    """All text baselines, or those that take a moment only."""
+    """All text baselines, or only the fast ones."""
     return [TextBaseline(name) for name in baseline_fits(quick=quick)]
 
 
 @dataclass(frozen=True)
 class FrozenFeatures(Row):
-    """Logistic regression on the final states of GPT-2 as it was pretrained."""
+    """Logistic regression on the final states of the pretrained GPT-2."""
 
     name: str = "frozen GPT-2 features, logistic regression"
     about: str = "frozen features"
 
     def answer(self, setup: Setup, split: StudySplit) -> Result | None:
-        """Fit on the last token's state next to the mean over tokens.
+        """Fit on the state of the last token together with the mean state over tokens.
 
-        The penalty is the one of the lowest cross-entropy on the validation set; on a tie the
-        strongest. None if the training set has one label only.
+        The penalty with the lowest cross-entropy on the validation set is selected; on a tie, the
+        strongest. None if the training set has only one label.
         """
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import log_loss
@@ -187,14 +196,13 @@ class FrozenFeatures(Row):
         train, val = split.parts.train, split.parts.val
         y_train, y_val = class_numbers(train, setup.labels), class_numbers(val, setup.labels)
         if len(set(y_train.tolist())) < 2:
-            log.warning(f"{self.name}: left out, all training texts have one label")
+            log.warning(f"{self.name}: left out, because all training texts have the same label")
             return None
         x_train, x_val = (_states(classifier, [m.text for m in part]) for part in (train, val))
         K = len(setup.labels)
-        # the mean of the cross-entropies plus l2 / 2 times the squares of all classes' weights
-        scale = (
-            2 if len(set(y_train.tolist())) == 2 else 1
-        )  # of two classes one vector is penalised
+        # the mean cross-entropy plus l2 / 2 times the squared weights of all classes
+        # with two classes, only one vector is penalised
+        scale = 2 if len(set(y_train.tolist())) == 2 else 1
         fits = []
         for l2 in PENALTIES:
             C = scale / (l2 * len(train))
@@ -211,7 +219,7 @@ class FrozenFeatures(Row):
 
 
 def _states(classifier: Classifier, texts: Sequence[str]) -> np.ndarray:
-    """The states that a classifier's heads read, next to each other: (N, 2C) float64."""
+    """The states that a classifier's heads read, side by side: (N, 2C) float64."""
     rows = [np.empty((0, 2 * classifier.model.config.n_embd))]
     for first in range(0, len(texts), AT_ONCE):
         some = classifier.predict(texts[first : first + AT_ONCE])
@@ -221,7 +229,7 @@ def _states(classifier: Classifier, texts: Sequence[str]) -> np.ndarray:
 
 
 def _of_all_classes(fitted: Any, states: np.ndarray, K: int) -> np.ndarray:
-    """Probabilities (N, K) by a pipeline that knows only the classes that training had."""
+    """Probabilities (N, K) from a pipeline that knows only the classes in training."""
     probabilities = np.zeros((len(states), K))
     if len(states):
         probabilities[:, fitted.classes_] = fitted.predict_proba(states)
@@ -230,17 +238,18 @@ def _of_all_classes(fitted: Any, states: np.ndarray, K: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Finetuned(Row):
-    """A finetuned GPT-2: what is changed from the study's settings."""
+    """A finetuned GPT-2, with changes to the study's settings."""
 
-    training: dict[str, Any] = field(default_factory=dict)  # of TrainConfig
-    head: dict[str, Any] = field(default_factory=dict)  # of HeadSettings
-    random_weights: bool = False  # in place of the pretrained ones
-    all_messages: bool = False  # train on all that validation and test leave, without balancing
+    training: dict[str, Any] = field(default_factory=dict)  # changes to TrainConfig
+    head: dict[str, Any] = field(default_factory=dict)  # changes to HeadSettings
+    random_weights: bool = False  # start from random instead of pretrained weights
+    # train on all messages that are not in validation or test, without balancing
+    all_messages: bool = False
     extra: Extra = ""
 
     @property
     def work(self) -> float:
-        """About how long it takes, the default row being 1: only the order matters."""
+        """Its approximate duration, relative to the default row; used only for ordering."""
         training, head = self.training, self.head
         if training.get("trainable") or (head.get("lora") and "lora_blocks" not in head):
             return 20.0
@@ -253,27 +262,27 @@ class Finetuned(Row):
     def changed(
         self, training: TrainConfig, head: HeadSettings
     ) -> tuple[TrainConfig, HeadSettings]:
-        """This row's settings, given those of the default row."""
+        """This row's settings, made from those of the default row."""
         return replace(training, **self.training), replace(head, **self.head)
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
-        """Train as `train` does: the best epoch by the validation set, and its temperature.
+        """Train as `train` does, with the best epoch and a temperature from the validation set.
 
-        Raises DataError if the row wants messages that balancing left out, and there are none.
+        Raises DataError if the row needs messages that balancing left out and there are none.
         """
         training, head = self.changed(replace(setup.training, seed=split.seed), setup.head)
         setup = replace(setup, training=training, head=head)
         parts = split.parts
         if self.all_messages:
             if len(split.unbalanced) == len(parts.train):
-                raise DataError("there are no messages besides those of the default; try --balance")
+                raise DataError("the default already uses all messages; try --balance")
             parts = replace(parts, train=list(split.unbalanced))
         with TemporaryDirectory() as folder, silenced():
             run = Path(folder) / "run"
             run.mkdir()
             if self.random_weights:
                 twin = random_twin(setup.model, Path(folder) / "twin", split.seed)
-                # a twin's features belong to one seed: not worth space on disk
+                # features of random weights belong to one seed, so they are not kept on disk
                 setup = replace(setup, model=twin, cache=False)
             classifier, parts = self._prepared(setup, parts)
             classifier.store = FeatureStore() if setup.cache else None
@@ -287,7 +296,7 @@ class Finetuned(Row):
             return result_of(self, setup, split, fitted, n_trainable=n_trainable, **known)
 
     def _prepared(self, setup: Setup, parts: Split) -> tuple[Classifier, Split]:
-        """The untrained classifier of this row, and the messages as it learns from them."""
+        """The untrained classifier of this row, and the messages in the form it is trained on."""
         config = RunConfig(
             model=str(setup.model), training=setup.training, head=setup.head, dtype=setup.dtype
         )
@@ -301,7 +310,7 @@ class Finetuned(Row):
             def label(m: Message) -> Any:
                 if self.extra == "language":
                     return {"label": m.label}
-                # as that of each character, and so of the tokens that contain it
+                # label each character, and so each token that contains it
                 return [Span(n, n + 1, m.label) for n, c in enumerate(m.text) if not c.isspace()]
 
             parts = Split(
@@ -324,7 +333,7 @@ class Finetuned(Row):
 def _probabilities(
     classifier: Classifier, texts: Sequence[str], labels: Sequence[str]
 ) -> np.ndarray:
-    """What the first head gives each of `labels`: (N, K). A head for tokens answers at the last."""
+    """The first head's probability of each of `labels`: (N, K); a token head's is at the last."""
     head = classifier.description.head
     if head.reads_one_state:
         found = [answer.probabilities for answer in classifier.predict(list(texts)) if answer]
@@ -342,7 +351,7 @@ def _probabilities(
 
 
 def finetuned(setup: Setup) -> Finetuned:
-    """A row without changes, named after the model and what of it is trained."""
+    """A row without changes, named after the model and its trained part."""
     training, lora = setup.training, setup.head.lora
     blocks = {0: "head alone", 1: "last block"}
     trains = blocks.get(training.n_last_blocks, f"last {training.n_last_blocks} blocks")
@@ -354,19 +363,19 @@ def finetuned(setup: Setup) -> Finetuned:
 
 
 def with_random_weights(setup: Setup) -> Finetuned:
-    """The same architecture and tokenizer from random weights, trained in the same way."""
+    """The same architecture and tokenizer, trained in the same way from random weights."""
     name = f"GPT-2 {Path(setup.model).name} with random weights"
     return Finetuned(name, "random weights", random_weights=True)
 
 
 @dataclass(frozen=True)
 class FinishedRun(Row):
-    """A run that was trained earlier, by the answers it kept."""
+    """A run that was trained earlier; its saved predictions are used."""
 
     folder: Path = Path()
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
-        """Take the run's answers to its test set. Raises DataError for other texts than these."""
+        """Read the run's predictions for its test set. Raises DataError for other texts."""
         test = replace(
             self.test_answers(setup.labels, split), near_duplicates=split.near_duplicates
         )
@@ -374,17 +383,19 @@ class FinishedRun(Row):
         return Result(self, split.name, test, len(split.parts.train), val)
 
     def kept(self, file: str) -> LabelledPredictions:
-        """One of the run's files of answers. Raises DataError if it is missing."""
+        """One of the run's files of predictions. Raises DataError if it is missing."""
         path = self.folder / file
         if not path.exists():
-            raise DataError(f"{path} is missing: a run by an earlier version cannot be compared")
+            raise DataError(
+                f"{path} is missing, so this run of an earlier version cannot be compared"
+            )
         check_listed(path)
         return read_predictions(path)
 
     def test_answers(self, labels: Sequence[str], split: StudySplit) -> LabelledPredictions:
-        """The answers to the test set, labels and texts in the order given.
+        """The predictions for the test set, with labels and texts in the given order.
 
-        Raises DataError that names the first difference if the texts or labels are others.
+        Raises DataError, naming the first difference, if the texts or labels differ.
         """
         found = self.kept(TEST_PREDICTIONS)
         if sorted(found.labels) != sorted(labels):
@@ -411,14 +422,14 @@ class FinishedRun(Row):
         )
 
     def split(self) -> Split | None:
-        """The run's split, made again from its data.
+        """The run's split, read and split again from its data.
 
-        None, after a warning that says why, if the data is not available or has changed.
+        If the data is not available or has changed, the result is None, and a warning says why.
         """
         why = "the data has changed"
         try:
             config = RunConfig.read(self.folder)
-            with silenced():  # this was logged when the run was made
+            with silenced():  # these lines were logged when the run was trained
                 found = load_split(config.data, config.head.task, config.training.seed)
             saved = read_json(self.folder / PROVENANCE).get("messages_sha256")
             if messages_sha256(found) == saved:
@@ -426,7 +437,7 @@ class FinishedRun(Row):
         except GPT2Error as error:
             why = f"{error}"
         log.warning(
-            f"no text baselines: the split of {self.folder} cannot be made again: {why:.300}"
+            f"no text baselines are fitted: the split of {self.folder} cannot be repeated: {why:.300}"
         )
         return None
 
@@ -438,7 +449,7 @@ def _sorted_places(pairs: Sequence[tuple[str, str]]) -> list[int]:
 def refuse_unfit(setup: Setup, rows: Sequence[Row]) -> None:
     """Raise UsageError if the study's settings do not fit its rows.
 
-    Settings that rows vary must have their usual values, so that each row is what it is called.
+    Settings that rows vary must have their usual values, so that the names of the rows are correct.
     """
     changing = [row for row in rows if isinstance(row, Finetuned)]
     settings = asdict(setup.training) | asdict(setup.head)
@@ -447,7 +458,7 @@ def refuse_unfit(setup: Setup, rows: Sequence[Row]) -> None:
         given, usual = settings[name], default[name]
         if given != usual:
             raise UsageError(
-                f"{name} = {given!r}: rows vary it, so the default must have {usual!r}"
+                f"{name} = {given!r}: rows vary this setting, so it must be {usual!r} by default"
             )
     for row in changing:
         try:

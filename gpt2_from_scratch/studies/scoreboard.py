@@ -29,44 +29,45 @@ from gpt2_from_scratch.studies.rows import TEXT, Book, Result, Row
 
 ENSEMBLE = Row("mean of ours and the best text baseline", "ensemble")
 CALIBRATED = (
-    "probabilities of a finetuned GPT-2, also of one from random weights, have a temperature fitted "
-    "on the validation set, except where a training left that out; those of text baselines and of "
-    "frozen features are as they were fitted, most by logistic regression"
+    "the probabilities of a finetuned GPT-2, and of one from random weights, use a temperature that was "
+    "fitted on the validation set, unless this was switched off; the probabilities of text baselines "
+    "and of frozen features are not changed after fitting"
 )
 ABOUT_THE_BOOK = (
-    "the book's numbers are of 124M, one seed per row, on one split of 300 test messages, 36 of "
-    "which are in the training set too; the interval of 95.00% is 91.9 to 96.9. Its rows read the "
-    "last position, which is padding, unless they say otherwise"
+    "the book's numbers are for 124M, with one seed per row, on one split of 300 test messages, 36 of "
+    "which are also in the training set; the interval of 95.00% is 91.9 to 96.9. Its rows read the "
+    "last position, which is padding, unless noted otherwise"
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's accuracy minus that of the reference: above 0 the row is better."""
+    """A row's accuracy minus that of the reference; above 0, the row is better."""
 
     difference: float
-    interval: tuple[float, float]  # 95%
-    p: float  # probability of such a difference if both were equally good
-    p_adjusted: float  # for the number of rows compared (Holm)
+    interval: tuple[float, float]  # 95% interval
+    p: float  # p-value: probability of such a difference if both are equally good
+    p_adjusted: float  # adjusted for the number of rows compared (Holm)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row's scores, means over splits. None if a score does not exist or is not known."""
+    """One row's scores, with means over splits. None if a score is undefined or unknown."""
 
     name: str
-    about: str  # what kind of row it is
+    about: str  # the kind of row
     accuracy: float
-    interval: tuple[float, float]  # 95%, of the mean
+    interval: tuple[float, float]  # 95% interval of the mean
     accuracies: tuple[float, ...]  # one per split
     spread: float  # standard deviation of the accuracies
-    f1: float | None  # of the positive label, or the mean of all
-    roc_auc: float | None  # of the positive label, or the mean of each against the rest
+    f1: float | None  # F1 of the positive label, or the mean over labels
+    # ROC-AUC of the positive label, or the mean of each label against the rest
+    roc_auc: float | None
     brier: float
-    without_near_duplicates: float | None  # accuracy on texts that training does not nearly have
+    without_near_duplicates: float | None  # accuracy on texts without a near duplicate in training
     difference: Difference | None  # None for the reference
     seconds: float
-    learned: tuple[str, ...] = ()  # on each split, where that can be said
+    learned: tuple[str, ...] = ()  # what was fitted, per split, if it can be said
     book: Book | None = None
 
 
@@ -80,13 +81,13 @@ class Scoreboard:
     positive: str  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
     n_train: int  # training texts of the reference per split, on average
     n_test: int
-    n_without_near_duplicates: int | None  # test texts of all splits together
+    n_without_near_duplicates: int | None  # number of such test texts in all splits
     rows: tuple[Score, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def compared(self) -> list[Score]:
-        """All rows but the reference."""
+        """All rows except the reference."""
         return [row for row in self.rows if row.difference]
 
 
@@ -95,10 +96,18 @@ def make_scoreboard(
 ) -> Scoreboard:
     """Score every row and compare it with the row `reference`.
 
-    On one split: Wilson's interval, the paired interval and the exact McNemar test. On several:
-    intervals and tests that know that splits share texts. Rows that lack a split are left out, and
-    a note says so. `ranked` puts the best row first and the ensemble last; otherwise rows keep
-    their order. Raises DataError if the reference lacks a split, or if rows answered other texts.
+    With one split, the scores have Wilson's interval, the paired interval and the exact McNemar
+    test. With several, intervals and tests take into account that splits have texts in common. Rows
+    without predictions for some split are left out, and a note says so.
+
+    Args:
+        results: The predictions of all rows on all splits.
+        reference: The name of the row with which the others are compared.
+        positive: The label whose F1 and ROC-AUC are shown; empty for the mean over labels.
+        ranked: Sort the rows by accuracy, with the ensemble last; otherwise they keep their order.
+
+    Raises:
+        DataError: The reference has no predictions for some split, or rows predicted other texts.
     """
     splits = tuple(dict.fromkeys(result.split for result in results))
     found: dict[str, dict[str, Result]] = {}
@@ -106,7 +115,9 @@ def make_scoreboard(
         found.setdefault(result.row.name, {})[result.split] = result
     partly = [name for name, some in found.items() if len(some) < len(splits)]
     if reference not in found or reference in partly:
-        raise DataError(f"{reference} has no answers on some split: nothing to compare with")
+        raise DataError(
+            f"{reference} has no predictions for some split, so there is nothing to compare with"
+        )
     whole = {name: [found[name][s] for s in splits] for name in found if name not in partly}
     for split in zip(*whole.values(), strict=True):
         _refuse_other_texts(split)
@@ -121,7 +132,7 @@ def make_scoreboard(
         for name, test, p in zip(others, tests, adjusted, strict=True)
     }
     rows = [_score(some, positive, differences.get(name), n_train) for name, some in whole.items()]
-    if ranked:  # ties keep their order
+    if ranked:  # rows with equal accuracy keep their order
         rows.sort(key=lambda row: (row.about == ENSEMBLE.about, -row.accuracy))
     masks = [result.predictions.near_duplicates for result in first]
     known = [mask for mask in masks if mask is not None]
@@ -134,12 +145,14 @@ def make_scoreboard(
         round(np.mean([len(result.predictions.texts) for result in first])),
         sum(int((~mask).sum()) for mask in known) if len(known) == len(masks) else None,
         tuple(rows),
-        tuple(f"{name}: left out, as it has answers on some splits only" for name in partly),
+        tuple(
+            f"{name}: left out, because it has predictions for some splits only" for name in partly
+        ),
     )
 
 
 def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Result:
-    """Several rows as one: the mean of their probabilities for the same texts."""
+    """Combine several rows: the mean of their probabilities for the same texts."""
     _refuse_other_texts(results)
     first = results[0].predictions
     mean = np.mean([result.predictions.probabilities for result in results], axis=0)  # (N, K)
@@ -152,9 +165,9 @@ def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Resul
 
 
 def ensembles(results: Sequence[Result], reference: str) -> Iterator[Result]:
-    """On each split the mean of the reference and a text baseline.
+    """Yield, for each split, the mean of the reference and the best text baseline.
 
-    It is the baseline that is best on the validation set; ties go to the first.
+    The baseline is selected on the validation set; on a tie, the first one is used.
     """
     for split in dict.fromkeys(result.split for result in results):
         here = [result for result in results if result.split == split]
@@ -191,7 +204,7 @@ def _score(
 
 
 def _f1(p: LabelledPredictions, positive: str) -> float:
-    """Of the positive label, or the mean over labels; a label that never occurs counts as 0."""
+    """F1 of the positive label, or the mean over labels; F1 is 0 if a label never occurs."""
     scores = evaluate_predictions(p.true, p.predicted, list(p.labels)).classes
     return float(np.mean([s.f1 or 0.0 for s in scores if s.label == positive or not positive]))
 
@@ -208,7 +221,7 @@ def _without_near_duplicates(p: LabelledPredictions) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None if one value is None."""
+    """The mean, or None if any value is None."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
@@ -218,16 +231,16 @@ def _refuse_other_texts(results: Sequence[Result]) -> None:
         a, b = one.predictions, other.predictions
         if a.labels != b.labels or a.texts != b.texts or not np.array_equal(a.true, b.true):
             raise DataError(
-                f"{one.row.name} and {other.row.name} answered other texts or labels ({one.split})"
+                f"{one.row.name} and {other.row.name} predicted different texts or labels ({one.split})"
             )
 
 
-# --- as Markdown, JSON and a picture ---
+# --- output as Markdown and JSON ---
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, and a row's cell."""
+    """A column of the table: its title, and a function that makes a row's cell."""
 
     title: Callable[[Scoreboard], str]
     cell: Callable[[Score, Scoreboard], str]
@@ -242,12 +255,12 @@ def _percent(value: float | None, digits: int) -> str:
 
 
 def short_p(p: float) -> str:
-    """A p value as a table's cell: `0.031`, `< 0.001`."""
+    """Format a p-value for a table: `0.031`, `< 0.001`."""
     return format_p(p).removeprefix("p ").removeprefix("= ")
 
 
 def _of_difference(text: Callable[[Difference], str]) -> Callable[[Score, Scoreboard], str]:
-    """A cell that is empty for the reference."""
+    """Make a cell that is empty for the reference."""
     return lambda row, board: text(row.difference) if row.difference else ""
 
 
@@ -320,7 +333,7 @@ EXPERIMENTS = (
 
 
 def format_scoreboard(board: Scoreboard, columns: Sequence[str] = COMPARED) -> str:
-    """The table in Markdown, and notes on its numbers."""
+    """Format the table in Markdown, with notes on its numbers."""
     shown = [COLUMNS[name] for name in columns if name != "each split" or len(board.splits) > 1]
     table = [
         [column.title(board) for column in shown],
@@ -332,7 +345,7 @@ def format_scoreboard(board: Scoreboard, columns: Sequence[str] = COMPARED) -> s
 
 
 def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
-    """What a reader has to know about the numbers of these columns, in Markdown."""
+    """Notes in Markdown that explain the numbers in these columns."""
     significant = [
         f"{escape(row.name)} ({100 * row.difference.difference:+.2f} points, "
         f"{format_p(row.difference.p_adjusted)})"
@@ -346,10 +359,13 @@ def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
         f"{', '.join(significant)}",
     ]
     if "Brier" in columns:
-        lines += ["Brier is the sum over classes of the squared error: lower is better", CALIBRATED]
+        lines += [
+            "the Brier score is the sum of squared errors over classes; lower is better",
+            CALIBRATED,
+        ]
     if "without near duplicates" in columns and board.n_without_near_duplicates is not None:
         lines.append(
-            f"without near duplicates: the {board.n_without_near_duplicates:,} of "
+            f"without near duplicates: only the {board.n_without_near_duplicates:,} of "
             f"{board.n_test * len(board.splits):,} test texts that have no near duplicate in the "
             "training set"
         )
@@ -364,7 +380,7 @@ def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:
         for row in board.rows:
             if row.book and row.book.note:
                 lines.append(f"{escape(row.name)}: the book's row {row.book.row}, {row.book.note}")
-        lines += [f"the book's row {n} is not run here: {why}" for n, why in NOT_RUN.items()]
+        lines += [f"the book's row {n} is not repeated here: {why}" for n, why in NOT_RUN.items()]
     return [*lines, *map(escape, board.notes)]
 
 
@@ -375,12 +391,13 @@ def _method(board: Scoreboard) -> str:
         f"{len(board.splits)} split{'s' if several else ''}, {train}{board.n_test:,} test texts"
         f"{' each' if several else ''}; "
         + (
-            "intervals and p by the corrected resampled t-test (Nadeau and Bengio 2003), as splits "
-            "share texts"
+            "intervals and p-values are from the corrected resampled t-test (Nadeau and Bengio 2003), "
+            "because splits have texts in common"
             if several
-            else "Wilson's intervals, p by the exact McNemar test on the same texts"
+            else "intervals are Wilson's; p-values are from the exact McNemar test on the same texts"
         )
-        + "; p is the probability of such a difference if there were none, adjusted by Holm for "
+        + "; a p-value is the probability of a difference at least this large "
+        "if there were no real difference, adjusted by Holm for "
         f"{others} comparison{'' if others == 1 else 's'}"
     )
 

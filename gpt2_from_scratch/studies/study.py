@@ -1,8 +1,8 @@
-"""A study: every row on every split, answers kept on disk, one scoreboard of all of them.
+"""A study: all rows on all splits, with predictions kept on disk and one scoreboard.
 
-In a study's folder: `settings.json`; `answers-ROW-SPLIT.jsonl`, what a row answered to a split's
-test set; `finished.json`, what else is known of finished pairs of row and split; and at the end
-the scoreboard as .json, .md, .png and .html.
+A study's folder contains `settings.json`, `answers-ROW-SPLIT.jsonl` (a row's predictions for a
+split's test set), `finished.json` (other facts about finished pairs of row and split) and, at the
+end, the scoreboard as .json, .md, .png and .html.
 """
 
 import logging
@@ -87,22 +87,23 @@ from gpt2_from_scratch.studies.scoreboard import (
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of a study's folder
+VERSION = 2  # version of a study's folder
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings in common, rows and splits."""
+    """Common settings, rows and splits."""
 
     setup: Setup
     rows: Sequence[Row]
     splits: Sequence[StudySplit]
-    reference: str  # the row that all others are compared with
-    settings: dict[str, Any]  # what decides the answers: a folder keeps those of one choice
+    reference: str  # name of the row with which all others are compared
+    # everything that affects predictions; a folder belongs to one such choice
+    settings: dict[str, Any]
     positive: str = ""  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
-    stem: str = "scoreboard"  # of the names of the scoreboard's files
-    columns: Sequence[str] = COMPARED  # of the table
-    ranked: bool = True  # the best row first; otherwise rows keep their order
+    stem: str = "scoreboard"  # stem of the scoreboard's file names
+    columns: Sequence[str] = COMPARED  # columns of the table
+    ranked: bool = True  # best row first; otherwise rows keep their order
 
 
 def run_study(
@@ -113,23 +114,22 @@ def run_study(
     jobs: int = 1,
     threads: int | None = None,
 ) -> Scoreboard:
-    """Run what is not finished in `out`, score all that is finished there.
+    """Run the pairs of row and split that are not finished, and score all finished ones.
 
-    Ctrl-C loses only the pairs of row and split under way. A row that fails is reported, left out,
-    and tried again the next time; if the reference fails, its error is raised.
+    Ctrl-C loses only the pairs in progress. A row that fails is reported, left out, and tried again
+    the next time. If the reference fails, its error is raised.
 
     Args:
         study: The rows and splits.
-        out: The folder, which is made if it does not exist.
-        only: Names of rows to run now, next to the reference; None for all rows. The others are
-            scored too if they are finished.
+        out: The folder, which is created if necessary.
+        only: Names of rows to run now, in addition to the reference; None for all rows. Other rows
+            are scored too if they are finished.
         jobs: Number of processes.
-        threads: Threads per process; None for this process's own number.
+        threads: Threads per process; None for the number in this process.
 
     Raises:
-        UsageError: If `out` was begun with other settings or is used by another process, or if two
-            rows have the same name.
-        Interrupted: After Ctrl-C or SIGTERM.
+        UsageError: `out` was started with other settings or is in use by another process, or two
+            rows have the same name. Interrupted: The study was stopped by Ctrl-C or SIGTERM.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
@@ -143,7 +143,7 @@ def run_study(
         todo = [(row, split) for row, split in pairs if not answers.have(row, split)]
         if len(todo) < len(pairs):
             log.info(f"{len(pairs) - len(todo)} of {len(pairs)} results are already in {out}")
-        if jobs > 1:  # the longest first, so that no process is left alone with one at the end
+        if jobs > 1:  # longest first, so that no process works alone at the end
             todo.sort(key=lambda pair: -pair[0].work)
         found = _side_by_side(study.setup, todo, jobs, threads)
         with closing(found), progress_bar(total=len(todo), desc="rows") as bar:
@@ -178,9 +178,9 @@ def _outcome(result: Result | None) -> str:
 def finished_results(
     study: Study, folder: str | Path, wanted: Sequence[Row] | None = None
 ) -> list[Result]:
-    """What a folder has of a study's rows, split by split.
+    """Read a folder's results for a study's rows, split by split.
 
-    All of `wanted` (None: all rows), and of the others those that have every split.
+    The result has all rows in `wanted` (None for all rows), and those others that have every split.
     """
     answers = _Answers(Path(folder))
     results = []
@@ -194,16 +194,16 @@ def finished_results(
 
 
 class _Answers:
-    """What a study's folder keeps of finished pairs of row and split."""
+    """The finished pairs of row and split in a study's folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.path = folder / "finished.json"
-        # {split: {row: the fields of Result but predictions; None if there was nothing to fit}}
+        # {split: {row: the fields of Result except predictions; None if there was nothing to fit}}
         self.finished: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
 
     def file(self, row: Row, split: StudySplit) -> Path:
-        """Where a row's answers to a split are kept."""
+        """The file of a row's predictions for a split."""
         return self.folder / f"answers-{slug(row.name)}-{slug(split.name)}.jsonl"
 
     def have(self, row: Row, split: StudySplit) -> bool:
@@ -212,7 +212,7 @@ class _Answers:
         return row.name in done and (done[row.name] is None or self.file(row, split).exists())
 
     def keep(self, row: Row, split: StudySplit, result: Result | None) -> None:
-        """Write the answers, then note that the pair is finished."""
+        """Write the predictions, then record that the pair is finished."""
         known = None
         if result:
             write_predictions(self.file(row, split), result.predictions)
@@ -234,11 +234,11 @@ class _Answers:
 
 
 def _facts(study: Study, board: Scoreboard, results: Sequence[Result]) -> StudyFacts:
-    """What the page of a study shows."""
+    """Collect everything that the page of a study shows."""
     predictions: dict[str, list[LabelledPredictions]] = {}
     for result in results:
         predictions.setdefault(result.row.name, []).append(result.predictions)
-    changes = not study.ranked  # rows that keep their order are changes of the reference
+    changes = not study.ranked  # if rows keep their order, they are changes of the reference
     rows = [
         StudyRow(
             name=row.name,
@@ -285,27 +285,27 @@ def _facts(study: Study, board: Scoreboard, results: Sequence[Result]) -> StudyF
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name."""
+    """Convert a name to a part of a file name."""
     return re.sub(r"\W+", "-", name.lower().removeprefix("seed ")).strip("-")
 
 
 def refuse_other_folder(folder: str | Path) -> None:
-    """Raise UsageError for a file, and for a folder that holds something else than a study."""
+    """Raise UsageError for a file, and for a folder that contains something other than a study."""
     folder = expanded(folder)
     if not os.path.lexists(folder) or (folder / "settings.json").exists():
         return
     if not folder.is_dir() or any(found.name[0] != "." for found in folder.iterdir()):
-        raise UsageError(f"{folder} holds something else. Choose another --out.")
+        raise UsageError(f"{folder} contains something other than a study. Choose another --out.")
 
 
 @contextmanager
 def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Keep other processes out of a study's folder; refuse one that was begun otherwise."""
+    """Keep other processes out of a study's folder; refuse a study with other settings."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"{folder} cannot be made: {error.strerror}. Choose another --out."
+            f"the folder {folder} cannot be created: {error.strerror}. Choose another --out."
         ) from None
     refuse_other_folder(folder)
     path = folder / "settings.json"
@@ -314,9 +314,9 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             saved = read_json(path)
             if saved.get("version") != VERSION:
                 raise UsageError(
-                    f"{folder} is of another version of this package; choose another --out"
+                    f"{folder} is from another version of this package; choose another --out"
                 )
-            # a study of an earlier time lacks later settings: it had their defaults
+            # an older study lacks newer settings, which had their defaults
             defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
         sweep(folder)
@@ -334,13 +334,13 @@ Outcome = tuple[Row, StudySplit, Result | None | GPT2Error]
 def _side_by_side(
     setup: Setup, todo: Iterable[tuple[Row, StudySplit]], jobs: int, threads: int | None
 ) -> Generator[Outcome]:
-    """Each pair's result as soon as it is there, from this process or from several."""
+    """Yield each pair's result as soon as it is available, from one or several processes."""
     if jobs == 1:
         yield from (_attempt(setup, row, split, threads) for row, split in todo)
         return
     from joblib import Parallel, delayed
 
-    # one pair at a time; arrays go to the processes as they are, not as files
+    # one pair per task; arrays are sent to the processes directly, not as files
     parallel = Parallel(
         jobs,
         return_as="generator_unordered",
@@ -354,12 +354,13 @@ def _side_by_side(
         for outcome in found:  # noqa: UP028 (that would close it before the warning is off)
             yield outcome
     finally:
-        with warnings.catch_warnings(action="ignore"):  # that pairs under way are lost
-            found.close()  # which ends the processes
+        # joblib warns that pairs in progress are lost
+        with warnings.catch_warnings(action="ignore"):
+            found.close()  # closing ends the processes
 
 
 def _attempt(setup: Setup, row: Row, split: StudySplit, threads: int | None) -> Outcome:
-    """Fit one row on one split; an error that the user can fix is returned, not raised."""
+    """Fit one row on one split; return errors that the user can fix instead of raising them."""
     if threads:
         set_threads(threads)
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -386,11 +387,22 @@ def new_study(
     reference: str,
     **look: Any,
 ) -> Study:
-    """Rows on splits of one data set: a split per seed, or folds; `look` are fields of Study.
+    """Make a study of rows on splits of one data set: a split per seed, or folds.
 
-    A test set in a file of its own is the test set of every seed. Raises UsageError for another
-    task than classification, for folds together with seeds or with such a file, for a seed that
-    occurs twice, and for settings that do not fit the rows.
+    A separate test set is used for every seed.
+
+    Args:
+        setup: The common settings.
+        data: The data set.
+        rows: The rows.
+        seeds: One split per seed.
+        n_folds: The number of folds, instead of seeds.
+        reference: The name of the row with which the others are compared.
+        look: Other fields of Study.
+
+    Raises:
+        UsageError: The task is not classification, folds are combined with seeds or with a separate
+            test set, a seed occurs twice, or settings do not fit the rows.
     """
     if setup.head.task != "classification":
         raise UsageError(f"studies are for classification, not for {setup.head.task}")
@@ -401,9 +413,9 @@ def new_study(
     if n_folds and data.test_source:
         raise UsageError("folds are cut from one file; leave out val_source and test_source")
     if n_folds and data.rare_labels == "keep":
-        raise UsageError("a rare label cannot be in every fold; drop it or join it with others")
+        raise UsageError("a rare label cannot be in every fold; drop it or merge it with others")
     refuse_unfit(setup, rows)
-    read_config(model_folder(setup.model))  # fails now if at all
+    read_config(model_folder(setup.model))  # fails early if there is no such model
     files = load_parts(data)
     messages = [message for part in files for message in part]
     counts = count_labels(messages)
@@ -421,7 +433,7 @@ def new_study(
         "messages_sha256": messages_sha256(Split(messages, [], [])),
     }
     if not n_folds:
-        settings.pop("seed")  # each split has its own
+        settings.pop("seed")  # each split has its own seed
     return Study(
         replace(setup, labels=labels),
         rows,
@@ -484,26 +496,28 @@ def compare(
     out: str | Path | None = None,
     quick: bool = False,
 ) -> Scoreboard:
-    """Compare a finetuned GPT-2 with what it must beat, on the same splits.
+    """Compare a finetuned GPT-2 with the models it should beat, on the same splits.
 
-    The others are text baselines, frozen features, and random weights trained in the same way.
+    These are text baselines, logistic regression on frozen features, and a model trained from
+    random weights.
 
     Args:
         model: Name or folder of a GPT-2.
-        data: Labelled texts. A name or a path with `n_folds` keeps near duplicates together.
-        training: How GPT-2 is finetuned, as in `train_classifier`.
-        head: The head, as in `train_classifier`.
-        seeds: One split each; none for the seed of `training`.
-        n_folds: Number of folds instead, each of which is tested once.
+        data: Labelled texts. If a name or path is combined with `n_folds`, near duplicates stay
+            together.
+        training: The settings of finetuning, as in `train_classifier`.
+        head: The settings of the head, as in `train_classifier`.
+        seeds: One split per seed; by default one split with the seed of `training`.
+        n_folds: The number of folds, instead of seeds; each text is tested in one fold.
         device: Where the models compute.
-        dtype: Of the frozen blocks.
+        dtype: Precision of the frozen blocks.
         cache: Whether the frozen blocks' output is kept on disk.
         out: The study's folder; None for `runs/compare-MODEL-DATA`.
-        quick: Leave out random weights and the slower baselines.
+        quick: Leave out the model from random weights and the slower baselines.
 
     Raises:
-        UsageError: For another task than classification, seeds together with folds, and a folder
-            that was begun with other settings.
+        UsageError: The task is not classification, seeds are combined with folds, or the folder
+            belongs to a study with other settings.
     """
     out = out or compare_folder(model, DataConfig.of(data).source)
     refuse_other_folder(out)
@@ -521,7 +535,7 @@ def compare(
 
 
 def compare_folder(model: str | Path, data: str | Path) -> Path:
-    """Where a comparison is kept unless another folder is named."""
+    """The default folder of a comparison."""
     return Path("runs") / f"compare-{tidy(Path(model).resolve().name)}-{tidy(Path(data).stem)}"
 
 
@@ -534,10 +548,18 @@ def experiments(
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
     dtype: str = "float32",
 ) -> Study:
-    """The book's table of experiments, for `run_study`: each row one change from the default.
+    """The book's table of experiments, for `run_study`: each row is one change from the default.
 
-    Each seed is a split with its own first weights and order of messages, the same for all rows.
-    Raises as `new_study` does.
+    Each seed gives a split, initial weights and an order of messages, which are the same for all
+    rows. Raises the errors of `new_study`.
+
+    Args:
+        model: Name or folder of a GPT-2.
+        data: Labelled texts.
+        training: The settings of the default row.
+        head: The head of the default row.
+        seeds: One split per seed.
+        dtype: Precision of the frozen blocks.
     """
     data = DataConfig.of(data)
     if not seeds:
@@ -551,12 +573,12 @@ def experiments(
 def compare_runs(
     runs: Sequence[str | Path], *, out: str | Path | None = None, quick: bool = False
 ) -> Scoreboard:
-    """Compare finished runs with the first one, by the answers they kept to the same test set.
+    """Compare finished runs with the first one, by their saved predictions for the same test set.
 
-    Text baselines are fitted too if the first run's split can be made again from its data;
-    otherwise a warning says why not. `out` is the study's folder, None for `runs/compare-RUN`.
-    Raises UsageError for another task than classification and for two runs with one name,
-    DataError that names the first difference if the runs' test texts or labels differ.
+    Text baselines are fitted too if the first run's split can be repeated from its data; otherwise
+    a warning says why not. `out` is the study's folder, None for `runs/compare-RUN`. Raises
+    UsageError if the task is not classification or two runs have the same name. Raises DataError,
+    naming the first difference, if the runs' test texts or labels differ.
     """
     refuse_other_folder(out or runs_folder(runs))
     rows = [FinishedRun(_run_name(run), "runs", folder=Path(run)) for run in runs]
@@ -564,8 +586,8 @@ def compare_runs(
     slugs = [slug(row.name) for row in (*rows, *text_baselines(quick=False))]
     if len(set(slugs)) < len(slugs):
         raise UsageError(
-            f"runs are named after their folders, and of {[row.name for row in rows]} two are alike "
-            "or one is named like a baseline"
+            f"runs are named after their folders, but in {[row.name for row in rows]} two names are equal, "
+            "or one is the name of a baseline"
         )
     described = {row.name: read_classifier(row.folder / "best.safetensors")[0] for row in rows}
     for name, description in described.items():
@@ -583,7 +605,7 @@ def compare_runs(
         first.near_duplicates,
     )
     for row in rows:
-        row.test_answers(first.labels, split)  # fails now if at all
+        row.test_answers(first.labels, split)  # fails early if texts or labels differ
         if n_seen := TrainedOn.of(row.folder).count(test):  # by a classifier it continued from
             log.warning(f"{row.name} was trained on {n_seen:,} of {len(test):,} test texts")
     counts = count_labels([*split.parts.train, *split.parts.val, *test])
@@ -605,7 +627,7 @@ def compare_runs(
 
 
 def runs_folder(runs: Sequence[str | Path]) -> Path:
-    """Where a comparison of runs is kept unless another folder is named."""
+    """The default folder of a comparison of runs."""
     return Path("runs") / f"compare-{_run_name(runs[0])}"
 
 

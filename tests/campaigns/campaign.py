@@ -1,8 +1,9 @@
-"""What the long campaigns share: each runs in a process of its own, COUNT times from a SEED.
+"""Common code of the long campaigns: each runs COUNT trials from a SEED, in its own process.
 
-A process of its own, because forks need one without threads. `python tests/campaigns/NAME_campaign.py 300 1`
-prints its progress and, as its last line, its counts as JSON. Processes are stopped at the n-th change
-of a file or at a byte of it, not after a time: what a seed tries is the same on a slow machine.
+A campaign needs its own process because forks require one without threads.
+`python tests/campaigns/NAME_campaign.py 300 1` prints its progress and, in its last line, its
+counts as JSON. Processes are stopped at the n-th change of a file, or at a byte of it, but never
+after a time. A seed therefore tries the same things on a slow machine.
 """
 
 import itertools
@@ -23,13 +24,13 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "cam
 DEATHS = (
     -signal.SIGKILL,
     -signal.SIGXFSZ,
-)  # exit codes of children that `die` or `die_at_byte` ended
+)  # exit codes of children ended by `die` or `die_at_byte`
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # where the helpers of several rooms are
+sys.path.insert(0, str(HERE.parent))  # the folder with helpers for several rooms
 
 
 def run(name: str, count: int, seed: int, say: Callable[[str], None] = print) -> Counts:
-    """Run `NAME_campaign.py`; what it counted. AssertionError if it found what must not be."""
+    """Run `NAME_campaign.py` and return its counts; AssertionError if it found a fault."""
     words = [sys.executable, str(HERE / f"{name}_campaign.py"), str(count), str(seed)]
     settings = os.environ | {"OMP_NUM_THREADS": "1"}
     line = "{}"
@@ -43,7 +44,7 @@ def run(name: str, count: int, seed: int, say: Callable[[str], None] = print) ->
 
 
 def main(campaign: Callable[[int, int, Path], Counts]) -> None:
-    """The command line of one campaign, which gets an empty folder."""
+    """The command line of a campaign, which gets an empty folder."""
     folder, begun = Path(tempfile.mkdtemp(prefix="campaign.")), time.monotonic()
     try:
         counts = dict(campaign(int(sys.argv[1]), int(sys.argv[2]), folder))
@@ -53,7 +54,7 @@ def main(campaign: Callable[[int, int, Path], Counts]) -> None:
 
 
 class Progress:
-    """Prints how far it is, now and then."""
+    """Prints the progress from time to time."""
 
     def __init__(self, total: int, what: str):
         self.total, self.what = total, what
@@ -67,7 +68,7 @@ class Progress:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """A child that does the work and ends with 0, with its error's exit code, 130 or 99."""
+    """Run the work in a child, which exits with 0, with its error's exit code, 130 or 99."""
     sys.stdout.flush()
     if child := os.fork():
         return child
@@ -75,7 +76,7 @@ def fork(work: Callable[[], None]) -> int:
         work()
         os._exit(0)
     except KeyboardInterrupt:
-        os._exit(130)  # as the command does
+        os._exit(130)  # the command's exit code
     except BaseException as error:
         if not hasattr(error, "exit_code"):
             print(f"in a child: {error!r}", file=sys.stderr)
@@ -83,7 +84,7 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def end_of(child: int) -> int:
-    """Wait for a child; its exit code, or the negative number of the signal that killed it."""
+    """Wait for a child; return its exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -91,10 +92,10 @@ def end_of(child: int) -> int:
 
 
 def at_change(number: int, action: Callable[[], None]) -> Callable[[], int]:
-    """Act just before this process changes a file or a folder for the n-th time; 0 is never.
+    """Call `action` just before this process changes a file or folder for the n-th time; 0: never.
 
-    A change is a file opened for writing, synced, renamed or removed, a folder made or removed.
-    Nothing takes this back, so it is for a child. Returns a function that counts the changes so far.
+    A change is a file opened for writing, synced, renamed or removed, or a folder made or removed.
+    It cannot be undone, so use this in a child. Returns a function that counts the changes so far.
     """
     numbers, seen, sync = itertools.count(1), [0], os.fsync
 
@@ -119,7 +120,7 @@ def die() -> None:
 
 
 def die_at_byte(size: int) -> None:
-    """End this process, as abruptly, when a file that it writes becomes larger than so many bytes."""
+    """End this process abruptly when a file that it writes exceeds `size` bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores this signal by default
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -1,4 +1,4 @@
-"""Every campaign, two at a time: `make faults`. Prints its counts as a table for FAULTS.md."""
+"""Run all campaigns, two at a time (`make faults`), and print their counts for FAULTS.md."""
 
 import argparse
 import platform
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import campaign
 
-CAMPAIGNS = {  # how often in full: the longest first
+CAMPAIGNS = {  # number of trials of each, the longest first
     "resume": 200,
     "text": 100_000,
     "mutation": 1_000_000,
@@ -18,7 +18,7 @@ CAMPAIGNS = {  # how often in full: the longest first
 
 
 def main() -> None:
-    """Run them; an AssertionError of any one ends with 1."""
+    """Run the campaigns; exit with 1 if any of them raises an AssertionError."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts (default: 1)")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,8 +1,8 @@
-"""Changes files at random and reads them: each is refused by name, or is what it was.
+"""Change files at random and read them: each must be refused by name, or give the same content.
 
-Of what carries a checksum (the index, classifiers, states, shards of features, files that a
-manifest lists) no change may pass unseen; of the rest (weights from elsewhere, vocabularies, sizes)
-only that nothing else than a CheckpointError comes, soon, and in bounded memory.
+No change to a file with a checksum may go unnoticed (the index, classifiers, states, shards of
+features, files in a manifest). For the rest (weights from elsewhere, vocabularies, sizes), only a
+CheckpointError is allowed, without delay and in bounded memory.
 """
 
 import random
@@ -30,14 +30,14 @@ from gpt2_from_scratch.storage.files import check_listed, read_manifest, write_m
 from gpt2_from_scratch.storage.states import FORMAT, save_state
 from gpt2_from_scratch.storage.tensors import read_tensors
 
-PATIENCE = 20  # seconds after which reading counts as hanging
-MEMORY = 4 << 30  # bytes of address space beyond what is there already
+PATIENCE = 20  # after this many seconds, reading counts as hanging
+MEMORY = 4 << 30  # additional bytes of address space
 SIZES = {"n_vocab": 277, "n_ctx": 8, "n_embd": 4, "n_head": 1, "n_layer": 1}
 Reader = Callable[[], object]
 
 
 def mutated(raw: bytes, draw: random.Random) -> bytes:
-    """One to four changes: flipped bits, other bytes, pieces cut, doubled, moved, put in."""
+    """Make one to four changes: flip, change, cut, double, move or insert bits and bytes."""
     for _ in range(draw.choice([1, 1, 1, 2, 4])):
         start = draw.randrange(len(raw)) if raw else 0
         end = min(len(raw), start + draw.choice([1, 2, 4, 8, 64]))
@@ -58,14 +58,14 @@ def mutated(raw: bytes, draw: random.Random) -> bytes:
         elif kind == 6:
             piece = piece * draw.choice([2, 3])
         else:
-            end = len(raw) if draw.random() < 0.3 else end  # cut off here
+            end = len(raw) if draw.random() < 0.3 else end  # sometimes cut off the rest
             piece = b"" if end == len(raw) else piece[::-1]
         raw = raw[:start] + piece + raw[end:]
     return raw
 
 
 def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
-    """{kind: (share, file to change, how it is read, whether it carries a checksum)}."""
+    """{kind: (weight, file to change, function that reads it, whether it has a checksum)}."""
     openai, hugging_face = write_checkpoint(folder / "openai", 3, **SIZES), folder / "hf"
     hugging_face.mkdir()
     save_gpt2(load_gpt2(openai), hugging_face)
@@ -103,7 +103,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
     def features_in_use() -> object:
         try:
             return {key: shard.states(key).tolist() for shard in in_use for key in shard.places}
-        except (OSError, ValueError) as error:  # what has them computed again
+        except (OSError, ValueError) as error:  # features are then computed again
             raise CheckpointError(str(error)) from None
 
     def data() -> object:
@@ -139,14 +139,14 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
 
 
 def try_one(path: Path, raw: bytes, read: Reader) -> tuple[str, object]:
-    """("read", what) or ("refused", ""); AssertionError for any other end, or none."""
+    """("read", result) or ("refused", ""); AssertionError for any other outcome."""
     path.write_bytes(raw)
     signal.alarm(PATIENCE)
     try:
         return "read", read()
     except CheckpointError:
         return "refused", ""
-    except BaseException as error:  # a panic of a library in Rust is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         raise AssertionError(f"{path.name}: {error!r} for {raw!r}") from error
     finally:
         signal.alarm(0)

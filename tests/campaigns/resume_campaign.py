@@ -1,4 +1,4 @@
-"""Kill finetuning runs at drawn changes of files and resume them: they end with the same bits."""
+"""Kill training runs at random changes of files and resume them; results must be bit-identical."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ from gpt2_from_scratch.storage.files import sha256_of
 
 LASTING = ("best.safetensors", "last.safetensors", "metrics.jsonl", "evaluation.json", "test.csv")
 CONFIG = TrainConfig(epochs=3, batch_size=4, lr=0.01, patience=5)
-KINDS = {  # of runs
+KINDS = {  # kinds of runs
     "last block": (CONFIG, {}),
     "batches of 7, mean": (
         replace(CONFIG, batch_size=7, seed=1),
@@ -35,7 +35,7 @@ KINDS = {  # of runs
 
 @dataclass
 class Trials:
-    """A model, messages, and what each kind of run ends with when nothing stops it."""
+    """A model, messages, and the result of each kind of run without interruption."""
 
     folder: Path
     seen: Counter
@@ -52,7 +52,7 @@ class Trials:
         self.unbroken: dict[str, tuple[int, dict[str, str]]] = {}
 
     def undisturbed(self, kind: str) -> tuple[int, dict[str, str]]:
-        """How often such a run changes files, and the digests of what it ends with."""
+        """The number of file changes of an uninterrupted run, and the digests of its results."""
         if kind not in self.unbroken:
             run, count = self.folder / "whole", self.folder / "count"
 
@@ -67,7 +67,7 @@ class Trials:
         return self.unbroken[kind]
 
     def start(self, kind: str, run: Path, moment: int = 0, stop: int = signal.SIGKILL) -> int:
-        """A process that begins a run, or resumes it, and gets a signal at a change of a file."""
+        """Start a process that begins or resumes a run, and send it a signal at a file change."""
 
         def work() -> None:
             campaign.at_change(moment, lambda: os.kill(os.getpid(), stop))
@@ -77,13 +77,13 @@ class Trials:
 
     def work(self, kind: str, run: Path) -> None:
         torch.set_num_threads(1)
-        training_run.SAVE_EVERY = 0.0  # after every step
+        training_run.SAVE_EVERY = 0.0  # save after every step
         os.environ["GPT2_FROM_SCRATCH_CACHE"] = str(run.with_suffix(".cache"))
         with silenced():
             if (run / "config.json").exists():
                 recipes.resume_training(run, device="cpu")
                 return
-            shutil.rmtree(run, ignore_errors=True)  # killed before it had begun
+            shutil.rmtree(run, ignore_errors=True)  # the run was killed before it began
             config, more = KINDS[kind]
             model, texts = self.folder / "model", self.folder / "texts.csv"
             recipes.train_classifier(model, texts, config, run=run, device="cpu", **more)
@@ -92,7 +92,7 @@ class Trials:
         return {name: sha256_of(run / name) for name in LASTING}
 
     def trial(self, number: int) -> None:
-        """One run, stopped one to four times, then left to end."""
+        """One run that is stopped one to four times and then allowed to finish."""
         kind, run = self.draw.choice(list(KINDS)), self.folder / f"run{number}"
         life, expected = self.undisturbed(kind)
         stops, wanted = 0, self.draw.randint(1, 4)
@@ -100,9 +100,9 @@ class Trials:
             stopped = self.stop(kind, run, self.draw.randint(1, life))
             stops += stopped
             if not stopped and stops:
-                break  # it was stopped before and has come to its end
+                break  # it was stopped earlier and has now finished
             if not stopped:
-                self.remove(run)  # the signal came too late: once more
+                self.remove(run)  # the signal came too late, so try again
         assert campaign.end_of(self.start(kind, run)) == 0
         other = [name for name, digest in self.digests(run).items() if digest != expected[name]]
         assert not other, f"{kind}, trial {number}: other bits in {', '.join(other)}"
@@ -111,7 +111,7 @@ class Trials:
         self.seen["trials that ended bit-equal"] += 1
 
     def stop(self, kind: str, run: Path, moment: int) -> bool:
-        """Kill a run, or ask it to stop; False if it came to its end before."""
+        """Kill a run, or ask it to stop; False if it finished first."""
         how = self.draw.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM])
         code = campaign.end_of(self.start(kind, run, moment, how))
         assert code in (0, -how, 130, 143), f"a run ended with {code}"
@@ -126,7 +126,7 @@ class Trials:
 
 
 def resumes(count: int, seed: int, folder: Path) -> Counter:
-    """`count` runs, each stopped and resumed until it ends."""
+    """Run `count` trials; each is stopped and resumed until it finishes."""
     torch.set_num_threads(1)
     trials = Trials(folder, Counter(), random.Random(seed))
     trials.prepare()

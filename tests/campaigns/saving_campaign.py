@@ -1,6 +1,6 @@
-"""Kill processes while they save, and read after each kill all that they ever wrote.
+"""Kill processes while they save, and after each kill read everything they have written.
 
-Then read files that somebody made on purpose: whole, with a checksum, and with impossible contents.
+Then read crafted files: complete, with a valid checksum, and with impossible contents.
 """
 
 import copy
@@ -39,18 +39,18 @@ from gpt2_from_scratch.storage.states import FORMAT as STATE
 from gpt2_from_scratch.storage.states import newest_state, save_state
 from gpt2_from_scratch.storage.tensors import write_tensors
 
-LIFE = 100  # changes of files before a process is killed, at most: two steps or so
-SIZE = 480_000  # bytes of a state or classifier, of half a megabyte each
+LIFE = 100  # most changes of files before a process is killed, about two steps
+SIZE = 480_000  # limit in bytes within a state or classifier of half a megabyte
 DESCRIPTION = Description("mini", "0" * 64, (HeadConfig(labels=("ham", "spam")),))
 
 
 def tensors(step: int, size: int = 60_000) -> dict[str, torch.Tensor]:
-    """Half a megabyte that says which step it is of."""
+    """Half a megabyte of numbers that depend on the step."""
     return {name: torch.full((size,), float(step)) for name in ("head.weight", "head.bias")}
 
 
 def save_for_ever(folder: Path, step: int, done: int) -> None:
-    """One step after the other, each with all that a run writes; `done` is told what is safe."""
+    """Save everything that a run writes, step after step; report each saved step to `done`."""
     torch.set_num_threads(1)
     store = FeatureStore(folder / "cache", limit=20e6)
     while True:
@@ -66,7 +66,7 @@ def save_for_ever(folder: Path, step: int, done: int) -> None:
 
 
 def look(folder: Path, safe: int) -> int:
-    """Read everything; AssertionError where it is not whole. The step of the newest state."""
+    """Read everything, and return the newest state's step; AssertionError for damaged files."""
     found = newest_state(folder)
     assert found or not safe, "no state is left"
     step = found[0]["step"] if found else 0
@@ -86,7 +86,7 @@ def look(folder: Path, safe: int) -> int:
 
 
 def look_at_features(folder: Path) -> None:
-    """Every shard is whole: `find` would say otherwise."""
+    """Check that every shard is complete; otherwise `find` would report it."""
     said = listen()
     paths = list((folder / "space").glob("*.safetensors"))
     shards = FeatureStore(folder).find("space", {b"%032d" % n for n in range(9999)})
@@ -97,7 +97,7 @@ def look_at_features(folder: Path) -> None:
 
 
 def kills(count: int, seed: int, folder: Path) -> Counter:
-    """Kill `count` processes, each at a drawn change of a file, or at a byte of a file after it."""
+    """Kill `count` processes, each at a random change of a file, or at a byte after it."""
     torch.set_num_threads(1)
     csv.field_size_limit(10**8)
     folder.mkdir()
@@ -123,7 +123,7 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
         safe = max(safe, int(told[-12:] or 0))
         before, step = step, look(folder, safe)
         seen["steps saved"] += step - before
-        if draw.random() < 0.05:  # as the next run does
+        if draw.random() < 0.05:  # the next run does the same
             sweep(folder), sweep(folder / "cache" / "space")
         progress(seen["kills"])
     sweep(folder), sweep(folder / "cache" / "space")
@@ -131,7 +131,7 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
     return seen
 
 
-# --- files made on purpose ---
+# --- crafted files ---
 
 IMPOSSIBLE = [
     *(
@@ -174,7 +174,7 @@ DTYPES = [
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Where something stands in a value as JSON has it."""
+    """Yield the path of every value in a JSON value."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -182,7 +182,7 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def spoilt(value: Any, draw: random.Random) -> str:
-    """JSON with another value, or none, in one place; or something that is hardly JSON."""
+    """JSON with one value changed or missing, or a text that is hardly JSON."""
     if draw.random() < 0.1:
         return draw.choice(TEXTS_OF_JSON)
     path = draw.choice([*places(value)])
@@ -199,7 +199,7 @@ def spoilt(value: Any, draw: random.Random) -> str:
 
 
 def crafted(count: int, seed: int, folder: Path) -> Counter:
-    """Read `count` files, each whole and with its checksum, with something impossible in them."""
+    """Read `count` complete files with a valid checksum but impossible contents."""
     draw, seen = random.Random(seed), Counter()
     base = write_checkpoint(folder / "base", 3)
     heads = [

@@ -42,7 +42,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX h
     ],
 )
 def test_a_short_campaign_finds_nothing(name, count, least):
-    counts = campaign.run(name, count, seed=2)  # AssertionError if it found anything
+    counts = campaign.run(name, count, seed=2)  # raises AssertionError if it found anything
     for what, number in least.items():
         assert counts.get(what, 0) >= number, f"{what}: the campaign hit too rarely to show much"
     assert not counts.get("orphans at the end") and not counts.get("wrong files")

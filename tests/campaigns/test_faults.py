@@ -1,4 +1,4 @@
-"""The table of faults is complete and true to the tests; and those few that belong nowhere else."""
+"""The table of faults is complete and its tests exist; also tests that fit nowhere else."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ ROWS = [
 
 @cache
 def functions_of(module: str) -> set[str]:
-    """Names of the functions of a test file, whichever folder it is in."""
+    """The names of the functions in a test file, in any folder."""
     (path,) = HERE.parent.rglob(f"{module}.py")
     return {n.name for n in ast.parse(path.read_text("utf-8")).body if hasattr(n, "name")}
 
@@ -41,7 +41,7 @@ def test_faults_are_numbered_each_with_tests_that_are_there():
 
 
 class Bomb:
-    """Unpickled, it writes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,7 +59,7 @@ def model_folder(tiny_checkpoint: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("new_zipfile", [True, False])
 def test_a_pickle_is_refused_unread(tiny_checkpoint, tmp_path, new_zipfile, capsys):
-    """A real torch.save file that would run code, in each place where one might be given."""
+    """A real torch.save file that would run code, in every place where a model is expected."""
     exploded, bomb = tmp_path / "exploded", tmp_path / "bomb.pt"
     torch.save(Bomb(exploded), bomb, _use_new_zipfile_serialization=new_zipfile)
     torch.load(bomb, weights_only=False)

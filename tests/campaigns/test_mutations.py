@@ -1,10 +1,10 @@
-"""Do the tests see the classic bugs of a hand-written GPT-2? Each bug is planted, and must be seen.
+"""Plant the classic bugs of a hand-written GPT-2, one by one: the tests must detect each of them.
 
-A copy of `gpt2/model.py` and `gpt2/weights.py` with one bug takes the place of the originals while
-`test_weights.py` is loaded once more, so that its oracle tests run on the copy.
-`pytest tests/campaigns/test_mutations.py -s` shows which tests see which bug. Weights of std 0.2 and
-a tolerance of 1e-4 are needed to see them all: at GPT-2's own std of 0.02, erf GELU for instance
-moves no logit by more than 2e-6.
+A copy of `gpt2/model.py` or `gpt2/weights.py` with one bug replaces the original while
+`test_weights.py` is loaded again, so that its oracle tests run on the copy.
+`pytest tests/campaigns/test_mutations.py -s` shows which tests detect which bug. Detecting all of
+them takes weights of std 0.2 and a tolerance of 1e-4. With GPT-2's own std of 0.02, for example,
+erf GELU changes no logit by more than 2e-6.
 """
 
 import importlib
@@ -20,7 +20,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 COPIED = ("gpt2_from_scratch.gpt2.model", "gpt2_from_scratch.gpt2.weights")
 
-# a LayerNorm of our own; {} becomes the wrong formula
+# our own LayerNorm; {} is replaced by the wrong formula
 NORM = """LAYER_NORM_EPS = 1e-5
 
 
@@ -36,7 +36,7 @@ USE_NORM = [
 ]
 EPS = "LAYER_NORM_EPS = 1e-5"
 
-# bug: (module, [(text, which the source must have exactly once, and what takes its place)])
+# bug: (module, [(text that occurs exactly once in the source, its replacement)])
 BUGS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "erf GELU": ("model", [('approximate="tanh"', 'approximate="none"')]),
     "unbiased variance": (
@@ -78,7 +78,7 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]]]] = {
 
 
 def load(name: str, path: Path, substitutions: list[tuple[str, str]]) -> ModuleType:
-    """Run a file as the module `name`, which others import from then on, with text replaced."""
+    """Run a file with replaced text as the module `name`, for all later imports."""
     source = path.read_text(encoding="utf-8")
     for old, new in substitutions:
         assert (times := source.count(old)) == 1, f"{path} has {old!r} {times} times, not once"
@@ -91,13 +91,13 @@ def load(name: str, path: Path, substitutions: list[tuple[str, str]]) -> ModuleT
 
 @pytest.fixture
 def oracle_tests(monkeypatch) -> Callable[[str | None], dict[str, Callable]]:
-    """A function: bug -> {name: oracle test of a copy of the package that has this bug}."""
+    """A function: bug -> {name: oracle test on a copy of the package with this bug}."""
 
     def of_copy(bug: str | None) -> dict[str, Callable]:
         planted, substitutions = BUGS[bug] if bug else ("", [])
         for name in COPIED:
             original = importlib.import_module(name)
-            monkeypatch.setitem(sys.modules, name, original)  # put back after the test
+            monkeypatch.setitem(sys.modules, name, original)  # restored after the test
             here = substitutions if name.endswith(f".{planted}") else []
             load(name, Path(original.__file__), here)
         monkeypatch.setitem(sys.modules, "test_weights_copy", None)
@@ -110,7 +110,7 @@ def oracle_tests(monkeypatch) -> Callable[[str | None], dict[str, Callable]]:
 
 
 def failures(tests: dict[str, Callable], tmp_path: Path, tiny_checkpoint: Path) -> list[str]:
-    """Run tests with the fixtures that they ask for; the names of those that found a difference."""
+    """Run tests with their fixtures; return the names of those that detected a difference."""
     failed = []
     for name, test in tests.items():
         (folder := tmp_path / name).mkdir()

@@ -119,7 +119,7 @@ def test_one_text_with_two_labels_is_refused():
 
 @pytest.mark.parametrize("messages", [[], made_up(60, 0)], ids=["none", "ham only"])
 def test_one_label_is_refused(messages):
-    with pytest.raises(DataError, match="one label only|no label"):
+    with pytest.raises(DataError, match="only one label|no label"):
         split_messages(messages)
 
 
@@ -149,7 +149,7 @@ def test_contradictions_are_counted_and_the_first_is_shown():
         split_messages(with_contradictions(7))
     message = str(error.value)
     assert message.count("one text, two labels ['ham', 'spam']: 'see you at ") == 5
-    assert "and 2 more: 7 such texts in all" in message and "--on-error skip" in message
+    assert "and 2 more; 7 such texts in total" in message and "--on-error skip" in message
 
 
 def test_contradictions_are_left_out_and_logged():
@@ -158,7 +158,7 @@ def test_contradictions_are_left_out_and_logged():
     unclear = {f"see you at {n}" for n in range(7)}
     found = Counter(m for part in parts(split) for m in part)
     assert found == Counter(m for m in made_up() if m.text not in unclear)
-    assert len(said) == 1 and "7 such texts in all" in said[0]
+    assert len(said) == 1 and "7 such texts in total" in said[0]
     with pytest.raises(UsageError, match="on_error"):
         split_messages(made_up(), on_error="never")
 
@@ -331,8 +331,8 @@ def test_all_labels_are_rare():
     more = [Message(f"text {n}", "ham") for n in range(20)]
     for some, rare_labels, left in (
         (messages, "drop", "leaves no label, of 3 in"),
-        (messages, "join:other", "leaves one label only, 'other', of 3 in"),
-        (messages + more, "drop", "leaves one label only, 'ham', of 4 in"),
+        (messages, "join:other", "leaves only one label, 'other', of 3 in"),
+        (messages + more, "drop", "leaves only one label, 'ham', of 4 in"),
     ):
         with pytest.raises(DataError, match=f"--rare-labels {rare_labels} {left}.*or use.*keep"):
             split_messages(some, rare_labels=rare_labels)

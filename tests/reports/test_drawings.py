@@ -1,4 +1,4 @@
-"""What is on the drawings: shapes, counts, colours, weights, pads and tokens, as they were given."""
+"""Drawings show what they were given: shapes, counts, colours, weights, padding and tokens."""
 
 import io
 from collections import Counter
@@ -48,7 +48,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def has(image: np.ndarray, colour: str) -> int:
-    """How many pixels have this colour."""
+    """The number of pixels with this colour."""
     return int((np.abs(image - to_rgb(colour)).max(-1) < 0.02).sum())
 
 
@@ -74,7 +74,7 @@ def test_the_network_bottom_to_top():
         "wte (token)\n1,048,576",
         "(B, T, C = 256)",
         "blocks.0\n789,760",
-        "⋮   6 blocks in all",
+        "⋮   6 blocks in total",
         "blocks.5\n789,760",
         "(B, T, C = 256)",
         "ln_f   512",
@@ -116,7 +116,8 @@ def test_few_blocks_are_all_drawn(n_layer):
     drawn = [text.split("\n")[0] for text in texts if text.startswith("blocks.")]
     assert drawn == [f"blocks.{n}" for n in range(n_layer) if n_layer < 4 or n in (0, 3)]
     boxes = sum(isinstance(patch, FancyBboxPatch) for patch in figure.axes[0].patches)
-    assert boxes == 2 + len(drawn) + 2 + 3 + 8  # embeddings, blocks, ln_f and head, frames, parts
+    # embeddings, blocks, ln_f and head, frames, parts of a block
+    assert boxes == 2 + len(drawn) + 2 + 3 + 8
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_one_class_is_none():
         draw_architecture(MINI, 1)
 
 
-# --- what trains ---
+# --- what is trainable ---
 
 
 def test_the_ledger_is_stacked_in_the_order_of_the_network():
@@ -160,7 +161,7 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
         "ln_f",
         "head",
     ]
-    assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first at the bottom
+    assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first part is at the bottom
     states = [FROZEN] * 7 + [PARTLY] + [TRAINABLE] * 2
     assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(state) for state in states]
     assert [text.get_text() for text in bars.texts] == [f"{x.parameters:,}" for x in lines]
@@ -168,7 +169,7 @@ def test_the_ledger_is_stacked_in_the_order_of_the_network():
         b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(TRAINABLE)
     )
     assert round(trains) == sum(x.trainable for x in lines)
-    assert len(bars.patches) == 11  # one each, and two where a part trains in part
+    assert len(bars.patches) == 11  # one per part, and two for a partly trainable part
     assert f"{round(trains):,} of 5,886,466 parameters are trainable (4.51%)" in said(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "trainable",
@@ -196,11 +197,11 @@ def test_no_ledger():
         draw_ledger([])
 
 
-# --- where a block looks ---
+# --- where each head looks ---
 
 
 def attention(H: int, T: int) -> torch.Tensor:
-    """(H, T, T) weights as a block makes them."""
+    """Attention weights (H, T, T), as a block computes them."""
     scores = torch.randn(H, T, T, generator=torch.Generator().manual_seed(1))
     return scores.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf")).softmax(-1)
 
@@ -220,10 +221,11 @@ def test_one_panel_a_head():
         assert axes.get_facecolor()[:3] == to_rgb(GREY)
         for axis in (axes.xaxis, axes.yaxis):
             assert list(axis.get_ticklocs()) == list(range(8))
-        # one scale for all
+        # all panels have the same scale
         assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (0, 1)
     labels = Counter(said(figure))
-    assert labels[r"·\$"] == labels["↵"] == labels["·free"] == 2 + 3  # left of rows, below columns
+    # left of the rows and below the columns
+    assert labels[r"·\$"] == labels["↵"] == labels["·free"] == 2 + 3
     assert any("key" in text for text in labels) and any("query" in text for text in labels)
     assert legible(figure)
 
@@ -232,9 +234,9 @@ def test_one_panel_a_head():
 def test_masked_cells_look_different_from_a_weight_of_0():
     one = np.eye(3)[None]
     image = pixels(draw_attention(one, ["a", "b", "c"]))
-    assert has(image, GREY) > 3 * 100 * 100  # of nine cells three
+    assert has(image, GREY) > 3 * 100 * 100  # three of nine cells are grey
     left = draw_attention(np.full((1, 3, 3), 1 / 3), ["a", "b", "c"])
-    assert has(pixels(left), GREY) < 1000  # without a mask all are shown
+    assert has(pixels(left), GREY) < 1000  # without a mask, no cell is grey
     assert "grey" not in " ".join(said(left))
 
 
@@ -249,7 +251,7 @@ def test_labels_that_fit(H, T, each):
 
 
 def test_a_tensor_is_an_array():
-    """And the same weights give the same bytes."""
+    """The same weights also give the same bytes."""
     weights = attention(1, 3)
     png = [picture(draw_attention(w, list("abc"))) for w in (weights, weights.numpy())]
     assert png[0] == png[1]
@@ -272,11 +274,11 @@ def test_attention_that_is_none(weights, tokens, words):
         draw_attention(weights, tokens)
 
 
-# --- what padding costs ---
+# --- the cost of padding ---
 
 
 def area(axes, colour: str) -> int:
-    """How many cells of the panel's image have this colour."""
+    """The number of cells with this colour in the panel's image."""
     image = axes.images[0]
     colours = image.cmap(image.norm(image.get_array()))[..., :3]  # (rows, T, 3)
     return int((np.abs(colours - to_rgb(colour)).max(axis=-1) < 1e-6).sum())
@@ -314,7 +316,8 @@ def test_packed_texts_lie_end_to_end():
     axes = draw_batches([3, 9, 5], 2).axes[2]
     assert axes.images[0].get_array().tolist() == [[1] * 9, [1] * 8 + [0]]
     lines = [segment.tolist() for segment in axes.collections[0].get_segments()]
-    assert lines == [[[3, -0.5], [3, 0.5]], [[3, 0.5], [3, 1.5]]]  # behind the first, the second
+    # after the first text and after the second
+    assert lines == [[[3, -0.5], [3, 0.5]], [[3, 0.5], [3, 1.5]]]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +328,7 @@ def test_batches_of_nothing(lengths, size, error):
         draw_batches(lengths, size)
 
 
-# --- an answer that grows ---
+# --- answers token by token ---
 
 
 def test_a_label_token_by_token():
@@ -342,7 +345,7 @@ def test_a_label_token_by_token():
 
 
 def test_padding_after_a_message_is_shaded():
-    """And the title has the answer at the end of the message, not after its padding."""
+    """The title has the answer at the end of the message, not after its padding."""
     (axes,) = draw_label_by_token(
         ["a", "b", "(pad)", "(pad)"], [0.1, 0.8, 0.5, 0.4], "spam", pads=2
     ).axes
@@ -386,7 +389,7 @@ def test_the_same_once_more():
         assert picture(function()) == picture(function())
 
 
-# --- what several heads say after each token ---
+# --- answers of several heads after each token ---
 
 
 def test_each_head_has_a_panel_with_its_numbers():
@@ -401,7 +404,7 @@ def test_each_head_has_a_panel_with_its_numbers():
     assert [t.get_text() for t in strip.get_legend().get_texts()] == ["a", "b", "c"]
     cells = [patch.get_facecolor() for patch in strip.patches[:5]]
     assert cells[0] == cells[2] == cells[4] and len(set(cells)) == 3
-    for axes in figure.axes:  # the prompt is shaded
+    for axes in figure.axes:  # each panel shades the prompt
         shade = axes.patches[-1]
         assert (shade.get_x(), shade.get_x() + shade.get_width()) == (-0.5, 1.5)
     assert legible(figure)

@@ -1,4 +1,4 @@
-"""Findings about a run: numbers against SciPy's, and each warning only where it applies."""
+"""Findings about a run: numbers compared with SciPy's, and each warning only where it applies."""
 
 import ast
 import shlex
@@ -60,7 +60,7 @@ def test_many_labels(n, told):
 
 @pytest.mark.parametrize(
     ("wrong", "facts"),
-    [  # this run has 15 wrong, and every text the better baselines get wrong is among them
+    [  # this run has 15 mistakes, and the better baselines make only mistakes that are among them
         (45, ("10.0 points more accurate than the text baseline (b, 85.0%)", "is significant")),
         (18, ("1.0 points more accurate than the text baseline (b, 94.0%)", "is not significant")),
         (15, ("exactly as accurate as the text baseline (b, 95.0%)",)),
@@ -71,7 +71,7 @@ def test_many_labels(n, told):
 def test_the_run_is_compared_with_the_baseline(wrong, facts):
     told = against_baselines(run_facts(baselines=[baseline("b", wrong)]))
     assert "one seed" in told and not [fact for fact in facts if fact not in told]
-    few = abs(wrong - 15)  # texts that only one of the two has right: all on one side
+    few = abs(wrong - 15)  # texts that only one of the two has correct; it is always the same one
     p = binomtest(few, few).pvalue if few else 1.0
     assert told.endswith("p < 0.001." if p < 0.001 else f"p = {p:.3f}.")
 
@@ -128,9 +128,9 @@ CASES = {
     "baseline better": ({"baselines": [baseline("bag", 12)]}, ["bag is as good or better (96.0%"]),
     "uneven": (
         {"counts": run_facts().counts | {"train": {"ham": 301, "spam": 100}}},
-        ["uneven", "301 texts are ham, 100 are spam", "predicting ham would be correct 75.1%"],
+        ["uneven", "301 texts are ham", "100 are spam", "75.1%"],
     ),
-    "cut": ({"n_cut": 17}, ["17 texts", "after 384 tokens"]),
+    "cut": ({"n_cut": 17}, ["17 texts", "384 tokens"]),
     "epoch": (
         {
             "history": [
@@ -164,7 +164,7 @@ CASES = {
 }
 SPARED = {
     "test large enough": {},
-    "half an interval": {"scores": scored(answers(210, 10)), "baselines": []},  # 3.0 points
+    "half an interval": {"scores": scored(answers(210, 10)), "baselines": []},  # exactly 3.0 points
     "even enough": {"scores": EVEN, "baselines": []},
     "three to one": {"counts": run_facts().counts | {"train": {"ham": 300, "spam": 100}}},
     "a hundred to choose by": {"counts": run_facts().counts | {"val": {"ham": 50, "spam": 50}}},
@@ -182,7 +182,7 @@ def test_one_seed_is_always_told():
 
 
 def test_what_cannot_be_done_is_not_advised():
-    """Other tasks have no `compare`; what `train` did not split, it cannot split otherwise."""
+    """Other tasks have no `compare`, and `train` cannot change a split that it did not make."""
     [told] = warned(run_facts(task="multi-label", assessment=None, baselines=[]))
     assert "compare" not in told and "experiments" not in told and "train --seed" in told
     files = {"data": DataConfig(val_source="v.csv", test_source="t.csv")}
@@ -235,7 +235,7 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
     assert len(warned(facts)) == 1
 
 
-# --- words ---
+# --- wording ---
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
     [
         ({}, "Equal texts count once"),
         ({"balance": True}, "equally many texts of each label"),
-        ({"keep_together": "near-duplicates"}, "Near duplicates are in the same set"),
+        ({"keep_together": "near-duplicates"}, "Near duplicates were kept in the same set"),
         ({"val_source": "v.csv", "test_source": "t.csv"}, "separate files"),
     ],
 )

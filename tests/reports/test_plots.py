@@ -1,4 +1,4 @@
-"""Plots show what was given, can be read, and are written completely in the size asked for."""
+"""Plots show what they were given, are legible, and are written completely in the right size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.calibration import NEVER, at_threshold, calibration
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions, wilson_interval
@@ -23,6 +24,7 @@ from gpt2_from_scratch.reports.plots import (
     VAL,
     VERMILION,
     plot_confusion,
+    plot_epochs,
     plot_pretraining,
     plot_reliability,
     plot_scores,
@@ -39,7 +41,7 @@ ACCURACIES = ([0.5, 0.8, 0.95], [0.5, 0.75, 0.9])
 
 
 def pixels_of(image: np.ndarray, colour: str) -> int:
-    """How many pixels have just this colour."""
+    """The number of pixels with exactly this colour."""
     return int((np.abs(image[..., :3] - to_rgb(colour)).max(-1) < 0.02).sum())
 
 
@@ -53,7 +55,7 @@ def read(path: Path, width: int, height: int) -> np.ndarray:
 def test_two_panels_of_two_curves(tmp_path):
     path = tmp_path / "new" / "curves.png"
     save_picture(plot_training([1, 2, 3], LOSSES, ACCURACIES), path)
-    image = read(path, 1080, 432)  # 9 by 3.6 inches of 120 dots
+    image = read(path, 1080, 432)  # 9 by 3.6 inches at 120 dots per inch
     assert image.std() > 0.05
     for half in (image[:, :540], image[:, 540:]):
         assert pixels_of(half, TRAIN) > 200 and pixels_of(half, VAL) > 200
@@ -61,7 +63,7 @@ def test_two_panels_of_two_curves(tmp_path):
 
 
 def test_losses_and_accuracies_of_other_lengths(tmp_path):
-    """The lecture looks at the loss every 50 steps, at the accuracy once an epoch."""
+    """The lecture computes the loss every 50 steps, but the accuracy once per epoch."""
     losses = ([0.7, 0.6, 0.5, 0.4], [0.7, 0.65, 0.6, 0.55])
     left, right = plot_training([0, 50, 100, 150], losses, ACCURACIES, step_name="step").axes
     assert (left.get_xlabel(), right.get_xlabel()) == ("step", "epoch")
@@ -85,6 +87,16 @@ def test_other_numbers_other_picture_same_numbers_same_picture(tmp_path):
     a, b, c = (read(tmp_path / f"{name}.png", 1080, 432) for name in "abc")
     assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert np.array_equal(a[:, 560:], c[:, 560:])  # the accuracies are the same
+
+
+def test_the_kept_epoch_is_marked():
+    """The best validation score is that of epoch 2; one epoch alone needs no mark."""
+    scores = [0.5, 0.8, 0.7]
+    history = [Epoch(n + 1, 0.7, score, 0.6, score) for n, score in enumerate(scores)]
+    for axes in plot_epochs(history).axes:
+        assert list(axes.lines[2].get_xdata()) == [2, 2]
+        assert axes.lines[2].get_label() == "kept epoch"
+    assert all(len(axes.lines) == 2 for axes in plot_epochs(history[:1]).axes)
 
 
 def test_pretraining(tmp_path):
@@ -359,7 +371,7 @@ def test_reliability_is_the_bins():
         assert 100 * b.low < bar.get_x() < bar.get_x() + bar.get_width() < 100 * b.high
     eces = [f"{one.ece:.3f}" for one in found.values()]
     assert in_legend(figure) == [
-        "calibrated",
+        "perfectly calibrated",
         f"as trained (ECE {eces[0]})",
         f"T = 2 (ECE {eces[1]})",
     ]

@@ -1,7 +1,7 @@
 """Pages and cards come out as they were meant, whatever is in their texts.
 
-Pages are read back by html.parser, the card's head by the Hugging Face hub's library and its body by
-a Markdown parser.
+Pages are read back by html.parser, the card's head by the Hugging Face hub's library and its body
+by a Markdown parser.
 """
 
 import base64
@@ -20,8 +20,9 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.evaluation.assessment import PredictedText, assess
+from gpt2_from_scratch.evaluation.calibration import AtThreshold
 from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions
-from gpt2_from_scratch.reports.findings import RunFacts, run_findings
+from gpt2_from_scratch.reports.findings import RunFacts, distinct_thresholds, run_findings
 from gpt2_from_scratch.reports.render import (
     environment,
     escape_markdown,
@@ -213,7 +214,12 @@ def run_page(facts: RunFacts, **pictures: Figure | None) -> Page:
 
 
 def whole() -> RunFacts:
-    return run_facts(assessment=assessed(twins=100), n_near_duplicates=100, n_cut=3)
+    return run_facts(
+        assessment=assessed(twins=100),
+        predictions=answers(300, 15),
+        n_near_duplicates=100,
+        n_cut=3,
+    )
 
 
 @pytest.mark.slow
@@ -228,7 +234,7 @@ def test_all_of_a_run_in_order(tmp_path):
     )
     assert list(page.sections) == page.read.texts["a"] == SECTIONS
     pictures = page.read.all("img")
-    assert len(pictures) == 4 and all(len(image["alt"]) > 40 for image in pictures)
+    assert len(pictures) == 5 and all(len(image["alt"]) > 40 for image in pictures)
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.html",
         "model_card.md",
@@ -307,7 +313,7 @@ def test_the_counts_and_the_scores():
             ["all", "1,050", "200", "300", "1,550"],
         ]
     ]
-    assert "Texts that were cut after 384 tokens: 3." in page.sections["Data"].texts["p"]
+    assert "Texts that were cut to 384 tokens: 3." in page.sections["Data"].texts["p"]
     accuracies, classes = page.tables["Scores"]
     assert [row[1] for row in accuracies] == ["95.0%", "92.5%"]
     assert [row[3:] for row in accuracies] == [["285", "300"], ["185", "200"]]
@@ -320,6 +326,31 @@ def test_the_counts_and_the_scores():
     precision = average_precision_score(test.true, test.probabilities[:, 1])
     assert [row[5] for row in classes] == [f"{area:.4f}"] * 2
     assert classes[1][6] == f"{precision:.4f}"
+
+
+def test_the_score_card_comes_first():
+    """Counted by hand from the first 15 texts, which are wrong: 8 are ham and 7 are spam."""
+    card = dict(run_findings(whole())["card"])
+    assert card["accuracy on the test set"].startswith("95.0% (285 of 300")
+    assert "143 of 150 spam" in card["messages"] and "8 of 150 good" in card["messages"]
+    assert card["accuracy of the best text baseline (bag of words)"] == "85.0%"
+    cells = run_page(whole()).read.texts["td"]
+    assert cells.index(dict(run_findings(whole())["card"])["messages"]) < cells.index("text 15")
+
+
+def test_examples_are_correct_texts_and_then_mistakes():
+    found = run_findings(run_facts(predictions=answers(300, 15)))["examples"]
+    assert [one.text for one in found[:3]] == ["text 15", "text 16", "text 17"]
+    assert [one.true == one.predicted for one in found] == [True] * 3 + [False] * 3
+    assert run_findings(run_facts())["examples"] == []
+
+
+def test_equal_thresholds_are_one_row():
+    at = AtThreshold("spam", 0.9, 1, 150, 140, 150, 0.03, allowed_per_1000=0)
+    same, other = replace(at, allowed_per_1000=5), replace(at, threshold=0.5, allowed_per_1000=20)
+    rows = distinct_thresholds([at, same, other, replace(other, allowed_per_1000=None)])
+    assert rows == [("0, 5 of 1,000", at), ("20 of 1,000", other)]
+    assert distinct_thresholds([replace(at, allowed_per_1000=None)])[0][0] == "–"
 
 
 def test_baselines_are_next_to_the_run_the_best_first():
@@ -357,9 +388,11 @@ def test_thresholds_and_their_picture():
     facts = run_facts(assessment=assessed(), predictions=answers(300, 15))
     page = run_page(facts, trade=figure())
     [table] = page.tables["Thresholds"]
-    assert [row[0] for row in table] == [f"{n} of 1,000" for n in (0, 5, 10, 20)]
-    for row, at in zip(table, facts.assessment.thresholds, strict=True):
+    rows = {limit: row for row in table for limit in row[0].removesuffix(" of 1,000").split(", ")}
+    assert [*rows] == ["0", "5", "10", "20"]
+    for row, at in zip(rows.values(), facts.assessment.thresholds, strict=True):
         assert (row[2], row[4]) == (f"{at.false_positives} of 150", f"{at.true_positives} of 150")
+    assert len({row[1] for row in table}) == len(table)  # equal thresholds are one row
     [image] = page.sections["Thresholds"].all("img")
     assert "spam" in image["alt"]
     assert run_pictures(run_findings(facts))["trade"]
@@ -509,17 +542,17 @@ def test_all_sections_of_the_card():
     read = body(run_facts(assessment=assessed(twins=100), n_near_duplicates=100))
     assert read.texts["h1"] == ["GPT-2 mini on inbox.csv"]
     assert read.texts["h2"] == [
-        "What it was trained on",
-        "How good it is",
+        "Training data",
+        "Scores",
         "Calibration",
-        "What it is for",
+        "Intended use",
         "Limits",
-        "How to load it",
+        "How to use it",
         "Versions",
     ]
     told = " ".join(read.texts["p"])
     assert "95.0% (285 of 300 correct" in told and "92.5% (185 of 200 correct" in told
-    assert "temperature 1.50" in told and "Equal texts count once" in told
+    assert "temperature of 1.50" in told and "Equal texts count once" in told
     assert "b9" * 32 in read.texts["td"] and "bag of words" in read.texts["td"]
     assert any("McNemar" in paragraph and "Holm" in paragraph for paragraph in read.texts["p"])
     assert "gpt2-classifier predict runs/mini-demo-5" in read.texts["code"][1]
@@ -528,7 +561,7 @@ def test_all_sections_of_the_card():
 
 
 def test_without_a_temperature_probabilities_are_as_trained():
-    assert "Probabilities are as trained. On the test set" in card(run_facts())
+    assert "The probabilities were not changed after training. On the test set" in card(run_facts())
 
 
 def test_limits_are_the_warnings():

@@ -233,7 +233,7 @@ def test_a_model_is_no_classifier(tiny_checkpoint: Path, tmp_path: Path, capsys,
 def test_a_run_that_is_not_finished_says_so(tmp_path: Path, capsys) -> None:
     (tmp_path / "provenance.json").write_text("{}")
     code, _, err = call(capsys, "predict", tmp_path, "hi")
-    assert code == 4 and "first epoch has not ended" in err
+    assert code == 4 and "not finished its first epoch" in err
     code, _, err = call(capsys, "verify", tmp_path)
     assert code == 4 and "not finished" in err and f"--resume {tmp_path}" in err
 

@@ -1,4 +1,4 @@
-"""The book's table as rows: all of it, each one change, and how rows are chosen."""
+"""The rows of the book's table: they are complete, have one change each, and can be selected."""
 
 import importlib
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_the_order_of_rows_is_compared_with_the_books(monkeypatch: pytest.Monkey
     )
     results = results_of(default, ["1111111110", "1111111100", "1111111110"])
     results += results_of(first, ["1110000000", "1100000000", "1000000000"])
-    assert agreement(results) is None  # two rows have no order to speak of
+    assert agreement(results) is None  # two rows are too few to compare orders
     results += results_of(two, ["1111111110", "1111111111", "1111111110"])
     found = agreement(results)
     expected = kendalltau([26 / 30, 6 / 30, 28 / 30], [98.33, 75.00, 98.33])

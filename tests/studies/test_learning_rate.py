@@ -52,7 +52,7 @@ def test_what_ends_the_curve_and_what_stops(
     first: int,
     stops: bool,
 ) -> None:
-    """A NaN loss ends it after the first step; lack of memory says nothing about rates."""
+    """A NaN loss ends the curve after the first step; lack of memory is not a finding."""
     step = TrainingRun.step
 
     def failing(self: TrainingRun, batch: list[int], factor: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Plots of probes: a curve per layer, a panel per pooling."""
+"""Plots of probes: one curve per norm, one panel per pooling."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from gpt2_from_scratch.studies.probes import Probe, plot_probes
 
 
 def probed(layers: int, *poolings: Pooling) -> list[Probe]:
-    """Right more often the deeper they read, and once more behind the final norm."""
+    """Accuracy rises with depth, and is higher after the final norm."""
     return [
         Probe(
             n, norm, p, 0.1, 99, 1.0, 0.8, n + norm + 7, 60, wilson_interval(n + norm + 7, 60), 0.4
@@ -26,7 +26,7 @@ def probed(layers: int, *poolings: Pooling) -> list[Probe]:
 
 def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
     figure = plot_probes(probed(4, "mean", "last_token"))
-    assert [axes.get_title() for axes in figure.axes] == ["mean", "last_token"]
+    assert [axes.get_title() for axes in figure.axes] == ["mean", "last token"]
     for axes in figure.axes:
         (raw, normed), (dashed, *_) = axes.containers, axes.lines
         assert list(dashed.get_ydata()) == pytest.approx([40, 40])
@@ -39,7 +39,7 @@ def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
             ends = [[100 * bound for bound in wilson_interval(n, 60)] for n in right]
             assert np.allclose([bar[:, 1] for bar in bars.get_segments()], ends)
     (legend,) = figure.legends
-    names = {"always the most common label", "raw", "final-normed"}
+    names = {"always predicting the most common label", "raw", "final-normed"}
     assert {text.get_text() for text in legend.get_texts()} == names
 
 

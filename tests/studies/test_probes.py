@@ -1,5 +1,5 @@
-"""Probes: the states they read, against one text at a time; how they are fitted, against the slope of
-the loss; how they are scored, against scikit-learn.
+"""Probes: their states compared with one text at a time, their fit with the gradient of the loss,
+and their scores with scikit-learn.
 """
 
 from pathlib import Path
@@ -31,11 +31,11 @@ from gpt2_from_scratch.studies.probes import (
 )
 
 TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [200] * 12, [5, 6, 9]]
-PAD, PAD_TO = 276, 7  # shorter than one of the texts
+PAD, PAD_TO = 276, 7  # shorter than the longest text
 
 
 def messages(seed: int, count: int, kinds: int = 3) -> list[Message]:
-    """Words of two letters, some of which go with the label and most with nothing."""
+    """Words of two letters; some are related to the label, most are not."""
     draw = np.random.RandomState(seed)
     found = []
     for n in range(count):
@@ -58,7 +58,7 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 
 @torch.no_grad()
 def one_by_one(model: GPT2, ids: list[int], pooling: str, final_norm: bool) -> torch.Tensor:
-    """(L, C) of one text, by the plain blocks, padded or cut only where the pooling wants it."""
+    """(L, C) of one text from the plain blocks, padded or cut only if the pooling requires it."""
     if "position" in pooling:
         ids = (ids + [PAD] * PAD_TO)[:PAD_TO]
     x = model.embed(torch.tensor([ids]))
@@ -103,7 +103,7 @@ def test_one_pass_and_pads_only_where_they_are_read(tiny_gpt2: GPT2, monkeypatch
 
 
 def blobs(kinds: int, inputs: int = 6, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping clouds, with inputs of very different sizes that go together."""
+    """Overlapping clouds; the inputs differ in size and are correlated."""
     draw = np.random.RandomState(kinds)
     labels = draw.permutation(np.arange(count) % kinds)
     x = draw.randn(count, inputs) + 1.5 * draw.randn(kinds, inputs)[labels]
@@ -113,13 +113,14 @@ def blobs(kinds: int, inputs: int = 6, count: int = 90) -> tuple[np.ndarray, np.
 @pytest.mark.parametrize("kinds", [2, 3, 5])
 @pytest.mark.parametrize("l2", [1.0, 0.01])
 def test_the_slope_of_the_loss_is_zero(kinds: int, l2: float) -> None:
-    """Of the mean cross-entropy plus l2 / 2 times the squares of one weight vector per class."""
+    """The loss is the mean cross-entropy plus l2 / 2 times the squared weights of all classes."""
     x, y = blobs(kinds)
     model, chosen = fit_logistic((x[:70], y[:70]), (x[70:], y[70:]), [l2])
     assert chosen == l2
     logistic = model[-1]
-    weights, bias = logistic.coef_, logistic.intercept_  # (K, C), (K,); one row of two classes
-    if kinds == 2:  # the difference of two vectors that are each other's opposites
+    # (K, C), (K,); a single row for two classes
+    weights, bias = logistic.coef_, logistic.intercept_
+    if kinds == 2:  # the row is the difference of two opposite vectors
         weights, bias = np.concatenate((-weights, weights)) / 2, np.concatenate((-bias, bias)) / 2
     w, b = torch.tensor(weights, requires_grad=True), torch.tensor(bias, requires_grad=True)
     scaled = torch.tensor((x[:70] - x[:70].mean(axis=0)) / x[:70].std(axis=0))
@@ -131,7 +132,7 @@ def test_the_slope_of_the_loss_is_zero(kinds: int, l2: float) -> None:
 
 
 def test_the_penalty_is_selected_on_the_validation_set() -> None:
-    """Labels drawn at random: the strongest is best there. Labels of one input: the weakest."""
+    """With random labels the strongest is best; with labels that one input decides, the weakest."""
     x, y = blobs(2)
     drawn = np.random.RandomState(0).permutation(y)
     _, strongest = fit_logistic((x[:70], drawn[:70]), (x[70:], drawn[70:]), [0.001, 100.0])
@@ -150,7 +151,7 @@ def test_separable_labels_and_inputs_without_any_information() -> None:
 
 
 def test_rounding_noise_is_not_scaled_up() -> None:
-    """An input that differs in its last bits alone says nothing, also where it fits the labels."""
+    """An input that varies only in its last bits carries no information, even if it fits."""
     y = np.array([0, 1] * 25)
     noise = 3000.0 + 1e-3 * y[:, None]
     model, _ = fit_logistic((noise, y), (noise, y), [1e-3])
@@ -181,7 +182,7 @@ def test_inputs_that_are_not_numbers_and_unknown_classes() -> None:
 def test_probes_are_scored_as_scikit_learn_would(
     tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split
 ) -> None:
-    """Fitted on train, penalty chosen by the loss on val, counted on test."""
+    """Fitted on the training set, penalty from the validation loss, scored on the test set."""
     found = probe_layers(tiny_gpt2, tokenizer, split, poolings=("mean", "last_token"))
     assert [(p.pooling, p.final_norm, p.layer) for p in found] == [
         (pooling, norm, n)
@@ -260,9 +261,9 @@ def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, told
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"poolings": []}, "different ones"),
-        ({"poolings": "mean"}, "different ones"),
-        ({"poolings": ["mean", "mean"]}, "different ones"),
+        ({"poolings": []}, "without repetition"),
+        ({"poolings": "mean"}, "without repetition"),
+        ({"poolings": ["mean", "mean"]}, "without repetition"),
         ({"poolings": ["max"]}, "'max'"),
         ({"penalties": []}, "one or more"),
         ({"penalties": [1.0, 0.0]}, "above 0"),

@@ -1,5 +1,5 @@
-"""Rows fit themselves: frozen features against scikit-learn on states computed text by text,
-finetuned rows against the recipe `train`, finished runs by the answers they kept.
+"""Rows of a study: frozen features compared with scikit-learn on states computed text by text,
+finetuned rows with the recipe of `train`, and finished runs with their saved predictions.
 """
 
 import json
@@ -42,7 +42,7 @@ CONFIG = TrainConfig(epochs=2, lr=0.005, batch_size=8)
 
 @pytest.fixture(scope="module")
 def messages() -> list[Message]:
-    """Sixty texts with a word that often, but not always, says the label."""
+    """Sixty texts with a word that often, but not always, predicts the label."""
     draw, found = np.random.RandomState(5), {}
     while len(found) < 60:
         words = ["".join(draw.choice(list("abcde"), 2)) for _ in range(draw.randint(1, 6))]
@@ -66,7 +66,7 @@ def setup(tiny_checkpoint: Path) -> Setup:
 
 @torch.no_grad()
 def states(model: GPT2, tokenizer: Tokenizer, part: Sequence[Message]) -> np.ndarray:
-    """The final states of each text on its own: of its last token, and their mean."""
+    """The final states of each text alone: the last token's state, and the mean state."""
     rows = []
     for message in part:
         x = model.hidden(torch.tensor([tokenizer.encode(message.text)]))[0]  # (T, C)
@@ -89,7 +89,7 @@ def test_frozen_features_are_fitted_as_scikit_learn_does(
         probabilities = logistic.predict_proba(scaler.transform(val))
         fits.append((log_loss([m.label for m in split.parts.val], probabilities), l2, logistic))
     _, l2, best = min(fits, key=lambda fit: fit[0])
-    assert 0.001 < l2 < 10  # neither end of the list
+    assert 0.001 < l2 < 10  # the selected penalty is at neither end of the list
     expected = best.predict_proba(scaler.transform(test))
     np.testing.assert_allclose(found.predictions.probabilities, expected, atol=1e-4)
 
@@ -197,14 +197,14 @@ def test_every_kind_of_row_is_trained(setup: Setup, split: StudySplit, row: Fine
     assert found.epochs == epochs and len(found.predictions.texts) == len(split.parts.test)
     head_and_norm = 32 * 2 + 2 + 2 * 32
     block = 3 * 32 * 33 + 32 * 33 + 4 * 32 * 33 + 32 * (4 * 32 + 1) + 4 * 32
-    lora = 4 * 32 + 2 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)  # norms; rank 2 of four matrices
+    lora = 4 * 32 + 2 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)  # norms; rank 2 for four matrices
     trained = {"LoRA": lora, "gradually": 2 * block}.get(row.name, block)
     assert found.n_trainable == trained + head_and_norm
 
 
 @pytest.mark.slow
 def test_one_at_a_time_is_the_same_batch(setup: Setup, split: StudySplit):
-    """Gradients are added up: the book's accumulation, which no padding disturbs."""
+    """Gradients are accumulated as in the book, but padding has no effect."""
     whole, parts = (
         Finetuned("", training={"batch_size": 8, "micro_batch": n}).answer(setup, split)
         for n in (0, 1)
@@ -221,7 +221,7 @@ def test_messages_that_balancing_left_out_may_not_exist(setup: Setup, split: Stu
 
 
 def test_every_token_of_a_text_has_its_label(setup: Setup, split: StudySplit):
-    """The answer is read at the last token; padding is left out of the loss."""
+    """The prediction is read at the last token; padding is excluded from the loss."""
     classifier, parts = EVERY_TOKEN._prepared(setup, split.parts)
     labelled = to_labelled(classifier, parts.val)
     probabilities = _probabilities(classifier, [m.text for m in split.parts.val], LABELS)
@@ -230,7 +230,7 @@ def test_every_token_of_a_text_has_its_label(setup: Setup, split: StudySplit):
         target = labelled.targets["label"].batch([n])[0]
         k = names.index(message.label)
         assert set(target.tolist()) <= {k, -100} and target[-1] == k
-        assert (target == k).float().mean() > 0.5  # all but tokens of white space
+        assert (target == k).float().mean() > 0.5  # all except tokens of white space
         ids = torch.tensor([labelled.texts.encoded[n]])
         with torch.no_grad():
             logits = classifier.model.head(classifier.model.hidden(ids)[0, -1]).numpy()
@@ -255,7 +255,7 @@ def test_settings_that_rows_vary_are_left_to_them():
 def finished(
     folder: Path, texts: Sequence[str], true: Sequence[str], p_yes: Sequence[float]
 ) -> FinishedRun:
-    """A run's folder with nothing but answers, in the format that runs write."""
+    """A run's folder that contains only predictions, in the format that runs write."""
     folder.mkdir(exist_ok=True)
     lines = [
         {"text": t, "label": k, "predicted": "", "probabilities": {"yes": p, "no": 1 - p}}

@@ -1,4 +1,4 @@
-"""The scoreboard: its numbers against scikit-learn and scipy, what is read of it by hand."""
+"""The scoreboard: its numbers compared with scikit-learn and scipy, its text checked by hand."""
 
 import json
 import statistics
@@ -38,7 +38,7 @@ OURS, BAG = Row("ours"), Row("bag", TEXT)
 def result(
     row: Row, seed: int, skill: float, split: str = "seed 1", labels=LABELS, n: int = 60
 ) -> Result:
-    """Answers that are correct more often the more `skill`; equal labels for equal splits."""
+    """Predictions that are correct more often with more `skill`; equal labels for equal splits."""
     K, texts = len(labels), [f"text {k}" for k in range(n)]
     true = np.random.RandomState(len(split) + ord(split[-1])).randint(0, K, n)
     draw = np.random.RandomState(seed)
@@ -124,7 +124,8 @@ def test_several_splits_are_compared_split_by_split():
     least = spread_by_chance(float(np.mean(expected[:3])), 60)
     assert ours.interval == mean_interval(expected[:3], 100, 60, least=least)
     repeated = compare_repeated(expected[3:], expected[:3], 100, 60, least=1 / 60)
-    assert bag.difference.p == bag.difference.p_adjusted == repeated.p  # one comparison
+    # one comparison needs no adjustment
+    assert bag.difference.p == bag.difference.p_adjusted == repeated.p
     assert bag.difference.difference == repeated.difference < 0
     assert bag.difference.interval == repeated.interval
     assert bag.seconds == 11 and board.n_without_near_duplicates == 3 * 45
@@ -167,7 +168,7 @@ def test_a_row_that_lacks_a_split_is_left_out_and_noted(three: list[Result]):
     board = make_scoreboard(results, "ours")
     assert sorted(row.name for row in board.rows) == ["bag", "ours"]
     assert "regex: left out" in board.notes[0]
-    with pytest.raises(DataError, match="regex has no answers"):
+    with pytest.raises(DataError, match="regex has no predictions"):
         make_scoreboard(results, "regex")
 
 
@@ -192,7 +193,7 @@ def test_the_ensemble_takes_the_baseline_that_validation_prefers(three: list[Res
         np.testing.assert_allclose(both.predictions.probabilities, expected)
         assert both.learned == best.row.name and both.seconds == ours.seconds + best.seconds
     board = make_scoreboard([*three, both], "ours")
-    assert board.rows[-1].name == ENSEMBLE.name  # the last, however good
+    assert board.rows[-1].name == ENSEMBLE.name  # last, whatever its accuracy
     assert list(ensembles([ours], "ours")) == []
 
 
@@ -220,7 +221,7 @@ def test_as_a_person_reads_it(tmp_path: Path):
         "| classifier | test accuracy, % | 95% interval | F1 of spam, % | ROC-AUC | Brier | "
         "without near duplicates, % | difference from ours | adjusted p | s |"
     )
-    # Brier 2 * 0.75^2 / 4; of calls and texts of spam 2 * 2 / (3 + 2); on the two hams half
+    # Brier score: 2 * 0.75^2 / 4; F1 of spam: 2 * 2 / (3 + 2); half of the two ham texts
     assert table[2] == (
         "| ours | 100.00 | 51.0 to 100.0 | 100.0 | 1.0000 | 0.0000 | 100.00 |  |  | 1.3 |"
     )
@@ -245,7 +246,9 @@ def test_a_table_of_experiments():
     assert {line.count("|") for line in lines} == {10}
     assert lines[2].startswith("| default | 85.00 | 7.07 | 0.0 to 100.0 |  |  |  | 98.33 (row 16)")
     assert "| -60.00 | " in lines[3] and "2 splits, 70 training and 10 test texts each" in text
-    assert "first token: the book's row 2, odd" in text and "row 8 is not run here: 1558M" in text
+    assert (
+        "first token: the book's row 2, odd" in text and "row 8 is not repeated here: 1558M" in text
+    )
     one = make_scoreboard([r for r in results if r.split == "seed 1"], "default", ranked=False)
     assert format_scoreboard(one, EXPERIMENTS).split("\n")[2].startswith("| default | 90.00 | - |")
     many = make_scoreboard(of(rows[0], ["1" * 10] * 9) + of(rows[1], ["0" * 10] * 9), "default")

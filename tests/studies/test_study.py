@@ -1,4 +1,4 @@
-"""Studies: what is kept and not computed again, what is refused, what a stop leaves behind."""
+"""Studies: what is saved and reused, what is refused, and what an interruption leaves."""
 
 import json
 import os
@@ -59,7 +59,7 @@ CONFIG = TrainConfig(epochs=1, lr=0.005)
 
 @dataclass(frozen=True)
 class Fixed(Row):
-    """Says spam with a probability that its seed decides; notes every call, and may fail."""
+    """Predicts spam with a probability that depends on its seed; counts calls, and may fail."""
 
     calls: list[str] = field(default_factory=list)
     fails: Callable[[], None] = lambda: None
@@ -73,7 +73,7 @@ class Fixed(Row):
 
 
 def fixed_study(*rows: Row, seeds: tuple[int, ...] = (1, 2), **settings: object) -> Study:
-    """A study of rows that take no time; the first is the reference."""
+    """A study of rows that take no time; the first row is the reference."""
     test = [Message(f"text {n}", LABELS[n % 2]) for n in range(10)]
     splits = [StudySplit(f"seed {seed}", seed, Split(test, [], test)) for seed in seeds]
     return Study(Setup(labels=LABELS), rows, splits, rows[0].name, {"model": "mini"} | settings)
@@ -81,7 +81,7 @@ def fixed_study(*rows: Row, seeds: tuple[int, ...] = (1, 2), **settings: object)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred texts, two in three ham, six pairs of which differ by a digit."""
+    """A hundred texts; two thirds are ham, and six pairs differ only by a digit."""
     draw, found = np.random.RandomState(5), {}
     while len(found) < 88:
         words = ["".join(draw.choice(list("abcde"), 3)) for _ in range(draw.randint(4, 8))]
@@ -99,7 +99,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures and pages take longer than all else."""
+    """Pictures and pages would take longer than everything else."""
     for name in ("write_scoreboard", "write_study_report"):
         monkeypatch.setattr(study_module, name, lambda *args: None)
 
@@ -118,7 +118,7 @@ def test_each_row_answers_each_split_once(tmp_path: Path):
     assert names == answers | scores | {"settings.json", "finished.json"}
     lines = [line for line in said if line.startswith("seed ")]
     assert len(lines) == 4 and lines[1].startswith("seed 1, b c: x y: ")
-    assert " of 10; " in lines[0]  # on one line each, whatever a name holds
+    assert " of 10; " in lines[0]  # one line per pair, for every name
     again = run_study(fixed_study(*rows), tmp_path / "out")
     assert again == board and [len(row.calls) for row in rows] == [2, 2]
 
@@ -131,7 +131,8 @@ def test_seeds_and_rows_may_be_added(tmp_path: Path, no_pictures: None):
     assert (a.calls, b.calls) == (["seed 1", "seed 2", "seed 3"], ["seed 1", "seed 2", "seed 3"])
     assert len(board.rows) == 2 and len(board.splits) == 3
     alone = run_study(fixed_study(a, b, seeds=(1,)), tmp_path, only=["a"])
-    assert alone.splits == ("seed 1",) and len(alone.rows) == 2  # what is finished is scored too
+    # other finished rows are scored too
+    assert alone.splits == ("seed 1",) and len(alone.rows) == 2
 
 
 def test_a_stop_loses_what_was_under_way_only(tmp_path: Path, no_pictures: None):
@@ -140,7 +141,7 @@ def test_a_stop_loses_what_was_under_way_only(tmp_path: Path, no_pictures: None)
             raise KeyboardInterrupt
 
     a, b = Fixed("a", fails=stop), Fixed("b")
-    with pytest.raises(Interrupted, match="resumes") as stopped:
+    with pytest.raises(Interrupted, match="to resume") as stopped:
         run_study(fixed_study(a, b), tmp_path)
     assert stopped.value.exit_code == 130
     run_study(fixed_study(a, b), tmp_path)
@@ -148,7 +149,7 @@ def test_a_stop_loses_what_was_under_way_only(tmp_path: Path, no_pictures: None)
 
 
 def test_answers_without_a_note_are_computed_again(tmp_path: Path, no_pictures: None):
-    """A kill may come between the answers and the note, or leave half a file of another's."""
+    """A kill may come between predictions and record, or a foreign file may be damaged."""
     a = Fixed("a")
     board = run_study(fixed_study(a), tmp_path)
     finished = json.loads((tmp_path / "finished.json").read_text())
@@ -182,7 +183,7 @@ def test_nothing_is_compared_without_the_reference(tmp_path: Path, no_pictures: 
 
 
 def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_pictures: None):
-    board = run_study(fixed_study(Fixed("a"), Row("unfit")), tmp_path)  # its answer is None
+    board = run_study(fixed_study(Fixed("a"), Row("unfit")), tmp_path)  # its result is None
     assert [row.name for row in board.rows] == ["a"] and board.notes == ()
     assert json.loads((tmp_path / "finished.json").read_text())["seed 1"]["unfit"] is None
     said = listen()
@@ -196,7 +197,7 @@ def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path: Path, name: str):
     (tmp_path / ".lock").write_text("mine")
     (tmp_path / name).mkdir() if name[-1] == "/" else (tmp_path / name).write_text("mine")
     before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="something other than a study"):
         run_study(fixed_study(Fixed("a")), tmp_path)
     assert before == {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
 
@@ -207,10 +208,10 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
     with pytest.raises(UsageError, match=r"lr: 0\.1 -> 0\.2"):
         run_study(replace(study, settings=study.settings | {"lr": 0.2}), tmp_path / "out")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="something other than a study"):
         run_study(study, tmp_path)
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "settings.json").write_text('{"lr": 0.1}')  # before folders had a version
+    (tmp_path / "old" / "settings.json").write_text('{"lr": 0.1}')  # older folders have no version
     with pytest.raises(UsageError, match="another version"):
         run_study(study, tmp_path / "old")
     (tmp_path / "old" / "settings.json").write_text("mine")
@@ -220,7 +221,8 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
         run_study(study, tmp_path / "out")
     with pytest.raises(UsageError, match="jobs = 0"):
         run_study(study, tmp_path / "out", jobs=0)
-    with pytest.raises(UsageError, match="'a b', 'A-b'"):  # their answers would be in one file
+    # their predictions would be in the same file
+    with pytest.raises(UsageError, match="'a b', 'A-b'"):
         run_study(fixed_study(Fixed("a b"), Fixed("A-b")), tmp_path / "two")
 
 
@@ -233,14 +235,14 @@ def test_what_is_no_result_is_refused(tmp_path: Path, no_pictures: None):
 
 
 def children() -> set[int]:
-    """Processes of this one that work for joblib."""
+    """Child processes that work for joblib."""
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() and b"popen_loky" in (path / "cmdline").read_bytes():
                 found.add(int(path.name))
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended
             continue
     return found
 
@@ -283,7 +285,7 @@ def test_several_processes_give_the_same_and_end_with_ctrl_c(
 
 @dataclass(frozen=True)
 class Endless(Row):
-    """Says which process it runs in, and never ends."""
+    """Prints its process number, and never ends."""
 
     def answer(self, setup: Setup, split: StudySplit) -> Result | None:
         print(os.getpid(), flush=True)
@@ -294,7 +296,7 @@ class Endless(Row):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL, as POSIX has it")
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path):
-    """They share its standard output, whose end is read when the last of them has ended."""
+    """They share standard output, which is at its end only when the last of them has ended."""
     code = (
         "import sys; from test_study import Endless, fixed_study, run_study; "
         "run_study(fixed_study(Endless('a'), Endless('b')), sys.argv[1], jobs=2)"
@@ -350,7 +352,7 @@ def test_folds_test_every_text_once(
 ):
     board = compare(tiny_checkpoint, table, CONFIG, n_folds=3, quick=True, out=tmp_path)
     assert board.splits == ("fold 1", "fold 2", "fold 3")
-    assert len(board.rows) == 6  # commonest, length, words, frozen, ours and their mean
+    assert len(board.rows) == 6  # commonest, length, words, frozen, ours, and the mean
     files = [tmp_path / f"answers-bag-of-words-fold-{n}.jsonl" for n in (1, 2, 3)]
     tested = [text for path in files for text in read_predictions(path).texts]
     assert sorted(tested) == sorted(m.text for m in load_messages(table))
@@ -366,7 +368,7 @@ def given_files(folder: Path, *parts: list[Message]) -> list[str]:
 
 
 def test_a_study_of_given_files(tmp_path: Path):
-    """Three files are the split of every seed; of two the training file is cut by each seed."""
+    """Three files are used for every seed; of two, each seed splits the training file."""
     messages = made_up(60, 40)
     files = given_files(tmp_path, messages[:70], messages[70:80], messages[80:])
     rows = [TextBaseline("commonest label")]
@@ -389,7 +391,7 @@ def test_a_study_of_given_files(tmp_path: Path):
 
 
 def test_a_study_from_before_a_setting_existed_goes_on(tmp_path: Path):
-    """It had that setting's default."""
+    """In the older study, the setting had its default."""
     settings = asdict(DataConfig()) | {"model": "mini"}
     with study_module._working_in(tmp_path, settings):
         pass
@@ -471,7 +473,7 @@ def test_a_study_of_other_messages_is_another(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three runs: two on the split of seed 1, one on that of seed 2."""
+    """A folder of three runs: two for the split of seed 1, one for that of seed 2."""
     folder = tmp_path_factory.mktemp("runs")
     for name, seed, blocks in (("one", 1, 1), ("two", 1, 2), ("other", 2, 1)):
         config = replace(CONFIG, seed=seed, n_last_blocks=blocks)
@@ -515,11 +517,13 @@ def test_without_the_runs_data_there_are_no_baselines(
     finally:
         table.write_text(raw, "utf-8")
     assert {row.name for row in board.rows} == {"one", "two"}
-    assert board.n_without_near_duplicates is not None  # the runs know them
+    assert board.n_without_near_duplicates is not None  # the runs have saved them
     assert any("no text baselines" in line and "changed" in line for line in said)
 
 
 def test_runs_with_one_name_are_refused(runs: Path, tmp_path: Path):
     for pair in ([runs / "one"] * 2, [runs / "one", tmp_path / "Bag of words"]):
-        with pytest.raises(UsageError, match="two are alike or one is named like a baseline"):
+        with pytest.raises(
+            UsageError, match="two names are equal, or one is the name of a baseline"
+        ):
             compare_runs(pair, out=tmp_path / "out")
