@@ -1,4 +1,4 @@
-"""What the benchmarks share: the same random 124M for both sides, the machine's limits, memory."""
+"""Common code of the benchmarks: a random 124M for all sides, the machine's limits, memory."""
 
 import ctypes
 import gc
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def vocabulary_folder() -> Path:
-    """OpenAI's vocabulary: of a downloaded 124M, or next to the checkout; ends without either."""
+    """The folder of OpenAI's vocabulary, from a downloaded 124M or next to the checkout."""
     for folder in (home() / "weights" / "124M", SHARED / "openai_124M"):
         if (folder / "vocab.bpe").exists():
             return folder
@@ -37,10 +37,10 @@ def random_gpt2(
     seed: int = 124,
     vocabulary: Path | None = None,
 ) -> Path:
-    """A folder with random weights of GPT-2's own sizes and OpenAI's vocabulary, or another one.
+    """A folder with random weights of GPT-2's own sizes, and OpenAI's or another vocabulary.
 
-    Matrices are five times as large as GPT-2's paper has them before training: with those, texts
-    would hardly differ behind the last block, and nothing could be learned from it.
+    The matrices are five times as large as before training in GPT-2's paper. With the paper's size,
+    texts would hardly differ after the last block, and nothing could be learned from them.
     """
     model = GPT2(config)
     init_weights(model, torch.Generator().manual_seed(seed))
@@ -54,21 +54,22 @@ def random_gpt2(
 
 
 def copy_vocabulary(source: Path, folder: Path) -> None:
-    """The two files of a tokenizer."""
+    """Copy the two files of a tokenizer."""
     for name in ("vocab.bpe", "encoder.json"):
         shutil.copy(source / name, folder / name)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine can do at most, as measured here and now."""
+    """The highest speed of this machine, as measured here and now."""
 
     name: str
-    flops: dict[torch.dtype, float]  # of a matrix product as GPT-2's MLP has it, per second
+    # operations per second in a matrix product of the size in GPT-2's MLP
+    flops: dict[torch.dtype, float]
     bandwidth: float  # bytes read and written per second
 
     def describe(self) -> str:
-        """One line for a table's caption."""
+        """Describe the machine in one line, for a table's caption."""
         return (
             f"{self.name}, {torch.get_num_threads()} threads, torch {torch.__version__}: float32 "
             f"{self.flops[torch.float32] / 1e9:.0f} GFLOP/s, bfloat16 "
@@ -77,9 +78,10 @@ class Machine:
 
 
 def measure_machine(device: torch.device = CPU, times: int = 5) -> Machine:
-    """Measure matrix products and an addition in place, on the processor or on a GPU.
+    """Measure matrix products and an in-place addition, on the processor or on a GPU.
 
-    Products are of 2048 tokens by 768 x 3072; on a GPU, which is not busy with that, of 8192 x 8192.
+    The products are of 2048 tokens by 768 x 3072. These are too small for a GPU, where they are of
+    8192 x 8192.
     """
     is_cpu = device.type == "cpu"
     rows, n_in, n_out = (2048, 768, 3072) if is_cpu else (8192, 8192, 8192)
@@ -96,13 +98,13 @@ def measure_machine(device: torch.device = CPU, times: int = 5) -> Machine:
 
 
 def best_of(times: int, run: Callable[[], object], device: torch.device = CPU) -> float:
-    """The shortest of some runs, in seconds, behind one to warm up."""
+    """The shortest duration of several runs after a warm-up, in seconds."""
     run()
     return min(timed(run, device) for _ in range(times))
 
 
 def timed(run: Callable[[], object], device: torch.device = CPU) -> float:
-    """Seconds of one run, with all that it started on a GPU."""
+    """The duration of one run in seconds, including all work that it started on a GPU."""
     synchronise(device)
     start = time.perf_counter()
     run()
@@ -111,15 +113,16 @@ def timed(run: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has finished what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak`: afterwards `peak.bytes` is the most that was in use.
+    """The peak memory of a block: `with PeakMemory() as peak`, and then `peak.bytes`.
 
-    Of a GPU: the most that torch had allocated there. Otherwise: the most that was resident (Linux).
+    On a GPU it is the most memory that torch allocated there; otherwise, the most resident memory
+    (on Linux).
     """
 
     def __init__(self, device: torch.device = CPU):
@@ -130,8 +133,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not ours
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            ctypes.CDLL(None).malloc_trim(0)  # do not count memory that was freed earlier
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,17 +146,17 @@ class PeakMemory:
 
 
 def megabytes(size: float) -> str:
-    """Such as "1,234"."""
+    """Format bytes as megabytes, such as "1,234"."""
     return f"{size / 1e6:,.0f}"
 
 
 def note(line: str) -> None:
-    """Say how far it is, on standard error."""
+    """Report progress on standard error."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def block_flops(config: GPT2Config, tokens: float, length: float) -> float:
-    """Multiplications and additions of one block over tokens of texts of about one length."""
+    """The operations of one block for this many tokens, in texts of about this length."""
     C = config.n_embd
     return tokens * (24 * C * C + 2 * C * length)  # causal: half of 4 C T
 

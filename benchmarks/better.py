@@ -1,9 +1,9 @@
-"""What was tried to beat n-grams of characters, on the same splits of the SMS Spam Collection.
+"""Attempts to beat character n-grams, on the same splits of the SMS Spam Collection.
 
-More blocks; the mean of five finetunings; pretraining on closer text first, that is, guessing the
-next token of the messages that are trained on, labels unseen ("task-adaptive pretraining", Gururangan
-et al. 2020), on all messages that the validation and test parts leave; and the mean of that with the
-n-grams. Resumable, like `gpt2-classifier compare`.
+The attempts are: more blocks; the mean of five finetunings; further pretraining on similar text
+("task-adaptive pretraining", Gururangan et al. 2020); and the mean of that with the n-grams. The
+further pretraining predicts the next token of all messages that are not in the validation or test
+set, without their labels. A stopped run can be resumed, as with `gpt2-classifier compare`.
 
     python benchmarks/better.py --seeds 1 2 3 4 5 --out runs/better
 """
@@ -41,7 +41,7 @@ CLOSER = TrainConfig(trainable="*", epochs=1, batch_size=16, lr=3e-4)
 
 
 def adapted(model: str, messages: Sequence[Message], split: Split, seed: int, folder: Path) -> Path:
-    """The model after one pass of guessing the next token of every message that is left."""
+    """The model after one pass of next-token prediction over all messages that are left."""
     held = {message.text for message in (*split.val, *split.test)}
     texts = dict.fromkeys(m.text for m in messages if m.text not in held)
     classifier = Classifier.on_base(model, heads=[HeadConfig("next", "language")], seed=seed)
@@ -55,7 +55,7 @@ def adapted(model: str, messages: Sequence[Message], split: Split, seed: int, fo
 
 @dataclass(frozen=True)
 class MeanOfFive(Row):
-    """The mean of five finetunings that differ in first weights and the order of messages."""
+    """The mean of five finetunings with different initial weights and orders of messages."""
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
         """Finetune five times."""
@@ -66,13 +66,13 @@ class MeanOfFive(Row):
 
 @dataclass(frozen=True)
 class OnCloserText(Finetuned):
-    """A finetuning that begins with GPT-2 after a pass over closer text."""
+    """A finetuning that starts from GPT-2 after a pass over similar text."""
 
     folder: Path = Path()
     messages: Sequence[Message] = ()
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
-        """Pretrain on closer text unless that was done, then finetune."""
+        """Pretrain on similar text, unless this was done before, and then finetune."""
         closer = self.folder / f"closer-{split.seed}"
         if not (closer / "model.safetensors").exists():
             adapted(str(setup.model), self.messages, split.parts, split.seed, closer)

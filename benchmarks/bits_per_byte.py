@@ -1,11 +1,13 @@
-"""Held-out text in bits per byte: a GPT-2 against general compressors that have read the same
-training text.
+"""Bits per byte of held-out text: a GPT-2 and compressors with the same training text.
 
     python benchmarks/bits_per_byte.py --corpus CORPUS --model mini
 
-The compressors: gzip on the held-out text alone; xz with the end of the training text (as much as
-its window holds) in front, counting only the bytes that the held-out text adds; and an
-interpolated byte n-gram.
+The compressors are:
+
+- gzip, on the held-out text alone;
+- xz, with the end of the training text in front (as much as its window holds), counting only the
+  bytes that the held-out text adds;
+- an interpolated byte n-gram.
 """
 
 import argparse
@@ -28,12 +30,13 @@ from gpt2_from_scratch.gpt2.corpus import (
 from gpt2_from_scratch.gpt2.pretrain import bits_per_byte
 from gpt2_from_scratch.storage.paths import model_folder
 
-ORDER = 6  # bytes of context the n-gram looks back
-TRAINED_BYTES = 12_000_000  # of training text the n-gram and xz see: what fits in memory
+ORDER = 6  # bytes of context of the n-gram
+# bytes of training text for the n-gram and xz; more would not fit into memory
+TRAINED_BYTES = 12_000_000
 
 
 def n_gram_bits_per_byte(train: bytes, test: bytes) -> float:
-    """A byte n-gram with Witten-Bell interpolation of every order from 0 to ORDER."""
+    """The result of a byte n-gram with Witten-Bell interpolation of all orders from 0 to ORDER."""
     counts: list[dict[bytes, dict[int, int]]] = [
         defaultdict(lambda: defaultdict(int)) for _ in range(ORDER + 1)
     ]

@@ -1,10 +1,10 @@
-"""What a finished table of experiments took, and how its order agrees with the book's.
+"""The duration of a finished table of experiments, and how its order agrees with the book's.
 
-Its time is compared with plain training, which is what the book's script does for a row: every
-batch padded to the longest text, through the whole model in every step and at every look at
-validation and test. A few of its steps are measured here for every row, on all processors, and
-multiplied by the steps that the row took. The order is compared by Kendall's tau, and by pairs of
-rows that are significantly reversed here.
+The duration is compared with plain training, as in the book's script: every batch is padded to the
+longest text and goes through the whole model, in every training step and every evaluation. A few
+such steps are measured here for every row, on all processors, and multiplied by the number of steps
+of the row. The orders are compared by Kendall's tau, and by pairs of rows whose order is
+significantly reversed here.
 
     gpt2-classifier experiments --data sms --balance --epochs 5 --out runs/table
     python benchmarks/experiments.py runs/table
@@ -37,12 +37,12 @@ from gpt2_from_scratch.storage.files import read_json
 from gpt2_from_scratch.studies.rows import Finetuned, Result, Setup
 from gpt2_from_scratch.studies.study import Study, experiments, finished_results
 
-STEPS = 4  # that are measured, after one that is not
-APART = 2.0  # points: of two rows of 300 messages and one seed that are nearer none is better
+STEPS = 4  # measured steps, after one for warming up
+APART = 2.0  # points; with 300 messages and one seed, a smaller difference means nothing
 
 
 def read_study(folder: Path) -> Study:
-    """The study of a folder, with every seed that it has."""
+    """Read the study in a folder, with all of its seeds."""
     saved = read_json(folder / "settings.json")
     seeds = [int(split.split()[1]) for split in read_json(folder / "finished.json")]
 
@@ -58,17 +58,17 @@ def read_study(folder: Path) -> Study:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the order of rows agrees with the book's."""
+    """How the order of the rows agrees with the book's."""
 
-    rows: int  # that both have
-    tau: float  # Kendall's tau-b: 1 the same order, 0 none, -1 reversed
-    p: float  # probability of a tau at least as far from 0 if the orders were unrelated
-    # (better in the book by two points or more, significantly better here: p < 0.05 by Holm)
+    rows: int  # number of rows in both tables
+    tau: float  # Kendall's tau-b: 1 for the same order, 0 for unrelated, -1 for reversed orders
+    p: float  # probability of a tau at least this far from 0 if the orders are unrelated
+    # (row that is better in the book by two points or more, row that is significantly better here)
     contrary: list[tuple[str, str]]
 
 
 def agreement(results: list[Result]) -> Agreement | None:
-    """Compare the order of the rows that the book has too; None if there is no order."""
+    """Compare the order of the rows that are also in the book; None if there are too few."""
     from scipy.stats import kendalltau
 
     found: dict[str, list[Result]] = {}
@@ -93,7 +93,7 @@ def agreement(results: list[Result]) -> Agreement | None:
 
 
 def plain_logits(classifier: Classifier, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Every token through every block: ids (B, T), lengths (B,) -> (B, K)."""
+    """Run every token through every block: ids (B, T), lengths (B,) -> (B, K)."""
     model = classifier.model
     x = model.embed(ids)
     for block in model.blocks:
@@ -102,7 +102,7 @@ def plain_logits(classifier: Classifier, ids: Tensor, lengths: Tensor) -> Tensor
 
 
 def seconds(step: Callable[[list[int]], Any], batches: list[list[int]]) -> float:
-    """The median time of a step."""
+    """The median duration of a step."""
     taken = []
     for batch in batches:
         began = time.perf_counter()
@@ -112,7 +112,7 @@ def seconds(step: Callable[[list[int]], Any], batches: list[list[int]]) -> float
 
 
 def plain_seconds(setup: Setup, row: Finetuned, split: Split, result: Result) -> float:
-    """About what a row takes in the plain way, with as many epochs as it took in ours."""
+    """Estimate the duration of plain training for a row, with the number of epochs it took here."""
     config, head = row.changed(replace(setup.training, seed=1), setup.head)
     classifier = new_classifier(setup.model, split, config, head, head.max_tokens or None)
     encoded, _ = classifier.encode([message.text for message in split.train])
@@ -124,7 +124,7 @@ def plain_seconds(setup: Setup, row: Finetuned, split: Split, result: Result) ->
     )
 
     def forward(batch: list[int]) -> Tensor:
-        pad_to = longest if B > 1 else None  # one text at a time needs no pads
+        pad_to = longest if B > 1 else None  # single texts need no padding
         return plain_logits(classifier, *pad_batch([encoded[n] for n in batch], 0, pad_to))
 
     def train(batch: list[int]) -> None:
@@ -144,7 +144,7 @@ def plain_seconds(setup: Setup, row: Finetuned, split: Split, result: Result) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of finished experiments")
+    parser.add_argument("folder", type=Path, help="folder of finished experiments")
     args = parser.parse_args()
     set_threads()
     study = read_study(args.folder)
@@ -168,9 +168,9 @@ def main() -> None:
     print(f"| all | | {sums[0]:.0f} | {sums[1]:.0f} | {sums[1] / sums[0]:.1f} |")
     if found := agreement(results):
         order = f"Kendall's tau {found.tau:.2f} ({format_p(found.p)})"
-        print(f"\nOrder of the {found.rows} rows that the book has too: {order}.")
+        print(f"\nOrder of the {found.rows} rows that are also in the book: {order}.")
         for better, worse in found.contrary:
-            print(f"{worse} is significantly better than {better} here; the book has the reverse.")
+            print(f"{worse} is significantly better than {better} here, but worse in the book.")
 
 
 if __name__ == "__main__":

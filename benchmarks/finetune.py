@@ -1,10 +1,11 @@
-"""Finetuning end to end: the textbook loop, Hugging Face, and this package, on the same messages.
+"""Finetuning from start to end: the textbook loop, Hugging Face, and this package.
 
-The lecture's recipe (1,045 / 149 / 300 messages, 5 epochs of 130 batches of 8, its evaluations, test
-accuracy at the end), read at each message's last token, on random weights of the size of 124M:
+All use the lecture's recipe on the same messages: 1,045 / 149 / 300 messages, 5 epochs of 130
+batches of 8, its evaluations, and the test accuracy at the end. They read each message's last
+token, and start from random weights of the size of 124M:
 
-    python benchmarks/finetune.py            # the slow sides: some steps and evaluations, scaled up
-    python benchmarks/finetune.py --full     # all sides to the end, losses compared: 40 minutes
+    python benchmarks/finetune.py            # slow sides: some steps and evaluations, extrapolated
+    python benchmarks/finetune.py --full     # all sides complete, losses compared: 40 minutes
     python benchmarks/finetune.py --full --small    # the same at the miniature's size: 5 minutes
 """
 
@@ -41,18 +42,19 @@ from gpt2_from_scratch.speed.frozen_trunk import TOKENS, batches, pack
 from gpt2_from_scratch.storage.paths import data_file
 
 SMALL = GPT2Config(n_embd=256, n_head=4, n_layer=6)
-STEPS, EVALUATIONS = 650, 412  # batches of 8 in the whole recipe: trained on, evaluated
+# number of batches of 8 in the recipe, for training and for evaluation
+STEPS, EVALUATIONS = 650, 412
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every side does: finetune this model on these messages, on this machine."""
+    """The work of every side: finetune this model on these messages, on this machine."""
 
     folder: Path
     split: Split
     machine: Machine
     device: torch.device = CPU
-    steps: int = 6  # that a plain side takes, and as many evaluations, before they are scaled up
+    steps: int = 6  # measured steps and evaluations of a plain side, before extrapolation
 
     @property
     def config(self) -> GPT2Config:
@@ -61,12 +63,12 @@ class Job:
 
     @property
     def trained(self) -> int:
-        """Parameters of the last block, the final norm and the head."""
+        """The number of parameters in the last block, the final norm and the head."""
         return 12 * self.config.n_embd**2 + 17 * self.config.n_embd + 2
 
 
 class Textbook:
-    """Every message, padded to the longest of all, through every block, in every pass."""
+    """All messages are padded to the longest and pass through every block, every time."""
 
     def __init__(self, folder: Path, encoded: list[list[int]], longest: int, device: torch.device):
         self.encoded, self.width, self.device = encoded, longest, device
@@ -81,7 +83,7 @@ class Textbook:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.1)
 
     def logits(self, numbers: list[int]) -> Tensor:
-        """(B, 2)"""
+        """The logits (B, 2)."""
         ids = torch.full((len(numbers), self.width), self.model.config.n_vocab - 1)
         for row, n in enumerate(numbers):
             ids[row, : len(self.encoded[n])] = torch.tensor(self.encoded[n])
@@ -90,19 +92,19 @@ class Textbook:
         return self.model.head(states)[torch.arange(len(numbers)), last]
 
     def blocks(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, C), written out: the package's own forward pass is not on trial here."""
+        """(B, T) -> (B, T, C), without the package's forward pass, which is not measured here."""
         x = self.model.wte(ids) + self.model.wpe.weight[: ids.shape[1]]
         for block in self.model.blocks:
             x = block(x)
         return x
 
     def tokens(self, numbers: list[int]) -> int:
-        """How many tokens go through the blocks for these messages."""
+        """The number of tokens that pass through the blocks for these messages."""
         return len(numbers) * self.width
 
 
 class HuggingFace(Textbook):
-    """GPT2ForSequenceClassification, each batch padded to its own longest, the same layers frozen."""
+    """GPT2ForSequenceClassification with the same frozen layers; each batch has its own padding."""
 
     def __init__(self, folder: Path, encoded: list[list[int]], longest: int, device: torch.device):
         from safetensors.torch import load_file
@@ -126,7 +128,7 @@ class HuggingFace(Textbook):
         self.model = GPT2ForSequenceClassification(config)
         self.model.transformer.load_state_dict(load_file(folder / "model.safetensors"))
         torch.manual_seed(123)
-        self.model.score = nn.Linear(sizes.n_embd, 2)  # with a bias, as the others have
+        self.model.score = nn.Linear(sizes.n_embd, 2)  # with a bias, like the other sides
         self.model.to(device)
         for parameter in self.model.transformer.parameters():
             parameter.requires_grad = False
@@ -137,7 +139,7 @@ class HuggingFace(Textbook):
         self.optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.1, fused=True)
 
     def logits(self, numbers: list[int]) -> Tensor:
-        """(B, 2)"""
+        """The logits (B, 2)."""
         width = max(len(self.encoded[n]) for n in numbers)
         ids = torch.full((len(numbers), width), self.model.config.pad_token_id)
         mask = torch.zeros(len(numbers), width)
@@ -148,21 +150,21 @@ class HuggingFace(Textbook):
         return self.model(input_ids=ids, attention_mask=mask).logits
 
     def tokens(self, numbers: list[int]) -> int:
-        """How many tokens go through the blocks for these messages."""
+        """The number of tokens that pass through the blocks for these messages."""
         return len(numbers) * max(len(self.encoded[n]) for n in numbers)
 
 
 @dataclass
 class Side:
-    """What was measured of one way of doing it."""
+    """The measurements of one side."""
 
     name: str
-    seconds: list[float] = field(default_factory=list)  # of each round
+    seconds: list[float] = field(default_factory=list)  # one per round
     megabytes: float = 0.0
-    limit: float = 0.0  # seconds that this machine's arithmetic and memory would take
-    flops: float = 0.0  # multiplications and additions of the whole recipe
+    limit: float = 0.0  # seconds at this machine's highest speed
+    flops: float = 0.0  # operations of the whole recipe
     trace: Trace | None = None
-    parts: dict[str, float] = field(default_factory=dict)  # seconds, for the picture
+    parts: dict[str, float] = field(default_factory=dict)  # seconds per part, for the picture
 
 
 def train_step(side: Textbook, numbers: Tensor, labels: Tensor) -> None:
@@ -184,7 +186,7 @@ def evaluate(side: Textbook, loader: object, count: int | None) -> tuple[float, 
 
 
 def whole_recipe(side: Textbook, loaders: Loaders) -> Trace:
-    """The lecture's steps and evaluations, in its order."""
+    """Run the lecture's steps and evaluations, in its order."""
     trace, step = Trace(), -1
     train, val, _ = loaders
     torch.manual_seed(123)
@@ -204,7 +206,7 @@ def whole_recipe(side: Textbook, loaders: Loaders) -> Trace:
 
 
 def run_plain(side: Side, make: Callable[..., Textbook], job: Job, full: bool) -> None:
-    """The textbook or Hugging Face: to the end, or some steps and evaluations, scaled up."""
+    """Run the textbook loop or Hugging Face completely, or extrapolate from some steps."""
     loaders, encoded, longest = make_loaders(job.split, Tokenizer(job.folder))
     made: list[Textbook] = []
     with PeakMemory(job.device) as peak:
@@ -234,7 +236,7 @@ def run_plain(side: Side, make: Callable[..., Textbook], job: Job, full: bool) -
 
 
 def run_ours(side: Side, job: Job, dtype: torch.dtype, store: Path) -> None:
-    """This package's lecture recipe, with features from `store` or into it."""
+    """Run the lecture's recipe in this package; read or write features in `store`."""
     looks = Stopwatch(lecture._pass)
     lecture._pass = looks
 
@@ -257,7 +259,7 @@ def run_ours(side: Side, job: Job, dtype: torch.dtype, store: Path) -> None:
 
 
 class Stopwatch:
-    """A function that counts the seconds spent in it."""
+    """A function that also adds up the seconds spent in it."""
 
     def __init__(self, run: Callable):
         self.run, self.seconds = run, 0.0
@@ -269,15 +271,15 @@ class Stopwatch:
 
 
 def plain_flops(plain: Textbook, job: Job, loaders: Loaders) -> float:
-    """Multiplications and additions of the whole recipe, done the plain way."""
+    """The operations of the whole recipe on a plain side."""
     epoch = [numbers.tolist() for numbers, _ in loaders[0]]
-    tokens = sum(map(plain.tokens, epoch)) / len(epoch)  # of a batch
+    tokens = sum(map(plain.tokens, epoch)) / len(epoch)  # tokens per batch
     one = block_flops(job.config, tokens, tokens / 8)
     return (STEPS + EVALUATIONS) * job.config.n_layer * one + STEPS * 2 * one
 
 
 def our_flops(job: Job, stored: bool) -> tuple[float, float]:
-    """Multiplications and additions of the frozen blocks and of what is trained, done our way."""
+    """The operations of the frozen blocks and of the trainable part in this package."""
     _, encoded, _ = make_loaders(job.split, Tokenizer(job.folder))
     distinct = list(dict.fromkeys(map(tuple, encoded)))
     tokens = TOKENS[job.device.type]
@@ -288,7 +290,7 @@ def our_flops(job: Job, stored: bool) -> tuple[float, float]:
 
 
 def our_limit(job: Job, dtype: torch.dtype, flops: tuple[float, float]) -> float:
-    """Seconds that what we compute and move would take at this machine's best rates."""
+    """The seconds that our operations and memory traffic take at this machine's highest speed."""
     rates = job.machine.flops
     moved = STEPS * step_bytes(job) + EVALUATIONS * 8 / 64 * 4 * job.trained
     frozen = flops[0] / rates[arithmetic(dtype, job.device)]
@@ -296,8 +298,10 @@ def our_limit(job: Job, dtype: torch.dtype, flops: tuple[float, float]) -> float
 
 
 def step_bytes(job: Job) -> float:
-    """A step reads the trained weights twice, writes their gradients, and AdamW passes over seven
-    arrays of their size.
+    """The bytes that a step moves.
+
+    It reads the trained weights twice, writes their gradients, and AdamW passes over seven arrays
+    of their size.
     """
     return 10 * 4 * job.trained
 
@@ -309,14 +313,14 @@ OURS = [
 
 
 def our_side(job: Job, dtype: torch.dtype, stored: bool) -> Side:
-    """This package's way in one precision, not yet measured."""
+    """This package in one precision, not yet measured."""
     name = f"ours, {str(dtype).removeprefix('torch.')}" + (", second run" if stored else "")
     flops = our_flops(job, stored)
     return Side(name, limit=our_limit(job, dtype, flops), flops=sum(flops))
 
 
 def measure(job: Job, rounds: int, full: bool) -> list[Side]:
-    """All sides, one after the other, round by round."""
+    """Run all sides one after the other, in several rounds."""
     plain = [Side(name) for name in PLAIN]
     ours = [our_side(job, *kind) for kind in OURS]
     for number in range(rounds):
@@ -331,7 +335,7 @@ def measure(job: Job, rounds: int, full: bool) -> list[Side]:
 
 
 def table(sides: list[Side]) -> Iterator[str]:
-    """Markdown."""
+    """Yield the lines of the Markdown table."""
     times = {side.name: statistics.median(side.seconds) for side in sides}
     textbook, hugging_face, *_ = times.values()
     yield "| | seconds | textbook / it | Hugging Face / it | at best, s | test accuracy | MB |"
@@ -350,7 +354,7 @@ def losses(trace: Trace) -> Tensor:
 
 
 def compare(sides: list[Side]) -> Iterator[str]:
-    """How far the losses of runs to the end are from those of ours in float32."""
+    """Yield how much the losses of complete runs differ from ours in float32."""
     ours = next(side.trace for side in sides if side.name == "ours, float32")
     assert ours is not None
     for side in sides:
@@ -359,19 +363,19 @@ def compare(sides: list[Side]) -> Iterator[str]:
             yield (
                 f"{side.name}: losses differ from ours in float32 by at most {gap:.1e}; accuracies "
                 f"{'equal' if side.trace.accuracies == ours.accuracies else side.trace.accuracies}, "
-                f"at the end {side.trace.final_accuracy}, ours {ours.final_accuracy}"
+                f"final accuracies {side.trace.final_accuracy}, ours {ours.final_accuracy}"
             )
 
 
 def draw(sides: list[Side], path: Path) -> None:
-    """Where the time goes, as bars: of the last round's textbook loop, of the median of ours."""
+    """Draw where the time goes: the last round of the textbook loop, the median of ours."""
     from gpt2_from_scratch.reports.plots import plot_seconds, save_picture
 
     times = {side.name: statistics.median(side.seconds) for side in sides}
     ours, stored = times["ours, float32"], times["ours, float32, second run"]
     looks = next(s.parts["evaluations"] for s in sides if s.name == "ours, float32")
     textbook = sides[0].parts
-    frozen, steps, evaluated = "frozen blocks, once", "650 training steps", "412 batches evaluated"
+    frozen, steps, evaluated = "frozen blocks, once", "650 training steps", "412 evaluated batches"
     bars = {
         "textbook loop": {
             steps: textbook["steps"],
@@ -387,10 +391,12 @@ def draw(sides: list[Side], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="run the slow sides to the end")
+    parser.add_argument("--full", action="store_true", help="run the slow sides completely")
     parser.add_argument("--small", action="store_true", help="256 wide, 6 blocks")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--picture", type=Path, help="a .png of where the time goes")
+    parser.add_argument(
+        "--picture", type=Path, help="a .png file for the picture of where the time goes"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         random_gpt2(Path(folder), SMALL if args.small else SIZES["124M"])
@@ -398,7 +404,9 @@ def main() -> None:
         sides = measure(job, 1 if args.full else args.rounds, args.full)
     print(f"finetune: {job.machine.describe()}")
     if not args.full:
-        print("the first two: 6 steps and 6 evaluated batches a round, times 650 and 412")
+        print(
+            "first two sides: 6 steps and 6 evaluated batches per round, extrapolated to 650 and 412"
+        )
     print(*table(sides), *compare(sides), sep="\n")
     if args.picture:
         draw(sides, args.picture)

@@ -1,8 +1,8 @@
-"""How long it takes to begin: loading 124M, the first answer, --help, importing.
+"""Startup times: loading 124M, the first prediction, --help, and importing.
 
     python benchmarks/load.py
 
-Hugging Face loads the same safetensors file; each in a process of its own, in turn.
+Hugging Face loads the same safetensors file. Each measurement has its own process; they take turns.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench import (
     vocabulary_folder,
 )
 
-# each prints seconds and the most memory that was resident beyond the imports, in bytes
+# each prints seconds, and the peak resident memory beyond the imports in bytes
 MEASURE = """
 import json, sys, time
 sys.path.insert(0, {benchmarks!r})
@@ -44,7 +44,7 @@ print(json.dumps([time.perf_counter() - start, 0]))
 
 
 def programs(safetensors: Path, openai: Path) -> dict[str, str]:
-    """{what is measured: a program that does}."""
+    """{what is measured: the program that measures it}."""
 
     def measured(imports: str, work: str) -> str:
         benchmarks = str(Path(__file__).parent)
@@ -74,7 +74,7 @@ def programs(safetensors: Path, openai: Path) -> dict[str, str]:
 
 
 def write_openai_folder(folder: Path) -> None:
-    """Random weights in OpenAI's own format, by the writer that the tests are held against."""
+    """Write random weights in OpenAI's format, with the same writer as in the tests."""
     sys.path.insert(0, str(CHECKOUT / "tests"))
     from write_bundle import write_random_gpt2
 
@@ -85,7 +85,7 @@ def write_openai_folder(folder: Path) -> None:
 
 
 def write_config_json(folder: Path) -> None:
-    """What Hugging Face wants beside the weights."""
+    """Write the file that Hugging Face needs next to the weights."""
     sizes = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"} | sizes
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,13 +1,13 @@
-"""How good is a miniature GPT-2? Bits per byte, classifiers, probes, time and memory, side by side.
+"""Compare miniature GPT-2s: bits per byte, classifiers, probes, time and memory.
 
     python benchmarks/miniature.py weights/mini runs/next --corpus ../shared/corpus
     python benchmarks/miniature.py weights/mini --quick
 
-For each folder, for random weights of the first folder's size, and for TF-IDF (words 1 to 2 and
-characters 2 to 5) on the same rows. Each classifier is trained with the package's default settings.
-Results are kept in --out, and a second call computes only what is missing. Without --test the
-scores are those of validation sets, on which weights may be chosen; --test scores the test sets,
-once, at the end.
+The models are those in the folders, random weights of the first folder's size, and TF-IDF (words 1
+to 2 and characters 2 to 5) on the same rows. Each classifier is trained with the package's default
+settings. Results are kept in --out, and a second call computes only what is missing. Without --test
+the scores are those of the validation sets, which may be used to select weights. --test shows the
+scores of the test sets, once, at the end.
 """
 
 import argparse
@@ -60,7 +60,7 @@ QUICK_TEXTS, QUICK_DOCUMENTS = (
 )  # with --quick: training texts, documents for bits per byte
 
 
-# --- what is measured ---
+# --- measurements ---
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DataSet:
 
 
 def data_sets(quick: bool) -> list[DataSet]:
-    """Those whose files are there."""
+    """The data sets whose files exist."""
     shared = SHARED / "data"
     sms = partial(load_messages, "sms")
     found = [
@@ -105,7 +105,7 @@ def _shortened(split: Callable[[int], Split], seed: int) -> Split:
 
 
 def _trec(folder: Path, seed: int) -> Split:
-    """One training question in ten becomes validation; test questions are not in training."""
+    """A tenth of the training questions becomes validation; test questions are not in training."""
     test = load_messages(folder / "test.csv")
     texts = {message.text for message in test}
     rest = [m for m in load_messages(folder / "train.csv") if m.text not in texts]
@@ -123,14 +123,14 @@ def _given(
 
 @dataclass(frozen=True)
 class Score:
-    """Answers to one part: which texts are entirely right, and the F1 (macro, or of entities)."""
+    """The scores on one part: which texts are entirely correct, and F1 (macro or of entities)."""
 
     correct: list[int]
     f1: float
 
 
 def scored(task: str, messages: Sequence[Message], answers: Sequence[Any]) -> Score:
-    """Compare answers (a label or a list of tags per text) with the labels of messages."""
+    """Compare predictions (a label or a list of tags per text) with the messages' labels."""
     if task == TAGS:
         true = [[word.label for word in message.label] for message in messages]
         f1 = tag_scores(true, answers).f1 or 0.0
@@ -143,7 +143,7 @@ def scored(task: str, messages: Sequence[Message], answers: Sequence[Any]) -> Sc
 
 
 def finetuned(folder: Path, split: Split, task: str, seed: int) -> Callable[[list[str]], list[Any]]:
-    """Finetune with the default settings; returns what answers texts."""
+    """Finetune with the default settings; return a function that predicts texts."""
     config = RunConfig(model=str(folder), training=TrainConfig(seed=seed), head=HeadSettings(task))
     classifier = new_classifier(config, split)
     with TemporaryDirectory() as run, silenced():
@@ -159,7 +159,7 @@ def finetuned(folder: Path, split: Split, task: str, seed: int) -> Callable[[lis
 
 
 def tfidf(split: Split) -> Callable[[list[str]], list[Any]]:
-    """Logistic regression on words 1 to 2 and characters 2 to 5, its penalty by validation."""
+    """Logistic regression on words 1 to 2 and characters 2 to 5; validation selects the penalty."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
@@ -177,7 +177,7 @@ def tfidf(split: Split) -> Callable[[list[str]], list[Any]]:
 
 
 def classify(name: str, folder: Path | None, data: DataSet, seed: int) -> dict[str, Any] | None:
-    """Train on a data set and answer its validation and test sets; None for what cannot."""
+    """Train on a data set and predict its validation and test sets; None if that is impossible."""
     if folder is None and data.task == TAGS:
         return None
     split = data.split(seed)
@@ -220,7 +220,7 @@ def bits(folder: Path, corpus: Path | None, quick: bool) -> dict[str, float]:
 
 
 def probes(folder: Path, split: Split) -> list[float]:
-    """Validation accuracy of a linear probe of the mean state, by layer."""
+    """The validation accuracy of a linear probe of the mean state, by layer."""
     note(f"{folder.name}: probes")
     with silenced():
         found = probe_layers(load_gpt2(folder), Tokenizer(folder), split, poolings=["mean"])
@@ -228,7 +228,7 @@ def probes(folder: Path, split: Split) -> list[float]:
 
 
 def costs(folder: Path, split: Split) -> dict[str, float]:
-    """Seconds and peak memory of one training, without a cache, and seconds of 1,000 answers."""
+    """Seconds and peak memory of a training without a cache; seconds per 1,000 predictions."""
     answer: list[Any] = []
     with PeakMemory() as peak:
         seconds = timed(lambda: answer.append(finetuned(folder, split, "classification", 1)))
@@ -244,7 +244,7 @@ def costs(folder: Path, split: Split) -> dict[str, float]:
 def classifier_rows(
     results: dict[str, dict[str, list[dict[str, Any]]]], names: Sequence[str], part: str
 ) -> list[list[str]]:
-    """One row per data set: mean accuracy and F1 of each model, and p against the first one."""
+    """One row per data set: mean accuracy and F1 of each model, and p against the first model."""
     rows = []
     for data, of_model in results.items():
         cells = [data]
@@ -276,7 +276,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def picture(models: dict[str, dict[str, Any]], accuracies: list[list[str]], path: Path) -> None:
-    """Bits per byte by text, and accuracies by data set, as grouped bars."""
+    """Draw bits per byte by text, and accuracies by data set, as grouped bars."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     texts = list(next(iter(models.values()))["bits"])
     width = 0.8 / len(models)

@@ -1,9 +1,10 @@
-"""Which lines of a corpus occur in data sets that a model is measured on?
+"""List the lines of a corpus that occur in data sets used for evaluation.
 
     python benchmarks/overlap.py --corpus CORPUS ../shared/data/trec/test.csv words.conll ...
 
-`gpt2-classifier pretrain --exclude` removes the same lines. Two lines overlap if they are equal
-and have at least 20 bytes, or if they share 50 bytes in a row; case and white space do not count.
+`gpt2-classifier pretrain --exclude` removes the same lines. Two lines overlap if they are equal and
+have at least 20 bytes, or if they have 50 consecutive bytes in common. Case and white space are
+ignored.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from gpt2_from_scratch.data.formats import load_examples
 from gpt2_from_scratch.gpt2.corpus import is_held_out, read_documents, registers
 from gpt2_from_scratch.gpt2.overlap import Overlap
 
-SHOWN = 200  # characters of a line
+SHOWN = 200  # characters shown of a line
 
 
 def texts_of(path: Path) -> list[str]:

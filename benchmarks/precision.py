@@ -1,7 +1,7 @@
-"""What bfloat16 changes in a result: logits, labels, test accuracy, on the SMS Spam Collection.
+"""The effect of bfloat16 on logits, labels and test accuracy, on the SMS Spam Collection.
 
-The frozen blocks compute in bfloat16 here, whether or not this processor is quick at it; what trains
-stays float32:
+The frozen blocks compute in bfloat16 here, whether or not this processor is fast at it. Trainable
+parameters stay float32:
 
     python benchmarks/precision.py --seeds 1 2 3 4 5
 """
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     args = parser.parse_args()
-    classifier.arithmetic = lambda dtype, device: dtype  # as asked, however slow
+    classifier.arithmetic = lambda dtype, device: dtype  # use bfloat16 even if it is slow
     rows = []
     for seed in args.seeds:
         split = split_messages(load_messages("sms"), balance=True, seed=seed)
@@ -42,7 +42,7 @@ def main() -> None:
         labelled = to_labelled(exact, split.test)
         encoded, labels = labelled.texts.encoded, labelled.labels
         a, c = exact.logits(encoded), rounded.logits(encoded)
-        exact.dtype = torch.bfloat16  # the same weights, read in bfloat16
+        exact.dtype = torch.bfloat16  # the same weights, computed in bfloat16
         b = exact.logits(encoded)
         accuracies = [(x.argmax(1) == labels).float().mean().item() for x in (a, b, c)]
         flips = [int((x.argmax(1) != a.argmax(1)).sum()) for x in (b, c)]

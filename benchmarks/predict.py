@@ -1,8 +1,8 @@
-"""Messages classified per second: Hugging Face, batched with padding, against this package.
+"""Messages classified per second: Hugging Face with padded batches, compared with this package.
 
-10,000 distinct messages with the lengths of the SMS Spam Collection, random weights of the size of
-124M. Hugging Face is given its best batch size and a part of the messages; messages come in no order
-for both:
+There are 10,000 distinct messages with the lengths of the SMS Spam Collection, and random weights
+of the size of 124M. Hugging Face uses its best batch size and some of the messages. Messages are in
+random order for both:
 
     python benchmarks/predict.py
 """
@@ -24,7 +24,7 @@ BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 
 
 def messages(count: int, originals: Iterable[str] | None = None, seed: int = 123) -> list[str]:
-    """The collection's distinct messages, then copies with their words shuffled, none twice."""
+    """The collection's distinct messages, and then copies with shuffled words, all distinct."""
     draw = random.Random(seed)
     if originals is None:
         originals = [message.text for message in load_messages("sms")]
@@ -49,7 +49,7 @@ def hugging_face_rate(model: HuggingFace, numbers: list[int], batch_size: int) -
 
 
 def our_rate(classifier: Classifier, texts: list[str]) -> float:
-    """Messages per second, tokenizing included."""
+    """Messages per second, including tokenizing."""
     return len(texts) / timed(lambda: list(classifier.predict_stream(texts)), classifier.device)
 
 

@@ -1,14 +1,14 @@
-"""Probes of every layer on the SMS Spam Collection: what they find, and what one pass saves.
+"""Probes of every layer on the SMS Spam Collection: results, and the time saved by one pass.
 
-A duplicate-free, label-balanced split (914 / 130 / 262 messages). Three parts:
+The split has no duplicates and balanced labels (914 / 130 / 262 messages). There are three parts:
 
     python benchmarks/probes.py --data sms
 
-1. seconds of all probes without pads, and of n_layer + 1 heads trained one by one through the model,
-   an epoch of each measured and multiplied;
-2. the test accuracy of each probe;
-3. at the last layer, final-normed: how far apart the texts' states are, the probe, and a head that
-   gradient descent trains on the same states, read at the last token and at the last position.
+1. The seconds of all probes without padding, and of n_layer + 1 heads trained one by one through
+   the model; one epoch of each is measured and multiplied. 2. The test accuracy of each probe. 3.
+   At the last layer, after the final norm, at the last token and at the last position: how far
+   apart the texts' states are, the probe, and a head trained by gradient descent on the same
+   states.
 """
 
 import argparse
@@ -58,7 +58,7 @@ RECIPES = {
 
 
 def one_epoch(model: str, split: Split, depth: int) -> float:
-    """Seconds of an epoch of a head behind the first `depth` blocks, through the model."""
+    """The seconds of an epoch of a head after the first `depth` blocks, through the model."""
     classifier = Classifier.on_base(model, LABELS)
     classifier.model.blocks = nn.ModuleList(list(classifier.model.blocks)[:depth])
     set_trainable_head(classifier)
@@ -80,7 +80,7 @@ def one_epoch(model: str, split: Split, depth: int) -> float:
 
 
 def set_trainable_head(classifier: Classifier) -> None:
-    """Nothing but the head trains."""
+    """Make only the head trainable."""
     classifier.model.requires_grad_(False)
     classifier.model.head.requires_grad_(True)
 
@@ -88,7 +88,7 @@ def set_trainable_head(classifier: Classifier) -> None:
 def trained_head(
     model: str, split: Split, pooling: str, longest: int, config: TrainConfig, store: FeatureStore
 ) -> tuple[int, int]:
-    """Right test answers of a head that gradient descent trained, and how many there are."""
+    """The number of correct test predictions of a trained head, and of all test messages."""
     classifier = Classifier.on_base(model, LABELS, pooling=pooling, store=store)
     if pooling == "last_position":
         classifier.description = replace(classifier.description, max_tokens=longest, pad_to=longest)
@@ -100,7 +100,7 @@ def trained_head(
 
 
 def spread(model: str, split: Split, longest: int) -> dict[str, float]:
-    """{pooling: how far the last layer's states are from their mean, as a share of their length}."""
+    """{pooling: distance of the last layer's states from their mean, relative to their length}."""
     classifier = Classifier.on_base(model, LABELS)
     encoded, _ = classifier.encode([message.text for message in split.train])
     trunk = Trunk(classifier.model, len(classifier.model.blocks))
@@ -147,14 +147,16 @@ def last_layer(model: str, split: Split, probes: list[Probe]) -> None:
     print("\n| last layer, final-normed | last token, % | last position, % |\n|---|---|---|")
     apart = spread(model, split, longest)
     print(
-        f"| states apart, share of length | {apart['last_token']:.3f} | {apart['last_position']:.3f} |"
+        f"| relative distance of states | {apart['last_token']:.3f} | {apart['last_position']:.3f} |"
     )
     for name, row in rows.items():
-        print(f"| {name} | {told(*row['last_token'])} | {told(*row['last_position'])} |")
+        print(
+            f"| {name} | {percent_in_words(*row['last_token'])} | {percent_in_words(*row['last_position'])} |"
+        )
 
 
-def told(correct: int, total: int) -> str:
-    """Percent with its interval."""
+def percent_in_words(correct: int, total: int) -> str:
+    """A percentage with its interval."""
     low, high = wilson_interval(correct, total)
     return f"{100 * correct / total:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 

@@ -1,10 +1,11 @@
-"""How time and memory grow with the number of messages: finetuning (one epoch) and predicting.
+"""Growth of time and memory with the number of messages: finetuning (one epoch) and predicting.
 
-    python benchmarks/scale.py                             # the miniature: 1,000 to 100,000 messages
-    python benchmarks/scale.py --long                      # 25,000 texts of 230 tokens, 8.8 GB of features
+    python benchmarks/scale.py                             # the miniature: 1,000 to 100,000
+    messages python benchmarks/scale.py --long                      # 25,000 texts of 230 tokens,
+    8.8 GB of features
 
-Distinct messages with the lengths of the SMS Spam Collection. The exponent is that of a power of the
-number, from the last two rows: 1 is linear.
+The messages are distinct and have the lengths of the SMS Spam Collection. The exponent is that of a
+power law through the last two rows: 1 means linear growth.
 """
 
 import argparse
@@ -26,14 +27,14 @@ CONFIG = TrainConfig(epochs=1)
 
 
 def labelled(texts: list[str]) -> Split:
-    """Labelled by a rule, so that there is something to learn; a hundredth to choose by."""
+    """Messages labelled by a rule, so that they can be learned; a hundredth is for validation."""
     found = [Message(text, "long" if len(text) > 80 else "short") for text in texts]
     part = max(2, len(found) // 100)
     return Split(found[part:], found[:part], [])
 
 
 def finetuned(classifier: Classifier, texts: list[str]) -> tuple[float, float, float]:
-    """(seconds, peak bytes, gigabytes of features) of features and one epoch."""
+    """(seconds, peak bytes, gigabytes of features) of computing features and one epoch."""
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
         store = classifier.store = FeatureStore(Path(folder) / "features", limit=30e9)
         run = Path(folder) / "run"
@@ -44,7 +45,7 @@ def finetuned(classifier: Classifier, texts: list[str]) -> tuple[float, float, f
 
 
 def predicted(classifier: Classifier, texts: list[str]) -> tuple[float, float]:
-    """(seconds, peak bytes) of predictions of a stream."""
+    """(seconds, peak bytes) of predicting a stream."""
     with PeakMemory() as peak:
         seconds = timed(lambda: sum(1 for _ in classifier.predict_stream(iter(texts))))
     return seconds, peak.bytes
@@ -56,7 +57,7 @@ def exponent(counts: list[int], seconds: list[float]) -> float:
 
 
 def growth(model: str, counts: list[int]) -> None:
-    """The table for some numbers of messages."""
+    """Print the table for these numbers of messages."""
     print("| messages | finetune, s | MB | predict, s | MB |\n|---|---|---|---|---|")
     seconds: list[list[float]] = [[], []]
     for count in counts:
@@ -76,9 +77,9 @@ def growth(model: str, counts: list[int]) -> None:
 
 
 def long_texts(count: int, tokens: int) -> None:
-    """Features of the width of 124M and many times the memory that they may take.
+    """Compute features of the width of 124M, many times larger than the allowed memory.
 
-    Only width and length count for this, so the frozen part is one block, not eleven.
+    Only width and length matter here, so the frozen part is one block instead of eleven.
     """
     draw = random.Random(123)
     words = [" the", " and", " you", " that", " was", " for", " are", " with", " this", " have"]
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--long", action="store_true", help="the long texts instead")
+    parser.add_argument("--long", action="store_true", help="measure the long texts instead")
     parser.add_argument("--texts", type=int, default=25_000, help="with --long")
     args = parser.parse_args()
     print(f"scale: {measure_machine().describe()}")

@@ -1,7 +1,7 @@
-"""Four heads trained jointly against the same four alone: time, numbers that train, test scores.
+"""Four heads trained jointly, compared with the same four trained alone: time, parameters, scores.
 
-Same messages, seeds and epochs, in one process. Of each message one label is its own (spam or
-ham), three are made by rule: how many words it has, what is in it, a tag for every word.
+Both use the same messages, seeds and epochs, in one process. Each message has its own label (spam
+or ham) and three labels made by rules: its number of words, its contents, and a tag for every word.
 
     python benchmarks/several_heads.py                    # the SMS Spam Collection, balanced
     python benchmarks/several_heads.py --data hard
@@ -36,7 +36,7 @@ MARKS: dict[str, Callable[[str], bool]] = {
     "shouting": lambda text: bool(re.search(r"\b[A-Z]{3,}\b", text)),
 }
 TAGS = ("other", "number", "capital")
-RESAMPLES = 2000  # of the test messages, for the interval of R2
+RESAMPLES = 2000  # resamples of the test messages for the interval of R2
 
 
 def with_rules(message: Message) -> Message:
@@ -54,14 +54,14 @@ def with_rules(message: Message) -> Message:
 
 
 def tag_of(word: str) -> str:
-    """What a word is: it has a digit, or begins with a capital letter, or neither."""
+    """The tag of a word: whether it contains a digit, begins with a capital letter, or neither."""
     if any(c.isdigit() for c in word):
         return "number"
     return "capital" if word[:1].isupper() else "other"
 
 
 def four_heads(split: Split, labels: Sequence[str], n_layer: int) -> list[HeadConfig]:
-    """A class, a number read at a middle layer, a set of labels, a tag for every word."""
+    """Heads for a class, a number (read at a middle layer), a set of labels, and word tags."""
     lengths = np.array([message.label["length"][0] for message in split.train])
     return [
         HeadConfig("label", labels=tuple(labels)),
@@ -80,16 +80,16 @@ def four_heads(split: Split, labels: Sequence[str], n_layer: int) -> list[HeadCo
 
 @dataclass
 class Trained:
-    """What training some heads took and came to."""
+    """The cost and the scores of training some heads."""
 
     seconds: float
-    busy: float  # seconds of the processor, which other programs do not lengthen
-    numbers: int  # that training changed
+    busy: float  # processor seconds, which other programs do not affect
+    numbers: int  # number of trained parameters
     scores: dict[str, tuple[str, float, tuple[float, float]]]  # {head: (measure, score, interval)}
 
 
 def train(model: str, heads: list[HeadConfig], split: Split, config: TrainConfig) -> Trained:
-    """Finetune these heads on what they share, and score them on the test part."""
+    """Finetune these heads together, and score them on the test set."""
     classifier = Classifier.on_base(model, heads=heads, seed=config.seed)
     before = {name: p.detach().clone() for name, p in classifier.model.named_parameters()}
     began, began_busy = time.perf_counter(), time.process_time()
@@ -107,19 +107,19 @@ def train(model: str, heads: list[HeadConfig], split: Split, config: TrainConfig
 
 
 def scored(scores: Any) -> tuple[str, float, tuple[float, float]]:
-    """The share that an interval is for: of texts with the right class or set, of words."""
+    """A proportion with an interval: of texts with the correct class or set, or of words."""
     if hasattr(scores, "exact"):
-        return "all four right", scores.exact / scores.total, scores.interval
-    measure = "accuracy" if scores.measure == "accuracy" else "words right"
+        return "all four correct", scores.exact / scores.total, scores.interval
+    measure = "accuracy" if scores.measure == "accuracy" else "words correct"
     return measure, scores.accuracy, scores.interval
 
 
 def scored_lengths(
     classifier: Classifier, messages: Sequence[Message]
 ) -> tuple[str, float, tuple[float, float]]:
-    """R2, and its interval: the middle 95 % of resamples of the messages (bootstrap)."""
-    told = classifier.predict([message.text for message in messages])
-    found = np.array([[a.answers["length"].values["words"]] for a in told if a])  # (N, 1)
+    """R2 and its interval: the middle 95% of resamples of the messages (bootstrap)."""
+    predictions = classifier.predict([message.text for message in messages])
+    found = np.array([[a.answers["length"].values["words"]] for a in predictions if a])  # (N, 1)
     true = np.array([message.label["length"] for message in messages])  # (N, 1)
     random, N = np.random.RandomState(1), len(true)
     draws = (random.randint(N, size=N) for _ in range(RESAMPLES))
@@ -137,7 +137,7 @@ def scored_lengths(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="hard, or labelled messages; none: SMS")
+    parser.add_argument("--data", default=None, help="hard, or a file of messages; default: sms")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
@@ -167,18 +167,18 @@ def main() -> None:
 
 
 def report(split: Split, config: TrainConfig, alone: dict[str, Trained], joint: Trained) -> None:
-    """The table, as README has it."""
+    """Print the table in the README."""
     print(f"{measure_machine().describe()}")
     print(
-        f"{len(split.train)} messages to train on, {len(split.test)} to test, {config.epochs} epochs, "
-        f"the last {config.n_last_blocks} blocks train\n"
+        f"{len(split.train)} training and {len(split.test)} test messages, {config.epochs} epochs, the "
+        f"last {config.n_last_blocks} blocks are trained\n"
     )
-    print("| head | measure | alone | jointly | seconds | numbers trained |")
+    print("| head | measure | alone | jointly | seconds | trained parameters |")
     print("|---|---|---|---|---|---|")
     for name, one in alone.items():
         measure, *_ = one.scores[name]
         print(
-            f"| {name} | {measure} | {told(one.scores[name])} | {told(joint.scores[name])} "
+            f"| {name} | {measure} | {percent_in_words(one.scores[name])} | {percent_in_words(joint.scores[name])} "
             f"| {one.seconds:.1f} | {one.numbers:,} |"
         )
     seconds, busy, numbers = (
@@ -187,13 +187,13 @@ def report(split: Split, config: TrainConfig, alone: dict[str, Trained], joint: 
     print(f"| all four alone | | | | {seconds:.1f} | {numbers:,} |")
     print(f"| all four jointly | | | | {joint.seconds:.1f} | {joint.numbers:,} |")
     print(
-        f"\njointly: {seconds / joint.seconds:.2f} times less time, "
-        f"{busy / joint.busy:.2f} times less of the processor's"
+        f"\njointly: {seconds / joint.seconds:.2f} times faster, with {busy / joint.busy:.2f} times "
+        "less processor time"
     )
 
 
-def told(scored: tuple[str, float, tuple[float, float]]) -> str:
-    """A score of 100, with its 95 % interval."""
+def percent_in_words(scored: tuple[str, float, tuple[float, float]]) -> str:
+    """A score as a percentage, with its 95% interval."""
     _, score, (low, high) = scored
     return f"{100 * score:.2f} ({100 * low:.1f} to {100 * high:.1f})"
 

@@ -1,9 +1,9 @@
-"""The named entities of WNUT17: words of tweets and comments tagged (Derczynski et al. 2017).
+"""The named entities of WNUT17: tagged words of tweets and comments (Derczynski et al. 2017).
 
     python benchmarks/tasks.py --wnut folder/of/wnut17
 
-Trained on the given training part, chosen by the given development part, tested on the given test
-part, with the most frequent tag of each word as the baseline.
+The model is trained on the published training set, selected on the development set, and tested on
+the test set. The baseline gives each word its most frequent tag.
 """
 
 import argparse
@@ -35,13 +35,13 @@ def tagged(messages: Sequence[Message]) -> tuple[list[list[str]], list[list[str]
 
 
 def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
-    """Entity F1 on the test part, and of the baseline."""
+    """Print the entity F1 of the model and of the baseline on the test set."""
     train, dev, test = (load_examples(folder / name, "token-classification") for name in PARTS)
     tag_of = most_frequent_tag(*tagged(train))
     words, tags = tagged(test)
     names = sorted({tag for some in tagged(train)[1] for tag in some})
     print(
-        f"\nWNUT17: {len(train):,} / {len(dev):,} / {len(test):,} texts; the test part's sha256 "
+        f"\nWNUT17: {len(train):,} / {len(dev):,} / {len(test):,} texts; the test set's sha256 "
         f"begins {sha256_of(folder / PARTS[2])[:12]}\n"
     )
     print("the most frequent tag of each word:\n")
@@ -66,7 +66,7 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     ours = [[word.label for word in text] for text in answers]
     p = chance(tags, ours, [[tag_of(word) for word in text] for text in words])
     print(
-        f"\nthe mini, last {n_last_blocks} blocks, {epochs} epochs; the epoch of the best F1 on dev:\n"
+        f"\nthe mini, last {n_last_blocks} blocks, {epochs} epochs; epoch with the best F1 on dev:\n"
     )
     print("\n".join(epochs_run) + "\n")
     print(scores.as_table())
@@ -74,8 +74,10 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
 
 
 def chance(true: Tags, a: Tags, b: Tags, draws: int = 10_000, seed: int = 0) -> float:
-    """How often entity F1 differs at least so much when each text's two answers are swapped or not
-    at random. Source: approximate randomization, Noreen 1989; Yeh 2000.
+    """The probability of at least this difference in entity F1 by chance.
+
+    Each text's two predictions are swapped at random. Source: approximate randomization, Noreen
+    1989; Yeh 2000.
     """
     counts = np.array(
         [[_counted(t, x) for t, x in zip(true, tags, strict=True)] for tags in (a, b)]
@@ -94,14 +96,16 @@ def chance(true: Tags, a: Tags, b: Tags, draws: int = 10_000, seed: int = 0) -> 
 
 
 def _counted(true: Sequence[str], found: Sequence[str]) -> tuple[int, int, int]:
-    """Entities found and right, found, there."""
+    """The number of entities that are found and correct, that are found, and that exist."""
     there, called = set(entities(true)), set(entities(found))
     return len(there & called), len(called), len(there)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--wnut", type=Path, default=SHARED / "data" / "wnut17", help="its folder")
+    parser.add_argument(
+        "--wnut", type=Path, default=SHARED / "data" / "wnut17", help="the data set's folder"
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--n-last-blocks", type=int, default=3)
     args = parser.parse_args()

@@ -31,8 +31,8 @@ def answers(
     return LabelledPredictions(labels, [f"text {i}" for i in range(n)], true, shares)
 
 
-def assessed(n: int = 300, wrong: int = 15, twins: int = 0, **others: Any) -> Assessment:
-    test = replace(answers(n, wrong, **others), near_duplicates=np.arange(n) >= n - twins)
+def assessed(n: int = 300, wrong: int = 15, n_near: int = 0, **others: Any) -> Assessment:
+    test = replace(answers(n, wrong, **others), near_duplicates=np.arange(n) >= n - n_near)
     val = answers(200, 8, **others)
     return assess(test, val, temperature=1.5, uncalibrated=answers(n, wrong, sure=0.99, **others))
 

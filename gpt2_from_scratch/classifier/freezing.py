@@ -45,7 +45,7 @@ def set_trainable(
         heads: The model's heads. Those with `trainable` are unfrozen. By default `model.head` is.
 
     Raises:
-        UsageError: The model does not have so many blocks, a pattern matches no name, or a head is
+        UsageError: The model does not have that many blocks, a pattern matches no name, or a head is
             still tied to `wte` and `heads` does not name it. Training such a head would also train
             `wte`.
     """

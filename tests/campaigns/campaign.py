@@ -58,12 +58,12 @@ class Progress:
 
     def __init__(self, total: int, what: str):
         self.total, self.what = total, what
-        self.begun = self.told = time.monotonic()
+        self.begun = self.reported = time.monotonic()
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
-        if now - self.told > 20:
-            self.told = now
+        if now - self.reported > 20:
+            self.reported = now
             print(f"{done:,} of {self.total:,} {self.what}, {now - self.begun:.0f} s", flush=True)
 
 

@@ -37,9 +37,9 @@ def main() -> None:
             say(f"FAILED: {error}")
             return f"| {name} | {args.seed} |  | FAILED: {error} |"
         seconds = counts.pop("seconds")
-        told = "; ".join(f"{what} {number:,}" for what, number in sorted(counts.items()))
+        reported = "; ".join(f"{what} {number:,}" for what, number in sorted(counts.items()))
         say("done")
-        return f"| {name} | {args.seed} | {seconds:,} | {told} |"
+        return f"| {name} | {args.seed} | {seconds:,} | {reported} |"
 
     with ThreadPoolExecutor(2) as pool:
         rows = list(pool.map(one, args.only or CAMPAIGNS))

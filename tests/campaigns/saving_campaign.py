@@ -117,10 +117,10 @@ def kills(count: int, seed: int, folder: Path) -> Counter:
         os.close(writing)
         assert campaign.end_of(child) in campaign.DEATHS, "it ended by itself"
         with os.fdopen(reading, "rb") as pipe:
-            told = pipe.read()
+            reported = pipe.read()
         seen["kills"] += 1
         seen["kills in the middle of a file"] += bool(list(folder.rglob(".*.tmp")))
-        safe = max(safe, int(told[-12:] or 0))
+        safe = max(safe, int(reported[-12:] or 0))
         before, step = step, look(folder, safe)
         seen["steps saved"] += step - before
         if draw.random() < 0.05:  # the next run does the same

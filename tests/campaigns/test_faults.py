@@ -30,7 +30,7 @@ def functions_of(module: str) -> set[str]:
     return {n.name for n in ast.parse(path.read_text("utf-8")).body if hasattr(n, "name")}
 
 
-def test_faults_are_numbered_each_with_tests_that_are_there():
+def test_faults_are_numbered_and_their_tests_exist():
     assert [int(number) for number, *_ in ROWS] == list(range(1, len(ROWS) + 1))
     for number, _, _, tests in ROWS:
         named = [name.strip() for name in tests.split(",")]
@@ -96,9 +96,7 @@ def test_a_pickle_is_refused_unread(tiny_checkpoint, tmp_path, new_zipfile, caps
 @pytest.mark.parametrize(
     "name", ["hparams.json", "vocab.bpe", "encoder.json", "model.ckpt.index", "model.safetensors"]
 )
-def test_a_file_of_another_kind_is_named_wherever_it_lies(
-    tiny_checkpoint, tmp_path, name, raw, kind
-):
+def test_a_file_of_another_kind_is_named_everywhere(tiny_checkpoint, tmp_path, name, raw, kind):
     folder = tmp_path / "model"
     folder.mkdir()
     for path in tiny_checkpoint.iterdir():
@@ -139,7 +137,7 @@ def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architec
         ("{}" + " " * (1 << 25), "more than"),
     ],
 )
-def test_sizes_that_are_none(tiny_checkpoint, tmp_path, text, message):
+def test_invalid_sizes(tiny_checkpoint, tmp_path, text, message):
     folder = model_folder(tiny_checkpoint, tmp_path / "model")
     (folder / "hparams.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):

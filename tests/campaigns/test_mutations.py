@@ -129,7 +129,7 @@ def test_the_copy_without_a_bug_passes(oracle_tests, tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_bug_is_seen(bug, oracle_tests, tmp_path, tiny_checkpoint):
+def test_bug_is_detected(bug, oracle_tests, tmp_path, tiny_checkpoint):
     failed = failures(oracle_tests(bug), tmp_path, tiny_checkpoint)
     print(f"\n{bug:<30} {', '.join(failed)}", end=" ")
     assert failed, "no oracle test sees it"

@@ -214,10 +214,12 @@ def test_saving_logs_changes_that_a_file_cannot_contain(
             classifier.save(tmp_path / "c.safetensors")
     except UsageError:  # the parameters have other names
         return
-    told = [line for line in said if "will answer without this change" in line]
+    reported = [line for line in said if "will answer without this change" in line]
     again = Classifier.load(tmp_path / "c.safetensors", base)
     same = torch.allclose(again.logits(ENCODED), text_by_text(classifier), atol=1e-2)
-    assert len(told) == (0 if same or change is half else 1)  # a loaded model computes in float32
+    assert len(reported) == (
+        0 if same or change is half else 1
+    )  # a loaded model computes in float32
 
 
 def test_another_config_is_not_in_the_file_either(base: Path, tmp_path: Path) -> None:

@@ -411,8 +411,8 @@ def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Pa
             for name, block in zip(("early", "label"), model.blocks, strict=True):
                 x = block(x)
                 share = model.head[name](model.ln_f(x[0, -1])).softmax(dim=0)
-                told = prediction.answers[name].probabilities
-                assert list(told.values()) == pytest.approx(share.tolist(), abs=1e-5)
+                reported = prediction.answers[name].probabilities
+                assert list(reported.values()) == pytest.approx(share.tolist(), abs=1e-5)
 
 
 def test_adapters_above_the_layer_read_do_not_change(
@@ -778,7 +778,7 @@ DRAWING = [replace(KIND, dropout=0.3, hidden=(6,), activation="tanh"), SIZE, TAG
         {"lora": LoRAConfig(rank=2, dropout=0.3)},
     ],
 )
-def test_a_run_that_was_stopped_ends_with_the_same_bits(
+def test_a_stopped_run_ends_bit_identical(
     tiny_checkpoint, labelled_split, tmp_path, monkeypatch, changes
 ):
     """Stopped in the first epoch, at the end of the second, and in the third; with dropout."""

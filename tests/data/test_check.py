@@ -282,7 +282,7 @@ def test_the_collection(sms_file: Path) -> None:
     assert report.near_duplicates.groups == 153 and report.near_contradictions.groups == 0
     assert [remark.split(":")[0] for remark in report.remarks] == [
         "labels are uneven",
-        "length alone tells labels apart",
+        "text length alone separates the labels",
     ]
 
 
@@ -465,11 +465,11 @@ def test_lengths_by_hand():
     assert cut([3, 10, 12], 10) == Cut(10, 1, 2, 25) and cut([], 4) == Cut(4, 0, 0, 0)
 
 
-@pytest.mark.parametrize(("ham", "told"), [(100, False), (300, False), (301, True)])
-def test_uneven_labels(ham, told):
+@pytest.mark.parametrize(("ham", "reported"), [(100, False), (300, False), (301, True)])
+def test_uneven_labels(ham, reported):
     found = remarks({"eggs": 150, "ham": ham, "spam": 100}, {}, None)
-    assert len(found) == told
-    if told:
+    assert len(found) == reported
+    if reported:
         assert "3.0 ham per spam" in found[0]
         assert "--balance" in found[0] and "--class-weights balanced" in found[0]
 

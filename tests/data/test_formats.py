@@ -76,9 +76,9 @@ def test_classification_is_load_messages(tmp_path: Path):
     assert load_examples() == load_messages() == load_examples("sms", "classification")
     (tmp_path / "a.tsv").write_text("words\tclass\na\tx\n\ty\nb\tz\n", "latin-1")
     options = {"text_column": "words", "label_column": "class", "encoding": "latin-1"}
-    told = listen()
+    reported = listen()
     found = examples(tmp_path / "a.tsv", on_error="skip", **options)
-    assert found == [Message("a", "x"), Message("b", "z")] and "line 3" in told[0]
+    assert found == [Message("a", "x"), Message("b", "z")] and "line 3" in reported[0]
     assert len(examples(tmp_path / "a.tsv", keep_empty=True, **options)) == 3
 
 
@@ -266,9 +266,9 @@ def test_invalid_json_labels(tmp_path: Path, task: str, label: str, what: str):
     raw = row.format(good) + row.format(label) + row.format(good)
     message = refused(tmp_path / "a.jsonl", raw, task)
     assert "a.jsonl, line 2: " in message and what in message and "--on-error skip" in message
-    told = listen()
+    reported = listen()
     assert len(load(tmp_path / "a.jsonl", raw, task, on_error="skip")) == 2
-    assert len(told) == 1 and what in told[0] and "line 2" in told[0]
+    assert len(reported) == 1 and what in reported[0] and "line 2" in reported[0]
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "ham", "", "1_000", '"1,5"', "1e999", "0x10", "١"])
@@ -298,18 +298,18 @@ def test_texts_that_are_empty_or_none(tmp_path: Path, task: str):
 
 def test_blank_lines_of_a_text(tmp_path: Path):
     assert "line 2: the text is empty" in refused(tmp_path / "a.txt", "one\n\ntwo\n", "language")
-    told = listen()
+    reported = listen()
     found = load(tmp_path / "a.txt", "one\n\ntwo\n", "language", on_error="skip")
-    assert [m.text for m in found] == ["one", "two"] and "1 of 3 rows" in told[0]
+    assert [m.text for m in found] == ["one", "two"] and "1 of 3 rows" in reported[0]
     assert len(load(tmp_path / "a.txt", "one\n\ntwo\n", "language", keep_empty=True)) == 3
 
 
 def test_faults_of_words_and_questions_are_faults_here(tmp_path: Path):
     raw = "a\tO\n\nword\n\nb\tO\n"
     assert "a.bio, line 3: " in refused(tmp_path / "a.bio", raw, "token-classification")
-    told = listen()
+    reported = listen()
     found = load(tmp_path / "a.bio", raw, "token-classification", on_error="skip")
-    assert [m.text for m in found] == ["a", "b"] and "1 of 3 rows" in told[0]
+    assert [m.text for m in found] == ["a", "b"] and "1 of 3 rows" in reported[0]
     question = {"id": "x7", "question": "Who?", "answers": []}
     data = {"data": [{"paragraphs": [{"context": "Nobody", "qas": [question]}]}]}
     assert "question 'x7'" in refused(tmp_path / "a.json", json.dumps(data), "span")

@@ -446,11 +446,11 @@ def test_faulty_rows_are_left_out_and_logged(tmp_path):
     said = listen()
     found = load(tmp_path / "m.csv", on_error="skip")
     assert found == [Message(text, "ham") for text in ("one", "two", "three")]
-    (told,) = said
-    assert told.startswith(
+    (reported,) = said
+    assert reported.startswith(
         f"9 of 12 rows of {tmp_path / 'm.csv'} were left out:\n  line 3: 1 fields"
     )
-    assert [line.split(":")[0] for line in told.splitlines()[1:]] == [
+    assert [line.split(":")[0] for line in reported.splitlines()[1:]] == [
         f"  line {n}" for n in (3, 4, 6, 7, 8)
     ] + ["  and 4 more"]
     with pytest.raises(UsageError, match="unknown on_error 'ignore'; choose from: stop, skip"):
@@ -670,7 +670,7 @@ def test_an_error_shows_how_to_make_messages(tmp_path: Path):
         ({"balance": 1}, "balance = 1"),
         ({"keep_empty": "no"}, "keep_empty = 'no'"),
         ({"keep_together": "groups"}, "'groups'.*copies, near-duplicates"),
-        ({"keep_together": "near-twins"}, "'near-twins'.*'near-duplicates'"),
+        ({"keep_together": "near-n_near"}, "'near-n_near'.*'near-duplicates'"),
         ({"val_source": "a.csv"}, "--val-data.*val_source.*needs --test-data"),
         ({"rare_labels": "join"}, "'join'.*stop, drop, keep, join:other"),
         ({"rare_labels": "join: "}, "'join: '"),

@@ -138,7 +138,7 @@ def test_numbers_of_the_parts_are_those_of_the_model(tiny_config):
     assert parameter_counts(tiny_config)["head"] == 0
 
 
-def test_one_class_is_none():
+def test_one_class_is_refused():
     with pytest.raises(UsageError, match="num_classes = 1"):
         draw_architecture(MINI, 1)
 
@@ -209,7 +209,7 @@ def attention(H: int, T: int) -> torch.Tensor:
 TOKENS = ["Win", " $", "x", "_", "1", "$", "\n", " free"]
 
 
-def test_one_panel_a_head():
+def test_one_panel_per_head():
     weights = attention(5, 8)
     figure = draw_attention(weights, TOKENS)
     panels = [axes for axes in figure.axes if axes.images and axes.get_title()]
@@ -269,7 +269,7 @@ def test_a_tensor_is_an_array():
         (np.full((1, 1, 1), -2), ["a"], "from 0 to 1"),
     ],
 )
-def test_attention_that_is_none(weights, tokens, words):
+def test_invalid_attention(weights, tokens, words):
     with pytest.raises(DataError, match=words):
         draw_attention(weights, tokens)
 
@@ -294,10 +294,10 @@ def test_pads_are_counted(lengths, size):
     figure = draw_batches(lengths, size)
     for axes, count in zip(figure.axes, cells, strict=True):
         assert area(axes, REAL) == real and area(axes, PAD) == count - real
-        told = (
+        reported = (
             f"{count - real:,} of {count:,} cells are padding: {100 * (count - real) / count:.0f}%"
         )
-        assert axes.get_title().split("\n")[1] == told
+        assert axes.get_title().split("\n")[1] == reported
         assert axes.get_xlim() == (0, max(lengths))
     (frames,) = figure.axes[1].collections
     sizes = [np.ptp(path.vertices, axis=0).tolist() for path in frames.get_paths()]
@@ -378,7 +378,7 @@ def picture(figure: Figure) -> bytes:
 
 
 @pytest.mark.slow
-def test_the_same_once_more():
+def test_the_same_input_gives_the_same_bytes():
     draw = [
         lambda: draw_architecture(MINI, 2),
         lambda: draw_ledger([line(10, 0, "$a_1$"), line(5, 5, "b")]),
@@ -413,6 +413,6 @@ def test_each_head_has_a_panel_with_its_numbers():
 @pytest.mark.parametrize(
     ("tokens", "curves"), [(["a", "b"], {"p": [0.1]}), ([], {"p": []}), (["a"], {})]
 )
-def test_heads_that_do_not_speak_of_every_token_are_refused(tokens, curves):
+def test_heads_without_a_value_per_token_are_refused(tokens, curves):
     with pytest.raises(DataError, match="one per token|nothing to draw"):
         draw_heads_by_token(tokens, curves)

@@ -41,21 +41,21 @@ def test_the_first_lines():
 
 
 def test_the_score_without_near_duplicates_is_next_to_it():
-    facts = run_facts(assessment=assessed(twins=100))
+    facts = run_facts(assessment=assessed(n_near=100))
     assert "without a near duplicate" in how_good(facts) and "92.5% (185 of 200" in how_good(facts)
 
 
 @pytest.mark.parametrize(
-    ("n", "told"),
+    ("n", "reported"),
     [
         (3, "3 labels: c0, c1 and c2."),
         (8, "c6 and c7."),
         (77, "77 labels: c0, c1, c2, c3, c4, c5, c6, c7 and 69 more."),
     ],
 )
-def test_many_labels(n, told):
+def test_many_labels(n, reported):
     counts = {"train": {f"c{k}": 10 for k in range(n)}}
-    assert told in trained_on(run_facts(counts=counts))
+    assert reported in trained_on(run_facts(counts=counts))
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_many_labels(n, told):
     ],
 )
 def test_the_run_is_compared_with_the_baseline(wrong, facts):
-    told = against_baselines(run_facts(baselines=[baseline("b", wrong)]))
-    assert "one seed" in told and not [fact for fact in facts if fact not in told]
+    reported = against_baselines(run_facts(baselines=[baseline("b", wrong)]))
+    assert "one seed" in reported and not [fact for fact in facts if fact not in reported]
     few = abs(wrong - 15)  # texts that only one of the two has correct; it is always the same one
     p = binomtest(few, few).pvalue if few else 1.0
-    assert told.endswith("p < 0.001." if p < 0.001 else f"p = {p:.3f}.")
+    assert reported.endswith("p < 0.001." if p < 0.001 else f"p = {p:.3f}.")
 
 
 def test_the_best_baseline_is_the_one_to_beat():
@@ -114,7 +114,7 @@ CASES = {
     "near duplicates": (
         {
             "n_near_duplicates": 100,
-            "assessment": replace(assessed(twins=100), temperature=1.0, thresholds=[]),
+            "assessment": replace(assessed(n_near=100), temperature=1.0, thresholds=[]),
         },
         [
             "100 of 300 test texts have a near duplicate",
@@ -157,7 +157,7 @@ CASES = {
         {"scores": SILENT, "baselines": []},
         ["spam was never predicted", "150 texts of the test set"],
     ),
-    "few to choose by": (
+    "small validation set": (
         {"counts": run_facts().counts | {"val": {"ham": 49, "spam": 50}}},
         ["validation set has only 99 texts", "by 1.0 points"],
     ),
@@ -167,7 +167,9 @@ SPARED = {
     "half an interval": {"scores": scored(answers(210, 10)), "baselines": []},  # exactly 3.0 points
     "even enough": {"scores": EVEN, "baselines": []},
     "three to one": {"counts": run_facts().counts | {"train": {"ham": 300, "spam": 100}}},
-    "a hundred to choose by": {"counts": run_facts().counts | {"val": {"ham": 50, "spam": 50}}},
+    "validation set of a hundred": {
+        "counts": run_facts().counts | {"val": {"ham": 50, "spam": 50}}
+    },
     "near duplicates not known": {"n_near_duplicates": None},
 }
 
@@ -176,42 +178,44 @@ def warned(facts: RunFacts) -> list[str]:
     return run_findings(facts)["warnings"]
 
 
-def test_one_seed_is_always_told():
-    [told] = warned(run_facts())
-    assert "one seed" in told and "compare --seeds 1 2 3" in told
+def test_one_seed_is_always_a_warning():
+    [reported] = warned(run_facts())
+    assert "one seed" in reported and "compare --seeds 1 2 3" in reported
 
 
-def test_what_cannot_be_done_is_not_advised():
+def test_impossible_advice_is_not_given():
     """Other tasks have no `compare`, and `train` cannot change a split that it did not make."""
-    [told] = warned(run_facts(task="multi-label", assessment=None, baselines=[]))
-    assert "compare" not in told and "experiments" not in told and "train --seed" in told
+    [reported] = warned(run_facts(task="multi-label", assessment=None, baselines=[]))
+    assert (
+        "compare" not in reported and "experiments" not in reported and "train --seed" in reported
+    )
     files = {"data": DataConfig(val_source="v.csv", test_source="t.csv")}
     for changed in (files, {"split": "As the lecture does it.", "history": []}):
-        [told, _] = warned(run_facts(n_near_duplicates=2, **changed))
-        assert "2 of 300 test texts" in told and "--keep-together" not in told
+        [reported, _] = warned(run_facts(n_near_duplicates=2, **changed))
+        assert "2 of 300 test texts" in reported and "--keep-together" not in reported
 
 
-def test_without_epochs_none_was_selected():
+def test_without_epochs_no_epoch_was_selected():
     few = {"counts": run_facts().counts | {"val": {"ham": 10, "spam": 10}}}
-    [_, told] = warned(run_facts(history=[], **few))
-    assert "by 5.0 points" in told and "epoch" not in told
-    [_, told] = warned(run_facts(**few))
-    assert "epoch" in told
+    [_, reported] = warned(run_facts(history=[], **few))
+    assert "by 5.0 points" in reported and "epoch" not in reported
+    [_, reported] = warned(run_facts(**few))
+    assert "epoch" in reported
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_warning_has_its_facts_and_no_other_is_given(name):
     changed, facts = CASES[name]
-    [told] = [w for w in warned(run_facts(**changed)) if "one seed" not in w]
-    assert all(fact in told for fact in facts)
+    [reported] = [w for w in warned(run_facts(**changed)) if "one seed" not in w]
+    assert all(fact in reported for fact in facts)
 
 
 @pytest.mark.parametrize("name", SPARED)
-def test_what_is_well_is_not_warned_of(name):
+def test_no_warning_without_a_problem(name):
     assert len(warned(run_facts(**SPARED[name]))) == 1
 
 
-def test_the_doubt_is_half_of_wilsons_interval():
+def test_the_uncertainty_is_half_of_wilsons_interval():
     ci = binomtest(114, 120).proportion_ci(method="wilson")
     assert f"{100 * (ci.high - ci.low) / 2:.0f}" == "4"
     ci = binomtest(200, 210).proportion_ci(method="wilson")
@@ -226,7 +230,7 @@ def test_the_doubt_is_half_of_wilsons_interval():
         SpanScores(290, 300, (0.94, 0.98), 0.97),
     ],
 )
-def test_other_tasks_are_told_by_their_own_scores(scores):
+def test_other_tasks_have_their_own_scores(scores):
     counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
     facts = run_facts(scores=scores, task="span", counts=counts, assessment=None, baselines=[])
     assert "300 texts" in how_good(facts)
@@ -239,7 +243,7 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         ({}, "Equal texts count once"),
         ({"balance": True}, "equally many texts of each label"),
@@ -247,8 +251,8 @@ def test_other_tasks_are_told_by_their_own_scores(scores):
         ({"val_source": "v.csv", "test_source": "t.csv"}, "separate files"),
     ],
 )
-def test_how_the_sets_were_made(data, told):
-    assert told in split_rule(run_facts(data=DataConfig(**data)))
+def test_how_the_sets_were_made(data, reported):
+    assert reported in split_rule(run_facts(data=DataConfig(**data)))
 
 
 def test_another_split_is_described_as_it_was_made():
@@ -258,8 +262,8 @@ def test_another_split_is_described_as_it_was_made():
 def test_folders_are_left_out():
     facts = run_facts(model="/home/somebody/models/large")
     found = run_findings(facts)
-    told = " ".join([*found["summary"], *found["warnings"], str(facts.settings)])
-    assert "GPT-2 large" in told and "inbox.csv" in told and "somebody" not in told
+    reported = " ".join([*found["summary"], *found["warnings"], str(facts.settings)])
+    assert "GPT-2 large" in reported and "inbox.csv" in reported and "somebody" not in reported
 
 
 def test_labels_do_not_break_lines():
@@ -274,11 +278,11 @@ def test_the_most_frequent_confusions_come_first():
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "reported"),
     [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (list("abc"), "a, b and c")],
 )
-def test_names_in_a_row(names, told):
-    assert listed(names) == told
+def test_names_in_a_row(names, reported):
+    assert listed(names) == reported
 
 
 @pytest.mark.parametrize("run", ["runs/mini-demo-5", "my runs/it's; rm -rf $HOME", 'C:\\runs\\"x"'])
@@ -292,11 +296,11 @@ def test_commands_name_the_folder_whatever_it_is_called(run):
     assert run in strings
 
 
-def test_commands_are_those_there_are(capsys):
+def test_commands_exist(capsys):
     for line in shell_commands("runs/mini-demo-5").splitlines():
         with pytest.raises(SystemExit) as end:
             main([shlex.split(line)[1], "--help"])
         assert end.value.code == 0
-        told = capsys.readouterr().out
+        reported = capsys.readouterr().out
         for option in (word for word in line.split() if word.startswith("--")):
-            assert option in told
+            assert option in reported

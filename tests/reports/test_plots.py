@@ -221,7 +221,7 @@ def test_seconds_are_stacked_in_the_order_given():
     assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == [steps, looks, once]
 
 
-def test_a_bar_of_next_to_nothing_is_seen(tmp_path):
+def test_a_tiny_bar_is_visible(tmp_path):
     save_picture(plot_seconds({"a": {"long": 1e5}, "b": {"short": 1e-3}}), tmp_path / "a.png")
     image = matplotlib.image.imread(tmp_path / "a.png")
     assert pixels_of(image[:, : image.shape[1] // 4], PALETTE[1]) > 20
@@ -253,7 +253,7 @@ def test_more_parts_than_colours():
 
 
 @pytest.mark.parametrize("seconds", [{}, {"a": {}}, {"a": {"x": -1.0}}, {"a": {"x": float("nan")}}])
-def test_seconds_that_are_none(seconds):
+def test_invalid_seconds(seconds):
     with pytest.raises(DataError, match="nothing to draw|number from 0 up"):
         plot_seconds(seconds)
 
@@ -274,7 +274,7 @@ def in_legend(owner: Figure | Axes) -> list[str]:
     return [text.get_text() for legend in legends for text in legend.get_texts()]
 
 
-def test_a_dot_and_a_line_a_row():
+def test_a_dot_and_a_line_per_row():
     axes, numbers = plot_scores(NAMES, VALUES, INTERVALS, reference=1).axes
     dashed, *drawn = axes.lines
     assert list(dashed.get_xdata()) == [90, 90] and dashed.get_linestyle() == "--"
@@ -288,8 +288,8 @@ def test_a_dot_and_a_line_a_row():
     colours = [to_rgb(dots[row].get_color()) for row in range(3)]
     assert colours == [to_rgb(BLUE), to_rgb(VERMILION), to_rgb(BLUE)]
     assert [t.get_text() for t in axes.get_yticklabels()] == NAMES
-    told = [t.get_text() for t in numbers.get_yticklabels()]
-    assert told == ["97.0  (94.4 to 98.4)", "90.0  (86.1 to 92.9)", "80.5"]
+    reported = [t.get_text() for t in numbers.get_yticklabels()]
+    assert reported == ["97.0  (94.4 to 98.4)", "90.0  (86.1 to 92.9)", "80.5"]
     assert axes.get_ylim() == numbers.get_ylim() and axes.get_ylim()[0] > axes.get_ylim()[1]
     assert axes.get_xlabel() == "test accuracy (%)"
 
@@ -389,7 +389,7 @@ def test_reliability_can_be_read(sharpness, K):
     assert figure.axes[1].get_ylim()[1] > tallest
 
 
-def test_nothing_to_be_reliable_about():
+def test_reliability_needs_texts():
     with pytest.raises(DataError, match="nothing to draw"):
         plot_reliability({})
 
@@ -473,7 +473,7 @@ def test_spaces_of_labels_stay():
 
 
 @pytest.mark.slow
-def test_dollars_are_no_formula(tmp_path):
+def test_dollars_are_not_a_formula(tmp_path):
     """As a formula, `$\\none$` would be an error, and `$x_1$` narrower."""
     bad, mark = r"$\none$", at_threshold(SHARES, IS_IT, "a", 0.75)
     figures = [
@@ -489,7 +489,7 @@ def test_dollars_are_no_formula(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_once_more(tmp_path):
+def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in "ab":
         save_picture(plot_seconds(BARS), tmp_path / f"{name}.png")
         save_picture(

@@ -56,7 +56,7 @@ PARTS = """{% extends "base.html" %}
 <p>{{ text }}</p>
 {{ pre(text) }}
 {% call table([text, "n"], text) %}{{ row([text, 1]) }}{% endcall %}
-{{ texts([told]) }}
+{{ texts([reported]) }}
 {% if figure %}{% call picture(figure) %}a "line" {{ text }}{% endcall %}{% endif %}
 {% endcall %}
 {% endfor %}
@@ -70,9 +70,9 @@ PAGE_TAGS = set(
 def page(text: str, figure: Figure | None = None) -> str:
     """A page with every kind of part, three times."""
     template = environment(".html").from_string(PARTS)
-    told = PredictedText(text, text, text, 0.987)
+    reported = PredictedText(text, text, text, 0.987)
     return template.render(
-        text=text, told=told, figure=figure, summary=[text, "second"], warnings=[text]
+        text=text, reported=reported, figure=figure, summary=[text, "second"], warnings=[text]
     )
 
 
@@ -108,7 +108,7 @@ def test_hostile_texts_come_out_as_text(name):
             assert first + rest == text and len(first) <= 300
 
 
-def test_what_html_cannot_hold_is_shown_as_escapes():
+def test_characters_that_html_cannot_contain_are_escaped():
     text = "a\x00b\x1bc\x7fd\x9fe\ud800f\ud83d\ude00g\rh\r\ni"
     html = page(text)
     read = Reader(html)
@@ -117,7 +117,7 @@ def test_what_html_cannot_hold_is_shown_as_escapes():
     html.encode("utf-8")  # no halves of characters are left
 
 
-def test_the_page_asks_nobody_for_anything():
+def test_the_page_loads_nothing():
     html = page("t", figure())
     read = Reader(html)
     assert html.startswith("<!doctype html>\n<html lang=")
@@ -143,7 +143,7 @@ def test_pictures_are_inside_twice_as_sharp_and_described_in_words():
     assert (image["width"], image["height"], image["alt"]) == ("384", "192", 'a "line" ">')
 
 
-def test_numbers_are_at_the_right_from_the_named_column_on():
+def test_numbers_are_aligned_to_the_right():
     template = environment(".html").from_string(
         """{% extends "base.html" %}{% block main %}
         {% call table(["name", "note", "n"], numeric=2) %}{{ row(["a", "b", 3], 2) }}{% endcall %}
@@ -157,7 +157,7 @@ def test_numbers_are_at_the_right_from_the_named_column_on():
     assert read.texts["p"] == ["only this"]
 
 
-def test_every_heading_can_be_jumped_to():
+def test_every_heading_has_a_link():
     read = Reader(page("x"))
     targets = [attributes["href"].removeprefix("#") for attributes in read.all("a")]
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
@@ -215,7 +215,7 @@ def run_page(facts: RunFacts, **pictures: Figure | None) -> Page:
 
 def whole() -> RunFacts:
     return run_facts(
-        assessment=assessed(twins=100),
+        assessment=assessed(n_near=100),
         predictions=answers(300, 15),
         n_near_duplicates=100,
         n_cut=3,
@@ -256,7 +256,7 @@ def test_equal_facts_give_equal_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_nobodys_folders_are_in_a_report(tmp_path):
+def test_reports_contain_no_folders(tmp_path):
     write_run_report(whole(), tmp_path)
     for name in ("report.html", "model_card.md"):
         text = (tmp_path / name).read_text("utf-8")
@@ -400,16 +400,17 @@ def test_thresholds_and_their_picture():
 
 
 @pytest.mark.parametrize(
-    ("share", "told"), [(1.0, "never"), (1 - 1e-7, "1.0000"), (1 - 1e-5, "0.999995"), (0.5, "0.7")]
+    ("share", "reported"),
+    [(1.0, "never"), (1 - 1e-7, "1.0000"), (1 - 1e-5, "0.999995"), (0.5, "0.7")],
 )
-def test_a_threshold_never_looks_like_one_that_it_is_not(share, told):
+def test_a_threshold_is_shown_without_misleading_rounding(share, reported):
     """A ham that gets `share` of spam: the threshold lies midway from there to 1, or above."""
     shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
     shares[1] = [1 - shares[1, 1], shares[1, 1]]
     val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
     found = assess(answers(300, 15), val, positive="spam", allowed_per_1000=(0,))
     [table] = run_page(run_facts(assessment=found)).tables["Thresholds"]
-    assert table[0][1].startswith(told)
+    assert table[0][1].startswith(reported)
 
 
 def test_mistakes_are_shown_as_they_are():
@@ -539,7 +540,7 @@ def test_the_head_is_read_by_the_hub(model, base):
 
 
 def test_all_sections_of_the_card():
-    read = body(run_facts(assessment=assessed(twins=100), n_near_duplicates=100))
+    read = body(run_facts(assessment=assessed(n_near=100), n_near_duplicates=100))
     assert read.texts["h1"] == ["GPT-2 mini on inbox.csv"]
     assert read.texts["h2"] == [
         "Training data",
@@ -550,9 +551,9 @@ def test_all_sections_of_the_card():
         "How to use it",
         "Versions",
     ]
-    told = " ".join(read.texts["p"])
-    assert "95.0% (285 of 300 correct" in told and "92.5% (185 of 200 correct" in told
-    assert "temperature of 1.50" in told and "Equal texts count once" in told
+    reported = " ".join(read.texts["p"])
+    assert "95.0% (285 of 300 correct" in reported and "92.5% (185 of 200 correct" in reported
+    assert "temperature of 1.50" in reported and "Equal texts count once" in reported
     assert "b9" * 32 in read.texts["td"] and "bag of words" in read.texts["td"]
     assert any("McNemar" in paragraph and "Holm" in paragraph for paragraph in read.texts["p"])
     assert "gpt2-classifier predict runs/mini-demo-5" in read.texts["code"][1]
@@ -701,7 +702,7 @@ def test_all_of_a_study_in_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_only_one_has_right(tmp_path):
+def test_texts_that_only_one_has_correct(tmp_path):
     """Of the first 45 texts, which the bag has wrong, ours has the first 15 wrong too."""
     page = study_page(tmp_path, study())
     found = page.sections["Only ours is correct"]

@@ -67,27 +67,29 @@ def bag(accuracy: float, p: float) -> StudyRow:
 )
 def test_a_win_a_loss_and_a_tie(accuracy, p, begins, interval):
     """Seen from the reference: its lead, and the interval of that."""
-    told = beats_text(study(row(OURS, 0.9), bag(accuracy, p)))
-    assert told.startswith(begins) and f"{interval} points" in told and "Holm" in told
+    reported = beats_text(study(row(OURS, 0.9), bag(accuracy, p)))
+    assert reported.startswith(begins) and f"{interval} points" in reported and "Holm" in reported
     points = abs(90 - 100 * accuracy)
-    assert (f"{points:.2f} points" in told) == (accuracy != 0.9)
-    assert ("may be chance" in told) == (p > 0.05 and accuracy != 0.9)
+    assert (f"{points:.2f} points" in reported) == (accuracy != 0.9)
+    assert ("may be chance" in reported) == (p > 0.05 and accuracy != 0.9)
     direction = "more accurate" if accuracy < 0.9 else "less accurate"
-    assert accuracy == 0.9 or direction in told
+    assert accuracy == 0.9 or direction in reported
 
 
 def test_the_best_text_baseline_is_the_one_to_beat():
     others = [row(LENGTH, 0.6, 0.001, is_text_baseline=True), row("a run", 0.99, 0.001)]
     assert "the only text baseline" in beats_text(study(row(OURS, 0.9), bag(0.8, 0.01)))
-    told = beats_text(study(row(OURS, 0.9), *others, bag(0.8, 0.01)))
-    assert f"{BAG} (the best of 2 text baselines)" in told
+    reported = beats_text(study(row(OURS, 0.9), *others, bag(0.8, 0.01)))
+    assert f"{BAG} (the best of 2 text baselines)" in reported
     assert "No text baseline" in beats_text(study(row(OURS, 0.9), others[1]))
 
 
 def test_what_was_compared():
-    told = compared(study(row(OURS, 0.9), bag(0.8, 0.01)))
-    assert "2 classifiers" in told and "on inbox.csv" in told and "ham from spam" in told
-    assert "GPT-2 mini" in told and "700 training and 200 test texts" in told
+    reported = compared(study(row(OURS, 0.9), bag(0.8, 0.01)))
+    assert (
+        "2 classifiers" in reported and "on inbox.csv" in reported and "ham from spam" in reported
+    )
+    assert "GPT-2 mini" in reported and "700 training and 200 test texts" in reported
     many = compared(study(labels="abc", splits=[f"seed {n}" for n in range(1, 11)], model=""))
     assert "3 labels" in many and "10 splits" in many and "seed 8 and 2 more" in many
     assert "GPT-2" not in many
@@ -95,12 +97,12 @@ def test_what_was_compared():
 
 
 def test_the_most_accurate_row():
-    told = most_accurate(study(row(OURS, 0.9), bag(0.9, 1.0)))
-    assert f"90.0% on average over 2 splits, by {OURS} and {BAG}." in told
-    told = most_accurate(study(row(OURS, 0.9), row("a run", 0.94, 0.02)))
-    assert "94.0%" in told and "a run (95% interval 92.0 to 96.0)" in told
-    assert f"{OURS} has 90.0% (95% interval 88.0 to 92.0)" in told
-    assert "+4.00 points, p = 0.020" in told
+    reported = most_accurate(study(row(OURS, 0.9), bag(0.9, 1.0)))
+    assert f"90.0% on average over 2 splits, by {OURS} and {BAG}." in reported
+    reported = most_accurate(study(row(OURS, 0.9), row("a run", 0.94, 0.02)))
+    assert "94.0%" in reported and "a run (95% interval 92.0 to 96.0)" in reported
+    assert f"{OURS} has 90.0% (95% interval 88.0 to 92.0)" in reported
+    assert "+4.00 points, p = 0.020" in reported
 
 
 def test_a_combination_is_named_if_it_is_better():
@@ -152,29 +154,29 @@ def warned(facts: StudyFacts) -> list[str]:
     ],
 )
 def test_a_warning_where_it_applies(changed, facts):
-    [told] = warned(study(row(OURS, 0.9), bag(0.7, 0.001), **changed))
-    assert all(fact in told for fact in facts)
+    [reported] = warned(study(row(OURS, 0.9), bag(0.7, 0.001), **changed))
+    assert all(fact in reported for fact in facts)
 
 
 def test_near_duplicates_are_counted_over_all_splits():
     tests = [replace(answers(900, 20), near_duplicates=np.arange(900) < n) for n in (3, 4)]
-    [told] = warned(study(predictions={OURS: tests}))
-    assert "7 of 1,800 test texts have a near duplicate" in told
-    assert "--keep-together near-duplicates" in told
+    [reported] = warned(study(predictions={OURS: tests}))
+    assert "7 of 1,800 test texts have a near duplicate" in reported
+    assert "--keep-together near-duplicates" in reported
     unknown = replace(tests[0], near_duplicates=None)
     assert warned(study(predictions={OURS: [tests[0], unknown]})) == []
 
 
 def test_differences_that_may_be_chance():
-    [told] = warned(study(row(OURS, 0.9), bag(0.89, 0.3), row("a run", 0.7, 0.001)))
-    assert f"for {BAG} (-1.00 points, p = 0.300" in told and "a run" not in told
-    [told] = warned(study(row(OURS, 0.9), bag(0.89, 0.3), row("a run", 0.91, 0.2)))
-    assert f"No row differs significantly from {OURS}" in told
+    [reported] = warned(study(row(OURS, 0.9), bag(0.89, 0.3), row("a run", 0.7, 0.001)))
+    assert f"for {BAG} (-1.00 points, p = 0.300" in reported and "a run" not in reported
+    [reported] = warned(study(row(OURS, 0.9), bag(0.89, 0.3), row("a run", 0.91, 0.2)))
+    assert f"No row differs significantly from {OURS}" in reported
 
 
 def test_a_row_taken_for_its_score_was_selected_on_the_test_set():
-    [_, told] = warned(study(*CHANGES, reference="default"))
-    assert "selected it on the test set" in told
+    [_, reported] = warned(study(*CHANGES, reference="default"))
+    assert "selected it on the test set" in reported
     assert warned(study(row(OURS, 0.9), bag(0.7, 0.001))) == []
 
 
@@ -197,20 +199,20 @@ def facts_of(ours: list[LabelledPredictions], theirs: list[LabelledPredictions])
     return study(row(OURS, 0.9), bag(0.8, 0.01), row("another", 0.9, 1.0), predictions=found)
 
 
-def test_what_only_one_has_right():
+def test_texts_that_only_one_has_correct():
     facts = facts_of([predicted(range(20))], [predicted(range(15, 38))])
     (right, wrong, found), (_, _, theirs) = mistakes(facts)
     assert (right, wrong) == (BAG, OURS)
-    assert [told.text for told in found] == [f"text {k}" for k in range(15)]
+    assert [reported.text for reported in found] == [f"text {k}" for k in range(15)]
     assert (found[0].true, found[0].predicted, found[0].probability) == ("ham", "spam", 0.99)
     assert (found[1].true, found[1].predicted) == ("spam", "ham")
-    assert [told.text for told in theirs] == [f"text {k}" for k in range(20, 38)]
+    assert [reported.text for reported in theirs] == [f"text {k}" for k in range(20, 38)]
     assert mistakes(replace(facts, predictions={OURS: []})) == []
 
 
 def test_a_text_of_several_splits_is_listed_once():
     facts = facts_of([predicted(range(3))] * 2, [predicted(range(3, 8))] * 2)
-    assert [told.text for told in mistakes(facts)[0][2]] == ["text 0", "text 1", "text 2"]
+    assert [reported.text for reported in mistakes(facts)[0][2]] == ["text 0", "text 1", "text 2"]
 
 
 def test_the_calibration_is_that_of_all_splits_together():

@@ -1,4 +1,4 @@
-"""Runs that continue from a trained classifier: nothing of it is lost, and it is not needed later."""
+"""Runs that continue from a trained classifier keep all of it, and do not need it later."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(tiny_checkpoint: Path, folder: Path) -> Run:
-    """Trained on a and b: the last block, the final norm and the head."""
+    """A run trained on labels a and b: the last block, the final norm and the head."""
     table = folder / "ab.csv"
     return train_classifier(tiny_checkpoint, table, CONFIG, run=folder / "first", device="cpu")
 
@@ -147,7 +147,7 @@ def test_values_keep_their_unit(tiny_checkpoint, tmp_path) -> None:
     torch.testing.assert_close(logits(run.classifier), logits(first.classifier))
 
 
-# --- what is trained, and what is kept though it is frozen ---
+# --- trained parameters, and frozen ones that are kept ---
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_sigmoid_head_continues_with_its_two_labels(tiny_checkpoint, folder, t
 def test_blocks_that_are_frozen_now_stay_as_they_were_trained(first, folder, tmp_path) -> None:
     frozen = TrainConfig(n_last_blocks=0, final_norm=False, epochs=2, lr=0.01, seed=3)
     base = first.config.model
-    # the store holds what the base's own blocks give for these texts
+    # the store contains the features from the base's own blocks
     train_classifier(base, folder / "bc.csv", frozen, run=tmp_path / "other", device="cpu")
     runs = [
         continued(first, folder / "bc.csv", tmp_path / f"{cache}", training=frozen, cache=cache)
@@ -198,7 +198,7 @@ def test_by_default_the_same_parts_are_trained(tiny_checkpoint, folder, tmp_path
         assert (run.config.training.n_last_blocks, run.config.training.final_norm) == (blocks, norm)
 
 
-# --- the other run is not needed any more ---
+# --- the earlier run is no longer needed ---
 
 
 def interrupted(first: Run, table: Path, out: Path, monkeypatch, steps: int) -> None:
@@ -233,7 +233,7 @@ def test_a_continued_run_resumes_without_the_other(
     assert run.config.start == str(copy)
 
 
-# --- texts that the other run was trained on ---
+# --- texts that the earlier run was trained on ---
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_texts_of_the_other_run_count_as_trained_on(first, folder, tmp_path) -> 
         (["--recipe", "lecture"], 2, ["start"]),
     ],
 )
-def test_what_contradicts_the_classifier_is_refused(
+def test_settings_that_contradict_the_classifier_are_refused(
     first, folder, tmp_path, capsys, options, error, facts
 ) -> None:
     command = ["train", "--from", first.folder, "--data", folder / "bc.csv", "--epochs", 1]
@@ -304,7 +304,7 @@ def test_the_demo_messages_are_not_the_default(first, tmp_path, capsys) -> None:
     assert code == 2 and "--data" in err
 
 
-def test_labels_written_otherwise_are_refused(first, folder, tmp_path) -> None:
+def test_labels_in_another_spelling_are_refused(first, folder, tmp_path) -> None:
     table = tmp_path / "caps.csv"
     table.write_text((folder / "ab.csv").read_text().replace(",a\n", ",A \n"))
     with pytest.raises(DataError, match=r"\['A ?', 'a'\]"):

@@ -1,4 +1,4 @@
-"""What a run's folder knows: the texts that were trained on, and which files are the run's own."""
+"""The folder of a run: the texts it was trained on, and which files belong to the run."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def run(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def evaluated(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[str, int | None]:
-    """The first line of `evaluate`, and what its JSON says was trained on."""
+    """The first line of `evaluate`, and the number of texts that it says were used in training."""
     code, out, _ = call(capsys, "evaluate", *arguments)
     assert code == 0
     _, raw, _ = call(capsys, "evaluate", *arguments, "--json")
@@ -57,7 +57,7 @@ def test_evaluate_says_how_many_texts_were_trained_on(
     base = ("--model", tiny_checkpoint)
     line, n = evaluated(capsys, run, *base, "--data", table)
     assert line.startswith("28 of the 40 texts were trained on") and n == len(train) == 28
-    # the same texts in another form: line ends, white space, composition
+    # the same texts with other line ends, white space and Unicode composition
     changed = [(f" {unicodedata.normalize('NFD', m.text).replace('  ', ' ')}", "a") for m in train]
     other = write_table(tmp_path / "other.csv", changed)
     other.write_bytes(other.read_bytes().replace(b"\n", b"\r\n"))
@@ -71,7 +71,7 @@ def test_evaluate_says_how_many_texts_were_trained_on(
 
 
 @pytest.mark.slow
-def test_of_a_bare_file_it_is_not_known(
+def test_nothing_is_known_about_a_single_file(
     run: Path, table: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bare = tmp_path / "best.safetensors"
@@ -82,7 +82,7 @@ def test_of_a_bare_file_it_is_not_known(
 
 
 @pytest.mark.slow
-def test_other_tasks_say_it_too(
+def test_other_tasks_count_known_texts_too(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     table = write_table(tmp_path / "n.csv", [(f"the pill {n}", str(n % 5)) for n in range(20)])
@@ -100,7 +100,7 @@ def test_changed_hashes_are_refused(run: Path, tmp_path: Path, capsys, tiny_chec
     assert code == 4 and "training-texts.txt" in err
 
 
-def test_texts_that_are_known_in_part(run: Path, table: Path, tmp_path: Path) -> None:
+def test_partly_known_texts(run: Path, table: Path, tmp_path: Path) -> None:
     messages = load_messages(table)
     known = TrainedOn.of(run)
     TrainedOn(known.hashes, complete=False).write(tmp_path)
@@ -125,7 +125,7 @@ USERS = (".DS_Store", "Thumbs.db", "notes.txt", "state-9 copy.safetensors", "sta
 
 
 @pytest.mark.slow
-def test_files_of_the_user_stop_nothing(
+def test_files_of_the_user_do_not_matter(
     run: Path, tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     folder, base = tmp_path / "run", ("--model", tiny_checkpoint)
@@ -165,7 +165,7 @@ def test_a_folder_with_files_of_the_user_is_not_a_new_run(tiny_checkpoint, table
     assert (tmp_path / "config.json").read_text() == "mine"
 
 
-# --- a file, a run or a model in another's place ---
+# --- a file, a run or a model in the wrong place ---
 
 
 def test_a_file_given_as_a_text_is_pointed_out(
@@ -207,15 +207,15 @@ def test_a_hyphen_is_standard_input(
         ["verify"],
     ],
 )
-def test_a_classifier_is_no_model(run: Path, tmp_path: Path, capsys, command) -> None:
+def test_a_classifier_is_not_a_model(run: Path, tmp_path: Path, capsys, command) -> None:
     for given in (run / "best.safetensors", run):
         if given == run and command == ["verify"]:
-            continue  # of a run it checks the manifest
+            continue  # verify checks a run's manifest
         code, _, err = call(capsys, *command, given)
         assert code == 4 and "trained classifier, not a GPT-2" in err and "predict" in err
 
 
-def test_a_model_is_no_classifier(tiny_checkpoint: Path, tmp_path: Path, capsys, monkeypatch):
+def test_a_model_is_not_a_classifier(tiny_checkpoint: Path, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model in ("mini", "gpt2", tiny_checkpoint):
         for command in (
@@ -243,13 +243,13 @@ def test_a_config_may_name_a_model_as_the_hub_does() -> None:
     assert RunConfig(model="openai-community/gpt2-xl").model == "1558M"
 
 
-# --- arguments that are no paths ---
+# --- arguments that are not paths ---
 
 
-def test_what_is_no_path_is_refused_first() -> None:
+def test_arguments_that_are_not_paths_are_refused_first() -> None:
     with pytest.raises(UsageError, match="not int: 3"):
         train_classifier("no model", "no data", run=3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="not int: 3"):
         resume_training(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="is not a file"):
-        train_classifier("mini", "a" * 300)  # longer than a file's name may be
+        train_classifier("mini", "a" * 300)  # longer than a file name can be

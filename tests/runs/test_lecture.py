@@ -1,4 +1,4 @@
-"""The lecture's protocol against an independent, straightforward loop on small random weights."""
+"""The lecture's protocol, compared with an independent plain loop on small random weights."""
 
 import csv
 from pathlib import Path
@@ -27,7 +27,7 @@ WORDS = ["see", "the", "you", "and", "win", "cash", "at", "ten", "house", "now",
 
 @pytest.fixture
 def messages() -> list[Message]:
-    """200 messages, 80 of them spam: 14 batches an epoch, so that there is a look at step 50."""
+    """200 messages, 80 of them spam: 14 batches per epoch, so the loss is computed at step 50."""
     draw = torch.Generator().manual_seed(8)
 
     def text(n: int) -> str:
@@ -38,7 +38,7 @@ def messages() -> list[Message]:
 
 
 class PaddedDataset(Dataset):
-    """As a learner would write it from the lecture: every text cut and padded to `max_length`."""
+    """A data set as a learner would write it: every text is cut and padded to `max_length`."""
 
     def __init__(self, rows: pd.DataFrame, tokenizer: Tokenizer, max_length: int | None) -> None:
         encoded = [tokenizer.encode(text) for text in rows["text"]]
@@ -57,9 +57,7 @@ class PaddedDataset(Dataset):
 
 
 def plain_lecture(folder: Path, messages: list[Message]) -> Trace:
-    """The protocol in one straight line: full forward every step, plain DataLoader, nothing
-    shared.
-    """
+    """The protocol without shortcuts: a full forward pass in every step, and a plain DataLoader."""
     trace = Trace()
     table = pd.DataFrame([{"label": m.label, "text": m.text} for m in messages])
     spam = table[table["label"] == "spam"]
@@ -155,7 +153,7 @@ def test_the_trace_equals_that_of_a_plain_loop(
     assert ours.initial_accuracy == plain.initial_accuracy
     assert ours.accuracies == plain.accuracies
     assert ours.final_accuracy == plain.final_accuracy
-    assert len({loss for _, loss, _ in ours.losses}) > 1  # something was learned, so order matters
+    assert len({loss for _, loss, _ in ours.losses}) > 1  # the loss changed, so the order matters
     step, train_loss, val_loss = plain.losses[1]
     assert any(
         line.endswith(f"(Step {step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}")
@@ -165,7 +163,7 @@ def test_the_trace_equals_that_of_a_plain_loop(
 
 @pytest.mark.slow
 def test_the_order_of_passes_matters(larger_checkpoint: Path, messages: list[Message]) -> None:
-    """Were the trace blind to random draws, the test above would prove little."""
+    """If the trace did not depend on random draws, the test above would prove little."""
     split = lecture_split(messages)
     traces = [
         lecture(
@@ -198,8 +196,9 @@ def test_the_classifier_reads_the_last_position(
 
 
 def test_the_genuine_split(sms_file: Path, tmp_path: Path) -> None:
-    """1045 / 149 / 300, as pandas makes them; writing and reading back as the book does changes
-    nothing.
+    """The split has 1045 / 149 / 300 messages, as with pandas.
+
+    Writing and reading it, as the book does, changes nothing.
     """
     path = sms_file
     split = lecture_split(path)
@@ -216,22 +215,24 @@ def test_the_genuine_split(sms_file: Path, tmp_path: Path) -> None:
     with (tmp_path / "train.csv").open(encoding="utf-8", newline="") as file:
         assert len(list(csv.reader(file))) == 1046
     seen = {message.text for message in split.train}
-    assert sum(message.text in seen for message in split.test) == 37  # stand verbatim in training
+    # these occur verbatim in training
+    assert sum(message.text in seen for message in split.test) == 37
     sound = {message.text for message in load_messages(path)}
-    assert len({message.text for message in split.train} - sound) > 0  # altered by stray quotes
+    # texts altered by stray quotes
+    assert len({message.text for message in split.train} - sound) > 0
 
 
 def test_a_bag_of_words_reaches_the_published_accuracy(sms_file: Path) -> None:
-    """Counts of words and logistic regression, on the lecture's split: 287 of 300, as GPT-2."""
+    """Word counts and logistic regression on the lecture's split: 287 of 300, as with GPT-2."""
     split = lecture_split(sms_file)
     words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
     words.fit([m.text for m in split.train], [m.label for m in split.train])
     predicted = words.predict([m.text for m in split.test])
-    assert sum(predicted == [m.label for m in split.test]) == 287  # 95.67 %
+    assert sum(predicted == [m.label for m in split.test]) == 287  # 95.67%
 
 
-def test_nearly_every_last_position_is_a_pad(sms_file: Path, openai_124M: Path) -> None:
-    """What the lecture calls the last token is a pad for 1,044 of its 1,045 training messages."""
+def test_nearly_every_last_position_is_padding(sms_file: Path, openai_124M: Path) -> None:
+    """The lecture's "last token" is padding for 1,044 of its 1,045 training messages."""
     tokenizer = Tokenizer(openai_124M)
     split = lecture_split(sms_file)
     loaders, encoded, longest = make_loaders(split, tokenizer)
@@ -242,7 +243,7 @@ def test_nearly_every_last_position_is_a_pad(sms_file: Path, openai_124M: Path) 
 def test_before_training_only_the_head_is_random(
     larger_checkpoint: Path, messages: list[Message], monkeypatch
 ) -> None:
-    """The lecture says the last block and the final norm are "still random"; they are GPT-2's."""
+    """The lecture calls the last block and the final norm "still random"; they are GPT-2's."""
     seen = {}
 
     def stop(classifier, *_) -> None:
@@ -276,7 +277,7 @@ def test_the_lecture_prints_its_scores_alone(
     tmp_path: Path,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    """The command's steps are on standard error; a call in Python prints nothing at all."""
+    """The command writes its steps to standard error; a call in Python prints nothing."""
     table = tmp_path / "mail.csv"
     write_messages(table, messages)
     words = ["train", "--recipe", "lecture", "--model", str(larger_checkpoint)]
@@ -284,7 +285,7 @@ def test_the_lecture_prints_its_scores_alone(
     out, err = capfd.readouterr()
     assert out.startswith("Test set:\naccuracy ") and "Ep 1 (Step" not in out
     assert "Ep 1 (Step 000000): Train loss" in err
-    stop_listening()  # as in a program that has not chosen where the log goes
+    stop_listening()  # as in a program that has not configured logging
     run = train_as_the_lecture(larger_checkpoint, table, run=tmp_path / "b")
     run.write_report()
     assert capfd.readouterr() == ("", "")

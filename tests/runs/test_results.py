@@ -1,4 +1,4 @@
-"""A classifier's answers to labelled texts, its temperature, and what a finished run leaves of both."""
+"""Predictions for labelled texts, the temperature, and what a finished run saves of both."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- answers ---
+# --- predictions ---
 
 
 @pytest.mark.parametrize("one_output", [False, True])
@@ -56,8 +56,10 @@ def test_answers_are_those_of_predict(tiny_checkpoint: Path, one_output: bool) -
     head = HeadConfig(labels=("a", "b"), one_output=one_output, temperature=1.7)
     classifier = Classifier.on_base(tiny_checkpoint, heads=[head])
     answered = labelled_predictions(classifier, MESSAGES)
-    told = [answer.probabilities for answer in classifier.predict(TEXTS) if answer]
-    np.testing.assert_allclose(answered.probabilities, [[t["a"], t["b"]] for t in told], atol=1e-6)
+    reported = [answer.probabilities for answer in classifier.predict(TEXTS) if answer]
+    np.testing.assert_allclose(
+        answered.probabilities, [[t["a"], t["b"]] for t in reported], atol=1e-6
+    )
     assert answered.true.tolist() == [0, 1, 0, 1, 0, 1] and answered.texts == TEXTS
     logits, _ = class_logits_of(classifier, MESSAGES)
     plain = predictions_at(1.0, classifier, MESSAGES, logits, answered.true)
@@ -82,7 +84,7 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
         scores = torch.from_numpy(logits / np.exp(log_t)).log_softmax(dim=1).numpy()
         return float(-(smoothed * scores).sum())
 
-    told = calibrate(classifier, MESSAGES)
+    reported = calibrate(classifier, MESSAGES)
     found = classifier.description.head.temperature
     best = minimize_scalar(
         loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
@@ -90,7 +92,7 @@ def test_the_temperature_is_the_best_one_for_these_messages(classifier: Classifi
     assert loss(np.log(found)) == pytest.approx(best.fun, abs=1e-7)
     assert found != 1
     np.testing.assert_array_equal(
-        told.probabilities,
+        reported.probabilities,
         labelled_predictions(classifier, MESSAGES).probabilities,
     )
 
@@ -112,7 +114,7 @@ def test_no_answer_changes_and_the_file_keeps_it(classifier: Classifier, tmp_pat
 @pytest.mark.parametrize(
     "changes", [{"temperature": 0.0}, {"task": "multi-label", "temperature": 2.0}]
 )
-def test_a_temperature_that_cannot_be(changes: dict) -> None:
+def test_invalid_temperatures(changes: dict) -> None:
     with pytest.raises(UsageError, match="temperature = "):
         HeadConfig(labels=("a", "b"), **changes)
 
@@ -125,18 +127,18 @@ def test_predict_takes_a_threshold(run: Path, capsys: pytest.CaptureFixture) -> 
     texts = ["Claim your prize now", "see you at six"]
     for threshold, expected in (("spam=0", {"spam"}), ("spam=1", {"ham"})):
         assert main(["predict", str(run), "--json", "--threshold", threshold, *texts]) == 0
-        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert {line["label"] for line in told} == expected
+        reported = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {line["label"] for line in reported} == expected
     for wrong in ("spam", "eggs=0.5", "spam=1.5", "spam=x", "spam=nan"):
         assert main(["predict", str(run), "--threshold", wrong, *texts]) == 2
         assert "LABEL=P" in capsys.readouterr().err
 
 
-# --- what a run leaves ---
+# --- what a run saves ---
 
 
 @pytest.mark.slow
-def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
+def test_predictions_page_and_card_are_in_the_folder(run: Path) -> None:
     listed = json.loads((run / "MANIFEST.json").read_text())["sha256"]
     assert {"report.html", "model_card.md", "test-answers.jsonl", "val-answers.jsonl"} <= {*listed}
     test, val = (read_predictions(run / f"{part}-answers.jsonl") for part in ("test", "val"))
@@ -158,8 +160,8 @@ def test_answers_page_and_card_are_in_the_folder(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
-    """Texts that differ in digits alone stand in several parts, and are counted apart."""
+def test_test_texts_with_a_near_duplicate_are_counted(tmp_path: Path) -> None:
+    """Texts that differ only in digits are in several parts, and are counted separately."""
     rows = [
         f"{label} offer number {n} of {word},{label}"
         for label, word in (("a", "tea"), ("b", "oil"))
@@ -182,7 +184,7 @@ def test_test_texts_with_a_near_twin_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_uses_the_facts_of_the_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert (
         main(
             [
@@ -199,14 +201,14 @@ def test_evaluate_knows_what_the_run_knew(run: Path, capsys: pytest.CaptureFixtu
         )
         == 0
     )
-    told = json.loads(capsys.readouterr().out)
+    reported = json.loads(capsys.readouterr().out)
     written = json.loads((run / "evaluation.json").read_text())
     for name in ("accuracy", "confusion", "calibration", "uncalibrated", "without_near_duplicates"):
-        assert told[name] == pytest.approx(written[name]) if name == "accuracy" else True
-        assert json.dumps(told[name])[:40] == json.dumps(written[name])[:40]
-    assert [t["allowed_per_1000"] for t in told["thresholds"]] == [50.0]
-    assert len(told["mistakes"]) == len(told["least_certain"]) == 2
-    at = told["at_cost"]
+        assert reported[name] == pytest.approx(written[name]) if name == "accuracy" else True
+        assert json.dumps(reported[name])[:40] == json.dumps(written[name])[:40]
+    assert [t["allowed_per_1000"] for t in reported["thresholds"]] == [50.0]
+    assert len(reported["mistakes"]) == len(reported["least_certain"]) == 2
+    at = reported["at_cost"]
     assert at["threshold"] == pytest.approx(0.9) and at["false_positive_cost"] == 9
     classifier = Classifier.load(run)
     messages = read_test_part(run, "classification")
@@ -264,10 +266,10 @@ def test_evaluate_says_which_options_are_for_classes(
 def test_the_last_epoch_has_no_thresholds_of_the_best(
     run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The answers that are kept are the best epoch's, at its temperature."""
+    """The saved predictions are those of the best epoch, at its temperature."""
     assert main(["evaluate", str(run / "last.safetensors"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["thresholds"] == [] and told["temperature"] == 1.0
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["thresholds"] == [] and reported["temperature"] == 1.0
     assert main(["evaluate", str(run / "best.safetensors"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["thresholds"]) == 4
 
@@ -292,7 +294,7 @@ def test_training_alone_writes_no_report(tiny_checkpoint: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_path: Path) -> None:
-    """A file that was changed before the report is written again stays refused."""
+    """A file that was changed before the report is written again is still refused."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes() + b" ")
@@ -306,7 +308,7 @@ def test_a_report_written_again_leaves_the_rest_of_the_manifest(run: Path, tmp_p
 def test_training_in_python_prints_nothing_on_standard_output(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Warnings reach standard error; log lines do if the program asks for them."""
+    """Warnings go to standard error; other log lines are shown if the program asks for them."""
     rows = [
         f"{word} {n},{label}" for n in range(20) for word, label in (("win", 1), ("see you", 0))
     ]

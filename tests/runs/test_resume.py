@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the same bits; what cannot go on is told."""
+"""An interrupted run resumes to a bit-identical result; errors explain why a run cannot resume."""
 
 import csv
 import json
@@ -72,21 +72,21 @@ def unbroken(tiny_checkpoint: Path, table: Path, tmp_path_factory) -> Path:
 
 
 def broken_off(monkeypatch, base: Path, table: Path, out: Path, steps: int) -> None:
-    """A run that Ctrl-C stops after so many steps."""
+    """A run that Ctrl-C stops after this many steps."""
     match = f"after step {steps} of 24(?s:.*)--resume"
     with interrupted_after(steps, monkeypatch), pytest.raises(Interrupted, match=match):
         train(base, table, out)
 
 
-# --- equal to the bit ---
+# --- bit-identical results ---
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 6, 7, 23, 24])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(
+def test_a_stopped_run_ends_bit_identical(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, steps
 ):
-    """In the middle of an epoch (4), at its end (6), behind it (7), and at the very end."""
+    """In the middle of an epoch (4), at its end (6), after it (7), and at the very end."""
     broken_off(monkeypatch, tiny_checkpoint, table, tmp_path / "run", steps)
     assert [p.name for p in (tmp_path / "run").glob("state*")] == [f"state-{steps:08}.safetensors"]
     run = resume_training(tmp_path / "run", device="cpu")
@@ -117,10 +117,10 @@ def test_stopped_again_and_again(tiny_checkpoint, table, unbroken, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_features_computed_in_two_goes_are_the_same_bits(
+def test_features_computed_in_two_parts_are_bit_identical(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
-    """Killed while the frozen blocks were computed: the rest is computed in the same batches."""
+    """Killed while the frozen blocks run: the remaining texts are computed in the same batches."""
     from gpt2_from_scratch.speed import feature_cache as features
     from gpt2_from_scratch.speed import frozen_trunk as trunk
 
@@ -157,7 +157,7 @@ def test_states_do_not_change_the_result(
 def test_a_run_killed_after_its_manifest_is_complete(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, every_step_is_saved
 ):
-    """What it would resume from goes last, and is removed by the next look at it."""
+    """The files for resuming are removed last, or by the next command that reads the run."""
 
     def killed(folder: Path) -> None:
         raise KeyboardInterrupt
@@ -177,7 +177,7 @@ def test_a_run_killed_after_its_manifest_is_complete(
 
 
 @pytest.mark.slow
-def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
+def test_two_states_are_kept_and_the_newest_undamaged_one_is_used(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, every_step_is_saved
 ):
     run = tmp_path / "run"
@@ -196,7 +196,7 @@ def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
 
 
 @pytest.mark.slow
-def test_with_no_whole_state_the_run_begins_anew(
+def test_without_an_undamaged_state_the_run_restarts(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
 ):
     run = tmp_path / "run"
@@ -209,7 +209,7 @@ def test_with_no_whole_state_the_run_begins_anew(
     assert digests(run) == digests(unbroken)
 
 
-def test_a_state_never_holds_what_is_no_number(tmp_path):
+def test_a_state_never_contains_nan(tmp_path):
     save_state(tmp_path, 1, {"a": torch.ones(2)}, {})
     with pytest.raises(CheckpointError, match="NaN"):
         save_state(tmp_path, 2, {"a": torch.tensor([1.0, torch.inf])}, {})
@@ -245,7 +245,8 @@ def test_changed_settings_are_refused_with_the_difference(
     err = capsys.readouterr().err
     assert "lr: 0.01 -> 0.02" in err and "balance: False -> True" in err and err.count("->") == 3
     assert "together: 'copies' -> 'near-duplicates'" in err
-    with pytest.raises(UsageError, match="epochs: 4 -> 5"):  # by hand, where no command looks
+    # called in Python, without the command's checks
+    with pytest.raises(UsageError, match="epochs: 4 -> 5"):
         edited = json.loads((run / "config.json").read_text())
         edited["training"]["epochs"] = 5
         (run / "config.json").write_text(json.dumps(edited))
@@ -287,9 +288,9 @@ def test_missing_data_are_named_with_what_to_do(moved, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "tsv"])
-def test_data_that_moved_may_be_named(moved, unbroken, form, capsys):
+def test_moved_data_can_be_given(moved, unbroken, form, capsys):
     new, reading = moved.parent / "elsewhere.csv", []
-    if form == "tsv":  # with other columns and another encoding, but the same messages
+    if form == "tsv":  # other columns and another encoding, but the same messages
         rows = [*csv.reader(new.read_text().splitlines())][1:]
         new = moved.parent / "other.tsv"
         raw = "".join(f"{label}\t{text}\n" for text, label in [("body", "kind"), *rows])
@@ -301,7 +302,7 @@ def test_data_that_moved_may_be_named(moved, unbroken, form, capsys):
     assert config["source"] == str(new)
     assert config["text_column"] == ("body" if form == "tsv" else "text")
     assert cli.main(["verify", str(moved)]) == 0
-    # moved again, and the report was lost: it is written again
+    # moved again; a lost report is written again
     again = new.rename(new.with_stem("again"))
     (moved / "report.html").unlink()
     assert cli.main(["train", "--resume", str(moved)]) == 3
@@ -318,7 +319,7 @@ def test_other_messages_are_refused_with_both_facts(moved, change, capsys):
     if change == "row":
         rows.append("a pill 99,a")
     elif change == "order":
-        rows[0], rows[2] = rows[2], rows[0]  # of one label: the split depends on their order
+        rows[0], rows[2] = rows[2], rows[0]  # rows of one label; the split depends on their order
     else:
         rows[0] = {"text": "a pill 1000,a", "label": "a pill 0,b"}[change]
     new.write_text("\n".join([header, *rows]) + "\n")
@@ -336,7 +337,7 @@ def test_other_messages_are_refused_with_both_facts(moved, change, capsys):
 
 
 @pytest.mark.slow
-def test_three_files_that_moved_may_be_named(tiny_checkpoint, tmp_path, monkeypatch):
+def test_three_moved_files_can_be_given(tiny_checkpoint, tmp_path, monkeypatch):
     names = ("train", "val", "test")
     for name in names:
         rows = [f"{'the goal' if n % 2 else 'a pill'} {n} {name},{'ab'[n % 2]}" for n in range(12)]
@@ -359,7 +360,7 @@ def test_three_files_that_moved_may_be_named(tiny_checkpoint, tmp_path, monkeypa
     assert run.config.data == new and run.scores.total == 12
 
 
-def test_what_is_no_run_is_told(tmp_path, tiny_checkpoint, capsys):
+def test_folders_that_are_not_runs_are_refused(tmp_path, tiny_checkpoint, capsys):
     for content in (None, "{}", '{"recipe": "default"}', "[", '{"recipe": "lecture"}'):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
@@ -384,7 +385,7 @@ def test_one_process_at_a_time(tiny_checkpoint, table, tmp_path, monkeypatch):
         resume_training(run)
 
 
-# --- numbers that are none, memory that is not there ---
+# --- NaN and lack of memory ---
 
 
 def test_nan_keeps_the_last_good_state(
@@ -407,10 +408,10 @@ def test_nan_keeps_the_last_good_state(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [4, 3, 2, 1])
-def test_out_of_memory_halves_what_goes_through_at_once(
+def test_out_of_memory_halves_the_micro_batch(
     tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, room
 ):
-    """The batch stays 5: the weights differ from the unbroken run's by rounding alone."""
+    """The batch size stays 5: only rounding changes the weights of the uninterrupted run."""
     plain = Classifier.batch_outputs
 
     def scarce(self, texts, numbers):
@@ -476,7 +477,7 @@ def test_a_file_changed_since_is_refused(tiny_checkpoint, table, tmp_path, name,
         ('{"sha256": {"best.safetensors": NaN}}', "NaN"),
     ],
 )
-def test_a_manifest_that_is_none_is_told(unbroken, tiny_checkpoint, tmp_path, content, message):
+def test_an_invalid_manifest_is_refused(unbroken, tiny_checkpoint, tmp_path, content, message):
     (tmp_path / "best.safetensors").write_bytes((unbroken / "best.safetensors").read_bytes())
     (tmp_path / "MANIFEST.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
@@ -489,7 +490,7 @@ COMMAND = [sys.executable, "-m", "gpt2_from_scratch", "train", "--device", "cpu"
 
 
 def started(base: Path, table: Path, out: Path) -> subprocess.Popen:
-    """The command, after it has said its first epoch."""
+    """The command, after it has printed its first epoch."""
     options = ["--model", base, "--data", table, "--out", out, "--epochs", "500", "--lr", "0.01"]
     command = [*COMMAND, *map(str, options), "--patience", "500", "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -502,7 +503,7 @@ def started(base: Path, table: Path, out: Path) -> subprocess.Popen:
 @pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(tiny_checkpoint, table, tmp_path, number, code):
+def test_a_signal_saves_and_says_how_to_resume(tiny_checkpoint, table, tmp_path, number, code):
     run = tmp_path / "my run"
     process = started(tiny_checkpoint, table, run)
     process.send_signal(number)
@@ -511,12 +512,12 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_checkpoint, table, tmp_path, 
     assert "Traceback" not in err and f"gpt2-classifier train --resume '{run}'" in err
     record, _ = newest_state(run)
     assert 0 < record["progress"]["step"] < 500 * 6
-    assert Classifier.load(run, tiny_checkpoint)  # the best so far
+    assert Classifier.load(run, tiny_checkpoint)  # the best epoch so far
 
 
 @POSIX
-def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
-    """The second one comes while the first one's step is still under way."""
+def test_a_second_signal_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
+    """The second signal arrives while the first one's step is still running."""
     plain: Callable = TrainingRun.step
 
     def step(self: TrainingRun, batch: list[int]) -> None:
@@ -534,10 +535,8 @@ def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_signal_while_the_epoch_is_judged(
-    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
-):
-    """Even behind the last step: then only the scores are left to take."""
+def test_a_signal_during_validation(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
+    """Even after the last step: then only the scores remain to be computed."""
     plain, run = TrainingRun.end_epoch, tmp_path / "run"
 
     def end_epoch(self, val) -> None:
@@ -558,23 +557,23 @@ def test_a_signal_while_the_epoch_is_judged(
 
 @pytest.mark.slow
 def test_epochs_of_one_message(tiny_checkpoint, table, unbroken, tmp_path):
-    """A batch of more messages than there are, and batches of one."""
+    """A batch size larger than the number of messages, and batches of one message."""
     for size in (1, 1000):
         out = tmp_path / str(size)
         train(tiny_checkpoint, table, out, replace(CONFIG, batch_size=size, epochs=1))
         assert json.loads((out / "evaluation.json").read_text())["total"] == 8
 
 
-# --- a disk that is full ---
+# --- a full disk ---
 
 
 @pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("limit", [100, 20_000, 60_000])
-def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
+def test_a_full_disk_is_exit_6_and_loses_nothing_saved(
     tiny_checkpoint, table, unbroken, tmp_path, limit
 ):
-    """Files of at most so many bytes: the classifier takes 55,000, a state 220,000."""
+    """The size of files is limited: the classifier takes 55,000 bytes, a state 220,000."""
     code = (
         "import resource, sys; from gpt2_from_scratch.cli import main as cli; from gpt2_from_scratch.classifier import train as training_run\n"
         "training_run.SAVE_EVERY = 0.0\n"
@@ -590,17 +589,17 @@ def test_a_full_disk_is_exit_6_and_costs_nothing_that_was_saved(
     assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
     assert "could not be written" in found.stderr and found.stdout == ""
     assert not list(run.glob(".*.tmp"))
-    if (run / "config.json").exists():  # then it goes on when there is room again
+    if (run / "config.json").exists():  # the run can be resumed when there is space again
         resume_training(run)
         assert digests(run) == digests(unbroken)
 
 
-# --- what a hostile user finds ---
+# --- attempts of a hostile user ---
 
 
 @pytest.mark.slow
 def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
-    """A run that goes on does not sign what somebody put in their place."""
+    """A resumed run does not accept a test set that somebody has replaced."""
     for number, forged in enumerate([None, "label,text\na,hello\n"]):
         run = tmp_path / str(number)
         broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
@@ -614,7 +613,7 @@ def test_test_messages_are_written_again(tiny_checkpoint, table, unbroken, tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
 def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monkeypatch, capsys):
-    """safetensors writes there and cannot read: no state is taken for a damaged one."""
+    """safetensors can write but not read there, and an unreadable state is not damaged."""
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))
@@ -628,7 +627,7 @@ def test_a_folder_whose_name_is_not_utf_8(tiny_checkpoint, table, tmp_path, monk
 
 
 def test_settings_of_another_type_are_refused(tiny_checkpoint, table, tmp_path, unbroken, capsys):
-    """Each in a `config.json` that is right but for it; the message names the setting."""
+    """A valid `config.json` except for one setting of a wrong type, which the error names."""
     saved = json.loads((unbroken / "config.json").read_text())
     damages = [
         ("", {"model": []}),
@@ -664,7 +663,7 @@ def test_settings_of_another_type_are_refused(tiny_checkpoint, table, tmp_path, 
 
 
 def test_settings_of_a_later_version_may_be_missing(unbroken, tmp_path):
-    """They had their defaults before they were settings."""
+    """Before they were settings, they had their default values."""
     saved = json.loads((unbroken / "config.json").read_text())
     less = saved | {"data": {k: v for k, v in saved["data"].items() if k not in LATER}}
     assert less != saved
@@ -691,9 +690,7 @@ def test_a_run_of_an_earlier_version_predicts_but_does_not_resume(
 
 
 @pytest.mark.slow
-def test_options_that_say_the_same_are_accepted(
-    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch
-):
+def test_equivalent_options_are_accepted(tiny_checkpoint, table, unbroken, tmp_path, monkeypatch):
     run = tmp_path / "run"
     broken_off(monkeypatch, tiny_checkpoint, table, run, 9)
     same = ["--encoding", "UTF8", "--recipe", "default", "--lr", "1e-2"]

@@ -18,7 +18,7 @@ from gpt2_from_scratch.studies.scoreboard import ABOUT_THE_BOOK
 EVERY = book_rows(GPT2Config(4096, 384, 256, 4, 6), TrainConfig(epochs=5))
 
 
-def test_every_row_of_the_book_is_there_once_or_said_not_to_be_run():
+def test_every_row_of_the_book_is_repeated_or_excluded():
     rows = [row.book.row for row in EVERY if row.book]
     assert sorted([*rows, *NOT_RUN]) == list(range(1, 20))
 

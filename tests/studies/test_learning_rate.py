@@ -22,7 +22,7 @@ def find(base: Path, steps: int) -> tuple[RateCurve, Classifier]:
     return find_learning_rate(classifier, split, config, steps=steps), classifier
 
 
-def test_rates_rise_and_the_weights_are_put_back(tiny_checkpoint: Path) -> None:
+def test_learning_rates_rise_and_the_weights_are_restored(tiny_checkpoint: Path) -> None:
     rates, classifier = find(tiny_checkpoint, 5)
     assert rates.rates == sorted(rates.rates)
     assert rates.rates[0] == pytest.approx(1e-6)
@@ -31,7 +31,7 @@ def test_rates_rise_and_the_weights_are_put_back(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 0, -4])
-def test_too_few_steps_to_rise_are_refused(tiny_checkpoint: Path, steps: int) -> None:
+def test_too_few_steps_are_refused(tiny_checkpoint: Path, steps: int) -> None:
     with pytest.raises(UsageError, match="at least 2"):
         find(tiny_checkpoint, steps)
 
@@ -45,7 +45,7 @@ def test_too_few_steps_to_rise_are_refused(tiny_checkpoint: Path, steps: int) ->
         (ResourceError, 2, True),
     ],
 )
-def test_what_ends_the_curve_and_what_stops(
+def test_errors_that_end_the_curve_or_the_search(
     tiny_checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: type[GPT2Error],

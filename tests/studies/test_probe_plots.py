@@ -24,7 +24,7 @@ def probed(layers: int, *poolings: Pooling) -> list[Probe]:
     ]
 
 
-def test_probes_are_a_curve_a_layer_and_a_panel_a_pooling():
+def test_probes_have_a_curve_per_norm_and_a_panel_per_pooling():
     figure = plot_probes(probed(4, "mean", "last_token"))
     assert [axes.get_title() for axes in figure.axes] == ["mean", "last token"]
     for axes in figure.axes:

@@ -81,7 +81,7 @@ def test_states_are_those_of_each_text_alone(tiny_gpt2: GPT2, poolings) -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_one_pass_and_pads_only_where_they_are_read(tiny_gpt2: GPT2, monkeypatch) -> None:
+def test_one_pass_and_padding_only_if_it_is_read(tiny_gpt2: GPT2, monkeypatch) -> None:
     rows = []
     block = Trunk._block
     monkeypatch.setattr(
@@ -161,7 +161,7 @@ def test_rounding_noise_is_not_scaled_up() -> None:
 
 
 @pytest.mark.parametrize("l2", [0.0, -1.0, float("nan"), float("inf")])
-def test_what_is_not_a_penalty(l2: float) -> None:
+def test_invalid_penalties(l2: float) -> None:
     x, y = blobs(2)
     with pytest.raises(UsageError, match="penalties .* above 0"):
         fit_logistic((x, y), (x, y), [1.0, l2])
@@ -217,7 +217,7 @@ def test_probes_are_scored_as_scikit_learn_would(
 
 
 @pytest.mark.slow
-def test_nothing_is_chosen_on_the_test_part_and_the_model_stays(
+def test_the_test_set_selects_nothing_and_the_model_stays(
     tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split
 ) -> None:
     before = {name: value.clone() for name, value in tiny_gpt2.state_dict().items()}
@@ -234,7 +234,7 @@ def test_nothing_is_chosen_on_the_test_part_and_the_model_stays(
     assert all(parameter.grad is None for parameter in tiny_gpt2.parameters())
 
 
-def test_long_texts_are_cut_and_told(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split) -> None:
+def test_long_texts_are_cut_and_logged(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split) -> None:
     said = listen()
     longer = Split(split.train, split.val, [Message("q" * 40, "kind 1"), *split.test])
     probe_layers(tiny_gpt2, tokenizer, longer, poolings=["mean"], penalties=[1.0])
@@ -242,7 +242,7 @@ def test_long_texts_are_cut_and_told(tiny_gpt2: GPT2, tokenizer: Tokenizer, spli
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reported"),
     [
         ({"train": []}, "training set has no texts"),
         ({"val": []}, "validation set has no texts"),
@@ -253,13 +253,13 @@ def test_long_texts_are_cut_and_told(tiny_gpt2: GPT2, tokenizer: Tokenizer, spli
         ({"test": [Message("a", (0.5,))]}, "a label must be a string"),
     ],
 )
-def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, told) -> None:
-    with pytest.raises(DataError, match=told):
+def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, reported) -> None:
+    with pytest.raises(DataError, match=reported):
         probe_layers(tiny_gpt2, tokenizer, Split(**(vars(split) | changed)))
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         ({"poolings": []}, "without repetition"),
         ({"poolings": "mean"}, "without repetition"),
@@ -269,8 +269,8 @@ def test_splits_that_cannot_be_probed(tiny_gpt2, tokenizer, split, changed, told
         ({"penalties": [1.0, 0.0]}, "above 0"),
     ],
 )
-def test_settings_that_make_no_sense(tiny_gpt2, tokenizer, split, settings, told) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_of_probes(tiny_gpt2, tokenizer, split, settings, reported) -> None:
+    with pytest.raises(UsageError, match=reported):
         probe_layers(tiny_gpt2, tokenizer, split, **settings)
 
 

@@ -107,7 +107,7 @@ def test_frozen_features_of_classes_that_training_lacks(setup: Setup, split: Stu
 
 
 @pytest.mark.slow
-def test_ours_is_what_train_makes(
+def test_ours_equals_train(
     setup: Setup, messages: list[Message], split: StudySplit, tmp_path: Path
 ):
     write_messages(tmp_path / "m.csv", messages)
@@ -116,12 +116,12 @@ def test_ours_is_what_train_makes(
         setup.model, tmp_path / "m.csv", config, run=tmp_path / "run", device="cpu", cache=False
     )
     classifier, scores = run.classifier, run.scores
-    twins = np.arange(len(split.parts.test)) % 2 == 0
-    found = finetuned(setup).answer(setup, replace(split, near_duplicates=twins))
+    n_near = np.arange(len(split.parts.test)) % 2 == 0
+    found = finetuned(setup).answer(setup, replace(split, near_duplicates=n_near))
     answers = found.predictions
     assert answers.texts == [m.text for m in split.parts.test]
     assert [LABELS[k] for k in answers.true] == [m.label for m in split.parts.test]
-    assert (answers.near_duplicates == twins).all()
+    assert (answers.near_duplicates == n_near).all()
     alone = [classifier.predict([text])[0].probabilities for text in answers.texts]
     expected = [[p[label] for label in LABELS] for p in alone]
     np.testing.assert_allclose(answers.probabilities, expected, atol=1e-6)
@@ -203,7 +203,7 @@ def test_every_kind_of_row_is_trained(setup: Setup, split: StudySplit, row: Fine
 
 
 @pytest.mark.slow
-def test_one_at_a_time_is_the_same_batch(setup: Setup, split: StudySplit):
+def test_gradient_accumulation_is_the_same_batch(setup: Setup, split: StudySplit):
     """Gradients are accumulated as in the book, but padding has no effect."""
     whole, parts = (
         Finetuned("", training={"batch_size": 8, "micro_batch": n}).answer(setup, split)
@@ -214,7 +214,7 @@ def test_one_at_a_time_is_the_same_batch(setup: Setup, split: StudySplit):
     )
 
 
-def test_messages_that_balancing_left_out_may_not_exist(setup: Setup, split: StudySplit):
+def test_balancing_may_leave_out_no_messages(setup: Setup, split: StudySplit):
     row = Finetuned("all", all_messages=True)
     with pytest.raises(DataError, match="--balance"):
         row.answer(setup, replace(split, unbalanced=split.parts.train))

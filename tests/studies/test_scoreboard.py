@@ -153,7 +153,7 @@ def test_more_labels_are_averaged():
     assert row.roc_auc == pytest.approx(roc_auc_score(true, p, multi_class="ovr"))
 
 
-def test_what_is_not_known_is_no_number():
+def test_unknown_scores_are_not_numbers():
     one = result(OURS, 1, 1.0)
     unknown = replace(one, predictions=replace(one.predictions, near_duplicates=None))
     board = make_scoreboard([unknown], "ours", positive="spam")
@@ -163,7 +163,7 @@ def test_what_is_not_known_is_no_number():
     assert make_scoreboard([only_ham], "ours", positive="spam").rows[0].roc_auc is None
 
 
-def test_a_row_that_lacks_a_split_is_left_out_and_noted(three: list[Result]):
+def test_a_row_without_some_split_is_left_out_and_noted(three: list[Result]):
     results = [*three, result(OURS, 4, 2.0, "seed 2"), result(BAG, 5, 2.0, "seed 2")]
     board = make_scoreboard(results, "ours")
     assert sorted(row.name for row in board.rows) == ["bag", "ours"]
@@ -197,7 +197,7 @@ def test_the_ensemble_takes_the_baseline_that_validation_prefers(three: list[Res
     assert list(ensembles([ours], "ours")) == []
 
 
-def test_as_a_person_reads_it(tmp_path: Path):
+def test_the_scoreboard_as_text(tmp_path: Path):
     true = np.array([0, 0, 1, 1])
     certain = np.eye(2)[true]
     wrong = certain.copy()

@@ -135,7 +135,7 @@ def test_seeds_and_rows_may_be_added(tmp_path: Path, no_pictures: None):
     assert alone.splits == ("seed 1",) and len(alone.rows) == 2
 
 
-def test_a_stop_loses_what_was_under_way_only(tmp_path: Path, no_pictures: None):
+def test_a_stop_loses_only_pairs_in_progress(tmp_path: Path, no_pictures: None):
     def stop() -> None:
         if len(a.calls) == 2:
             raise KeyboardInterrupt
@@ -174,7 +174,7 @@ def test_a_row_that_fails_is_reported_and_tried_again(tmp_path: Path, no_picture
     assert b.calls == ["seed 1", "seed 2", "seed 1"]
 
 
-def test_nothing_is_compared_without_the_reference(tmp_path: Path, no_pictures: None):
+def test_a_failed_reference_raises_its_error(tmp_path: Path, no_pictures: None):
     def fail() -> None:
         raise GPT2Error("the loss is NaN")
 
@@ -192,7 +192,7 @@ def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_p
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "experiments.md", "finished.json", "photos/"])
-def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path: Path, name: str):
+def test_a_folder_with_other_contents_is_not_changed(tmp_path: Path, name: str):
     (tmp_path / ".draft.tmp").mkdir()
     (tmp_path / ".lock").write_text("mine")
     (tmp_path / name).mkdir() if name[-1] == "/" else (tmp_path / name).write_text("mine")
@@ -226,7 +226,7 @@ def test_another_folder_is_refused(tmp_path: Path, no_pictures: None):
         run_study(fixed_study(Fixed("a b"), Fixed("A-b")), tmp_path / "two")
 
 
-def test_what_is_no_result_is_refused(tmp_path: Path, no_pictures: None):
+def test_something_else_than_a_result_is_refused(tmp_path: Path, no_pictures: None):
     run_study(fixed_study(Fixed("a")), tmp_path)
     text = (tmp_path / "finished.json").read_text().replace('"seconds"', '"minutes"')
     (tmp_path / "finished.json").write_text(text)
@@ -335,15 +335,15 @@ def test_compare_answers_the_splits_that_train_makes(
     assert (board.splits, board.positive) == (("seed 1", "seed 2"), "spam")
     split = split_messages(load_messages(table), seed=2)
     assert (board.n_train, board.n_test) == (len(split.train), len(split.test))
-    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
-    assert 0 < twins.sum() < len(twins)
+    n_near = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
+    assert 0 < n_near.sum() < len(n_near)
     files = list((tmp_path / "out").glob("answers-*-2.jsonl"))
     assert {path.name for path in files} == {f"answers-{slug(name)}-2.jsonl" for name in names}
     for path in files:
         answers = read_predictions(path)
         assert answers.texts == [m.text for m in split.test]
         assert [answers.labels[k] for k in answers.true] == [m.label for m in split.test]
-        assert (answers.near_duplicates == twins).all()
+        assert (answers.near_duplicates == n_near).all()
 
 
 @pytest.mark.slow
@@ -390,7 +390,7 @@ def test_a_study_of_given_files(tmp_path: Path):
         compare("mini", DataConfig(source=train, test_source=test), n_folds=3)
 
 
-def test_a_study_from_before_a_setting_existed_goes_on(tmp_path: Path):
+def test_a_study_from_before_a_setting_existed_resumes(tmp_path: Path):
     """In the older study, the setting had its default."""
     settings = asdict(DataConfig()) | {"model": "mini"}
     with study_module._working_in(tmp_path, settings):
@@ -432,7 +432,9 @@ def test_rare_labels_in_studies(tmp_path: Path):
         ({"head": HeadSettings(labels="ham,egg")}, DataError, "'spam'.*ham, egg"),
     ],
 )
-def test_what_makes_no_sense_is_refused(table: Path, tmp_path: Path, options, error, facts: str):
+def test_invalid_arguments_of_studies_are_refused(
+    table: Path, tmp_path: Path, options, error, facts: str
+):
     with pytest.raises(error, match=facts):
         compare("mini", table, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -489,8 +491,8 @@ def test_runs_are_compared_with_the_first_and_baselines(
     assert {row.name for row in board.rows} == {"one", "two", *TEXTS_ONLY, ENSEMBLE}
     split = split_messages(load_messages(table), seed=1)
     assert (board.reference, board.n_train) == ("one", len(split.train))
-    twins = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
-    assert board.n_without_near_duplicates == (~twins).sum()
+    n_near = has_near_duplicate([m.text for m in split.test], [m.text for m in split.train])
+    assert board.n_without_near_duplicates == (~n_near).sum()
     for row in board.rows:
         if row.name in ("one", "two"):
             saved = json.loads((runs / row.name / "evaluation.json").read_text())
