@@ -477,7 +477,7 @@ def small_test(n_texts: int, interval: tuple[float, float]) -> str:
         return ""
     return (
         f"The test set is small: with {count_texts(n_texts)} the score has an uncertainty of plus or "
-        f"minus {100 * half:.0f} points. Classifiers that differ by less cannot be told apart. More "
+        f"minus {100 * half:.0f} points. Classifiers that differ by less cannot be distinguished. More "
         "labelled texts would help most."
     )
 
