@@ -27,8 +27,8 @@ def answers(
     true = np.arange(n) % 2
     said = np.where(np.arange(n) < wrong, 1 - true, true)
     spread = sure - 0.3 * np.arange(n) / n  # all probabilities differ
-    shares = np.where(np.arange(2) == said[:, None], spread[:, None], 1 - spread[:, None])
-    return LabelledPredictions(labels, [f"text {i}" for i in range(n)], true, shares)
+    probabilities = np.where(np.arange(2) == said[:, None], spread[:, None], 1 - spread[:, None])
+    return LabelledPredictions(labels, [f"text {i}" for i in range(n)], true, probabilities)
 
 
 def assessed(n: int = 300, wrong: int = 15, n_near: int = 0, **others: Any) -> Assessment:

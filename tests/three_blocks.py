@@ -107,8 +107,8 @@ def layers_of(classifier: Classifier, head: HeadConfig) -> list[nn.Module]:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores.astype(float) - scores.max())
-    return shares / shares.sum()
+    probabilities = np.exp(scores.astype(float) - scores.max())
+    return probabilities / probabilities.sum()
 
 
 def token_of_each_byte(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -121,13 +121,15 @@ def plain_answer(
     names = head.labels
     if head.task == "classification":
         z = float(outputs[0])
-        shares = (
+        probabilities = (
             [1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))] if head.one_output else softmax(outputs)
         )
-        return Choice(names[int(np.argmax(shares))], dict(zip(names, shares, strict=True)))
+        return Choice(
+            names[int(np.argmax(probabilities))], dict(zip(names, probabilities, strict=True))
+        )
     if head.task == "multi-label":
-        shares = dict(zip(names, 1 / (1 + np.exp(-outputs.astype(float))), strict=True))
-        return Labels([name for name in names if shares[name] > 0.5], shares)
+        probabilities = dict(zip(names, 1 / (1 + np.exp(-outputs.astype(float))), strict=True))
+        return Labels([name for name in names if probabilities[name] > 0.5], probabilities)
     if head.task == "regression":
         return Values(
             {
@@ -154,11 +156,14 @@ def plain_tags(
 ) -> Tags:
     owner, tags = token_of_each_byte(tokenizer, ids), []
     for word in re.finditer(r"\S+", text):
-        place, label, share = len(text[: word.start()].encode()), "O", 0.0
+        place, label, probability = len(text[: word.start()].encode()), "O", 0.0
         if place < len(owner):
-            shares = softmax(outputs[owner[place]])
-            label, share = head.labels[int(shares.argmax())], float(shares.max())
-        tags.append(Tag(word.group(), word.start(), word.end(), label, share))
+            probabilities = softmax(outputs[owner[place]])
+            label, probability = (
+                head.labels[int(probabilities.argmax())],
+                float(probabilities.max()),
+            )
+        tags.append(Tag(word.group(), word.start(), word.end(), label, probability))
     return Tags(tags)
 
 
@@ -178,7 +183,7 @@ def plain_extract(
         for a in range(len(starts))
         for b in range(a, min(len(ends), a + LONGEST_ANSWER))
     ]
-    share, a, b = max(pairs)
+    probability, a, b = max(pairs)
     inside = [
         n
         for n, character in enumerate(text)
@@ -190,8 +195,8 @@ def plain_extract(
         and not character.isspace()
     ]
     if not inside:  # only white space
-        return Extract("", -1, -1, share)
-    return Extract(text[inside[0] : inside[-1] + 1], inside[0], inside[-1] + 1, share)
+        return Extract("", -1, -1, probability)
+    return Extract(text[inside[0] : inside[-1] + 1], inside[0], inside[-1] + 1, probability)
 
 
 def assert_same(found: Any, expected: Any) -> None:

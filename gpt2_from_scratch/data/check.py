@@ -592,7 +592,7 @@ def _format_lengths(report: Report) -> list[str]:
         *_table("lengths", ["shortest", "median", "longest"], rows),
         f"  {report.over_n_ctx.rows:,} {over}{_where(report.over_n_ctx)}",
         *(
-            f"  a limit of {cut.limit:,} tokens cuts {cut.texts:,} texts and removes "
+            f"  a limit of {cut.limit:,} tokens cuts {cut.texts:,} text{'' if cut.texts == 1 else 's'} and removes "
             f"{cut.tokens:,} tokens, {100 * cut.tokens / max(1, cut.all_tokens):.1f}% of all"
             for cut in report.cuts
             if cut.texts or cut.limit < report.n_ctx

@@ -45,8 +45,11 @@ def look(classifier: Classifier, texts: list[str], seen: Counter) -> None:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == as_read(text)
         assert all(0 <= n < tokenizer.n_vocab - 1 for n in ids), "a text wrote a control token"
-        shares = list(answer.probabilities.values())
-        assert all(math.isfinite(share) for share in shares) and abs(sum(shares) - 1) < 1e-9
+        probabilities = list(answer.probabilities.values())
+        assert (
+            all(math.isfinite(probability) for probability in probabilities)
+            and abs(sum(probabilities) - 1) < 1e-9
+        )
         assert answer.label in answer.probabilities
         assert answer.empty == (not text.strip())
         assert answer.n_tokens == (1 if answer.empty else min(limit, len(ids)))

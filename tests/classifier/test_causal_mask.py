@@ -25,8 +25,8 @@ def plainly(model: GPT2, ids: list[int]) -> Tensor:
             part.view(B, T, model.config.n_head, -1).transpose(1, 2)
             for part in block.attn.c_attn(block.ln_1(x)).split(C, dim=2)
         )
-        shares = (q @ k.mT / q.shape[3] ** 0.5).softmax(dim=3)
-        x = x + block.attn.c_proj((shares @ v).transpose(1, 2).reshape(B, T, C))
+        weights = (q @ k.mT / q.shape[3] ** 0.5).softmax(dim=3)
+        x = x + block.attn.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C))
         x = x + block.mlp.c_proj(F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh"))
     return model.head(model.ln_f(x[0, -1]))
 

@@ -304,8 +304,8 @@ def test_answers_are_those_of_predict_in_order(kinds: Classifier) -> None:
         found = list(kinds.predict_stream(iter(texts)))
         assert [text for text, _ in found] == texts
         for text, answer in found:
-            shares = pytest.approx(expected[text].probabilities, abs=1e-5)
-            assert answer.probabilities == shares
+            expected_probabilities = pytest.approx(expected[text].probabilities, abs=1e-5)
+            assert answer.probabilities == expected_probabilities
             assert replace(answer, answers={}) == replace(expected[text], answers={})
             assert answer.label == expected[text].label
 

@@ -307,14 +307,14 @@ def test_rate_decay_divides_the_learning_rate_per_block(tiny_checkpoint, tmp_pat
         | dict.fromkeys(BLOCK_0, 0.002)
     )
     assert rates() == expected
-    shares = []
+    factors = []
     for _ in range(4):
         run.step([0, 1, 2])
-        share = rates()["head.bias"] / 0.008
-        shares.append(share)
-        assert rates() == pytest.approx({name: rate * share for name, rate in expected.items()})
+        factor = rates()["head.bias"] / 0.008
+        factors.append(factor)
+        assert rates() == pytest.approx({name: rate * factor for name, rate in expected.items()})
     # the learning rate rises in two of four steps
-    assert shares[:2] == [0.5, 1.0] and shares[3] < 1
+    assert factors[:2] == [0.5, 1.0] and factors[3] < 1
 
 
 def test_embeddings_learn_slowest(tiny_checkpoint, tmp_path):
@@ -333,8 +333,8 @@ def test_decay_shrinks_matrices_and_nothing_else(tiny_checkpoint, tmp_path):
     before = {name: p.detach().clone() for name, p in run.trainable.items()}
     run.step([0, 1])
     for name, parameter in run.trainable.items():
-        share = 0.9 if parameter.dim() == 2 else 1.0
-        torch.testing.assert_close(parameter.detach(), share * before[name], atol=3e-6, rtol=0)
+        factor = 0.9 if parameter.dim() == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), factor * before[name], atol=3e-6, rtol=0)
     biases = [name for name in before if name.endswith(".bias") or ".ln_" in name or "ln_f" in name]
     assert len(biases) == 2 * 8 + 3 and all(run.trainable[name].dim() == 1 for name in biases)
 

@@ -232,10 +232,10 @@ def test_the_best_epoch_is_the_latest_of_the_most_accurate() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:
-    shares = [rate_factor(step, 100, 0.1) for step in range(101)]
-    assert shares[0] == 0.1 and shares[9] == shares[10] == 1.0
-    assert shares[55] == pytest.approx(0.5) and shares[100] == pytest.approx(0)
-    assert sorted(shares[10:], reverse=True) == shares[10:]
+    factors = [rate_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[0] == 0.1 and factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
+    assert sorted(factors[10:], reverse=True) == factors[10:]
 
 
 def test_the_order_of_messages_is_pinned() -> None:
@@ -410,9 +410,9 @@ def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Pa
             x = model.embed(torch.tensor([classifier.tokenizer.encode(message.text)]))
             for name, block in zip(("early", "label"), model.blocks, strict=True):
                 x = block(x)
-                share = model.head[name](model.ln_f(x[0, -1])).softmax(dim=0)
+                expected = model.head[name](model.ln_f(x[0, -1])).softmax(dim=0)
                 reported = prediction.answers[name].probabilities
-                assert list(reported.values()) == pytest.approx(share.tolist(), abs=1e-5)
+                assert list(reported.values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_adapters_above_the_layer_read_do_not_change(

@@ -170,8 +170,8 @@ def test_the_effect_of_a_token_limit(tmp_path: Path, capsys) -> None:
     assert cuts == [whole, Cut(4, len(longer), sum(longer) - 4 * len(longer), sum(lengths))]
     assert cli.main(["check", str(path), "--max-tokens", "4"]) == 0
     out = capsys.readouterr().out
-    assert f"4 tokens, {len(longer)} texts lose {cuts[1].tokens:,} tokens" in out
-    assert f"384 tokens, 1 texts lose {whole.tokens:,} tokens" in out
+    assert f"4 tokens cuts {len(longer)} texts and removes {cuts[1].tokens:,} tokens" in out
+    assert f"384 tokens cuts 1 text and removes {whole.tokens:,} tokens" in out
     for wrong in (0, 385):
         with pytest.raises(UsageError, match=f"max_tokens = {wrong} .*384"):
             check_data(path, max_tokens=wrong)

@@ -670,7 +670,7 @@ def test_an_error_shows_how_to_make_messages(tmp_path: Path):
         ({"balance": 1}, "balance = 1"),
         ({"keep_empty": "no"}, "keep_empty = 'no'"),
         ({"keep_together": "groups"}, "'groups'.*copies, near-duplicates"),
-        ({"keep_together": "near-n_near"}, "'near-n_near'.*'near-duplicates'"),
+        ({"keep_together": "near-twins"}, "'near-twins'.*'near-duplicates'"),
         ({"val_source": "a.csv"}, "--val-data.*val_source.*needs --test-data"),
         ({"rare_labels": "join"}, "'join'.*stop, drop, keep, join:other"),
         ({"rare_labels": "join: "}, "'join: '"),

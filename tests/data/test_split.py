@@ -461,7 +461,7 @@ def test_too_few_groups_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("value", "named"), [("groups", "copies, near-duplicates"), ("near-n_near", "near-duplicates")]
+    ("value", "named"), [("groups", "copies, near-duplicates"), ("near-twins", "near-duplicates")]
 )
 def test_keep_together_must_be_a_known_name(value, named):
     for cut in (split_messages, lambda *x, **options: folds(*x, 5, **options)):

@@ -396,12 +396,12 @@ def test_reliability_needs_texts():
 
 # --- what a threshold costs ---
 
-SHARES = np.array([0.9, 0.8, 0.7, 0.7, 0.3, 0.2, 0.1])
+PROBABILITIES = np.array([0.9, 0.8, 0.7, 0.7, 0.3, 0.2, 0.1])
 IS_IT = np.array([1, 0, 1, 0, 1, 0, 0]).astype(bool)  # good: 0.8 0.7 0.2 0.1
 
 
 def test_every_threshold():
-    axes = plot_trade(SHARES, IS_IT, "spam").axes[0]
+    axes = plot_trade(PROBABILITIES, IS_IT, "spam").axes[0]
     (curve,) = axes.lines
     points = list(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     expected = [(0, 0), (0, 1), (1, 1), (2, 2), (2, 3), (3, 3), (4, 3)]  # of 4 and of 3
@@ -415,10 +415,10 @@ def test_every_threshold():
 
 
 def test_chosen_ones_are_marked_once():
-    one = at_threshold(SHARES, IS_IT, "spam", 0.75)
+    one = at_threshold(PROBABILITIES, IS_IT, "spam", 0.75)
     chosen = [replace(one, allowed_per_1000=allowed) for allowed in (0.0, 5.0)]
-    never = at_threshold(SHARES, IS_IT, "spam", NEVER)
-    axes = plot_trade(SHARES, IS_IT, "spam", [*chosen, never]).axes[0]
+    never = at_threshold(PROBABILITIES, IS_IT, "spam", NEVER)
+    axes = plot_trade(PROBABILITIES, IS_IT, "spam", [*chosen, never]).axes[0]
     first, second = axes.containers
     line, _, (bar,) = first
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((250, 100 / 3))
@@ -436,16 +436,16 @@ def test_chosen_ones_are_marked_once():
 def test_the_trade_can_be_read(N):
     rng = np.random.default_rng(N)
     is_it = rng.random(N) < 0.3
-    shares = np.where(is_it, rng.beta(4, 1, N), rng.beta(1, 4, N))
-    chosen = [at_threshold(shares, is_it, "s", t) for t in (0.5, 0.8, 0.9, 0.99)]
-    figure = plot_trade(shares, is_it, "a label of more than twenty characters", chosen)
+    probabilities = np.where(is_it, rng.beta(4, 1, N), rng.beta(1, 4, N))
+    chosen = [at_threshold(probabilities, is_it, "s", t) for t in (0.5, 0.8, 0.9, 0.99)]
+    figure = plot_trade(probabilities, is_it, "a label of more than twenty characters", chosen)
     assert can_be_read(figure)
 
 
 @pytest.mark.parametrize("is_it", [np.zeros(7, dtype=bool), np.ones(7, dtype=bool)])
 def test_one_sided(is_it):
     with pytest.raises(DataError, match="one of each is needed"):
-        plot_trade(SHARES, is_it, "spam")
+        plot_trade(PROBABILITIES, is_it, "spam")
 
 
 # --- text on pictures ---
@@ -475,13 +475,13 @@ def test_spaces_of_labels_stay():
 @pytest.mark.slow
 def test_dollars_are_not_a_formula(tmp_path):
     """As a formula, `$\\none$` would be an error, and `$x_1$` narrower."""
-    bad, mark = r"$\none$", at_threshold(SHARES, IS_IT, "a", 0.75)
+    bad, mark = r"$\none$", at_threshold(PROBABILITIES, IS_IT, "a", 0.75)
     figures = [
         plot_seconds({bad: {bad: 1.0}}),
         plot_confusion(scored([[9, 1], [4, 6]], [bad, "$x_1$"])),
         plot_scores([bad], [0.5], [None], reference=0, others=[0.5], others_name=bad),
         plot_reliability({bad: calibrated(3, 2.0)}),
-        plot_trade(SHARES, IS_IT, bad, [mark]),
+        plot_trade(PROBABILITIES, IS_IT, bad, [mark]),
     ]
     for n, figure in enumerate(figures):
         save_picture(figure, tmp_path / f"{n}.png")

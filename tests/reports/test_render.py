@@ -400,14 +400,16 @@ def test_thresholds_and_their_picture():
 
 
 @pytest.mark.parametrize(
-    ("share", "reported"),
+    ("probability", "reported"),
     [(1.0, "never"), (1 - 1e-7, "1.0000"), (1 - 1e-5, "0.999995"), (0.5, "0.7")],
 )
-def test_a_threshold_is_shown_without_misleading_rounding(share, reported):
-    """A ham that gets `share` of spam: the threshold lies midway from there to 1, or above."""
-    shares = np.array([[1 - share, share], [0.1, 0.9 * share + 0.1 - 0.1 * share]])
-    shares[1] = [1 - shares[1, 1], shares[1, 1]]
-    val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), shares)
+def test_a_threshold_is_shown_without_misleading_rounding(probability, reported):
+    """A ham that gets `probability` of spam: the threshold lies midway from there to 1, or above."""
+    probabilities = np.array(
+        [[1 - probability, probability], [0.1, 0.9 * probability + 0.1 - 0.1 * probability]]
+    )
+    probabilities[1] = [1 - probabilities[1, 1], probabilities[1, 1]]
+    val = LabelledPredictions(LABELS, ["good", "spam"], np.array([0, 1]), probabilities)
     found = assess(answers(300, 15), val, positive="spam", allowed_per_1000=(0,))
     [table] = run_page(run_facts(assessment=found)).tables["Thresholds"]
     assert table[0][1].startswith(reported)

@@ -89,7 +89,7 @@ def test_texts_of_one_label_are_enough_to_continue(first, tmp_path) -> None:
     assert run.classifier.description.labels == ["a", "b"] and run.scores.total == 3
     assert {m.label for m in run.load_split().train} == {"a"}
     resume_training(run.folder, data=table, device="cpu")
-    with pytest.raises(DataError, match="one label only, 'a'; training needs"):
+    with pytest.raises(DataError, match="only one label, 'a'"):
         train_classifier(first.config.model, table, CONFIG, run=tmp_path / "new", device="cpu")
 
 
@@ -244,10 +244,10 @@ def test_texts_of_the_other_run_count_as_trained_on(first, folder, tmp_path) -> 
     test = {message.text for message in run.load_split().test}
     learned = {message.text for message in first.load_split().train}
     n = len(test & learned)
-    assert n and any(f"{n} of {len(test)} test texts were trained on" in line for line in lines)
+    assert n and any(f"{n} of {len(test)} test texts" in line for line in lines)
     assert TrainedOn.of(run.folder).count(run.load_split().test) == n
     run.write_report()
-    assert f"{n} of {len(test)} test texts were trained on" in (
+    assert f"trained on {n} of {len(test)} test texts" in (
         run.folder / "model_card.md"
     ).read_text().replace("\\", "")
     bare = tmp_path / "bare.safetensors"
@@ -295,7 +295,7 @@ def test_the_command_continues_with_what_was_typed(first, folder, tmp_path, caps
     training = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
     assert (training["lr"], training["n_last_blocks"], training["epochs"]) == (0.001, 1, 1)
     code, _, err = call(capsys, *command, "--out", tmp_path / "other")
-    assert code == 4 and "name its folder with --model" in err
+    assert code == 4 and "--model" in err
 
 
 def test_the_demo_messages_are_not_the_default(first, tmp_path, capsys) -> None:

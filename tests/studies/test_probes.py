@@ -284,13 +284,13 @@ def test_a_model_with_other_parts(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: 
 def test_the_table(tiny_gpt2: GPT2, tokenizer: Tokenizer, split: Split) -> None:
     probes = probe_layers(tiny_gpt2, tokenizer, split, poolings=["mean", "first_token"])
     lines = format_probes(probes).splitlines()
-    assert lines[0].endswith("% of 30 texts; always the most common label: 33.3")
+    assert lines[0].endswith("% of 30 texts; always predicting the most common label: 33.3")
     assert lines[2].split() == ["layer", "mean", "mean", "first_token", "first_token"]
     assert lines[3].split() == ["raw", "normed"] * 2
-    shares = {(p.layer, p.pooling, p.final_norm): f"{100 * p.correct / 30:.1f}" for p in probes}
+    tested = {(p.layer, p.pooling, p.final_norm): f"{100 * p.correct / 30:.1f}" for p in probes}
     for layer, line in enumerate(lines[4:7]):
         assert line.split() == [str(layer)] + [
-            shares[layer, pooling, norm] for pooling in ("mean", "first_token") for norm in (0, 1)
+            tested[layer, pooling, norm] for pooling in ("mean", "first_token") for norm in (0, 1)
         ]
     half = max(p.interval[1] - p.interval[0] for p in probes) / 2
     assert f"{100 * half:.1f} points" in lines[-1]

@@ -116,12 +116,12 @@ def test_ours_equals_train(
         setup.model, tmp_path / "m.csv", config, run=tmp_path / "run", device="cpu", cache=False
     )
     classifier, scores = run.classifier, run.scores
-    n_near = np.arange(len(split.parts.test)) % 2 == 0
-    found = finetuned(setup).answer(setup, replace(split, near_duplicates=n_near))
+    near_duplicates = np.arange(len(split.parts.test)) % 2 == 0
+    found = finetuned(setup).answer(setup, replace(split, near_duplicates=near_duplicates))
     answers = found.predictions
     assert answers.texts == [m.text for m in split.parts.test]
     assert [LABELS[k] for k in answers.true] == [m.label for m in split.parts.test]
-    assert (answers.near_duplicates == n_near).all()
+    assert (answers.near_duplicates == near_duplicates).all()
     alone = [classifier.predict([text])[0].probabilities for text in answers.texts]
     expected = [[p[label] for label in LABELS] for p in alone]
     np.testing.assert_allclose(answers.probabilities, expected, atol=1e-6)

@@ -53,9 +53,9 @@ def test_the_ends_of_a_span_are_the_tokens_of_its_bytes(
     owner = owners(tokenizer, encoded[0])
     expected = []
     for span in spans:
-        first, behind = len(TEXT[: span.start].encode()), len(TEXT[: span.end].encode())
-        whole = behind <= len(owner)
-        expected.append([owner[first], owner[behind - 1]] if whole else [IGNORED] * 2)
+        first, after = len(TEXT[: span.start].encode()), len(TEXT[: span.end].encode())
+        whole = after <= len(owner)
+        expected.append([owner[first], owner[after - 1]] if whole else [IGNORED] * 2)
     assert found.batch(range(len(spans))).tolist() == expected
     assert found.weights.tolist() == [float(ends[0] != IGNORED) for ends in expected]
     assert found.weights.sum() == len(spans) or max_tokens < 32

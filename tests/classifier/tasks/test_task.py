@@ -368,8 +368,8 @@ def test_parts_of_a_batch_add_up(head: HeadConfig, texts: list[tuple[int, bool, 
     (gradient,) = torch.autograd.grad(whole, outputs)
     cuts = [0, *(n for n, (_, _, cut) in enumerate(texts) if cut and n), len(texts)]
     parts = 0.0
-    for first, behind in zip(cuts, cuts[1:], strict=False):
-        part, T = slice(first, behind), int(lengths[first:behind].max())
+    for first, after in zip(cuts, cuts[1:], strict=False):
+        part, T = slice(first, after), int(lengths[first:after].max())
         some = outputs[part] if head.reads_one_state else outputs[part, :T]
         each_token = head.task in ("token-classification", "language")
         wanted = targets[part, :T] if each_token else targets[part]
