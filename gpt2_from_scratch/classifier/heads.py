@@ -124,6 +124,15 @@ def relabelled(
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
     layers of another kind. Raises DataError for labels that differ only in case, spaces or Unicode
     form.
+
+    Args:
+        head: The head's settings.
+        layers: The head's layers.
+        labels: The new labels, in the order of the outputs.
+        model: The model that the head belongs to.
+
+    Returns:
+        The settings and the layers of the new head.
     """
     labels = in_given_order(labels)
     if head.task not in CLASS_TASKS:
@@ -196,6 +205,12 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
     Attention only looks back, so no real token sees the padding after it. The logits of a text
     therefore depend neither on its padding nor on the other texts in the batch. The exceptions are
     `last_position` and `mean_position`, which read padding.
+
+    Args:
+        model: A model whose head chooses among K classes.
+        ids: Token ids (B, T), padded on the right.
+        lengths: The number of real tokens of each text, (B,).
+        pooling: Where a text is read.
     """
     # only the pooling matters: its layers are model.head
     head = HeadConfig(task="features", pooling=pooling)
@@ -212,6 +227,8 @@ def outputs_from(
     head reads it.
 
     Args:
+        model: The model.
+        heads: The heads to run.
         depth: The number of blocks that x has already passed through.
         x: States (B, T, C) of texts padded on the right; padding may contain any values.
         lengths: The number of real tokens of each text, (B,).

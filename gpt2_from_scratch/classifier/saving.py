@@ -148,6 +148,12 @@ def assemble(
 
     Raises UsageError if the model has fewer positions or layers than the description requires, and
     CheckpointError if the tokenizer does not belong to the model.
+
+    Args:
+        description: The heads and LoRA to add.
+        model: The base model, changed in place.
+        tokenizer: The base model's tokenizer.
+        seed: Random seed of the new weights; None to use torch's current random state.
     """
     n_ctx, n_layer = model.config.n_ctx, model.config.n_layer
     for name in ("max_tokens", "pad_to"):

@@ -271,6 +271,12 @@ def collected(
 
     Raises DataError if no message is left, or if labels differ only in case, spaces or Unicode
     form.
+
+    Args:
+        found: The messages and faults.
+        path: The file, for errors.
+        on_error: "stop" or "skip".
+        what: What the file should contain, for errors.
     """
     messages = [message for _, message in without_faults(found, str(path), on_error)]
     if not messages:

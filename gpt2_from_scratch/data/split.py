@@ -62,7 +62,14 @@ def load_split(
     *,
     fewest_labels: int = 2,
 ) -> Split:
-    """Read a data set and split it, as described in `load_parts` and `split_parts`."""
+    """Read a data set and split it, as described in `load_parts` and `split_parts`.
+
+    Args:
+        data: The data set; a name or path means the default settings.
+        task: One of TASKS.
+        seed: Random seed of the split.
+        fewest_labels: The fewest classes that are allowed.
+    """
     data = DataConfig.of(data)
     return split_parts(load_parts(data, task), data, seed, fewest_labels=fewest_labels)
 
@@ -122,6 +129,12 @@ def split_parts(
     training file becomes the validation set. Three files are used as the three parts. Raises
     DataError if there are fewer classes than `fewest_labels`, which is 1 only for a classifier that
     is trained further.
+
+    Args:
+        files: The messages of one, two or three files.
+        data: The settings for splitting.
+        seed: Random seed of the split.
+        fewest_labels: The fewest classes that are allowed.
     """
     if len(files) == 3:
         return Split(*files)
@@ -153,9 +166,9 @@ def split_messages(
             parts are as close to 70 / 10 / 20% as the groups allow.
         seed: The same messages and seed always give the same split. For "copies" this holds on
             every machine (numpy's RandomState is frozen), for "near-duplicates" with the same
-            version of scikit-learn. on_error: "skip" leaves out and logs all copies of a text that
-            has two classes. Equal texts with other different targets are not an error: see
-            `with_settled_targets`.
+            version of scikit-learn.
+        on_error: "skip" leaves out and logs all copies of a text that has two classes. Equal texts
+            with other different targets are not an error: see `with_settled_targets`.
         rare_labels: The action for a class of fewer than ten texts: "stop", "drop" its texts,
             "keep" it, or "join:other", which merges all such classes into one class called other.
 

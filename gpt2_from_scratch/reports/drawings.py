@@ -233,6 +233,12 @@ def draw_label_by_token(
 
     Raises DataError unless there is one probability per token and at least one token before the
     padding.
+
+    Args:
+        tokens: The tokens as text.
+        probabilities: The probability of the label after each token.
+        label: The label.
+        pads: The number of tokens of padding at the end.
     """
     if not tokens or len(tokens) != len(probabilities):
         raise DataError(

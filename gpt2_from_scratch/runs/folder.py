@@ -320,6 +320,12 @@ def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" =
 
     These are the training set and the texts in `before`. The test set is written to `test.csv`, or
     to `test.jsonl` for tasks other than classification.
+
+    Args:
+        run: The run's folder.
+        split: The messages.
+        task: The task of the run.
+        before: The texts that an earlier training used.
     """
     write = write_messages if task == "classification" else write_examples
     write(_test_part(run, task), split.test)

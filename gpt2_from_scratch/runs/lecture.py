@@ -121,7 +121,8 @@ def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Spli
 def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, list[list[int]], int]:
     """Make loaders of (indices of texts, labels); also return ids and the longest length.
 
-    The ids are those of each text. The length is that of the longest training text, in tokens. Every text is cut to it.
+    The ids are those of each text. The length is that of the longest training text, in tokens.
+    Every text is cut to it.
     """
     encoded: list[list[int]] = []
     loaders = []

@@ -174,13 +174,13 @@ def resume_training(
     Args:
         run: The run's folder.
         data: The new place of its messages, if their file was moved: a file, or a DataConfig with
-        the settings for reading it. The messages must be the same. device: "auto", "cpu", "cuda",
-        "mps" or a torch device.
+            the settings for reading it. The messages must be the same.
+        device: "auto", "cpu", "cuda", "mps" or a torch device.
 
     Raises:
         DataError: The data is missing or cannot be read.
         UsageError: The run uses the lecture's recipe, which saves no state, or its messages or base
-        model have changed.
+            model have changed.
     """
     folder = expanded(run)
     if is_complete(folder):

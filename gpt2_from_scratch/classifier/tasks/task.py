@@ -125,6 +125,12 @@ class Task(ABC):
         """Make the targets of N messages with these token ids.
 
         Raises DataError for a label that the head does not know or that is of another task's kind.
+
+        Args:
+            head: The head.
+            messages: N messages.
+            encoded: The token ids of each message.
+            tokenizer: The tokenizer that made them.
         """
 
     @abstractmethod
@@ -134,6 +140,12 @@ class Task(ABC):
         """Sum the losses of a batch in nats: outputs (B, K) or (B, T, K), lengths (B,) -> scalar.
 
         Texts and tokens without a target (IGNORED or NaN) have no loss.
+
+        Args:
+            head: The head.
+            outputs: The head's outputs, (B, K) or (B, T, K).
+            targets: The targets, as `Targets.batch` selects them.
+            lengths: The number of real tokens of each text, (B,).
         """
 
     @abstractmethod
@@ -153,6 +165,12 @@ class Task(ABC):
         """Score N answers, leaving out texts whose label is None.
 
         Raises DataError if no text is left.
+
+        Args:
+            head: The head.
+            labels: The label of each text, or None.
+            answers: The head's answer for each text.
+            texts: The texts.
         """
 
     def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
@@ -229,7 +247,14 @@ def probabilities_in_words(probabilities: dict[str, float]) -> str:
 
 
 def proportion_in_words(name: str, part: int, total: int, interval: tuple[float, float]) -> str:
-    """Format a proportion with its 95% interval."""
+    """Format a proportion with its 95% interval.
+
+    Args:
+        name: What the proportion is, such as "accuracy".
+        part: The number of texts that count.
+        total: The number of all texts.
+        interval: The 95% interval of the proportion, from 0 to 1.
+    """
     low, high = (100 * bound for bound in interval)
     return (
         f"{name} {100 * part / total:.2f}%  ({part} of {total}; "
@@ -261,6 +286,12 @@ def class_table(
     """Format precision, recall and F1 of each class; `counted` is the unit of its support.
 
     If there are more than MOST_CLASSES, only the weakest are shown, and `together` if it is given.
+
+    Args:
+        classes: The scores of each class.
+        name: The title of the column of classes.
+        counted: The title of the column of supports.
+        together: The scores of all classes together.
     """
     rows = [
         [short(c.label), percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
@@ -284,6 +315,12 @@ def first_tokens(
 
     Tokens are counted from 0. The result is None for a span that was cut off and for a span without
     characters. Two spans can have the same first token if no space separates them.
+
+    Args:
+        text: The text.
+        ids: The token ids of the text, which may have been cut off.
+        spans: The spans to locate.
+        tokenizer: The tokenizer that made them.
     """
     ends = np.array(_token_ends(ids, tokenizer), dtype=np.int64)
     starts = _bytes_before(text)[np.array([span.start for span in spans], dtype=np.int64)]
@@ -301,6 +338,12 @@ def token_range(
     """Return the first and the last token that contain a byte of the span, counted from 0.
 
     The result is None if part of the span was cut off, and for a span without characters.
+
+    Args:
+        text: The text.
+        ids: The token ids of the text, which may have been cut off.
+        span: The span to locate.
+        tokenizer: The tokenizer that made them.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids, tokenizer)
@@ -317,6 +360,13 @@ def characters_of(
 
     A character counts if part of it is in these tokens. White space at either end does not count.
     Start and end are equal if the tokens contain only white space.
+
+    Args:
+        text: The text.
+        ids: The token ids of the text, which may have been cut off.
+        first: The first token, counted from 0.
+        last: The last token, counted from 0.
+        tokenizer: The tokenizer that made them.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids[: last + 1], tokenizer)
