@@ -456,7 +456,7 @@ class Classifier:
             depth, reason = 0, "the pooled position depends on the other texts in the batch"
         self._refuse_mask(depth)
         if reason:
-            log.warning(f"frozen blocks after the first {depth} run again at each use: {reason}")
+            log.warning(f"frozen blocks from blocks.{depth} on run again at each use: {reason}")
         depth = min(depth, *self._layers_read)
         if depth == 0:
             return self._embedded(encoded)

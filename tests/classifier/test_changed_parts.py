@@ -303,7 +303,7 @@ def test_the_reason_is_logged_once(base: Path) -> None:
     assert len(said) == 1 and "blocks.1 was changed: attn has another method forward" in said[0]
     classifier.texts([[1, 2], [3]])
     assert (
-        "frozen blocks after the first 1 " in said[1]
+        "blocks.1 on run again" in said[1]
         and "attn has another method forward" in said[1]
     )
 

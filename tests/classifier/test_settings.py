@@ -78,7 +78,7 @@ def test_only_named_parameters_are_trainable(
     more: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     assert cli.main(["train", "--trainable", "head.*", *more]) == 2
-    assert "--trainable names all" in capsys.readouterr().err
+    assert "--trainable already names all" in capsys.readouterr().err
 
 
 def test_texts_without_any_label_are_refused() -> None:

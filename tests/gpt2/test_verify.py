@@ -310,7 +310,7 @@ def test_a_finished_run_is_checked_file_by_file(tiny_checkpoint, tmp_path, capsy
     (run / "best.safetensors").write_bytes(raw)
     assert main(["verify", str(run)]) == 4
     out = capsys.readouterr().out
-    assert out.count("FAILED") == 3 and "by itself" in out
-    assert "not the run's, not checked: notes.txt" in out
+    assert out.count("FAILED") == 3 and "loads" in out
+    assert "not part of the run, not checked: notes.txt" in out
     (run / "best.safetensors").unlink()
     assert main(["verify", str(run)]) == 4 and "is missing" in capsys.readouterr().out
