@@ -1,4 +1,4 @@
-"""Write what `make gpu` needs beside a checkout, PyTorch and numpy: the corpus and a few packages.
+"""Write what `make gpu` needs in addition to a checkout, PyTorch and numpy: the corpus and a few packages.
 
     python benchmarks/gpu/pack.py --corpus ../shared/corpus --out build/gpu-pack    # make gpu-pack
 
@@ -63,7 +63,7 @@ PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 
 def cut(files: Sequence[CorpusFile], characters: int) -> list[CorpusFile]:
-    """Cut the training documents of large registers so that all together have so many characters.
+    """Cut the training documents of large registers so that all documents together have this many characters.
 
     Every register keeps at most the same size; which documents stay follows from their text alone.
     """

@@ -302,10 +302,7 @@ def test_the_reason_is_logged_once(base: Path) -> None:
         classifier.predict(["the cat", "you"])
     assert len(said) == 1 and "blocks.1 was changed: attn has another method forward" in said[0]
     classifier.texts([[1, 2], [3]])
-    assert (
-        "blocks.1 on run again" in said[1]
-        and "attn has another method forward" in said[1]
-    )
+    assert "blocks.1 on run again" in said[1] and "attn has another method forward" in said[1]
 
 
 def test_adapters_do_not_count_as_changes(base: Path) -> None:
