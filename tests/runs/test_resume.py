@@ -509,7 +509,7 @@ def test_a_signal_saves_and_says_how_to_resume(tiny_checkpoint, table, tmp_path,
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and out == ""
-    assert "Traceback" not in err and f"gpt2-classifier train --resume '{run}'" in err
+    assert "Traceback" not in err and f"train --resume '{run}'" in err
     record, _ = newest_state(run)
     assert 0 < record["progress"]["step"] < 500 * 6
     assert Classifier.load(run, tiny_checkpoint)  # the best epoch so far
