@@ -1,7 +1,7 @@
 """Draw the picture of the README from a finished run: `python docs/pictures.py runs/demo`.
 
 On the left the network, with what is frozen in grey; on the right how P(spam) changes as the
-classifier reads a message token by token. The message is the book's example of spam.
+classifier reads a message token by token. The message is from the test set of `gpt2-classifier demo`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from gpt2_from_scratch import Classifier, ledger
 
 PICTURE = Path(__file__).parent / "pictures" / "classifier.png"
-MESSAGE = "You are a winner you have been specially selected to receive $1000 cash or a $2000 award."
+MESSAGE = "500 free text msgs. Just text ok to 80488 and we'll credit your account"
 TRAINED, FROZEN, DARK, BLUE = "#D55E00", "#D0D0D0", "#333333", "#0072B2"
 
 
@@ -36,14 +36,16 @@ def draw_network(axes: Axes, classifier: Classifier) -> None:
         trained = line.trainable > 0
         fill, ink = (TRAINED, "white") if trained else (FROZEN, DARK)
         style = "round,pad=0,rounding_size=0.03"
-        axes.add_patch(FancyBboxPatch((0.04, 0.9 * n), 0.92, 0.62, boxstyle=style, fc=fill, ec=fill))
+        axes.add_patch(
+            FancyBboxPatch((0.04, 0.9 * n), 0.92, 0.62, boxstyle=style, fc=fill, ec=fill)
+        )
         text = f"{line.part}   {line.parameters:,}"
         axes.text(0.5, 0.9 * n + 0.31, text, color=ink, ha="center", va="center", fontsize=9)
         if n:
             arrow = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (0.5, 0.9 * n), (0.5, 0.9 * n - 0.28), arrowprops=arrow)
     total, trained = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
-    title = f"{total:,} parameters\ngrey: frozen; red: trained ({100 * trained / total:.0f}%)"
+    title = f"{total:,} parameters\ngrey: frozen; orange: trained ({100 * trained / total:.0f}%)"
     axes.set_title(title, fontsize=10)
     axes.text(0.5, -0.4, "tokens of the message", ha="center", va="center", fontsize=9)
 
@@ -61,7 +63,7 @@ def draw_curve(axes: Axes, classifier: Classifier, message: str, label: str) -> 
     axes.plot(range(len(ids)), percents, color=BLUE, marker="o", markersize=5)
     axes.set_xticks(range(len(ids)), tokens, rotation=90, fontsize=9)
     axes.set(ylim=(-4, 104), xlim=(-0.6, len(ids) - 0.4), ylabel=f"P({label}) (%)")
-    axes.set_title(f"P({label}) after each token of a message: {percents[-1]:.0f}% at the end")
+    axes.set_title(f"P({label}) after each token of a message: {percents[-1]:.1f}% at the end")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -142,7 +142,11 @@ def _allowed(field: Any) -> str:
     if choices := field.metadata.get("choices"):
         return ", ".join(f"`{choice}`" for choice in choices)
     bounds = field.metadata.get("bounds", {})
-    return " and ".join(f"{name} {bounds[name]:g}" for name in COMPARISONS if name in bounds and bounds[name] is not None)
+    return " and ".join(
+        f"{name} {bounds[name]:g}"
+        for name in COMPARISONS
+        if name in bounds and bounds[name] is not None
+    )
 
 
 def _plain(value: Any) -> str:
