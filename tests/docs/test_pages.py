@@ -4,6 +4,7 @@ A page's commands run one after another in a folder of their own, with one train
 `runs/first` and small tables. The sets below list every command that does not run here, and why.
 """
 
+import importlib.util
 import json
 import re
 import shlex
@@ -12,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
 
-from gpt2_from_scratch import load_messages
+from gpt2_from_scratch import Classifier, load_messages
 from gpt2_from_scratch.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +178,23 @@ def test_the_demo_prints_what_the_readme_shows(folder: Path, capsys) -> None:
         assert re.sub(number, "N", ours) == re.sub(number, "N", theirs)
         for a, b in zip(re.findall(number, ours), re.findall(number, theirs), strict=True):
             assert float(a) == pytest.approx(float(b), abs=5)
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_drawn_from_a_run(folder_of_first: Path) -> None:
+    """Both halves: a box per part of the network, and a point per token."""
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    classifier = Classifier.load(folder_of_first / "runs" / "first")
+    network, curve = pictures.draw(classifier).axes
+    boxes = [patch for patch in network.patches if isinstance(patch, FancyBboxPatch)]
+    assert [to_rgb(box.get_facecolor()) for box in boxes] == (
+        [to_rgb(pictures.FROZEN)] * 7 + [to_rgb(pictures.TRAINED)] * 3
+    )
+    percents = curve.lines[1].get_ydata()
+    (answer,) = classifier.predict([pictures.MESSAGE])
+    assert percents[-1] == pytest.approx(100 * answer.probabilities["spam"], abs=0.01)
 
 
 @pytest.mark.slow
