@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import inspect
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ COMMANDS = """\
 
 {note}
 
-`gpt2-classifier COMMAND --help` shows the same on your terminal. Options that several commands have are listed once, under
-[Shared options](#shared-options).
+`gpt2-classifier COMMAND --help` shows the most useful options on your terminal, `--help-all` shows all. Every command also
+has `--verbose` (`-v`). Options that several commands share are listed once, under [Shared options](#shared-options).
 
 | command | what it does |
 |---|---|
@@ -64,8 +63,7 @@ def commands_page() -> str:
                 page += f"\n{_table(title.capitalize() or 'Option', rows)}"
         if links:
             page += f"\nShared options: {', '.join(f'[{t}](#{_anchor(t)})' for t in links)}.\n"
-        if parser.epilog:
-            examples = textwrap.dedent(parser.epilog.partition("\n")[2]).strip()
+        if examples := _examples(parser):
             page += f"\n```text\n{examples}\n```\n"
     page += "\n## Shared options\n"
     for title, rows in shared.items():
@@ -98,15 +96,27 @@ def _first_line(parser: argparse.ArgumentParser) -> str:
     return (parser.description or "").split("\n\n")[0].replace("\n", " ")
 
 
+def _examples(parser: argparse.ArgumentParser) -> str:
+    """The examples of a command, for `gpt2-classifier` however it was started here."""
+    lines = getattr(parser, "examples", None) or (parser.epilog or "").splitlines()[1:]
+    program = parser.prog.rpartition(" ")[0]
+    return "\n".join(line.strip().replace(program, "gpt2-classifier") for line in lines)
+
+
 def _groups(parser: argparse.ArgumentParser) -> Groups:
     """The options by the title of their group; those of argparse's own groups under ""."""
     own = {"positional arguments", "options"}
     groups: Groups = {"": []}
     for group in parser._action_groups:
-        rows = [_row(action) for action in group._group_actions if action.dest != "help"]
+        rows = [_row(action) for action in group._group_actions if not _is_general(action)]
         title = "" if group.title in own else group.title or ""
         groups.setdefault(title, []).extend(row for row in rows if row)
     return groups
+
+
+def _is_general(action: argparse.Action) -> bool:
+    """Whether every command has this option."""
+    return bool({"--help", "--help-all", "--verbose"} & {*action.option_strings})
 
 
 def _row(action: argparse.Action) -> tuple[str, str] | None:
