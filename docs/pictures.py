@@ -20,8 +20,8 @@ TRAINED, FROZEN, DARK, BLUE = "#D55E00", "#D0D0D0", "#333333", "#0072B2"
 
 def draw(classifier: Classifier, message: str = MESSAGE, label: str = "spam") -> Figure:
     """Draw the network and the probability of a label after each token of a message."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained", facecolor="white")
-    network, curve = figure.subplots(1, 2, width_ratios=(1, 2.3))
+    figure = Figure(figsize=(9, 4.2), layout="constrained", facecolor="white")
+    network, curve = figure.subplots(1, 2, width_ratios=(1, 2))
     draw_network(network, classifier)
     draw_curve(curve, classifier, message, label)
     return figure
@@ -40,14 +40,14 @@ def draw_network(axes: Axes, classifier: Classifier) -> None:
             FancyBboxPatch((0.04, 0.9 * n), 0.92, 0.62, boxstyle=style, fc=fill, ec=fill)
         )
         text = f"{line.part}   {line.parameters:,}"
-        axes.text(0.5, 0.9 * n + 0.31, text, color=ink, ha="center", va="center", fontsize=9)
+        axes.text(0.5, 0.9 * n + 0.31, text, color=ink, ha="center", va="center", fontsize=10)
         if n:
             arrow = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (0.5, 0.9 * n), (0.5, 0.9 * n - 0.28), arrowprops=arrow)
     total, trained = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
     title = f"{total:,} parameters\ngrey: frozen; orange: trained ({100 * trained / total:.0f}%)"
     axes.set_title(title, fontsize=10)
-    axes.text(0.5, -0.4, "tokens of the message", ha="center", va="center", fontsize=9)
+    axes.text(0.5, -0.4, "tokens of the message", ha="center", va="center", fontsize=10)
 
 
 def draw_curve(axes: Axes, classifier: Classifier, message: str, label: str) -> None:
@@ -61,7 +61,7 @@ def draw_curve(axes: Axes, classifier: Classifier, message: str, label: str) -> 
     tokens = [tokenizer.decode([one]).replace(" ", "·") for one in ids]
     axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
     axes.plot(range(len(ids)), percents, color=BLUE, marker="o", markersize=5)
-    axes.set_xticks(range(len(ids)), tokens, rotation=90, fontsize=9)
+    axes.set_xticks(range(len(ids)), tokens, rotation=90, fontsize=10)
     axes.set(ylim=(-4, 104), xlim=(-0.6, len(ids) - 0.4), ylabel=f"P({label}) (%)")
     axes.set_title(f"P({label}) after each token of a message: {percents[-1]:.1f}% at the end")
     axes.grid(axis="y", alpha=0.3)
@@ -76,7 +76,7 @@ def main() -> None:
     args = parser.parse_args()
     figure = draw(Classifier.load(args.run))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=120, metadata={"Software": None})
+    figure.savefig(args.out, dpi=150, metadata={"Software": None})
     print(args.out)
 
 
