@@ -26,6 +26,9 @@ COMMANDS = """\
 `gpt2-classifier COMMAND --help` shows the most useful options on your terminal, `--help-all` shows all. Every command also
 has `--verbose` (`-v`). Options that several commands share are listed once, under [Shared options](#shared-options).
 
+`python -m gpt2_from_scratch` is the same command. In bash and zsh, `eval "$(register-python-argcomplete gpt2-classifier)"`
+completes commands and options with the tab key.
+
 | command | what it does |
 |---|---|
 """

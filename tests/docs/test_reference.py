@@ -58,6 +58,16 @@ def test_every_file_of_a_run_is_described() -> None:
         assert f"`{name}`" in page
 
 
+def test_every_pooling_and_task_is_described() -> None:
+    from gpt2_from_scratch.classifier.settings import POOLINGS
+    from gpt2_from_scratch.data.formats import TASKS
+
+    poolings = (ROOT / "docs" / "concepts" / "last-token.md").read_text(encoding="utf-8")
+    tasks = (ROOT / "docs" / "how-to" / "other-tasks.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in poolings for name in POOLINGS)
+    assert all(f"`{name}`" in tasks for name in TASKS)
+
+
 def test_the_readme_is_a_page() -> None:
     assert len(README.encode()) <= 8192
 
