@@ -1,6 +1,6 @@
 """Commands and Python of the README and of `docs/` run, and their output is the one shown.
 
-A page's commands run one after another in a folder of their own, with one trained classifier in
+A page's commands run one after another in a folder of their own, with the run of the demo in
 `runs/first` and small tables. The sets below list every command that does not run here, and why.
 """
 
@@ -10,6 +10,8 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,6 @@ from gpt2_from_scratch import Classifier, load_messages
 from gpt2_from_scratch.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
-FIRST = "gpt2-classifier train --data sms --balance --verbose --out runs/first"
 WRITTEN = {"docs/reference/commands.md", "docs/reference/settings.md"}  # from the code
 
 NETWORK = {  # or a fresh environment
@@ -43,6 +44,7 @@ OPENAI = {  # these need OpenAI's weights
 LONG = {  # a quarter of a minute and more, or files of another machine
     "gpt2-classifier train --data hard --out runs/hard",
     "gpt2-classifier compare --data reviews.csv --folds 5 --quick --out runs/folds",
+    "gpt2-classifier compare --data reviews.csv --quick --seeds 1 2 --out runs/compared",
     "gpt2-classifier compare --data sms --balance --seeds 1 2 3 4 5",
     "gpt2-classifier experiments --data sms --balance --epochs 5",
     "python benchmarks/miniature.py weights/mini runs/next --corpus CORPUS",
@@ -53,7 +55,8 @@ LONG = {  # a quarter of a minute and more, or files of another machine
 ELSEWHERE = {  # other tests run these: they need an interrupted run, or empty the cache
     "gpt2-classifier train --resume runs/first",
     "gpt2-classifier cache --clear",
-    "gpt2-classifier demo",  # the last test of this file
+    "gpt2-classifier demo",  # the fixture below runs it; it makes the run of the first tutorial
+    "gpt2-classifier train --data sms --balance --verbose --out runs/first",
 }
 THINGS = (
     "soup bread coffee room bed lamp chair view garden lift key towel pillow shower tea cake plate "
@@ -87,13 +90,12 @@ def words(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder_of_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run of the first tutorial."""
-    folder = tmp_path_factory.mktemp("first")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(words(FIRST)) == 0
-    return folder
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run of `gpt2-classifier demo`, and what the command printed."""
+    run, printed = tmp_path_factory.mktemp("demo") / "run", StringIO()
+    with redirect_stdout(printed):
+        assert main(["demo", "--out", str(run)]) == 0
+    return run, printed.getvalue()
 
 
 @pytest.fixture
@@ -144,12 +146,12 @@ def test_every_command_that_is_not_run_is_on_a_page() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_a_page_run(
-    page: Path, folder: Path, folder_of_first: Path, capsys
+    page: Path, folder: Path, demo: tuple[Path, str], capsys
 ) -> None:
     for run in ("first", "other"):
-        shutil.copytree(folder_of_first / "runs" / "first", folder / "runs" / run)
+        shutil.copytree(demo[0], folder / "runs" / run)
     for command in commands(page):
-        if command not in NOT_RUN | {FIRST} and command.startswith("gpt2-classifier"):
+        if command not in NOT_RUN and command.startswith("gpt2-classifier"):
             code = main(words(command))
             assert code == 0, f"{command}: {capsys.readouterr().err[-2000:]}"
 
@@ -168,25 +170,25 @@ def test_the_python_of_a_page_runs(page: Path, number: int, folder: Path, capsys
 
 
 @pytest.mark.slow
-def test_the_demo_prints_what_the_readme_shows(folder: Path, capsys) -> None:
+def test_the_demo_prints_what_the_readme_shows(demo: tuple[Path, str]) -> None:
     """Up to what another processor changes: a few of the 262 test messages."""
-    assert main(["demo"]) == 0
-    printed = capsys.readouterr().out
     shown = re.search(r"```text\n(Test set.*?)^```", PAGES[0].read_text("utf-8"), re.M | re.S)[1]
     number = r"[-+]?\d+(?:\.\d+)?"
-    for ours, theirs in zip(printed.splitlines()[:7], shown.splitlines()[:7], strict=True):
+    before_the_report = slice(0, 6)
+    printed, shown = (text.splitlines()[before_the_report] for text in (demo[1], shown))
+    for ours, theirs in zip(printed, shown, strict=True):
         assert re.sub(number, "N", ours) == re.sub(number, "N", theirs)
         for a, b in zip(re.findall(number, ours), re.findall(number, theirs), strict=True):
             assert float(a) == pytest.approx(float(b), abs=5)
 
 
 @pytest.mark.slow
-def test_the_picture_of_the_readme_is_drawn_from_a_run(folder_of_first: Path) -> None:
+def test_the_picture_of_the_readme_is_drawn_from_a_run(demo: tuple[Path, str]) -> None:
     """Both halves: a box per part of the network, and a point per token."""
     spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
-    classifier = Classifier.load(folder_of_first / "runs" / "first")
+    classifier = Classifier.load(demo[0])
     network, curve = pictures.draw(classifier).axes
     boxes = [patch for patch in network.patches if isinstance(patch, FancyBboxPatch)]
     assert [to_rgb(box.get_facecolor()) for box in boxes] == (
@@ -198,9 +200,9 @@ def test_the_picture_of_the_readme_is_drawn_from_a_run(folder_of_first: Path) ->
 
 
 @pytest.mark.slow
-def test_the_scores_that_are_shown_are_those_of_the_run(folder_of_first: Path) -> None:
+def test_the_scores_that_are_shown_are_those_of_the_run(demo: tuple[Path, str]) -> None:
     """In the README and in the first tutorial, up to what another processor changes."""
-    scores = json.loads((folder_of_first / "runs/first/evaluation.json").read_text())
+    scores = json.loads((demo[0] / "evaluation.json").read_text())
     for page in (ROOT / "README.md", ROOT / "docs/tutorials/first-classifier.md"):
         shown = re.search(r"accuracy ([\d.]+)%  \((\d+) of (\d+);", page.read_text("utf-8"))
         assert float(shown[1]) == pytest.approx(100 * scores["accuracy"], abs=2)
