@@ -47,7 +47,7 @@ docs: $(VENV)/.docs  ## the site of docs/ in build/site, offline; a link that le
 	$(BIN)/python docs/site.py
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
 
-$(VENV)/.docs: $(INSTALLED)
+$(VENV)/.docs: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
