@@ -30,6 +30,7 @@ NETWORK = {  # or a fresh environment
     "uv pip install --constraint constraints.txt .",
     "pip download --constraint constraints.txt --dest wheels . hatchling",
     "pip install --no-index --find-links wheels .",
+    'pip install --constraint constraints.txt --editable ".[notebooks]"',
 }
 OPENAI = {  # these need OpenAI's weights
     "gpt2-classifier download 124M",
