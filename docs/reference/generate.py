@@ -141,7 +141,11 @@ def _row(action: argparse.Action) -> tuple[str, str] | None:
 
 
 def _table(heading: str, rows: Rows) -> str:
-    lines = [f"| {heading} | |", "|---|---|", *(f"| {name} | {words} |" for name, words in rows)]
+    lines = [
+        f"| {heading} | Meaning |",
+        "|---|---|",
+        *(f"| {name} | {words} |" for name, words in rows),
+    ]
     return "\n".join(lines) + "\n"
 
 
