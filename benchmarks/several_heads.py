@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def report(split: Split, config: TrainConfig, alone: dict[str, Trained], joint: Trained) -> None:
-    """The table, as README has it."""
+    """The table of docs/results/heads.md."""
     print(f"{measure_machine().describe()}")
     print(
         f"{len(split.train)} messages to train on, {len(split.test)} to test, {config.epochs} epochs, "
