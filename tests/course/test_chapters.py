@@ -35,7 +35,7 @@ BUILT_TWICE = "03_network"  # it has tensors, sources and pictures
 # phrases with numbers that a chapter quotes from elsewhere, and what holds them (of test_data.py and
 # test_lecture.py where the SMS Spam Collection and OpenAI's vocabulary are there)
 QUOTED = {
-    ("02", "of which there are 256"): "a byte has 8 bits",
+    ("02", "There are only 256 different"): "a byte has 8 bits",
     ("07", "its 95 % interval"): "metrics.wilson_interval, test_metrics.py",
     ("07", "87 in 100 are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
     ("08", "256 wide"): "weights/mini, test_mini.py",
