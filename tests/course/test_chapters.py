@@ -36,8 +36,8 @@ BUILT_TWICE = "03_network"  # it has tensors, sources and pictures
 # test_lecture.py where the SMS Spam Collection and OpenAI's vocabulary are there)
 QUOTED = {
     ("02", "There are only 256 different"): "a byte has 8 bits",
-    ("07", "its 95 % interval"): "metrics.wilson_interval, test_metrics.py",
-    ("07", "87 in 100 are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
+    ("07", "The 95% interval"): "metrics.wilson_interval, test_metrics.py",
+    ("07", "87 of 100 messages are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
     ("08", "256 wide"): "weights/mini, test_mini.py",
     ("08", "the rate of 5e-5 was chosen for weights 768 wide"): "lecture.LR, config.SIZES",
     ("09", "in 95 of 100 such tests"): "what a 95 % interval is: test_metrics.py",
