@@ -38,8 +38,10 @@ QUOTED = {
     ("02", "There are only 256 different"): "a byte has 8 bits",
     ("07", "The 95% interval"): "metrics.wilson_interval, test_metrics.py",
     ("07", "87 of 100 messages are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
-    ("08", "256 wide"): "weights/mini, test_mini.py",
-    ("08", "the rate of 5e-5 was chosen for weights 768 wide"): "lecture.LR, config.SIZES",
+    (
+        "08",
+        "learning rate of 5e-5 was chosen for\na network with 768 numbers per token",
+    ): "lecture.LR, config.SIZES",
     ("09", "in 95 of 100 such tests"): "what a 95 % interval is: test_metrics.py",
     ("09", "the same 95.67 %"): "published of the lecture; of a bag of words: test_lecture.py",
     ("09", "37 of 300 are such"): "test_lecture.py",
