@@ -42,8 +42,8 @@ QUOTED = {
         "08",
         "learning rate of 5e-5 was chosen for\na network with 768 numbers per token",
     ): "lecture.LR, config.SIZES",
-    ("09", "in 95 of 100 such tests"): "what a 95 % interval is: test_metrics.py",
-    ("09", "the same 95.67 %"): "published of the lecture; of a bag of words: test_lecture.py",
+    ("09", "the 600 messages of `hard`"): "data/hard/README.md, test_hard_messages.py",
+    ("09", "a bag of words gets 95.67%"): "published of the lecture; of a bag of words: test_lecture.py",
     ("09", "37 of 300 are such"): "test_lecture.py",
     ("10", "1,044 of 1,045"): "test_lecture.py",
     (
