@@ -32,8 +32,7 @@ SOLUTIONS = sorted((CHAPTERS / "solutions").glob("[0-9][0-9]_*.py"))
 NAMES = [path.stem for path in SCRIPTS]
 BUILT_TWICE = "03_network"  # it has tensors, sources and pictures
 
-# phrases with numbers that a chapter quotes from elsewhere, and what holds them (of test_data.py and
-# test_lecture.py where the SMS Spam Collection and OpenAI's vocabulary are there)
+# phrases with numbers that a chapter quotes from elsewhere, and the test or page that holds them
 QUOTED = {
     ("02", "There are only 256 different"): "a byte has 8 bits",
     ("07", "The 95% interval"): "metrics.wilson_interval, test_metrics.py",
@@ -42,8 +41,11 @@ QUOTED = {
         "08",
         "learning rate of 5e-5 was chosen for\na network with 768 numbers per token",
     ): "lecture.LR, config.SIZES",
-    ("09", "the 600 messages of `hard`"): "data/hard/README.md, test_hard_messages.py",
-    ("09", "a bag of words gets 95.67%"): "published of the lecture; of a bag of words: test_lecture.py",
+    ("09", "the 600 messages of `hard`"): "tests/data/test_messages.py",
+    (
+        "09",
+        "a bag of words gets 95.67%",
+    ): "published of the lecture; of a bag of words: test_lecture.py",
     ("09", "37 of 300 are such"): "test_lecture.py",
     ("10", "1,044 of 1,045"): "test_lecture.py",
     (
