@@ -2,7 +2,7 @@
 # # 1. Messages
 #
 # A classifier learns its labels from the messages it is shown. So the first steps are to read the
-# messages correctly, to look at them, and to set some of them aside that training never sees.
+# messages correctly, to look at them, and to set some of them aside for testing.
 #
 # **At the end you will know** how a quotation mark can swallow a message, why duplicates make a test
 # score too high, what *balanced* means, and how messages are split into three parts. **Time:** a few
@@ -78,7 +78,7 @@ print(
 # ## Looking at them
 #
 # `load_messages` takes the name of a data set, or the path of your own `.csv`, `.tsv` or `.jsonl`
-# file. It stops at the first row that it cannot read, and never repairs a row without telling you.
+# file. It stops at the first row that it cannot read, and never repairs a row silently.
 
 # %%
 messages = load_messages(DATA)
@@ -147,8 +147,8 @@ print("checked: no text is in two parts, and every text is in one")
 # %% [markdown]
 # ## Balance
 #
-# Of 100 messages in the collection, 87 are ham. A classifier that always answers ham is correct for
-# 87% of them and finds no spam at all. The lecture therefore draws as many ham messages as there are
+# In the collection, 87% of the messages are ham. So a classifier that always answers ham is correct
+# for 87% of them and finds no spam at all. The lecture therefore draws as many ham messages as there are
 # spam messages. Guessing is then correct half of the time, so accuracy is easy to read. The price is
 # that most of the ham is left out. That is a choice for teaching: a filter for real use would be
 # trained on all of it.

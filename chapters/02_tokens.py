@@ -110,7 +110,7 @@ print(f"{ids}\nids {tuple(ids.shape)}, lengths {lengths.tolist()}")
 # %% [markdown]
 # A padding token costs as much computation as a real one. The lecture pads every message to the length
 # of the longest training message. Padding each batch only to its own longest message needs less
-# padding, and sorting the messages by length first (`by_length`) needs less again. On the right of the
+# padding, and sorting the messages by length first (`by_length`) reduces it further. On the right of the
 # picture, texts are packed one after another without padding, as in chapter 11.
 
 # %%
@@ -171,7 +171,7 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write all messages in capital letters. How many times as many tokens do they have then, and why?
+# 1. Write all messages in capital letters. By what factor does the number of tokens grow, and why?
 #    Guess first.
 # 2. Keep only the first tenth of the merges (`write_bpe` writes both files into a folder). Does
 #    decoding still return every message, and how much longer do the messages become?

@@ -44,8 +44,8 @@ _ = torch.set_grad_enabled(False)  # nothing is trained here
 # A model's folder contains `hparams.json` (the five sizes of the network), `vocab.bpe` and
 # `encoder.json` (chapter 2), and the arrays. OpenAI stores the arrays in a TensorFlow checkpoint,
 # `model.ckpt.*`. The miniature stores them in `model.safetensors`, under Hugging Face's names. The
-# package reads both without TensorFlow. It also does without pickle, because a pickle file can run
-# any program when it is opened.
+# package reads both without TensorFlow. It does not use pickle either, because loading a pickle file
+# can run any program.
 
 # %%
 folder, model = model_folder(MODEL), load_gpt2(MODEL).double()  # float64: small rounding errors
@@ -139,9 +139,9 @@ assert MODEL != "124M" or text == CONTINUATION
 print("checked: the shapes are equal; the oracle, the text and the loss reveal the mistake")
 
 # %% [markdown]
-# Files can also be damaged in a download or on a disk. OpenAI's index contains a checksum of each array. A
-# safetensors file contains none, so the miniature's folder has a file `SHA256SUMS`. A tiny model shows
-# what happens if a single bit changes, first without that file and then with it.
+# Files can also be damaged during a download or on a disk. OpenAI's index contains a checksum of each
+# array. A safetensors file contains none, so the miniature's folder has a file `SHA256SUMS`. A tiny
+# model shows what happens if a single bit changes, first without that file and then with it.
 
 # %% check
 torch.manual_seed(123)

@@ -5,7 +5,7 @@
 # this text belong to? To turn one into the other, we replace a single layer: the last one.
 #
 # **At the end you will know** what the replacement removes and adds, why a text is read at its last
-# token, and that three classes need no other code than two. **Time:** about ten seconds, offline.
+# token, and why three classes need the same code as two. **Time:** about ten seconds, offline.
 
 # %%
 from pathlib import Path
@@ -101,9 +101,9 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
     print(f"read at {token.strip():<6}" + "".join("    yes" if m else "      ·" for m in row))
 
 # %% [markdown]
-# Only the logits at the last token change whatever token we change. So the last token is the only one
-# that has seen the whole text, and we take its logits as the answer. The logits at the other tokens
-# are answers for the text up to there, and they cost nothing extra. We train a classifier on some of
+# Only the last row has a "yes" in every column. So the last token is the only one that has seen the
+# whole text, and we take its logits as the answer. The logits at the other tokens are answers for the
+# text up to there, and they cost nothing extra. We train a classifier on some of
 # the messages (chapter 8 explains how), and look at its answers after each token of a message from the
 # book that the lecture follows:
 

@@ -37,7 +37,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # Each parameter tensor has a switch, `requires_grad`. It decides whether `backward()` computes a
 # gradient for this tensor. The optimizer does not change a tensor that has no gradient, and that is all
 # that *frozen* means. In a loaded model every switch is on. The new head of chapter 5 does not turn
-# any of them off, and its own two are on as well.
+# any of them off, and its own two tensors are trainable as well.
 
 # %%
 model = load_gpt2(MODEL)

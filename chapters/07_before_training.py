@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 7. Before training
 #
-# How well does a classifier do that has learned nothing? You need to know this in order to see what
-# training adds.
+# How well does a classifier do before it has learned anything? You need to know this in order to see
+# what training adds.
 #
 # **At the end you will know** what accuracy and loss an untrained head has and why, what
 # cross-entropy is, why training follows the loss and not the accuracy, and how little a score on a
@@ -32,7 +32,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # The head reads the state of a message's last token: C numbers that GPT-2 computes from the message.
 # If all of GPT-2 is frozen (chapter 6), these numbers never change, so we compute them once, for 200
-# training messages. Then we create twenty heads with twenty different seeds. Each has other random
+# training messages. Then we create twenty heads with twenty different seeds. Each has its own random
 # weights, and all of them read the same states. A single head can be far from one half in either
 # direction, because by chance it may separate ham from spam, or do the opposite.
 
@@ -79,8 +79,8 @@ print(f"logits {ham:.4f}, {spam:.4f}: P(spam) {p:.4f}, loss {by_hand:.4f}")
 
 # %% [markdown]
 # A classifier that knows nothing, and says so, gives each class a probability of one half, and its loss
-# is ln 2. A classifier that knows nothing and is confident is also wrong half of the time. When it is
-# wrong, its loss grows by more than it shrinks when it is correct:
+# is ln 2. A classifier that knows nothing but is confident is also wrong half of the time. For this,
+# it pays more when it is wrong than it saves when it is correct:
 
 # %%
 print("P(its answer)   loss if correct   loss if wrong   on average")
@@ -130,7 +130,7 @@ print(
 # %% [markdown]
 # ## What the lecture prints here
 #
-# With OpenAI's weights, it prints the accuracy on ten batches of eight messages from each part, and
+# With OpenAI's weights, the lecture prints the accuracy on ten batches of eight messages from each part, and
 # the loss on five batches. The fewer messages there are, the less a percentage says. The 95% interval
 # (Wilson's, see chapter 9) shows how much less. One half lies inside all three intervals, so none of
 # these accuracies differs significantly from guessing. The losses are far above ln 2, because the large
@@ -157,8 +157,8 @@ print(f"checked: {held} of {len(drawn)} intervals, each of 80 messages, contain 
 # ## Exercises
 #
 # 1. Multiply the logits of a head by four and by sixteen. What happens to its accuracy and its loss?
-# 2. In the collection, 87 of 100 messages are ham. What accuracy and loss does a classifier have that
-#    answers `P(ham) = 0.87` for every message? Would another number give a lower loss?
+# 2. In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for every
+#    message. What are its accuracy and its loss? Would another number give a lower loss?
 # 3. Select the best of a thousand random heads. Then train one head for a hundred steps of gradient
 #    descent on the same states. Which of the two has the higher accuracy?
 #

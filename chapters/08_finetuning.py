@@ -89,13 +89,13 @@ print("checked: the loss equals its formula, and it fell")
 # %% [markdown]
 # ## The loop of the package
 #
-# The package takes the same steps (`_gradients` contains the first four). There are two differences.
+# The package takes the same steps (`_gradients` contains all of them but `step`). There are two differences.
 # Its learning rate first rises and then falls to zero, and it computes the output of the frozen blocks
 # only once per message (chapter 11). The picture shows loss and accuracy in each epoch. Those of the
 # training set are measured during the epoch, while the model is still learning, and those of the
-# validation set after it. The training curves soon become the better ones, because the model learns
-# its training messages by heart, and that says nothing about new messages. So the validation set
-# decides which epoch is kept. The test set decides nothing.
+# validation set after it. The training curves soon become the better ones, because the model begins
+# to memorise its training messages, and that does not help with new ones. So the validation set decides
+# which epoch is kept. The test set decides nothing.
 
 # %%
 show(TrainingRun.step)
@@ -167,8 +167,8 @@ for part, there, ours in zip(vars(parts), END, reached, strict=True):
     print(f"at the end: accuracy {part:<8}{there:>6.2f}%          {ours:>6.2f}%")
 
 # %% [markdown]
-# The split and the steps are the lecture's, but the miniature is another network than the 124M model, so
-# its numbers are not a test of the lecture's. It is about twenty times smaller and was pretrained on
+# The split and the steps are the lecture's, but the miniature is not the 124M model, so its numbers
+# do not test the lecture's. It is about twenty times smaller and was pretrained on
 # far less text, and here it reads shorter messages. The lecture's learning rate of 5e-5 was chosen for
 # a network with 768 numbers per token; for the miniature, the loop above has ten times that rate.
 #

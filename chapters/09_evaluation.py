@@ -2,11 +2,12 @@
 # # 9. Evaluation
 #
 # A single number on a small test set says less than it seems to. How certain is it? What would a
-# simpler method have scored? Were test messages also in the training set? And which messages are wrong?
+# simpler method have scored? Were test messages also in the training set? And which messages does
+# the classifier get wrong?
 #
 # This chapter uses the 600 messages of `hard` on purpose. They were made up so that much of the ham
 # looks like spam, and much of the spam like ham. In the real collection, the same model, trained in
-# the same way, is correct for about 97 of 100 test messages. Here you see what it cannot do.
+# the same way, classifies about 97 of 100 test messages correctly. Here you see what it cannot do.
 #
 # **At the end you will know** what an interval promises, which baselines to try first, what
 # precision and recall are, and how to read mistakes. **Time:** about fifteen seconds, offline.
