@@ -6,7 +6,7 @@
 # three times: written by hand, as the package does it, and as the lecture does it.
 #
 # **At the end you will know** what each line of the loop does, which epoch is kept and why, and
-# what it takes to reproduce the lecture's numbers. **Time:** about half a minute, offline.
+# what it takes to reproduce the lecture's numbers. **Time:** about twenty seconds, offline.
 
 # %%
 from pathlib import Path
@@ -168,9 +168,9 @@ for part, there, ours in zip(vars(parts), END, reached, strict=True):
 
 # %% [markdown]
 # The split and the steps are the lecture's, but the miniature is not the 124M model, so its numbers
-# do not test the lecture's. It is about twenty times smaller and was pretrained on
-# far less text, and here it reads shorter messages. The lecture's learning rate of 5e-5 was chosen for
-# a network with 768 numbers per token; for the miniature, the loop above has ten times that rate.
+# differ. It is about twenty times smaller, it was pretrained on far less text, and here it reads
+# shorter messages. The lecture's learning rate of 5e-5 was chosen for a network with 768 numbers per
+# token; for the miniature, the loop above has ten times that rate.
 #
 # To reproduce the published numbers, every random draw has to happen in the same order. Each pass over
 # the training messages takes a new order from torch's global random number generator, and so does a

@@ -39,7 +39,7 @@ QUOTED = {
     ("07", "87 of 100 messages are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
     (
         "08",
-        "learning rate of 5e-5 was chosen for\na network with 768 numbers per token",
+        "learning rate of 5e-5 was chosen for a network with 768 numbers per\ntoken",
     ): "lecture.LR, config.SIZES",
     ("09", "the 600 messages of `hard`"): "tests/data/test_messages.py",
     (
