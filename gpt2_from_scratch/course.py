@@ -26,7 +26,7 @@ DPI = 100
 
 
 def setting(model: str = "mini") -> tuple[str, str]:
-    """(model, messages) of a chapter: ("mini", "hard"), or OpenAI's of that size and "sms".
+    """(model, data set) of a chapter: ("mini", "sms"), or one of OpenAI's sizes and "sms".
 
     $GPT2_FROM_SCRATCH_COURSE, where it is set, takes the place of `model`. Raises UsageError for a
     model that is neither "mini" nor one of OpenAI's sizes.
@@ -34,7 +34,7 @@ def setting(model: str = "mini") -> tuple[str, str]:
     model = known_name(os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model)
     if model not in ("mini", *SIZES):
         raise UsageError(f"the course runs on mini, {', '.join(SIZES)}; not on {model!r}")
-    return model, "hard" if model == "mini" else "sms"
+    return model, "sms"
 
 
 def show(*things: type | Callable) -> "Source":
