@@ -66,7 +66,7 @@ print(refused)
 
 # %% check
 test = [message.text for message in load_messages(run / "test.csv")]
-encoded, _ = classifier.encode(test)
+encoded, _ = classifier.encode(test[:40])
 assert classifier.logits(encoded).equal(trained.logits(encoded)), "to the bit"
 trainable = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
 assert 0 < len(raw) - 4 * trainable < 10_000 and refused.startswith("refused")

@@ -79,15 +79,16 @@ Classifier.load(run, "mini")
 
 # %%
 split = split_messages(load_messages("sms"), seed=1, balance=True)
+parts = {"val": split.val, "test": split.test}
+answers = {name: classifier.predict([m.text for m in part]) for name, part in parts.items()}
+thresholds = sorted({0.5, *(answer.probabilities["spam"] for answer in answers["val"])})
 cost = {}
-for name, part in (("val", split.val), ("test", split.test)):
-    answers = classifier.predict([message.text for message in part])
-    rows = [(a.probabilities["spam"], m.label) for a, m in zip(answers, part, strict=True)]
-    for threshold in sorted(
-        {0.5, *(a.probabilities["spam"] for a in classifier.predict([m.text for m in split.val]))}
-    ):
-        read = sum(label == "spam" and p <= threshold for p, label in rows)
-        lost = sum(label == "ham" and p > threshold for p, label in rows)
+for name, part in parts.items():
+    p_spam = [answer.probabilities["spam"] for answer in answers[name]]
+    for threshold in thresholds:
+        marked = [p > threshold for p in p_spam]
+        read = sum(m.label == "spam" and not spam for m, spam in zip(part, marked, strict=True))
+        lost = sum(m.label == "ham" and spam for m, spam in zip(part, marked, strict=True))
         cost[name, threshold] = read + 20 * lost
 cheapest = {
     name: min((c, t) for (n, t), c in cost.items() if n == name) for name in ("val", "test")
