@@ -27,7 +27,7 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 B, EPOCHS = 8, 5  # as in the lecture
 messages = split_messages(load_messages(DATA), balance=True).train[: 12 * B]  # 12 steps suffice
 labels = torch.tensor([message.label == "spam" for message in messages]).long()

@@ -29,7 +29,7 @@ from gpt2_from_scratch import (
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.course import setting
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 TEMPORARY = TemporaryDirectory()  # gone when Python ends
 LR = 5e-4 if MODEL == "mini" else 2e-4  # learning rate: wider models need a lower one
 folder, balanced = Path(TEMPORARY.name), DataConfig(source=DATA, balance=True)

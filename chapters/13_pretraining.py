@@ -35,7 +35,7 @@ from gpt2_from_scratch import (
 from gpt2_from_scratch.course import picture, setting
 from gpt2_from_scratch.gpt2 import corpus, pretrain
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 split = split_messages(load_messages(DATA), balance=True)  # half of them spam
 texts, unseen = ([m.text for m in part] for part in (split.train + split.val, split.test[:100]))
 TEMPORARY = TemporaryDirectory()  # gone when Python ends

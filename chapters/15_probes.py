@@ -27,7 +27,7 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 split = split_messages(load_messages(DATA), balance=True)
 del split.train[240:], split.val[60:], split.test[180:]  # to save time
 texts = split.train + split.val + split.test

@@ -36,7 +36,7 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
 # %% [markdown]
 # ## One pass, four questions
