@@ -141,7 +141,7 @@ for name, texts in batches.items():
 
 # %% [markdown]
 # Finally, the answer at every position, from the classifier that reads the last token, with padding
-# after the message. Reading anywhere in the shaded part gives another answer than the end of the text.
+# after the message. In the shaded part the answers differ from the one at the end of the text.
 
 # %%
 with torch.no_grad():

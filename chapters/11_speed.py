@@ -78,7 +78,7 @@ print(f"checked by hand: {L} blocks forward, and one block backward at twice the
 # A frozen block always gives the same output for the same text. In five epochs the textbook loop
 # computes that output five times, and once more for every evaluation. `Classifier.texts` computes it
 # once and keeps it; training starts from there. It also avoids padding: texts are stored end to end,
-# and texts that begin with the same tokens share the work for those tokens (`trunk.py`).
+# and texts that begin with the same tokens share the work for those tokens (`frozen_trunk.py`).
 
 # %%
 set_trainable(ours.model)

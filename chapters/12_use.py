@@ -92,8 +92,9 @@ for text, answer in zip(texts, answers, strict=True):
     )
 
 # %% [markdown]
-# The book's messages get the right labels. A label for an empty text means nothing: look at the mark
-# before you use it.
+# The book's messages get the right labels. The label of an empty text means nothing, so look at the mark
+# before you use it. A high probability for an emoji means little too, because no training message was
+# like that.
 
 # %% check
 assert [answer.label for answer in answers[:2]] == ["spam", "ham"], "as in the book"

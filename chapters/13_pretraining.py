@@ -145,9 +145,9 @@ print(f"checked: bits per byte {bits[0]:.2f} untrained, {bits[-1]:.2f} trained, 
 # %% [markdown]
 # ## What is missing
 #
-# The untrained network needed fewer than 8 bits per byte, although it guesses: each guess among 512
-# tokens takes 9 bits, but one token stands for nearly two bytes of text. The trained network writes something
-# that looks like a message and means nothing. What is missing is text.
+# The untrained network needed fewer than 8 bits per byte, although it only guesses. Each guess among 512
+# tokens takes 9 bits, but one token stands for nearly two bytes of text. The trained network writes
+# something that looks like a message and means nothing. What is missing is text.
 #
 # The miniature of this project was trained by the same loop on 119.5 MB of it: 49 million tokens, until
 # it needed 1.488 bits per byte on unseen text of the same kinds (`weights/mini/README.md`). The command

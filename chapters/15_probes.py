@@ -93,8 +93,8 @@ picture(plot_probes(probes), "15-probes")
 # %% [markdown]
 # **Mean:** at layer 0 no block has run. The state of a token is its embedding plus that of its position,
 # so the mean is a bag of words, in which each word is a vector. It is already about as good as any
-# deeper layer, and as the finetuned classifiers of chapter 10. So to tell spam from ham in this
-# collection it is enough to know which words occur. Chapter 9 compares with an ordinary bag of words.
+# deeper layer, and as the finetuned classifiers of chapter 10. So for an accuracy like this it is enough
+# to know which words occur. An ordinary bag of words also does well on this collection (chapter 9).
 #
 # **Last token:** at layer 0 it is a single token. The first blocks bring in the rest of the text by
 # attention, and accuracy rises. The last blocks prepare the prediction of the next token, which is

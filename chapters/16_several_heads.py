@@ -80,8 +80,8 @@ print("checked: one pass gives the same outputs as each head on its own")
 # ## A sum of losses
 #
 # Training minimizes the sum of the heads' losses, each multiplied by its `loss_weight`. The loss of
-# `label` is in nats; the loss of `length` is in squared characters and thousands of times as large. So
-# nearly all of the gradient comes from `length`. There are two remedies. `balance_losses` divides each
+# `label` is in nats. The loss of `length` is in squared characters and tens of thousands of times as
+# large, so nearly all of the gradient comes from `length`. There are two remedies. `balance_losses` divides each
 # loss by its running mean. `center` and `scale` let the head predict in units of its own: here in
 # standard deviations from the mean length.
 
@@ -137,10 +137,10 @@ for name, score in {**alone[1], **length[1], **words[1], "next": own}.items():
 
 # %% [markdown]
 # `label` and `length` share the last block and still do about as well: on 160 messages, two points of
-# accuracy are about three messages, which is not significant. `next` is not trained; its
-# block changed, and its accuracy hardly did. `words` does lose something. It reads the output of the
-# block before the last. Alone, that block is trained for it; together, only the last block is trained,
-# which comes too late for `words`.
+# accuracy are about three messages, which is not significant. `next` is not trained; the block below it
+# changed, but its accuracy hardly did. `words` does lose something. It reads the output of the block
+# before the last. Alone, that block is trained for it. Together, only the last block is trained, which
+# comes too late for `words`.
 #
 # If one head must not change the network for another, give it `gradient=False`. It still learns, but
 # sends no gradient into the blocks, and `label` ends as if it had been trained alone.
