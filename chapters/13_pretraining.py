@@ -46,8 +46,8 @@ folder = Path(TEMPORARY.name)
 #
 # OpenAI had forty gigabytes of web pages. Offline we have about a thousand messages. That is far too
 # little to learn English from, but every step is the same. The vocabulary comes first: it begins with
-# the 256 bytes, and then, again and again, the most frequent pair of neighbouring tokens becomes one
-# new token (chapter 2).
+# the single bytes, and then, again and again, the most frequent pair of neighbouring tokens becomes
+# one new token (chapter 2).
 
 # %%
 config = PretrainConfig(
