@@ -1,7 +1,7 @@
-"""What the chapters share: the model and messages they run on, our source on the page, pictures.
+"""Helpers for the chapters: choose the model and data set, show source code, show pictures.
 
-A chapter runs as a script and as a notebook. There the last expression of a cell is shown; here a
-source is printed and a picture written to a file.
+A chapter runs as a script or as a notebook. A notebook displays the last expression of each cell. In
+a script, source code is printed and a picture is saved to a file.
 """
 
 import builtins
@@ -21,15 +21,15 @@ from gpt2_from_scratch.storage.paths import known_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = Path("runs/course")  # where a script leaves its pictures
+PICTURES = Path("runs/course")  # folder to which a script saves its pictures
 DPI = 100
 
 
 def setting(model: str = "mini") -> tuple[str, str]:
-    """(model, messages) of a chapter: ("mini", "hard"), or OpenAI's of that size and "sms".
+    """Return the model and data set of a chapter: ("mini", "hard"), or e.g. ("124M", "sms").
 
-    $GPT2_FROM_SCRATCH_COURSE, where it is set, takes the place of `model`. Raises UsageError for a
-    model that is neither "mini" nor one of OpenAI's sizes.
+    The environment variable GPT2_FROM_SCRATCH_COURSE overrides `model`. Raises UsageError if the
+    model is neither "mini" nor one of OpenAI's sizes.
     """
     model = known_name(os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model)
     if model not in ("mini", *SIZES):
@@ -38,7 +38,7 @@ def setting(model: str = "mini") -> tuple[str, str]:
 
 
 def show(*things: type | Callable) -> "Source":
-    """The source of functions, methods or classes, as the package has it."""
+    """Show the package's source code of functions, methods or classes."""
     found = []
     for thing in things:
         place = Path(inspect.getsourcefile(thing) or "").name
@@ -50,7 +50,7 @@ def show(*things: type | Callable) -> "Source":
 
 
 def picture(figure: "Figure", name: str) -> "Picture":
-    """A figure on the page, or, in a script, as the file `runs/course/NAME.png`."""
+    """Show a figure in a notebook; in a script, save it as `runs/course/NAME.png`."""
     if not in_notebook():
         from gpt2_from_scratch.reports.plots import save_picture
 
@@ -62,7 +62,7 @@ def picture(figure: "Figure", name: str) -> "Picture":
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """Source code as a notebook shows it: coloured."""
+    """Source code that a notebook shows with syntax colours."""
 
     code: str
 
@@ -75,7 +75,7 @@ class Source:
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A figure as a notebook shows it."""
+    """A figure that a notebook shows as an image."""
 
     figure: "Figure"
     name: str
@@ -84,16 +84,16 @@ class Picture:
         return f"picture: {self.name}"
 
     def _repr_png_(self) -> bytes:
-        """As a .png whose bytes depend on nothing but what is on it."""
+        """Return the figure as PNG, without metadata such as matplotlib's version."""
         file = io.BytesIO()
         self.figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
         return file.getvalue()
 
 
 def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this, which shows the last expression of a cell by itself.
+    """Return whether this runs in a notebook, which displays the last expression of a cell.
 
-    IPython in a terminal has none: it could show neither a picture nor a source.
+    IPython in a terminal does not count, because it can display neither pictures nor Markdown.
     """
     shell = getattr(builtins, "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")

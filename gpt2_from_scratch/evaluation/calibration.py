@@ -1,4 +1,4 @@
-"""Whether probabilities are right, and from which probability on a text gets a label.
+"""Return whether probabilities are right, and from which probability on a text gets a label.
 
 N texts, K classes. The positive class is the one that is looked for (spam); all others together
 are negative.

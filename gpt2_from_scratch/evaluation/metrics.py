@@ -61,7 +61,7 @@ class LabelledPredictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the most probable class is the true one: (N,) bool."""
+        """Return whether the most probable class is the true one: (N,) bool."""
         return self.predicted == self.true
 
     def one_class(self, label: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Whether one classifier is better than another: paired tests and confidence intervals.
+"""Return whether one classifier is better than another: paired tests and confidence intervals.
 
 N texts of a test set, S splits.
 """

@@ -65,7 +65,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def rounds_to(self, value: Tensor) -> bool:
-        """Tell whether the weight is `value` (out, in) but for rounding by merging and unmerging."""
+        """Return whether the weight is `value` (out, in) but for rounding by merging and unmerging."""
         value = value.to(self.weight)
         error = 2 * torch.finfo(value.dtype).eps * (self.whole_weight().abs() + value.abs())
         return bool(((self.weight - value).abs() <= error).all())

@@ -121,7 +121,7 @@ class Features:
         self._compute({key: ids for key, ids in texts if key in lost})
 
     def _fits(self, shard: Shard, texts: Mapping[bytes, Sequence[int]]) -> bool:
-        """Whether a shard holds what these blocks compute; one that does not is removed."""
+        """Return whether a shard holds what these blocks compute; one that does not is removed."""
         assert self._store
         kind = shard.width == self.trunk.wte.shape[1] and shard.dtype == self.dtype
         if kind and all(
