@@ -326,7 +326,7 @@ def test_a_damaged_vocab_bpe(folder, old, new, message):
     text = (folder / "vocab.bpe").read_text(encoding="utf-8")
     assert text.count(old) == 1
     (folder / "vocab.bpe").write_text(text.replace(old, new), encoding="utf-8", newline="")
-    name = "encoder.json" if message.startswith("Do") else "vocab.bpe"
+    name = "encoder.json" if message == "first difference" else "vocab.bpe"
     assert message in outcome(folder, name)
 
 
