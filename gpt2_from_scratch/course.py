@@ -1,4 +1,4 @@
-"""Helpers for the chapters: choose the model and data set, show source code, show pictures.
+"""Helpers for the chapters: choose a model, show source code and pictures.
 
 A chapter runs as a script or as a notebook. A notebook displays the last expression of each cell. In
 a script, source code is printed and a picture is saved to a file.
@@ -50,7 +50,10 @@ def show(*things: type | Callable) -> "Source":
 
 
 def picture(figure: "Figure", name: str) -> "Picture":
-    """Show a figure in a notebook; in a script, save it as `runs/course/NAME.png`."""
+    """Show a figure in a notebook, or save it in a script.
+
+    The file is `runs/course/NAME.png`.
+    """
     if not in_notebook():
         from gpt2_from_scratch.reports.plots import save_picture
 
@@ -91,9 +94,10 @@ class Picture:
 
 
 def in_notebook() -> bool:
-    """Return whether this runs in a notebook, which displays the last expression of a cell.
+    """Return whether this code runs in a notebook.
 
-    IPython in a terminal does not count, because it can display neither pictures nor Markdown.
+    A notebook displays the last expression of a cell. IPython in a terminal does not count,
+    because it can display neither pictures nor Markdown.
     """
     shell = getattr(builtins, "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")

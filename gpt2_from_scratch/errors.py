@@ -28,31 +28,30 @@ class DataError(GPT2Error, ValueError):
 
 
 class CheckpointError(GPT2Error):
-    """A model, weights file, tokenizer, saved classifier or state is damaged or does not fit."""
+    """A model, tokenizer, classifier or state is damaged or does not fit."""
 
     exit_code = 4
 
 
 class DownloadError(GPT2Error):
-    """A file could not be downloaded, or the server sent a different one."""
+    """A file could not be downloaded, or the server sent another one."""
 
     exit_code = 5
 
 
 class ResourceError(GPT2Error):
-    """Memory or disk space ran out, or a location cannot be written to."""
+    """Memory or disk space ran out, or a location is not writable."""
 
     exit_code = 6
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received Ctrl-C or SIGTERM. Unfinished work that can be resumed is saved first.
+    """The process received Ctrl-C or SIGTERM.
+
+    If the work can be resumed, its state is saved before this is raised.
 
     `again` are words that the user adds to the same command to resume. It is None if the message
     explains how to resume.
-    """
-
-    The same command with the words `again` added resumes; None if the message says how.
     """
 
     def __init__(self, message: str, signal: int = 2, again: Sequence[str] | None = None):
@@ -81,7 +80,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out, on the CPU or on a GPU."""
+    """Return whether an error means that memory ran out.
+
+    This may be the memory of the CPU or of a GPU.
+    """
     # compared by name, because importing torch here for its OutOfMemoryError would be slow
     name, words = type(error).__name__, str(error)
     phrases = (
@@ -99,7 +101,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_out_of_resources(error: BaseException) -> bool:
-    """Return whether an error means that memory, disk space or file descriptors ran out."""
+    """Return whether memory, disk space or file descriptors ran out."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
     return (
         is_out_of_memory(error)

@@ -76,7 +76,10 @@ def visible_output() -> Iterator[None]:
 
 
 def for_programs(stream: TextIO) -> TextIO:
-    """Return the stream for machine-readable output: without escapes, unless it is a terminal."""
+    """Return the stream for machine-readable output.
+
+    It writes without escapes, unless it is a terminal.
+    """
     return stream if stream.isatty() else getattr(stream, "_wrapped", stream)
 
 
@@ -102,7 +105,7 @@ def command(*words: object) -> str:
 
 
 class _AboveTheBar(logging.StreamHandler):
-    """A log handler that writes each line above the progress bar, if one is shown."""
+    """A log handler that writes each line above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -112,7 +115,10 @@ class _AboveTheBar(logging.StreamHandler):
 
 
 def log_to(stream: TextIO) -> None:
-    """Write the package's log lines to a stream, instead of the stream of an earlier call."""
+    """Write the package's log lines to a stream.
+
+    The stream of an earlier call is no longer used.
+    """
     for handler in [*PACKAGE_LOG.handlers]:
         if isinstance(handler, _AboveTheBar):
             PACKAGE_LOG.removeHandler(handler)
@@ -124,7 +130,7 @@ def log_to(stream: TextIO) -> None:
 def silenced() -> Iterator[None]:
     """Suppress log lines and progress bars during the block.
 
-    For a step of a larger task that logs its own summary.
+    Use it for a step of a larger task that logs its own summary.
     """
     level = PACKAGE_LOG.level
     PACKAGE_LOG.setLevel(logging.ERROR)
@@ -135,10 +141,11 @@ def silenced() -> Iterator[None]:
 
 
 def progress_bar(*args: Any, desc: str = "", **options: Any) -> "tqdm":
-    """Return a tqdm bar on standard error, hidden if that is not a terminal or inside `silenced`.
+    """Return a tqdm bar on standard error.
 
-    The bar needs control characters to move the cursor, so it bypasses VisibleStream. Only `desc`,
-    which may contain a file name, is escaped.
+    It is hidden inside `silenced`, and if standard error is not a terminal. The bar needs control
+    characters to move the cursor, so it bypasses VisibleStream. Only `desc`, which may contain a
+    file name, is escaped.
     """
     from tqdm import tqdm
 

@@ -40,7 +40,7 @@ JSON_VERSION = 2
 
 @dataclass(frozen=True)
 class PredictedText:
-    """A text, its true label, its predicted label and the probability of the latter."""
+    """A text with its true label, predicted label and probability."""
 
     text: str
     true: str
@@ -53,7 +53,7 @@ class Assessment:
     """The quality of one classifier on the test set."""
 
     evaluation: Evaluation
-    # only texts without a near duplicate in the training set; None if unknown or no such texts
+    # scores on the texts without a near duplicate in training; None if unknown or if there are none
     without_near_duplicates: Evaluation | None
     temperature: float
     calibration: Calibration
@@ -61,9 +61,7 @@ class Assessment:
     rankings: list[Ranking]  # one per class
     thresholds: list[AtThreshold]  # one per allowed number of false positives
     mistakes: list[PredictedText]  # most confident first
-    least_certain: list[
-        PredictedText
-    ]  # ordered by the margin between the two most probable classes
+    least_certain: list[PredictedText]  # smallest margin of the two most probable classes first
     positive: str | None = None  # the positive class, such as spam
     at_cost: AtThreshold | None = None  # the threshold for a cost; None if no cost was given
 

@@ -1,7 +1,8 @@
-"""Baselines for text classifiers: predictions from characters and words, without a language model.
+"""Baselines for text classifiers, without a language model.
 
-Each baseline is fitted with scikit-learn on the training set. The strength of its regularisation is
-selected on the validation set, just as finetuning selects its best epoch there.
+They predict labels from characters and words. Each baseline is fitted with scikit-learn on the
+training set. The strength of its regularisation is selected on the validation set, just as
+finetuning selects its best epoch there.
 
 Shapes: N texts, K classes.
 """
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 INVERSE_PENALTIES = (0.1, 1, 10, 100)  # values of scikit-learn's C for the linear baselines
 PATTERNS = (r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?")
-MOST_HINTS = 500  # number of most common patterns and words that the tree may use
+MOST_HINTS = 500  # patterns and words that the tree can use; only the most common ones are used
 QUICK = ("commonest label", "length alone", "bag of words")
 
 
@@ -47,11 +48,12 @@ Fit = Callable[[Split, Sequence[str]], Baseline | None]
 def fit_baselines(
     split: Split, labels: Sequence[str], *, quick: bool = False
 ) -> Iterator[Baseline]:
-    """Fit the baselines one by one. With `quick`, only those that take a moment.
+    """Fit the baselines one by one.
 
-    `labels` are the K classes in the order of the probabilities. A baseline that cannot be fitted to
-    these texts is skipped, and the reason is logged. Raises DataError if the training or validation
-    set is empty, or if the split has a label that is not in `labels`.
+    With `quick`, slow baselines are skipped. `labels` are the K classes in the order of the
+    probabilities. A baseline that cannot be fitted to these texts is skipped, and the reason is
+    logged. Raises DataError if the training or validation set is empty, or if the split has a
+    label that is not in `labels`.
     """
     for fit in baseline_fits(quick=quick).values():
         if found := fit(split, labels):
@@ -59,7 +61,10 @@ def fit_baselines(
 
 
 def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
-    """Return {kind: function that fits this baseline, or returns None if that is impossible}."""
+    """Return {kind: function that fits this baseline}.
+
+    The function returns None if the baseline cannot be fitted.
+    """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
     characters = partial(TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
@@ -118,7 +123,7 @@ def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndar
 
 
 def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
-    """Predict always the most common training label.
+    """Fit a baseline that always predicts the most common training label.
 
     Each label's probability is its proportion in the training set.
     """
@@ -131,10 +136,11 @@ def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
 
 
 def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
-    """Fit a decision tree that asks at most three times whether a text has a pattern or word.
+    """Fit a decision tree on patterns and words.
 
-    It can use `PATTERNS` and the most common words of the training set. Returns None if no pattern
-    or word changes the prediction.
+    The tree asks at most three times whether a text has a certain pattern or word. It can use
+    `PATTERNS` and the most common words of the training set. Returns None if no pattern or word
+    changes the prediction.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import make_pipeline
@@ -154,7 +160,10 @@ def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
 
 
 def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
-    """Fit a decision tree on the number of characters only, with one leaf per label."""
+    """Fit a decision tree on the number of characters only.
+
+    It has one leaf per label.
+    """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
     from sklearn.tree import DecisionTreeClassifier
@@ -207,7 +216,7 @@ def fit_linear(
 
 
 def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the texts of the training set and the indices of their labels (N,)."""
+    """Return the training texts and the indices of their labels (N,)."""
     if not split.train or not split.val:
         raise DataError(
             "a baseline needs a training set and a validation set; one of them is empty"
@@ -216,7 +225,10 @@ def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.nd
 
 
 def _as_baseline(name: str, model: Any, labels: Sequence[str]) -> Baseline:
-    """Wrap a fitted scikit-learn model. A label that is not in the training set gets probability 0."""
+    """Wrap a fitted scikit-learn model.
+
+    A label that is not in the training set gets probability 0.
+    """
 
     def probabilities(texts: Sequence[str]) -> np.ndarray:
         found = np.zeros((len(texts), len(labels)))
@@ -237,7 +249,10 @@ def _lengths(texts: Sequence[str]) -> np.ndarray:
 
 
 def _rule(tree: Any, features: Sequence[str], labels: Sequence[str], node: int = 0) -> str:
-    """Format a tree as text, for example `spam if \\d{4,} else (spam if free else ham)`."""
+    """Format a tree as text.
+
+    An example is `spam if \\d{4,} else (spam if free else ham)`.
+    """
     left, right = tree.children_left[node], tree.children_right[node]
     if left == right:  # a leaf
         return labels[int(tree.value[node][0].argmax())]

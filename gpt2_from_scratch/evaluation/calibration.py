@@ -21,7 +21,7 @@ DECIMALS = 6  # number of decimals of a chosen threshold
 
 @dataclass(frozen=True)
 class Bin:
-    """Texts for which the highest probability is above `low` and at most `high`."""
+    """Texts whose highest probability is above `low` and at most `high`."""
 
     low: float
     high: float
@@ -80,13 +80,14 @@ def calibration(probabilities: np.ndarray, true: np.ndarray, n_bins: int = 10) -
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
-    """Find the temperature T for which softmax(logits / T) fits the true classes best.
+    """Find the temperature that calibrates logits best.
 
-    Use it on a validation set with logits (N, K) and true classes (N,), int. A temperature does not
-    change the most probable class. The targets are (N + 1) / (N + K) and 1 / (N + K) instead of 1 and
-    0 (Laplace's rule). Otherwise a validation set without mistakes would give T = 0. T is between
-    0.05 and 20. It is 1 if each text's logits are all equal. Raises DataError if there are no texts,
-    if the shapes do not fit, or if logits are not finite. Sources: Guo et al. 2017; Platt 1999.
+    This is the T for which softmax(logits / T) fits the true classes best. Use it on a validation
+    set with logits (N, K) and true classes (N,), int. A temperature does not change the most
+    probable class. The targets are (N + 1) / (N + K) and 1 / (N + K) instead of 1 and 0 (Laplace's
+    rule). Otherwise a validation set without mistakes would give T = 0. T is between 0.05 and 20.
+    It is 1 if each text's logits are all equal. Raises DataError if there are no texts, if the
+    shapes do not fit, or if logits are not finite. Sources: Guo et al. 2017; Platt 1999.
     """
     from scipy.optimize import brentq
     from scipy.special import softmax
@@ -102,7 +103,10 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     targets = (1 + N * (true[:, None] == np.arange(K))) / (N + K)  # (N, K)
 
     def slope(inverse: float) -> float:
-        """Compute the slope of the cross-entropy of softmax(z * inverse), which is convex."""
+        """Compute the slope of the cross-entropy of softmax(z * inverse).
+
+        The cross-entropy is a convex function of `inverse`.
+        """
         return float(((softmax(z * inverse, axis=1) - targets) * z).sum())
 
     if slope(1 / HIGHEST_TEMPERATURE) >= 0:
@@ -127,7 +131,10 @@ def _check_scores(scores: np.ndarray, true: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """Counts if a text gets `label` whenever its probability is at least `threshold`."""
+    """Counts of predictions with a threshold.
+
+    A text gets `label` if its probability is at least `threshold`.
+    """
 
     label: str  # the positive class
     threshold: float
@@ -144,21 +151,26 @@ class AtThreshold:
 def choose_threshold(
     probabilities: np.ndarray, is_positive: np.ndarray, allowed_per_1000: float
 ) -> float:
-    """Choose a threshold with at most `allowed_per_1000` false positives per 1,000 negative texts.
+    """Choose a threshold for an allowed rate of false positives.
 
-    Use it on a validation set with each text's probability of the positive class (N,) and whether
-    that is its true class (N,), bool. A text is predicted as positive if its probability is at least
-    the threshold.
+    A text is predicted as positive if its probability is at least the threshold. The allowed number
+    of false positives is rounded down, so 5 per 1,000 are 0 of 150. The next negative text, in
+    descending order of probability, must stay below the threshold. The threshold is halfway between
+    its probability and the next higher one (1 if there is none), rounded to six decimals. If the two
+    are too close together for that, it is the higher one.
 
-    The allowed number of false positives is rounded down, so 5 per 1,000 are 0 of 150. The next
-    negative text, in descending order of probability, must stay below the threshold. The threshold
-    is halfway between its probability and the next higher one (1 if there is none), rounded to six
-    decimals. If the two are too close together for that, it is the higher one. The threshold is 0 if
-    all negative texts may be false positives. It is NEVER if the text that must stay below it has
-    probability 1.
+    Args:
+        probabilities: each text's probability of the positive class on a validation set, (N,).
+        is_positive: whether that is the true class of each text, (N,) bool.
+        allowed_per_1000: allowed false positives per 1,000 negative texts.
 
-    Raises DataError if there are no negative texts, and UsageError if `allowed_per_1000` is not
-    between 0 and 1,000.
+    Returns:
+        The threshold. It is 0 if all negative texts may be false positives. It is NEVER if the text
+        that must stay below it has probability 1.
+
+    Raises:
+        DataError: there are no negative texts.
+        UsageError: `allowed_per_1000` is not between 0 and 1,000.
     """
     _check_probabilities(probabilities, is_positive)
     if not 0 <= allowed_per_1000 <= 1000:

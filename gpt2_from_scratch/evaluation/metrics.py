@@ -56,7 +56,10 @@ class LabelledPredictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each text (the first one on a tie): (N,) int."""
+        """The most probable class of each text: (N,) int.
+
+        Ties go to the first class.
+        """
         return self.probabilities.argmax(axis=1)
 
     @property
@@ -65,12 +68,15 @@ class LabelledPredictions:
         return self.predicted == self.true
 
     def one_class(self, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return each text's probability of a class (N,), and whether that is its class (N,) bool."""
+        """Return each text's probability of one class, and its truth.
+
+        The shapes are (N,) and (N,) bool. The truth is whether this is the text's true class.
+        """
         k = self.labels.index(label)
         return self.probabilities[:, k], self.true == k
 
     def only(self, wanted: np.ndarray) -> "LabelledPredictions":
-        """Return the predictions for the texts at which `wanted` (N,), bool, is true."""
+        """Return the predictions where `wanted` (N,), bool, is true."""
         near = self.near_duplicates
         return replace(
             self,
@@ -192,7 +198,7 @@ def evaluate_predictions(
 
 
 def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
-    """Return all classes, or the MOST_CLASSES with the lowest F1 if there are more.
+    """Return all classes, or the weakest MOST_CLASSES of them.
 
     In the second case classes without texts are left out, and the lowest F1 comes first.
     """
@@ -203,7 +209,10 @@ def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
 
 
 def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
-    """List (true label, predicted label, number of texts) of wrong predictions, most frequent first."""
+    """List the most frequent confusions of classes.
+
+    Each is a tuple (true label, predicted label, number of texts).
+    """
     labels = [found.label for found in scores.classes]
     counts = np.array(scores.confusion)  # (K, K)
     np.fill_diagonal(counts, 0)
@@ -231,7 +240,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well probabilities rank texts of one class above all others.
+    """Scores of a ranking of texts by their probability of a class.
 
     Both scores are None if no text or every text is of this class.
     """
@@ -266,7 +275,7 @@ def rankings(probabilities: np.ndarray, true: np.ndarray, labels: Sequence[str])
 
 
 def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
-    """Return the rarer of two labels, or the second one on a tie.
+    """Return the rarer of two labels (the second on a tie).
 
     Returns an empty string unless there are exactly two labels.
     """
@@ -279,7 +288,7 @@ def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Format the accuracy with its interval, the scores per class and the confusion matrix.
+    """Format the accuracy, the scores per class and the confusion matrix.
 
     If there are more than MOST_CLASSES classes, the text shows the mean over classes, the weakest
     classes and the most frequent confusions.
@@ -313,7 +322,10 @@ def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
 
 
 def several(labels: Sequence[str]) -> str:
-    """Format labels for an error message: the first MOST_CLASSES, and the number of others."""
+    """Format labels for an error message.
+
+    Only the first MOST_CLASSES labels are listed, with the number of others.
+    """
     named = ", ".join(map(short, labels[:MOST_CLASSES]))
     return named + (f" and {len(labels) - MOST_CLASSES:,} more" * (len(labels) > MOST_CLASSES))
 
@@ -338,9 +350,10 @@ def format_proportion(name: str, count: int, total: int, interval: tuple[float, 
 def format_classes(
     classes: Sequence[ClassScores], what: str = "class", counted: str = "texts"
 ) -> list[str]:
-    """Format a table with one row per class, or only the weakest of more than MOST_CLASSES.
+    """Format a table with one row per class.
 
-    Returns the lines. `what` and `counted` are the headers of the first and the last column.
+    If there are more than MOST_CLASSES, only the weakest are shown. Returns the lines. `what` and
+    `counted` are the headers of the first and the last column.
     """
     rows = [
         [short(s.label), *map(percent, (s.precision, s.recall, s.f1)), s.support]
@@ -361,9 +374,9 @@ def percent(value: float | None) -> str:
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> list[str]:
-    """Format a table whose first `left` columns are left-aligned and whose others are right-aligned.
+    """Format a table.
 
-    Returns the lines.
+    The first `left` columns are left-aligned, and the others are right-aligned. Returns the lines.
     """
     from tabulate import tabulate
 

@@ -38,13 +38,14 @@ class Repeated:
 
 
 def compare_paired(correct_a: np.ndarray, correct_b: np.ndarray) -> Paired:
-    """Compare two classifiers on a test set, by their correct predictions (N,), (N,), bool.
+    """Compare two classifiers on the same test set.
 
-    p is from the exact two-sided McNemar test, which uses only the texts that exactly one of the two
-    predicted correctly. The interval is Wald's, after half a text is added to each of the four cells
-    (only a, only b, both, neither). So its width is never 0, even if no text distinguishes the two.
-    Raises DataError if the lengths differ or if there are no texts. Sources: McNemar 1947; Agresti &
-    Min 2005, "Simple improved confidence intervals for comparing matched proportions".
+    The arguments say which predictions are correct, (N,) bool. p is from the exact
+    two-sided McNemar test, which uses only the texts that exactly one of the two predicted
+    correctly. The interval is Wald's, after half a text is added to each of the four cells (only
+    a, only b, both, neither). So its width is never 0, even if no text distinguishes the two.
+    Raises DataError if the lengths differ or if there are no texts. Sources: McNemar 1947; Agresti
+    & Min 2005, "Simple improved confidence intervals for comparing matched proportions".
     """
     from scipy.stats import binomtest
 
@@ -104,10 +105,10 @@ def compare_repeated(
 def mean_interval(
     values: Sequence[float], n_train: int, n_test: int, *, least: float = 0.0
 ) -> tuple[float, float]:
-    """Compute the 95% interval of a classifier's mean score over S random splits.
+    """Compute the 95% interval of a mean score over S splits.
 
-    It is corrected as in `compare_repeated`. The interval is wide if there are few splits: for two
-    splits it extends 12.7 standard errors to each side.
+    The splits are random, and the interval is corrected as in `compare_repeated`. It is wide if there
+    are few splits: for two splits it extends 12.7 standard errors to each side.
 
     Args:
         values: scores from 0 to 1, (S,).
@@ -126,9 +127,10 @@ def mean_interval(
 
 
 def accuracy_interval(correct: Sequence[np.ndarray], n_train: int) -> tuple[float, float]:
-    """Compute the 95% interval of an accuracy from correct predictions, (N,) bool for each split.
+    """Compute the 95% interval of an accuracy.
 
-    It is Wilson's interval for one split, and `mean_interval` for several splits.
+    `correct` says which predictions are correct, (N,) bool for each split. The result is Wilson's
+    interval for one split, and `mean_interval` for several splits.
     """
     if len(correct) == 1:
         return wilson_interval(int(correct[0].sum()), len(correct[0]))
@@ -140,10 +142,11 @@ def accuracy_interval(correct: Sequence[np.ndarray], n_train: int) -> tuple[floa
 def compare_accuracies(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], n_train: int
 ) -> Paired | Repeated:
-    """Compare two classifiers by their correct predictions, (N,) bool for each split.
+    """Compare two classifiers by their correct predictions.
 
-    One split is compared text by text (`compare_paired`). Several splits are compared by their
-    accuracies (`compare_repeated`).
+    `a` and `b` say which predictions are correct, (N,) bool for each split. One split is compared
+    text by text (`compare_paired`). Several splits are compared by their accuracies
+    (`compare_repeated`).
     """
     if len(a) == 1:
         return compare_paired(a[0], b[0])
@@ -152,7 +155,10 @@ def compare_accuracies(
 
 
 def spread_by_chance(accuracy: float, n_test: int) -> float:
-    """Return the standard deviation of an accuracy on n_test texts by chance, at least one text."""
+    """Return the standard deviation that an accuracy has by chance.
+
+    The accuracy is measured on n_test texts. The result is at least one text, 1 / n_test.
+    """
     return max(1 / n_test, math.sqrt(accuracy * (1 - accuracy) / n_test))
 
 
@@ -178,18 +184,21 @@ def format_p(p: float) -> str:
 
 
 def _accuracies(correct: Sequence[np.ndarray]) -> tuple[list[float], int]:
-    """Return the accuracy of each split, and the mean number of texts per split."""
+    """Return the accuracy of each split, and the mean number of texts."""
     return [float(c.mean()) for c in correct], round(np.mean([len(c) for c in correct]))
 
 
 def _mean_and_error(
     values: np.ndarray, n_train: int, n_test: int, least: float
 ) -> tuple[float, float, float]:
-    """Return the mean of values (S,), its corrected standard error, and half its 95% interval."""
+    """Return the mean of values (S,), its standard error and a margin.
+
+    The standard error is corrected. The margin is half the width of the 95% interval.
+    """
     from scipy.stats import t
 
     if len(values) < 2:
-        raise DataError(f"found {len(values)} split; the variation of scores needs at least two")
+        raise DataError(f"found {len(values)} split; at least two are needed to measure variation")
     if not np.isfinite(values).all():
         raise DataError(f"scores must be finite numbers: {values!s:.100}")
     if min(n_train, n_test) < 1:

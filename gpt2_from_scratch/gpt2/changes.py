@@ -1,4 +1,7 @@
-"""Detect changes that other code made to a model: compilation, hooks, replaced methods or weights."""
+"""Detect how other code changed a model.
+
+It may have compiled the model, added hooks, or replaced methods or weights.
+"""
 
 from torch import nn
 
@@ -32,10 +35,11 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def alteration(part: nn.Module) -> str:
-    """Describe how a module was changed, other than by new weights. Empty if it was not changed.
+    """Describe how a module was changed, other than by new weights.
 
-    It finds hooks (also global ones), a replaced method of the module or its class, and a weight that
-    is no longer a parameter. Code that reads only the weights would ignore all of these.
+    Returns an empty string if it was not changed. It finds hooks (also global ones), a replaced
+    method of the module or its class, and a weight that is no longer a parameter. Code that reads
+    only the weights would ignore all of these.
     """
     own = vars(part)  # runs for every batch, so it looks up as little as possible
     if any([own[hooks] for hooks in HOOKS]) or (any(HOOKS_OF_ALL) and _some_hook_changes()):

@@ -68,7 +68,7 @@ class PretrainConfig:
     n_layer: int = setting(6, "transformer blocks", at_least=1)
     register_weights: str = setting(
         "conversation=2",
-        "weights of the registers in MANIFEST.tsv, NAME=WEIGHT,NAME=WEIGHT; the others have weight 1",
+        "weights of the registers in MANIFEST.tsv, NAME=WEIGHT,NAME=WEIGHT; others have weight 1",
     )
     phone: float = setting(
         0.5,
@@ -80,11 +80,13 @@ class PretrainConfig:
     row: int = setting(
         128, "tokens per row; short rows are faster and suit short messages", at_least=1
     )
-    long_every: int = setting(8, "every this many steps, rows have n_ctx tokens", at_least=1)
-    warmup: int = setting(100, "steps in which the learning rate rises", at_least=0)
+    long_every: int = setting(8, "interval in steps at which rows have n_ctx tokens", at_least=1)
+    warmup: int = setting(
+        100, "number of first steps, in which the learning rate rises", at_least=0
+    )
     decay: float = setting(
         0.375,
-        "final proportion of steps, in which the learning rate falls to 0",
+        "proportion of steps at the end, in which the learning rate falls to 0",
         at_least=0,
         at_most=1,
     )

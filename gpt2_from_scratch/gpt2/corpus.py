@@ -1,4 +1,4 @@
-"""Prepare text for pretraining: read it, learn a byte-level BPE, and encode it to token ids.
+"""Prepare text for pretraining: read it, learn a BPE, and encode it.
 
 A corpus is a folder of `.txt` files in which a blank line ends a document. An optional
 `MANIFEST.tsv` has the columns `file` and `register`, where the register is the kind of text in a file
@@ -90,7 +90,10 @@ TEXTING = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file of the corpus as token ids, with the positions at which a training row may start."""
+    """A file of the corpus as token ids.
+
+    Training rows may start only at the beginning of a line.
+    """
 
     name: str
     tokens: np.ndarray  # (n,) uint16
@@ -124,7 +127,10 @@ def is_held_out(document: str) -> bool:
 
 
 def registers(folder: Path) -> dict[str, str]:
-    """Return {file name: register} for every .txt file of a corpus, from its MANIFEST.tsv."""
+    """Return {file name: register} for every .txt file of a corpus.
+
+    Registers are read from MANIFEST.tsv. A file that it does not list has the register "general".
+    """
     files = sorted(path.name for path in folder.glob("*.txt"))
     if not files:
         raise DataError(f"{folder} contains no .txt files to pretrain on")
@@ -138,10 +144,11 @@ def registers(folder: Path) -> dict[str, str]:
 
 
 def read_corpus(folder: Path, excluded: Overlap | None = None) -> Iterator[CorpusFile]:
-    """Read the files of a corpus, and remove training lines that overlap with excluded texts.
+    """Read the files of a corpus, and remove excluded training lines.
 
-    Held-out documents are chosen before any lines are removed, so the held-out text does not depend
-    on the excluded texts. The number of removed lines is logged.
+    A training line is removed if it overlaps with an excluded text. Held-out documents are chosen
+    before any lines are removed, so the held-out text does not depend on the excluded texts. The
+    number of removed lines is logged.
     """
     removed: dict[str, int] = {}
     for name, register in progress_bar(registers(folder).items(), desc="read", unit="file"):
@@ -209,7 +216,10 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
 
 
 def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
-    """Rewrite a line as typed on a phone: lower or upper case, short forms, no apostrophes."""
+    """Rewrite a line as if typed on a phone.
+
+    The result may have lower or upper case, short forms and no apostrophes.
+    """
     style = draw.random()
     if style < 0.1:
         return line.upper()
@@ -234,7 +244,9 @@ def encode_source(
     weight: float,
     register: str = "general",
 ) -> Source:
-    """Encode documents as one sequence of ids in which <|endoftext|> ends each document.
+    """Encode documents as one sequence of token ids.
+
+    <|endoftext|> ends each document.
 
     Args:
         name: name of the source.
@@ -273,7 +285,7 @@ def encode_corpus(
         folder: the corpus.
         tokenizer: encodes the texts.
         config: the weights of registers (1 if not given), `phone` and `seed`.
-        excluded: texts whose lines are removed from the training text.
+        excluded: texts. Training lines that overlap with them are removed.
 
     Returns:
         Training sources and held-out sources.
@@ -312,7 +324,10 @@ def encode_corpus(
 def bpe_sample(
     folder: Path, config: PretrainConfig, excluded: Overlap | None = None
 ) -> Iterator[str]:
-    """Yield lines to learn a vocabulary from: all conversations, and a quarter of other lines."""
+    """Yield lines to learn a vocabulary from.
+
+    These are all lines of conversations and a quarter of the others.
+    """
     draw = random.Random(config.seed)
     for file in read_corpus(folder, excluded):
         for document in file.train:

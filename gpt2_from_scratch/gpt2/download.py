@@ -64,14 +64,12 @@ VOCABULARY: dict[str, Known] = {  # the same for all sizes; tiktoken pins the sa
 WEIGHTS: dict[str, dict[str, Known]] = {
     "124M": {
         INDEX: (5_215, "sha256:71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687"),
-        DATA: (
-            497_759_232,
-            "md5:f48b9cf1a525a603be52258f69bf9162",
-        ),  # detects accidental damage only
+        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),  # detects accidents only
     },
     "355M": {INDEX: (10_399, None), DATA: (1_419_292_672, None)},
-    "774M": {INDEX: (None, None), DATA: (3_096_120_320, None)},  # these sizes of data files
-    "1558M": {INDEX: (None, None), DATA: (6_230_444_800, None)},  # follow from the shapes
+    # the sizes of these data files are computed from the shapes
+    "774M": {INDEX: (None, None), DATA: (3_096_120_320, None)},
+    "1558M": {INDEX: (None, None), DATA: (6_230_444_800, None)},
 }
 
 
@@ -90,7 +88,10 @@ class PinnedFile:
         return f"{size}, {self.known_hash.replace(':', ' ')}" if self.known_hash else size
 
     def difference(self, path: Path) -> str:
-        """Describe how the file at `path` differs from the expected size or hash. Empty if equal."""
+        """Describe how a file differs from the expected size or hash.
+
+        Returns an empty string if it does not.
+        """
         size, words = path.stat().st_size, ""
         if self.size not in (None, size):
             words = f"has {size:,} bytes, expected {self.size:,}"
@@ -107,12 +108,10 @@ class PinnedFile:
 
 
 def model_files(name: str) -> list[PinnedFile]:
-    """Return the files of one of OpenAI's models, in the order in which they are downloaded."""
+    """Return the files of a model, in the order of the download."""
     known = {**VOCABULARY, **WEIGHTS[name]}
-    known["hparams.json"] = (
-        None,
-        None,
-    )  # copies have different line ends, so contents are compared
+    # copies of this file have different line ends, so only its contents are compared
+    known["hparams.json"] = (None, None)
     return [
         PinnedFile(file, *known[file], (f"{OPENAI}/{name}/{file}", f"{MIRROR}/gpt2/{name}/{file}"))
         for file in ("hparams.json", "vocab.bpe", "encoder.json", INDEX, DATA)
@@ -238,7 +237,7 @@ def fetch(
 
 @contextmanager
 def _alone_at(target: Path) -> Iterator[None]:
-    """Create the folder of `target`, and lock `target` against other processes during the block.
+    """Create the folder of `target`, and lock `target` during the block.
 
     An OSError becomes a ResourceError whose message explains how to choose another folder.
     """
@@ -258,7 +257,10 @@ def _alone_at(target: Path) -> Iterator[None]:
 
 
 def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
-    """Describe what is wrong with the file at `path`. Empty if the file exists and is correct."""
+    """Describe what is wrong with the file at `path`.
+
+    Returns an empty string if the file exists and is correct.
+    """
     if not path.exists():
         return f"{path} does not exist"
     if not path.is_file():
@@ -277,7 +279,10 @@ def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
 
 
 class _TryAgain(Exception):
-    """A temporary failure: the same address is tried again after at least `pause` seconds."""
+    """A temporary failure.
+
+    The same address is tried again after at least `pause` seconds.
+    """
 
     def __init__(self, reason: str, pause: float = 0.0):
         super().__init__(reason)
@@ -337,7 +342,10 @@ class Transfer:
         self.note.unlink()
 
     def _begun(self) -> tuple[int, str]:
-        """Return the number of bytes received from this address and their version, or (0, "")."""
+        """Return the number of bytes received and the file's version.
+
+        Returns (0, "") if nothing was received from this address.
+        """
         with suppress(CheckpointError, OSError):
             note = read_json(self.note)
             version = note.get("version")
@@ -369,7 +377,10 @@ class Transfer:
         return start > 0
 
     def _start(self, response: requests.Response, done: int) -> int:
-        """Return the byte at which the response begins, `done` or 0. Raises for other responses."""
+        """Return the byte at which the response begins, `done` or 0.
+
+        Raises an error for other responses.
+        """
         status, size, headers = response.status_code, self.file.size, response.headers
         answer = f"the server answers {status} {response.reason}"
         if status in (408, 425, 429) or status >= 500:
@@ -392,7 +403,7 @@ class Transfer:
         return start
 
     def _copy(self, response: requests.Response, done: int) -> None:
-        """Append the body of the response to the part, which has `done` bytes."""
+        """Append the body of the response to the `done` bytes received."""
         size = self.file.size
         most, chunks = MOST if size is None else size, response.iter_content(CHUNK)
         bar = progress_bar(total=size, initial=done, unit="B", unit_scale=True, desc=self.file.name)
@@ -410,7 +421,10 @@ class Transfer:
 
 
 def _seconds(retry_after: str) -> float:
-    """Parse a Retry-After header, which contains seconds or a date. Returns seconds, 0 if invalid."""
+    """Parse a Retry-After header, which contains seconds or a date.
+
+    Returns seconds, or 0 if the header is invalid.
+    """
     if retry_after.isdecimal():
         return float(retry_after[:9])
     try:
@@ -428,9 +442,10 @@ def _unlinked(path: Path, mode: str) -> IO[bytes]:
 
 
 def _within(seconds: float, function: Callable[..., Value], *arguments: Any) -> Value:
-    """Call a function in a thread, and abandon the thread if the call takes too long.
+    """Call a function with a time limit.
 
-    A timeout of the socket is not sufficient, because it starts again with each byte.
+    The call runs in a thread, which is abandoned if it takes too long. A timeout of the socket is
+    not sufficient, because it starts again with each byte.
     """
     future: Future[Value] = Future()
 

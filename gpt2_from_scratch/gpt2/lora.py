@@ -1,13 +1,13 @@
-"""LoRA: freeze a matrix, and train the product of two narrow matrices next to it.
+"""LoRA: train the product of two narrow matrices next to a frozen one.
 
 The weight W (out, in) of a linear layer is frozen. A low-rank product is added to the layer's output:
 
     y  =  W x + b  +  (alpha / rank) B A x        A (rank, in), B (out, rank)
 
-A is random at first and B is zero, so the model's outputs do not change at first. GPT-2 stores query,
-key and value in one matrix `c_attn` (3C, C). Each of these three parts gets an A and a B of its own,
-as if there were three matrices. After training, the product can be added to W. The model is then an
-ordinary GPT-2 again.
+A is initialised at random and B with zeros, so the model's outputs do not change at first. GPT-2
+stores query, key and value in one matrix `c_attn` (3C, C). Each of these three parts gets an A and a
+B of its own, as if there were three matrices. After training, the product can be added to W. The
+model is then an ordinary GPT-2 again.
 
 Shapes: B texts, T tokens in the longest text, C = n_embd, r = rank, P adapted parts of a matrix.
 
@@ -65,14 +65,20 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def rounds_to(self, value: Tensor) -> bool:
-        """Return whether the weight equals `value` (out, in), except for the rounding of a merge."""
+        """Return whether the weight equals `value` (out, in), except for rounding.
+
+        Merging and unmerging adapters rounds the weight.
+        """
         value = value.to(self.weight)
         error = 2 * torch.finfo(value.dtype).eps * (self.whole_weight().abs() + value.abs())
         return bool(((self.weight - value).abs() <= error).all())
 
     @torch.no_grad()
     def add_to_weight(self, times: int) -> None:
-        """Add `times` times the products to the weight, in place; -1 subtracts them again."""
+        """Add the products to the weight, in place.
+
+        `times` is 1, or -1 to subtract the products again.
+        """
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             self.weight[outputs] += times * self.scale * (B @ A)
 
@@ -123,9 +129,9 @@ def lora_names(model: nn.Module) -> list[str]:
 
 
 def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
-    """Add every product to its weight, in place, and restore plain linear layers.
+    """Add all products to their weights, and restore plain linear layers.
 
-    The layers keep their parameter objects, with new values. Returns {module name: adapter} for
+    This changes the values of the existing parameters in place. Returns {module name: adapter} for
     `unmerge_lora`. Raises UsageError if an adapter has hooks or was changed in another way.
     """
     adapters = {
@@ -146,11 +152,11 @@ def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
 
 
 def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
-    """Subtract every product from its weight, in place, and restore the adapters.
+    """Subtract all products from their weights, and restore the adapters.
 
-    The weights are restored approximately, because adding and subtracting round: the error is about
-    1e-7 of the largest value that was added. Raises UsageError if the adapters were not merged into
-    this model.
+    The weights are changed in place and restored approximately, because adding and subtracting round.
+    The error is about 1e-7 of the largest value that was added. Raises UsageError if the adapters
+    were not merged into this model.
     """
     for name, adapter in adapters.items():
         if _linear_at(model, name).weight is not adapter.weight:
@@ -162,7 +168,10 @@ def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
 
 
 def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[str, list[slice]]:
-    """Return {name of a linear layer: ranges of outputs to adapt}. An empty list means all outputs."""
+    """Return {name of a linear layer: ranges of outputs to adapt}.
+
+    An empty list means all outputs.
+    """
     C, top = model.config.n_embd, model.config.n_layer if blocks_read is None else blocks_read
     count = top if config.n_last_blocks is None else config.n_last_blocks
     if count > top:
@@ -187,7 +196,10 @@ def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[s
 
 
 def _linear_at(model: GPT2, name: str) -> nn.Linear:
-    """Return a linear layer. Raises UsageError if replacing it would lose hooks or other changes."""
+    """Return the linear layer of this name.
+
+    Raises UsageError if replacing the layer would lose hooks or other changes.
+    """
     try:
         part = model.get_submodule(name)
     except AttributeError:

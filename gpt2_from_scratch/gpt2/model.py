@@ -1,4 +1,4 @@
-"""GPT-2, written by hand: only the network.
+"""The network of GPT-2, written by hand.
 
 Shapes: B texts, T tokens in the longest text, C = n_embd, H = n_head, D = C / H, V outputs of the
 head. Names are those of OpenAI's checkpoint, with two exceptions: `blocks` (h0, h1, ... in the
@@ -48,7 +48,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them, applied to each position separately."""
+    """Two linear layers with a GELU, applied to each position separately."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -79,7 +79,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPT2(nn.Module):
-    """A network from token ids to logits.
+    """The complete network, which maps token ids to logits.
 
     The head shares its weight with `wte` until `heads.replace_head` replaces the head.
     """
@@ -139,7 +139,7 @@ def _check_ids(ids: Tensor, config: GPT2Config) -> None:
 
 @torch.no_grad()
 def init_weights(model: GPT2, generator: torch.Generator) -> None:
-    """Initialise every parameter at random, as the GPT-2 paper and OpenAI's code do.
+    """Initialise every parameter at random, as OpenAI did.
 
     Weights are normal with standard deviation 0.02 (wpe: 0.01). For the two projections that write
     to the residual stream, the standard deviation is divided by sqrt(2 n_layer), so that the variance

@@ -53,7 +53,7 @@ DIMENSION = {0o10: "size", 0o22: "name"}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A record of the index: type, shape, position and checksum of a tensor."""
+    """The type, shape, position and checksum of a tensor in the index."""
 
     name: str  # as on disk, for example "model/h0/attn/c_attn/w"
     dtype: np.dtype
@@ -64,7 +64,7 @@ class TensorEntry:
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """The arrays of a checkpoint by name, in the order of the data file.
+    """The arrays of a checkpoint by name, ordered as on disk.
 
     Each look-up maps one array from the file, and its memory is freed when the array is no longer
     used. A loader that copies the arrays one after the other therefore never has the checkpoint in
@@ -111,12 +111,12 @@ def read_index(path: Path | str) -> dict[str, TensorEntry]:
 
 
 def open_arrays(folder: Path | str) -> Arrays:
-    """Open a checkpoint as {name: array in the shape on disk}, without reading the arrays yet.
+    """Open a checkpoint as {name: array in the shape on disk}.
 
-    `folder` contains `model.ckpt.*`; a path such as `folder/model.ckpt` is also accepted. This checks
-    the index and the size of the data file, but not the data (see `check_tensors`). The files must
-    not become shorter while the arrays are in use. Raises CheckpointError if a file is missing or
-    damaged.
+    The arrays are read later, when they are used. `folder` contains `model.ckpt.*`; a path such as
+    `folder/model.ckpt` is also accepted. This checks the index and the size of the data file, but
+    not the data (see `check_tensors`). The files must not become shorter while the arrays are in
+    use. Raises CheckpointError if a file is missing or damaged.
     """
     folder = expanded(folder)
     index, data = _files(folder)
@@ -157,7 +157,7 @@ def _files(folder: Path | str) -> tuple[Path, Path]:
 
 
 def _open(entries: dict[str, TensorEntry], path: Path) -> Arrays:
-    """Return the arrays of a data file, after comparing its size with the index."""
+    """Open the arrays of a data file, and check its size."""
     expected = sum(entry.size for entry in entries.values())  # there are no gaps between tensors
     try:
         with open_regular(path) as file:
@@ -226,7 +226,7 @@ def _read_entry(name: str, raw: bytes) -> TensorEntry:
 #
 #     data blocks     the records
 #     metaindex block empty in these files
-#     index block     one record per data block: (a key that is not before its last key, its position)
+#     index block     one record per data block: (a key >= all keys in the block, its position)
 #     footer          48 bytes: positions of metaindex and index, zeros up to byte 40, magic number
 #
 # Each block is followed by 5 bytes: its compression type and a CRC-32C of the block and that type.
@@ -242,7 +242,7 @@ def read_table(raw: bytes) -> list[tuple[bytes, bytes]]:
     """Read all records of a table, in order. Its blocks and footer must fill `raw`."""
     footer = len(raw) - FOOTER
     if footer < 0 or not raw.endswith(MAGIC):
-        raise ValueError(f"not a LevelDB table; it has {len(raw):,} bytes")
+        raise ValueError(f"it is not a LevelDB table; it has {len(raw):,} bytes")
     handles, position = read_varints(raw, footer, 4)  # a handle is the offset and size of a block
     metaindex, index = handles[:2], handles[2:]
     if any(raw[position : -len(MAGIC)]):

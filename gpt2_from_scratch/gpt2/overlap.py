@@ -1,7 +1,8 @@
-"""Find the lines of a corpus that overlap with other texts, such as those of a test set.
+"""Find lines of a corpus that overlap with other texts.
 
-A model that was trained on a test set cannot be evaluated on it. Two lines overlap if they are equal
-or have WIDTH consecutive bytes in common. Differences in case and white space are ignored.
+These are usually the texts of a test set. A model that was trained on a test set cannot
+be evaluated on it. Two lines overlap if they are equal or have WIDTH consecutive bytes in common.
+Differences in case and white space are ignored.
 """
 
 from collections.abc import Iterable, Sequence

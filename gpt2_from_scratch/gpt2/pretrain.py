@@ -1,4 +1,4 @@
-"""Pretrain a GPT-2 from scratch, by predicting the next token in random rows of text.
+"""Pretrain a GPT-2 from scratch on random rows of text.
 
 An interrupted run resumes from its saved state. The rows of a step depend only on the seed and the
 step, so a resumed run ends with the same bits as an uninterrupted one.
@@ -50,9 +50,10 @@ log = logging.getLogger(__name__)
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Compute the factor of the learning rate in a step: it rises to 1, stays there, falls to 0.
+    """Compute the factor of the learning rate in a step.
 
-    Only the last phase depends on the total number of steps, so a run can be extended before it.
+    It rises to 1, stays constant, and falls to 0. Only the last phase depends on the total number
+    of steps, so a run can be extended before it.
     """
     falling = max(1, round(config.decay * config.steps))
     rise = min(1.0, (step + 1) / max(1, config.warmup))
@@ -78,7 +79,7 @@ def draw_rows(sources: list[Source], config: PretrainConfig, step: int) -> Tenso
 
 
 def make_optimizers(model: GPT2, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Create Muon for the matrices inside the blocks and AdamW for all other parameters.
+    """Create Muon for the blocks' matrices and AdamW for other parameters.
 
     Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. Its learning rate is scaled
     so that its updates are as large as AdamW's.
@@ -124,9 +125,10 @@ def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean
 
 @torch.no_grad()
 def bits_per_byte(model: GPT2, held_out: list[Source], n_bytes: int) -> float:
-    """Compute the bits per byte of held-out text, in windows of n_ctx tokens.
+    """Compute the bits per byte of held-out text.
 
-    Unlike nats per token, bits per byte can be compared between models with different vocabularies.
+    The text is read in windows of n_ctx tokens. Unlike nats per token, bits per byte can be
+    compared between models with different vocabularies.
     """
     device, T = model.wte.weight.device, model.config.n_ctx
     nats = 0.0
@@ -158,7 +160,9 @@ def pretrain(
     exclude: Sequence[str] = (),
     resume: bool = False,
 ) -> GPT2:
-    """Pretrain a GPT-2 on a folder of .txt files, and save it for `load_gpt2`.
+    """Pretrain a GPT-2 on a folder of .txt files, and save it.
+
+    `load_gpt2` can load the result.
 
     Args:
         corpus: the folder of .txt files (see `corpus.py`).
@@ -240,7 +244,10 @@ def _tokenizer(
     start: str | Path | None,
     excluded: Overlap | None,
 ) -> Tokenizer:
-    """Return the vocabulary in `out`. If there is none, copy that of `start`, or learn one."""
+    """Return the vocabulary in `out`.
+
+    If there is none, copy that of `start`, or learn one.
+    """
     if not (out / "vocab.bpe").exists():
         if start is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -300,7 +307,10 @@ class _Run:
         self.optimizers = make_optimizers(self.model, self.config)
 
     def train(self, stop: Stop) -> None:
-        """Do the remaining steps. If `stop` becomes true, save the state and raise Interrupted."""
+        """Do the remaining steps.
+
+        If `stop` becomes true, this saves the state and raises Interrupted.
+        """
         config, progress = self.config, self.progress
         device = self.model.wte.weight.device
         compiled_loss = torch.compile(next_token_loss, dynamic=False)
@@ -332,7 +342,7 @@ class _Run:
                 )
 
     def _checkpoint(self, tokens_per_second: float) -> None:
-        """Compute the held-out loss, and save the learning curve, the state and the model."""
+        """Compute the held-out loss, and save curve, state and model."""
         progress = self.progress
         bits = {
             register: bits_per_byte(self.model, text.sources, text.n_bytes)
@@ -396,7 +406,7 @@ class _Run:
         self.progress = record_from_json(_Progress, record["progress"])
 
     def _training_text(self) -> str:
-        """Describe the training text by its length and a checksum, to notice if it changes."""
+        """Return the training text's length and checksum, to notice changes."""
         crc = 0
         for source in self.sources:
             crc = zlib.crc32(source.tokens.tobytes(), crc)
@@ -410,7 +420,10 @@ class _Run:
 
 
 def _quick_attention(rows: Tensor) -> AbstractContextManager[Any]:
-    """Select unfused attention for short rows on a CPU, where its backward pass is faster."""
+    """Select the faster attention for these rows.
+
+    For short rows on a CPU, the backward pass of unfused attention is faster.
+    """
     if rows.device.type == "cpu" and rows.shape[1] <= 257:
         # despite its name, this setting applies to the CPU too
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)

@@ -1,7 +1,8 @@
-"""The byte-level BPE of a checkpoint: its `vocab.bpe` and `encoder.json`, run by tiktoken.
+"""The byte-level BPE of a checkpoint, run by tiktoken.
 
-Nothing is downloaded or cached. The two files are read here instead of by tiktoken's own loader. That
-loader caches local files, and returns the old contents after a file has changed.
+It is stored in `vocab.bpe` and `encoder.json`. Nothing is downloaded or cached. The two files are
+read here instead of by tiktoken's own loader. That loader caches local files, and returns the old
+contents after a file has changed.
 
 Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and
 tiktoken_ext/openai_public.py.
@@ -34,10 +35,10 @@ _BEFORE_LAST_SPACE = re.compile(f"(?=[{_SPACE}][^{_SPACE}])(?<=[{_SPACE}]{{1000}
 
 
 class Tokenizer:
-    """Convert text to token ids and back, with the vocabulary of a model.
+    """A tokenizer with the vocabulary of a model.
 
-    `model` is a name ("mini", "124M", ...) or a folder. Raises CheckpointError if a file is missing
-    or if the two files do not belong together.
+    It converts text to token ids and back. `model` is a name ("mini", "124M", ...) or a folder.
+    Raises CheckpointError if a file is missing or if the two files do not belong together.
     """
 
     def __init__(self, model: str | Path):
@@ -109,11 +110,12 @@ def bytes_to_characters() -> dict[int, str]:
 
 
 def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
-    """Read `vocab.bpe` and `encoder.json`. Returns {token bytes: id} and the id of <|endoftext|>.
+    """Read `vocab.bpe` and `encoder.json`.
 
-    `vocab.bpe` lists the merges in the order in which they were learned. `encoder.json` contains the
-    id of every token. A token's id must be 256 plus the rank of its merge, because tiktoken uses ids
-    as ranks. Hugging Face names the same two files `merges.txt` and `vocab.json`.
+    Returns {token bytes: id} and the id of <|endoftext|>. `vocab.bpe` lists the merges in the
+    order in which they were learned. `encoder.json` contains the id of every token. A token's id
+    must be 256 plus the rank of its merge, because tiktoken uses ids as ranks. Hugging Face names
+    the same two files `merges.txt` and `vocab.json`.
     """
     merges_path = _first_that_exists(folder, "vocab.bpe", "merges.txt")
     ids_path = _first_that_exists(folder, "encoder.json", "vocab.json")

@@ -1,4 +1,4 @@
-"""Verify a model folder: its files, then its tensors, then the outputs of the model.
+"""Verify the files, tensors and outputs of a model.
 
 Damage does not raise an error. It is reported as a failed check, and so is each check that the damage
 makes impossible. If the weights are OpenAI's 124M, the model's outputs are compared with published
@@ -71,7 +71,10 @@ def not_possible(what: str, reason: str) -> Check:
 
 
 def format_checks(checks: Iterable[Check]) -> str:
-    """Format checks, one per line. All tensors share a line; damaged ones also get their own."""
+    """Format checks, one per line.
+
+    All tensors share a line, and each damaged tensor has an additional line.
+    """
     lines, tensors = [], []
     for check in checks:
         if check.what.startswith(TENSOR):
@@ -176,7 +179,10 @@ def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
 def _published_files(
     folder: Path, config: GPT2Config | None, openai: bool
 ) -> dict[str, PinnedFile]:
-    """Return the published sizes and hashes of the files, if the folder is one of OpenAI's models."""
+    """Return the published sizes and hashes of the files of a folder.
+
+    Returns {} if the folder does not look like one of OpenAI's models.
+    """
     named = folder.name if folder.name in SIZES else None
     if openai:
         size = named or next((name for name, known in SIZES.items() if known == config), None)
@@ -188,7 +194,10 @@ def _published_files(
 
 
 def _check_checkpoint(folder: Path) -> Iterator[Check]:
-    """Check OpenAI's format: the index by its own CRCs, then the tensors by the index."""
+    """Check the index and the tensors of OpenAI's format.
+
+    The index is checked by its own CRCs, and the tensors by the CRCs in the index.
+    """
     check, entries = attempt(
         "index",
         lambda: read_index(folder / INDEX),
@@ -207,7 +216,10 @@ def _check_checkpoint(folder: Path) -> Iterator[Check]:
 
 
 def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check]:
-    """Check that names and shapes match those of the model, and that all values are finite."""
+    """Check that names, shapes and values are valid.
+
+    Names and shapes must be those of the model, and values must be finite.
+    """
     names, numbers = "names and shapes", "finite numbers"
     if config is None:
         yield not_possible(names, "the sizes cannot be read")
@@ -243,7 +255,9 @@ CONTINUATION = " forward.\n\nThe first step is to understand the importance of y
 
 
 def logits_of_new_head(model: GPT2, ids: Tensor, num_classes: int, seed: int) -> Tensor:
-    """Compute the logits of a new head, initialised from `seed` in the same way as `replace_head`.
+    """Compute the logits of a new, random head.
+
+    The head is initialised in the same way as by `replace_head`.
 
     Args:
         model: a GPT-2.

@@ -1,7 +1,7 @@
 """Load a model's weights from a folder and save them.
 
-Every array on disk is used exactly once, and every parameter is set exactly once. Peculiarities of
-GPT-2's files that are handled here:
+Every weight on disk is used exactly once, and every parameter is set exactly once. GPT-2's files have
+these peculiarities:
 - OpenAI calls an array `model/h0/attn/c_attn/w`. Hugging Face calls it `h.0.attn.c_attn.weight`, in
   some files with the prefix `transformer.`. In OpenAI's files, LayerNorms have arrays `g` and `b`;
   all other layers have `w` and `b`.
@@ -60,7 +60,7 @@ NAME_MAP = {
     "ln_f.bias": ("model/ln_f/b", "ln_f.bias"),
 }
 STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-# {first letters of tensor names: network that uses them}, for a helpful error message
+# {prefix of tensor names: network that uses it}, for a helpful error message
 FOREIGN = {
     "model.layers.": "Llama or a similar model",
     "gpt_neox.": "GPT-NeoX",
@@ -116,7 +116,10 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
 
 
 class NoInit(TorchFunctionMode):
-    """Skip torch.nn.init, which spends a second on importing a compiler on the meta device."""
+    """A context in which torch.nn.init does nothing.
+
+    On the meta device, torch.nn.init would spend a second on importing a compiler.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -128,9 +131,9 @@ class NoInit(TorchFunctionMode):
 
 
 def meta_gpt2(config: GPT2Config) -> GPT2:
-    """Make a GPT-2 on torch's meta device, where parameters have shapes but no values.
+    """Make a GPT-2 on torch's meta device.
 
-    This needs no memory and draws no random numbers.
+    Its parameters have shapes but no values. This needs no memory and draws no random numbers.
     """
     with torch.device("meta"), NoInit():
         return GPT2(config)
@@ -139,7 +142,7 @@ def meta_gpt2(config: GPT2Config) -> GPT2:
 def stored_parameters(
     folder: Path, gpt2: GPT2, *, check_crcs: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter of a checkpoint once: its name and a float32 copy of its values.
+    """Yield each parameter of a checkpoint: (name, float32 copy).
 
     The copies have the shapes that this package uses: (out, in) for the matrices of the blocks.
 
@@ -306,7 +309,7 @@ TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 
 
 def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
-    """Write a randomly initialised model with the same sizes and tokenizer to `folder`."""
+    """Write a random model with the same sizes and tokenizer."""
     folder = expanded(folder)
     source = model_folder(model)
     twin = GPT2(read_config(source))

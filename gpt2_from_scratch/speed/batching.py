@@ -40,10 +40,11 @@ def encode_texts(
 
 
 def refuse_no_list(texts: object) -> None:
-    """Raise DataError unless this is a list, column, array or iterator that may contain texts.
+    """Check that an argument can be a list of texts.
 
-    Iterating over a string would give its letters, and iterating over a table or dictionary its keys.
-    A set has no order, so its predictions could not be assigned to its texts.
+    Raises DataError unless it is a list, column, one-dimensional array or iterator. Iterating over a
+    string would give its letters, and iterating over a table or dictionary would give its keys. A
+    set has no order, so predictions could not be assigned to its texts.
     """
     if isinstance(texts, str | bytes | bytearray):
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
@@ -57,15 +58,15 @@ def refuse_no_list(texts: object) -> None:
 
 
 def no_string(text: object, number: int) -> str:
-    """Return the error message for an item in a list of texts that is not a string."""
+    """Return the error message for a text that is not a string."""
     return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
 
 
 def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
-    """Raise DataError unless every text has ids, and all ids are from 0 to n_vocab - 1.
+    """Check that every text has valid token ids.
 
-    The ids must be checked before they are on a GPU. There an invalid id makes every later
-    computation of the process fail.
+    Raises DataError unless all ids are from 0 to n_vocab - 1. The ids must be checked before they
+    are on a GPU. There an invalid id makes every later computation of the process fail.
     """
     for number, ids in enumerate(encoded):
         values = ids.tolist() if isinstance(ids, Tensor) else ids
@@ -92,9 +93,10 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
 def pad_batch(
     encoded: Sequence[Sequence[int]], pad_id: int, to: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pad texts on the right to the length of the longest one, or to `to` tokens.
+    """Pad texts on the right, to the same length.
 
-    Returns ids (B, T) int64 and lengths (B,) int64.
+    That is the length of the longest text, or `to` tokens. Returns ids (B, T) int64 and the texts'
+    own lengths (B,) int64.
     """
     lengths = torch.tensor([len(ids) for ids in encoded])
     padded = torch.full((len(encoded), to or int(lengths.max())), pad_id)
@@ -106,9 +108,10 @@ def pad_batch(
 def by_length(
     encoded: Sequence[Sequence[int]], batch_size: int, *, equal: bool = False
 ) -> Iterator[list[int]]:
-    """Yield batches of text indices, longest texts first, so that there is little padding.
+    """Yield batches of text indices, longest texts first.
 
-    With `equal`, all texts of a batch have the same length, so that there is no padding at all.
+    Texts of a batch have similar lengths, so that there is little padding. With `equal`, all texts
+    of a batch have the same length, so that there is no padding at all.
     """
     order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n]))
     groups = [order]

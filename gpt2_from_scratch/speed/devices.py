@@ -17,9 +17,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the named device. "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU.
+    """Return the named device.
 
-    Raises UsageError if the named device is not available.
+    "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU. Raises UsageError if the named
+    device is not available.
     """
     is_available = {
         "cuda": torch.cuda.is_available(),
@@ -64,7 +65,7 @@ def set_threads(count: int | None = None) -> int:
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """Describe the software and hardware, on which the last bits of a result depend."""
+    """Describe software and hardware that affect the last bits of results."""
     return {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

@@ -1,4 +1,4 @@
-"""Inputs of the trainable part of a model: the frozen blocks' output for each text.
+"""Inputs of the trainable part of a model.
 
 The output of frozen blocks for a text is the same in every epoch, in every evaluation and in the next
 run. `Features` computes it once and keeps it: one state per token, without padding. `Embedded` keeps
@@ -32,7 +32,7 @@ MEMORY_ALONE = 2e9  # most bytes kept in memory if there is no store
 
 
 class Embedded:
-    """Inputs for a model without frozen blocks: the embeddings of the tokens."""
+    """Inputs without cached features: the embeddings of the tokens."""
 
     depth = 0
 
@@ -53,7 +53,7 @@ class Embedded:
 
 
 class Features:
-    """Inputs for a model with frozen blocks: their output for each text, computed once.
+    """Inputs with cached features: the frozen blocks' output for each text.
 
     Identical texts share their output. The output is saved in `store`, and up to 0.5 GB of it is kept
     in memory (2 GB if there is no store). Output that fits into neither is computed again each time.
@@ -123,7 +123,10 @@ class Features:
         self._compute({key: ids for key, ids in texts if key in discarded})
 
     def _fits(self, shard: Shard, texts: Mapping[bytes, Sequence[int]]) -> bool:
-        """Return whether a shard has the right shapes and type; otherwise discard it."""
+        """Return whether a shard has the right shapes and type.
+
+        If it does not, it is discarded.
+        """
         assert self._store
         kind = shard.width == self.trunk.wte.shape[1] and shard.dtype == self.dtype
         if kind and all(
@@ -136,10 +139,10 @@ class Features:
         return False
 
     def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
-        """Run the frozen blocks on texts, and keep the output each time it fills a shard.
+        """Run the frozen blocks on texts, and keep their output.
 
-        The computation uses complete tiles. So the output for a text is bit-identical, no matter
-        which other texts are missing.
+        The output is kept each time that it fills a shard. The computation uses complete tiles. So
+        the output for a text is bit-identical, no matter which other texts are missing.
         """
         keys, texts = list(missing), list(missing.values())
         total = sum(map(len, texts))
@@ -167,7 +170,10 @@ class Features:
                     self._keep(ready)
 
     def _keep(self, texts: Mapping[bytes, Tensor]) -> bool:
-        """Save features in the store or, failing that, in memory. Returns False if both are full."""
+        """Save features in the store or, failing that, in memory.
+
+        Returns False if both are full.
+        """
         shard = self._store.save(self._space, texts) if self._store else None
         if shard is None and sum(rows.nbytes for rows in texts.values()) <= self._free:
             shard = Shard.of(texts)
@@ -212,6 +218,6 @@ def text_key(ids: Sequence[int]) -> bytes:
 
 
 def space_name(trunk: Trunk, dtype: torch.dtype) -> str:
-    """Return the name of the folder in the store for the output of these blocks in this precision."""
+    """Return the name of the space for the output of these blocks."""
     name = str(dtype).removeprefix("torch.")
     return f"{trunk.depth}-blocks-{name}-{trunk.sha256()[:40]}"

@@ -1,9 +1,10 @@
-"""A cache on disk for features: the frozen blocks' output for each text.
+"""A cache on disk for features.
 
-A space is a folder for features that were computed with the same weights, number of blocks and
-arithmetic. It contains shards, which are files of some tens of megabytes. A shard is written once,
-atomically, and never changed; its name is a hash of the texts in it. So several processes can use the
-store at the same time, and a kill or a full disk leaves at most a temporary file.
+Features are the frozen blocks' output for each text. A space is a folder for features that were
+computed with the same weights, number of blocks and arithmetic. It contains shards, which are files
+of some tens of megabytes. The name of a shard is a hash of the texts in it. A shard is written once,
+atomically, and never changed. So several processes can use the store at the same time, and a kill or
+a full disk leaves at most a temporary file.
 
 A shard is a safetensors file with four tensors for N texts: `states` (tokens, C), `ends` (N,),
 `keys` (N, 32) and `checksums` (N,), one for the states of each text. Damaged shards are removed, and
@@ -56,7 +57,10 @@ OURS = (SHARDS, TEMPORARY, PLANS)
 
 @dataclass
 class Shard:
-    """Features of some texts, either in memory or read from a file one text at a time."""
+    """Features of some texts, in memory or in a file.
+
+    A file is read one text at a time.
+    """
 
     places: dict[bytes, slice]  # the rows of each text in `states`
     width: int  # C
@@ -68,7 +72,7 @@ class Shard:
 
     @classmethod
     def of(cls, texts: Mapping[bytes, Tensor]) -> "Shard":
-        """Make a shard in memory from the features (T, C) of each text."""
+        """Make a shard in memory from the features (T, C) of texts."""
         states = torch.cat(list(texts.values()))
         ends = accumulate(len(rows) for rows in texts.values())
         places = {
@@ -125,7 +129,10 @@ class FeatureStore:
         self._full = False
 
     def find(self, space: str, keys: Collection[bytes]) -> list[Shard]:
-        """Find the shards of a space that contain any of these texts, and remove damaged shards."""
+        """Find the shards of a space that contain any of these texts.
+
+        Damaged shards are removed.
+        """
         try:
             paths = sorted((self.folder / space).glob(SHARDS))
         except OSError as error:
@@ -165,7 +172,10 @@ class FeatureStore:
         return shard
 
     def discard(self, shard: Shard, error: Exception) -> None:
-        """Log that a shard cannot be used, and remove it unless it was merely unreadable."""
+        """Log that a shard cannot be used, and remove it.
+
+        It is not removed if it was merely unreadable.
+        """
         log.info(f"damaged features are computed again: {shard.path}: {error}")
         if shard.path and not isinstance(error, OSError):
             _remove(shard.path)
@@ -183,7 +193,10 @@ class FeatureStore:
         return freed
 
     def spaces(self) -> list[tuple[str, int, int, float]]:
-        """List (name, number of shards, bytes, time of last use) of each space, latest first."""
+        """List the spaces, most recently used first.
+
+        Each is a tuple (name, number of shards, bytes, time of last use).
+        """
         rows = []
         for space in self._spaces():
             shards = list(space.glob(SHARDS))
@@ -192,7 +205,10 @@ class FeatureStore:
         return sorted(rows, key=lambda row: -row[3])
 
     def _read(self, path: Path, keys: Collection[bytes]) -> Shard | None:
-        """Read and check a shard. Returns None if it is damaged or contains none of the texts."""
+        """Read and check a shard.
+
+        Returns None if it is damaged or contains none of the texts.
+        """
         try:
             with open_plain(path) as file:
                 header = _header(file)
@@ -221,7 +237,7 @@ class FeatureStore:
             return None
 
     def _make_room(self, needed: int) -> None:
-        """Remove the least recently used shards until there is space for a new one.
+        """Remove the least recently used shards to make space.
 
         This also removes temporary files of killed processes. Raises ResourceError or OSError if there
         is not enough space.
@@ -249,7 +265,10 @@ class FeatureStore:
         return sorted({path.parent for ours in OURS for path in self._paths(ours)})
 
     def _paths(self, pattern: str) -> list[Path]:
-        """Return the paths in all spaces that match a pattern; none if the folder is unreadable."""
+        """Return the paths in all spaces that match a pattern.
+
+        The list is empty if the folder is unreadable.
+        """
         try:
             return list(self.folder.glob(f"*/{pattern}"))
         except OSError:
@@ -320,7 +339,7 @@ def _shard(path: Path, tensors: Mapping[str, Tensor], header: _Header) -> Shard:
         raise ValueError("its tensors do not have the shapes of a shard")
     bounds, names = [0, *ends.tolist()], [key.tobytes() for key in keys.numpy()]
     if sorted(set(bounds)) != bounds or len(set(names)) < n or bounds[-1] != len(states):
-        raise ValueError("its texts do not divide its states")
+        raise ValueError("its texts do not fit its states")
     places = {
         key: slice(start, end) for key, (start, end) in zip(names, pairwise(bounds), strict=True)
     }
@@ -333,7 +352,10 @@ def _crc32c(tensor: Tensor) -> int:
 
 
 def _index_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Compute a checksum of everything but the states, which have checksums of their own."""
+    """Compute a checksum of everything but the states.
+
+    The states have checksums of their own.
+    """
     states = tensors["states"]
     found = [f"{states.dtype} {tuple(states.shape)}"]
     found += [f"{_crc32c(tensors[name]):08x}" for name in TENSORS[1:]]

@@ -1,4 +1,4 @@
-"""Run the frozen first blocks on many texts, without padding and once per common prefix.
+"""Run the frozen first blocks once per common prefix, without padding.
 
 All layers except attention work on each token separately. So a batch does not need to be a padded
 rectangle. It is a list of rows, one per token. With the causal mask, the output for the first tokens
@@ -35,7 +35,7 @@ from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.tensors import tensors_sha256
 
-# tokens per batch: many enough for efficient matrix products, few enough for the processor's cache
+# tokens per batch: enough for efficient matrix products, but few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 LAYOUT = "tiles 2"  # part of the cache key; change it when a new layout rounds differently
 TILES = 8  # tiles per batch, so a matrix product has TOKENS / TILES rows
@@ -43,7 +43,7 @@ TILES = 8  # tiles per batch, so a matrix product has TOKENS / TILES rows
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Texts of similar length, laid out for attention and for the last block."""
+    """Texts of similar length, laid out for attention."""
 
     texts: list[int]  # indices of the texts in the batch
     rows: Tensor  # (B, T) the row of each token; 0 for padding
@@ -117,9 +117,8 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -
     ]
     laid_out = torch.cat([r.widened(r.rows).flatten() for r in rectangles])
     places = torch.cat([r.widened(r.real).flatten() for r in rectangles]).nonzero().flatten()
-    _, first = np.unique(
-        laid_out[places].numpy(), return_index=True
-    )  # first occurrence of each row
+    # the first occurrence of each row
+    _, first = np.unique(laid_out[places].numpy(), return_index=True)
     filling = (0, -len(ids) % tile)
     return Packed(
         F.pad(torch.tensor(ids), filling),
@@ -132,10 +131,11 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -
 def batches(
     texts: Sequence[Sequence[int]], tokens: int, *, share: bool = True
 ) -> Iterator[list[int]]:
-    """Yield batches of text indices, each with at most `tokens` rows or a single text.
+    """Yield batches of text indices.
 
-    Texts are sorted by width and ids, so that texts that share rows are in the same batch. For
-    attention, a batch is laid out as at most 2 * `tokens` tokens.
+    A batch has at most `tokens` rows, or a single text. Texts are sorted by width and ids, so that
+    texts that share rows are in the same batch. For attention, a batch is laid out as at most 2 *
+    `tokens` tokens.
     """
     batch: list[int] = []
     size = laid_out = W_before = 0
@@ -192,7 +192,7 @@ class Trunk:
                 block.attn.to(dtype)
                 block.mlp.to(dtype)
 
-    @torch.inference_mode()  # only here can all copies be changed, in whichever mode they were made
+    @torch.inference_mode()  # this mode can change all copies, whichever mode they were made in
     def follow_weights(self) -> None:
         """Update the rounded copies of the weights. In float32 there are no copies.
 
@@ -237,9 +237,10 @@ class Trunk:
         return batches(texts, self.tokens, share=self.causal_mask)
 
     def pack(self, texts: Sequence[Sequence[int]], *, whole_tiles: bool = False) -> Packed:
-        """Lay out texts as one batch on this device. With the causal mask, common prefixes are shared.
+        """Lay out texts as one batch on this device.
 
-        With `whole_tiles`, not even the last bits of a text's output depend on the other texts.
+        With the causal mask, texts share the rows of their common prefix. With `whole_tiles`, not
+        even the last bits of a text's output depend on the other texts.
         """
         tile = self.tile if whole_tiles else 1
         return pack(texts, share=self.causal_mask, tile=tile).to(self.device)

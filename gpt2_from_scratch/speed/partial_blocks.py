@@ -1,9 +1,9 @@
-"""Run a transformer block at only one position of each text, or without the padding.
+"""Run a transformer block at selected positions only.
 
-One position. A classifier reads the output at one position of each text, and no later layer mixes
-positions. So the last block needs one query, one output projection and one MLP per text instead of
-one per token. It seems to need the keys and values of every token, but even these need not be
-computed. Let a_t be ln_1(x_t), and consider one head. The score of position t is
+`block_at` computes the output at one position of each text. A classifier reads only that position,
+and no later layer mixes positions. So the last block needs one query, one output projection and one
+MLP per text instead of one per token. It seems to need the keys and values of every token, but even
+these need not be computed. Let a_t be ln_1(x_t), and consider one head. The score of position t is
 
     q . k_t  =  q . (W_k a_t + b_k)  =  (W_k^T q) . a_t  +  q . b_k
 
@@ -16,8 +16,8 @@ So W_k is applied once per text, to the query, instead of to every token. W_v is
 text, to the weighted mean, instead of to every token. Outputs and gradients are the same up to
 rounding. The key bias gets no gradient, because the output does not depend on it.
 
-Without padding. All layers except attention work on each token separately. So only attention needs
-the padded batch.
+`block_on` computes the output at all tokens, without the padding. All layers except attention work
+on each token separately. So only attention needs the padded batch.
 
 Shapes: B texts, T tokens in the longest text, U tokens in all texts, C = n_embd, H = n_head,
 D = C / H.
@@ -44,23 +44,27 @@ PARTS: dict[str, type[nn.Module]] = {
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Return whether a block is an unchanged `TransformerBlock`, so that its weights determine it.
+    """Return whether a block is an unchanged `TransformerBlock`.
 
-    Code that reads only the weights would ignore hooks, a replaced `forward`, dropout and adapters.
+    The output of such a block depends only on its weights. Code that reads only the weights would
+    ignore hooks, a replaced `forward`, dropout and adapters.
     """
     return not any(isinstance(part, LoRALinear) for part in block.modules()) and serves_parts(block)
 
 
 def serves_parts(block: nn.Module) -> bool:
-    """Return whether the functions in this file give the same output as the block itself.
+    """Return whether the functions in this file are exact for a block.
 
-    They do if the block is plain, or if it has LoRA adapters that do not apply dropout.
+    They are exact if the block is plain, or if it has LoRA adapters that do not apply dropout.
     """
     return not change_of(block)
 
 
 def change_of(block: nn.Module) -> str:
-    """Describe how a block differs from `TransformerBlock`. Empty if it differs only by LoRA."""
+    """Describe how a block differs from `TransformerBlock`.
+
+    Returns an empty string if it has no changes, or only LoRA adapters.
+    """
     parts = dict(block.named_modules())
     if others := sorted(parts.keys() ^ PARTS.keys()):
         return f"{others[0]} was added or is missing"
@@ -76,7 +80,10 @@ def change_of(block: nn.Module) -> str:
 
 
 def odd_settings(part: nn.Module) -> str:
-    """Describe settings of a layer that GPT-2's layers do not have. Empty if there are none."""
+    """Describe settings of a layer that GPT-2's layers do not have.
+
+    Returns an empty string if there are none.
+    """
     if isinstance(part, nn.LayerNorm):
         if part.eps != LAYER_NORM_EPS or len(part.normalized_shape) != 1 or part.bias is None:
             return "has settings that GPT-2 does not use"
@@ -118,12 +125,15 @@ def block_on(block: TransformerBlock, x: Tensor, real: Tensor) -> Tensor:
 
 
 def _spread(rows: Tensor, real: Tensor) -> Tensor:
-    """Put one row per token into a padded batch, with zeros as padding: (U, C) -> (B, T, C)."""
+    """Put rows into a batch padded with zeros: (U, C) -> (B, T, C)."""
     out = rows.new_zeros(*real.shape, rows.shape[1])
     out[real] = rows
     return out
 
 
 def real_positions(lengths: Tensor, T: int) -> Tensor:
-    """Return a mask of the tokens of texts padded on the right: lengths (B,) -> (B, T) bool."""
+    """Return a mask of the tokens: lengths (B,) -> (B, T) bool.
+
+    The texts are padded on the right.
+    """
     return torch.arange(T, device=lengths.device) < lengths[:, None]

@@ -33,7 +33,7 @@ STALE = 3600  # seconds after which a temporary folder must belong to a process 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, and rename it to `path` at the end of the block.
+    """Yield a temporary path, and rename it to `path` after the block.
 
     The file is synced before it is renamed, and the folder is synced afterwards. A reader therefore
     sees the old file or the new one, never a partial one. If the block raises an error, the old file
@@ -73,7 +73,7 @@ def _sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents if they are missing, and check that it is writable.
+    """Create a folder if it is missing, and check that it is writable.
 
     Raises ResourceError if the folder cannot be created or written to.
     """
@@ -119,7 +119,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has one million
 DEEPEST = 50  # nested levels of lists and objects in JSON
-HEAD = 64  # number of leading bytes in which the kind of a file is looked for
+HEAD = 64  # number of leading bytes that are compared with KINDS
 LFS = "a git-LFS pointer; `git lfs pull` downloads the file itself"
 PAGE = "a web page"
 PICKLE = "a Python pickle, perhaps from PyTorch; pickles can run code and are never read"
@@ -143,9 +143,10 @@ KINDS = {  # {first bytes in lower case, after any white space: kind of file}
 
 
 def and_is(head: bytes) -> str:
-    """Describe an unexpected file by its first bytes, for example " and is a web page".
+    """Describe an unexpected file by its first bytes.
 
-    Returns an empty string if the kind is not recognised.
+    The result is, for example, " and is a web page". Returns an empty string if the kind is not
+    recognised.
     """
     if not head:
         return " and is empty"
@@ -162,7 +163,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Read all bytes of a small file in a model or run folder.
+    """Read all bytes of a small file of a model or run.
 
     Raises CheckpointError if the file is missing or has more than `most` bytes.
     """
@@ -179,7 +180,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object from a file in a model or run folder.
+    """Read a JSON object from a file of a model or run.
 
     Raises CheckpointError for anything else, for repeated keys and for NaN. The message names the
     kind of file that was found.
@@ -191,7 +192,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON{and_is(raw)}: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object, found {raw[:80]!r}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {raw[:80]!r}")
     return value
 
 
@@ -254,7 +255,10 @@ LARGEST_SUMS = 1 << 20  # bytes
 
 
 def check_sums(folder: str | Path, names: Sequence[str]) -> None:
-    """Raise CheckpointError if the SHA-256 of one of these files differs from the listed one."""
+    """Compare the SHA-256 of files with those listed in `SHA256SUMS`.
+
+    Raises CheckpointError if a file differs. Files that are not listed are not checked.
+    """
     folder = expanded(folder)
     listed = read_sums(folder)
     for name in names:
@@ -292,9 +296,10 @@ MANIFEST = "MANIFEST.json"
 
 
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
-    """Write the manifest of a folder: the SHA-256 of each of these files that exists.
+    """Write the manifest of a folder.
 
-    Other files in the folder belong to the user and are not listed.
+    It contains the SHA-256 of each of these files that exists. Other files in the folder belong to
+    the user and are not listed.
     """
     folder = expanded(folder)
     listed = {name: sha256_of(folder / name) for name in sorted(names) if (folder / name).is_file()}
@@ -327,9 +332,10 @@ def read_manifest(folder: Path) -> dict[str, str]:
 
 
 def check_listed(path: Path) -> None:
-    """Raise CheckpointError if a file differs from its folder's manifest, or is not listed there.
+    """Compare a file with the manifest of its folder.
 
-    Without a manifest nothing is checked.
+    Raises CheckpointError if the file is missing, differs from the manifest or is not listed in
+    it. Without a manifest nothing is checked.
     """
     if not is_complete(path.parent):
         return
@@ -339,7 +345,7 @@ def check_listed(path: Path) -> None:
     if expected is None:
         raise CheckpointError(f"{path} is not in {MANIFEST}: it was added after the run finished")
     if _digest(path) != expected:
-        raise CheckpointError(f"{path} differs from {MANIFEST}: changed after the run finished")
+        raise CheckpointError(f"{path} differs from {MANIFEST}: it was changed after the run")
 
 
 # --- Locks, which let only one process at a time work in a folder. ---
@@ -347,11 +353,11 @@ def check_listed(path: Path) -> None:
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path` during the block, so that no other process or thread can hold it.
+    """Hold the lock file `path` during the block.
 
-    If another process already holds the lock, this logs a line and waits, or raises UsageError if
-    `wait` is false. The lock of a killed process is released by the system. Raises ResourceError if
-    the lock file cannot be created.
+    No other process or thread can hold it at the same time. If another process already holds the
+    lock, this logs a line and waits, or raises UsageError if `wait` is false. The lock of a killed
+    process is released by the system. Raises ResourceError if the lock file cannot be created.
     """
     from filelock import FileLock, Timeout  # imported here, because it takes 50 ms
 

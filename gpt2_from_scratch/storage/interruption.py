@@ -1,4 +1,4 @@
-"""End a loop cleanly after Ctrl-C or SIGTERM, and a worker process with its parent."""
+"""End loops cleanly after signals, and worker processes with their parent."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ class Stop:
 
 @contextmanager
 def stop_after_step() -> Iterator[Stop]:
-    """Yield a Stop that becomes true on the first Ctrl-C or SIGTERM during the block.
+    """Yield a Stop that becomes true on the first Ctrl-C or SIGTERM.
 
     The second signal raises Interrupted. Python delivers signals to the main thread only, so the
     flag stays false in other threads.
@@ -71,9 +71,10 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any], numbers: Any) -
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process as soon as its parent process, with the id `parent`, has ended.
+    """End this process as soon as its parent process has ended.
 
-    This does not work on Windows, where the parent's id does not change after the parent has ended.
+    `parent` is the id of the parent process. This does not work on Windows, where the parent's id
+    does not change after the parent has ended.
     """
 
     def watch() -> None:

@@ -1,4 +1,7 @@
-"""Find models, data sets and caches: in the package, in the checkout or in the user's cache."""
+"""Find models, data sets and caches.
+
+They are in the package, in the checkout or in the user's cache.
+"""
 
 import os
 from pathlib import Path
@@ -42,7 +45,10 @@ def home() -> Path:
 
 
 def features_folder() -> Path:
-    """Return the folder of cached features: $GPT2_FROM_SCRATCH_CACHE, or one in the user's cache."""
+    """Return the folder of cached features.
+
+    This is $GPT2_FROM_SCRATCH_CACHE if it is set, and otherwise a folder in the user's cache.
+    """
     if chosen := os.environ.get("GPT2_FROM_SCRATCH_CACHE"):
         return expanded(chosen)
     return _user_cache() / "features"
@@ -66,18 +72,24 @@ def _user_cache() -> Path:
 
 
 def embedded(name: str) -> Path:
-    """Return the path of a folder that ships with the package, such as `weights/mini`."""
+    """Return a folder that ships with the package, such as `weights/mini`."""
     in_wheel = PACKAGE / name
     return in_wheel if in_wheel.is_dir() else CHECKOUT / name
 
 
 def known_name(model: str) -> str:
-    """Replace Hugging Face's name of a model ("gpt2") with ours. Other texts are not changed."""
+    """Replace Hugging Face's name of a model ("gpt2") with ours.
+
+    Other texts are not changed.
+    """
     return HUB_NAMES.get(model, model)
 
 
 def model_name(model: str | Path) -> str:
-    """Return a name that identifies a model from any folder: its known name or its full path."""
+    """Return the known name of a model, or its full path.
+
+    This identifies the model independently of the current folder.
+    """
     return _name_of(model) or str(model_folder(model).resolve())
 
 
@@ -91,27 +103,36 @@ def _name_of(model: str | Path) -> str:
 
 
 def known_data(source: str) -> str:
-    """Replace the former name of a data set with its present name. Other texts are not changed."""
+    """Replace the former name of a data set with its present name.
+
+    Other texts are not changed.
+    """
     return FORMER_NAMES.get(source, source)
 
 
 def data_name(data: str | Path) -> str:
-    """Return a name that identifies a data set from any folder: its known name or its full path."""
+    """Return the known name of a data set, or its full path.
+
+    This identifies the data set independently of the current folder.
+    """
     name = known_data(str(data))
     return name if name in DATA_SETS else str(expanded(data).resolve())
 
 
 def data_file(name: str) -> Path:
-    """Return the file of a data set that ships with the package: "sms", "hard" or "topics"."""
+    """Return the file of a data set that ships with the package.
+
+    Its name is "sms", "hard" or "topics".
+    """
     folder, file = DATA_SETS[known_data(name)].split("/")
     return embedded(f"data/{folder}") / file
 
 
 def model_folder(model: str | Path) -> Path:
-    """Return the folder of a model, given as a name ("mini", "124M", "gpt2", ...) or a path.
+    """Return the folder of a model, given by its name or path.
 
-    Raises CheckpointError if there is no such folder or if it is a run. If the model can be
-    downloaded, the message contains the command.
+    Names are "mini", "124M", "gpt2" and so on. Raises CheckpointError if there is no such folder
+    or if it is a run. If the model can be downloaded, the message contains the command.
     """
     if name := _name_of(model):
         folder = embedded("weights/mini") if name == "mini" else home() / "weights" / name
@@ -150,23 +171,32 @@ def refuse_taken(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - {*OF_THE_DESKTOP}:
-        raise UsageError(f"{folder} already exists. Choose another --out.")
+        raise UsageError(f"{folder} exists already. Choose another --out.")
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder belongs to a run, finished or not, and is not a model folder."""
+    """Return whether a folder belongs to a run and not to a model.
+
+    The run may be unfinished.
+    """
     return any(os.path.isfile(folder / name) for name in RUN_FILES) and not is_model(folder)
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a path is a model folder or, if it does not exist, a model's name."""
+    """Return whether a path is a model folder or a model's name.
+
+    A path is a name only if it does not exist.
+    """
     if not os.path.exists(path):
         return known_name(str(path)) in MODELS
     return any(os.path.isfile(path / name) for name in MODEL_FILES)
 
 
 def tidy(name: str) -> str:
-    """Shorten a file name and remove control characters, for use in the name of a folder."""
+    """Shorten a file name and remove control characters.
+
+    The result can be part of a folder's name.
+    """
     return CONTROLLING.sub("-", name[:LONGEST])
 
 

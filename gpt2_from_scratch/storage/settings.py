@@ -59,7 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def check_settings(settings: Any, what: str = "") -> None:
-    """Check the type and the bounds of each field of a settings dataclass.
+    """Check the type and the bounds of each field of settings.
 
     A value must have the type of the field's default. An int is accepted for a float. A float must
     be finite. If the default is None, the value must be an int or None. Numpy values are replaced by

@@ -1,7 +1,8 @@
-"""Save the state of a training run, and resume from it as if the run had never stopped.
+"""Save and load the state of a training run.
 
-A run folder holds the two newest states. Each state is a single file with a checksum, written
-atomically. If the newest state is damaged, the previous one is used.
+A run that resumes from its state gives the same result as if it had never stopped. A run folder
+holds the two newest states. Each state is a single file with a checksum, written atomically. If
+the newest state is damaged, the previous one is used.
 """
 
 import json
@@ -30,7 +31,7 @@ KEPT = 2
 def save_state(
     folder: str | Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Save the state after `step` steps, and keep only the two newest states.
+    """Save a state, and keep only the two newest states.
 
     Args:
         folder: the run folder.
@@ -48,7 +49,9 @@ def save_state(
     folder = expanded(folder)
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{len(broken)} tensors contain NaN or infinity, first {broken[0]}")
+        raise CheckpointError(
+            f"{len(broken)} tensors contain NaN or infinity: {broken[0]} is first"
+        )
     path = folder / f"state-{step:08}.safetensors"
     write_tensors(path, tensors, {"format": FORMAT, "record": json.dumps(record)})
     for old in _states(folder)[:-KEPT]:
@@ -57,9 +60,9 @@ def save_state(
 
 
 def newest_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read the newest intact state: its record and its tensors, or None if there is none.
+    """Read the newest intact state: its record and its tensors.
 
-    A damaged state is logged and renamed to `.bad`.
+    Returns None if there is none. A damaged state is logged and renamed to `.bad`.
     """
     folder = expanded(folder)
     for path in reversed(_states(folder)):
@@ -89,7 +92,10 @@ def _record_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """Turn errors inside the block into CheckpointError: the state does not fit this run."""
+    """Turn errors inside the block into CheckpointError.
+
+    The message says that the newest state does not fit this run.
+    """
     try:
         yield
     except (
@@ -123,7 +129,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
         raise UsageError(
             f"{where} was started with other settings:\n  "
             + "\n  ".join(changed)
-            + "\nKeep the old settings, or start a new run"
+            + "\nKeep the old settings, or start a new run."
         )
 
 

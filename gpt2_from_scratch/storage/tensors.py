@@ -1,4 +1,4 @@
-"""Safetensors files that are checked before they are read and written with a checksum.
+"""Read and write safetensors files, with checks and a checksum.
 
 The safetensors library checks only the structure of a file. In a test, 6,790 of 6,800 flipped bits in
 the values went unnoticed. If two entries have the same name, the library uses the later one. This
@@ -133,7 +133,10 @@ def refuse_odd_name(path: Path) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Raise CheckpointError if the header is missing, too long, or repeats a name."""
+    """Check the header of a safetensors file.
+
+    Raises CheckpointError if it is missing, too long, or repeats a name.
+    """
     with open_regular(path) as file:
         head = file.read(HEAD)
         length = int.from_bytes(head[:8], "little")
@@ -149,12 +152,18 @@ def check_header(path: Path) -> None:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return one SHA-256 of the names, shapes and float32 values of all tensors, sorted by name."""
+    """Return one SHA-256 of the names, shapes and values of tensors.
+
+    The order of the tensors does not matter. Values are hashed as float32.
+    """
     return joined_sha256(each_sha256(tensors))
 
 
 def each_sha256(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return each tensor's shape and SHA-256 of its float32 values: {name: "(2, 3) 9f86..."}."""
+    """Return {name: shape and SHA-256 of the values} of tensors.
+
+    An example of a value is "(2, 3) 9f86...". Values are hashed as float32.
+    """
     with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
         return dict(zip(tensors, threads.map(_shape_and_sha256, tensors.values()), strict=True))
 

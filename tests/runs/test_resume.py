@@ -189,7 +189,7 @@ def test_two_states_are_kept_and_the_newest_whole_one_is_taken(
     newer.write_bytes(raw)
     said = listen()
     resume_training(run)
-    assert any(f"{newer} is damaged" in line and "the state before" in line for line in said)
+    assert any(f"{newer} is damaged" in line for line in said)
     assert f"resuming from {older}" in said
     assert newer.with_name(f"{newer.name}.bad").exists()
     assert digests(run) == digests(unbroken)
