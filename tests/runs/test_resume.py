@@ -527,7 +527,7 @@ def test_twice_stops_at_once(tiny_checkpoint, table, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TrainingRun, "step", step)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="at once"):
+    with pytest.raises(Interrupted, match="stopped immediately"):
         train(tiny_checkpoint, table, tmp_path / "run")
     assert not list((tmp_path / "run").glob("state*"))
     assert signal.getsignal(signal.SIGINT) is before
