@@ -48,10 +48,8 @@ class ResourceError(GPT2Error):
 class Interrupted(KeyboardInterrupt):
     """The process received Ctrl-C or SIGTERM.
 
-    If the work can be resumed, its state is saved before this is raised.
-
-    `again` are words that the user adds to the same command to resume. It is None if the message
-    explains how to resume.
+    If the work can be resumed, its state is saved before this is raised. `again` are words that the
+    user adds to the same command to resume. It is None if the message explains how to resume.
     """
 
     def __init__(self, message: str, signal: int = 2, again: Sequence[str] | None = None):

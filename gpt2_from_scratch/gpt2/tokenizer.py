@@ -93,7 +93,7 @@ class Tokenizer:
             raise self._unknown(error) from None
 
     def _unknown(self, error: Exception) -> DataError:
-        return DataError(f"unknown token id {error}; ids must be from 0 to {self.n_vocab - 1}")
+        return DataError(f"token ids must be from 0 to {self.n_vocab - 1}: {error}")
 
 
 def bytes_to_characters() -> dict[int, str]:

@@ -83,8 +83,8 @@ def test_predictions_have_the_texts_and_labels_of_the_messages(
     twins = np.arange(len(demo.test)) % 2 == 0
     answered = predictions_of(fitted["bag of words"], demo.test, ["ham", "spam"], twins)
     assert answered.texts == texts_of(demo.test) and answered.near_duplicates is twins
-    told = [answered.labels[k] for k in answered.true]
-    assert told == [message.label for message in demo.test]
+    true = [answered.labels[k] for k in answered.true]
+    assert true == [message.label for message in demo.test]
     with pytest.raises(DataError, match="'egg'; the labels are: ham, spam"):
         predictions_of(fitted["bag of words"], [Message("a", "egg")], ["ham", "spam"])
 

@@ -222,7 +222,7 @@ def test_two_at_once_make_one_download(server, file, get, target):
     server.released.set()
     for thread in threads:
         thread.join()
-    assert server.ranges == [None, RESUMED]  # both requests are the first process's
+    assert server.ranges == [None, RESUMED]  # both requests come from the first download
     assert target.read_bytes() == CONTENT
     assert_alone(target)
 

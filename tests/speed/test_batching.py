@@ -28,12 +28,7 @@ def test_texts_become_their_tokens(tokenizer):
 
 @pytest.mark.parametrize(("max_tokens", "cut"), [(1, 3), (4, 2), (5, 1), (6, 1), (7, 0)])
 def test_cut_texts_are_reported(tokenizer, max_tokens, cut):
-    texts = [
-        "",
-        "xyzab",
-        "xy",
-        "xyzabkj",
-    ]  # 1, 5, 2 and 7 tokens, because no merge joins the letters
+    texts = ["", "xyzab", "xy", "xyzabkj"]  # no merge joins the letters, so 1, 5, 2 and 7 tokens
     encoded, found = encode_texts(texts, tokenizer, max_tokens)
     assert sum(found) == cut and found[0] is False
     assert [tokenizer.decode(ids) for ids in encoded[1:]] == [t[:max_tokens] for t in texts[1:]]
