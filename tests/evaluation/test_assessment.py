@@ -1,4 +1,4 @@
-"""Assessments of eight texts are checked by hand, and of generated ones by scikit-learn."""
+"""Assessments are checked by hand and by scikit-learn."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Baselines are compared with scikit-learn pipelines and checked by hand on small splits."""
+"""Baselines are compared with scikit-learn and checked by hand."""
 
 import re
 from functools import partial

@@ -1,4 +1,4 @@
-"""Calibration, thresholds and costs are compared with formulas, published numbers and brute force."""
+"""Calibration, thresholds and costs are checked by formulas and brute force."""
 
 import math
 
@@ -23,7 +23,10 @@ from gpt2_from_scratch.evaluation.calibration import (
 
 
 def made_up(seed: int, N: int = 300, K: int = 3, sharpness: float = 2.0):
-    """Draw logits (N, K), and classes (N,) for which T = `sharpness` calibrates the logits."""
+    """Draw logits (N, K) and classes (N,).
+
+    The temperature `sharpness` calibrates the logits.
+    """
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(N, K)) * 2
     p = softmax(z, axis=1)
@@ -316,7 +319,10 @@ def test_counts():
 
 
 def bound(count: int, total: int) -> float:
-    """Compute the upper bound of the rate for `count` false positives among `total` negatives."""
+    """Compute the upper bound of the false positive rate.
+
+    There are `count` false positives among `total` negative texts.
+    """
     probabilities = np.where(np.arange(total) < count, 0.9, 0.1)
     at = at_threshold(probabilities, np.zeros(total, dtype=bool), "spam", 0.5)
     assert (at.false_positives, at.negatives) == (count, total)

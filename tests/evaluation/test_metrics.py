@@ -1,4 +1,4 @@
-"""Scores, rankings and intervals are compared with counts by hand and published numbers."""
+"""Scores, rankings and intervals are checked by hand and by published numbers."""
 
 import json
 import math
@@ -118,7 +118,10 @@ def test_what_does_not_fit_is_refused(true, probabilities):
 
 
 def random_answers(seed: int, K: int = 3, N: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Draw true and predicted classes (N,), of which about two thirds are equal."""
+    """Draw true and predicted classes (N,).
+
+    About two thirds of them are equal.
+    """
     rng = np.random.default_rng(seed)
     true = rng.choice(K, N, p=rng.dirichlet(np.ones(K)))
     return true, np.where(rng.random(N) < 0.5, true, rng.integers(K, size=N))
@@ -335,13 +338,19 @@ def test_accuracy_is_the_proportion():
 
 
 def pairs(is_class: np.ndarray, scores: np.ndarray) -> float:
-    """Compute the proportion of pairs in which the text of the class ranks above; a tie is half."""
+    """Compute the proportion of pairs in the correct order.
+
+    A pair has one text of the class and one other text. A tie counts half.
+    """
     above = scores[is_class][:, None] - scores[~is_class]
     return float(np.mean((above > 0) + 0.5 * (above == 0)))
 
 
 def cuts(is_class: np.ndarray, scores: np.ndarray) -> float:
-    """Compute the mean precision at all cut-offs, weighted by the recall that each one adds."""
+    """Compute the mean precision at all cut-offs.
+
+    Each is weighted by the recall that it adds.
+    """
     total, recall = 0.0, 0.0
     for cut in sorted(set(scores), reverse=True):
         hits, predicted = (is_class & (scores >= cut)).sum(), (scores >= cut).sum()

@@ -22,7 +22,10 @@ from gpt2_from_scratch.evaluation.significance import (
 
 
 def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which texts a and b predicted correctly, (N,) and (N,), in random order."""
+    """Return which texts a and b predicted correctly: (N,), (N,).
+
+    The texts are in random order.
+    """
     kinds = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], [both, only_a, only_b, neither], axis=0)
     kinds = np.random.default_rng(0).permutation(kinds).astype(bool)
     return kinds[:, 0], kinds[:, 1]

@@ -1,4 +1,4 @@
-"""Sizes of a GPT-2 are checked, and read from OpenAI's and Hugging Face's files."""
+"""Sizes are checked, and read from OpenAI's and Hugging Face's files."""
 
 import json
 

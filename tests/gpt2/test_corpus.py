@@ -1,4 +1,4 @@
-"""A corpus is read, split into training and held-out text, and encoded without loss."""
+"""A corpus is read, split, and encoded without loss."""
 
 import csv
 import random
@@ -54,7 +54,10 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 
 
 def write_corpus(folder: Path, manifest: bool = True) -> dict[str, list[str]]:
-    """Write a chat and a book, each with 900 documents of two lines."""
+    """Write a chat and a book.
+
+    Each has 900 documents of two lines.
+    """
     folder.mkdir()
     draw = random.Random(3)
     documents = {
@@ -392,7 +395,10 @@ def normalised(text: str) -> str:
 
 
 def window_hashes(data: bytes) -> np.ndarray:
-    """Hash the 20 bytes at each position to 22 bits, from hashes of 1, 2, 4, 8 and 16 bytes."""
+    """Hash the 20 bytes at each position to 22 bits.
+
+    The hash is built from hashes of 1, 2, 4, 8 and 16 bytes.
+    """
     factor, hashes, widths = 0x9E3779B1, np.frombuffer(data, np.uint8).astype(np.uint32), {}
     for width in (1, 2, 4, 8):
         hashes = hashes[:-width] * np.uint32(pow(factor, width, 2**32)) + hashes[width:]
@@ -402,9 +408,10 @@ def window_hashes(data: bytes) -> np.ndarray:
 
 
 def places(messages: list[str], folder: Path) -> dict[str, list[str]]:
-    """Return {message: files in which it occurs}, for messages of at least 20 bytes.
+    """Return {message: files in which it occurs}.
 
-    A table of hashes selects the few positions of the corpus at which a message may begin.
+    Messages of fewer than 20 bytes are left out. A table of hashes selects the few positions of
+    the corpus at which a message may begin.
     """
     beginning: dict[bytes, list[bytes]] = {}
     for raw in {message.encode() for message in messages}:

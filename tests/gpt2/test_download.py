@@ -1,4 +1,7 @@
-"""Downloads from a real server on this machine, which can be made to fail in many ways."""
+"""Downloads from a real server on this machine.
+
+The server can be made to fail in many ways.
+"""
 
 import hashlib
 import json
@@ -51,7 +54,10 @@ class Answer:
 
 
 class Server(ThreadingHTTPServer):
-    """A server of `files` that uses the next of `answers` each time, and lists requests in `asked`."""
+    """A server of `files`.
+
+    It uses the next of `answers` for each request, and lists requests in `asked`.
+    """
 
     daemon_threads = True
 
@@ -155,7 +161,10 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def get(server: Server, target: Path):
-    """A function that fetches a file, given as its first argument, from this server only."""
+    """A function that fetches a file from this server only.
+
+    Its first argument is the file.
+    """
     return lambda file, *check: fetch(file, target, *check, limits=Limits((server.origin,)))
 
 

@@ -1,4 +1,4 @@
-"""LoRA is compared with a dense version, merged and unmerged, and with published counts."""
+"""LoRA is compared with a dense version and with published counts."""
 
 import copy
 import json
@@ -29,7 +29,10 @@ CHOICES = [MATRICES, ("query", "value"), ("key", "mlp.c_fc"), ("attn.c_proj", "m
 
 
 def fill(model: nn.Module, names: list[str]) -> None:
-    """Draw parameters with std 0.2, because a B of zeros would hide errors in the adapters."""
+    """Draw parameters with std 0.2.
+
+    A B of zeros would hide errors in the adapters.
+    """
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name in names:
@@ -38,7 +41,10 @@ def fill(model: nn.Module, names: list[str]) -> None:
 
 @pytest.fixture
 def classifier(tiny_gpt2: GPT2) -> GPT2:
-    """A model with three classes, random weights, and random adapters of rank 3 in each matrix."""
+    """A model with three classes and random weights.
+
+    Each matrix has a random adapter of rank 3.
+    """
     replace_head(tiny_gpt2, 3)
     add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=6.0, head=True))
     fill(tiny_gpt2, ["head.weight", "head.bias", *lora_names(tiny_gpt2)])
@@ -114,7 +120,7 @@ def dense(weight: Tensor, A: Tensor, B: Tensor, scale: float, first_rows: list[i
 
 
 def dense_weights(model: GPT2, scale: float, matrices: tuple) -> dict[str, Tensor]:
-    """Return the parameters of a plain model that computes the same as one with adapters."""
+    """Return the parameters of an equivalent model without adapters."""
     fused = [32 * n for n in range(3) if MATRICES[n] in matrices]
     parameters = dict(model.named_parameters())
     added = {name: parameters.pop(name) for name in lora_names(model)}

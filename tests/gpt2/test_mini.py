@@ -1,4 +1,4 @@
-"""The miniature that ships with the package is complete and small, and can learn the main task."""
+"""The miniature is complete and small, and can learn the main task."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""The checkpoint reader is tested on TensorFlow's and OpenAI's own files and on damaged ones."""
+"""OpenAI's and TensorFlow's checkpoints are read, and damage is noticed."""
 
 import hashlib
 import json
@@ -226,7 +226,7 @@ def test_every_truncation_and_any_extra_byte_of_the_index_raises(tmp_path):
 
 
 def mutate(raw: bytes, rng: np.random.Generator) -> bytes:
-    """Change some bytes, remove a slice, or insert a slice at another place."""
+    """Change bytes, remove a slice, or insert it at another place."""
     a, b, c = sorted(rng.integers(0, len(raw) + 1, 3).tolist())
     kind = rng.integers(4)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Lines of a corpus that overlap with other texts are found, and no others."""
+"""Exactly the lines that overlap with other texts are found."""
 
 import random
 

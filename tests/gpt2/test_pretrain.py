@@ -1,4 +1,4 @@
-"""A small pretraining run learns, its files load, and a resumed run equals an uninterrupted one.
+"""A small pretraining run learns, can be resumed, and its files load.
 
 torch.compile is replaced by the identity, because compiling takes half a minute.
 """
@@ -63,7 +63,10 @@ def no_compiling():
 
 
 def write_documents(path: Path, seed: int, n: int = 60, held_out: int = 1) -> None:
-    """Write `n` documents of a few short sentences, and `held_out` others that are held out."""
+    """Write `n` training documents and `held_out` held-out ones.
+
+    Each has a few short sentences.
+    """
     draw, documents = random.Random(seed), []
     while n or held_out:
         names = [draw.choice(["the cat", "the dog", "you", "a man"]) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""The BPE is compared with tiktoken's own loader and with OpenAI's published pattern."""
+"""The BPE is compared with tiktoken's loader and OpenAI's pattern."""
 
 import json
 import random
@@ -31,7 +31,10 @@ def openai_tokenizer(openai_124M) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def witness(openai_124M, tmp_path_factory) -> tiktoken.Encoding:
-    """An encoding for which tiktoken itself reads the two files and checks their SHA-256."""
+    """An encoding from tiktoken's own loader.
+
+    The loader reads the two files and checks their SHA-256.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         files = str(openai_124M / "vocab.bpe"), str(openai_124M / "encoder.json")
@@ -93,7 +96,10 @@ def test_texts(openai_tokenizer, witness, text):
 
 
 def random_text(rng: random.Random) -> str:
-    """Mix scripts, control characters, spaces and repeated characters, in pieces of up to 8."""
+    """Mix scripts, control characters, spaces and repeated characters.
+
+    The pieces have up to 8 characters.
+    """
     ranges = [
         (0, 0x80),
         (0x80, 0x250),

@@ -1,4 +1,4 @@
-"""Intact model folders pass every check, and damage at any place is reported."""
+"""Intact model folders pass every check, and damage is reported."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Loading and saving are compared with the numpy oracle and Hugging Face, and tested on damage."""
+"""Loaded weights are compared with the numpy oracle and Hugging Face."""
 
 import json
 import math
@@ -41,7 +41,10 @@ def hugging_face_name(name: str) -> str:
 
 
 def hugging_face_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Convert arrays to Hugging Face's layout: Conv1D weights are (in, out), not (1, in, out)."""
+    """Convert arrays to Hugging Face's layout.
+
+    Its Conv1D weights are (in, out) instead of (1, in, out).
+    """
     return {
         hugging_face_name(name): torch.from_numpy(array[0].copy() if array.ndim == 3 else array)
         for name, array in arrays.items()
@@ -334,7 +337,10 @@ def outcome(folder: Path) -> str:
 
 @pytest.fixture(params=["openai", "hugging face"])
 def rewrite(request, tmp_path):
-    """Return two functions of a format: write arrays to a folder, and convert an array's name."""
+    """Return two functions for one of the formats.
+
+    The first writes arrays to a folder, and the second converts an array's name.
+    """
     folder = tmp_path / "changed"
 
     def write(arrays: dict[str, np.ndarray]) -> Path:

@@ -104,7 +104,10 @@ def mini() -> Tokenizer:
 
 
 def adversarial(draw: random.Random, tokenizer: Tokenizer, size: int) -> str:
-    """Make about `size` characters: repeated ones, mixtures, or many of the longest tokens."""
+    """Make a text of about `size` characters that is hard to tokenise.
+
+    It has repeated characters, mixtures, or many of the longest tokens.
+    """
     kind = draw.randrange(3)
     if kind == 0:
         return (draw.choice(ALPHABETS) * size)[:size]

@@ -1,4 +1,4 @@
-"""The requested device, number of threads and precision are used if they are available."""
+"""The requested device, threads and precision are used if available."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Training on cached features gives the same losses, gradients and weights as the plain loop."""
+"""Training on cached features equals the plain training loop."""
 
 import logging
 import math
@@ -30,13 +30,19 @@ WORDS = ["the", "you", "and", "win", "see", "at", "ten", "house", "in", "another
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with three blocks, so that two can be trained after a frozen one."""
+    """A model with three blocks.
+
+    Two of them can be trained after a frozen one.
+    """
     return write_checkpoint(tmp_path_factory.mktemp("base"), seed=77, n_layer=3)
 
 
 @pytest.fixture
 def split() -> Split:
-    """A split with texts of many lengths; some are identical, and some have a common prefix."""
+    """A split with texts of many lengths.
+
+    Some are identical, and some have a common prefix.
+    """
     draw = torch.Generator().manual_seed(4)
     texts = []
     for _ in range(24):
@@ -48,7 +54,7 @@ def split() -> Split:
 
 
 def plain_logits(classifier: Classifier, texts: list[str]) -> Tensor:
-    """Compute logits in the textbook way: all blocks on a padded batch of complete texts."""
+    """Compute logits with all blocks on a padded batch."""
     ids, lengths = pad_batch(classifier.encode(texts)[0], 276, classifier.description.pad_to)
     states = classifier.model.hidden(ids)
     return classifier.model.head(pool(states, lengths, classifier.description.pooling))
@@ -57,7 +63,10 @@ def plain_logits(classifier: Classifier, texts: list[str]) -> Tensor:
 def plain_training(
     classifier: Classifier, split: Split, config: TrainConfig
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """Return the loss of each step and the gradients of the first, with full forward passes."""
+    """Train with full forward passes.
+
+    Returns the loss of each step and the gradients of the first step.
+    """
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
     trained = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(

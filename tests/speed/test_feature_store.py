@@ -51,7 +51,10 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="needs forks, signals and rig
 
 
 def made(numbers: Iterable[int], dtype: torch.dtype = torch.float32, tokens: int = 1) -> dict:
-    """Make features (T, 8) of some texts, including special values; the same in every process."""
+    """Make features (T, 8) of some texts.
+
+    They include special values, and are the same in every process.
+    """
     texts = {}
     for n in numbers:
         draw = torch.Generator().manual_seed(n)
@@ -61,7 +64,10 @@ def made(numbers: Iterable[int], dtype: torch.dtype = torch.float32, tokens: int
 
 
 def found_in(shards: Iterable[Shard], texts: dict[bytes, torch.Tensor]) -> set[bytes]:
-    """Return which texts the shards contain, after checking that their features are bit-identical."""
+    """Return which texts the shards contain.
+
+    This checks that their features are bit-identical.
+    """
     pairs = [(k, shard.states(k)) for shard in shards for k in shard.places.keys() & texts.keys()]
     for k, states in pairs:
         assert states.dtype == texts[k].dtype and states.shape == texts[k].shape
@@ -70,7 +76,10 @@ def found_in(shards: Iterable[Shard], texts: dict[bytes, torch.Tensor]) -> set[b
 
 
 def check(found: Features, model: GPT2, texts: list[list[int]]) -> None:
-    """Compare features with the output of the blocks for single texts; a sample if there are many."""
+    """Compare features with the output of the blocks for single texts.
+
+    If there are many texts, only a sample is compared.
+    """
     x, lengths = found.batch(range(len(texts)))
     assert lengths.tolist() == [len(text) for text in texts]
     with torch.no_grad():
@@ -80,7 +89,7 @@ def check(found: Features, model: GPT2, texts: list[list[int]]) -> None:
 
 
 def features(model: GPT2, folder: Path, texts: list = TEXTS, limit: float | None = None):
-    """Compute features with a store in this folder, and check that they are correct."""
+    """Compute features with a store in this folder, and check them."""
     found = Features(Trunk(model, 2), texts, store=FeatureStore(folder, limit))
     check(found, model, texts)
     return found
@@ -91,7 +100,10 @@ def files(folder: Path, ending: str = ".safetensors") -> list[Path]:
 
 
 def elsewhere(function: Callable, *arguments: object) -> str:
-    """Run a function of this file in another process, and return its output."""
+    """Run a function of this file in another process.
+
+    Returns its output.
+    """
     code = (
         f"import sys, importlib.util as u; s = u.spec_from_file_location('t', {__file__!r}); "
         f"t = u.module_from_spec(s); s.loader.exec_module(t); t.{function.__name__}(*sys.argv[1:])"
@@ -165,7 +177,7 @@ def test_a_flipped_bit_never_gives_wrong_features(tmp_path: Path, part: str) -> 
 
 
 def is_killed(folder: str) -> None:
-    """Fork processes that save one shard and are killed while they save a second one."""
+    """Fork processes that are killed while they save a second shard."""
 
     def killed(*args: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -473,7 +485,10 @@ def test_recent_temporary_files_count_towards_the_limit_and_are_kept(tmp_path: P
 
 
 def reads_much(folder: str) -> None:
-    """Read texts in random order, and print the peak memory use before and after."""
+    """Read texts in random order.
+
+    Prints the peak memory use before and after.
+    """
     feature_cache.MEMORY, status = 50e6, Path("/proc/self/status")
     print(status.read_text())
     store, draw = FeatureStore(Path(folder)), random.Random(1)

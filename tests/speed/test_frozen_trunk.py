@@ -1,4 +1,4 @@
-"""The frozen blocks on packed texts give the same output as the plain blocks on single texts."""
+"""Frozen blocks on packed texts equal plain blocks on single texts."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [2
 
 
 def random_texts(seed: int) -> list[list[int]]:
-    """Make texts of few different tokens, so that many have a common prefix."""
+    """Make texts of few different tokens.
+
+    Many of them have a common prefix.
+    """
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 20, (30,), generator=draw)
     return [torch.randint(3, (n,), generator=draw).tolist() for n in lengths.tolist()]

@@ -1,4 +1,7 @@
-"""A block at one position, or only at real tokens, gives the plain block's outputs and gradients."""
+"""A block at selected positions equals the plain block.
+
+This holds for outputs and gradients.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models, data sets and caches are found in a checkout and in an installed package."""
+"""Locations in a checkout and in an installed package."""
 
 import json
 import os
@@ -38,7 +38,10 @@ def no_variables(monkeypatch):
 
 @pytest.fixture(scope="module")
 def site_packages(tmp_path_factory) -> Path:
-    """The package as installed from a wheel: without a checkout, with its data inside."""
+    """The package as installed from a wheel.
+
+    There is no checkout, and the data are inside the package.
+    """
     folder = tmp_path_factory.mktemp("site-packages")
     shutil.copytree(PACKAGE, folder / "gpt2_from_scratch")
     (folder / "gpt2_from_scratch" / "weights" / "mini").mkdir(parents=True)
@@ -46,7 +49,10 @@ def site_packages(tmp_path_factory) -> Path:
 
 
 def installed(site_packages: Path, **variables: str) -> dict[str, str]:
-    """Return the locations that the installed package reports in another process and folder."""
+    """Return the locations that the installed package reports.
+
+    It runs in another process and folder.
+    """
     code = (
         "import json; from gpt2_from_scratch.storage import paths as p; "
         "print(json.dumps([str(p.home()), str(p.embedded('weights/mini')), str(p.model_folder('mini'))]))"

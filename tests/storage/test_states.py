@@ -1,4 +1,4 @@
-"""The newest intact state is read, damaged states are renamed, and optimizers are restored."""
+"""States of runs are saved, read, renamed if damaged, and restored."""
 
 import errno
 from pathlib import Path

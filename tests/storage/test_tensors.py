@@ -1,4 +1,4 @@
-"""Safetensors files: other kinds of files are named, and every change of a file is noticed."""
+"""Foreign files are named, and every change of a file is noticed."""
 
 import json
 import random
@@ -22,13 +22,19 @@ def path(tmp_path: Path) -> Path:
 
 
 def file_of(header: str, data: bytes = b"") -> bytes:
-    """Return the bytes of a file with this header, which may be invalid."""
+    """Return the bytes of a file with this header.
+
+    The header may be invalid.
+    """
     raw = header.encode()
     return len(raw).to_bytes(8, "little") + raw + data
 
 
 def outcome(path: Path) -> str:
-    """Return the error message of reading, or "" if the result equals what was written."""
+    """Return the error message of reading the file.
+
+    It is empty if the result equals what was written.
+    """
     try:
         metadata, tensors = read_tensors(path, "ours")
     except CheckpointError as error:
