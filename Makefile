@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check lint notebooks course bench gpu-pack gpu faults clean
+.PHONY: demo test check lint notebooks course docs bench gpu-pack gpu faults clean
 
 demo: $(READY)  ## train the miniature GPT-2 on real text messages and try it (half a minute)
 	@$(BIN)/gpt2-classifier demo
@@ -43,6 +43,14 @@ notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, execute
 course: $(INSTALLED)  ## run every chapter as a script, one after another, and say how long each took
 	$(BIN)/python chapters/run_all.py
 
+docs: $(VENV)/.docs  ## the site of docs/ in build/site, offline; a link that leads nowhere is an error
+	$(BIN)/python docs/site.py
+	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/finetune.py
@@ -54,7 +62,7 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/several_heads.py
 	$(BIN)/python benchmarks/probes.py
 
-# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/gpu.md)
+# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
 DEVICE ?= cuda
 OUT ?= runs/gpu
 PACK ?= build/gpu-pack$(if $(SMALL),-small)

@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def report(split: Split, config: TrainConfig, alone: dict[str, Trained], joint: Trained) -> None:
-    """Print the table in the README."""
+    """Print the table of docs/results/heads.md."""
     print(f"{measure_machine().describe()}")
     print(
         f"{len(split.train)} training and {len(split.test)} test messages, {config.epochs} epochs, the "

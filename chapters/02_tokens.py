@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 2. Tokens
 #
-# The network reads numbers. Text becomes numbers by a list of merges that was learned once and is
-# kept with the model; then messages of different lengths are laid side by side in one rectangle.
+# The network reads numbers, so text must become numbers first. A list of merges, which was learned
+# once and is stored with the model, cuts a text into tokens, and each token has a number. Then messages
+# of different lengths are put into one rectangular tensor.
 #
-# **At the end you will know** how byte-level BPE cuts a word, why no text is unknown to it, what a
-# batch looks like, and what the pads in it change. **Time:** a few seconds, offline.
+# **At the end you will know** how byte-level BPE cuts a word, why it can encode any text, what a
+# batch looks like, and what the padding in it changes. **Time:** a few seconds, offline.
 
 # %%
 from itertools import pairwise
@@ -29,26 +30,30 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
 # %% [markdown]
 # ## Bytes and merges
 #
-# BPE (byte pair encoding) begins with the bytes of a text in UTF-8, of which there are 256: no text
-# is unknown. In the model's files a printable character stands for each byte: `Ġ` for the space.
+# BPE (byte pair encoding) begins with the bytes of a text in UTF-8. There are only 256 different
+# bytes, so every text can be encoded. In the model's files each byte is written as a printable
+# character; the space, for example, is `Ġ`.
 
 # %%
-characters = bytes_to_characters()  # of all 256
+characters = bytes_to_characters()  # of all 256 bytes
 for text in ("win", " win", "£5", "😀"):
     print(f"{text!r:<7} {list(text.encode())!s:<21} {' '.join(map(characters.get, text.encode()))}")
 
 # %% [markdown]
-# `vocab.bpe` lists pairs of neighbours in the order in which they were learned. A pair's place in
-# the list is its rank. To cut a word, join the neighbours of the lowest rank, look again, and stop
-# when no two neighbours are in the list. What is left are the tokens.
+# `vocab.bpe` lists pairs of neighbouring parts in the order in which they were learned. The position
+# of a pair in the list is its rank. To cut a word, find the pair of neighbours with the lowest rank
+# and join it. Repeat this until no pair of neighbours is in the list. The parts that are left are the
+# tokens.
 
 # %%
-lines = (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()[1:]  # [0]: a version
+lines = (
+    (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()[1:]
+)  # without the version
 ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(lines)}
 
 
@@ -66,10 +71,11 @@ merge_by_rank(" winner", steps := [f"{len(ranks)} merges, the first ones {lines[
 print("\n".join(steps))
 
 # %% [markdown]
-# Words are merged one by one. A regular expression cuts them and leaves the space at the front of a
-# word: the space belongs to the token, and `winner` at the beginning is another one than behind a
-# space. An id is a place in the vocabulary: first the bytes, printable ones before others, then a
-# token a merge, then the special token `<|endoftext|>`. Nothing that people type becomes that: its name in a message is plain text.
+# Each word is merged separately. A regular expression finds the words, and it keeps the space before
+# a word as part of that word. So `winner` at the beginning of a text and ` winner` after a space are
+# different tokens. A token's id is its position in the vocabulary: first come the bytes (the printable
+# ones before the others), then one token per merge, then the special token `<|endoftext|>`. No message
+# can contain this special token: if someone types its name, it is encoded as ordinary text.
 
 # %%
 tokenizer, messages = Tokenizer(model_folder(MODEL)), load_messages(DATA)
@@ -85,13 +91,14 @@ for text in [*(message.text for message in messages[:600]), "😀 Ω 日本", " 
     assert [vocabulary[n] for n in found] == sum(by_hand, []), text
     assert tokenizer.decode(found) == text and tokenizer.end_of_text_id not in found
 assert tokenizer.encode("winner") != tokenizer.encode(" winner")
-print("checked: merging by hand is Tokenizer.encode, and ids give every text back")
+print("checked: merging by hand equals Tokenizer.encode, and decoding returns every text")
 
 # %% [markdown]
 # ## A batch
 #
-# The network computes several messages at once, as a tensor `ids` of B texts (rows) and T tokens
-# (columns). Shorter messages are filled up on the right with pads; `lengths` counts real tokens.
+# The network processes several messages at once, as a tensor `ids` with one row for each of B texts
+# and one column for each of T tokens. Shorter messages are filled up with padding on the right, and
+# `lengths` holds the number of real tokens of each text.
 
 # %%
 model = load_gpt2(MODEL)
@@ -101,9 +108,10 @@ ids, lengths = pad_batch(few, tokenizer.end_of_text_id)  # (B, T), (B,)
 print(f"{ids}\nids {tuple(ids.shape)}, lengths {lengths.tolist()}")
 
 # %% [markdown]
-# A pad costs as much to compute as a word. The lecture pads to the longest training message. Padding
-# to the longest of each batch leaves fewer, and fewer still where messages of one length come
-# together (`by_length`). At the right of the picture: packed without pads, as in chapter 11.
+# A padding token costs as much computation as a real one. The lecture pads every message to the length
+# of the longest training message. Padding each batch only to its own longest message needs less
+# padding, and sorting the messages by length first (`by_length`) reduces it further. On the right of the
+# picture, texts are packed one after another without padding, as in chapter 11.
 
 # %%
 counts = [len(text) for text in encoded]
@@ -112,54 +120,62 @@ picture(draw_batches(counts[:96], batch_size=8), "02-batches")
 # %% check
 ways = [range(len(counts))], torch.arange(len(counts)).split(8), by_length(encoded, 8)
 cells = [sum(len(batch) * max(counts[n] for n in batch) for batch in way) for way in ways]
-assert cells[0] > cells[1] > cells[2] >= sum(counts), "sorting saves pads"
+assert cells[0] > cells[1] > cells[2] >= sum(counts), "sorting saves padding"
 same = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, few)], True, tokenizer.end_of_text_id)
-assert torch.equal(ids, same), "torch's own function pads the same"
+assert torch.equal(ids, same), "torch's own function pads in the same way"
+padding = [f"{1 - sum(counts) / n:.1%}" for n in cells]
 print(
-    f"checked; pads: to the longest of all {1 - sum(counts) / cells[0]:.1%}, sorted {1 - sum(counts) / cells[2]:.1%}"
+    f"checked; padding: one length for all {padding[0]}, per batch {padding[1]}, sorted {padding[2]}"
 )
 
 # %% [markdown]
-# ## Why the pad matters
+# ## Why padding matters
 #
-# GPT-2 has no token for padding; `<|endoftext|>` is taken, to the network a token like any other.
-# But attention looks back only (chapter 3): what stands behind a token cannot change its logits, the
-# scores of what could follow. So anything may stand in place of the pads, and no real token notices.
+# GPT-2 has no token for padding, so `<|endoftext|>` is used. To the network it is a token like any
+# other. But attention only looks back (chapter 3): what comes after a token cannot change that token's
+# logits, which are the scores of all possible next tokens. So we can replace the padding by any other
+# token, and the logits of the real tokens stay the same.
 
 # %%
 real = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
 with torch.no_grad():
     logits, on_others = model(ids), model(torch.where(real, ids, ids[-1, 0]))  # (B, T, V)
 change = (on_others - logits).abs().amax(dim=2)  # (B, T)
+at_real, at_padding = change[real].max(), change[0, -1]
 print(
-    f"logits change by {change[real].max():.0e} at real tokens, at the last pad by {change[0, -1]:.1f}"
+    f"logits change by {at_real:.0e} at real tokens, by {at_padding:.1f} at the last padding token"
 )
 
 # %% [markdown]
-# Read at its last real token, a message's answer depends on the message alone; read at the last
-# *position*, as in the lecture, it is a pad's answer (chapter 10). Pads on the left are worse: real
-# tokens see them and stand at other positions, so everything changes. `pad_right` mends it.
+# If we read a message at its last real token, the answer depends on the message alone. The lecture
+# reads it at the last *position*, which is usually padding (chapter 10). Padding on the left is worse:
+# the real tokens attend to it, and they move to other positions, so all their logits change.
+# `pad_right` moves such padding to the right.
 
 # %%
 on_the_left = torch.stack(
     [row.roll(len(row) - len(text)) for row, text in zip(ids, few, strict=True)]
 )
 shifted = (model(on_the_left)[0, -1] - logits[0, lengths[0] - 1]).abs().max()
-print(f"{on_the_left[0].tolist()}\nlogits of its last token change by {shifted:.1f}")
+print(f"{on_the_left[0].tolist()}\nthe logits of its last token change by {shifted:.1f}")
 
 # %% check
 assert all(map(torch.equal, pad_right(on_the_left, real.flip(1)), (ids, lengths)))
 alone = model(torch.tensor(few[:1]))[0]
 torch.testing.assert_close(logits[0, : len(alone)], alone, atol=1e-3, rtol=1e-4)
-assert change[real].max() < 1e-3 < 0.1 < min(change[0, -1], shifted)
-print("checked: with pads on the right, and only there, a text's logits are those it has alone")
+assert at_real < 1e-3 < 0.1 < min(at_padding, shifted)
+print(
+    "checked: with padding on the right, a text has the logits that it has alone; on the left, not"
+)
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write all messages in capitals. How many times as many tokens is that? Guess first; why?
-# 2. Keep the first tenth of the merges (`write_bpe` writes both files into a folder). Does a
-#    message still come back from its ids, and how much longer are the messages?
-# 3. Cut a message to its first half, then to its second. In which do the tokens keep their logits?
+# 1. Write all messages in capital letters. By what factor does the number of tokens grow, and why?
+#    Guess first.
+# 2. Keep only the first tenth of the merges (`write_bpe` writes both files into a folder). Does
+#    decoding still return every message, and how much longer do the messages become?
+# 3. Keep only the first half of a message, then only its second half. In which half do the tokens keep
+#    their logits?
 #
 # Solutions: [`solutions/02_tokens.py`](solutions/02_tokens.py).

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 3. The network
 #
-# GPT-2 is a short program and a large table of numbers. Here the program is written once more, run on
-# the real weights and a real message, and compared with the package's, part by part.
+# GPT-2 is a short program and a large table of numbers. In this chapter we write the program once more
+# by hand, run it on the real weights and a real message, and compare each part with the package's.
 #
-# **At the end you will know** what embeddings, LayerNorm, attention, MLP and the residual stream
-# compute, with every shape, and how near is near enough. **Time:** a few seconds, offline.
+# **At the end you will know** what embeddings, LayerNorm, attention, the MLP and the residual stream
+# compute, what shapes they have, and how close two results must be to count as equal. **Time:** a few
+# seconds, offline.
 
 # %%
 import torch
@@ -26,20 +27,21 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 NEAR = {"atol": 1e-4, "rtol": 0.0}
 _ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## Embeddings and LayerNorm
 #
-# Letters for shapes: B texts of T tokens, C = `n_embd` numbers a token, H heads of D = C / H each,
-# V tokens in the vocabulary. A token becomes a row of `wte`. Attention has no order but for its
-# mask, so the row of `wpe` for its position is added. The sum is the residual stream (B, T, C):
-# what follows reads it and adds to it. The picture reads from the bottom up.
+# The shapes use these letters: there are B texts of T tokens, each token is represented by C = `n_embd`
+# numbers, there are H heads of size D = C / H, and the vocabulary has V tokens. Each token id selects
+# a row of `wte`. Apart from its mask, attention does not know the order of the tokens, so the row of
+# `wpe` for the token's position is added. The sum is the residual stream (B, T, C). Every later part
+# reads the stream and adds its result to it. Read the picture from the bottom up.
 
 # %%
-model = load_gpt2(MODEL).double()  # float64: what differs is a mistake then, and no rounding
+model = load_gpt2(MODEL).double()  # float64, so differences are mistakes, not rounding
 picture(draw_architecture(model.config), "03-architecture")
 
 # %%
@@ -51,8 +53,9 @@ x = model.wte.weight[ids] + model.wpe.weight[: len(tokens)]  # (B, T) -> (B, T, 
 print(f"{tokens}\nids {tuple(ids.shape)} -> x {tuple(x.shape)}")
 
 # %% [markdown]
-# Each part normalises what it reads: a token's C numbers get mean 0 and variance 1, then a learned
-# gain and shift. The variance is divided by C, not C - 1, and 1e-5 is added *inside* the root.
+# Each part first normalises what it reads. The C numbers of each token are shifted and scaled to mean 0
+# and variance 1, then multiplied by a learned gain, and a learned shift is added. The variance divides
+# by C, not by C - 1, and 1e-5 is added *inside* the square root.
 
 
 # %%
@@ -65,21 +68,23 @@ def norm_by_hand(x: Tensor, ln: nn.LayerNorm) -> Tensor:
 block = model.blocks[0]
 a = norm_by_hand(x, block.ln_1)
 plain = norm_by_hand(x, nn.LayerNorm(x.shape[2]))  # gain 1, shift 0
-print(f"std of the first token's numbers: {x[0, 0].std():.2f}, normalised {plain[0, 0].std():.2f}")
+print(f"std of the first token's numbers: {x[0, 0].std():.2f}; normalised: {plain[0, 0].std():.2f}")
 
 # %% check
 assert torch.equal(x, model.embed(ids))
 assert_close(a, F.layer_norm(x, x.shape[2:], block.ln_1.weight, block.ln_1.bias, 1e-5), **NEAR)
-print("checked: the embeddings are the package's, LayerNorm is torch's")
+print("checked: the embeddings equal the package's, LayerNorm equals torch's")
 
 # %% [markdown]
 # ## Attention
 #
-# Here tokens look at each other. `c_attn` makes of each a query (what it looks for), a key (what it
-# is found by) and a value (what it passes on). How much token t looks at token s is the product of
-# t's query and s's key over sqrt(D), so as not to grow with the width. Later tokens are masked, and
-# softmax turns the rest into weights that add up to 1, by which the values are added up. H heads do
-# so side by side, each looking elsewhere; `c_proj` mixes what they found. The package is shorter:
+# In attention, tokens look at each other. `c_attn` computes three vectors from each token: a query
+# (what it looks for), a key (what it is found by) and a value (what it passes on). The score of token t
+# for token s is the dot product of t's query and s's key. It is divided by sqrt(D), because the product
+# would otherwise grow with the size of the head. Scores of later tokens are masked. Softmax turns the
+# others into weights that add up to 1, and the result is the weighted sum of the values. H heads do this
+# in parallel, each with its own queries, keys and values, and `c_proj` combines their results. After
+# our version and its picture you see the package's, which is shorter:
 
 
 # %%
@@ -89,7 +94,7 @@ def attend_by_hand(a: Tensor, attn: CausalSelfAttention) -> tuple[Tensor, Tensor
     q, k, v = (part.view(B, T, H, D).transpose(1, 2) for part in qkv.split(C, 2))  # (B, H, T, D)
     scores = q @ k.transpose(2, 3) / D**0.5  # (B, H, T, T)
     weights = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(dim=3)
-    y = (weights @ v).transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> heads side by side
+    y = (weights @ v).transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C), heads joined
     return attn.c_proj(y), weights  # c_proj(y) is y @ c_proj.weight.T + c_proj.bias
 
 
@@ -103,14 +108,16 @@ show(CausalSelfAttention.attend)
 assert_close(y, block.attn(a), **NEAR)
 assert_close(weights.sum(dim=3), torch.ones_like(weights[..., 0]), **NEAR)
 assert not weights.triu(diagonal=1).any() and weights.shape[1] == model.config.n_head
-print("checked: attention is the package's; weights add up to 1, and none looks ahead")
+print("checked: attention equals the package's; weights add up to 1, and no token looks ahead")
 
 # %% [markdown]
 # ## MLP, block, network
 #
-# The MLP reads each token by itself: four times wider, GELU, back. GELU keeps large numbers and makes
-# very negative ones nearly 0; OpenAI trained with the form that has tanh. A block adds attention to the
-# stream, then the MLP. Behind the last block come a norm and, for the logits, `wte` once more.
+# The MLP processes each token by itself: it makes the vector four times wider, applies GELU, and maps
+# it back to C numbers. GELU keeps large positive numbers and turns very negative ones into almost 0.
+# OpenAI trained GPT-2 with the tanh approximation of it. A block adds the result of attention to the
+# stream, and then the result of the MLP. After the last block there is one more norm. Finally the
+# product with `wte`, the same table as at the beginning, gives the logits.
 
 
 # %%
@@ -132,25 +139,28 @@ def logits_by_hand(model: GPT2, ids: Tensor, gelu=tanh_gelu) -> Tensor:
 
 
 moved = (logits_by_hand(model, ids, F.gelu) - model(ids)).abs().max()
-print(f"with the exact GELU the logits move by {moved:.4f}")
+print(f"with the exact GELU the logits change by {moved:.4f}")
 
 # %% [markdown]
-# A small mistake: a tolerance of `1e-2` may let it pass, ours of `1e-4` does not. A test wants
-# large weights too: on fresh ones, near 0, mistakes move the logits far less (exercise 1).
+# The wrong GELU is a small mistake. A test with a tolerance of `1e-2` may miss it; ours has `1e-4` and
+# does not. A test also needs large weights: fresh weights are close to 0, and with them the same
+# mistakes change the logits far less (exercise 1).
 
 # %% check
 assert_close(tanh_gelu(x), F.gelu(x, approximate="tanh"), **NEAR)
 assert_close(block_by_hand(x, block), block(x), **NEAR)
 assert_close(logits_by_hand(model, ids), model(ids), **NEAR)
-assert moved > NEAR["atol"], "the other GELU is seen"
-print(f"checked: GELU, a block, and the logits of all {model.config.n_layer} blocks")
+assert moved > NEAR["atol"], "the tolerance is small enough to notice the other GELU"
+print(f"checked: GELU, one block, and the logits after all {model.config.n_layer} blocks")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Plant mistakes: the exact GELU, C - 1 in the norm, no sqrt(D), a transposed `attn.c_proj`. How
-#    far do logits move, also on fresh weights (`init_weights`)? Which would `1e-2` miss?
-# 2. Without `wpe`, shuffle all tokens but the last. Does its state change after one block? Two?
-# 3. Before the final norm, multiply the stream by ten and add three. What happens to the logits?
+# 1. Make these mistakes on purpose: the exact GELU, C - 1 in the norm, no sqrt(D), a transposed
+#    `attn.c_proj`. How far do the logits move with the real weights, and with fresh ones
+#    (`init_weights`)? Which mistakes would a tolerance of `1e-2` miss?
+# 2. Set `wpe` to zero and shuffle all tokens except the last. Does the last token's state change after
+#    one block? After two?
+# 3. Multiply the stream by ten and add three, just before the final norm. What happens to the logits?
 #
 # Solutions: [`solutions/03_network.py`](solutions/03_network.py).

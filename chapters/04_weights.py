@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 4. Weights
 #
-# The network of chapter 3 is nothing without its numbers, and a loader can put them in the wrong
-# place without an error. So we look at them, and prove that they are where they belong.
+# The network of chapter 3 is useless without its trained numbers, and a loader can put them in the
+# wrong place without any error. So we look at the numbers, and prove that each is where it belongs.
 #
-# **At the end you will know** what a model's files hold, which mistake no shape shows, and how an
-# oracle, a known text and a checksum find mistakes. **Time:** a few seconds, offline.
+# **At the end you will know** what is in a model's files, which mistake the shapes cannot reveal, and
+# how an independent program, a known text and a checksum find mistakes. **Time:** a few seconds,
+# offline.
 
 # %%
 import re
@@ -34,18 +35,20 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 _ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## Names and shapes
 #
-# A model's folder holds `hparams.json` (its five sizes), `vocab.bpe` and `encoder.json` (chapter 2)
-# and the arrays: OpenAI's in a TensorFlow bundle, `model.ckpt.*`, ours in `model.safetensors`, with
-# Hugging Face's names. We read both without TensorFlow, and without pickle, which can run programs.
+# A model's folder contains `hparams.json` (the five sizes of the network), `vocab.bpe` and
+# `encoder.json` (chapter 2), and the arrays. OpenAI stores the arrays in a TensorFlow checkpoint,
+# `model.ckpt.*`. The miniature stores them in `model.safetensors`, under Hugging Face's names. The
+# package reads both without TensorFlow. It does not use pickle either, because loading a pickle file
+# can run any program.
 
 # %%
-folder, model = model_folder(MODEL), load_gpt2(MODEL).double()  # float64: rounding hides nothing
+folder, model = model_folder(MODEL), load_gpt2(MODEL).double()  # float64: small rounding errors
 tokenizer, openai = Tokenizer(folder), not (folder / "model.safetensors").exists()
 arrays = open_arrays(folder) if openai else load_file(folder / "model.safetensors")
 names = {ours: pair[0 if openai else 1] for ours, pair in names_on_disk(model.config).items()}
@@ -55,23 +58,27 @@ for ours, theirs in names.items():
         print(f"{theirs:<24} {arrays[theirs].shape!s:<15} {ours} {shape}")
 
 # %% [markdown]
-# A block's matrices are stored as (in, out), for a product `x @ w`; `nn.Linear` keeps (out, in), so
-# each must be transposed. No output head is stored: it is `wte` again. The loader stops if an array
-# is missing or left over, has another shape, or holds what is no number.
+# The matrices of a block are stored as (in, out), for a product `x @ w`. `nn.Linear` stores (out, in),
+# so each of them must be transposed. No output head is stored, because it is the same table as `wte`.
+# The loader raises an error if an array is missing, is not used, has another shape, or contains NaN or
+# infinity.
 
 # %%
 show(load_gpt2)
 
 # %% check
-assert sorted(names.values()) == sorted(arrays), "each array is used, and used once"
+assert sorted(names.values()) == sorted(arrays), "each array is used exactly once"
 assert {*names} == {*dict(model.named_parameters())} and model.head.weight is model.wte.weight
-print(f"checked: {len(arrays)} arrays, {len(names)} parameters, one for each")
+print(f"checked: {len(arrays)} arrays for {len(names)} parameters, one for each")
 
 # %% [markdown]
 # ## An oracle
 #
-# An oracle is a second program that shares nothing with the first. Ours is GPT-2 in numpy, on the
-# arrays as stored: no torch, names of its own, and no transpose, since `x @ w` is what they are for.
+# An oracle is a second program that computes the same thing and shares no code with the first. Ours is
+# GPT-2 in numpy, on the arrays as they are stored. It does not use torch, it has its own names, and it
+# transposes nothing, because the arrays are stored for `x @ w`. In each block, `e` holds the
+# exponentials of the attention scores; `np.tri` sets those of later tokens to 0, and dividing each row
+# by its sum completes the softmax.
 
 
 # %%
@@ -98,19 +105,20 @@ for name, array in arrays.items():
     w[name.replace("bias", "b")] = array.astype(np.float64).reshape(array.shape[-2:])
 texts = [torch.tensor(tokenizer.encode(message.text)) for message in load_messages(DATA)[:20]]
 expected = torch.from_numpy(oracle(w, texts[0], model.config.n_layer, model.config.n_head))
-print(f"the oracle's logits {tuple(expected.shape)}, as large as {expected.abs().max():.0f}")
+print(f"the oracle's logits {tuple(expected.shape)}, the largest {expected.abs().max():.0f}")
 
 # %% check
 assert (model(texts[0][None])[0] - expected).abs().max() < 1e-4
-print("checked: all logits of a message are the oracle's")
+print("checked: all logits of a message equal the oracle's")
 
 # %% [markdown]
-# ## What no shape tells
+# ## What the shapes cannot reveal
 #
-# `attn.c_proj` is square: not transposed, it has the same shape. We forget it in the first block
-# alone. Text and loss (bits for a message's next token) are worse, but who does not know how good
-# they should be would not notice. (For OpenAI's 124M the text is known: `gpt2-classifier verify
-# 124M` asks for it.) The oracle knows the logits themselves.
+# `attn.c_proj` is square, so it has the same shape whether or not it is transposed. Here we leave out
+# the transpose in the first block only. The generated text and the loss (in bits per token, on 20
+# messages) become worse, but you would notice that only if you knew how good they should be. (For
+# OpenAI's 124M the correct text is known, and `gpt2-classifier verify 124M` compares it.) The oracle
+# knows the logits themselves.
 
 # %%
 planted = load_gpt2(MODEL).double()
@@ -121,18 +129,19 @@ for one in (model, planted):
     p = [one(ids[None])[0].softmax(dim=1)[range(len(ids) - 1), ids[1:]] for ids in texts]
     bits = -torch.cat(p).log2().mean()
     found.append((off, bits, greedy_continuation(one, tokenizer, PROMPT, 15)))
-    print(f"off by {off:.0e}, {bits:.2f} bits a token: {PROMPT + found[-1][2]!r}")
+    print(f"off by {off:.0e}, {bits:.2f} bits per token: {PROMPT + found[-1][2]!r}")
 
 # %% check
 assert [p.shape for p in planted.parameters()] == [p.shape for p in model.parameters()]
 (off, bits, text), (off_2, bits_2, text_2) = found
 assert off < 1e-4 < 0.1 < off_2 and bits + 0.1 < bits_2 and text != text_2
 assert MODEL != "124M" or text == CONTINUATION
-print("checked: equal shapes, and the oracle, the text and the loss see the mistake")
+print("checked: the shapes are equal; the oracle, the text and the loss reveal the mistake")
 
 # %% [markdown]
-# Files are damaged on the way. OpenAI's index has a checksum of each array. A safetensors file has
-# none; beside the miniature's lies `SHA256SUMS`. A tiny model shows what one changed byte does.
+# Files can also be damaged during a download or on a disk. OpenAI's index contains a checksum of each
+# array. A safetensors file contains none, so the miniature's folder has a file `SHA256SUMS`. A tiny
+# model shows what happens if a single bit changes, first without that file and then with it.
 
 # %% check
 torch.manual_seed(123)
@@ -141,20 +150,22 @@ with TemporaryDirectory() as name:
     save_gpt2(GPT2(GPT2Config(n_vocab=300, n_ctx=8, n_embd=8, n_head=2, n_layer=1)), path.parent)
     raw, sums = path.read_bytes(), f"{sha256_of(path)}  {path.name}\n"
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    load_gpt2(path.parent)  # without a checksum nobody notices
+    load_gpt2(path.parent)  # without a checksum there is no error
     (path.parent / "SHA256SUMS").write_text(sums)
     try:
         refused = f"not refused: {load_gpt2(path.parent)}"
     except GPT2Error as error:
         refused = str(error).replace(str(path), path.name)
 assert "the file was changed" in refused
-print(f"checked: one of {len(raw):,} bytes changed: {refused}")
+print(f"checked: one of {len(raw):,} bytes was changed: {refused}")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Swap `ln_1` and `ln_2` of the first block. Do shapes tell? What does it cost in bits a token?
-# 2. Forget the transpose in each block in turn. In which would you not see it in the text?
-# 3. `save_gpt2` the model as `torch.float16` and as `torch.bfloat16`. Which comes back unchanged?
+# 1. Swap `ln_1` and `ln_2` of the first block. Do the shapes reveal it? How many bits per token does
+#    it cost?
+# 2. Leave out the transpose in each block in turn. In which blocks would you not see it in the text?
+# 3. Save the model with `save_gpt2` as `torch.float16` and as `torch.bfloat16`. Which of the two comes
+#    back unchanged?
 #
 # Solutions: [`solutions/04_weights.py`](solutions/04_weights.py).

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 11. Why it is fast
 #
-# The textbook loop computes the same numbers again and again, and most of them nobody reads. We
+# The textbook loop computes the same numbers again and again, and most of them are never read. We
 # count what it computes, leave out what is not needed, and check that the answers stay the same.
 #
-# **At the end you will know** what a training step costs, why frozen blocks see each text once, and
-# how the last block answers without keys and values. **Time:** about ten seconds, offline.
+# **At the end you will know** what a training step costs, why frozen blocks need to see each text
+# only once, and how the last block can answer without computing keys and values. **Time:** about ten
+# seconds, offline.
 
 # %%
 import time
@@ -26,11 +27,11 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
-B, EPOCHS = 8, 5  # the lecture's
-messages = split_messages(load_messages(DATA)).train[: 12 * B]  # enough to see it
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
+B, EPOCHS = 8, 5  # as in the lecture
+messages = split_messages(load_messages(DATA), balance=True).train[: 12 * B]  # 12 steps suffice
 labels = torch.tensor([message.label == "spam" for message in messages]).long()
-plain, ours = (Classifier.on_base(MODEL, ["ham", "spam"]) for _ in range(2))  # equal, heads too
+plain, ours = (Classifier.on_base(MODEL, ["ham", "spam"]) for _ in range(2))  # the same weights
 encoded, _ = plain.encode([message.text for message in messages])
 batches = torch.arange(len(messages)).split(B)
 T, C, L = max(map(len, encoded)), plain.model.config.n_embd, plain.model.config.n_layer
@@ -38,9 +39,10 @@ T, C, L = max(map(len, encoded)), plain.model.config.n_embd, plain.model.config.
 # %% [markdown]
 # ## What a step computes
 #
-# The textbook loop pads every message to the longest of all, sends it through every block, and reads
-# one position. We count *multiply-adds*: a matrix of $n$ numbers takes $n$ of them a position. PyTorch
-# counts each as two, so we halve; it does not see a CPU's fused attention, so we take the plain one.
+# The textbook loop pads every message to the length of the longest one, sends it through every block,
+# and reads a single position. We measure work in *multiply-adds*: a matrix with $n$ entries needs $n$
+# of them per position. PyTorch's counter counts each as two operations, so we divide by two. It does
+# not see the CPU's fused attention kernel, so we switch to plain attention while counting.
 
 
 # %%
@@ -59,46 +61,52 @@ set_trainable(plain.model)
 frozen = (L - 1) * counted(lambda: plain.model.blocks[0](torch.randn(B, T, C)))
 forward = counted(lambda: textbook(batches[0]))
 step = counted(lambda: F.cross_entropy(textbook(batches[0]), labels[:B]).backward())
-print(f"{step / 1e6:,.0f} million multiply-adds a step, frozen blocks {100 * frozen / step:.0f} %")
-print(f"{sum(map(len, encoded)):,} tokens in {len(encoded) * T:,} positions; the rest are pads")
+print(f"{step / 1e6:,.0f} million multiply-adds per step, {frozen / step:.0%} in frozen blocks")
+print(
+    f"{len(encoded) * T:,} positions, {sum(map(len, encoded)):,} of them tokens, the rest padding"
+)
 
 # %% check
-block, head = B * T * (12 * C**2 + 2 * T * C), B * T * C * 2  # its matrices, and attention twice
+block, head = B * T * (12 * C**2 + 2 * T * C), B * T * C * 2  # its matrices; attention twice
 assert frozen == (L - 1) * block and forward == L * block + head
-assert step == forward + 2 * (block + head), "gradients: of each matrix, and of what came in"
-print(f"checked by hand: {L} blocks forward, one backward at twice the work")
+assert step == forward + 2 * (block + head), "gradients of each matrix and of its input"
+print(f"checked by hand: {L} blocks forward, and one block backward at twice the work")
 
 # %% [markdown]
 # ## Frozen blocks see each text once
 #
-# What never trains gives one output for a text, for ever. In five epochs the textbook loop computes
-# it five times, and again for every evaluation. `Classifier.texts` does so once, and what trains
-# begins there. Texts lie end to end; those that begin alike share that work (`trunk.py`).
+# A frozen block always gives the same output for the same text. In five epochs the textbook loop
+# computes that output five times, and once more for every evaluation. `Classifier.texts` computes it
+# once and keeps it; training starts from there. It also avoids padding: texts are stored end to end,
+# and texts that begin with the same tokens share the work for those tokens (`frozen_trunk.py`).
 
 # %%
 set_trainable(ours.model)
 kept = []
 once = counted(lambda: kept.append(ours.texts(encoded)))
 again = EPOCHS * len(batches) * frozen
-print(f"textbook {again / 1e9:.1f}, ours {once / 1e9:.1f} billion multiply-adds in frozen blocks")
+print("billion multiply-adds in frozen blocks, 5 epochs: ", end="")
+print(f"textbook {again / 1e9:.1f}, ours {once / 1e9:.1f}")
 
 # %% check
 gap = max((ours.batch_logits(kept[0], n) - textbook(n)).abs().max() for n in batches)
 assert gap < 1e-4 and once < again / EPOCHS
-print(f"checked: the logits of all {len(encoded)} messages are the textbook's")
+print(f"checked: all {len(encoded)} messages have the same logits as in the textbook loop")
 
 # %% [markdown]
 # ## The last block, for one position
 #
-# Behind the last block nothing mixes positions, so it owes us one query and one MLP a text. Keys and
-# values seem to be owed for every token. They are not. Write $a_t$ for the normalised state of
-# position $t$ and look at one head. Its score is
+# After the last block no layer mixes positions any more, and we read one position per text. So the last
+# block has to compute only one query and one MLP per text. It seems to need a key and a value for
+# every token, but it does not. Let $a_t$ be the normalised state at position $t$, and look at one
+# head. Its score is
 #
 # $$q \cdot k_t = q \cdot (W_k a_t + b_k) = (W_k^\top q) \cdot a_t + q \cdot b_k$$
 #
-# The last term is the same for every $t$; softmax does not see what all its inputs share. So the
-# query goes back through $W_k$ once, instead of every token forward through it. And since the
-# weights $w_t$ that softmax gives sum to 1, $W_v$ is applied once, to a mean of states:
+# The last term is the same for every $t$, and softmax does not change when the same number is added
+# to all its inputs. So instead of sending every token forward through $W_k$, we send the query back
+# through it, once. And since the attention weights $w_t$ sum to 1, $W_v$ needs to be applied only
+# once too, to a weighted mean of the states:
 #
 # $$\sum_t w_t v_t = \sum_t w_t (W_v a_t + b_v) = W_v \Big(\sum_t w_t a_t\Big) + b_v$$
 
@@ -111,14 +119,17 @@ outputs = last(x)[range(B), lengths - 1], block_at(last, x, lengths - 1)
 gradients = [torch.autograd.grad(y.square().mean(), [*last.parameters()]) for y in outputs]
 for theirs, same in (outputs, gradients):
     torch.testing.assert_close(same, theirs, atol=1e-4, rtol=1e-3)
-assert not gradients[1][3][C : 2 * C].any(), "of the key bias: no answer depends on it"
+assert not gradients[1][3][C : 2 * C].any(), "the key bias: no answer depends on it"
 whole, one = counted(lambda: last(x)), counted(lambda: block_at(last, x, lengths - 1))
-assert one == B * (12 * C**2 + 2 * last.attn.n_head * x.shape[1] * C), "little more than one token"
+assert one == B * (12 * C**2 + 2 * last.attn.n_head * x.shape[1] * C), (
+    "little more than one token needs"
+)
 print(f"checked: same output, same gradients, {whole / one:.0f} times fewer multiply-adds")
 
 # %% [markdown]
-# An epoch of each, ours behind the frozen blocks. The seconds are your machine's, so the notebook
-# keeps none. At 124M's size the lecture's whole recipe took 20 to 35 times less (README).
+# Now one epoch of each loop; ours starts from the stored output of the frozen blocks. The seconds
+# depend on the machine, so the notebook does not keep them. With the 124M model, the lecture's whole
+# recipe became 20 to 35 times faster.
 
 # %% tags=["clock"]
 losses = {"textbook": [], "ours": []}
@@ -138,18 +149,20 @@ work = {
     "textbook loop": {"frozen blocks": again, "last block": EPOCHS * len(batches) * step - again},
     "ours": {"frozen blocks": once, "last block": EPOCHS * steps},
 }
-picture(plot_seconds(work, unit="multiply-adds", title="Where the work goes"), "11-work")
+picture(plot_seconds(work, unit="multiply-adds", title="Multiply-adds of five epochs"), "11-work")
 
 # %% check
 torch.testing.assert_close(losses["ours"], losses["textbook"], atol=1e-4, rtol=0)
 assert sum(work["textbook loop"].values()) > 15 * sum(work["ours"].values())
-print(f"checked: {len(batches)} equal losses with less than a fifteenth of the work")
+print(f"checked: the same {len(batches)} losses, with less than a fifteenth of the work")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Sort messages by length and pad each batch to its own longest: how much of the work goes?
-# 2. For one head of one message, by what do $q \cdot k_t$ and $(W_k^\top q) \cdot a_t$ differ?
-# 3. Train both without weight decay: part of one bias moves in only one of them. Which, and why?
+# 1. Sort the messages by length and pad each batch only to its own longest message. What proportion
+#    of the work does that save?
+# 2. For one head and one message, by how much do $q \cdot k_t$ and $(W_k^\top q) \cdot a_t$ differ?
+# 3. Train both loops without weight decay. Part of one bias changes in only one of them. Which part,
+#    and why?
 #
 # Solutions: [`solutions/11_speed.py`](solutions/11_speed.py).

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 13. Pretraining
 #
-# The other chapters began with weights that somebody had trained. Here are some from nothing: text, a
-# vocabulary learned from it, and a network of random numbers that learns to tell the next token.
+# The other chapters began with weights that somebody else had trained. Here we start from nothing: some
+# text, a vocabulary learned from it, and a network with random weights that learns to predict the
+# next token.
 #
-# **At the end you will know** how pretraining goes, in which unit models with different tokens can
-# be compared, and what much more text buys. **Time:** about twenty seconds, offline.
+# **At the end you will know** how pretraining works, in which unit models with different tokens can be
+# compared, and how much more text helps. **Time:** about twenty seconds, offline.
 
 # %%
 import gzip
@@ -34,18 +35,19 @@ from gpt2_from_scratch import (
 from gpt2_from_scratch.course import picture, setting
 from gpt2_from_scratch.gpt2 import corpus, pretrain
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
-split = split_messages(load_messages(DATA))
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
+split = split_messages(load_messages(DATA), balance=True)  # half of them spam
 texts, unseen = ([m.text for m in part] for part in (split.train + split.val, split.test[:100]))
-ROOM = TemporaryDirectory()  # gone when Python ends
-room = Path(ROOM.name)
+TEMPORARY = TemporaryDirectory()  # gone when Python ends
+folder = Path(TEMPORARY.name)
 
 # %% [markdown]
 # ## Text and tokens
 #
-# OpenAI had forty gigabytes of web pages; offline we have the messages. From so little nobody learns
-# English, but every step is the real one. First the tokens: all bytes, then again and again the most
-# frequent pair of neighbours becomes one (chapter 2).
+# OpenAI had forty gigabytes of web pages. Offline we have about a thousand messages. That is far too
+# little to learn English from, but every step is the same. The vocabulary comes first: it begins with
+# the single bytes, and then, again and again, the most frequent pair of neighbouring tokens becomes
+# one new token (chapter 2).
 
 # %%
 config = PretrainConfig(
@@ -60,24 +62,25 @@ config = PretrainConfig(
     warmup=20,
     decay=0.5,
 )
-write_bpe(room, corpus.train_bpe(texts, config.n_vocab))
-tokenizer = Tokenizer(room)
-source, aside = (corpus.encode_source("ours", part, tokenizer, 1.0) for part in (texts, unseen))
-size = corpus.n_bytes(aside, tokenizer)
-print(f"{corpus.n_bytes(source, tokenizer):,} bytes are {len(source.tokens):,} tokens")
+write_bpe(folder, corpus.train_bpe(texts, config.n_vocab))
+tokenizer = Tokenizer(folder)
+source, held_out = (corpus.encode_source("messages", t, tokenizer, 1.0) for t in (texts, unseen))
+size = corpus.n_bytes(held_out, tokenizer)
+print(f"{corpus.n_bytes(source, tokenizer):,} bytes of text become {len(source.tokens):,} tokens")
 print(*(tokenizer.decode([token]) for token in tokenizer.encode(unseen[0])), sep="|")
 
 # %% check
 assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in unseen), "nothing is lost"
 assert tokenizer.n_vocab == config.n_vocab and not {*texts} & {*unseen}
-print(f"checked: {config.n_vocab} tokens, which write any text")
+print(f"checked: {config.n_vocab} tokens, with which any text can be written")
 
 # %% [markdown]
 # ## A network that knows nothing
 #
-# Its weights are random. Its task: at each position, the next token. The targets are the tokens one
-# place further on, so nobody has to label anything. The loss is cross-entropy (in float32; `pretrain`
-# takes bfloat16). Who knows nothing and guesses has a loss of $\ln$ of the number of tokens.
+# Its weights are random. Its task is to predict the next token at each position. The targets are the
+# same tokens, moved by one place, so nobody has to label anything. The loss is the cross-entropy (in
+# float32 here; `pretrain` uses bfloat16). A model that guesses uniformly has a loss of $\ln V$, where
+# $V$ is the number of tokens.
 
 
 # %%
@@ -97,20 +100,21 @@ print(f"loss {first:.3f}, ln({config.n_vocab}) = {math.log(config.n_vocab):.3f}"
 by_hand = -model(rows[:, :-1]).log_softmax(2).gather(2, rows[:, 1:, None]).mean()
 assert abs(by_hand - first) < 1e-4 and abs(pretrain.next_token_loss(model, rows) - first) < 0.02
 assert abs(first - math.log(config.n_vocab)) < 0.1
-print("checked: the loss by hand, and it is that of guessing")
+print("checked: the loss by hand; it is the loss of uniform guessing")
 
 # %% [markdown]
 # ## Learning
 #
-# A loss in nats a token cannot be compared between models whose tokens differ. *Bits per byte* can:
-# the loss of a whole text, in bits, by its bytes. A byte nobody can predict takes 8 bits; a file
-# packed to half its size took 4. So `gzip` is a rival, though one that reads these messages alone.
+# A loss in nats per token cannot be compared between models that have different tokens. *Bits per byte*
+# can: take the loss of a whole text, convert it to bits, and divide by the number of bytes. Written
+# without any model, a byte takes 8 bits; a file compressed to half its size takes 4 bits per byte. So
+# we can compare our model with `gzip`, although gzip has seen nothing but the messages it compresses.
 
 # %% tags=["varies"]
-start = torch.tensor([tokenizer.end_of_text_id])  # what comes after the end of a message?
+start = torch.tensor([tokenizer.end_of_text_id])  # so a new message begins
 before = generate(model, start, 40, temperature=0.7, seed=2)[1:]
 optimizers = pretrain.make_optimizers(model, config)  # Muon for the matrices, AdamW for the rest
-bits = [pretrain.bits_per_byte(model, [aside], size)]
+bits = [pretrain.bits_per_byte(model, [held_out], size)]
 for step in range(config.steps):
     loss = in_float32(pretrain.draw_rows([source], config, step))
     loss.backward()
@@ -120,8 +124,8 @@ for step in range(config.steps):
         optimizer.step()
         optimizer.zero_grad()
     if (step + 1) % 20 == 0:
-        bits.append(pretrain.bits_per_byte(model, [aside], size))
-print(f"loss {first:.2f}, then {loss.item():.2f}")
+        bits.append(pretrain.bits_per_byte(model, [held_out], size))
+print(f"loss before {first:.2f}, after {loss.item():.2f} nats per token")
 for ids in (before, generate(model, start, 40, temperature=0.7, seed=2)[1:]):
     print(repr(tokenizer.decode(ids.tolist())))
 
@@ -131,37 +135,44 @@ seen = range(0, config.steps * config.tokens + 1, 20 * config.tokens)
 picture(plot_pretraining(seen, bits, {"gzip of these messages": packed}), "13-bits-per-byte")
 
 # %% check
-ids, n = torch.tensor(aside.tokens.astype(int))[None], config.n_ctx
+ids, n = torch.tensor(held_out.tokens.astype(int))[None], config.n_ctx
 rows = [ids[:, start : start + n + 1] for start in range(0, ids.shape[1] - 1, n)]
 nats = sum(in_float32(row).item() * (row.shape[1] - 1) for row in rows)
 assert abs(nats / math.log(2) / size - bits[-1]) < 0.02, "bits per byte by hand"
 assert bits[-1] < bits[0] - 0.5 and bits[0] < 8
-print(f"checked: {bits[0]:.2f} bits a byte untrained, {bits[-1]:.2f} trained, gzip {packed:.2f}")
+print(f"checked: bits per byte {bits[0]:.2f} untrained, {bits[-1]:.2f} trained, gzip {packed:.2f}")
 
 # %% [markdown]
 # ## What is missing
 #
-# Text. The shipped miniature was made by the same loop from 119.5 MB of it: 49 million tokens, until
-# unseen text of those kinds took 1.488 bits a byte (`weights/mini/README.md`). The command for that is
-# `gpt2-classifier pretrain --corpus FOLDER --out FOLDER`. Both on our unseen messages:
+# The untrained network needed fewer than 8 bits per byte, although it only guesses. Each guess among 512
+# tokens takes 9 bits, but one token stands for nearly two bytes of text. The trained network writes
+# something that looks like a message and means nothing. What is missing is text.
+#
+# The miniature of this project was trained by the same loop on 119.5 MB of it: 49 million tokens, until
+# it needed 1.488 bits per byte on unseen text of the same kinds (`weights/mini/README.md`). The command
+# for that is `gpt2-classifier pretrain --corpus FOLDER --out FOLDER`. Here are both on our held-out
+# messages:
 
 # %%
-save_gpt2(model, room)
+save_gpt2(model, folder)
 theirs = Tokenizer(model_folder(MODEL))
-their_aside = corpus.encode_source("messages", unseen, theirs, 1.0)
-their_bits = pretrain.bits_per_byte(load_gpt2(MODEL), [their_aside], size)
-print(f"ours {bits[-1]:.2f} bits a byte, {MODEL} {their_bits:.2f}")
+their_text = corpus.encode_source("messages", unseen, theirs, 1.0)
+their_bits = pretrain.bits_per_byte(load_gpt2(MODEL), [their_text], size)
+print(f"bits per byte: ours {bits[-1]:.2f}, {MODEL} {their_bits:.2f}")
 
 # %% check
-assert load_gpt2(room)(ids[:, :n]).equal(model(ids[:, :n])), "loaded, to the bit"
-assert corpus.n_bytes(their_aside, theirs) == size and their_bits < bits[-1] - 0.3
-print("checked: the same after loading; more text, fewer bits")
+assert load_gpt2(folder)(ids[:, :n]).equal(model(ids[:, :n])), "the same when loaded, to the bit"
+assert corpus.n_bytes(their_text, theirs) == size and their_bits < bits[-1] - 0.3
+assert math.log2(config.n_vocab) == 9 and 1.5 < size / len(held_out.tokens) < 2.5
+print(f"checked: {size / len(held_out.tokens):.2f} bytes per token; more text, fewer bits per byte")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Learn from one in eight of the messages, in as many steps. What do the two losses do?
-# 2. Take `n_vocab=300`. Is the loss lower? Are the bits per byte?
-# 3. Let gzip read the training text first (`zlib.compressobj(zdict=...)`). Is it a better rival?
+# 1. Train on one in eight of the messages, for the same number of steps. What happens to the loss on
+#    the training messages, and on the held-out ones?
+# 2. Use `n_vocab=300`. Is the loss lower? Are the bits per byte?
+# 3. Let gzip read the training text first (`zlib.compressobj(zdict=...)`). How much better does it get?
 #
 # Solutions: [`solutions/13_pretraining.py`](solutions/13_pretraining.py).

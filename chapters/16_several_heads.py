@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 16. Several heads at once
 #
-# A head is one small layer; the network below it is nearly all of the work. So ask more than one
-# question of the same states. What do heads that train together do to each other?
+# A head is one small layer, and nearly all of the work is in the network below it. So it is cheap to
+# answer several questions from the same states. But what do heads do to each other when they are
+# trained together?
 #
-# **At the end you will know** how one pass answers four questions, why the units of a loss matter,
-# how to keep a head from moving the network, and what sharing costs. **Time:** under a minute.
+# **At the end you will know** how one pass answers four questions, why the units of a loss matter, how
+# to keep a head from changing the network, and what sharing costs. **Time:** about half a minute,
+# offline.
 
 # %%
 import re
@@ -34,13 +36,14 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.course import picture, setting, show
 
-MODEL, DATA = setting("mini")  # "124M": OpenAI's model, and the SMS Spam Collection
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
 # %% [markdown]
 # ## One pass, four questions
 #
-# Is it spam? How many characters has it? Which words begin with a capital? And GPT-2's own: which
-# token is next? People gave `label` here; the others follow from the text by rule.
+# Is the message spam? How many characters does it have? Which of its words begin with a capital letter?
+# And GPT-2's own question: which token comes next? People answered the first one. A rule gives the
+# answers to the others, so we need not label anything.
 
 
 # %%
@@ -51,18 +54,19 @@ def by_rule(m):
 
 model = Classifier.on_base(MODEL, ["ham", "spam"]).model
 C, top, KINDS = model.config.n_embd, model.config.n_layer, ("other", "capital")
-parts = vars(split_messages(load_messages(DATA), balance=True)).values()
+whole = split_messages(load_messages(DATA), balance=True)
+parts = whole.train[:200], whole.val[:40], whole.test[:160]  # to save time
 split = Split(*([by_rule(message) for message in part] for part in parts))
-store = FeatureStore()  # what frozen blocks make of a text, for the next head
+store = FeatureStore()  # keeps the frozen blocks' output for the next head
 LABEL = HeadConfig("label", labels=("ham", "spam"))
 LENGTH = HeadConfig("length", "regression", ("characters",))
 WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
-NEXT = HeadConfig("next", "language", gradient=False)  # GPT-2's own head, kept
+NEXT = HeadConfig("next", "language", trainable=False, gradient=False)  # GPT-2's own head
 four = Classifier.on_base(MODEL, heads=[LABEL, LENGTH, WORDS, NEXT])
 encoded, _ = four.encode([message.text for message in split.test[:8]])
 outputs, _ = four.batch_outputs(four.texts(encoded), range(8))
 for h in four.description.heads:
-    print(f"{h.name:<7}{h.task:<21}behind block {h.layer}: {tuple(outputs[h.name].shape)}")
+    print(f"{h.name:<7}{h.task:<21}after block {h.layer}: {tuple(outputs[h.name].shape)}")
 show(outputs_from)
 
 # %% check
@@ -70,15 +74,16 @@ for n, ids in enumerate(encoded):  # one text at a time, through the whole netwo
     states, own = four.model.hidden(torch.tensor([ids]))[0], four.model.head  # (T, C)
     assert torch.allclose(outputs["label"][n], own["label"](states[-1]), atol=1e-3)
     assert torch.allclose(outputs["next"][n, : len(ids)], own["next"](states), atol=1e-3)
-print("checked: one pass gave what each head makes of the states it reads")
+print("checked: one pass gives the same outputs as each head on its own")
 
 # %% [markdown]
 # ## A sum of losses
 #
-# Training takes the sum of the heads' losses, each times its `loss_weight`. That of `label` is in
-# nats, that of `length` in squared characters, unless `center` and `scale` set its unit. What that
-# does, told by accuracy and R2 on messages trained on: `balance_losses` divides each loss by its
-# running mean, so that none is louder; but far from 0 numbers are reached slowly all the same.
+# Training minimizes the sum of the heads' losses, each multiplied by its `loss_weight`. The loss of
+# `label` is in nats. The loss of `length` is in squared characters and tens of thousands of times as
+# large, so nearly all of the gradient comes from `length`. There are two remedies. `balance_losses` divides each
+# loss by its running mean. `center` and `scale` let the head predict in units of its own: here in
+# standard deviations from the mean length.
 
 
 # %%
@@ -87,12 +92,9 @@ def trained(*heads, **changes):
     made = Classifier.on_base(MODEL, heads=heads, store=store)
     with TemporaryDirectory() as run:
         finetune(made, split, config, Path(run))
-        made = Classifier.load(
-            Path(run) / "last.safetensors", store=store
-        )  # the last epoch, chosen by nothing
-    labelled = [to_labelled(made, part) for part in (split.train, split.test)]
-    scores = [loss_and_scores(made, part)[1].items() for part in labelled]
-    return made, *({name: score.main for name, score in part} for part in scores)
+        made = Classifier.load(Path(run) / "last.safetensors", store=store)  # of the last epoch
+    scores = loss_and_scores(made, to_labelled(made, split.test))[1]
+    return made, {name: its.main for name, its in scores.items()}
 
 
 sizes, losses = torch.tensor([message.label["length"] for message in split.train]), []
@@ -101,62 +103,91 @@ for head in (LABEL, LENGTH, SCALED):
     one = Classifier.on_base(MODEL, heads=[head])
     losses.append(loss_and_scores(one, to_labelled(one, split.train[:32]))[0])
     print(f"{head.name:<7} loss before training {losses[-1]:>9.2f}")
-alone, drowned = trained(LABEL), trained(LABEL, LENGTH)
+alone, drowned, scaled = trained(LABEL), trained(LABEL, LENGTH), trained(LABEL, SCALED)
 balanced = trained(LABEL, LENGTH, balance_losses=True)
-for what, (_, on, _) in {"alone": alone, "sum": drowned, "balanced": balanced}.items():
-    print(f"{what:<9}", "  ".join(f"{name} {score:.3f}" for name, score in on.items()))
+found = {"label alone": alone, "sum": drowned, "balanced": balanced, "scaled": scaled}
+print("test set: accuracy of label, R2 of length")
+for what, (_, scores) in found.items():
+    print(f"  {what:<12}", "  ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+
+# %% [markdown]
+# In the plain sum, `label` suffers. Balancing helps `label`, but does nothing for `length`: an R2
+# below 0 is worse than always predicting the mean length. The output of that head begins near 0 and
+# would have to reach about a hundred characters, and AdamW moves each weight by about one learning
+# rate per step, however the loss is weighted. Only the right unit helps both heads.
 
 # %% check
-assert losses[1] > 100 * max(losses[0], losses[2])
-assert drowned[1]["label"] < min(alone[1]["label"], balanced[1]["label"]) - 0.03
-print("checked: in raw units the louder head wins; balanced, it does not")
+assert losses[1] > 1000 * max(losses[0], losses[2])
+assert drowned[1]["label"] < min(alone[1]["label"], balanced[1]["label"], scaled[1]["label"]) - 0.03
+assert max(drowned[1]["length"], balanced[1]["length"]) < 0 < 0.3 < scaled[1]["length"]
+print("checked: balancing rescues label, not length; the right unit rescues both")
 
 # %% [markdown]
 # ## Together or alone
 #
-# With `gradient=False` a head learns, but nothing flows on from it: `label` ends as if alone. Now
-# all four, against one classifier a question: one file and one pass instead of four, but no gift to
-# the answers. `label` and `length` want different things of the block they share; `next` was not
-# asked; `words` reads below. A few hundredths are chance on so few messages.
+# Now all four heads together, against one classifier per question. Together they need one file and one
+# pass instead of four. What do the answers lose?
 
 # %%
 looking = trained(LABEL, replace(SCALED, gradient=False))
-together, words, length = trained(LABEL, SCALED, WORDS, NEXT), trained(WORDS)[2], trained(SCALED)[2]
+together, words, length = trained(LABEL, SCALED, WORDS, NEXT), trained(WORDS), trained(SCALED)
 own = loss_and_scores(four, to_labelled(four, split.test))[1]["next"].main
-for name, score in {**alone[2], **length, **words, "next": own}.items():
-    print(f"{name:<7}alone {score:.3f}   together {together[2][name]:.3f}")
+for name, score in {**alone[1], **length[1], **words[1], "next": own}.items():
+    print(f"{name:<7}alone {score:.3f}   together {together[1][name]:.3f}")
+
+# %% [markdown]
+# `label` and `length` share the last block and still do about as well: on 160 messages, two points of
+# accuracy are about three messages, which is not significant. `next` is not trained; the block below it
+# changed, but its accuracy hardly did. `words` does lose something. It reads the output of the block
+# before the last. Alone, that block is trained for it. Together, only the last block is trained, which
+# comes too late for `words`.
+#
+# If one head must not change the network for another, give it `gradient=False`. It still learns, but
+# sends no gradient into the blocks, and `label` ends as if it had been trained alone.
 
 # %% check
 assert torch.allclose(looking[0].logits(encoded), alone[0].logits(encoded), atol=1e-2)
-assert looking[2]["length"] > drowned[2]["length"] and together[2]["next"] < own
-assert abs(together[2]["words"] - words["words"]) < 0.03, "its first numbers were drawn anew"
-print("checked: a head that only looks leaves label as it was; words lost nothing")
+assert looking[1]["length"] > drowned[1]["length"] and abs(together[1]["next"] - own) < 0.05
+trains = [
+    {n for n in range(top) if made.model.blocks[n].ln_1.weight.requires_grad}
+    for made in (words[0], together[0])
+]
+assert trains == [{top - 2}, {top - 1}] and together[1]["words"] < words[1]["words"]
+print("checked: which block trains; without its gradient, length leaves label as it was")
 
 # %% [markdown]
-# ## A text, and what the heads say of it
+# ## The heads while a text is written
 #
-# `next` generates, and the pass that chooses a token asks the other heads too. Attention looks back
-# only: what they say there, they would say if the text ended there.
+# `next` generates a text, and the pass that chooses a token also asks the other heads. Attention looks
+# back only, so what they say after a token is what they would say if the text ended there.
 
 # %%
 PROMPT = "Congratulations! You have won"
-told = generate_with_heads(together[0], PROMPT, 30, temperature=0.7, seed=1)
-spam = [answer.probabilities["spam"] for answer in told.answers["label"]]
-kinds = {"kind of word": [answer.label for answer in told.answers["words"]]}
-curves = {"P(spam)": spam, "length": [a.values["characters"] for a in told.answers["length"]]}
-picture(draw_heads_by_token(told.tokens, curves, kinds, n_prompt=told.n_prompt), "16-told")
+text = generate_with_heads(together[0], PROMPT, 30, temperature=0.7, seed=1)
+spam = [answer.probabilities["spam"] for answer in text.answers["label"]]
+kinds = {"kind of word": [answer.label for answer in text.answers["words"]]}
+curves = {"P(spam)": spam, "length": [a.values["characters"] for a in text.answers["length"]]}
+figure = draw_heads_by_token(text.tokens, curves, kinds, n_prompt=text.n_prompt)
+figure.axes[0].set_ylim(0, 1)
+figure.suptitle("What three heads say after each token")
+picture(figure, "16-told")
+
+# %% [markdown]
+# `words` was trained on the first token of each word only. What it says at a later token, such as an
+# exclamation mark after a word, means nothing. At first tokens it is sometimes wrong. And `next` is a
+# general language model that was not trained to write spam, so P(spam) need not rise.
 
 # %% check
 ids = four.tokenizer.encode(PROMPT)
 begun = together[0].logits([ids[: t + 1] for t in range(len(ids))]).softmax(dim=1)[:, 1]
 assert torch.allclose(torch.tensor(spam[: len(ids)]), begun, atol=1e-3)
-print("checked: after each token of the prompt, the answer for the text cut there")
+print("checked: after each token of the prompt, the answer is that for the text cut there")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Leave `label` out of half the training messages. From how many does each head learn then?
-# 2. Let `next` pull too (`gradient=True`). What becomes of its guesses, and what of `label`?
-# 3. Count the multiply-adds of a pass for `label` and `length`, and of two passes, one for each.
+# 1. Leave out `label` for half of the training messages. How many does each head then learn from?
+# 2. Let `next` train the block too (`gradient=True`). What happens to its predictions, and to `label`?
+# 3. Count the multiply-adds of one pass for `label` and `length`, and of two passes, one for each.
 #
 # Solutions: [`solutions/16_several_heads.py`](solutions/16_several_heads.py).

@@ -1,14 +1,14 @@
-"""Build `notebooks/` from the chapter scripts: convert, execute, keep what came out.
+"""Build `notebooks/` from the chapter scripts: convert them, run them, keep their output.
 
     python chapters/build.py                    all chapters, into chapters/notebooks
     python chapters/build.py 03 05              two of them
     python chapters/build.py --out somewhere    elsewhere
 
-The scripts are the source; nobody edits a notebook. On one machine two builds give the same bytes:
-cells are numbered, the embedded model and messages are taken, each chapter has one thread, the
-features it computes are its own, and what is written to standard error (progress) is left out, as
-is the output of cells tagged `clock`, which would be another machine's seconds. The line numbers in
-LECTURE.md are brought up to date on the way.
+The scripts are the source; nobody edits a notebook. On one machine, two builds give the same bytes:
+the cells are numbered, the miniature and the shipped messages are used, each chapter has one thread
+and an empty feature cache, and standard error (progress) is left out. The output of cells tagged
+`clock` is left out too, because another machine takes other times. A build also updates the line
+numbers in LECTURE.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from gpt2_from_scratch.storage.files import write_text
 CHAPTERS = Path(__file__).parent
 NOTEBOOKS = CHAPTERS / "notebooks"
 LECTURE = CHAPTERS / "LECTURE.md"
-SECONDS = 900  # after which a cell is given up
+SECONDS = 900  # time limit of a cell
 AT_ONCE = 2  # chapters; each has one thread
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -43,16 +43,16 @@ COLAB = "https://colab.research.google.com/github/"
 
 
 def scripts(names: list[str]) -> list[Path]:
-    """The chapters' scripts whose names begin with one of `names`; all, for none."""
+    """The chapters' scripts whose names begin with one of `names`; all of them if it is empty."""
     found = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
     return [path for path in found if not names or path.name.startswith(tuple(names))]
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """Variables that make a build the same on every machine; `scratch` is an empty folder.
+    """Environment variables that make builds equal; `scratch` is an empty folder.
 
-    Threads change the last bits of sums, a file of an earlier run changes what is printed, and a
-    start-up file of the user's would run first.
+    The number of threads changes the last bits of sums, files of an earlier run change what is
+    printed, and a start-up file of the user would run first.
     """
     own = ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "GPT2_FROM_SCRATCH_CACHE")
     return {
@@ -66,13 +66,13 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def repository() -> str:
-    """The address the project is cloned from, if pyproject.toml has one under [project.urls]."""
+    """The project's address on GitHub, if pyproject.toml has one under [project.urls]."""
     with (CHAPTERS.parent / "pyproject.toml").open("rb") as file:
         return tomllib.load(file)["project"].get("urls", {}).get("Repository", "")
 
 
 def to_notebook(script: Path, address: str = "") -> NotebookNode:
-    """The script's cells, not executed, and behind the title what Colab needs."""
+    """The script's cells, not executed, with what Colab needs after the title."""
     notebook = jupytext.reads(script.read_text("utf-8"), fmt="py:percent")
     title, *rest = notebook.cells
     cells = [title, *_opening(script, address), *rest]
@@ -90,12 +90,10 @@ def _opening(script: Path, address: str) -> list[NotebookNode]:
     place = f"{address.removeprefix('https://github.com/')}/blob/main/chapters/notebooks"
     link = f"{COLAB}{place}/{script.stem}.ipynb" if address else COLAB
     how = (
-        ""
-        if address
-        else ": give it the address of this repository, and give the next cell the same"
+        "" if address else ": enter the address of this repository there, and also in the next cell"
     )
     text = (
-        f"*Built from [`chapters/{script.name}`](../{script.name}): change that one. "
+        f"*This notebook is built from [`chapters/{script.name}`](../{script.name}); edit that file. "
         f"[Open in Colab]({link}){how}.*"
     )
     code = (
@@ -107,14 +105,14 @@ def _opening(script: Path, address: str) -> list[NotebookNode]:
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:
-    """Run all cells, in place, in `folder`; raises CellExecutionError where one fails."""
+    """Run all cells, in place, in `folder`. Raises CellExecutionError if one fails."""
     client = NotebookClient(
         notebook,
         timeout=SECONDS,
         kernel_name="python3",
         coalesce_streams=True,
         record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only; it warns of its sockets
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only, no warnings
         resources={"metadata": {"path": str(folder)}},
     )
     asyncio.run(client.async_execute())  # closes its event loop, as `execute` does not
@@ -128,7 +126,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 def build(script: Path, out: Path, address: str) -> float:
-    """One chapter to an executed notebook in `out`; returns the seconds it took."""
+    """Build the executed notebook of a chapter in `out`; return the seconds it took."""
     began = time.perf_counter()
     notebook = to_notebook(script, address)
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +137,7 @@ def build(script: Path, out: Path, address: str) -> float:
 
 
 def build_all(chosen: list[Path], out: Path, address: str) -> list[str]:
-    """Build some chapters, two at a time, and say how long each took; returns what failed of which."""
+    """Build chapters, two at a time, and print how long each took; return the errors."""
     failed = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = [pool.submit(build, script, out, address) for script in chosen]
@@ -147,16 +145,16 @@ def build_all(chosen: list[Path], out: Path, address: str) -> list[str]:
             try:
                 print(f"{script.stem:<20} {chapter.result():5.1f} s", flush=True)
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                told = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours
-                failed.append(f"{script.name} failed\n{told}")
+                message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours
+                failed.append(f"{script.name} failed\n{message}")
                 print(f"{script.stem:<20} failed", flush=True)
     return failed
 
 
 def point_to_lines(page: str) -> str:
-    """A page's links of the form [..](file.py#L12) `code`, each to the first line that has the code.
+    """Point links of the form [..](file.py#L12) `code` to the first line that contains the code.
 
-    Raises ValueError for code that stands in no line of its file.
+    Raises ValueError if no line of the file contains it.
     """
 
     def pointed(match: re.Match) -> str:
@@ -174,8 +172,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("chapters", nargs="*", help="how their names begin; none: all of them")
-    parser.add_argument("--out", type=Path, default=NOTEBOOKS, help="folder to write to")
+    parser.add_argument(
+        "chapters", nargs="*", help="beginnings of their names (default: all chapters)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=NOTEBOOKS,
+        help="folder to write to (default: chapters/notebooks)",
+    )
     parser.add_argument("--repository", default=repository(), help="address for the Colab link")
     arguments = parser.parse_args()
     chosen = scripts(arguments.chapters)

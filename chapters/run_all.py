@@ -1,7 +1,7 @@
 """Run every chapter as a script, one after another, and print how long each took.
 
-With GPT2_FROM_SCRATCH_COURSE=124M in the environment they run on OpenAI's model and the SMS Spam
-Collection. A chapter that fails ends it, with what the chapter said.
+With GPT2_FROM_SCRATCH_COURSE=124M in the environment they run on OpenAI's model. If a chapter fails,
+its output is printed and the later chapters are not run.
 """
 
 import subprocess

@@ -1,7 +1,7 @@
-"""What the chapters share: the model and messages they run on, our source on the page, pictures.
+"""What the chapters share: their model and data set, and how they show source code and pictures.
 
-A chapter runs as a script and as a notebook. There the last expression of a cell is shown; here a
-source is printed and a picture written to a file.
+A chapter runs as a script or as a notebook. A notebook displays source code and pictures itself; a
+script prints the source code and writes the picture to a file.
 """
 
 import builtins
@@ -21,24 +21,24 @@ from gpt2_from_scratch.storage.paths import known_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = Path("runs/course")  # where a script leaves its pictures
+PICTURES = Path("runs/course")  # where a script writes its pictures
 DPI = 100
 
 
 def setting(model: str = "mini") -> tuple[str, str]:
-    """(model, messages) of a chapter: ("mini", "hard"), or OpenAI's of that size and "sms".
+    """(model, data set) of a chapter: ("mini", "sms"), or one of OpenAI's sizes and "sms".
 
-    $GPT2_FROM_SCRATCH_COURSE, where it is set, takes the place of `model`. Raises UsageError for a
-    model that is neither "mini" nor one of OpenAI's sizes.
+    The environment variable GPT2_FROM_SCRATCH_COURSE replaces `model` if it is set. Raises UsageError
+    if the model is neither "mini" nor one of OpenAI's sizes.
     """
     model = known_name(os.environ.get("GPT2_FROM_SCRATCH_COURSE") or model)
     if model not in ("mini", *SIZES):
         raise UsageError(f"the course runs on mini, {', '.join(SIZES)}; not on {model!r}")
-    return model, "hard" if model == "mini" else "sms"
+    return model, "sms"
 
 
 def show(*things: type | Callable) -> "Source":
-    """The source of functions, methods or classes, as the package has it."""
+    """Show the package's source code of functions, methods or classes."""
     found = []
     for thing in things:
         place = Path(inspect.getsourcefile(thing) or "").name
@@ -50,7 +50,7 @@ def show(*things: type | Callable) -> "Source":
 
 
 def picture(figure: "Figure", name: str) -> "Picture":
-    """A figure on the page, or, in a script, as the file `runs/course/NAME.png`."""
+    """Show a figure in a notebook; in a script, write it to `runs/course/NAME.png`."""
     if not in_notebook():
         from gpt2_from_scratch.reports.plots import save_picture
 
@@ -62,7 +62,7 @@ def picture(figure: "Figure", name: str) -> "Picture":
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """Source code as a notebook shows it: coloured."""
+    """Source code, which a notebook displays with syntax highlighting."""
 
     code: str
 
@@ -75,7 +75,7 @@ class Source:
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A figure as a notebook shows it."""
+    """A figure, which a notebook displays."""
 
     figure: "Figure"
     name: str
@@ -84,16 +84,16 @@ class Picture:
         return f"picture: {self.name}"
 
     def _repr_png_(self) -> bytes:
-        """As a .png whose bytes depend on nothing but what is on it."""
+        """The figure as a .png file whose bytes depend only on the figure."""
         file = io.BytesIO()
         self.figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
         return file.getvalue()
 
 
 def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this, which shows the last expression of a cell by itself.
+    """Whether a notebook runs this, which displays the last expression of a cell.
 
-    IPython in a terminal has none: it could show neither a picture nor a source.
+    IPython in a terminal has no kernel, and can display neither pictures nor highlighted source.
     """
     shell = getattr(builtins, "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")

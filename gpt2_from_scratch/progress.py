@@ -1,11 +1,11 @@
-"""What a person sees: printed results, log lines, error messages, commands and progress bars.
+"""Terminal output: results, log lines, error messages, commands and progress bars.
 
-Modules log to `logging.getLogger(__name__)`. Importing the package configures nothing; the command
-and the chapters call `log_to`, other programs configure logging as they like.
+Modules log to `logging.getLogger(__name__)`. Importing the package does not configure logging. The
+command and the chapters call `log_to`; other programs configure logging as they like.
 
-Labels, names of files and texts come from others and may hold characters that a terminal obeys.
-The command prints through `VisibleStream`: results, log lines, errors, warnings and tracebacks.
-Pages and cards write their texts with `visible`.
+Labels, file names and texts come from outside and may contain characters that control a terminal.
+The command therefore prints everything through `VisibleStream`: results, log lines, errors, warnings
+and tracebacks. Pages and cards pass such strings through `visible`.
 """
 
 import logging
@@ -21,46 +21,46 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-NAME = "gpt2-classifier"  # of the command
+NAME = "gpt2-classifier"  # the name of the command
 PACKAGE_LOG = logging.getLogger("gpt2_from_scratch")
 
 # --- characters that control a terminal ---
 
 CONTROLLING = re.compile(
     "["
-    "\0-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line feed, DEL, C1
-    "\u2028\u2029"  # separators of lines and paragraphs
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # they reorder the text around them
-    "\ud800-\udfff"  # lone surrogates: bytes of a name that are not UTF-8
+    "\0-\x08\x0b-\x1f\x7f-\x9f"  # C0 except tab and line feed, DEL, C1
+    "\u2028\u2029"  # line and paragraph separators
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # these reorder the text around them
+    "\ud800-\udfff"  # lone surrogates, which Python uses for bytes of a file name that are not UTF-8
     "]"
 )
 
 
 def visible(text: str) -> str:
-    """Show characters that control a terminal as escapes, such as `\\x1b`; the others stay."""
+    """Replace characters that control a terminal with escapes such as `\\x1b`."""
     return CONTROLLING.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:
-    # json.dumps leaves DEL as it is; written as \u007f, printed JSON is still JSON
+    # json.dumps does not escape DEL. \u007f keeps the output valid JSON, and \x7f would not.
     code = ord(found[0])
     return f"\\u{code:04x}" if code > 0xFF or code == 0x7F else f"\\x{code:02x}"
 
 
 class VisibleStream:
-    """A text stream on which characters that control a terminal are written as escapes."""
+    """A text stream that writes characters that control a terminal as escapes."""
 
     def __init__(self, stream: Any):
-        # tqdm, which writes log lines above a bar, compares what streams wrap by this name
+        # tqdm reads this attribute to find out whether two streams wrap the same one
         self._wrapped = getattr(stream, "_wrapped", stream)
 
     def write(self, text: str) -> int:
-        """Write the text in its visible form; returns the number of characters that were meant."""
+        """Write the text with escapes. Returns the length of the original text."""
         self._wrapped.write(visible(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write every line as `write` does."""
+        """Write each line with escapes."""
         for line in lines:
             self.write(line)
 
@@ -70,21 +70,24 @@ class VisibleStream:
 
 @contextmanager
 def visible_output() -> Iterator[None]:
-    """During the block, standard output and standard error are VisibleStreams."""
+    """Replace standard output and standard error with VisibleStreams during the block."""
     with redirect_stdout(VisibleStream(sys.stdout)), redirect_stderr(VisibleStream(sys.stderr)):
         yield
 
 
 def for_programs(stream: TextIO) -> TextIO:
-    """The stream for data that a program reads: as they are, unless a person sees them."""
+    """Return the stream for machine-readable output.
+
+    It writes without escapes, unless it is a terminal.
+    """
     return stream if stream.isatty() else getattr(stream, "_wrapped", stream)
 
 
-# --- commands that a person can type ---
+# --- commands that the user can type ---
 
 
 def program() -> str:
-    """How a person calls the command here: its name, its path if needed, or `python -m`."""
+    """Return how the user started the command: its name, its path or `python -m`."""
     started = Path(sys.argv[0])
     if started.name == "__main__.py" and started.parent.name == __package__:
         return f"{shlex.quote(sys.orig_argv[0])} -m {__package__}"
@@ -94,7 +97,7 @@ def program() -> str:
 
 
 def command(*words: object) -> str:
-    """A command of the package as a person can type it here."""
+    """Return a command of this package in the form in which the user can type it."""
     return f"{program()} {shlex.join(map(str, words))}"
 
 
@@ -102,17 +105,20 @@ def command(*words: object) -> str:
 
 
 class _AboveTheBar(logging.StreamHandler):
-    """Writes each line above a progress bar, if there is one."""
+    """A log handler that writes each line above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        with suppress(OSError):  # a log on a full disk is no reason to stop
+        with suppress(OSError):  # a log file on a full disk must not stop the run
             tqdm.write(self.format(record), file=self.stream)
 
 
 def log_to(stream: TextIO) -> None:
-    """Write the package's log lines to a stream, and to no other that was chosen here before."""
+    """Write the package's log lines to a stream.
+
+    The stream of an earlier call is no longer used.
+    """
     for handler in [*PACKAGE_LOG.handlers]:
         if isinstance(handler, _AboveTheBar):
             PACKAGE_LOG.removeHandler(handler)
@@ -122,7 +128,10 @@ def log_to(stream: TextIO) -> None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No log lines and no progress bars, for a step of a larger task that reports it as a whole."""
+    """Suppress log lines and progress bars during the block.
+
+    Use it for a step of a larger task that logs its own summary.
+    """
     level = PACKAGE_LOG.level
     PACKAGE_LOG.setLevel(logging.ERROR)
     try:
@@ -132,9 +141,11 @@ def silenced() -> Iterator[None]:
 
 
 def progress_bar(*args: Any, desc: str = "", **options: Any) -> "tqdm":
-    """A tqdm bar on standard error; none if that is not a terminal, or inside `silenced`.
+    """Return a tqdm bar on standard error.
 
-    It moves the cursor, so it writes to the stream itself; `desc` may hold the name of a file.
+    It is hidden inside `silenced`, and if standard error is not a terminal. The bar needs control
+    characters to move the cursor, so it bypasses VisibleStream. Only `desc`, which may contain a
+    file name, is escaped.
     """
     from tqdm import tqdm
 

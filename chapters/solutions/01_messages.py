@@ -18,7 +18,7 @@ from gpt2_from_scratch import (
 )
 from gpt2_from_scratch.progress import log_to
 
-messages = load_messages("demo")
+messages = load_messages("sms")
 LINES = [
     'ham,The sign said "closed, so I went home',
     'spam,"You are chosen! Reply YES to claim your voucher',
@@ -30,9 +30,9 @@ LINES = [
 # %% [markdown]
 # ## 1. One text, two labels
 #
-# `split_messages` refuses: whichever label it took, half of such messages would be wrong. Told to go
-# on, it leaves all copies of that text out. Without the check the copies would be dealt out with the
-# first label, and nobody would know.
+# `split_messages` raises an error: whichever label it chose, it would be wrong for one of the two
+# messages. With `on_error="skip"` it leaves out every copy of such a text and logs a warning. Without
+# the check, the text would simply get its first label, and nobody would know.
 
 # %%
 both = [*messages, Message("Call me back", "ham"), Message("Call me back", "spam")]
@@ -41,19 +41,21 @@ try:
     raise AssertionError("it should have stopped")
 except GPT2Error as error:
     print(error)
-log_to(told := io.StringIO())
+log_to(logged := io.StringIO())
 split = split_messages(both, on_error="skip")
 kept = {message.text for part in (split.train, split.val, split.test) for message in part}
-assert "Call me back" not in kept and "Call me back" in told.getvalue()
+assert "Call me back" not in kept and "Call me back" in logged.getvalue()
 assert len(kept) == len({message.text for message in messages})
 
 # %% [markdown]
 # ## 2. A quote left open in a .csv
 #
-# In a .csv quotes do mean something: a field that begins with one goes on to the next. The second
-# line's is never closed as it should be, so reading stops there, and `on_error="skip"` does not help:
-# nobody can say how many rows it would leave out. A quote in the middle of a field, as in the first
-# line, is harmless. What writes such files (`csv.writer`) doubles quotes, and all of them come back.
+# In a .csv file, quotation marks do have a meaning: a field that begins with one continues until the
+# next one. The quotation in the second message (line 3 of the file) is not closed before the end of
+# its field, so reading stops there. `on_error="skip"` does not help, because nobody can say how many
+# rows belong to the faulty field. A quotation mark in the middle of a field, as in the first message,
+# does no harm. A program that writes such files (`csv.writer`) doubles the quotation marks inside a
+# field, and then every message is read back unchanged.
 
 # %%
 with TemporaryDirectory() as folder:
@@ -75,24 +77,25 @@ with TemporaryDirectory() as folder:
 # %% [markdown]
 # ## 3. How much leaks
 #
-# A copy leaks when its twin falls into training: in 70 of 100 cases. What is copied of the test part
-# leaks in proportion to the number of copies.
+# A test message that has a copy leaks if that copy is in the training set, which holds 70% of the
+# rows. So the more messages have a copy, the more leak.
 
 # %%
 leaked = {}
+texts = sorted({message.text for message in messages})
 for one_in in (20, 5, 2):
-    shares = []
+    fractions = []
     for seed in range(10):
         random = np.random.RandomState(seed)
-        again = random.permutation(len(messages))[: len(messages) // one_in]
-        copied = [*messages, *(messages[n] for n in again)]
+        again = random.permutation(len(texts))[: len(texts) // one_in]
+        copied = [*texts, *(texts[n] for n in again)]
         order = random.permutation(len(copied))
-        train = {copied[n].text for n in order[: int(0.7 * len(copied))]}
-        test = [copied[n].text for n in order[int(0.8 * len(copied)) :]]
-        shares.append(sum(text in train for text in test) / len(test))
-    leaked[one_in] = float(np.mean(shares))
-    print(f"one in {one_in:>2} copied: {100 * leaked[one_in]:.1f} % of the test messages leak")
+        train = {copied[n] for n in order[: int(0.7 * len(copied))]}
+        test = [copied[n] for n in order[int(0.8 * len(copied)) :]]
+        fractions.append(sum(text in train for text in test) / len(test))
+    leaked[one_in] = float(np.mean(fractions))
+    print(f"one in {one_in:>2} duplicated: {leaked[one_in]:.1%} of the test messages leak")
 assert leaked[20] < leaked[5] < leaked[2]
-# of n (1 + 1/k) rows 2n/k have a twin, which is in training 7 times of 10
-for one_in, share in leaked.items():
-    assert abs(share - 0.7 * (2 / one_in) / (1 + 1 / one_in)) < 0.05
+# 2n/k of the n (1 + 1/k) rows have a copy, which is in the training set with probability 0.7
+for one_in, found in leaked.items():
+    assert abs(found - 0.7 * (2 / one_in) / (1 + 1 / one_in)) < 0.05

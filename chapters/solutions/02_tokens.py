@@ -17,15 +17,15 @@ from gpt2_from_scratch import (
 
 folder = model_folder("mini")
 tokenizer = Tokenizer(folder)
-texts = [message.text for message in load_messages("demo")]
+texts = [message.text for message in load_messages("sms")]
 tokens = sum(len(tokenizer.encode(text)) for text in texts)
 
 # %% [markdown]
 # ## 1. Capitals
 #
-# Merges are learned from what is frequent, and whole words in capitals are rare in any text.
-# `PRIZE` is other bytes than `prize`; few merges have them, so words fall apart into one or two
-# letters. Spam likes capitals, and they make it long.
+# Merges are learned from what is frequent, and whole words in capital letters are rare in most texts.
+# `PRIZE` consists of other bytes than `prize`, and few merges contain those bytes. So such words are
+# cut into pieces of one or two letters. Spam uses many capitals, and they make it longer in tokens.
 
 # %%
 capitals = sum(len(tokenizer.encode(text.upper())) for text in texts)
@@ -37,9 +37,9 @@ assert capitals > 1.3 * tokens
 # %% [markdown]
 # ## 2. A tenth of the merges
 #
-# Yes: the bytes alone would do. Merges make texts shorter and nothing else. The network would be
-# useless with this tokenizer all the same: it learned what the ids of the whole list mean, and how
-# text looks when it is cut as far as that list cuts it.
+# Yes, decoding still returns every message; the bytes alone would be enough for that. Merges only make
+# texts shorter. But the network would be useless with this tokenizer, because it was trained on the
+# tokens of the full list and expects text that is cut in that way.
 
 # %%
 lines = (folder / "vocab.bpe").read_text("utf-8").splitlines()[1:]
@@ -55,8 +55,8 @@ assert fewer.n_vocab == 256 + tenth + 1 and tokens < longer < sum(len(t.encode()
 # %% [markdown]
 # ## 3. Which half to keep
 #
-# The first half keeps its logits: no token looks ahead, so what was cut off was never seen. The
-# second half does not: its tokens have lost what stood before them and stand at other positions.
+# The first half keeps its logits: no token looks ahead, so none of them ever used what was cut off.
+# The second half does not: its tokens have lost the text before them, and they are at other positions.
 
 # %%
 model = load_gpt2("mini")

@@ -22,11 +22,11 @@ ids = torch.tensor([Tokenizer(model_folder("mini")).encode("Claim your prize bef
 # %% [markdown]
 # ## 1. Which mistakes a test sees
 #
-# Fresh weights have a standard deviation of 0.02 or less. There attention looks at all tokens about
-# alike whatever the scores, and GELU is nearly a straight line: with a tolerance of 0.01 two of the
-# four mistakes pass. On the real weights each moves the logits at least five times as far. The GELU
-# stays the smallest, at about 0.01, where it depends on the message whether the test sees it. Hence
-# real or large weights, and a tolerance of 0.0001.
+# Fresh weights have a standard deviation of 0.02 or less. With them, attention gives all tokens about
+# the same weight, and GELU is nearly a straight line. So a test with a tolerance of 0.01 misses two of
+# the four mistakes. With the real weights each mistake moves the logits at least five times as far. The
+# wrong GELU is still the smallest mistake, at about 0.01, so whether that tolerance catches it depends
+# on the message. This is why tests should use real or large weights, and a tolerance of 0.0001.
 
 
 # %%
@@ -39,7 +39,7 @@ def logits_with(model, gelu="tanh", c_minus_1=False, no_root=False):
     for block in model.blocks:
         q, k, v = block.attn.c_attn(norm(x, block.ln_1)).split(x.shape[2], dim=2)
         D = x.shape[2] // block.attn.n_head
-        q = q * D**0.5 if no_root else q  # what the division takes away again
+        q = q * D**0.5 if no_root else q  # cancels the division
         x = x + block.attn.c_proj(block.attn.attend(torch.cat([q, k, v], dim=2)))
         x = x + block.mlp.c_proj(F.gelu(block.mlp.c_fc(norm(x, block.ln_2)), approximate=gelu))
     return norm(x, model.ln_f) @ model.wte.weight.T
@@ -72,10 +72,10 @@ assert 1e-3 < moved["real"]["exact GELU"] < 1e-1
 # %% [markdown]
 # ## 2. Order without positions
 #
-# After one block nothing changed: without `wpe` the last token sees a bag of tokens, and their
-# order makes no difference to a sum. After two it does: which tokens the *others* saw depends on
-# where they stand, since each sees only those before it. So the mask alone tells the network
-# something of the order.
+# After one block nothing has changed: without `wpe` the last token sees a bag of tokens, and a sum does
+# not depend on their order. After two blocks it has changed: each of the *other* tokens sees only those
+# before it, so what it saw in the first block depends on its position. The mask alone therefore gives
+# the network some information about the order.
 
 # %%
 without = copy.deepcopy(real)
@@ -94,9 +94,9 @@ assert change[0] < 1e-9 and change[1] > 1e-3
 # %% [markdown]
 # ## 3. What the norm takes away
 #
-# Next to nothing. Three is subtracted again with the mean, and ten is divided out with the standard
-# deviation. Only the 1e-5 beside the variance is relatively smaller then, which moves the logits by
-# less than a thousandth.
+# Almost nothing. The norm subtracts the three together with the mean, and divides the ten out with the
+# standard deviation. Only the 1e-5 that is added to the variance is now smaller relative to it, which
+# moves the logits by less than a thousandth.
 
 # %%
 x = real.embed(ids)

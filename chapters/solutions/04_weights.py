@@ -19,7 +19,7 @@ from gpt2_from_scratch import (
 
 torch.set_grad_enabled(False)
 tokenizer = Tokenizer(model_folder("mini"))
-texts = [torch.tensor(tokenizer.encode(m.text)) for m in load_messages("demo")[:20]]
+texts = [torch.tensor(tokenizer.encode(m.text)) for m in load_messages("sms")[:20]]
 
 
 def bits_per_token(model):
@@ -33,8 +33,9 @@ bits = bits_per_token(right)
 # %% [markdown]
 # ## 1. Two norms swapped
 #
-# No shape tells: both norms have C gains and C shifts. So do the biases of both `c_proj`: six
-# arrays of a block have a twin, any of which a wrong name map could swap unseen.
+# The shapes do not reveal it: both norms have C gains and C shifts. The biases of the two `c_proj` have
+# this shape too. So six arrays of a block have the same shape as another one, and a wrong table of
+# names could swap any of them without an error.
 
 # %%
 swapped = load_gpt2("mini")
@@ -43,16 +44,17 @@ block.ln_1, block.ln_2 = block.ln_2, block.ln_1
 shapes = [tuple(parameter.shape) for parameter in block.parameters()]
 twins = sum(shapes.count(shape) > 1 for shape in shapes)
 cost = bits_per_token(swapped) - bits
-print(f"{bits:.2f} bits a token, {cost:.2f} more when swapped; {twins} arrays with a twin")
+print(f"{bits:.2f} bits per token, {cost:.2f} more when swapped; {twins} arrays share a shape")
 assert [p.shape for p in swapped.parameters()] == [p.shape for p in right.parameters()]
 assert twins == 6 and cost > 0.1
 
 # %% [markdown]
 # ## 2. The transpose, block by block
 #
-# The first block costs most: all others build on it. In the last ones the text still reads like any
-# text of the miniature, and the loss is little worse: nobody would suspect anything. The logits of one
-# message differ far more than rounding does in every case, which the oracle sees.
+# The mistake costs most in the first two blocks, because all later blocks build on them. In the other
+# blocks the text still reads like most texts of the miniature, and the loss is only a little worse, so
+# nobody would suspect a mistake. But in every case the logits of one message change far more than
+# rounding could explain, and the oracle detects that.
 
 # %%
 costs, logits = [], right(texts[0][None])
@@ -62,16 +64,16 @@ for n in range(right.config.n_layer):
     costs.append(bits_per_token(planted) - bits)
     off = (planted(texts[0][None]) - logits).abs().max()
     text = greedy_continuation(planted, tokenizer, PROMPT, 15)
-    print(f"block {n}: {costs[-1]:+.2f} bits, logits off by {off:.1f}, {PROMPT + text!r}")
+    print(f"block {n}: {costs[-1]:+.2f} bits, logits off by {off:.1f}: {PROMPT + text!r}")
     assert off > 0.1
-assert costs[0] == max(costs) > 0.5 and costs[-1] < 0.3
+assert min(costs[:2]) > 0.5 > max(costs[2:])
 
 # %% [markdown]
 # ## 3. Half the bits
 #
-# float16 comes back unchanged, because the miniature is stored as float16: each of its numbers is
-# one that float16 has. bfloat16 keeps 8 bits of each number where float16 keeps 11, so all but a
-# few change, and the logits with them.
+# The float16 copy comes back unchanged, because the miniature's file is in float16 already, so float16
+# can represent each of its numbers. bfloat16 keeps 8 significant bits of each number and float16 keeps
+# 11. So most numbers change in bfloat16, and the logits change with them.
 
 # %%
 moved = {}
@@ -79,5 +81,5 @@ for dtype in (torch.float16, torch.bfloat16):
     with TemporaryDirectory() as folder:
         save_gpt2(right, Path(folder), dtype)
         moved[dtype] = float((load_gpt2(folder)(texts[0][None]) - logits).abs().max())
-    print(f"{dtype}: the logits move by {moved[dtype]:.1e}")
+    print(f"{dtype}: the logits change by {moved[dtype]:.1e}")
 assert moved[torch.float16] == 0 and moved[torch.bfloat16] > 1e-3

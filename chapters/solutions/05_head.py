@@ -20,12 +20,13 @@ from gpt2_from_scratch import (
 # %% [markdown]
 # ## 1. One output for two classes
 #
-# Softmax of two logits depends on their difference only: P(spam) = 1 / (1 + exp(ham - spam)). So one
-# row, the second minus the first, says as much, read through the sigmoid. Two rows are kept because
-# then three classes need no other code.
+# One is enough. The softmax of two logits depends only on their difference: P(spam) =
+# 1 / (1 + exp(ham - spam)). So a single row, the second minus the first, gives the same probability
+# through the sigmoid function. The package keeps two rows because then three classes need no other
+# code.
 
 # %%
-messages = load_messages("demo")
+messages = load_messages("sms")
 classifier = Classifier.on_base("mini", ["ham", "spam"])
 head = classifier.model.head
 encoded, _ = classifier.encode([message.text for message in messages[:20]])
@@ -40,8 +41,9 @@ assert torch.allclose(one, two, atol=1e-5)
 # %% [markdown]
 # ## 2. Read at the first token
 #
-# The first token has seen itself only. Messages that begin with the same token get the same answer,
-# whatever follows and whatever was trained: there are as many answers as first tokens.
+# The first token has seen only itself. So messages that begin with the same token get the same answer,
+# whatever follows it and however the classifier was trained. There are at most as many different
+# answers as there are different first tokens.
 
 # %%
 first = Classifier.on_base("mini", ["ham", "spam"], pooling="first_token")
@@ -56,9 +58,10 @@ assert len(distinct) <= len(answer_of) < len(encoded)
 # %% [markdown]
 # ## 3. Medicine or not
 #
-# Two labels in the file make a head of two rows; nothing else changes. "Always other" is right for
-# two texts in three, so that is what the accuracy has to be compared with, not one half. With
-# `balance=True` as many `other` are drawn as there are texts on medicine, and one half it is again.
+# The file has two labels, so the head has two rows; nothing else changes. A classifier that always
+# answers `other` is correct for two texts in three, so the accuracy must be compared with two thirds
+# and not with one half. With `balance=True`, only as many `other` texts are drawn as there are texts
+# about medicine. Then guessing is correct half of the time again.
 
 # %%
 topics = load_messages("topics")
@@ -78,7 +81,7 @@ with TemporaryDirectory() as folder:
     trained, scores = run.classifier, run.scores
 always = counts["other"] / sum(counts.values())
 low, high = scores.interval
-print(f"{counts}: 'always other' is right for {always:.1%}")
-print(f"balanced, trained: {scores.accuracy:.1%} ({low:.1%} to {high:.1%}) where a guess has 50.0%")
+print(f"{counts}: 'always other' is correct for {always:.1%}")
+print(f"trained, balanced: {scores.accuracy:.1%} ({low:.1%} to {high:.1%}); guessing: 50.0%")
 assert always == 2 / 3 and tuple(trained.model.head.weight.shape) == (2, 256)
 assert scores.accuracy > 0.55

@@ -19,7 +19,7 @@ from gpt2_from_scratch import (
     split_messages,
 )
 
-batch = split_messages(load_messages("demo")).train[:16]
+batch = split_messages(load_messages("sms"), balance=True).train[:16]
 encoded, _ = encode_texts([message.text for message in batch], Tokenizer(model_folder("mini")), 384)
 ids, lengths = pad_batch(encoded, pad_id=0)
 answers = torch.tensor([message.label == "spam" for message in batch]).long()
@@ -32,9 +32,10 @@ def loss_of(model):
 # %% [markdown]
 # ## 1. All parameters for the optimizer
 #
-# AdamW skips a parameter whose gradient is `None`, weight decay included, so frozen ones stay as
-# they are to the bit. A gradient of zeros is a gradient: the step it asks for is 0, but the decay
-# comes on top. Whoever fills gradients with zeros by hand shrinks the "frozen" weights.
+# AdamW skips a parameter whose gradient is `None`, and does not apply weight decay to it either. So
+# frozen parameters stay the same to the last bit. A gradient of zeros is different: the step itself is
+# then 0, but weight decay is still applied. If you fill gradients with zeros by hand, the "frozen"
+# weights shrink.
 
 # %%
 changed = {}
@@ -51,7 +52,7 @@ for gradient in ("None", "zeros"):
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     changed[gradient] = (model.wte.weight / before).median().item()
-    print(f"gradient {gradient:<5}: wte is {changed[gradient]:.6f} of what it was")
+    print(f"gradient {gradient:<5}: wte is {changed[gradient]:.6f} times what it was")
     assert torch.equal(model.wte.weight, before) == (gradient == "None")
 assert changed["None"] == 1
 assert abs(changed["zeros"] - (1 - 1e-3 * 0.1)) < 1e-6, "one step of decay: 1 - lr * weight_decay"
@@ -59,9 +60,10 @@ assert abs(changed["zeros"] - (1 - 1e-3 * 0.1)) < 1e-6, "one step of decay: 1 - 
 # %% [markdown]
 # ## 2. The head, frozen by mistake
 #
-# Block and norm train, because they are let go afterwards; the head stays as it was drawn. The loss
-# falls all the same: the block learns to give the random head what it needs. Only a look at the
-# ledger, or at the head, tells. `set_trainable` lets all three go after the freezing.
+# The block and the norm are trained, because they are unfrozen afterwards. The head keeps its random
+# values. The loss still falls, because the block learns to produce states that the random head
+# classifies correctly. You notice the mistake only if you look at the list of trainable parts, or at
+# the head itself. `set_trainable` avoids it: it unfreezes all three after it has frozen everything.
 
 # %%
 torch.manual_seed(123)
@@ -70,7 +72,7 @@ replace_head(model, num_classes=2)
 model.requires_grad_(False)
 model.blocks[-1].requires_grad_(True)
 model.ln_f.requires_grad_(True)
-print("train:", [line.part for line in ledger(model) if line.trainable])
+print("trainable:", [line.part for line in ledger(model) if line.trainable])
 head = model.head.weight.clone()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 losses = []
@@ -86,10 +88,10 @@ assert torch.equal(model.head.weight, head) and losses[-1] < 0.7 * losses[0]
 # %% [markdown]
 # ## 3. A gradient through frozen blocks
 #
-# Only `blocks.0` gets one. Frozen means that no gradient is kept for a block's own weights; the
-# gradient with respect to what goes through the block is computed all the same, since the way from
-# the loss to `blocks.0` leads through it. So it saves only about a quarter of the work of training
-# all of them; where what trains is at the end, more than half.
+# Only `blocks.0` has one. If a block is frozen, no gradient is computed for its own weights. But the
+# gradient with respect to its input is still computed, because it is needed to get from the loss back
+# to `blocks.0`. So freezing the later blocks saves only about a quarter of the work of training all of
+# them. If only the last part is trainable, freezing the rest saves more than half.
 
 # %%
 model.requires_grad_(False)

@@ -15,17 +15,18 @@ from gpt2_from_scratch import (
     split_messages,
 )
 
-split = split_messages(load_messages("demo"))
+split = split_messages(load_messages("sms")[:2000], balance=True)
 LR = TrainConfig().lr
 
 # %% [markdown]
 # ## 1. Without zero_grad
 #
-# Every `step` then follows the sum of all gradients since the beginning, the first batch's as much
-# as the last one's. While they agree, that does no harm: steps of a low rate even get on faster.
-# But where the way should turn, the old sum goes straight on. At four times our rate that shows
-# within sixty steps: the loss falls with `zero_grad` and rises without it. (Every second message,
-# behind the frozen blocks, so that steps are quick.)
+# Each step then follows the sum of all gradients since the beginning, and the gradient of the first
+# batch counts as much as the last one's. As long as the gradients agree, this does no harm. But when
+# the direction should change, the old sum still points the old way. At four times our learning rate
+# this is visible within sixty steps. With `zero_grad` the loss falls to almost 0. Without it, the loss
+# jumps up and down and ends far higher. (We use half of the messages, and compute the frozen blocks
+# once, so that the steps are fast.)
 
 # %%
 part = split.train[::2]
@@ -36,8 +37,8 @@ texts = frozen.texts(frozen.encode([m.text for m in part])[0])
 for forget in (False, True):
     classifier = Classifier.on_base("mini", LABELS)
     set_trainable(classifier.model)
-    trains = [p for p in classifier.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trains, lr=4 * LR, weight_decay=0.1)
+    trainable = [p for p in classifier.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=4 * LR, weight_decay=0.1)
     random, losses = np.random.RandomState(1), []
     for _ in range(60):
         batch = random.permutation(len(part))[:16]
@@ -55,9 +56,10 @@ assert means[True][-1] < means[True][0] / 2 and means[False][-1] > means[True][-
 # %% [markdown]
 # ## 2. AdamW's first step
 #
-# The same distance: one learning rate, whether the gradient is large or small, up or down. AdamW
-# divides the mean of the gradients by the root of the mean of their squares, and of one gradient
-# that is 1 or -1, unless it is as small as AdamW's eps of 1e-8, which is added. (Weight decay, left out here, adds a little towards zero.)
+# Both move by the same distance: one learning rate, whether the gradient is large or small. AdamW
+# divides the mean of the gradients by the square root of the mean of their squares. For a single
+# gradient this ratio is 1 or -1, unless the gradient is as small as AdamW's eps of 1e-8, which is added
+# to the denominator. (Weight decay, which is off here, would add a small step towards zero.)
 
 # %%
 fresh = Classifier.on_base("mini", LABELS)
@@ -68,16 +70,16 @@ F.cross_entropy(fresh.batch_logits(texts, range(16)), labels[:16]).backward()
 optimizer.step()
 size, moved = weight.grad.abs(), (weight.detach() - before) / LR
 print(f"gradients of size {size.min():.0e} to {size.max():.0e}")
-print(f"steps of {moved.abs().min():.3f} to {moved.abs().max():.3f} learning rates")
+print(f"steps of {moved.abs().min():.3f} to {moved.abs().max():.3f} times the learning rate")
 assert size.max() > 50 * size.min()
 assert (moved + weight.grad.sign()).abs().max() < 0.01, "one learning rate, against the gradient"
 
 # %% [markdown]
 # ## 3. Forty messages
 #
-# They do not agree. An accuracy over forty messages moves by several percent with the forty that
-# happened to be drawn, though the classifier is the same. So a step in the lecture's curve of
-# accuracies may be learning, and may be the draw.
+# They differ by several points, although the classifier is always the same one. So if the lecture's
+# curve of accuracies goes up or down by a few points, that may be learning, or it may only be a
+# different draw of messages.
 
 # %%
 encoded, _ = classifier.encode([message.text for message in split.test])
@@ -85,6 +87,6 @@ truth = np.array([LABELS.index(message.label) for message in split.test])
 right = classifier.logits(encoded).argmax(dim=1).numpy() == truth
 random = np.random.RandomState(0)
 looks = [right[random.permutation(len(right))[:40]].mean() for _ in range(200)]
-print(f"all {len(right)}: {100 * right.mean():.1f} %; forty of them, two hundred times: ", end="")
-print(f"{100 * min(looks):.1f} to {100 * max(looks):.1f} %")
+print(f"all {len(right)}: {right.mean():.1%}; forty of them, two hundred times: ", end="")
+print(f"{min(looks):.1%} to {max(looks):.1%}")
 assert max(looks) - min(looks) > 0.1 and abs(np.mean(looks) - right.mean()) < 0.02

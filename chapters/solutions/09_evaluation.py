@@ -18,17 +18,18 @@ from gpt2_from_scratch import (
     wilson_interval,
 )
 
-split = split_messages(load_messages("demo"), balance=True)
+split = split_messages(load_messages("hard"), balance=True)
 
 # %% [markdown]
 # ## 1. A higher threshold
 #
-# Fewer messages are called spam. So less of the spam is found: recall can only fall. Those that are
-# left are the sure ones, and precision mostly rises; it need not, since a sure answer may be wrong.
+# Fewer messages are called spam, so less of the spam is found: recall can only fall or stay the same.
+# The messages that are still called spam are those with the most confident answers, so precision
+# usually rises. But it does not have to, because a confident answer can be wrong.
 
 # %%
 with TemporaryDirectory() as folder:
-    balanced = DataConfig(source="demo", balance=True)
+    balanced = DataConfig(source="hard", balance=True)
     run = train_classifier(
         "mini", balanced, TrainConfig(epochs=4), run=f"{folder}/run", cache=False
     )
@@ -40,31 +41,32 @@ recalls = []
 for threshold in (0.5, 0.7, 0.9):
     called = (p_spam > threshold).astype(int)
     spam = evaluate_predictions(truth, called, ["ham", "spam"]).classes[1]
-    precision = f"{100 * spam.precision:.0f} %" if spam.precision is not None else "nothing called"
-    print(f"P(spam) > {threshold}: recall {100 * spam.recall:.0f} %, precision {precision}")
+    precision = f"{spam.precision:.0%}" if spam.precision is not None else "undefined"
+    print(f"P(spam) > {threshold}: recall {spam.recall:.0%}, precision {precision}")
     recalls.append(spam.recall)
 assert recalls == sorted(recalls, reverse=True) and recalls[0] > recalls[-1]
 
 # %% [markdown]
 # ## 2. The best of twenty guesses
 #
-# It is right nearly sixty times of a hundred, and its interval often leaves one half out, though it
-# guesses: an interval is made for one classifier that was not chosen for its score. So choose on
-# the validation part, and look at the test part once.
+# The best of twenty has an accuracy of nearly 60%, and its interval often excludes one half, although
+# it only guesses. The interval is meant for a single classifier that was not selected by its score. So
+# select on the validation set, and use the test set once, at the end.
 
 # %%
 random = np.random.RandomState(123)
 best = random.binomial(120, 0.5, size=(1000, 20)).max(axis=1)
 misses = np.mean([wilson_interval(int(correct), 120)[0] > 0.5 for correct in best])
-print(f"the best of twenty: {100 * best.mean() / 120:.1f} % on average; ", end="")
-print(f"its interval lies above one half in {100 * misses:.0f} % of such contests")
-assert 0.55 < best.mean() / 120 < 0.65 and misses > 0.2, "of one guesser it would be 2.5 %"
+print(f"the best of twenty: {best.mean() / 120:.1%} on average; ", end="")
+print(f"its interval is above one half in {misses:.0%} of the repetitions")
+assert 0.55 < best.mean() / 120 < 0.65 and misses > 0.2, "for a single guesser, about 2.5%"
 
 # %% [markdown]
 # ## 3. Words found by counting
 #
-# Words that stand in spam far more often than in ham. On the training part, where they were chosen,
-# they look good; on the test part less is left. The gap is the price of choosing.
+# We take words that occur in spam far more often than in ham. On the training set, on which they were
+# selected, they do well. On the test set they do less well. Part of the training score came from the
+# selection itself.
 
 # %%
 found = {"ham": Counter(), "spam": Counter()}
@@ -78,5 +80,5 @@ right = {
     name: np.mean([bool(pattern.search(m.text.lower())) == (m.label == "spam") for m in part])
     for name, part in (("training", split.train), ("test", split.test))
 }
-print(", ".join(f"{name} {100 * share:.1f} %" for name, share in right.items()))
+print(", ".join(f"{name} {accuracy:.1%}" for name, accuracy in right.items()))
 assert right["training"] > right["test"] > 0.5

@@ -11,43 +11,42 @@ from gpt2_from_scratch import (
     pad_right,
 )
 
-base = Classifier.on_base(
-    "mini", ["ham", "spam"]
-)  # its head is random: it still tells same from other
+base = Classifier.on_base("mini", ["ham", "spam"])  # its head is random, which is enough here
 pad_id = base.tokenizer.end_of_text_id
 (ids, other), _ = base.encode(["Claim your prize now", "Claim what you spent at the office"])
 plain = class_logits(base.model, *pad_batch([ids], pad_id), "last_token").detach()
 
 # %% [markdown]
-# ## 1. Pads on the left
+# ## 1. Padding on the left
 #
-# Attention looks back, and now the pads stand there: every token sees them. And GPT-2 counts
-# positions from the first column, so each word stands six places too far. `pad_right` moves the
-# real tokens to the front, and the answer is the text's own again.
+# Attention looks back, and now the padding comes first: every token sees it. And GPT-2 counts
+# positions from the first column, so each token gets a position that is six too high. `pad_right`
+# moves the real tokens to the front, and the answer is again the same as without padding.
 
 # %%
 left = torch.tensor([[pad_id] * 6 + ids])
 wrong = base.model(left)[:, -1].detach()
 moved, lengths = pad_right(left, left != pad_id)
-mended = class_logits(base.model, moved, lengths, "last_token").detach()
-print(f"left pads move the logits by {(wrong - plain).abs().max():.3f}, ", end="")
-print(f"behind pad_right they differ by {(mended - plain).abs().max():.0e}")
-assert (wrong - plain).abs().max() > 1e-3 and (mended - plain).abs().max() < 1e-5
+fixed = class_logits(base.model, moved, lengths, "last_token").detach()
+print(f"padding on the left changes the logits by {(wrong - plain).abs().max():.3f}, ", end="")
+print(f"after pad_right they differ by {(fixed - plain).abs().max():.0e}")
+assert (wrong - plain).abs().max() > 1e-3 and (fixed - plain).abs().max() < 1e-5
 
 # %% [markdown]
-# ## 2. The end by the pad's id
+# ## 2. Finding the end by the padding id
 #
-# A text may hold `<|endoftext|>`: two documents joined, or ids that somebody else made. The first
-# one is then taken for the end, and what comes behind it is not read: whatever follows, the answer
-# stays. Lengths that are counted do not care. (Our tokenizer never makes that id from text.)
+# A text may contain the id of `<|endoftext|>`, for instance because somebody has joined two documents.
+# The first one is then taken as the end, and nothing after it is read, so it does not matter what
+# comes there. With lengths that are counted this does not happen. (Our tokenizer never makes that id
+# from text.)
 
 # %%
 joined = [ids + [pad_id] + other, ids + [pad_id] + other[::-1]]
 batch, lengths = pad_batch(joined, pad_id)
-by_id = (batch == pad_id).int().argmax(dim=1)  # how many tokens stand before the first pad
+by_id = (batch == pad_id).int().argmax(dim=1)  # number of tokens before the first padding
 cut = class_logits(base.model, batch, by_id, "last_token").detach()
 counted = class_logits(base.model, batch, lengths, "last_token").detach()
-print(f"{lengths.tolist()} tokens, found by the pad's id: {by_id.tolist()}")
+print(f"{lengths.tolist()} tokens, according to the padding id: {by_id.tolist()}")
 assert by_id.tolist() == [len(ids)] * 2 and lengths[0] == len(ids) + 1 + len(other)
 assert (cut - plain).abs().max() < 1e-5, "the rest was not read"
 assert (counted[0] - counted[1]).abs().max() > 1e-3, "read to the end, the two differ"
@@ -55,8 +54,8 @@ assert (counted[0] - counted[1]).abs().max() > 1e-3, "read to the end, the two d
 # %% [markdown]
 # ## 3. The first token
 #
-# The same, to the last bits: it sees nothing behind itself. All messages that begin with one token
-# get one answer, whatever they go on to say.
+# It answers the same for both, apart from rounding: the first token sees nothing that comes after it.
+# All messages that begin with the same token get the same answer, whatever they say after it.
 
 # %%
 batch, lengths = pad_batch([ids, other], pad_id)

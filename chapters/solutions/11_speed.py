@@ -14,7 +14,7 @@ from gpt2_from_scratch import (
 )
 
 B = 8
-messages = split_messages(load_messages("demo")).train[: 12 * B]
+messages = split_messages(load_messages("sms"), balance=True).train[: 12 * B]
 labels = torch.tensor([message.label == "spam" for message in messages]).long()
 plain, ours = (Classifier.on_base("mini", ["ham", "spam"]) for _ in range(2))
 set_trainable(plain.model)
@@ -26,10 +26,10 @@ C, H = plain.model.config.n_embd, plain.model.config.n_head
 # %% [markdown]
 # ## 1. Padding to each batch
 #
-# A step's work is nearly in proportion to its positions, so the share of the pads is what can go.
-# Sorted, nearly all of it goes; unsorted, every batch still has a longest message of its own. But a
-# sorted epoch shows short messages first, and length may tell the label, so sorting suits
-# evaluations better than training.
+# The work of a step is nearly proportional to its number of positions, so the proportion of padding is
+# what can be saved. With sorted messages nearly all of it is saved. Without sorting, each batch still
+# has a longest message, and the others are padded to it. But a sorted epoch begins with all the short
+# messages, and spam messages tend to be long, so sorting is better for evaluation than for training.
 
 # %%
 whole = max(lengths) * len(lengths)
@@ -38,14 +38,14 @@ gone = {}
 for name, order in {"as they come": lengths, "sorted": sorted(lengths)}.items():
     rows = [order[first : first + B] for first in range(0, len(order), B)]
     gone[name] = 1 - sum(B * max(row) for row in rows) / whole
-    print(f"{name:<13} {100 * gone[name]:.0f} % of the positions go, of {100 * pads:.0f} % pads")
+    print(f"{name:<12} {gone[name]:.0%} of the positions saved; {pads:.0%} are padding")
 assert gone["as they come"] < gone["sorted"] <= pads < gone["sorted"] + 0.05
 
 # %% [markdown]
 # ## 2. Two ways to a score
 #
-# By `q . b_k`, the same number for every position. Softmax divides each exponential by their sum, so
-# a common factor `exp(q . b_k)` drops out.
+# They differ by `q . b_k`, which is the same number for every position. Softmax divides each exponential
+# by their sum, so the common factor `exp(q . b_k)` cancels.
 
 # %%
 block, D = ours.model.blocks[-1], C // H
@@ -57,16 +57,17 @@ with torch.no_grad():
     apart = by_keys - carried_back
 print("q . k_t        ", *(f"{score:8.3f}" for score in by_keys[:6]))
 print("(W_k^T q) . a_t", *(f"{score:8.3f}" for score in carried_back[:6]))
-print("they differ by ", *(f"{score:8.3f}" for score in apart[:6]))
+print("difference     ", *(f"{score:8.3f}" for score in apart[:6]))
 assert (apart - q[-1] @ b_k).abs().max() < 1e-3
 torch.testing.assert_close(by_keys.softmax(0), carried_back.softmax(0), atol=1e-4, rtol=0)
 
 # %% [markdown]
 # ## 3. The key bias
 #
-# Its gradient is zero: no answer depends on it. In the textbook loop the zero comes out as rounding,
-# and AdamW divides each gradient by its usual size, so even rounding moves a weight. Ours has a true
-# zero there and stays. As no answer depends on the key bias, the losses agree.
+# The true gradient of the key bias is zero, because no answer depends on it. In the textbook loop, the
+# computed gradient is a tiny rounding error instead. AdamW divides each gradient by its usual size, so
+# even a rounding error changes the weight. Our gradient is exactly zero, so our key bias does not
+# change. The losses still agree, because no answer depends on it.
 
 # %%
 kept = ours.texts(encoded)
@@ -88,8 +89,7 @@ for classifier, (name, found) in zip((plain, ours), losses.items(), strict=True)
         found.append(loss.item())
     change = (classifier.model.blocks[-1].attn.c_attn.bias.detach() - start).abs()
     moved[name] = [part.max().item() for part in change.split(C)]
-    print(
-        f"{name:<9} query bias {moved[name][0]:.0e}, key {moved[name][1]:.0e}, value {moved[name][2]:.0e}"
-    )
+    query, key, value = moved[name]
+    print(f"{name:<9} largest change of query bias {query:.0e}, key {key:.0e}, value {value:.0e}")
 assert moved["ours"][1] == 0 < moved["textbook"][1] < moved["textbook"][0]
 torch.testing.assert_close(losses["ours"], losses["textbook"], atol=1e-4, rtol=0)

@@ -21,14 +21,15 @@ from gpt2_from_scratch import (
     split_messages,
 )
 
-split = split_messages(load_messages("demo"))
+split = split_messages(load_messages("sms"), balance=True)
+del split.train[320:]  # to save time
 
 # %% [markdown]
 # ## 1. Fewer messages
 #
-# It costs more. The forms of the chapter, and the seeds, lie within a few percent of each other. The
-# linear head with an eighth of the messages, in as many steps, loses more than that on average; how
-# much hangs on which messages they are.
+# Yes. In the chapter, accuracy differs by up to two points between the forms of a head, and about as much
+# between seeds. A linear head trained on an eighth of the messages, for the same number of steps, loses
+# about three points on average. How much depends on which messages it gets.
 
 # %%
 right, store = {}, FeatureStore()
@@ -40,14 +41,15 @@ for offset in (None, 0, 2, 4, 6):
         part = Split(train, split.val, split.test)
         finetune(classifier, part, config, Path(run))
     right[offset] = evaluate_classifier(classifier, split.test).accuracy
-    print(f"{len(train)} messages: {right[offset]:.1%} of the test messages right")
-assert right[None] > np.mean([right[offset] for offset in (0, 2, 4, 6)]) + 0.04
+    print(f"{len(train)} messages: test accuracy {right[offset]:.1%}")
+assert right[None] > np.mean([right[offset] for offset in (0, 2, 4, 6)]) + 0.02
 
 # %% [markdown]
-# ## 2. The question behind
+# ## 2. The question after the sentence
 #
-# Nothing. The tokens of the sentence come first, so their states, and the two scores of each, are the
-# same for every question, whatever is trained. In front, the question moves all of them.
+# It knows nothing of the question. The tokens of the sentence come first, so their states, and the two
+# scores of each token, are the same for every question, however the head is trained. If the question
+# comes first, it changes all of them.
 
 # %%
 reader = Classifier.on_base("mini", heads=[HeadConfig(task="span")])
@@ -62,20 +64,20 @@ def scores_of(text):
 
 
 n = len(reader.encode([SENTENCE])[0][0])
-behind = [scores_of(f"{SENTENCE}\n{question}?")[:n] for question in ("Who", "Where")]
-front = [scores_of(f"{question}?\n{SENTENCE}")[-n:] for question in ("Who", "Where")]
-moved = [float((one - other).abs().max()) for one, other in (behind, front)]
-print(f"question behind: scores differ by {moved[0]:.0e}; in front: by {moved[1]:.1f}")
+after = [scores_of(f"{SENTENCE}\n{question}?")[:n] for question in ("Who", "Where")]
+before = [scores_of(f"{question}?\n{SENTENCE}")[-n:] for question in ("Who", "Where")]
+moved = [float((one - other).abs().max()) for one, other in (after, before)]
+print(f"question after: scores differ by {moved[0]:.0e}; question before: by {moved[1]:.1f}")
 assert moved[0] < 1e-4 and moved[1] > 0.01
 
 # %% [markdown]
-# ## 3. Behind every block
+# ## 3. After every block
 #
-# The number of words is best read low in the network and is mostly gone at the end: the position
-# that is added to the embeddings tells how long the text was. Perhaps guessing the next token does
-# not need it for long; that is a guess, not shown here. Whether it is spam is read better higher up, though with 120 test messages the
-# differences between neighbours say little. The final norm changes next to nothing here, since
-# the columns are standardised first.
+# The number of words is read best from the first layers, and is mostly gone at the end: the position
+# that is added to the embeddings says how long the text is. Perhaps the prediction of the next token
+# does not need it for long; we have not shown that. Spam too is read best after two or three blocks, but
+# the differences between layers are small. The final norm changes very little here, because the columns
+# are standardized anyway.
 
 # %%
 readers = {
@@ -97,8 +99,8 @@ for name in readers:
     said = Z @ np.linalg.solve(ridge, X.T @ (wanted - wanted.mean(0))) + wanted.mean(0)
     r2[name] = 1 - ((said - truth)[:, 0] ** 2).mean() / truth[:, 0].var()
     spam[name] = float((said[:, 1] * truth[:, 1] > 0).mean())
-    print(f"{name:<9} number of words: R2 {r2[name]:.2f}   ham or spam: {spam[name]:.1%} right")
+    print(f"{name:<9} number of words: R2 {r2[name]:.2f}   ham or spam: accuracy {spam[name]:.1%}")
 for kind in ("raw", "normed"):
     assert r2[f"{kind}_2"] > r2[f"{kind}_6"] + 0.3, "the words are forgotten on the way up"
-    assert spam[f"{kind}_6"] > 0.65
+    assert spam[f"{kind}_6"] > 0.8
 assert all(abs(r2[f"raw_{n}"] - r2[f"normed_{n}"]) < 0.1 for n in range(7))

@@ -23,7 +23,7 @@ from gpt2_from_scratch import (
     to_labelled,
 )
 
-parts = vars(split_messages(load_messages("demo"))).values()
+parts = vars(split_messages(load_messages("sms"), balance=True)).values()
 split = Split(
     *(
         [Message(m.text, {"label": m.label, "length": (len(m.text) / 100,)}) for m in part]
@@ -36,9 +36,9 @@ LENGTH = HeadConfig("length", "regression", ("hundreds",))
 # %% [markdown]
 # ## 1. Half the labels
 #
-# Each head learns from the messages that have a label for it: `label` from half of them, `length` from
-# all. A batch's loss of a head is the mean over those of its messages that count, so a batch with two
-# labelled messages asks as loudly as one with ten.
+# Each head learns from the messages that have an answer for it: `label` from half of them, `length` from
+# all. A head's loss on a batch is the mean over the messages that have an answer. So a batch in which
+# two messages are labelled has the same weight as one in which ten are.
 
 # %%
 half = [
@@ -53,15 +53,15 @@ assert counted == {"label": len(half) // 2, "length": len(half)}
 assert targets["label"].weights.sum() == len(half) // 2
 
 # %% [markdown]
-# ## 2. Let `next` pull too
+# ## 2. Let `next` train the block too
 #
-# Then the block is asked to stay good at the next token, and gets better at it on messages like these
-# than GPT-2 was. `label` shares the block with a loss several times its own; with a lower
-# `loss_weight` it has more of it. GPT-1 was finetuned like this, with half of the language model's
-# loss added.
+# Then the block also learns to predict the next token of messages like these, and gets better at it than
+# the pretrained network. `label` now shares the block with a head whose loss is several times as
+# large; on 60 messages we cannot see whether that costs accuracy. A lower `loss_weight` for `next` gives
+# `label` more influence. GPT-1 was finetuned like this, with half of the language model's loss added.
 
 # %%
-small = Split(split.train[::3], split.val[:20], split.test[:60])
+small = Split(split.train[:140], split.val[:20], split.test[:60])
 config, guessed = TrainConfig(epochs=2, lr=1e-3), {}
 for gradient in (False, True):
     heads = [LABEL, HeadConfig("next", "language", gradient=gradient)]
@@ -72,7 +72,7 @@ for gradient in (False, True):
     scores = loss_and_scores(made, to_labelled(made, small.test))[1]
     guessed[gradient] = scores["next"].nats_per_token
     print(
-        f"next pulls: {gradient!s:<5}  {guessed[gradient]:.3f} nats a token, "
+        f"gradient={gradient!s:<5}  {guessed[gradient]:.3f} nats per token, "
         f"label {scores['label'].accuracy:.1%} of {scores['label'].total}"
     )
 assert guessed[True] < guessed[False] - 0.05
@@ -80,8 +80,8 @@ assert guessed[True] < guessed[False] - 0.05
 # %% [markdown]
 # ## 3. One pass or two
 #
-# The heads have a few hundred numbers each, the network millions: a pass for both costs what a pass
-# for one does, so two passes cost twice that.
+# The heads have a few hundred parameters each, and the network has millions. So one pass for both heads
+# costs about as much as a pass for one of them, and two passes cost twice as much.
 
 
 # %%

@@ -19,16 +19,16 @@ from gpt2_from_scratch import (
 )
 
 LABELS = ["ham", "spam"]
-short = [message for message in load_messages("demo") if len(message.text) <= 120]
-split = split_messages(short)
+split = split_messages(load_messages("sms"), balance=True)
+del split.train[240:], split.val[40:]  # to save time
 LR = 1e-3
 
 # %% [markdown]
 # ## 1. Where it begins
 #
-# The gradient of B has A in it as a factor, and that of A has B. Were both zero, both gradients would
-# be zero at every step, and nothing would ever train. As it is, B moves first: A is random, so B's
-# gradient is not zero; A's is, until B has moved.
+# The gradient of $B$ contains $A$ as a factor, and the gradient of $A$ contains $B$. If both were zero,
+# both gradients would be zero at every step, and nothing would ever be learned. As it is, $A$ is random
+# and $B$ is zero. So in the first step only $B$ has a gradient and changes; after that both do.
 
 
 # %%
@@ -55,10 +55,11 @@ assert found["as it is"][0] == 0 < found["as it is"][1]
 assert found["both zero"] == [0, 0]
 
 # %% [markdown]
-# ## 2. The rate
+# ## 2. The learning rate
 #
-# Less far. AdamW moves each number of B by about one rate a step, and what reaches W is that times
-# a number of A, which is small. So the same steps change W less, and a higher rate makes up for it.
+# It falls less. AdamW changes each entry of $B$ by about one learning rate per step. What is added to $W$
+# is that change multiplied by entries of $A$, which are small. So the same number of steps changes $W$
+# less, and a higher learning rate makes up for it.
 
 
 # %%
@@ -81,9 +82,10 @@ assert losses["the block whole"] + 0.05 < losses["LoRA, the block's rate"]
 # %% [markdown]
 # ## 3. The rank of a change
 #
-# The singular values of the change tell: their squares sum to the sum of its squared numbers. A few
-# directions hold most of it, far fewer than the width, and fewer than a random change of this
-# size would need. That is the observation LoRA rests on. Not all of it: the rest is many small ones.
+# We look at the singular values of the change. The sum of their squares is the sum of the squares of all
+# its entries, so we can see which proportion a few directions account for. Four of 256 directions
+# account for most of the change, many times more than in a random matrix of that shape. LoRA relies on
+# this. It is not exact: the rest is spread over many small singular values.
 
 # %%
 start = Classifier.on_base("mini", LABELS).model.blocks[-1].mlp.c_fc.weight
@@ -92,6 +94,6 @@ held = {}
 for name, matrix in {"the change": change, "a random one": torch.randn(change.shape)}.items():
     squares = torch.linalg.svdvals(matrix).square()
     held[name] = squares.cumsum(0) / squares.sum()
-    share = ", ".join(f"{100 * held[name][r - 1]:.0f} % in rank {r}" for r in (1, 4, 16))
-    print(f"{name:<13} of {len(squares)} directions: {share}")
+    proportions = ", ".join(f"{held[name][r - 1]:.0%} in rank {r}" for r in (1, 4, 16))
+    print(f"{name:<13} of {len(squares)} directions: {proportions}")
 assert held["the change"][3] > 3 * held["a random one"][3]

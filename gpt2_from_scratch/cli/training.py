@@ -114,8 +114,12 @@ def add_demo(commands: Any) -> None:
 def run_demo(args: argparse.Namespace) -> None:
     """Train on the balanced SMS collection with all defaults; classify the two example messages."""
     from gpt2_from_scratch.runs.recipes import train_classifier
+    from gpt2_from_scratch.speed.devices import set_threads
 
-    log.info("training the miniature GPT-2 on real text messages; this takes about half a minute")
+    set_threads(
+        1
+    )  # enough for a small model, and on a busy machine several only wait for each other
+    log.info("training the miniature GPT-2 on real text messages: about half a minute")
     out = args.out or free_path(Path("runs") / "demo")
     run = train_classifier(data=DataConfig(balance=True), run=out)
     _print_results(run, EXAMPLES, verbose=args.verbose)

@@ -1,7 +1,8 @@
-"""How good a classifier is, and how certain that is.
+"""The quality of a classifier, and the uncertainty of that estimate.
 
-Arrays in, numbers out: metrics, calibration, decision thresholds, intervals, paired tests.
-No torch here, and no files except the labelled predictions that a run keeps.
+Everything here is computed from arrays: metrics, calibration, decision thresholds, confidence
+intervals and paired tests. This room does not use torch. The only files it reads or writes are the
+labelled predictions that a run saves.
 """
 
 import lazy_loader

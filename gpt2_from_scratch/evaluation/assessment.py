@@ -1,6 +1,6 @@
-"""Everything known about one classifier on a labelled test set, as numbers, JSON and text.
+"""Assess one classifier on a labelled test set. The result is available as JSON and as text.
 
-N texts, K classes.
+Shapes: N texts, K classes.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ from gpt2_from_scratch.evaluation.metrics import (
     text_table,
 )
 
-LONGEST = 100  # characters of a text that are shown
+LONGEST = 100  # characters after which a text is cut
 JSON_VERSION = 2
 
 
 @dataclass(frozen=True)
 class PredictedText:
-    """A text, its true label, the predicted one and the probability of that."""
+    """A text with its true label, predicted label and probability."""
 
     text: str
     true: str
@@ -53,16 +53,17 @@ class Assessment:
     """The quality of one classifier on the test set."""
 
     evaluation: Evaluation
-    without_near_duplicates: Evaluation | None  # of texts without a near duplicate in training
+    # scores on the texts without a near duplicate in training; None if unknown or if there are none
+    without_near_duplicates: Evaluation | None
     temperature: float
     calibration: Calibration
-    uncalibrated: Calibration | None  # the same before the temperature
+    uncalibrated: Calibration | None  # the calibration without the temperature
     rankings: list[Ranking]  # one per class
     thresholds: list[AtThreshold]  # one per allowed number of false positives
-    mistakes: list[PredictedText]  # the most confident first
-    least_certain: list[PredictedText]  # the smallest margin between the two best classes first
-    positive: str | None = None  # the label that is looked for, spam
-    at_cost: AtThreshold | None = None  # the threshold for a cost; None if none was given
+    mistakes: list[PredictedText]  # most confident first
+    least_certain: list[PredictedText]  # smallest margin of the two most probable classes first
+    positive: str | None = None  # the positive class, such as spam
+    at_cost: AtThreshold | None = None  # the threshold for a cost; None if no cost was given
 
 
 def assess(
@@ -80,22 +81,28 @@ def assess(
 
     Args:
         test: predictions for the test set, with `temperature` applied.
-        val: the same for the validation set, on which thresholds are chosen. Without it, or if its
-            texts are all positive or all negative, there are no thresholds.
-        temperature: the one that was applied; it is only reported.
-        uncalibrated: predictions for the test set before the temperature.
-        positive: the label that thresholds are for. Default: the rarer of two labels; none of more.
-        allowed_per_1000: false positives per 1,000 negative texts, one threshold for each number.
-        cost: the cost of a false positive; a false negative costs 1.
-        n_shown: mistakes and least certain predictions to keep.
+        val: the same for the validation set, on which thresholds are chosen. There are no thresholds
+            without it, or if its texts are all positive or all negative.
+        temperature: the temperature that was applied. It is only reported.
+        uncalibrated: predictions for the test set, without the temperature.
+        positive: the positive class, to which the thresholds apply. The default is the rarer of two
+            labels. With more than two labels there is no default.
+        allowed_per_1000: allowed false positives per 1,000 negative texts. Each of these numbers
+            gives one threshold.
+        cost: the cost of a false positive, relative to a false negative (which costs 1).
+        n_shown: number of mistakes and number of least certain predictions to keep.
+
+    Returns:
+        The assessment.
 
     Raises:
         DataError: there are no texts, or `val` has other labels than `test`.
-        UsageError: `positive` is not a label, or `cost` is not above 0 or has no positive label.
+        UsageError: `positive` is not a label, `cost` is not above 0, or there is a cost but no
+            positive class.
     """
     if val is not None and val.labels != test.labels:
         raise DataError(
-            f"the validation set has labels {several(val.labels)}, the test set "
+            f"the validation set has the labels {several(val.labels)}, but the test set has "
             f"{several(test.labels)}"
         )
     if positive is not None and positive not in test.labels:
@@ -107,7 +114,7 @@ def assess(
     evaluation = evaluate_predictions(test.true, test.predicted, test.labels)
     if cost is not None:
         if positive is None:
-            raise UsageError("a cost needs a positive label. Choose one with --watch")
+            raise UsageError("a cost needs a positive class; choose one with --watch")
         for_cost = at_cost(*test.one_class(positive), positive, cost)
     wrong = np.flatnonzero(~test.correct)
     most_confident = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")
@@ -129,12 +136,13 @@ def assess(
 
 
 def assessment_as_json(assessment: Assessment) -> dict[str, Any]:
-    """Plain dicts and lists: `version`, the evaluation's fields, then the others.
+    """Convert an assessment to plain dicts and lists.
 
-    Version 2 renamed, of version 1, which had no key `version`: without_twins to
-    without_near_duplicates, watched to positive, at_least_cost to at_cost; in thresholds lost to
-    false_positives, good to negatives, caught to true_positives, wanted to positives, lost_at_most
-    to false_positive_rate_bound, asked to allowed_per_1000.
+    The order is `version`, the fields of the evaluation, the other fields. Version 1 had no key
+    `version`. Version 2 renamed these keys: without_twins to without_near_duplicates, watched to
+    positive, and at_least_cost to at_cost. In `thresholds` it renamed lost to false_positives, good
+    to negatives, caught to true_positives, wanted to positives, lost_at_most to
+    false_positive_rate_bound, and asked to allowed_per_1000.
     """
     found = asdict(assessment)
     del found["evaluation"]
@@ -172,11 +180,11 @@ def _predicted_text(test: LabelledPredictions, n: int) -> PredictedText:
     return PredictedText(test.texts[n], true, predicted, float(test.probabilities[n].max()))
 
 
-# --- Text for people ---
+# --- Text output ---
 
 
 def format_assessment(assessment: Assessment) -> str:
-    """The assessment as text: scores, then calibration and thresholds, then single texts."""
+    """Format an assessment as text: scores, calibration, thresholds, and examples of texts."""
     mistakes = assessment.evaluation.total - assessment.evaluation.correct
     shown = assessment.mistakes
     lines = [format_evaluation(assessment.evaluation), ""]
@@ -206,9 +214,10 @@ def format_assessment(assessment: Assessment) -> str:
 
 
 def _format_rankings(assessment: Assessment) -> list[str]:
-    """One line per class; of two classes only the positive, as both have the same ROC-AUC.
+    """Format one line per class.
 
-    Of more than MOST_CLASSES: the mean over classes with texts, and the class ranked worst.
+    If there are two classes, only the positive one is shown, because both have the same ROC-AUC. If
+    there are more than MOST_CLASSES, the mean over classes with texts and the worst class are shown.
     """
     found = assessment.rankings
     if len(found) == 2:
@@ -246,7 +255,7 @@ def _format_thresholds(thresholds: Sequence[AtThreshold]) -> list[str]:
         ]
         for at in thresholds
     ]
-    title = f"thresholds for {label}, chosen on the validation set by the false positives allowed"
+    title = f"thresholds for {label}, chosen on the validation set for the allowed false positives"
     return ["", title, *text_table(headers, rows, left=0)]
 
 

@@ -1,9 +1,10 @@
-"""What a text classifier must beat: predictions from characters and words alone, without a model.
+"""Baselines for text classifiers, without a language model.
 
-Each baseline is fitted with scikit-learn on the training set. How strongly it is regularised is
-selected on the validation set, as finetuning selects its epoch there.
+They predict labels from characters and words. Each baseline is fitted with scikit-learn on the
+training set. The strength of its regularisation is selected on the validation set, just as
+finetuning selects its best epoch there.
 
-N texts, K classes.
+Shapes: N texts, K classes.
 """
 
 import logging
@@ -22,22 +23,22 @@ from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, several
 
 log = logging.getLogger(__name__)
 
-INVERSE_PENALTIES = (0.1, 1, 10, 100)  # C of scikit-learn, for the linear baselines
+INVERSE_PENALTIES = (0.1, 1, 10, 100)  # values of scikit-learn's C for the linear baselines
 PATTERNS = (r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?")
-MOST_HINTS = 500  # patterns and words that the tree may ask for, the most common ones
+MOST_HINTS = 500  # patterns and words that the tree can use; only the most common ones are used
 QUICK = ("commonest label", "length alone", "bag of words")
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted classifier: its name, and the probabilities (N, K) that it gives N texts."""
+    """A fitted classifier."""
 
-    name: str  # the kind of classifier; after ": " what it learned, if that is short
-    probabilities: Callable[[Sequence[str]], np.ndarray]
+    name: str  # the kind of classifier, followed by ": " and the learned rule if it is short
+    probabilities: Callable[[Sequence[str]], np.ndarray]  # N texts -> (N, K)
 
     @property
     def kind(self) -> str:
-        """The name without what was learned, which differs from split to split."""
+        """The name without the learned rule, which depends on the split."""
         return self.name.split(": ")[0]
 
 
@@ -47,11 +48,12 @@ Fit = Callable[[Split, Sequence[str]], Baseline | None]
 def fit_baselines(
     split: Split, labels: Sequence[str], *, quick: bool = False
 ) -> Iterator[Baseline]:
-    """Fit the baselines one by one; `quick` leaves out those that take more than a moment.
+    """Fit the baselines one by one.
 
-    `labels` are the K classes in the order of the probabilities. A baseline that cannot be fitted
-    to these texts is left out, and the log says why. Raises DataError for an empty training or
-    validation set and for a label of the split that is not one of `labels`.
+    With `quick`, slow baselines are skipped. `labels` are the K classes in the order of the
+    probabilities. A baseline that cannot be fitted to these texts is skipped, and the reason is
+    logged. Raises DataError if the training or validation set is empty, or if the split has a
+    label that is not in `labels`.
     """
     for fit in baseline_fits(quick=quick).values():
         if found := fit(split, labels):
@@ -59,7 +61,10 @@ def fit_baselines(
 
 
 def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
-    """{kind: a function that fits it, or returns None if there is nothing to fit}."""
+    """Return {kind: function that fits this baseline}.
+
+    The function returns None if the baseline cannot be fitted.
+    """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
     characters = partial(TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
@@ -83,14 +88,28 @@ def predictions_of(
     labels: Sequence[str],
     near_duplicates: np.ndarray | None = None,
 ) -> LabelledPredictions:
-    """A baseline's predictions for labelled messages; `near_duplicates` (N,), bool, if known."""
+    """Apply a baseline to labelled messages.
+
+    Args:
+        baseline: a fitted baseline.
+        messages: the N labelled messages.
+        labels: the K classes in the order of the baseline's probabilities.
+        near_duplicates: whether the training set contains a near duplicate of each message, (N,)
+            bool; None if unknown.
+
+    Returns:
+        The labelled predictions.
+
+    Raises:
+        DataError: a message has a label that is not in `labels`.
+    """
     texts = [message.text for message in messages]
     true, probabilities = class_numbers(messages, labels), baseline.probabilities(texts)
     return LabelledPredictions(tuple(labels), texts, true, probabilities, near_duplicates)
 
 
 def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndarray:
-    """The number of each message's label: (N,) int. Raises DataError for an unknown label."""
+    """Return the index of each message's label: (N,) int. Raises DataError for an unknown label."""
     numbers = {label: k for k, label in enumerate(labels)}
     for message in messages:
         if message.label not in numbers:
@@ -104,7 +123,10 @@ def class_numbers(messages: Sequence[Message], labels: Sequence[str]) -> np.ndar
 
 
 def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
-    """Always the most common training label; each label's probability is its proportion there."""
+    """Fit a baseline that always predicts the most common training label.
+
+    Each label's probability is its proportion in the training set.
+    """
     from sklearn.dummy import DummyClassifier
 
     texts, true = _training_set(split, labels)
@@ -114,10 +136,11 @@ def fit_commonest(split: Split, labels: Sequence[str]) -> Baseline:
 
 
 def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
-    """A decision tree of at most three questions: does the text have this pattern or word?
+    """Fit a decision tree on patterns and words.
 
-    The patterns are `PATTERNS`, the words the most common ones of the training set. None if no
-    question changes the answer.
+    The tree asks at most three times whether a text has a certain pattern or word. It can use
+    `PATTERNS` and the most common words of the training set. Returns None if no pattern or word
+    changes the prediction.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import make_pipeline
@@ -132,12 +155,15 @@ def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
         rule = _rule(tree.tree_, vectorizer.get_feature_names_out(), names)
         if rule not in labels:
             return _as_baseline(f"patterns and words: {rule}", model, labels)
-    log.warning("patterns and words is left out: no pattern or word changes the answer")
+    log.warning("skipping patterns and words: no pattern or word changes the prediction")
     return None
 
 
 def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
-    """The number of characters alone: a decision tree with as many leaves as labels."""
+    """Fit a decision tree on the number of characters only.
+
+    It has one leaf per label.
+    """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
     from sklearn.tree import DecisionTreeClassifier
@@ -147,7 +173,7 @@ def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
     model = make_pipeline(FunctionTransformer(_lengths), tree).fit(texts, true)
     learned = ""
     below, above = (int(tree.predict([[n]])[0]) for n in (-1.0, np.finfo(np.float32).max))
-    if len(labels) == 2 and below != above:  # one cut
+    if len(labels) == 2 and below != above:  # the tree has a single threshold
         learned = f": {labels[above]} from {int(np.floor(tree.tree_.threshold[0])) + 1} characters"
     return _as_baseline("length alone" + learned, model, labels)
 
@@ -155,20 +181,30 @@ def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
 def fit_linear(
     name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
 ) -> Baseline | None:
-    """Logistic regression on the features that `vectorizer()` makes of a text.
+    """Fit logistic regression on features of the texts.
 
-    C is the one of `INVERSE_PENALTIES` with the most correct predictions on the validation set; on
-    a tie the smallest. None if the texts have none of the features or only one label.
+    Args:
+        name: name of the baseline.
+        vectorizer: makes a scikit-learn vectorizer, which computes the features.
+        split: the texts. C is the value in `INVERSE_PENALTIES` with the most correct predictions on
+            the validation set, or the smallest of these values on a tie.
+        labels: the K classes in the order of the probabilities.
+
+    Returns:
+        The baseline, or None if the training texts have no features or only one label.
+
+    Raises:
+        DataError: the training or validation set is empty, or a label is not in `labels`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     texts, true = _training_set(split, labels)
     if not any(map(vectorizer().build_analyzer(), texts)):
-        log.warning(f"{name} is left out: the training texts have none of its features")
+        log.warning(f"skipping {name}: the training texts have none of its features")
         return None
     if len(set(true.tolist())) < 2:
-        log.warning(f"{name} is left out: all training texts have the same label")
+        log.warning(f"skipping {name}: all training texts have the same label")
         return None
     fitted = vectorizer()
     features = fitted.fit_transform(texts)
@@ -180,14 +216,19 @@ def fit_linear(
 
 
 def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Texts of the training set, and the numbers of their labels (N,)."""
+    """Return the training texts and the indices of their labels (N,)."""
     if not split.train or not split.val:
-        raise DataError("a baseline needs a training set and a validation set; one has no texts")
+        raise DataError(
+            "a baseline needs a training set and a validation set; one of them is empty"
+        )
     return [message.text for message in split.train], class_numbers(split.train, labels)
 
 
 def _as_baseline(name: str, model: Any, labels: Sequence[str]) -> Baseline:
-    """A fitted scikit-learn model; a label that the training set lacks has probability 0."""
+    """Wrap a fitted scikit-learn model.
+
+    A label that is not in the training set gets probability 0.
+    """
 
     def probabilities(texts: Sequence[str]) -> np.ndarray:
         found = np.zeros((len(texts), len(labels)))
@@ -199,7 +240,7 @@ def _as_baseline(name: str, model: Any, labels: Sequence[str]) -> Baseline:
 
 
 def _hints(text: str) -> set[str]:
-    """The patterns and words of a text; no pattern is a word."""
+    """Return the patterns and words that a text contains. Patterns and words cannot be equal."""
     return {p for p in PATTERNS if re.search(p, text)} | {*re.findall(r"\w+", text.lower())}
 
 
@@ -208,7 +249,10 @@ def _lengths(texts: Sequence[str]) -> np.ndarray:
 
 
 def _rule(tree: Any, features: Sequence[str], labels: Sequence[str], node: int = 0) -> str:
-    """A tree as text: `spam if \\d{4,} else (spam if free else ham)`."""
+    """Format a tree as text.
+
+    An example is `spam if \\d{4,} else (spam if free else ham)`.
+    """
     left, right = tree.children_left[node], tree.children_right[node]
     if left == right:  # a leaf
         return labels[int(tree.value[node][0].argmax())]

@@ -1,6 +1,6 @@
-"""How good a classifier is: scores, rankings, and the labelled predictions they are made from.
+"""Scores and rankings of a classifier, computed from its labelled predictions.
 
-N texts, K classes.
+Shapes: N texts, K classes.
 """
 
 import json
@@ -16,9 +16,9 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.storage.files import write_text
 from gpt2_from_scratch.storage.paths import expanded
 
-MOST_CLASSES = 20  # of a table and of a matrix; of more, the weakest are shown
-MOST_CONFUSED = 10  # pairs of classes that are listed
-LARGEST_SUM_ERROR = 1e-6  # of a row of probabilities, from 1
+MOST_CLASSES = 20  # classes shown in full; if there are more, only the weakest are shown
+MOST_CONFUSED = 10  # listed pairs of confused classes
+LARGEST_SUM_ERROR = 1e-6  # allowed difference of a row's sum of probabilities from 1
 
 
 # --- Labelled predictions ---
@@ -26,17 +26,17 @@ LARGEST_SUM_ERROR = 1e-6  # of a row of probabilities, from 1
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """Labelled texts and the probability that a classifier gives each class.
+    """Labelled texts, and the probabilities that a classifier predicts for their classes.
 
-    Raises DataError for shapes that do not fit, class numbers outside 0 to K - 1, and rows of
-    `probabilities` that do not sum to 1.
+    Raises DataError if the shapes do not fit, if a class number is not between 0 and K - 1, or if a
+    row of `probabilities` does not sum to 1.
     """
 
     labels: tuple[str, ...]  # the names of the K classes
     texts: list[str]
-    true: np.ndarray  # (N,) int: the number of each text's class
+    true: np.ndarray  # (N,) int, the number of each text's class
     probabilities: np.ndarray  # (N, K) float64
-    # (N,) bool: the training set has a text that is nearly the same; None if not known
+    # (N,) bool, whether the training set contains a near duplicate; None if unknown
     near_duplicates: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +56,10 @@ class LabelledPredictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each text, on a tie the first: (N,) int."""
+        """The most probable class of each text: (N,) int.
+
+        Ties go to the first class.
+        """
         return self.probabilities.argmax(axis=1)
 
     @property
@@ -65,12 +68,15 @@ class LabelledPredictions:
         return self.predicted == self.true
 
     def one_class(self, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Each text's probability of one class (N,), and whether that is its true class (N,) bool."""
+        """Return each text's probability of one class, and its truth.
+
+        The shapes are (N,) and (N,) bool. The truth is whether this is the text's true class.
+        """
         k = self.labels.index(label)
         return self.probabilities[:, k], self.true == k
 
     def only(self, wanted: np.ndarray) -> "LabelledPredictions":
-        """The texts for which `wanted` (N,), bool, is true."""
+        """Return the predictions where `wanted` (N,), bool, is true."""
         near = self.near_duplicates
         return replace(
             self,
@@ -82,7 +88,7 @@ class LabelledPredictions:
 
 
 def write_predictions(path: str | Path, predictions: LabelledPredictions) -> None:
-    """Write one line of JSON per text, atomically."""
+    """Write predictions atomically, as one line of JSON per text."""
     path = expanded(path)
     lines = []
     for n, text in enumerate(predictions.texts):
@@ -100,9 +106,10 @@ def write_predictions(path: str | Path, predictions: LabelledPredictions) -> Non
 
 
 def read_predictions(path: str | Path) -> LabelledPredictions:
-    """Read what `write_predictions` wrote; earlier versions called near_duplicate near_twin.
+    """Read a file written by `write_predictions`.
 
-    Raises DataError for other files and for a file without texts.
+    Earlier versions used the key near_twin instead of near_duplicate. Raises DataError if the file is
+    not of this kind or has no texts.
     """
     path = expanded(path)
     try:
@@ -129,25 +136,25 @@ def read_predictions(path: str | Path) -> LabelledPredictions:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of one class; None if there is nothing to divide by."""
+    """Precision, recall and F1 of one class. A score is None if its denominator is 0."""
 
     label: str
-    precision: float | None  # of the texts predicted as this class, the proportion that are
-    recall: float | None  # of the texts of this class, the proportion predicted as it
-    f1: float | None  # harmonic mean of the two
-    support: int  # texts of this class
+    precision: float | None  # proportion of correct texts among those predicted as this class
+    recall: float | None  # proportion of correct texts among those of this class
+    f1: float | None  # harmonic mean of precision and recall
+    support: int  # number of texts of this class
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of one classifier on one set of labelled texts."""
 
-    measure: ClassVar[str] = "accuracy"  # the name of `main`
+    measure: ClassVar[str] = "accuracy"  # the name of the score in `main`
     correct: int
     total: int
     interval: tuple[float, float]  # 95% Wilson interval of the accuracy
     classes: list[ClassScores]
-    confusion: list[list[int]]  # (K, K): row the true class, column the predicted one
+    confusion: list[list[int]]  # (K, K); rows are true classes, columns are predicted classes
 
     @property
     def accuracy(self) -> float:
@@ -156,22 +163,25 @@ class Evaluation:
 
     @property
     def main(self) -> float:
-        """The score that selects the best epoch: higher is better."""
+        """The score that selects the best epoch. Higher is better."""
         return self.accuracy
 
     def as_table(self) -> str:
-        """Text of the scores."""
+        """Format the scores as text."""
         return format_evaluation(self)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, the accuracy first."""
+        """Convert the scores to plain dicts and lists, with the accuracy first."""
         return {"accuracy": self.accuracy} | asdict(self)
 
 
 def evaluate_predictions(
     true: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
 ) -> Evaluation:
-    """Score predicted class numbers (N,) against the true ones (N,). Raises DataError for N = 0."""
+    """Compare predicted class numbers (N,) with the true ones (N,).
+
+    Raises DataError if there are no texts.
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     correct, total = int((true == predicted).sum()), len(true)
@@ -182,13 +192,16 @@ def evaluate_predictions(
     )
     p, r, f1 = ([None if np.isnan(x) else float(x) for x in row] for row in ratios)  # K each
     classes = [ClassScores(labels[k], p[k], r[k], f1[k], int(support[k])) for k in K]
-    # scikit-learn warns about a matrix of one class
+    # scikit-learn would warn about a matrix with a single class
     confusion = confusion_matrix(true, predicted, labels=K).tolist() if len(K) > 1 else [[total]]
     return Evaluation(correct, total, interval, classes, confusion)
 
 
 def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
-    """All classes in their order; of more than MOST_CLASSES, the lowest F1s of those with texts."""
+    """Return all classes, or the weakest MOST_CLASSES of them.
+
+    In the second case classes without texts are left out, and the lowest F1 comes first.
+    """
     if len(classes) <= MOST_CLASSES:
         return [*classes]
     with_texts = [scores for scores in classes if scores.support]
@@ -196,7 +209,10 @@ def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
 
 
 def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
-    """List (true label, predicted label, texts) of wrong predictions, the most frequent first."""
+    """List the most frequent confusions of classes.
+
+    Each is a tuple (true label, predicted label, number of texts).
+    """
     labels = [found.label for found in scores.classes]
     counts = np.array(scores.confusion)  # (K, K)
     np.fill_diagonal(counts, 0)
@@ -206,10 +222,10 @@ def confused(scores: Evaluation) -> list[tuple[str, str, int]]:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95% confidence interval of a proportion. Source: Wilson 1927.
+    """Compute the 95% confidence interval of a proportion. Source: Wilson 1927.
 
-    Unlike the normal approximation it stays between 0 and 1 and is accurate near them. Raises
-    DataError if `total` is 0.
+    Unlike the normal approximation, this interval is always within 0 and 1, and it is accurate for
+    proportions near 0 or 1. Raises DataError if `total` is 0.
     """
     from scipy.stats import binomtest
 
@@ -224,18 +240,22 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One class against all others; None if no text or every text is of this class."""
+    """Scores of a ranking of texts by their probability of a class.
+
+    Both scores are None if no text or every text is of this class.
+    """
 
     label: str
-    roc_auc: float | None  # probability that a text of this class ranks above another; chance: 0.5
-    average_precision: float | None  # area under precision and recall; chance: class's proportion
+    roc_auc: float | None  # probability that a text of the class ranks above another; 0.5 by chance
+    average_precision: float | None  # area under the precision-recall curve
 
 
 def rankings(probabilities: np.ndarray, true: np.ndarray, labels: Sequence[str]) -> list[Ranking]:
-    """Rank all texts by each class's probability: (N, K), true (N,) int -> one Ranking per class.
+    """Rank all texts by their probability of each class.
 
-    Of two classes both have the same ROC-AUC, and each its own average precision. Raises DataError
-    for shapes that do not fit.
+    Takes probabilities (N, K) and true classes (N,), int. Returns one Ranking per class. If there are
+    two classes, both have the same ROC-AUC, but not the same average precision. Raises DataError if
+    the shapes do not fit.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -255,19 +275,23 @@ def rankings(probabilities: np.ndarray, true: np.ndarray, labels: Sequence[str])
 
 
 def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
-    """The rarer of two labels; on a tie the second. Empty if there are more than two."""
+    """Return the rarer of two labels (the second on a tie).
+
+    Returns an empty string unless there are exactly two labels.
+    """
     if len(labels) != 2:
         return ""
     return labels[0] if counts[0] < counts[1] else labels[1]
 
 
-# --- Text for people ---
+# --- Text output ---
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Accuracy with its interval, then the classes, then the confusion matrix.
+    """Format the accuracy, the scores per class and the confusion matrix.
 
-    Of more than MOST_CLASSES: the mean over classes, the weakest, the most frequent confusions.
+    If there are more than MOST_CLASSES classes, the text shows the mean over classes, the weakest
+    classes and the most frequent confusions.
     """
     classes = evaluation.classes
     accuracy = (evaluation.correct, evaluation.total, evaluation.interval)
@@ -287,24 +311,37 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
 
 def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
-    """One line: the unweighted mean over classes with texts; what is not defined counts as 0."""
+    """Format the unweighted mean over classes with texts. An undefined score counts as 0."""
     present = [scores for scores in classes if scores.support]
     rows = [[s.precision or 0.0, s.recall or 0.0, s.f1 or 0.0] for s in present]
     precision, recall, f1 = np.mean(rows, axis=0).tolist()
     return (
-        f"mean over {len(present)} of {len(classes):,} classes, those with texts: precision "
+        f"mean over the {len(present)} of {len(classes):,} classes that have texts: precision "
         f"{percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
     )
 
 
 def several(labels: Sequence[str]) -> str:
-    """Labels as an error message names them: the first MOST_CLASSES, and how many others."""
+    """Format labels for an error message.
+
+    Only the first MOST_CLASSES labels are listed, with the number of others.
+    """
     named = ", ".join(map(short, labels[:MOST_CLASSES]))
     return named + (f" and {len(labels) - MOST_CLASSES:,} more" * (len(labels) > MOST_CLASSES))
 
 
 def format_proportion(name: str, count: int, total: int, interval: tuple[float, float]) -> str:
-    """One line: a proportion with its counts and its 95% interval."""
+    """Format a proportion with its counts and its 95% interval.
+
+    Args:
+        name: the name of the proportion.
+        count: the numerator.
+        total: the denominator.
+        interval: the bounds, from 0 to 1.
+
+    Returns:
+        One line.
+    """
     low, high = (100 * bound for bound in interval)
     counts = f"{count} of {total}; 95% interval {low:.1f} to {high:.1f}"
     return f"{name} {100 * count / total:.2f}%  ({counts})"
@@ -313,9 +350,10 @@ def format_proportion(name: str, count: int, total: int, interval: tuple[float, 
 def format_classes(
     classes: Sequence[ClassScores], what: str = "class", counted: str = "texts"
 ) -> list[str]:
-    """Lines of a table with one row per class; `what` and `counted` head its first and last column.
+    """Format a table with one row per class.
 
-    Of more than MOST_CLASSES only the weakest are shown.
+    If there are more than MOST_CLASSES, only the weakest are shown. Returns the lines. `what` and
+    `counted` are the headers of the first and the last column.
     """
     rows = [
         [short(s.label), *map(percent, (s.precision, s.recall, s.f1)), s.support]
@@ -325,18 +363,21 @@ def format_classes(
 
 
 def head_of_weakest(what: str, classes: Sequence[ClassScores]) -> str:
-    """The head of a column of classes, which says if only the weakest are shown."""
+    """Return the header of a column of classes. It mentions if only the weakest are shown."""
     n = len(weakest(classes))
     return what if n == len(classes) else f"{what} ({n} weakest of {len(classes):,})"
 
 
 def percent(value: float | None) -> str:
-    """A proportion in per cent with two decimals; a dash for None."""
+    """Format a proportion in per cent with two decimals. None becomes a dash."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> list[str]:
-    """Lines of a table whose first `left` columns are aligned left and all others right."""
+    """Format a table.
+
+    The first `left` columns are left-aligned, and the others are right-aligned. Returns the lines.
+    """
     from tabulate import tabulate
 
     align = ["left" if column < left else "right" for column in range(len(headers))]

@@ -1,6 +1,6 @@
-"""Whether one classifier is better than another: paired tests and confidence intervals.
+"""Compare two classifiers with paired tests and confidence intervals.
 
-N texts of a test set, S splits.
+Shapes: N texts of a test set, S splits.
 """
 
 import math
@@ -12,44 +12,45 @@ import numpy as np
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 
-ROUNDING = 1e-12  # scores that differ by less are equal
+ROUNDING = 1e-12  # scores that differ by less than this count as equal
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two classifiers, a and b, on the same texts."""
+    """Comparison of two classifiers, a and b, on the same texts."""
 
-    n: int
+    n: int  # number of texts
     only_a: int  # texts that only a predicted correctly
-    only_b: int
+    only_b: int  # texts that only b predicted correctly
     difference: float  # accuracy of a minus accuracy of b
-    interval: tuple[float, float]  # 95%, of the difference
-    p: float  # probability of a split of only_a + only_b at least this uneven, if both are as good
+    interval: tuple[float, float]  # 95% interval of the difference
+    p: float  # probability of only_a and only_b differing at least this much if both are equally good
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """Two classifiers, a and b, on the same splits."""
+    """Comparison of two classifiers, a and b, on the same splits."""
 
-    n: int  # splits
+    n: int  # number of splits
     difference: float  # mean score of a minus mean score of b
-    interval: tuple[float, float]  # 95%, of the difference
-    p: float  # probability of a mean difference at least this far from 0, if both are as good
+    interval: tuple[float, float]  # 95% interval of the difference
+    p: float  # probability of a mean difference at least this far from 0 if both are equally good
 
 
 def compare_paired(correct_a: np.ndarray, correct_b: np.ndarray) -> Paired:
-    """Compare two classifiers by the texts each predicted correctly: (N,) bool, (N,) bool.
+    """Compare two classifiers on the same test set.
 
-    p is the exact two-sided McNemar test, which uses only the texts that one of the two predicted
-    correctly. The interval is Wald's after adding half a text to each of the four cells (only a,
-    only b, both, neither), so it has a width even if no text distinguishes the two. Raises
-    DataError for different lengths and for no texts. Sources: McNemar 1947; Agresti & Min 2005,
-    "Simple improved confidence intervals for comparing matched proportions".
+    The arguments say which predictions are correct, (N,) bool. p is from the exact
+    two-sided McNemar test, which uses only the texts that exactly one of the two predicted
+    correctly. The interval is Wald's, after half a text is added to each of the four cells (only
+    a, only b, both, neither). So its width is never 0, even if no text distinguishes the two.
+    Raises DataError if the lengths differ or if there are no texts. Sources: McNemar 1947; Agresti
+    & Min 2005, "Simple improved confidence intervals for comparing matched proportions".
     """
     from scipy.stats import binomtest
 
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1:
-        raise DataError(f"{correct_a.shape} and {correct_b.shape} are not of one test set")
+        raise DataError(f"{correct_a.shape} and {correct_b.shape} are not from the same test set")
     n = len(correct_a)
     if not n:
         raise DataError("there are no texts to compare")
@@ -65,19 +66,33 @@ def compare_paired(correct_a: np.ndarray, correct_b: np.ndarray) -> Paired:
 def compare_repeated(
     a: Sequence[float], b: Sequence[float], n_train: int, n_test: int, *, least: float = 0.0
 ) -> Repeated:
-    """Compare the scores (S,), (S,) of two classifiers on the same S random splits.
+    """Compare two classifiers by their scores on the same S random splits.
 
-    The corrected resampled t-test: random splits share texts, so their scores differ less than
-    those of fresh data would. The variance of the mean is (1/S + n_test/n_train) times that of the
-    scores, not 1/S times. The differences of few splits may be equal by chance, so their standard
-    deviation is taken to be at least `least`; for accuracies that is one text, 1 / n_test. With
-    `least` 0 and equal differences p is the limit: 0.0, or 1.0 if all differences are 0. Raises
-    DataError for fewer than two splits. Source: Nadeau & Bengio 2003, Machine Learning 52:239.
+    This is the corrected resampled t-test. Random splits have texts in common, so their scores vary
+    less than scores on new data would. The test therefore assumes that the variance of the mean is
+    (1/S + n_test/n_train) times the variance of the scores instead of 1/S times. Source: Nadeau &
+    Bengio 2003, Machine Learning 52:239.
+
+    Args:
+        a: scores of the first classifier, (S,).
+        b: scores of the second classifier, (S,).
+        n_train: number of training texts per split.
+        n_test: number of test texts per split.
+        least: lower limit for the standard deviation of the differences, because the differences of
+            few splits may be equal by chance. For accuracies, use one text: 1 / n_test.
+
+    Returns:
+        The comparison. If `least` is 0 and all differences are equal, p is 0.0, or 1.0 if all
+        differences are 0.
+
+    Raises:
+        DataError: there are fewer than two splits, the numbers of scores differ, or a score is not
+            finite.
     """
     from scipy.stats import t
 
     if len(a) != len(b):
-        raise DataError(f"{len(a)} and {len(b)} scores are not of the same splits")
+        raise DataError(f"{len(a)} and {len(b)} scores are not from the same splits")
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     mean, error, half = _mean_and_error(differences, n_train, n_test, least)
     if error:
@@ -90,19 +105,32 @@ def compare_repeated(
 def mean_interval(
     values: Sequence[float], n_train: int, n_test: int, *, least: float = 0.0
 ) -> tuple[float, float]:
-    """The 95% interval of a classifier's mean score (0 to 1) over S random splits, values (S,).
+    """Compute the 95% interval of a mean score over S splits.
 
-    It is corrected as in `compare_repeated`. Few splits make it wide: for two it reaches 12.7
-    standard errors to each side. Raises the same errors.
+    The splits are random, and the interval is corrected as in `compare_repeated`. It is wide if there
+    are few splits: for two splits it extends 12.7 standard errors to each side.
+
+    Args:
+        values: scores from 0 to 1, (S,).
+        n_train: number of training texts per split.
+        n_test: number of test texts per split.
+        least: lower limit for the standard deviation of the scores.
+
+    Returns:
+        The lower and the upper bound.
+
+    Raises:
+        DataError: there are fewer than two splits, or a score is not finite.
     """
     mean, _, half = _mean_and_error(np.asarray(values, dtype=float), n_train, n_test, least)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def accuracy_interval(correct: Sequence[np.ndarray], n_train: int) -> tuple[float, float]:
-    """The 95% interval of an accuracy, from the correct texts (N,) bool of each of S splits.
+    """Compute the 95% interval of an accuracy.
 
-    Wilson's for one split, `mean_interval` for several.
+    `correct` says which predictions are correct, (N,) bool for each split. The result is Wilson's
+    interval for one split, and `mean_interval` for several splits.
     """
     if len(correct) == 1:
         return wilson_interval(int(correct[0].sum()), len(correct[0]))
@@ -114,9 +142,11 @@ def accuracy_interval(correct: Sequence[np.ndarray], n_train: int) -> tuple[floa
 def compare_accuracies(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], n_train: int
 ) -> Paired | Repeated:
-    """Compare two classifiers by their correct texts, (N,) bool of each of S splits.
+    """Compare two classifiers by their correct predictions.
 
-    Text by text for one split, split by split for several.
+    `a` and `b` say which predictions are correct, (N,) bool for each split. One split is compared
+    text by text (`compare_paired`). Several splits are compared by their accuracies
+    (`compare_repeated`).
     """
     if len(a) == 1:
         return compare_paired(a[0], b[0])
@@ -125,15 +155,19 @@ def compare_accuracies(
 
 
 def spread_by_chance(accuracy: float, n_test: int) -> float:
-    """The standard deviation that chance gives to an accuracy on n_test texts; at least one text."""
+    """Return the standard deviation that an accuracy has by chance.
+
+    The accuracy is measured on n_test texts. The result is at least one text, 1 / n_test.
+    """
     return max(1 / n_test, math.sqrt(accuracy * (1 - accuracy) / n_test))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number, in the order given.
+    """Adjust p-values for multiple comparisons. Returns them in the given order.
 
-    If no difference is real, any adjusted p is below 0.05 in at most 5 of 100 cases. Raises
-    DataError for values outside 0 to 1. Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
+    If no difference is real, the probability that any adjusted p is below 0.05 is at most 5%. Raises
+    DataError if a value is not between 0 and 1. Source: Holm 1979, Scandinavian Journal of Statistics
+    6:65.
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise DataError(f"p-values must be from 0 to 1: {list(p_values)!s:.100}")
@@ -145,23 +179,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def format_p(p: float) -> str:
-    """A p-value as text: "p = 0.031", and never "p = 0.000"."""
+    """Format a p-value, for example "p = 0.031" or "p < 0.001"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _accuracies(correct: Sequence[np.ndarray]) -> tuple[list[float], int]:
-    """The accuracy of each split, and the mean number of its texts."""
+    """Return the accuracy of each split, and the mean number of texts."""
     return [float(c.mean()) for c in correct], round(np.mean([len(c) for c in correct]))
 
 
 def _mean_and_error(
     values: np.ndarray, n_train: int, n_test: int, least: float
 ) -> tuple[float, float, float]:
-    """The mean of values (S,), its corrected standard error, half the width of its 95% interval."""
+    """Return the mean of values (S,), its standard error and a margin.
+
+    The standard error is corrected. The margin is half the width of the 95% interval.
+    """
     from scipy.stats import t
 
     if len(values) < 2:
-        raise DataError(f"{len(values)} split: at least two are needed to see how scores vary")
+        raise DataError(f"found {len(values)} split; at least two are needed to measure variation")
     if not np.isfinite(values).all():
         raise DataError(f"scores must be finite numbers: {values!s:.100}")
     if min(n_train, n_test) < 1:

@@ -1,4 +1,7 @@
-"""What others did to a model: names that `torch.compile` gives, hooks, replaced methods and weights."""
+"""Detect how other code changed a model.
+
+It may have compiled the model, added hooks, or replaced methods or weights.
+"""
 
 from torch import nn
 
@@ -15,38 +18,40 @@ KINDS: tuple[type[nn.Module], ...] = (
 )
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HOOKS_OF_ALL = tuple(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-WATCHES = "torch.utils.module_tracker"  # its hooks, as in torch's counter of FLOPs, change nothing
-COMPUTES = {"forward", "hidden", "embed", "attend"}
-ORIGINAL = {  # {kind: {method: the function that it was when this package was imported}}
+# torch's FLOP counter installs hooks from this module; they do not change any output
+WATCHES = "torch.utils.module_tracker"
+COMPUTES = {"forward", "hidden", "embed", "attend"}  # methods that compute outputs
+ORIGINAL = {  # {class: {method: its function when this package was imported}}
     kind: {name: getattr(kind, name) for name in COMPUTES if hasattr(kind, name)} for kind in KINDS
 }
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters by the names they have here, also after `torch.compile`.
+    """Return all parameters by name, without the prefix that `torch.compile` adds.
 
-    What `torch.compile` returns puts `_orig_mod.` before the names of the module inside it.
+    `torch.compile` wraps a module and puts `_orig_mod.` before the names of its parameters.
     """
     return {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters()}
 
 
 def alteration(part: nn.Module) -> str:
-    """Say what was done to a part besides giving it other weights; empty if nothing was.
+    """Describe how a module was changed, other than by new weights.
 
-    That is hooks, also those for all modules; another method, of this part or of its class; and a
-    weight that is no parameter any more. Code that reads the weights would ignore all of these.
+    Returns an empty string if it was not changed. It finds hooks (also global ones), a replaced
+    method of the module or its class, and a weight that is no longer a parameter. Code that reads
+    only the weights would ignore all of these.
     """
-    own = vars(part)  # this is asked at every batch, so it looks up as little as it can
+    own = vars(part)  # runs for every batch, so it looks up as little as possible
     if any([own[hooks] for hooks in HOOKS]) or (any(HOOKS_OF_ALL) and _some_hook_changes()):
         return "has hooks"
     if not COMPUTES.isdisjoint(own):
-        return f"has another method {min(COMPUTES & own.keys())}"
+        return f"has a replaced method {min(COMPUTES & own.keys())}"
     for name, function in ORIGINAL.get(type(part), {}).items():
         if getattr(type(part), name) is not function:
-            return f"has another method {name}"
-    # parameters are kept elsewhere than a module's other attributes
+            return f"has a replaced method {name}"
+    # a module keeps its parameters in a separate dictionary, not among its other attributes
     if own.get("weight") is not None or own.get("bias") is not None:
-        return "has a weight that is no parameter"
+        return "has a weight that is not a parameter"
     return ""
 
 

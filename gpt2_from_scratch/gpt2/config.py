@@ -1,4 +1,4 @@
-"""Settings of a GPT-2: its sizes, its pretraining, its LoRA adapters."""
+"""Settings of GPT-2: its sizes, its pretraining and its LoRA adapters."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,7 @@ from gpt2_from_scratch.storage.files import read_json, write_json
 from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.settings import check_settings, setting
 
-# fixed in GPT-2, but variable in Hugging Face's config.json
+# fixed in GPT-2, but Hugging Face's config.json can contain other values
 GPT2_CHOICES = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
@@ -58,35 +58,42 @@ class PretrainConfig:
 
     n_vocab: int = setting(
         4096,
-        "tokens to learn, <|endoftext|> included",
-        at_least=257,
-        at_most=65536,  # the 256 bytes and <|endoftext|>; ids are kept as uint16
+        "size of the vocabulary, including <|endoftext|>",
+        at_least=257,  # the 256 bytes and <|endoftext|>
+        at_most=65536,  # ids are stored as uint16
     )
-    n_ctx: int = setting(384, "most tokens in a text", at_least=1)
+    n_ctx: int = setting(384, "maximum number of tokens per text", at_least=1)
     n_embd: int = setting(256, "width of the residual stream", at_least=1)
     n_head: int = setting(4, "attention heads per block", at_least=1)
     n_layer: int = setting(6, "transformer blocks", at_least=1)
     register_weights: str = setting(
         "conversation=2",
-        "weights of MANIFEST.tsv's registers, NAME=WEIGHT,NAME=WEIGHT; those not given have 1",
+        "weights of the registers in MANIFEST.tsv, NAME=WEIGHT,NAME=WEIGHT; others have weight 1",
     )
     phone: float = setting(
-        0.5, "weight of its lines as typed on a phone; 0 leaves them out", at_least=0
+        0.5,
+        "relative weight of a second copy of the conversations, as typed on a phone; 0 for no copy",
+        at_least=0,
     )
-    steps: int = setting(4000, "steps in all", at_least=1)
+    steps: int = setting(4000, "total number of steps", at_least=1)
     tokens: int = setting(12288, "tokens per step", at_least=1)
     row: int = setting(
-        128, "tokens per row: messages are short, and short rows are faster", at_least=1
+        128, "tokens per row; short rows are faster and suit short messages", at_least=1
     )
-    long_every: int = setting(8, "steps between two with rows of n_ctx tokens", at_least=1)
-    warmup: int = setting(100, "steps in which the learning rate rises", at_least=0)
+    long_every: int = setting(8, "interval in steps at which rows have n_ctx tokens", at_least=1)
+    warmup: int = setting(
+        100, "number of first steps, in which the learning rate rises", at_least=0
+    )
     decay: float = setting(
-        0.375, "proportion of steps, the last ones, in which it falls to 0", at_least=0, at_most=1
+        0.375,
+        "proportion of steps at the end, in which the learning rate falls to 0",
+        at_least=0,
+        at_most=1,
     )
     lr: float = setting(0.006, "learning rate at its peak", above=0)
     weight_decay: float = setting(0.1, "weight decay of the matrices inside the blocks", at_least=0)
     seed: int = setting(
-        123, "random seed of the weights and the rows drawn", at_least=0, at_most=2**32 - 1
+        123, "random seed for the weights and the rows", at_least=0, at_most=2**32 - 1
     )
     save_every: int = setting(250, "steps between checkpoints and held-out losses", at_least=1)
 
@@ -100,11 +107,11 @@ class PretrainConfig:
         self.sizes()
 
     def sizes(self) -> GPT2Config:
-        """The sizes of the model. Raises CheckpointError if they are impossible."""
+        """Return the sizes of the model. Raises CheckpointError if they are invalid."""
         return GPT2Config(self.n_vocab, self.n_ctx, self.n_embd, self.n_head, self.n_layer)
 
     def weights_by_register(self) -> dict[str, float]:
-        """Return `register_weights` as {register: weight}. Raises UsageError for another form."""
+        """Parse `register_weights` to {register: weight}. Raises UsageError if it is invalid."""
         weights: dict[str, float] = {}
         for pair in filter(None, self.register_weights.split(",")):
             name, _, value = pair.partition("=")
@@ -114,29 +121,33 @@ class PretrainConfig:
                 weight = math.nan
             if not name.strip() or name.strip() in weights or not 0 <= weight < math.inf:
                 raise UsageError(
-                    f"register_weights: {pair!r} must be NAME=WEIGHT, each name once, the weight a "
-                    "number from 0 up"
+                    f"register_weights: {pair!r} must be NAME=WEIGHT. Each name may occur once, and "
+                    "a weight is a number of at least 0."
                 )
             weights[name.strip()] = weight
         return weights
 
 
-FUSED = ("query", "key", "value")  # in the order of their rows in c_attn
+FUSED = ("query", "key", "value")  # the parts of c_attn, in the order of their rows
 WHOLE = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-MATRICES = FUSED + WHOLE  # of a block
+MATRICES = FUSED + WHOLE  # all matrices of a block
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Settings of LoRA adapters. Raises UsageError for impossible values."""
+    """Settings of LoRA adapters. Raises UsageError for invalid values."""
 
-    rank: int = setting(8, "rank of the product", at_least=1)
-    alpha: float = setting(8.0, "the product is scaled by alpha / rank", above=0)
-    dropout: float = setting(0.0, "dropout of the input of A, in training", at_least=0, below=1)
+    rank: int = setting(8, "rank of the product B A", at_least=1)
+    alpha: float = setting(8.0, "numerator of the scale alpha / rank of the product", above=0)
+    dropout: float = setting(
+        0.0, "dropout probability of the adapters' input, during training", at_least=0, below=1
+    )
     matrices: tuple[str, ...] = MATRICES
-    n_last_blocks: int | None = setting(None, "last blocks with adapters; None: all", at_least=0)
-    # adapt the head's linear layers too, as in the lecture's appendix E: their own weights then stay
-    # as they were drawn, and the head learns through its adapters alone
+    n_last_blocks: int | None = setting(
+        None, "number of last blocks with adapters; None for all", at_least=0
+    )
+    # whether to adapt the head's linear layers too, as in appendix E of the lecture's book; their
+    # own weights then keep their random initial values, and only the adapters are trained
     head: bool = False
 
     def __post_init__(self) -> None:
@@ -157,7 +168,8 @@ class LoRAConfig:
 def read_config(folder: str | Path) -> GPT2Config:
     """Read a model's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
 
-    Raises CheckpointError if a value is missing, unknown or impossible, or for another architecture.
+    Raises CheckpointError if a value is missing, unknown or invalid, or if the architecture is not
+    GPT-2.
     """
     folder = expanded(folder)
     path = folder / "hparams.json"
@@ -184,10 +196,10 @@ def write_hparams(path: str | Path, config: GPT2Config) -> None:
 def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, ours in GPT2_CHOICES.items():
         if config.get(name, ours) != ours:
-            raise CheckpointError(f"{path}: {name} is {config[name]!r:.80}; GPT-2 has {ours!r}")
+            raise CheckpointError(f"{path}: {name} is {config[name]!r:.80}; GPT-2 uses {ours!r}")
     inner, width = config.get("n_inner"), config.get("n_embd")
     if inner is not None and not (type(width) is int and inner == 4 * width):
-        raise CheckpointError(f"{path}: n_inner is {inner!r:.80}; GPT-2 has 4 n_embd")
+        raise CheckpointError(f"{path}: n_inner is {inner!r:.80}; GPT-2 uses 4 n_embd")
     theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
     ours = (field.name for field in fields(GPT2Config))
     return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}

@@ -1,8 +1,9 @@
-"""The text for pretraining: read it, learn a byte-level BPE, and encode it to token ids.
+"""Prepare text for pretraining: read it, learn a BPE, and encode it.
 
-A corpus is a folder of `.txt` files; a blank line ends a document. A `MANIFEST.tsv` with the columns
-`file` and `register` says what kind of text a file holds. Each register can have a weight, and its
-held-out text is scored by itself.
+A corpus is a folder of `.txt` files in which a blank line ends a document. An optional
+`MANIFEST.tsv` has the columns `file` and `register`, where the register is the kind of text in a file
+("conversation", "books", ...). Each register can have a weight, and its held-out text gets a score of
+its own.
 """
 
 import csv
@@ -25,10 +26,10 @@ from gpt2_from_scratch.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-HELD_OUT_ONE_IN = 250  # documents held out for validation
+HELD_OUT_ONE_IN = 250  # one document in 250 is held out for validation
 
-# How people type on a phone. Written for this project; the miniature learns from it that "u" means
-# "you".
+# Short forms that people type on a phone. The list was written for this project, so that the
+# miniature learns that "u" means "you".
 TEXTING = {
     "you": "u",
     "your": "ur",
@@ -89,18 +90,21 @@ TEXTING = {
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the corpus as token ids, with the positions where a training row may start."""
+    """A file of the corpus as token ids.
+
+    Training rows may start only at the beginning of a line.
+    """
 
     name: str
     tokens: np.ndarray  # (n,) uint16
     line_starts: np.ndarray  # (lines,) int64, indices into tokens
-    weight: float  # proportion of training rows drawn from it, before normalisation
+    weight: float  # training rows are drawn from each source in proportion to its weight
     register: str = "general"
 
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """The documents of one file of the corpus."""
+    """The documents of a file of the corpus."""
 
     name: str
     register: str
@@ -109,24 +113,27 @@ class CorpusFile:
 
 
 def read_documents(path: Path) -> list[str]:
-    """Read the documents of one text file, in order."""
+    """Read the documents of a text file, in order."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}. Save the file as UTF-8") from None
+        raise DataError(f"{path} is not UTF-8: {error}. Save the file as UTF-8.") from None
     return [document.strip("\n") for document in re.split(r"\n\s*\n", text) if document.strip()]
 
 
 def is_held_out(document: str) -> bool:
-    """Decide whether a document is held out; equal documents are always treated alike."""
+    """Return whether a document is held out. Identical documents get the same answer."""
     return zlib.crc32(document.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def registers(folder: Path) -> dict[str, str]:
-    """Read {file name: register} from MANIFEST.tsv, for every .txt file of the corpus."""
+    """Return {file name: register} for every .txt file of a corpus.
+
+    Registers are read from MANIFEST.tsv. A file that it does not list has the register "general".
+    """
     files = sorted(path.name for path in folder.glob("*.txt"))
     if not files:
-        raise DataError(f"{folder}: no .txt files to pretrain on")
+        raise DataError(f"{folder} contains no .txt files to pretrain on")
     manifest = folder / "MANIFEST.tsv"
     listed = {}
     if manifest.exists():
@@ -137,10 +144,11 @@ def registers(folder: Path) -> dict[str, str]:
 
 
 def read_corpus(folder: Path, excluded: Overlap | None = None) -> Iterator[CorpusFile]:
-    """Read the files of a corpus, without training lines that overlap with excluded texts.
+    """Read the files of a corpus, and remove excluded training lines.
 
-    A document is held out or not before lines are removed, so the held-out text stays the same
-    whatever is excluded. How many lines were removed is logged.
+    A training line is removed if it overlaps with an excluded text. Held-out documents are chosen
+    before any lines are removed, so the held-out text does not depend on the excluded texts. The
+    number of removed lines is logged.
     """
     removed: dict[str, int] = {}
     for name, register in progress_bar(registers(folder).items(), desc="read", unit="file"):
@@ -154,12 +162,16 @@ def read_corpus(folder: Path, excluded: Overlap | None = None) -> Iterator[Corpu
     if excluded:
         each = ", ".join(f"{count:,} of {name}" for name, count in removed.items())
         log.info(
-            f"{sum(removed.values()):,} lines that were excluded are removed: {each or 'none'}"
+            f"removed {sum(removed.values()):,} training lines that overlap with excluded texts"
+            f"{f': {each}' if each else ''}"
         )
 
 
 def without_overlap(documents: list[str], excluded: Overlap) -> tuple[list[str], int]:
-    """Remove the lines that overlap with excluded texts; returns documents and number of lines."""
+    """Remove the lines that overlap with excluded texts.
+
+    Returns the documents that are not empty afterwards, and the number of lines removed.
+    """
     lines = [document.split("\n") for document in documents]
     overlaps = excluded.find([line for document in lines for line in document])
     kept = iter(~overlaps)
@@ -168,16 +180,16 @@ def without_overlap(documents: list[str], excluded: Overlap) -> tuple[list[str],
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
-    """Learn the merges of a byte-level BPE with `n_vocab` tokens, <|endoftext|> included.
+    """Learn the merges of a byte-level BPE with `n_vocab` tokens, including <|endoftext|>.
 
-    No merge joins two digits, so a phone number stays a sequence of digits.
+    Digits are never merged, so a phone number stays a sequence of digits.
     """
     try:
         from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trainable
     except ModuleNotFoundError:
         raise UsageError(
-            "learning a vocabulary needs the package tokenizers; use "
+            "learning a vocabulary needs the package tokenizers. Install it with: "
             "pip install 'gpt2-from-scratch[pretrain]'"
         ) from None
 
@@ -204,7 +216,10 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
 
 
 def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
-    """Write a line as somebody in a hurry would: lower or upper case, short forms, no '."""
+    """Rewrite a line as if typed on a phone.
+
+    The result may have lower or upper case, short forms and no apostrophes.
+    """
     style = draw.random()
     if style < 0.1:
         return line.upper()
@@ -229,7 +244,20 @@ def encode_source(
     weight: float,
     register: str = "general",
 ) -> Source:
-    """Encode documents as one sequence of ids; <|endoftext|> ends each document."""
+    """Encode documents as one sequence of token ids.
+
+    <|endoftext|> ends each document.
+
+    Args:
+        name: name of the source.
+        documents: the texts; a newline ends each of their lines.
+        tokenizer: encodes the texts.
+        weight: weight of the source when training rows are drawn.
+        register: kind of text.
+
+    Returns:
+        The source. The last newline of each document is replaced by <|endoftext|>.
+    """
     newline = tokenizer.encode("\n")
     ids: list[np.ndarray] = []
     starts: list[int] = []
@@ -240,7 +268,7 @@ def encode_source(
             starts.append(position)
             ids.append(encoded)
             position += len(encoded)
-        ids[-1][-1] = tokenizer.end_of_text_id  # instead of the last newline
+        ids[-1][-1] = tokenizer.end_of_text_id
     return Source(name, np.concatenate(ids), np.array(starts), weight, register)
 
 
@@ -249,16 +277,28 @@ def encode_corpus(
 ) -> tuple[list[Source], list[Source]]:
     """Encode every file of a corpus.
 
-    The weight of a source is its number of characters times the weight of its register (1 if not
-    given). Files of the register `conversation` occur a second time as typed on a phone, with
-    `config.phone` times the weight. Returns training sources and held-out sources. Raises UsageError
-    if a register with a weight has no file.
+    The weight of a source is its number of characters, multiplied by the weight of its register.
+    Files of the register `conversation` are added a second time, as typed on a phone, with
+    `config.phone` times their weight.
+
+    Args:
+        folder: the corpus.
+        tokenizer: encodes the texts.
+        config: the weights of registers (1 if not given), `phone` and `seed`.
+        excluded: texts. Training lines that overlap with them are removed.
+
+    Returns:
+        Training sources and held-out sources.
+
+    Raises:
+        UsageError: no file has a register to which `config` gives a weight.
+        DataError: there are no .txt files, or a file is not UTF-8.
     """
     weights = config.weights_by_register()
     if unknown := sorted(weights.keys() - set(registers(folder).values()) - {"conversation"}):
         raise UsageError(
-            f"{folder}: no file has the register {unknown[0]!r}, which has a weight; the registers "
-            f"are: {', '.join(sorted(set(registers(folder).values())))}"
+            f"{folder}: register_weights names {unknown[0]!r}, but no file has this register. The "
+            f"registers are: {', '.join(sorted(set(registers(folder).values())))}"
         )
     train, held_out = [], []
     for file in read_corpus(folder, excluded):
@@ -284,7 +324,10 @@ def encode_corpus(
 def bpe_sample(
     folder: Path, config: PretrainConfig, excluded: Overlap | None = None
 ) -> Iterator[str]:
-    """Yield lines to learn a vocabulary from: all conversation, and one in four of the rest."""
+    """Yield lines to learn a vocabulary from.
+
+    These are all lines of conversations and a quarter of the others.
+    """
     draw = random.Random(config.seed)
     for file in read_corpus(folder, excluded):
         for document in file.train:
@@ -298,7 +341,7 @@ def bpe_sample(
 
 
 def n_bytes(source: Source, tokenizer: Tokenizer) -> int:
-    """Count the bytes of the text that the tokens of a source stand for."""
+    """Count the bytes of the text that a source encodes."""
     text = source.tokens[source.tokens != tokenizer.end_of_text_id]
-    ends = len(source.tokens) - len(text)  # each instead of a newline, one byte
+    ends = len(source.tokens) - len(text)  # each <|endoftext|> replaces a newline of one byte
     return len(tokenizer.decode(text.tolist()).encode()) + ends

@@ -1,14 +1,14 @@
 """Download OpenAI's GPT-2 in four sizes.
 
-A file gets its name only after its size, hash and contents were checked. Interrupted transfers are
-resumed. Only https servers on a list are asked, redirects included, and a server that is too slow is
-given up.
+A file gets its final name only after its size, hash and contents have been checked. Interrupted
+transfers are resumed. Requests and redirects go only to https servers on a list. If a server is too
+slow, the download from it is aborted.
 
-Of the 124M model five SHA-256 are known, and the MD5 of the data file. OpenAI never published the
-SHA-256 of the data files, and they are not needed: `model.ckpt.index` holds a CRC-32C of every
-tensor, so the pinned index verifies the data. The index of the other sizes must be whole by its own
-checksums and describe data of the right size. OpenAI's `checkpoint` and `model.ckpt.meta` are not
-needed.
+For the 124M model, the SHA-256 of three files and the MD5 of the data file are pinned. OpenAI never
+published the SHA-256 of the data files. They are not needed, because `model.ckpt.index` contains a
+CRC-32C of every tensor, so that the pinned index verifies the data. For the other sizes, the index
+must match its own checksums and describe data of the correct size. OpenAI's files `checkpoint` and
+`model.ckpt.meta` are not needed.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ from gpt2_from_scratch.storage.paths import expanded, home
 
 log = logging.getLogger(__name__)
 
-# --- The files, and what is known of them. ---
+# --- The files, and their known sizes and hashes. ---
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR = "https://f001.backblazeb2.com/file/LLMs-from-scratch"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 
 Known = tuple[int | None, str | None]  # bytes, hash
-VOCABULARY: dict[str, Known] = {  # the same in all sizes; tiktoken pins them too
+VOCABULARY: dict[str, Known] = {  # the same for all sizes; tiktoken pins the same hashes
     "vocab.bpe": (
         456_318,
         "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -64,17 +64,18 @@ VOCABULARY: dict[str, Known] = {  # the same in all sizes; tiktoken pins them to
 WEIGHTS: dict[str, dict[str, Known]] = {
     "124M": {
         INDEX: (5_215, "sha256:71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687"),
-        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),  # shows accidents, not malice
+        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),  # detects accidents only
     },
     "355M": {INDEX: (10_399, None), DATA: (1_419_292_672, None)},
-    "774M": {INDEX: (None, None), DATA: (3_096_120_320, None)},  # these sizes of data files
-    "1558M": {INDEX: (None, None), DATA: (6_230_444_800, None)},  # follow from the shapes
+    # the sizes of these data files are computed from the shapes
+    "774M": {INDEX: (None, None), DATA: (3_096_120_320, None)},
+    "1558M": {INDEX: (None, None), DATA: (6_230_444_800, None)},
 }
 
 
 @dataclass(frozen=True)
 class PinnedFile:
-    """A file by name, with what is known of it beforehand; the rest is None."""
+    """A file with its expected size and hash. An unknown value is None."""
 
     name: str
     size: int | None = None  # bytes
@@ -82,12 +83,15 @@ class PinnedFile:
     urls: tuple[str, ...] = ()  # tried in this order
 
     def facts(self) -> str:
-        """Size and hash in words."""
+        """Format the expected size and hash as text."""
         size = "size unknown" if self.size is None else f"{self.size:,} bytes"
         return f"{size}, {self.known_hash.replace(':', ' ')}" if self.known_hash else size
 
     def difference(self, path: Path) -> str:
-        """What the file at `path` has instead of the expected size or hash; empty if nothing."""
+        """Describe how a file differs from the expected size or hash.
+
+        Returns an empty string if it does not.
+        """
         size, words = path.stat().st_size, ""
         if self.size not in (None, size):
             words = f"has {size:,} bytes, expected {self.size:,}"
@@ -104,25 +108,27 @@ class PinnedFile:
 
 
 def model_files(name: str) -> list[PinnedFile]:
-    """The files of one of OpenAI's models, in the order in which they are downloaded."""
+    """Return the files of a model, in the order of the download."""
     known = {**VOCABULARY, **WEIGHTS[name]}
-    known["hparams.json"] = (None, None)  # copies differ in line ends: checked by its contents
+    # copies of this file have different line ends, so only its contents are compared
+    known["hparams.json"] = (None, None)
     return [
         PinnedFile(file, *known[file], (f"{OPENAI}/{name}/{file}", f"{MIRROR}/gpt2/{name}/{file}"))
         for file in ("hparams.json", "vocab.bpe", "encoder.json", INDEX, DATA)
     ]
 
 
-# --- Downloading them; each check of contents raises a GPT2Error. ---
+# --- Downloading a model. Each check of a file's contents raises a GPT2Error. ---
 
 Check = Callable[[Path], object]
 
 
 def download_model(name: str, folder: str | Path | None = None) -> Path:
-    """Download "124M", "355M", "774M" or "1558M" to `folder`, by default `weights/<name>` at home.
+    """Download "124M", "355M", "774M" or "1558M" to `folder`.
 
-    Files that exist are checked, not downloaded again. Raises DownloadError, whose message says how
-    to get a file by other means, and ResourceError if a file cannot be written.
+    The default folder is `weights/<name>` in `paths.home()`. Files that exist are checked and not
+    downloaded again. Raises DownloadError if a file cannot be downloaded; the message explains how to
+    get it by other means. Raises ResourceError if a file cannot be written.
     """
     folder = home() / "weights" / name if folder is None else expanded(folder)
     if name not in SIZES:
@@ -158,40 +164,52 @@ def _check_data(folder: Path, path: Path) -> None:
         )
 
 
-# --- One file from the network to its place. ---
+# --- Downloading one file. ---
 
-OFFLINE = "GPT2_FROM_SCRATCH_OFFLINE"  # set to 1, it forbids every request
-HOME_HINT = "to store such files in another folder, set GPT2_FROM_SCRATCH_HOME to it"
-MOST = 1 << 20  # bytes that are accepted if the size is unknown
-CHUNK = 1 << 17  # bytes; an interrupted transfer loses at most these
-PROGRESS = 1 << 20  # bytes after which failures are counted anew
+OFFLINE = "GPT2_FROM_SCRATCH_OFFLINE"  # if set to 1, no requests are made
+HOME_HINT = "set GPT2_FROM_SCRATCH_HOME to store such files in another folder"
+MOST = 1 << 20  # most bytes to accept if the size is unknown
+CHUNK = 1 << 17  # bytes; an interrupted transfer loses at most one chunk
+PROGRESS = 1 << 20  # bytes after which the count of failures starts again
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which servers are asked, and how patiently."""
+    """The allowed servers, and the limits for requests to them."""
 
     allowed: tuple[str, ...] = (
         "https://openaipublic.blob.core.windows.net",
         "https://f001.backblazeb2.com",
     )
-    patience: float = 30.0  # seconds for the start of an answer, and for each chunk: 4.4 kB/s
-    attempts: int = 4  # at one address, without progress
+    patience: float = 30.0  # seconds to wait for a response and for each chunk (at least 4.4 kB/s)
+    attempts: int = 4  # most attempts at one address without progress
     pause: float = 1.0  # seconds before the second attempt, doubled each time
-    longest_pause: float = 120.0  # seconds, whatever Retry-After asks for
-    redirects: int = 5
+    longest_pause: float = 120.0  # seconds, even if Retry-After asks for more
+    redirects: int = 5  # most redirects per request
 
 
 def fetch(
     file: PinnedFile, target: Path, check: Check | None = None, limits: Limits = Limits()
 ) -> Path:
-    """Download `file` to `target`; if the right file is there, no request is made.
+    """Download a file, unless the correct file already exists.
 
-    `check` raises a GPT2Error if the contents are wrong in a way that size and hash cannot show. A
-    wrong file at `target` is replaced once the right one has arrived. Raises DownloadError that says
-    how to get the file by other means, and ResourceError if it cannot be written; the next call
-    resumes from what has arrived.
+    A wrong file at `target` is replaced as soon as the correct one is complete. After a failure, the
+    next call resumes the transfer.
+
+    Args:
+        file: the addresses, and the expected size and hash.
+        target: path of the file on this machine.
+        check: an additional check of the contents, which raises a GPT2Error if they are wrong.
+        limits: the allowed servers, and the limits for requests to them.
+
+    Returns:
+        `target`.
+
+    Raises:
+        DownloadError: the file cannot be downloaded. The message explains how to get it by other
+            means.
+        ResourceError: the file cannot be written.
     """
     if not (fault := _fault(file, target, check)):
         return target
@@ -200,7 +218,7 @@ def fetch(
         reasons.append(f"{OFFLINE} is set")
     else:
         with _alone_at(target):
-            if not _fault(file, target, check):  # another process has brought it in the meantime
+            if not _fault(file, target, check):  # another process has downloaded it meanwhile
                 return target
             for url in file.urls:
                 try:
@@ -211,7 +229,7 @@ def fetch(
     lines = [
         f"{target.name} could not be downloaded:",
         *reasons,
-        f"To get it by other means: put it at {target} ({file.facts()}). It is at",
+        f"To get it by other means, save it as {target} ({file.facts()}). Its addresses are",
         *file.urls,
     ]
     raise DownloadError("\n  ".join(lines))
@@ -219,9 +237,9 @@ def fetch(
 
 @contextmanager
 def _alone_at(target: Path) -> Iterator[None]:
-    """Make the folder of `target`, and keep other processes from working on `target`.
+    """Create the folder of `target`, and lock `target` during the block.
 
-    Errors of this machine become a ResourceError that says how to choose another folder.
+    An OSError becomes a ResourceError whose message explains how to choose another folder.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -239,9 +257,12 @@ def _alone_at(target: Path) -> Iterator[None]:
 
 
 def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
-    """What is wrong with the file at `path`; empty if it is there and right."""
+    """Describe what is wrong with the file at `path`.
+
+    Returns an empty string if the file exists and is correct.
+    """
     if not path.exists():
-        return f"there is no {path}"
+        return f"{path} does not exist"
     if not path.is_file():
         raise ResourceError(f"{path} is not a regular file; remove it")
     faults = []
@@ -249,8 +270,8 @@ def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
         if difference := file.difference(path):
             faults.append(f"{path} {difference}")
         if check and file.size in (None, path.stat().st_size):
-            check(path)  # after a difference too: it may name what is damaged
-    except OSError as error:  # it may be right, so it is not replaced
+            check(path)  # even if the hash differs, because the check may name the damaged part
+    except OSError as error:  # the file may be correct, so it is not replaced
         raise ResourceError(f"{path} cannot be read: {error.strerror}") from error
     except GPT2Error as error:
         faults.append(str(error))
@@ -258,7 +279,10 @@ def _fault(file: PinnedFile, path: Path, check: Check | None = None) -> str:
 
 
 class _TryAgain(Exception):
-    """A fault that may pass: the same address is asked again, after `pause` seconds or more."""
+    """A temporary failure.
+
+    The same address is tried again after at least `pause` seconds.
+    """
 
     def __init__(self, reason: str, pause: float = 0.0):
         super().__init__(reason)
@@ -267,11 +291,11 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Transfer:
-    """The download of one file from one address, resumed where an earlier one broke off.
+    """The download of one file from one address. An interrupted download is resumed.
 
-    `<target>.part` holds the bytes that have come; `<target>.part.json` says from which address and
-    of which version of the file they are. The server sends the rest only if its file still has that
-    version (If-Range). Another address begins anew.
+    `<target>.part` contains the bytes received so far. `<target>.part.json` contains their address
+    and the version of the file on the server. The server sends the rest only if its file still has
+    that version (If-Range). A download from another address starts from the beginning.
     """
 
     url: str
@@ -282,16 +306,16 @@ class Transfer:
 
     @property
     def part(self) -> Path:
-        """The file that holds the bytes until they are all there."""
+        """The file for the bytes received so far."""
         return self.target.with_name(f"{self.target.name}.part")
 
     @property
     def note(self) -> Path:
-        """The file that says what the part is the beginning of."""
+        """The file for the address and the version of these bytes."""
         return self.target.with_name(f"{self.target.name}.part.json")
 
     def complete(self) -> None:
-        """Bring the file to its target, checked. Raises DownloadError."""
+        """Download the file, check it and move it to its target. Raises DownloadError."""
         failures, best = 0, 0
         while True:
             try:
@@ -302,7 +326,7 @@ class Transfer:
                 self.part.unlink()
                 if not resumed:
                     raise DownloadError(fault)
-                raise _TryAgain(fault)  # the bytes of the earlier transfer may be what was wrong
+                raise _TryAgain(fault)  # perhaps only the bytes of the earlier transfer were wrong
             except (_TryAgain, requests.RequestException) as error:
                 done, _ = self._begun()
                 failures, best = (1, done) if done >= best + PROGRESS else (failures + 1, best)
@@ -313,12 +337,15 @@ class Transfer:
         with self.part.open("rb+") as file:
             os.fsync(file.fileno())
         if self.target.exists():
-            log.warning(f"{self.target} was not the right file and is replaced")
+            log.warning(f"replacing {self.target}, which is not the correct file")
         os.replace(self.part, self.target)
         self.note.unlink()
 
     def _begun(self) -> tuple[int, str]:
-        """How many bytes came from this address, and of which version; (0, "") to begin anew."""
+        """Return the number of bytes received and the file's version.
+
+        Returns (0, "") if nothing was received from this address.
+        """
         with suppress(CheckpointError, OSError):
             note = read_json(self.note)
             version = note.get("version")
@@ -327,7 +354,7 @@ class Transfer:
         return 0, ""
 
     def _request(self) -> bool:
-        """Ask once for the file or the rest of it; whether it began with earlier bytes."""
+        """Request the file or the rest of it. Returns whether earlier bytes were used."""
         done, version = self._begun()
         if done and done == self.file.size:
             return True
@@ -338,18 +365,22 @@ class Transfer:
         try:
             start = self._start(response, done)
             if not start:
-                _unlinked(self.part, "wb").close()  # first: old bytes never pass for this version
+                # empty the part first, so that old bytes never seem to belong to the new version
+                _unlinked(self.part, "wb").close()
                 etag, date = (response.headers.get(h, "") for h in ("ETag", "Last-Modified"))
                 note = {"url": self.url, "version": etag if etag.startswith('"') else date}
                 with _unlinked(self.note, "wb") as out:
                     out.write(json.dumps(note).encode())
             self._copy(response, start)
-        finally:  # in a thread, because closing waits for a read that is under way
+        finally:  # in a thread, because closing would wait for a read in progress
             threading.Thread(target=response.close, daemon=True).start()
         return start > 0
 
     def _start(self, response: requests.Response, done: int) -> int:
-        """The byte at which the answer begins: `done` or 0. Raises for any other answer."""
+        """Return the byte at which the response begins, `done` or 0.
+
+        Raises an error for other responses.
+        """
         status, size, headers = response.status_code, self.file.size, response.headers
         answer = f"the server answers {status} {response.reason}"
         if status in (408, 425, 429) or status >= 500:
@@ -358,11 +389,11 @@ class Transfer:
         continues = span.startswith(f"bytes {done}-") and total in ("*", str(size or total))
         if status == 416 or (status == 206 and not continues):
             self.part.unlink(missing_ok=True)
-            raise _TryAgain(f"{answer}, not the bytes from {done:,} on")
+            raise _TryAgain(f"{answer} instead of the bytes from {done:,} on")
         if status not in (200, 206):
             raise DownloadError(answer)
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise DownloadError("the server compresses the file, though that was not asked for")
+            raise DownloadError("the server compressed the file, although it was asked not to")
         start, length = done if status == 206 else 0, headers.get("Content-Length", "")
         if size is not None and length.isdecimal() and start + int(length[:20]) != size:
             raise DownloadError(
@@ -372,7 +403,7 @@ class Transfer:
         return start
 
     def _copy(self, response: requests.Response, done: int) -> None:
-        """Append the answer to the part of `done` bytes."""
+        """Append the body of the response to the `done` bytes received."""
         size = self.file.size
         most, chunks = MOST if size is None else size, response.iter_content(CHUNK)
         bar = progress_bar(total=size, initial=done, unit="B", unit_scale=True, desc=self.file.name)
@@ -384,17 +415,20 @@ class Transfer:
                     break
         if done > most:
             self.part.unlink()
-            raise DownloadError(f"more than {most:,} bytes came")
+            raise DownloadError(f"received more than {most:,} bytes")
         if size is not None and done < size:
             raise _TryAgain(f"cut off after {done:,} of {size:,} bytes")
 
 
 def _seconds(retry_after: str) -> float:
-    """What the header asks to wait, which it says in seconds or as a date; 0 if it says neither."""
+    """Parse a Retry-After header, which contains seconds or a date.
+
+    Returns seconds, or 0 if the header is invalid.
+    """
     if retry_after.isdecimal():
         return float(retry_after[:9])
     try:
-        then = parsedate_to_datetime(retry_after)  # of some dates without a zone, which is UTC
+        then = parsedate_to_datetime(retry_after)  # some dates have no time zone and mean UTC
         then = then.replace(tzinfo=then.tzinfo or UTC)
         return max(0.0, (then - datetime.now(UTC)).total_seconds())
     except (ValueError, OverflowError):
@@ -402,15 +436,16 @@ def _seconds(retry_after: str) -> float:
 
 
 def _unlinked(path: Path, mode: str) -> IO[bytes]:
-    """Open a file to write bytes, unless it has become a symbolic link."""
+    """Open a file to write bytes. Raises OSError if it is a symbolic link."""
     flags = getattr(os, "O_NOFOLLOW", 0)
     return open(path, mode, opener=lambda name, more: os.open(name, more | flags, 0o666))
 
 
 def _within(seconds: float, function: Callable[..., Value], *arguments: Any) -> Value:
-    """The value of a call, made in a thread that is abandoned if the call takes longer.
+    """Call a function with a time limit.
 
-    A timeout of the socket is not enough: it begins anew with each byte.
+    The call runs in a thread, which is abandoned if it takes too long. A timeout of the socket is
+    not sufficient, because it starts again with each byte.
     """
     future: Future[Value] = Future()
 
@@ -424,23 +459,26 @@ def _within(seconds: float, function: Callable[..., Value], *arguments: Any) -> 
     try:
         return future.result(seconds)
     except TimeoutError:
-        raise _TryAgain(f"fewer than {CHUNK:,} bytes came in {seconds:g} seconds") from None
+        raise _TryAgain(f"received fewer than {CHUNK:,} bytes in {seconds:g} seconds") from None
 
 
 def _open_url(url: str, headers: dict[str, str], limits: Limits) -> requests.Response:
-    """The server's answer, its body not read yet; redirects too may lead only to allowed servers."""
+    """Send a request, without reading the body of the response.
+
+    Redirects are followed to allowed servers only.
+    """
     session = requests.Session()
     session.adapters.clear()
-    for origin in limits.allowed:  # the slash ends the host's name
+    for origin in limits.allowed:  # without the slash, longer host names would match too
         session.mount(f"{origin}/", requests.adapters.HTTPAdapter())
     session.max_redirects = limits.redirects
-    # a redirect is closed, because requests would read its body, however long
+    # close redirects, because requests would read their bodies, which may be long
     session.hooks["response"] = [lambda answer, **_: answer.close() if answer.is_redirect else None]
     try:
         return session.get(url, headers=headers, stream=True, timeout=limits.patience)
     except requests.exceptions.InvalidSchema as error:
-        raise DownloadError(f"{error}; allowed are {', '.join(limits.allowed)}") from None
+        raise DownloadError(f"{error}; allowed servers: {', '.join(limits.allowed)}") from None
     except (requests.ConnectionError, requests.Timeout):
         raise
-    except (OSError, ValueError) as error:  # of requests, of certificates, of a wrong redirect
+    except (OSError, ValueError) as error:  # from requests, certificates or an invalid redirect
         raise DownloadError(str(error)) from None

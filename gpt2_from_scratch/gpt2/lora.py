@@ -1,15 +1,15 @@
-"""LoRA: next to a frozen matrix, train the product of two narrow matrices.
+"""LoRA: train the product of two narrow matrices next to a frozen one.
 
-The weight W (out, in) of a linear layer stays as it is. A low-rank product is added to its output:
+The weight W (out, in) of a linear layer is frozen. A low-rank product is added to the layer's output:
 
     y  =  W x + b  +  (alpha / rank) B A x        A (rank, in), B (out, rank)
 
-A starts random and B zero, so the model starts unchanged. GPT-2 keeps query, key and value in one
-matrix `c_attn` (3C, C). Each of the three is adapted on its own, with its own A and B, as if there
-were three matrices. After training the product can be added to W: then the model is a plain GPT-2
-again.
+A is initialised at random and B with zeros, so the model's outputs do not change at first. GPT-2
+stores query, key and value in one matrix `c_attn` (3C, C). Each of these three parts gets an A and a
+B of its own, as if there were three matrices. After training, the product can be added to W. The
+model is then an ordinary GPT-2 again.
 
-B texts, T tokens in the longest, C = n_embd, r = rank, P adapted parts of a matrix.
+Shapes: B texts, T tokens in the longest text, C = n_embd, r = rank, P adapted parts of a matrix.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), and
 its loralib, https://github.com/microsoft/LoRA.
@@ -28,8 +28,8 @@ from gpt2_from_scratch.gpt2.model import GPT2
 class LoRALinear(nn.Module):
     """A linear layer with adapters, one per given range of its outputs.
 
-    It holds the parameters of the layer that it replaces, under the same names, so the names of the
-    model's parameters do not change. All ranges have the same width.
+    It takes over the parameters of the layer that it replaces, under the same names. So the names of
+    the model's parameters do not change. All ranges must have the same width.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LoRALinear(nn.Module):
         self.slices, self.dropout = slices, config.dropout
         self.scale = config.alpha / config.rank
         P, r, n_in = len(slices), config.rank, linear.in_features
-        bound = n_in**-0.5  # kaiming-uniform with a = sqrt(5), as nn.Linear draws its weight
+        bound = n_in**-0.5  # the same distribution as the initial weight of an nn.Linear
         A = torch.empty(P, r, n_in, device="meta" if linear.weight.is_meta else "cpu")
         if not A.is_meta:
             A.uniform_(-bound, bound, generator=generator)
@@ -57,7 +57,7 @@ class LoRALinear(nn.Module):
         return y
 
     def whole_weight(self) -> Tensor:
-        """Add the products to a copy of the weight, with gradients: (out, in)."""
+        """Return a copy of the weight with the products added, with gradients: (out, in)."""
         weight = self.weight.clone()
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             weight[outputs] += self.scale * (B @ A)
@@ -65,14 +65,20 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def rounds_to(self, value: Tensor) -> bool:
-        """Tell whether the weight is `value` (out, in) but for rounding by merging and unmerging."""
+        """Return whether the weight equals `value` (out, in), except for rounding.
+
+        Merging and unmerging adapters rounds the weight.
+        """
         value = value.to(self.weight)
         error = 2 * torch.finfo(value.dtype).eps * (self.whole_weight().abs() + value.abs())
         return bool(((self.weight - value).abs() <= error).all())
 
     @torch.no_grad()
     def add_to_weight(self, times: int) -> None:
-        """Add the products to the weight, in place: once (1), or subtract them again (-1)."""
+        """Add the products to the weight, in place.
+
+        `times` is 1, or -1 to subtract the products again.
+        """
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             self.weight[outputs] += times * self.scale * (B @ A)
 
@@ -80,28 +86,29 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT2, config: LoRAConfig, seed: int = 123, blocks_read: int | None = None
 ) -> None:
-    """Add trainable adapters to the matrices of a model, in place; its logits do not change.
+    """Add trainable adapters to the matrices of a model, in place. Its logits do not change.
 
-    Freeze the rest first: `freezing.set_trainable` called afterwards would freeze the adapters too.
-    Head layers that are adapted are frozen here; nothing else is. GPT-2's own head, which is tied to
-    `wte`, is never adapted. A is drawn on the CPU from `seed` alone, not from torch's global random
-    numbers, so it is the same on every device.
+    Freeze the model before this call, because `freezing.set_trainable` would freeze the adapters too.
+    This function freezes only the head layers that it adapts. It never adapts GPT-2's own head, whose
+    weight is `wte`. A is drawn on the CPU from `seed` and not from torch's global generator, so it is
+    the same on every device.
 
     Args:
         model: a GPT-2 without adapters, with any head.
         config: which matrices are adapted, and how.
-        seed: draws A.
-        blocks_read: number of blocks that the heads read, if not all. The last blocks are counted
-            from there, and blocks after it get no adapters.
+        seed: random seed for A.
+        blocks_read: number of leading blocks whose output the heads use; None for all. Later blocks
+            get no adapters, and `config.n_last_blocks` counts back from the last of these blocks.
 
     Raises:
-        UsageError: the model has adapters already, the rank is above n_embd, there are fewer blocks
-            than asked for, or a part to adapt is not a plain linear layer. The model is unchanged.
+        UsageError: the model already has adapters, the rank exceeds n_embd, the model has fewer
+            blocks than requested, or a part to adapt is not a plain linear layer. The model is
+            unchanged.
     """
     if lora_names(model):
-        raise UsageError("the model has LoRA adapters already; merge them first")
+        raise UsageError("the model already has LoRA adapters; merge them first")
     if config.rank > model.config.n_embd:
-        raise UsageError(f"LoRA: rank {config.rank} is above n_embd = {model.config.n_embd}")
+        raise UsageError(f"LoRA: rank {config.rank} exceeds n_embd = {model.config.n_embd}")
     generator = torch.Generator().manual_seed(seed)
     adapters = {}
     for name, slices in _targets(model, config, blocks_read).items():
@@ -122,45 +129,49 @@ def lora_names(model: nn.Module) -> list[str]:
 
 
 def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
-    """Add every product to its weight, in place, and put back plain linear layers.
+    """Add all products to their weights, and restore plain linear layers.
 
-    Returns {module name: adapter} for `unmerge_lora`. The layers hold the same parameters as before,
-    with new values. Raises UsageError for an adapter with hooks or other additions.
+    This changes the values of the existing parameters in place. Returns {module name: adapter} for
+    `unmerge_lora`. Raises UsageError if an adapter has hooks or was changed in another way.
     """
     adapters = {
-        name.removeprefix("_orig_mod."): part  # the name without what torch.compile puts before it
+        name.removeprefix("_orig_mod."): part  # without the prefix that torch.compile adds
         for name, part in model.named_modules()
         if isinstance(part, LoRALinear)
     }
     for name, adapter in adapters.items():
         if reason := alteration(adapter):
-            raise UsageError(f"{name} {reason}, which merging would lose")
+            raise UsageError(f"{name} {reason}, which would be lost by merging")
     for name, adapter in adapters.items():
         adapter.add_to_weight(1)
         out, n_in = adapter.weight.shape
-        linear = nn.Linear(n_in, out, device="meta")  # draws nothing: its parameters follow
+        linear = nn.Linear(n_in, out, device="meta")  # draws no values, because they are replaced
         linear.weight, linear.bias = adapter.weight, adapter.bias
         _put(model, name, linear)
     return adapters
 
 
 def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
-    """Subtract every product from its weight, in place, and put the adapters back.
+    """Subtract all products from their weights, and restore the adapters.
 
-    Adding and subtracting rounds: a weight comes back to about 1e-7 of the largest number added to
-    it, not to the bit. Raises UsageError if the adapters were not merged into this model.
+    The weights are changed in place and restored approximately, because adding and subtracting round.
+    The error is about 1e-7 of the largest value that was added. Raises UsageError if the adapters
+    were not merged into this model.
     """
     for name, adapter in adapters.items():
         if _linear_at(model, name).weight is not adapter.weight:
             raise UsageError(f"these adapters were not merged into this model's {name}")
     for name, adapter in adapters.items():
-        adapter.to(adapter.weight.device)  # the model may have moved meanwhile
+        adapter.to(adapter.weight.device)  # the model may have been moved to another device
         adapter.add_to_weight(-1)
         _put(model, name, adapter)
 
 
 def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[str, list[slice]]:
-    """{name of a linear layer: ranges of outputs to adapt}; no ranges: all outputs."""
+    """Return {name of a linear layer: ranges of outputs to adapt}.
+
+    An empty list means all outputs.
+    """
     C, top = model.config.n_embd, model.config.n_layer if blocks_read is None else blocks_read
     count = top if config.n_last_blocks is None else config.n_last_blocks
     if count > top:
@@ -179,15 +190,16 @@ def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[s
             if isinstance(part, nn.Linear) and part.weight is not model.wte.weight
         ]
         if not layers:
-            raise UsageError(
-                "LoRA: the head has no linear layer of its own to adapt; call replace_head first"
-            )
+            raise UsageError("LoRA: the model has no new head to adapt; call replace_head first")
         targets |= {name: [] for name in layers}
     return targets
 
 
 def _linear_at(model: GPT2, name: str) -> nn.Linear:
-    """Get a layer that can be replaced without losing hooks or other additions to it."""
+    """Return the linear layer of this name.
+
+    Raises UsageError if replacing the layer would lose hooks or other changes.
+    """
     try:
         part = model.get_submodule(name)
     except AttributeError:
@@ -198,6 +210,6 @@ def _linear_at(model: GPT2, name: str) -> nn.Linear:
 
 
 def _put(model: GPT2, name: str, part: nn.Module) -> None:
-    """Replace a part of the model; the new part takes over the training mode of the old one."""
+    """Replace a module of the model. The new module takes over the old one's training mode."""
     part.train(model.get_submodule(name).training)
     model.set_submodule(name, part)

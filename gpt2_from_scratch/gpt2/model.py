@@ -1,7 +1,8 @@
-"""GPT-2, written by hand: the network and nothing else.
+"""The network of GPT-2, written by hand.
 
-B texts, T tokens in the longest, C = n_embd, H = n_head heads, D = C / H, V outputs of the head.
-Names are those of OpenAI's checkpoint, except `blocks` (h0, h1, ... there) and `head` (wte again).
+Shapes: B texts, T tokens in the longest text, C = n_embd, H = n_head, D = C / H, V outputs of the
+head. Names are those of OpenAI's checkpoint, with two exceptions: `blocks` (h0, h1, ... in the
+checkpoint) and `head` (not in the checkpoint, because its weight is `wte`).
 
 Source: https://github.com/openai/gpt-2/blob/master/src/model.py and Radford et al. 2019, "Language
 Models are Unsupervised Multitask Learners".
@@ -18,12 +19,12 @@ LAYER_NORM_EPS = 1e-5  # added to the variance, inside the root, as in OpenAI's 
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position reads itself and the positions before it, with H heads in parallel."""
+    """Multi-head attention in which a position reads only itself and earlier positions."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value at once
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value together
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,10 +32,10 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(self.attend(self.c_attn(x)))
 
     def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Attend with queries, keys and values side by side: (B, T, 3C) -> (B, T, C).
+        """Attend with concatenated queries, keys and values: (B, T, 3C) -> (B, T, C).
 
-        A position reads those where `seen` (B, 1, T, T) is true; by default itself and those before
-        it.
+        A position reads the positions at which `seen` (B, 1, T, T) is true. By default it reads
+        itself and all earlier positions.
         """
         B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
         q, k, v = qkv.split(C, dim=2)  # 3 x (B, T, C)
@@ -47,7 +48,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each position alone: four times wider, GELU, back to C."""
+    """Two linear layers with a GELU, applied to each position separately."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -56,12 +57,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)"""
-        # the tanh form, as OpenAI trained with it; the exact (erf) GELU changes logits by 1e-3
+        # OpenAI trained with the tanh approximation; the exact (erf) GELU changes logits by 1e-3
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then MLP; each reads the normalised residual stream and adds to it."""
+    """Attention followed by an MLP. Each reads the normalised residual stream and adds to it."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -78,7 +79,10 @@ class TransformerBlock(nn.Module):
 
 
 class GPT2(nn.Module):
-    """Token ids in, logits out. The head is tied to `wte` until `heads.replace_head` replaces it."""
+    """The complete network, which maps token ids to logits.
+
+    The head shares its weight with `wte` until `heads.replace_head` replaces the head.
+    """
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -88,42 +92,44 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(config.n_embd, config.n_vocab, bias=False)
-        self.head.weight = self.wte.weight  # one matrix reads tokens in and writes logits out
+        self.head.weight = self.wte.weight  # one matrix embeds the tokens and computes the logits
 
     def embed(self, ids: Tensor) -> Tensor:
         """Add the embeddings of each token and its position: (B, T) -> (B, T, C).
 
-        Raises DataError for anything but whole numbers below n_vocab, at most n_ctx per text.
+        Raises DataError unless `ids` are integers from 0 to n_vocab - 1, at most n_ctx per text.
         """
         _check_ids(ids, self.config)
         T = ids.shape[1]
         return self.wte(ids) + self.wpe.weight[:T]
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Compute the final, normalised state of each position: (B, T) -> (B, T, C)."""
+        """Compute the final normalised state of each position: (B, T) -> (B, T, C)."""
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
         return self.ln_f(x)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Compute each position's logits from it and those before it: (B, T) -> (B, T, V)."""
+        """Compute logits at each position from all tokens up to it: (B, T) -> (B, T, V)."""
         return self.head(self.hidden(ids))
 
 
 def _check_ids(ids: Tensor, config: GPT2Config) -> None:
     if not isinstance(ids, Tensor):
-        raise DataError(f"ids must be a tensor (B, T), not {type(ids).__name__}: torch.tensor(ids)")
+        raise DataError(
+            f"ids must be a tensor (B, T), not {type(ids).__name__}. Use torch.tensor(ids)."
+        )
     if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise DataError(
-            f"ids must be whole numbers (B, T), found {ids.dtype} {tuple(ids.shape)}. "
-            "For one text of whole numbers use ids[None]."
+            f"ids must be integers (B, T), found {ids.dtype} {tuple(ids.shape)}. "
+            "For a single text of integers (T,) use ids[None]."
         )
     if ids.numel() == 0:
-        raise DataError(f"there are no ids in {tuple(ids.shape)}: give a text with at least one")
+        raise DataError(f"ids of shape {tuple(ids.shape)} are empty; give at least one token")
     if (T := ids.shape[1]) > config.n_ctx:
         raise DataError(f"{T} tokens are more than n_ctx = {config.n_ctx}; cut the text")
-    if not torch.compiler.is_compiling():  # checked here, because on a GPU it ends the process
+    if not torch.compiler.is_compiling():  # on a GPU an invalid id would abort the process later
         low, high = ids.aminmax()
         if low < 0 or high >= config.n_vocab:
             raise DataError(
@@ -133,11 +139,11 @@ def _check_ids(ids: Tensor, config: GPT2Config) -> None:
 
 @torch.no_grad()
 def init_weights(model: GPT2, generator: torch.Generator) -> None:
-    """Draw every parameter as GPT-2's paper does before training.
+    """Initialise every parameter at random, as OpenAI did.
 
-    Weights are normal with std 0.02 (wpe 0.01). The std of the two projections that write to the
-    residual stream is divided by sqrt(2 n_layer), so that the stream's variance does not grow with
-    depth. Biases are 0, gains of norms are 1.
+    Weights are normal with standard deviation 0.02 (wpe: 0.01). For the two projections that write
+    to the residual stream, the standard deviation is divided by sqrt(2 n_layer), so that the variance
+    of the stream does not grow with depth. Biases are 0, and the gains of LayerNorm are 1.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -1,7 +1,8 @@
-"""Find the lines of a corpus that occur in other texts, such as those of a test set.
+"""Find lines of a corpus that overlap with other texts.
 
-A model that has read a test set cannot be measured on it. Two lines overlap if they are equal or
-share WIDTH bytes in a row. Case and white space do not count.
+These are usually the texts of a test set. A model that was trained on a test set cannot
+be evaluated on it. Two lines overlap if they are equal or have WIDTH consecutive bytes in common.
+Differences in case and white space are ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 WIDTH = 50  # bytes; common phrases are shorter
-SHORTEST = 20  # bytes; equal lines that are shorter, such as "I'll call you later", prove nothing
-FACTOR = 0x9E3779B97F4A7C15  # odd, so multiplying by it modulo 2^64 loses nothing
-TABLE = 24  # bits of a hash that one look-up compares
+SHORTEST = 20  # bytes; shorter lines, such as "I'll call you later", may be equal by chance
+FACTOR = 0x9E3779B97F4A7C15  # odd, so multiplying by it modulo 2^64 is invertible
+TABLE = 24  # leading bits of a hash that index a table, as a quick first test
 
 
 class Overlap:
@@ -27,11 +28,11 @@ class Overlap:
         self._table[self._hashes >> np.uint64(64 - TABLE)] = True
 
     def find(self, lines: Sequence[str]) -> np.ndarray:
-        """Decide for each line whether it overlaps with one of the texts: (lines,) bool."""
+        """Return for each line whether it overlaps with one of the texts: (lines,) bool."""
         normal = [_normalised(line) for line in lines]
         found = np.array([line in self.lines for line in normal], dtype=bool)
         raw = [line.encode() for line in normal]
-        starts = np.cumsum([0, *(len(line) + 1 for line in raw)])  # in all lines joined by newlines
+        starts = np.cumsum([0, *(len(line) + 1 for line in raw)])  # positions in the joined lines
         hashes = window_hashes(b"\n".join(raw))
         places = np.flatnonzero(self._table[hashes >> np.uint64(64 - TABLE)])
         places = places[np.isin(hashes[places], self._hashes)]
@@ -40,9 +41,9 @@ class Overlap:
 
 
 def window_hashes(data: bytes) -> np.ndarray:
-    """Hash the WIDTH bytes that begin at each position: (len(data) - WIDTH + 1,) uint64.
+    """Hash each window of WIDTH bytes: (len(data) - WIDTH + 1,) uint64.
 
-    The hash of a window is built from those of its parts: of 1, 2, 4, ... bytes.
+    The hash of a window is combined from the hashes of its parts of 1, 2, 4, ... bytes.
     """
     hashes = np.frombuffer(data, np.uint8).astype(np.uint64) + np.uint64(1)
     count = max(0, len(data) - WIDTH + 1)

@@ -1,7 +1,9 @@
-"""Pretrain a GPT-2 from scratch: draw rows of text, predict each next token, repeat.
+"""Pretrain a GPT-2 from scratch on random rows of text.
 
-B rows of T tokens. A run resumes from its own saved state. The rows of a step depend only on the
-seed and the step, so a run that was interrupted ends with the same bits as an unbroken one.
+An interrupted run resumes from its saved state. The rows of a step depend only on the seed and the
+step, so a resumed run ends with the same bits as an uninterrupted one.
+
+Shapes: B rows of T tokens, V = n_vocab.
 """
 
 import gzip
@@ -48,9 +50,10 @@ log = logging.getLogger(__name__)
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Compute the factor of the learning rate in a step: it rises, stays at 1, and falls.
+    """Compute the factor of the learning rate in a step.
 
-    The length of a run matters only for the fall, so a run can be made longer before it.
+    It rises to 1, stays constant, and falls to 0. Only the last phase depends on the total number
+    of steps, so a run can be extended before it.
     """
     falling = max(1, round(config.decay * config.steps))
     rise = min(1.0, (step + 1) / max(1, config.warmup))
@@ -60,7 +63,7 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
 def draw_rows(sources: list[Source], config: PretrainConfig, step: int) -> Tensor:
     """Draw the rows of one step: (B, T + 1) int64.
 
-    Each row starts at the start of a line, as messages do.
+    Each row starts at the beginning of a line, as a message does.
     """
     long = step % config.long_every == config.long_every - 1
     T = config.n_ctx if long else config.row
@@ -70,15 +73,16 @@ def draw_rows(sources: list[Source], config: PretrainConfig, step: int) -> Tenso
     for row in rows:
         source = sources[draw.choice(len(sources), p=weights / weights.sum())]
         start = source.line_starts[draw.integers(len(source.line_starts))]
-        start = min(start, len(source.tokens) - len(row))  # the last row ends with its source
+        start = min(start, len(source.tokens) - len(row))  # a row must not extend beyond its source
         row[:] = source.tokens[start : start + len(row)]
     return torch.from_numpy(rows)
 
 
 def make_optimizers(model: GPT2, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Make Muon for the matrices inside the blocks and AdamW for embeddings, norms and biases.
+    """Create Muon for the blocks' matrices and AdamW for other parameters.
 
-    Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, at AdamW's scale.
+    Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. Its learning rate is scaled
+    so that its updates are as large as AdamW's.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -96,20 +100,20 @@ def make_optimizers(model: GPT2, config: PretrainConfig) -> list[torch.optim.Opt
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Decide whether a device multiplies bfloat16 faster than float32.
+    """Return whether a device multiplies bfloat16 faster than float32.
 
-    A CPU needs instructions for it: with them it is about twice as fast, without them it takes 4.5
-    to 9 times as long as float32.
+    A CPU needs special instructions for bfloat16. With them it is about twice as fast as with
+    float32. Without them it takes 4.5 to 9 times as long.
     """
-    # older versions of torch do not list them
+    # older versions of torch do not have this function
     has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type != "cpu" or any(there for name, there in has.items() if "bf16" in name)
 
 
 def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean") -> Tensor:
-    """Compute the cross-entropy of each next token, in nats: (B, T + 1) -> scalar.
+    """Compute the cross-entropy of the next tokens, in nats: (B, T + 1) -> scalar.
 
-    Matrix products are in bfloat16, if the processor has instructions for it.
+    Matrices are multiplied in bfloat16 if that is faster on this device.
     """
     device = rows.device.type
     with torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(rows.device)):
@@ -121,9 +125,10 @@ def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean
 
 @torch.no_grad()
 def bits_per_byte(model: GPT2, held_out: list[Source], n_bytes: int) -> float:
-    """Compute the bits per byte of held-out text, read in windows of n_ctx tokens.
+    """Compute the bits per byte of held-out text.
 
-    Bits per byte can be compared between models with different vocabularies; nats per token cannot.
+    The text is read in windows of n_ctx tokens. Unlike nats per token, bits per byte can be
+    compared between models with different vocabularies.
     """
     device, T = model.wte.weight.device, model.config.n_ctx
     nats = 0.0
@@ -155,30 +160,39 @@ def pretrain(
     exclude: Sequence[str] = (),
     resume: bool = False,
 ) -> GPT2:
-    """Pretrain a GPT-2 on a folder of .txt files and save it for `load_gpt2`.
+    """Pretrain a GPT-2 on a folder of .txt files, and save it.
+
+    `load_gpt2` can load the result.
 
     Args:
         corpus: the folder of .txt files (see `corpus.py`).
-        out: receives the model, `pretraining.json` (settings), `pretraining.jsonl` (the learning
-            curve), and the state from which the run can resume.
+        out: output folder for the model, `pretraining.json` (the settings), `pretraining.jsonl` (the
+            learning curve) and the state from which the run can be resumed.
         config: the settings.
-        device: where to train.
-        dtype: of the weights on disk.
-        start: a model, by name or folder, whose weights and vocabulary are the first ones. The
-            optimizers start anew. None: random weights and a vocabulary learned from the corpus.
-        exclude: texts that must not be in the training text, such as those of test sets. Training
+        device: device to train on.
+        dtype: type of the weights on disk.
+        start: name or folder of a model whose weights and vocabulary the run starts with. If None,
+            the weights are random, and the vocabulary is learned from the corpus.
+        exclude: texts that must not occur in the training text, such as those of test sets. Training
             lines that overlap with them are removed (see `overlap.py`).
-        resume: resume from the state in `out`; only `steps`, `decay` and `save_every` may differ.
+        resume: whether to resume from the state in `out`. Only `steps`, `decay` and `save_every` may
+            then differ from the earlier run.
+
+    Returns:
+        The pretrained model, on `device`.
 
     Raises:
-        UsageError: `out` holds a run and `resume` is not given, other settings or the training text
+        UsageError: `out` contains a run but `resume` is false, other settings or the training text
             have changed, or `start` has other sizes than `config`.
+        DataError: the corpus is too small, or one of its files is not UTF-8.
+        GPT2Error: the loss became NaN or infinite.
+        Interrupted: Ctrl-C or SIGTERM was received. The state is saved first.
     """
     if any(out.glob("state-*.safetensors")) and not resume:
-        raise UsageError(f"{out} holds a run already; use --resume or choose another --out")
+        raise UsageError(f"{out} already contains a run; use --resume or choose another --out")
     others = {path.name for path in out.glob("[!.]*")} - {"vocab.bpe", "encoder.json"}
     if others and "pretraining.json" not in others:
-        raise UsageError(f"{out} holds something else; choose another --out")
+        raise UsageError(f"{out} contains other files; choose another --out")
     model = _first_model(config, start)
     excluded = Overlap(exclude) if exclude else None
     tokenizer = _tokenizer(corpus, out, config, start, excluded)
@@ -186,8 +200,8 @@ def pretrain(
     sources = [source for source in sources if len(source.tokens) > config.n_ctx]
     if not sources or not any(len(source.tokens) > 1 for source in held_out):
         raise DataError(
-            f"{corpus} is too small. It needs a file of more than n_ctx = {config.n_ctx} tokens, and "
-            "several hundred documents separated by blank lines: one in 250 is held out"
+            f"{corpus} is too small. It needs a file of more than n_ctx = {config.n_ctx} tokens and "
+            "several hundred documents separated by blank lines, because one in 250 is held out."
         )
     by_register = _held_out_by_register(held_out, tokenizer)
     log.info(
@@ -202,7 +216,8 @@ def pretrain(
         run.restore()
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
-    about["gzip_bits_per_byte"] = 8 * len(gzip.compress(raw, 9)) / len(raw)  # of the held-out text
+    # for comparison: the bits per byte to which gzip compresses the held-out text
+    about["gzip_bits_per_byte"] = 8 * len(gzip.compress(raw, 9)) / len(raw)
     write_json(out / "pretraining.json", asdict(config) | about)
     with locked(out / ".lock", wait=False), stop_after_step() as stop:
         sweep(out)
@@ -229,18 +244,21 @@ def _tokenizer(
     start: str | Path | None,
     excluded: Overlap | None,
 ) -> Tokenizer:
-    """Make the vocabulary in `out` if there is none: copy that of `start`, or learn one."""
+    """Return the vocabulary in `out`.
+
+    If there is none, copy that of `start`, or learn one.
+    """
     if not (out / "vocab.bpe").exists():
         if start is not None:
             out.mkdir(parents=True, exist_ok=True)
             copy_tokenizer(model_folder(start), out)
         else:
-            log.info(f"learning {config.n_vocab} tokens from {corpus}")
+            log.info(f"learning a vocabulary of {config.n_vocab:,} tokens from {corpus}")
             write_bpe(out, train_bpe(bpe_sample(corpus, config, excluded), config.n_vocab))
     tokenizer = Tokenizer(out)
     if tokenizer.n_vocab != config.n_vocab:
         raise UsageError(
-            f"{out} holds a vocabulary of {tokenizer.n_vocab} tokens, but n_vocab is "
+            f"{out} contains a vocabulary of {tokenizer.n_vocab} tokens, but n_vocab is "
             f"{config.n_vocab}; choose another --out"
         )
     return tokenizer
@@ -266,10 +284,10 @@ def _held_out_by_register(held_out: list[Source], tokenizer: Tokenizer) -> dict[
 
 @dataclass
 class _Progress:
-    """The progress of a run."""
+    """The progress of a run, which is saved with its state."""
 
-    step: int = 0  # completed steps
-    losses: list[float] = field(default_factory=list)  # of the steps since the last record
+    step: int = 0  # number of completed steps
+    losses: list[float] = field(default_factory=list)  # of each step since the last record
     records: list[dict[str, Any]] = field(default_factory=list)  # the learning curve
 
 
@@ -279,7 +297,7 @@ class _Run:
 
     out: Path
     config: PretrainConfig
-    dtype: torch.dtype  # of the weights on disk
+    dtype: torch.dtype  # type of the weights on disk
     model: GPT2
     sources: list[Source]
     held_out: dict[str, _HeldOut]  # by register
@@ -289,7 +307,10 @@ class _Run:
         self.optimizers = make_optimizers(self.model, self.config)
 
     def train(self, stop: Stop) -> None:
-        """Take all steps that are left; save the state and raise Interrupted after `stop`."""
+        """Do the remaining steps.
+
+        If `stop` becomes true, this saves the state and raises Interrupted.
+        """
         config, progress = self.config, self.progress
         device = self.model.wte.weight.device
         compiled_loss = torch.compile(next_token_loss, dynamic=False)
@@ -321,7 +342,7 @@ class _Run:
                 )
 
     def _checkpoint(self, tokens_per_second: float) -> None:
-        """Compute the held-out loss; write the learning curve, the state and the model."""
+        """Compute the held-out loss, and save curve, state and model."""
         progress = self.progress
         bits = {
             register: bits_per_byte(self.model, text.sources, text.n_bytes)
@@ -362,7 +383,7 @@ class _Run:
             raise self._diverged(f"after step {self.progress.step}: {error}") from None
 
     def restore(self) -> None:
-        """Restore the newest complete state, if there is one."""
+        """Restore the newest intact state, if there is one."""
         found = newest_state(self.out)
         if found is None:
             return
@@ -372,10 +393,10 @@ class _Run:
     def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         free = dict.fromkeys(("steps", "decay", "save_every"))
         saved = record["settings"]
-        if "conversation" in saved:  # in older states: the weight of this register
+        if "conversation" in saved:  # older states store the weight of this register by itself
             saved["register_weights"] = f"conversation={saved.pop('conversation'):g}"
         refuse_changes(saved | free, asdict(self.config) | free, self.out)
-        if "training_text" in record:  # not in older states
+        if "training_text" in record:  # older states do not have it
             now = {"training_text": self._training_text()}
             refuse_changes({name: record[name] for name in now}, now, self.out)
         with torch.no_grad():
@@ -385,7 +406,7 @@ class _Run:
         self.progress = record_from_json(_Progress, record["progress"])
 
     def _training_text(self) -> str:
-        """Identify the training text, from which the rows of every step are drawn."""
+        """Return the training text's length and checksum, to notice changes."""
         crc = 0
         for source in self.sources:
             crc = zlib.crc32(source.tokens.tobytes(), crc)
@@ -393,15 +414,18 @@ class _Run:
 
     def _diverged(self, what: str) -> GPT2Error:
         return GPT2Error(
-            f"{what}; the last good state is kept for --resume. Start a new run with a lower --lr "
-            f"than {self.config.lr}"
+            f"{what}; the last good state is kept for --resume. Start a new run with an --lr below "
+            f"{self.config.lr}."
         )
 
 
 def _quick_attention(rows: Tensor) -> AbstractContextManager[Any]:
-    """Choose plain attention for short rows on a CPU, where its compiled backward pass is faster."""
+    """Select the faster attention for these rows.
+
+    For short rows on a CPU, the backward pass of unfused attention is faster.
+    """
     if rows.device.type == "cpu" and rows.shape[1] <= 257:
-        # the name says CUDA, but it applies to the CPU too
+        # despite its name, this setting applies to the CPU too
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()

@@ -1,7 +1,8 @@
-"""The checkpoint's own byte-level BPE: its `vocab.bpe` and `encoder.json`, run by tiktoken.
+"""The byte-level BPE of a checkpoint, run by tiktoken.
 
-Nothing is downloaded and nothing is cached. The two files are read here, because tiktoken's own
-loader keeps a copy of a local file and returns the old copy after the file has changed.
+It is stored in `vocab.bpe` and `encoder.json`. Nothing is downloaded or cached. The two files are
+read here instead of by tiktoken's own loader. That loader caches local files, and returns the old
+contents after a file has changed.
 
 Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and
 tiktoken_ext/openai_public.py.
@@ -22,27 +23,28 @@ from gpt2_from_scratch.storage.paths import expanded, model_folder
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
 
-# How GPT-2 splits a text into words before it merges bytes. OpenAI's pattern, with possessive
-# quantifiers (++): they give the same words without backtracking.
+# The pattern that splits a text into words before bytes are merged. It is OpenAI's pattern with
+# possessive quantifiers (++), which give the same words without backtracking.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# tiktoken aborts on about a million whitespace characters followed by anything else. The pattern above
-# always splits such a run before its last character, so splitting the text there first changes no
-# token.
+# tiktoken aborts on about a million whitespace characters followed by another character. The pattern
+# above always splits such a run before its last character. Splitting the text at that place first
+# does not change any token.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _BEFORE_LAST_SPACE = re.compile(f"(?=[{_SPACE}][^{_SPACE}])(?<=[{_SPACE}]{{1000}})")
 
 
 class Tokenizer:
-    """Converts text to token ids and back, with a model's vocabulary: "mini", ..., or a folder.
+    """A tokenizer with the vocabulary of a model.
 
-    Raises CheckpointError if a file is missing or the two files do not belong together.
+    It converts text to token ids and back. `model` is a name ("mini", "124M", ...) or a folder.
+    Raises CheckpointError if a file is missing or if the two files do not belong together.
     """
 
     def __init__(self, model: str | Path):
         folder = model_folder(model)
         ranks, end_of_text = _read_bpe(folder)
-        self.end_of_text_id = end_of_text  # also the padding: text never encodes to it
+        self.end_of_text_id = end_of_text  # also used as padding, because no text encodes to it
         self.n_vocab = len(ranks) + 1
         self.longest_token = max(map(len, ranks))  # bytes
         self.sha256 = hashlib.sha256(
@@ -57,7 +59,7 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text; `<|endoftext|>` in it is seven ordinary tokens.
+        """Encode a text. The string `<|endoftext|>` in it is encoded as ordinary text.
 
         An empty text has no tokens. Unpaired surrogates become U+FFFD. Raises DataError if `text`
         is not a string.
@@ -70,7 +72,7 @@ class Tokenizer:
         return [token for part in parts for token in self._encoding.encode_ordinary(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode token ids; bytes that are not UTF-8 become U+FFFD.
+        """Decode token ids. Bytes that are not UTF-8 become U+FFFD.
 
         Raises DataError for an id that is not in the vocabulary.
         """
@@ -80,10 +82,10 @@ class Tokenizer:
             raise self._unknown(error) from None
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token, which may be a part of a character.
+        """Return the bytes of one token, which may be an incomplete character.
 
-        The bytes of a text's tokens, joined, are the text in UTF-8. Raises DataError for an id that
-        is not in the vocabulary.
+        Joined together, the bytes of a text's tokens are the text in UTF-8. Raises DataError for an
+        id that is not in the vocabulary.
         """
         try:
             return self._encoding.decode_single_token_bytes(token)
@@ -91,14 +93,14 @@ class Tokenizer:
             raise self._unknown(error) from None
 
     def _unknown(self, error: Exception) -> DataError:
-        return DataError(f"an id is not in this vocabulary of 0 to {self.n_vocab - 1}: {error}")
+        return DataError(f"token ids must be from 0 to {self.n_vocab - 1}: {error}")
 
 
 def bytes_to_characters() -> dict[int, str]:
-    """Map each byte to the printable character for it in `vocab.bpe` and `encoder.json`.
+    """Map each byte to the printable character that represents it in `vocab.bpe`.
 
-    Printable Latin-1 bytes map to themselves; the others (space, controls) map to the characters
-    from U+0100 on, in order. The order of the dictionary is the order of the first 256 token ids.
+    Printable Latin-1 bytes map to themselves. The other bytes (space, control characters) map to
+    U+0100, U+0101, ... in order. The dictionary has the order of the first 256 token ids.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -108,11 +110,12 @@ def bytes_to_characters() -> dict[int, str]:
 
 
 def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
-    """Read `vocab.bpe` and `encoder.json`: ({token bytes: id}, id of <|endoftext|>).
+    """Read `vocab.bpe` and `encoder.json`.
 
-    Hugging Face names the same two files `merges.txt` and `vocab.json`. `vocab.bpe` lists the
-    merges, the most frequent first; `encoder.json` gives the id of every token. A token's id must be
-    256 plus the rank of its merge, because tiktoken uses ids as ranks.
+    Returns {token bytes: id} and the id of <|endoftext|>. `vocab.bpe` lists the merges in the
+    order in which they were learned. `encoder.json` contains the id of every token. A token's id
+    must be 256 plus the rank of its merge, because tiktoken uses ids as ranks. Hugging Face names
+    the same two files `merges.txt` and `vocab.json`.
     """
     merges_path = _first_that_exists(folder, "vocab.bpe", "merges.txt")
     ids_path = _first_that_exists(folder, "encoder.json", "vocab.json")
@@ -129,15 +132,15 @@ def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
                 break
         raise CheckpointError(
             f"{ids_path} ({len(found)} tokens) does not list the 256 bytes, the "
-            f"{len(tokens) - 256} merges of {merges_path.name} and {END_OF_TEXT}, in this order; "
+            f"{len(tokens) - 256} merges of {merges_path.name} and {END_OF_TEXT} in this order; "
             f"first difference: {first_difference}. "
-            "Do the two files belong to the same model?"
+            "Check that the two files belong to the same model."
         )
     to_byte = {character: byte for byte, character in characters.items()}
     try:
         ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
     except KeyError as error:
-        raise CheckpointError(f"{merges_path}: no byte is written as {error}") from None
+        raise CheckpointError(f"{merges_path}: {error} does not represent a byte") from None
     return ranks, len(tokens)
 
 
@@ -146,7 +149,7 @@ def _first_that_exists(folder: Path, *names: str) -> Path:
 
 
 def _read_merges(path: Path) -> list[str]:
-    """Read the tokens that the merges make, in order."""
+    """Read the tokens that the merges produce, in order."""
     raw = read_bounded(path, LARGEST_MERGES)
     try:
         lines = raw.decode("utf-8").split("\n")
@@ -159,7 +162,7 @@ def _read_merges(path: Path) -> list[str]:
         )
     if lines[-1] != "":
         raise CheckpointError(
-            f"{path}: the last line has no newline at its end; the file looks cut off"
+            f"{path} does not end with a newline, so it is probably cut off; download it again"
         )
     tokens = []
     for line, merge in enumerate(lines[1:-1], start=2):

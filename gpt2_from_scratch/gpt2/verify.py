@@ -1,7 +1,8 @@
-"""Verify a model's folder: file by file, tensor by tensor, then the model as a whole.
+"""Verify the files, tensors and outputs of a model.
 
-Damage raises nothing: each finding becomes a check that failed, and so does each check that the
-damage prevents. OpenAI's genuine 124M weights must also give the numbers published for them.
+Damage does not raise an error. It is reported as a failed check, and so is each check that the damage
+makes impossible. If the weights are OpenAI's 124M, the model's outputs are compared with published
+ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,14 +31,14 @@ HUGGING_FACE_124M = PinnedFile(  # openai-community/gpt2, revision 607a30d7
     548_105_171,
     "sha256:248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
 )
-TENSOR = "tensor "  # the name of each tensor's check begins with it
+TENSOR = "tensor "  # the names of checks of single tensors begin with this word
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked, and what was found."""
+    """A single check and its result."""
 
     what: str
     ok: bool
@@ -47,21 +48,33 @@ class Check:
 def attempt(
     what: str, function: Callable[[], Value], describe: Callable[[Any], str]
 ) -> tuple[Check, Value | None]:
-    """Check that `function` raises nothing: returns the check and the function's value."""
+    """Check that a function raises no error.
+
+    Args:
+        what: name of the check.
+        function: the function to call.
+        describe: turns the function's value into the detail of the check.
+
+    Returns:
+        The check and the function's value, or None if it raised an error.
+    """
     try:
         value = function()
         return Check(what, True, describe(value)), value
-    except Exception as error:  # whatever damage leads to is the result here
+    except Exception as error:  # damaged files can cause any error
         return Check(what, False, f"{error}" or type(error).__name__), None
 
 
 def not_possible(what: str, reason: str) -> Check:
-    """A check that other damage prevents, as failed."""
+    """Return a failed check that other damage makes impossible."""
     return Check(what, False, f"not possible, because {reason}")
 
 
 def format_checks(checks: Iterable[Check]) -> str:
-    """One line per check; the tensors' checksums share a line, and damaged ones have their own."""
+    """Format checks, one per line.
+
+    All tensors share a line, and each damaged tensor has an additional line.
+    """
     lines, tensors = [], []
     for check in checks:
         if check.what.startswith(TENSOR):
@@ -80,9 +93,9 @@ def format_checks(checks: Iterable[Check]) -> str:
 
 
 def verify_model(model: str | Path) -> Iterator[Check]:
-    """Check "mini", "124M", ... or a folder of weights, the quick checks first.
+    """Check a model, given by its name or folder. Quick checks come first.
 
-    Raises CheckpointError only if there is no such folder.
+    Raises CheckpointError only if the folder does not exist.
     """
     folder = model_folder(model)
     openai = any((folder / name).exists() for name in (INDEX, DATA))
@@ -105,20 +118,20 @@ def verify_model(model: str | Path) -> Iterator[Check]:
 def _sizes(folder: Path) -> GPT2Config:
     config = read_config(folder)
     if config != SIZES.get(folder.name, config):
-        raise CheckpointError(f"{config}, but the {folder.name} model has {SIZES[folder.name]}")
+        raise CheckpointError(f"found {config}, but {folder.name} has {SIZES[folder.name]}")
     return config
 
 
 def _tokenizer(folder: Path, config: GPT2Config | None) -> Tokenizer:
     tokenizer = Tokenizer(folder)
     if config and tokenizer.n_vocab != config.n_vocab:
-        raise CheckpointError(f"{tokenizer.n_vocab} tokens, but n_vocab = {config.n_vocab}")
+        raise CheckpointError(f"found {tokenizer.n_vocab} tokens, but n_vocab = {config.n_vocab}")
     return tokenizer
 
 
 # --- Files. ---
 
-# OpenAI's name and Hugging Face's
+# (OpenAI's name, Hugging Face's name) of the same file
 TWO_NAMES = (
     ("hparams.json", "config.json"),
     ("vocab.bpe", "merges.txt"),
@@ -127,7 +140,10 @@ TWO_NAMES = (
 
 
 def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Iterator[Check]:
-    """Compare each file that the model needs or `SHA256SUMS` lists with all that is known of it."""
+    """Compare files with their published sizes and hashes, and with `SHA256SUMS`.
+
+    The files are those that the model needs and those that `SHA256SUMS` lists.
+    """
     check, listed = attempt(SUMS, lambda: read_sums(folder), lambda sums: f"{len(sums)} files")
     if listed is None or listed:
         yield check
@@ -163,7 +179,10 @@ def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
 def _published_files(
     folder: Path, config: GPT2Config | None, openai: bool
 ) -> dict[str, PinnedFile]:
-    """What is known of the files of a folder that claims to hold one of OpenAI's models."""
+    """Return the published sizes and hashes of the files of a folder.
+
+    Returns {} if the folder does not look like one of OpenAI's models.
+    """
     named = folder.name if folder.name in SIZES else None
     if openai:
         size = named or next((name for name, known in SIZES.items() if known == config), None)
@@ -175,7 +194,10 @@ def _published_files(
 
 
 def _check_checkpoint(folder: Path) -> Iterator[Check]:
-    """OpenAI's format: check the index by its own checksums, the tensors by those of the index."""
+    """Check the index and the tensors of OpenAI's format.
+
+    The index is checked by its own CRCs, and the tensors by the CRCs in the index.
+    """
     check, entries = attempt(
         "index",
         lambda: read_index(folder / INDEX),
@@ -194,7 +216,10 @@ def _check_checkpoint(folder: Path) -> Iterator[Check]:
 
 
 def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check]:
-    """Match names and shapes one to one; find numbers that are not finite."""
+    """Check that names, shapes and values are valid.
+
+    Names and shapes must be those of the model, and values must be finite.
+    """
     names, numbers = "names and shapes", "finite numbers"
     if config is None:
         yield not_possible(names, "the sizes cannot be read")
@@ -203,7 +228,7 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
         names,
         lambda: [
             (parameter, value.numel(), bool(torch.isfinite(value.sum()) or value.isfinite().all()))
-            # without CRCs: `check_tensors` has compared them, one by one
+            # without the CRCs, because `check_tensors` has already compared them
             for parameter, value in stored_parameters(folder, meta_gpt2(config), check_crcs=False)
         ],
         lambda found: f"{len(found)} arrays, each one parameter",
@@ -219,10 +244,10 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
     yield Check(numbers, not bad, detail)
 
 
-# --- Outputs that others published for OpenAI's 124M weights. ---
+# --- Outputs published by others for OpenAI's 124M weights. ---
 
 IDS = (5211, 345, 423, 640)  # "Do you have time"
-SEED = 123  # set just before the new head is drawn
+SEED = 123  # set just before the new head is initialised
 LOGITS = ((-1.5854, 0.9904), (-3.7235, 7.4548), (-2.2661, 6.6049), (-3.5983, 3.9902))
 TOLERANCE = 5e-4
 PROMPT = "Every effort moves you"
@@ -230,9 +255,18 @@ CONTINUATION = " forward.\n\nThe first step is to understand the importance of y
 
 
 def logits_of_new_head(model: GPT2, ids: Tensor, num_classes: int, seed: int) -> Tensor:
-    """Logits of a head that is drawn after `seed`, as `replace_head` draws it.
+    """Compute the logits of a new, random head.
 
-    (T,) token ids -> (T, num_classes).
+    The head is initialised in the same way as by `replace_head`.
+
+    Args:
+        model: a GPT-2.
+        ids: token ids (T,).
+        num_classes: number of outputs of the head.
+        seed: random seed for the head's weights.
+
+    Returns:
+        The logits, (T, num_classes).
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -241,7 +275,17 @@ def logits_of_new_head(model: GPT2, ids: Tensor, num_classes: int, seed: int) ->
 
 
 def greedy_continuation(model: GPT2, tokenizer: Tokenizer, prompt: str, tokens: int) -> str:
-    """The text after `prompt` if the most probable token is taken each time."""
+    """Continue a prompt with the most probable token each time.
+
+    Args:
+        model: a GPT-2 with its own head.
+        tokenizer: the model's tokenizer.
+        prompt: the text to continue.
+        tokens: number of new tokens.
+
+    Returns:
+        The new text, without the prompt.
+    """
     ids = torch.tensor(tokenizer.encode(prompt))
     return tokenizer.decode(generate(model, ids, tokens)[len(ids) :].tolist())
 

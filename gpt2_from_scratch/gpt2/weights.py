@@ -1,12 +1,13 @@
-"""Load a model's weights from a folder and save them: bookkeeping that misses nothing.
+"""Load a model's weights from a folder and save them.
 
-Oddities of GPT-2's files, all handled here:
-- OpenAI calls an array `model/h0/attn/c_attn/w`; Hugging Face calls it `h.0.attn.c_attn.weight`,
-  in some files with the prefix `transformer.`. Norms have `g` and `b`, all other layers `w` and `b`.
-- The matrices of a block are stored as (in, out), the transpose of what `nn.Linear` holds. OpenAI's
-  have one more axis of length 1 in front, because they were 1x1 convolutions.
-- There is no output head on disk: `wte` also computes the logits. Some files repeat it as
-  `lm_head`.
+Every weight on disk is used exactly once, and every parameter is set exactly once. GPT-2's files have
+these peculiarities:
+- OpenAI calls an array `model/h0/attn/c_attn/w`. Hugging Face calls it `h.0.attn.c_attn.weight`, in
+  some files with the prefix `transformer.`. In OpenAI's files, LayerNorms have arrays `g` and `b`;
+  all other layers have `w` and `b`.
+- The matrices of a block are stored as (in, out), the transpose of the weight of an `nn.Linear`.
+  OpenAI's matrices have an additional first axis of length 1, because they were 1x1 convolutions.
+- The output head is not stored, because its weight is `wte`. Some files contain a copy, `lm_head`.
 - Hugging Face's files contain causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are not
   weights.
 """
@@ -39,7 +40,7 @@ from gpt2_from_scratch.storage.tensors import (
     write_tensors,
 )
 
-# parameter: (OpenAI's array, Hugging Face's tensor); `{}` is the block's number
+# {parameter: (name of OpenAI's array, name of Hugging Face's tensor)}; `{}` is the block's number
 NAME_MAP = {
     "wte.weight": ("model/wte", "wte.weight"),
     "wpe.weight": ("model/wpe", "wpe.weight"),
@@ -59,9 +60,9 @@ NAME_MAP = {
     "ln_f.bias": ("model/ln_f/b", "ln_f.bias"),
 }
 STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-# how other networks name their tensors, for a better message than "shapes differ"
+# {prefix of tensor names: network that uses it}, for a helpful error message
 FOREIGN = {
-    "model.layers.": "Llama or a relative of it",
+    "model.layers.": "Llama or a similar model",
     "gpt_neox.": "GPT-NeoX",
     "bert.": "BERT",
     "roberta.": "RoBERTa",
@@ -69,13 +70,13 @@ FOREIGN = {
     "encoder.block.": "T5",
     "model.decoder.layers.": "OPT",
     "transformer.layer.": "DistilBERT",
-    "blocks.": "a saved classifier or a network of another program",
+    "blocks.": "a saved classifier or another program's network",
 }
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def names_on_disk(config: GPT2Config) -> dict[str, tuple[str, str]]:
-    """{parameter: (OpenAI's array, Hugging Face's tensor)} for every parameter of this size."""
+    """Return {parameter: (OpenAI's array, Hugging Face's tensor)} for a model of this size."""
     return {
         parameter.format(n): (openai.format(n), hugging_face.format(n))
         for parameter, (openai, hugging_face) in NAME_MAP.items()
@@ -91,12 +92,14 @@ def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
 
 
 def load_gpt2(model: str | Path = "mini") -> GPT2:
-    """Load a pretrained GPT-2: "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl", or a folder.
+    """Load a pretrained GPT-2 by its name or from a folder.
 
-    The folder holds OpenAI's checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's
-    (`config.json` or `hparams.json`, `model.safetensors`). The weights are float32, on the CPU.
-    Raises CheckpointError if an array is missing, left over, of another shape, not finite, or
-    different from the checksums of the index or the folder.
+    Names are "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl". A folder contains OpenAI's
+    checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's (`config.json` or `hparams.json`,
+    `model.safetensors`). The weights are loaded as float32 on the CPU.
+
+    Raises CheckpointError if an array is missing, is not used by GPT-2, has another shape or is not
+    finite, or if a checksum in the index or the folder does not match.
     """
     folder = model_folder(model)
     check_sums(folder, ("hparams.json", "config.json", "model.safetensors", "model.ckpt.index"))
@@ -113,7 +116,10 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
 
 
 class NoInit(TorchFunctionMode):
-    """Skips torch.nn.init, which on the meta device spends a second importing a compiler."""
+    """A context in which torch.nn.init does nothing.
+
+    On the meta device, torch.nn.init would spend a second on importing a compiler.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -125,9 +131,9 @@ class NoInit(TorchFunctionMode):
 
 
 def meta_gpt2(config: GPT2Config) -> GPT2:
-    """Make a GPT-2 on torch's meta device: its parameters have shapes but no numbers.
+    """Make a GPT-2 on torch's meta device.
 
-    It takes no memory and draws no random numbers.
+    Its parameters have shapes but no values. This needs no memory and draws no random numbers.
     """
     with torch.device("meta"), NoInit():
         return GPT2(config)
@@ -136,15 +142,17 @@ def meta_gpt2(config: GPT2Config) -> GPT2:
 def stored_parameters(
     folder: Path, gpt2: GPT2, *, check_crcs: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter in a folder once, in this package's layout, as a float32 copy.
+    """Yield each parameter of a checkpoint: (name, float32 copy).
+
+    The copies have the shapes that this package uses: (out, in) for the matrices of the blocks.
 
     Args:
-        folder: holds a checkpoint in OpenAI's or Hugging Face's format.
+        folder: contains a checkpoint in OpenAI's or Hugging Face's format.
         gpt2: a model of the checkpoint's size, for its names and shapes (see `meta_gpt2`).
-        check_crcs: compare OpenAI's arrays with the CRC-32C in the index.
+        check_crcs: whether to compare OpenAI's arrays with the CRC-32C in the index.
 
     Raises:
-        CheckpointError: names, shapes, types or checksums differ from what is expected.
+        CheckpointError: a name, shape, type or checksum is wrong.
     """
     if (folder / "model.ckpt.index").exists():
         yield from _openai_parameters(folder, gpt2, check_crcs)
@@ -158,17 +166,17 @@ def stored_parameters(
 
 def _openai_parameters(folder: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
     arrays = open_arrays(folder)
-    shapes = {  # without the 1 in front of the matrix of a 1x1 convolution
+    shapes = {  # without the first axis, of length 1, of a 1x1 convolution
         name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
         for name, entry in arrays.entries.items()
     }
     for parameter, name in _match(shapes, gpt2, folder, openai=True).items():
-        array = arrays[name]  # mapped here and released after the copy: one is in memory at a time
-        # 0.1 s for all of 124M
+        array = arrays[name]  # mapped only until it is copied, so only one array is in memory
+        # the checks take 0.1 s for the whole 124M model
         if check_crcs and masked_crc32c(array) != arrays.entries[name].crc32c:
-            raise CheckpointError(f"{folder}: {name} is damaged; fetch the data file again")
+            raise CheckpointError(f"{folder}: {name} is damaged; download the data file again")
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{folder}: {name} holds {array.dtype}, which are not weights")
+            raise CheckpointError(f"{folder}: {name} is {array.dtype}, but weights must be floats")
         yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])))
 
 
@@ -177,7 +185,7 @@ def _safetensors_parameters(path: Path, gpt2: GPT2) -> Iterator[tuple[str, Tenso
         names = {name.removeprefix("transformer."): name for name in file.keys()}
         if len(names) != len(file.keys()):
             raise CheckpointError(
-                f"{path} has a tensor both with and without the prefix transformer."
+                f"{path} contains a tensor both with and without the prefix 'transformer.'"
             )
         repeated_head = names.pop("lm_head.weight", None)
         shapes = {
@@ -190,14 +198,14 @@ def _safetensors_parameters(path: Path, gpt2: GPT2) -> Iterator[tuple[str, Tenso
     for parameter in places:
         groups[tuple(parameter.split(".")[:2])].append(parameter)
     for group in groups.values():
-        # mapped once per group: what is read stays in memory as long as the file is mapped
+        # mapped again for each group, because everything read stays in memory while it is mapped
         with mapped_tensors(path) as file:
             for parameter in group:
                 name = names[places[parameter]]
                 value = file.get_tensor(name)
                 if not value.is_floating_point():
                     raise CheckpointError(
-                        f"{path}: {name} holds {value.dtype}, which are not weights"
+                        f"{path}: {name} is {value.dtype}, but weights must be floats"
                     )
                 if parameter == "wte.weight" and repeated_head is not None:
                     if not torch.equal(value, file.get_tensor(repeated_head)):
@@ -214,7 +222,10 @@ def _copied(parameter: str, stored: Tensor) -> Tensor:
 def _match(
     shapes: Mapping[str, tuple[int, ...]], gpt2: GPT2, where: Path, *, openai: bool
 ) -> dict[str, str]:
-    """{parameter: name on disk}; raises CheckpointError with the first differences otherwise."""
+    """Return {parameter: name on disk}.
+
+    Raises CheckpointError if names or shapes differ. The message lists the first differences.
+    """
     on_disk = names_on_disk(gpt2.config)
     places = {parameter: on_disk[parameter][0 if openai else 1] for parameter in on_disk}
     expected = {
@@ -232,8 +243,8 @@ def _match(
         ]
         raise CheckpointError(
             f"{where} does not fit {gpt2.config}"
-            f"{f' and looks like {foreign[0]}' if foreign else ''}; "
-            f"{len(differences)} arrays differ, the first are\n  " + "\n  ".join(differences[:5])
+            f"{f' and looks like {foreign[0]}' if foreign else ''}. "
+            f"{len(differences)} arrays differ; the first are\n  " + "\n  ".join(differences[:5])
         )
     return places
 
@@ -242,11 +253,11 @@ def _match(
 
 
 def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `hparams.json` and `model.safetensors`, in Hugging Face's names and layout.
+    """Write `hparams.json` and `model.safetensors`, with Hugging Face's names and shapes.
 
-    With `dtype` torch.float16 the file is half as large, and each number is rounded to 11 bits.
-    Raises UsageError if the head was replaced or adapters were added: the file has no place for
-    them. Use `Classifier.save`.
+    With `dtype` torch.float16 the file is half as large, and each value is rounded to 11 bits.
+    Raises UsageError if the head was replaced or if adapters were added, because this format cannot
+    store them. Use `Classifier.save` instead.
     """
     folder = expanded(folder)
     state = parameters_by_name(model)
@@ -254,8 +265,8 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float3
         raise UsageError("this model's head was replaced; save it as a classifier instead")
     if others := sorted(state.keys() ^ names_on_disk(model.config).keys()):
         raise UsageError(
-            f"this model has other parameters than GPT-2, the first {others[0]}; merge its LoRA "
-            "adapters, or save it as a classifier instead"
+            f"this model's parameters are not those of a GPT-2 (first difference: {others[0]}). "
+            "Merge its LoRA adapters, or save it as a classifier."
         )
     tensors = {
         hugging_face: _transposed_if_matrix(parameter, state[parameter].detach())
@@ -264,41 +275,41 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float3
         for parameter, (_, hugging_face) in names_on_disk(model.config).items()
     }
     write_hparams(folder / "hparams.json", model.config)
-    # without our checksum: Hugging Face's readers accept {"format": "pt"} alone
+    # without a checksum, because Hugging Face's readers accept only {"format": "pt"} as metadata
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, checksum=False)
 
 
-# --- identity: hashes of weights, so that nothing is used with weights it was not made for ---
+# --- identity: hashes that identify the base model of a saved classifier or cached features ---
 
 
 def base_sha256(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Hash a base model: its weights and the meaning of its token ids."""
+    """Hash a base model: its weights and its vocabulary."""
     return identity_sha256(parameters_sha256(model), tokenizer)
 
 
 def identity_sha256(hashes: Mapping[str, str], tokenizer: Tokenizer) -> str:
-    """Make the hash of a base model from `parameters_sha256` of it."""
+    """Compute the hash of a base model from the result of `parameters_sha256`."""
     return hashlib.sha256(f"{joined_sha256(hashes)} {tokenizer.sha256}".encode()).hexdigest()
 
 
 def parameters_sha256(model: GPT2) -> dict[str, str]:
-    """Hash each of GPT-2's own parameters, those on disk: {name: "(2, 3) 9f86..."}.
+    """Hash each parameter that a checkpoint stores: {name: "(2, 3) 9f86..."}.
 
-    Heads and LoRA's adapters are left out. The hashes are the same for OpenAI's files and for
-    Hugging Face's.
+    New heads and LoRA adapters are not included. OpenAI's and Hugging Face's files of a model give
+    the same hashes.
     """
     found = parameters_by_name(model)
     return each_sha256({name: found[name] for name in names_on_disk(model.config) if name in found})
 
 
-# --- random twin: the same GPT-2 before pretraining, to see what pretraining is worth ---
+# --- random twin: a model of the same size without pretraining, to measure what pretraining adds ---
 
 
 TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 
 
 def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
-    """Write a model of the same sizes and tokenizer to `folder`, with weights drawn from `seed`."""
+    """Write a random model with the same sizes and tokenizer."""
     folder = expanded(folder)
     source = model_folder(model)
     twin = GPT2(read_config(source))
@@ -309,7 +320,7 @@ def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a model's tokenizer, whichever of them it has."""
+    """Copy the tokenizer files that a model folder has."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

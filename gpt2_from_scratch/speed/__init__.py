@@ -1,7 +1,7 @@
-"""The same numbers as the plain network, faster.
+"""Exact shortcuts: the same results as the plain network, in less time.
 
-Frozen blocks run once per text, without padding, and their output is cached on disk.
-Tests hold each shortcut equal to the plain network; `benchmarks/` measures it.
+Frozen blocks run once per text, without padding, and their output is cached on disk. Tests compare
+each shortcut with the plain network, and `benchmarks/` measures how much time it saves.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Encode texts, group them by length, and pad them to batches.
 
-B texts per batch, T tokens in the longest of them.
+Shapes: B texts per batch, T tokens in the longest text.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,21 +13,21 @@ from torch import Tensor
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
-MARGIN = 256  # characters that are encoded after the last one that can be read
+MARGIN = 256  # additional characters that are encoded, see `encode_texts`
 
 
 def encode_texts(
     texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Encode texts, keep the first `max_tokens` tokens of each, and report which were cut.
+    """Encode texts, and keep at most the first `max_tokens` tokens of each.
 
-    A text of white space alone becomes the single token <|endoftext|>, so that the model has
-    something to read. Raises DataError with the index of the first item that is not a string, and
-    for what is no list of texts (see `refuse_no_list`).
+    A text that is empty or only white space becomes the single token <|endoftext|>, because the model
+    needs at least one token. Returns the token ids of each text, and for each text whether it was
+    cut. Raises DataError if `texts` is not a list of strings.
     """
     refuse_no_list(texts)
-    # A token holds at most `longest_token` characters, so no character after `longest` is read. The
-    # cut may change how the last word is merged, but not as far back as the margin.
+    # A token has at most `longest_token` characters, so the first `max_tokens` tokens end before the
+    # margin. Cutting the text may change tokens near the cut, but only within the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
     encoded = []
     for number, text in enumerate(texts):
@@ -40,16 +40,17 @@ def encode_texts(
 
 
 def refuse_no_list(texts: object) -> None:
-    """Raise DataError unless this is a list, column, array or stream that may consist of texts.
+    """Check that an argument can be a list of texts.
 
-    A string would be read as a list of letters, a table or dictionary as a list of its names, and a
-    set has no order for the answers.
+    Raises DataError unless it is a list, column, one-dimensional array or iterator. Iterating over a
+    string would give its letters, and iterating over a table or dictionary would give its keys. A
+    set has no order, so predictions could not be assigned to its texts.
     """
     if isinstance(texts, str | bytes | bytearray):
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
     if (columns := getattr(texts, "columns", None)) is not None:
         names = ", ".join(map(str, columns))
-        raise DataError(f'give one column of the table, as in df["text"] (columns: {names:.80})')
+        raise DataError(f'give one column of the table, such as df["text"] (columns: {names:.80})')
     if isinstance(texts, Mapping | set | frozenset) or not hasattr(texts, "__iter__"):
         raise DataError(f"give a list of texts, not {type(texts).__name__}: {texts!r:.80}")
     if getattr(texts, "ndim", 1) != 1:
@@ -57,42 +58,45 @@ def refuse_no_list(texts: object) -> None:
 
 
 def no_string(text: object, number: int) -> str:
-    """The error message for an item of a list of texts that is not a string."""
+    """Return the error message for a text that is not a string."""
     return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
 
 
 def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
-    """Raise DataError unless every text has ids, and all ids are from 0 to n_vocab - 1.
+    """Check that every text has valid token ids.
 
-    Checked before the ids reach a GPU: there a wrong id would end every computation of the process.
+    Raises DataError unless all ids are from 0 to n_vocab - 1. The ids must be checked before they
+    are on a GPU. There an invalid id makes every later computation of the process fail.
     """
     for number, ids in enumerate(encoded):
         values = ids.tolist() if isinstance(ids, Tensor) else ids
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise DataError(
-                f"text {number}, counted from 0, is {ids!r:.40}, not a list of ids; "
-                "encode(texts)[0] returns them"
+                f"text {number}, counted from 0, must be a list of ids, not {ids!r:.40}. "
+                "encode(texts)[0] returns such lists."
             )
         if odd := [kind for kind in {*map(type, values)} if not issubclass(kind, Integral)]:
             what = odd[0].__name__
             raise DataError(
-                f"text {number}, counted from 0, has ids of type {what}, not whole ones"
+                f"text {number}, counted from 0, has ids of type {what}; ids must be integers"
             )
         if len(ids) == 0:
             raise DataError(f"text {number}, counted from 0, has no ids")
         if not 0 <= min(ids) <= max(ids) < n_vocab:
             wrong = next(token for token in ids if not 0 <= token < n_vocab)
             raise DataError(
-                f"text {number}, counted from 0, has the id {wrong}; ids are from 0 to {n_vocab - 1}"
+                f"text {number}, counted from 0, has the id {wrong}; ids must be from 0 to "
+                f"{n_vocab - 1}"
             )
 
 
 def pad_batch(
     encoded: Sequence[Sequence[int]], pad_id: int, to: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pad texts on the right to the longest, or to `to` tokens.
+    """Pad texts on the right, to the same length.
 
-    Returns ids (B, T) int64 and lengths (B,) int64.
+    That is the length of the longest text, or `to` tokens. Returns ids (B, T) int64 and the texts'
+    own lengths (B,) int64.
     """
     lengths = torch.tensor([len(ids) for ids in encoded])
     padded = torch.full((len(encoded), to or int(lengths.max())), pad_id)
@@ -104,9 +108,10 @@ def pad_batch(
 def by_length(
     encoded: Sequence[Sequence[int]], batch_size: int, *, equal: bool = False
 ) -> Iterator[list[int]]:
-    """Yield batches of text indices, the longest texts first, so that there is little padding.
+    """Yield batches of text indices, longest texts first.
 
-    With `equal` there is none: only texts of the same length are in one batch.
+    Texts of a batch have similar lengths, so that there is little padding. With `equal`, all texts
+    of a batch have the same length, so that there is no padding at all.
     """
     order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n]))
     groups = [order]

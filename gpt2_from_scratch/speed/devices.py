@@ -1,4 +1,4 @@
-"""Choose the processor, the number of threads and the precision."""
+"""Choose the device, the number of threads and the precision."""
 
 import os
 import platform
@@ -8,18 +8,19 @@ import torch
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.pretrain import multiplies_bfloat16
 
-MOST_THREADS = 1024  # torch crashes at some larger number
+MOST_THREADS = 1024  # torch crashes with many more threads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has none of its parent's threads, and torch would wait for them for ever.
+    # A forked process does not have its parent's threads, and torch would wait for them forever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Choose the named device, or for "auto" a CUDA GPU, else Apple's GPU, else the CPU.
+    """Return the named device.
 
-    Raises UsageError if the named device is not available.
+    "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU. Raises UsageError if the named
+    device is not available.
     """
     is_available = {
         "cuda": torch.cuda.is_available(),
@@ -37,9 +38,9 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the precision in which frozen blocks compute when `dtype` is asked for.
+    """Return the precision of the frozen blocks if the user chooses `dtype`.
 
-    On a CPU without bfloat16 instructions this is float32 (README, How fast it is).
+    On a CPU without bfloat16 instructions it is always float32, because bfloat16 would be slower.
     """
     if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
         return torch.float32
@@ -47,14 +48,14 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set the number of threads that torch computes with, and return it.
+    """Set the number of threads that torch uses, and return it.
 
-    The default is torch's own choice (the physical cores), but at most the number of processors
-    that this process may use (its affinity, a container's quota). Threads beyond that number wait
-    for each other, and matrix products take many times as long.
+    The default is the number of physical cores, but at most the number of processors that this
+    process may use (its affinity, or the quota of its container). With more threads than that, the
+    threads wait for each other, and matrix products take many times as long.
     """
     if count is None:
-        from joblib import cpu_count  # imported here because it takes a tenth of a second
+        from joblib import cpu_count  # imported here, because it takes 0.1 s
 
         count = min(torch.get_num_threads(), cpu_count())
     if not 1 <= count <= MOST_THREADS:
@@ -64,7 +65,7 @@ def set_threads(count: int | None = None) -> int:
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """Describe what the last bits of a result depend on, apart from the settings."""
+    """Describe software and hardware that affect the last bits of results."""
     return {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

@@ -1,9 +1,10 @@
-"""The inputs of the trainable part: the frozen blocks' output for each text, computed once.
+"""Inputs of the trainable part of a model.
 
-Frozen blocks give the same output for a text in every epoch, at every evaluation and in the next
-run. `Features` keeps that output: as many states as a text has tokens, without padding. `Embedded`
-keeps nothing and sends texts through the whole model each time; it serves where kept output would
-not be exact. B texts per batch, T tokens in the longest, C = n_embd.
+The output of frozen blocks for a text is the same in every epoch, in every evaluation and in the next
+run. `Features` computes it once and keeps it: one state per token, without padding. `Embedded` keeps
+nothing, and only embeds the tokens. It is used where cached output would not be exact.
+
+Shapes: B texts per batch, T tokens in the longest text, C = n_embd.
 """
 
 import hashlib
@@ -25,13 +26,13 @@ from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
 log = logging.getLogger(__name__)
 
-SHARD = 64e6  # bytes of features that are written at a time
-MEMORY = 0.5e9  # bytes held in memory; features beyond it are read from the store text by text
-MEMORY_ALONE = 2e9  # the same without a store
+SHARD = 64e6  # bytes of features per file in the store
+MEMORY = 0.5e9  # most bytes kept in memory; other features are read from the store text by text
+MEMORY_ALONE = 2e9  # most bytes kept in memory if there is no store
 
 
 class Embedded:
-    """Texts that enter the model at its embeddings each time."""
+    """Inputs without cached features: the embeddings of the tokens."""
 
     depth = 0
 
@@ -42,9 +43,9 @@ class Embedded:
         self._pad = pad_id, pad_to
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Embed the texts with these numbers: (B, T, C), lengths (B,).
+        """Embed the texts with these indices: (B, T, C), lengths (B,).
 
-        The embeddings have gradients if they are trainable.
+        The result has gradients if the embeddings are trainable.
         """
         ids, lengths = pad_batch([self.encoded[n] for n in numbers], *self._pad)
         device = self.model.wte.weight.device
@@ -52,11 +53,12 @@ class Embedded:
 
 
 class Features:
-    """Texts that enter the model after its frozen blocks, whose output is computed here, once.
+    """Inputs with cached features: the frozen blocks' output for each text.
 
-    Equal texts share it. It is kept in `store`, and at most 0.5 GB of it in memory (2 GB without a
-    store). Output that has no place in either is computed each time it is needed. So memory is
-    bounded, whatever the number of texts, by that and some 200 MB for the computation.
+    Identical texts share their output. The output is saved in `store`, and up to 0.5 GB of it is kept
+    in memory (2 GB if there is no store). Output that fits into neither is computed again each time.
+    Memory use is therefore bounded for any number of texts. The computation itself needs about
+    another 200 MB.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Features:
         self._keys = [text_key(ids) for ids in encoded]
         self._shards: list[Shard] = []
         self._shard_of: dict[bytes, Shard] = {}
-        self._free = MEMORY if store else MEMORY_ALONE  # bytes that may still be held in memory
+        self._free = MEMORY if store else MEMORY_ALONE  # bytes still available for features
         texts = dict(zip(self._keys, encoded, strict=True))
         for shard in store.find(self._space, texts) if store else []:
             if self._fits(shard, texts):
@@ -84,13 +86,13 @@ class Features:
         self._report(len(texts), missing, time.perf_counter() - started)
         if trunk.device.type == "cuda":
             nbytes = sum(shard.nbytes for shard in self._shards)
-            if nbytes < torch.cuda.mem_get_info(trunk.device)[0] / 2:  # of the free memory
+            if nbytes < torch.cuda.mem_get_info(trunk.device)[0] / 2:  # half of the free memory
                 for shard in self._shards:
                     with suppress(OSError, ValueError):  # see `_states`
                         shard.hold(trunk.device)
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pad the states entering block `depth` on the right: (B, T, C) float32, lengths (B,)."""
+        """Return the inputs of block `depth`, padded on the right: (B, T, C) float32, lengths (B,)."""
         states = [self._states(n).to(self.trunk.device) for n in numbers]
         lengths = torch.tensor([len(s) for s in states], device=self.trunk.device)
         x = pad_sequence(states, batch_first=True)
@@ -111,17 +113,20 @@ class Features:
         return self.trunk(packed)[: len(ids)].to(self.dtype)
 
     def _replace(self, shard: Shard, error: Exception) -> None:
-        """Compute a shard's texts again."""
+        """Discard a shard that cannot be used, and compute its texts again."""
         assert self._store
         self._store.discard(shard, error)
         self._shards = [other for other in self._shards if other is not shard]
-        lost = {k: s for k, s in self._shard_of.items() if s is shard}
+        discarded = {k: s for k, s in self._shard_of.items() if s is shard}
         self._shard_of = {k: s for k, s in self._shard_of.items() if s is not shard}
         texts = zip(self._keys, self.encoded, strict=True)
-        self._compute({key: ids for key, ids in texts if key in lost})
+        self._compute({key: ids for key, ids in texts if key in discarded})
 
     def _fits(self, shard: Shard, texts: Mapping[bytes, Sequence[int]]) -> bool:
-        """Whether a shard holds what these blocks compute; one that does not is removed."""
+        """Return whether a shard has the right shapes and type.
+
+        If it does not, it is discarded.
+        """
         assert self._store
         kind = shard.width == self.trunk.wte.shape[1] and shard.dtype == self.dtype
         if kind and all(
@@ -134,13 +139,14 @@ class Features:
         return False
 
     def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
-        """Run the frozen blocks over texts; keep the output whenever it fills a shard.
+        """Run the frozen blocks on texts, and keep their output.
 
-        Whole tiles: the output is the same to the bit whichever texts are missing.
+        The output is kept each time that it fills a shard. The computation uses complete tiles. So
+        the output for a text is bit-identical, no matter which other texts are missing.
         """
         keys, texts = list(missing), list(missing.values())
         total = sum(map(len, texts))
-        ready: dict[bytes, Tensor] = {}  # output of whole batches that is not kept yet
+        ready: dict[bytes, Tensor] = {}  # output that has been computed but not kept yet
         with progress_bar(
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
@@ -164,7 +170,10 @@ class Features:
                     self._keep(ready)
 
     def _keep(self, texts: Mapping[bytes, Tensor]) -> bool:
-        """Put features into the store, or else into memory; False if neither has room."""
+        """Save features in the store or, failing that, in memory.
+
+        Returns False if both are full.
+        """
         shard = self._store.save(self._space, texts) if self._store else None
         if shard is None and sum(rows.nbytes for rows in texts.values()) <= self._free:
             shard = Shard.of(texts)
@@ -176,7 +185,7 @@ class Features:
     def _add(self, shard: Shard) -> None:
         if shard.nbytes <= self._free:
             self._free -= shard.nbytes
-            with suppress(OSError, ValueError):  # another process changed it: see `_states`
+            with suppress(OSError, ValueError):  # changed by another process, see `_states`
                 shard.hold()
         self._shards.append(shard)
         for key in shard.places:
@@ -188,15 +197,15 @@ class Features:
         if found or seconds > 1:
             where = ""
             if self._store and any(shard.path for shard in computed):
-                where = f"; kept in {self._store.folder}"
+                where = f"; saved in {self._store.folder}"
             log.debug(
                 f"frozen blocks: {found:,} distinct texts from the cache, {len(missing):,} computed "
                 f"in {seconds:.1f} s{where}"
             )
-        if lost := len(missing) - len(computed):
+        if not_kept := len(missing) - len(computed):
             log.warning(
-                f"no room for the frozen blocks' output of {lost:,} texts; it is computed each time "
-                "it is needed, which is slow"
+                f"no space for the frozen blocks' output of {not_kept:,} texts; it is computed again "
+                "each time, which is slow"
             )
 
 
@@ -204,11 +213,11 @@ Texts = Features | Embedded
 
 
 def text_key(ids: Sequence[int]) -> bytes:
-    """Hash the token ids of a text: 32 bytes."""
+    """Hash the token ids of a text to 32 bytes."""
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
 
 
 def space_name(trunk: Trunk, dtype: torch.dtype) -> str:
-    """Name the store's folder for what these blocks compute, in this precision."""
+    """Return the name of the space for the output of these blocks."""
     name = str(dtype).removeprefix("torch.")
     return f"{trunk.depth}-blocks-{name}-{trunk.sha256()[:40]}"

@@ -1,18 +1,19 @@
-"""Run the frozen first blocks over many texts, once per distinct beginning and without padding.
+"""Run the frozen first blocks once per common prefix, without padding.
 
-Everything except attention works on each token alone, so a batch needs no padded rectangle: it is a
-list of rows, one row per token. Attention only looks back, so the output for the beginning of a text
-does not depend on the rest: texts that begin alike share the rows of their common beginning. Only
-attention needs whole texts; for it the rows are laid out in rectangles of texts of similar length,
-and its output is gathered back to one row per token. Without the causal mask attention sees all
-tokens of a text, and no beginnings are shared.
+All layers except attention work on each token separately. So a batch does not need to be a padded
+rectangle. It is a list of rows, one per token. With the causal mask, the output for the first tokens
+of a text does not depend on the tokens after them. So texts with a common prefix share the rows of
+that prefix. Attention needs complete texts: their rows are laid out in rectangles of texts of similar
+length, and the output is gathered back to one row per token. Without the causal mask, a token sees
+all tokens of its text, and texts do not share rows.
 
-The last bits of a matrix product depend on the shapes of its factors. So the shapes here depend on
-nothing but a text's own length: rows go through the layers in tiles of one size, attention pads a
-text to its `width`, and only texts of one width share rows. If the last tile is filled up, a text's
-output is the same to the bit whatever other texts are in the batch.
+The last bits of a matrix product depend on the shapes of its factors. Here these shapes depend only
+on a text's own length: rows go through the layers in tiles of a fixed size, attention pads a text to
+its `width`, and only texts of the same width share rows. If the last tile is filled up, the output
+for a text is bit-identical, no matter which other texts are in the batch.
 
-U rows per batch, B texts per rectangle, T tokens of its longest text, W their width, C = n_embd.
+Shapes: U rows per batch, B texts per rectangle, T tokens in its longest text, W its width,
+C = n_embd.
 """
 
 import copy
@@ -34,38 +35,38 @@ from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.tensors import tensors_sha256
 
-# tokens per batch: enough to keep matrix products busy, few enough for the processor's cache
+# tokens per batch: enough for efficient matrix products, but few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
-LAYOUT = "tiles 2"  # of the rows; another one rounds otherwise
-TILES = 8  # per batch: the rows of one matrix product are its tokens divided by this
+LAYOUT = "tiles 2"  # part of the cache key; change it when a new layout rounds differently
+TILES = 8  # tiles per batch, so a matrix product has TOKENS / TILES rows
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Texts of similar length, laid out for attention and for the last block."""
+    """Texts of similar length, laid out for attention."""
 
-    texts: list[int]  # their numbers in the batch
-    rows: Tensor  # (B, T) the row of each token; 0 after the end of a text
+    texts: list[int]  # indices of the texts in the batch
+    rows: Tensor  # (B, T) the row of each token; 0 for padding
     lengths: Tensor  # (B,)
 
     @property
     def real(self) -> Tensor:
-        """Where there are tokens and not padding: (B, T) bool."""
+        """A mask that is true for tokens and false for padding: (B, T) bool."""
         return real_positions(self.lengths, self.rows.shape[1])
 
     def widened(self, x: Tensor) -> Tensor:
-        """Pad to the width that attention sees: (B, T) -> (B, W)."""
+        """Pad to the width that attention uses: (B, T) -> (B, W)."""
         return F.pad(x, (0, width(x.shape[1]) - x.shape[1]))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of texts, one row per distinct beginning."""
+    """A batch of texts, with one row per distinct prefix."""
 
-    ids: Tensor  # (U,) the last token of each beginning
-    positions: Tensor  # (U,) and its position
+    ids: Tensor  # (U,) the last token of each prefix
+    positions: Tensor  # (U,) the position of that token
     rectangles: list[Rectangle]
-    home: Tensor  # (U,) where each row first occurs in the rectangles of width W, laid end to end
+    home: Tensor  # (U,) where each row first occurs in the concatenated rectangles of width W
 
     def to(self, device: torch.device) -> "Packed":
         """Copy the batch to another device."""
@@ -81,18 +82,22 @@ class Packed:
 
 
 def width(n_tokens: int) -> int:
-    """The tokens that attention sees of a text of `n_tokens`: at most a quarter more, or 16."""
+    """Round a text's length up to its padded length in attention.
+
+    The result is a multiple of 16. For more than 64 tokens it is at most a quarter more.
+    """
     step = max(16, 2 ** ((n_tokens - 1).bit_length() - 3))
     return -(-n_tokens // step) * step
 
 
 def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -> Packed:
-    """Lay out texts as one batch; no text may be empty.
+    """Lay out texts as one batch. No text may be empty.
 
-    With `share`, texts of one width that begin alike share the rows of their common beginning. Rows
-    that belong to no text fill the last tile.
+    With `share`, texts of the same width share the rows of their common prefix. The last tile is
+    filled up with rows that do not belong to any text.
     """
-    row_of: dict[tuple[int, int, int], int] = {}  # (row of the token before, token, text) -> row
+    # {(row of the previous token, token, text): row}
+    row_of: dict[tuple[int, int, int], int] = {}
     ids, positions, rows = list[int](), list[int](), list[list[int]]()
     for number, text in enumerate(texts):
         row, path = -width(len(text)), list[int]()
@@ -112,7 +117,8 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -
     ]
     laid_out = torch.cat([r.widened(r.rows).flatten() for r in rectangles])
     places = torch.cat([r.widened(r.real).flatten() for r in rectangles]).nonzero().flatten()
-    _, first = np.unique(laid_out[places].numpy(), return_index=True)  # per row, in order
+    # the first occurrence of each row
+    _, first = np.unique(laid_out[places].numpy(), return_index=True)
     filling = (0, -len(ids) % tile)
     return Packed(
         F.pad(torch.tensor(ids), filling),
@@ -125,10 +131,11 @@ def pack(texts: Sequence[Sequence[int]], *, share: bool = True, tile: int = 1) -
 def batches(
     texts: Sequence[Sequence[int]], tokens: int, *, share: bool = True
 ) -> Iterator[list[int]]:
-    """Yield batches of text numbers: one text each, or at most `tokens` rows in `pack`.
+    """Yield batches of text indices.
 
-    Texts are in the order of their widths and ids, so that those that share rows are in one batch.
-    Attention lays out at most twice as many tokens.
+    A batch has at most `tokens` rows, or a single text. Texts are sorted by width and ids, so that
+    texts that share rows are in the same batch. For attention, a batch is laid out as at most 2 *
+    `tokens` tokens.
     """
     batch: list[int] = []
     size = laid_out = W_before = 0
@@ -149,10 +156,15 @@ def batches(
 class Trunk:
     """The embeddings and the first `depth` blocks of a model, without gradients.
 
-    The blocks must be plain (see `partial_blocks`). With `dtype` bfloat16 the matrix products
-    are computed in bfloat16, on copies of the weights; the residual stream and the norms stay
-    float32. Without `causal_mask` each token sees all tokens of its text. Raises UsageError for a
-    block that is not plain.
+    Args:
+        model: a GPT-2 whose first `depth` blocks are plain (see `partial_blocks.is_plain`).
+        depth: number of blocks.
+        dtype: precision of matrix products. With bfloat16 they use rounded copies of the weights; the
+            residual stream and LayerNorms stay in float32.
+        causal_mask: if false, each token sees all tokens of its text.
+
+    Raises:
+        UsageError: a block is not plain.
     """
 
     def __init__(
@@ -170,9 +182,9 @@ class Trunk:
             raise UsageError(
                 f"blocks.{others[0]} has parts, hooks or methods that GPT-2 does not have"
             )
-        self._weights = {"wte": self.wte, "wpe": self.wpe}  # before rounding to `dtype`
+        self._weights = {"wte": self.wte, "wpe": self.wpe}  # not rounded to `dtype`
         self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
-        self._copied: list[Any] = []  # the blocks whose copies compute
+        self._copied: list[Any] = []  # the model's own blocks, if copies of them are used
         if dtype != torch.float32:
             self._copied = self.blocks
             self.blocks = [copy.deepcopy(block).requires_grad_(False) for block in self.blocks]
@@ -180,12 +192,13 @@ class Trunk:
                 block.attn.to(dtype)
                 block.mlp.to(dtype)
 
-    @torch.inference_mode()  # in which copies that were made in either mode can be written
+    @torch.inference_mode()  # this mode can change all copies, whichever mode they were made in
     def follow_weights(self) -> None:
-        """Round the weights again, because they may have changed; in float32 there are no copies.
+        """Update the rounded copies of the weights. In float32 there are no copies.
 
-        Nothing that torch counts shows every change, and comparing takes longer: this takes 20 ms for
-        11 blocks of 124M on one core.
+        The weights may have changed, and torch offers no reliable way to notice that. Comparing them
+        would take longer than rounding them again, which takes 20 ms for 11 blocks of 124M on one
+        core.
         """
         for source, block in zip(self._copied, self.blocks, strict=False):
             for weight, rounded in zip(source.parameters(), block.parameters(), strict=True):
@@ -193,21 +206,21 @@ class Trunk:
 
     @property
     def device(self) -> torch.device:
-        """The device it computes on."""
+        """The device of the weights."""
         return self.wte.device
 
     @property
     def depth(self) -> int:
-        """The number of its blocks."""
+        """The number of blocks."""
         return len(self.blocks)
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of an efficient batch on its device."""
+        """The number of tokens of an efficient batch on this device."""
         return TOKENS.get(self.device.type, TOKENS["cpu"])
 
     def sha256(self) -> str:
-        """Hash everything that its outputs depend on: weights, arithmetic and layout."""
+        """Hash everything on which the outputs depend: weights, arithmetic and layout."""
         weights = tensors_sha256(self._weights)
         heads = [block.attn.n_head for block in self.blocks]
         mask = "" if self.causal_mask else " without the causal mask"
@@ -216,23 +229,24 @@ class Trunk:
 
     @property
     def tile(self) -> int:
-        """The number of rows that go through a layer at a time."""
+        """The number of rows that go through a layer together."""
         return self.tokens // TILES
 
     def batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield the numbers of texts that make efficient batches."""
+        """Yield efficient batches of text indices."""
         return batches(texts, self.tokens, share=self.causal_mask)
 
     def pack(self, texts: Sequence[Sequence[int]], *, whole_tiles: bool = False) -> Packed:
-        """Lay out texts as one batch on its device, with shared beginnings if the mask allows it.
+        """Lay out texts as one batch on this device.
 
-        With `whole_tiles` a text's output does not depend on the others, to the last bit.
+        With the causal mask, texts share the rows of their common prefix. With `whole_tiles`, not
+        even the last bits of a text's output depend on the other texts.
         """
         tile = self.tile if whole_tiles else 1
         return pack(texts, share=self.causal_mask, tile=tile).to(self.device)
 
     def __call__(self, packed: Packed) -> Tensor:
-        """Compute the residual stream after its last block: (U, C) float32.
+        """Compute the residual stream after the last block: (U, C) float32.
 
         Raises DataError if a text has more than n_ctx tokens.
         """
@@ -242,7 +256,7 @@ class Trunk:
 
     @torch.no_grad()
     def layers(self, packed: Packed) -> Iterator[Tensor]:
-        """Yield the residual stream after the embeddings and after each block: depth + 1 x (U, C).
+        """Yield the residual stream after the embeddings and after each block: (U, C) each time.
 
         Raises DataError if a text has more than n_ctx tokens.
         """
@@ -251,13 +265,13 @@ class Trunk:
         x = self.wte[packed.ids] + self.wpe[packed.positions]
         yield x
         for block in self.blocks:
-            # states are kept and shared, so a caller's autocast must not round them
+            # the states may be cached and reused, so a caller's autocast must not round them
             with torch.autocast(self.device.type, enabled=False):
                 x = self._block(block, x, packed)
             yield x
 
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
-        """Compute `TransformerBlock.forward` on rows instead of texts: (U, C) -> (U, C)."""
+        """Compute a block on rows instead of padded texts: (U, C) -> (U, C)."""
         tiles = x.split(self.tile)
         qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self.dtype)) for rows in tiles])
         gathered = []
@@ -273,7 +287,7 @@ class Trunk:
         for rows, attended in zip(tiles, y.split(self.tile), strict=True):
             rows = rows + block.attn.c_proj(attended)
             wide = block.mlp.c_fc(block.ln_2(rows).to(self.dtype))  # (tile, 4C)
-            # in place, because writing to new memory takes longer than the GELU
+            # in place, because allocating new memory would take longer than the GELU
             torch.ops.aten.gelu_(wide, approximate="tanh")
             out.append(rows + block.mlp.c_proj(wide))
         return torch.cat(out)

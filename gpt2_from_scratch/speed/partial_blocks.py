@@ -1,9 +1,9 @@
-"""Run a transformer block for one position of each text only, or without its padding.
+"""Run a transformer block at selected positions only.
 
-One position. A classifier reads its answer at one position of each text, and no later layer mixes
-positions. So the last block needs one query, one output projection and one MLP per text, not one per
-token. It seems to need the keys and values of every token, but even these need not be computed.
-Write a_t for ln_1(x_t), and consider one head. The score of position t is
+`block_at` computes the output at one position of each text. A classifier reads only that position,
+and no later layer mixes positions. So the last block needs one query, one output projection and one
+MLP per text instead of one per token. It seems to need the keys and values of every token, but even
+these need not be computed. Let a_t be ln_1(x_t), and consider one head. The score of position t is
 
     q . k_t  =  q . (W_k a_t + b_k)  =  (W_k^T q) . a_t  +  q . b_k
 
@@ -12,14 +12,15 @@ sum to 1, so the head's output is
 
     sum_t w_t v_t  =  sum_t w_t (W_v a_t + b_v)  =  W_v (sum_t w_t a_t)  +  b_v
 
-So the query goes back through W_k once per text, instead of every token going forward through it;
-and W_v is applied once, to the weighted mean, instead of to every token. Outputs and gradients are
-the same up to rounding. The key bias has no gradient, because no answer depends on it.
+So W_k is applied once per text, to the query, instead of to every token. W_v is also applied once per
+text, to the weighted mean, instead of to every token. Outputs and gradients are the same up to
+rounding. The key bias gets no gradient, because the output does not depend on it.
 
-Without padding. Everything except attention works on each token alone, so only attention needs the
-padded batch.
+`block_on` computes the output at all tokens, without the padding. All layers except attention work
+on each token separately. So only attention needs the padded batch.
 
-B texts, T tokens in the longest, U tokens of all texts, C = n_embd, H = n_head heads, D = C / H.
+Shapes: B texts, T tokens in the longest text, U tokens in all texts, C = n_embd, H = n_head,
+D = C / H.
 """
 
 import torch
@@ -43,24 +44,27 @@ PARTS: dict[str, type[nn.Module]] = {
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Check that a block consists only of the parts in `model.py`, and does what they do.
+    """Return whether a block is an unchanged `TransformerBlock`.
 
-    Its weights then determine what it computes. Code that reads the weights would ignore a hook,
-    another `forward`, a dropout or an adapter that somebody added.
+    The output of such a block depends only on its weights. Code that reads only the weights would
+    ignore hooks, a replaced `forward`, dropout and adapters.
     """
     return not any(isinstance(part, LoRALinear) for part in block.modules()) and serves_parts(block)
 
 
 def serves_parts(block: nn.Module) -> bool:
-    """Check that the functions of this file compute what the block itself would.
+    """Return whether the functions in this file are exact for a block.
 
-    That is so if the block is plain, or if it has LoRA adapters that apply no dropout.
+    They are exact if the block is plain, or if it has LoRA adapters that do not apply dropout.
     """
     return not change_of(block)
 
 
 def change_of(block: nn.Module) -> str:
-    """Say what about a block is not as in `model.py`; empty if nothing is but LoRA adapters."""
+    """Describe how a block differs from `TransformerBlock`.
+
+    Returns an empty string if it has no changes, or only LoRA adapters.
+    """
     parts = dict(block.named_modules())
     if others := sorted(parts.keys() ^ PARTS.keys()):
         return f"{others[0]} was added or is missing"
@@ -76,10 +80,13 @@ def change_of(block: nn.Module) -> str:
 
 
 def odd_settings(part: nn.Module) -> str:
-    """Say what settings of a layer GPT-2's layers do not have; empty if there are none."""
+    """Describe settings of a layer that GPT-2's layers do not have.
+
+    Returns an empty string if there are none.
+    """
     if isinstance(part, nn.LayerNorm):
         if part.eps != LAYER_NORM_EPS or len(part.normalized_shape) != 1 or part.bias is None:
-            return "has other settings"
+            return "has settings that GPT-2 does not use"
     elif isinstance(part, nn.Linear | LoRALinear) and part.bias is None:
         return "has no bias"
     return ""
@@ -118,12 +125,15 @@ def block_on(block: TransformerBlock, x: Tensor, real: Tensor) -> Tensor:
 
 
 def _spread(rows: Tensor, real: Tensor) -> Tensor:
-    """Put one row per token into the padded batch, zeros at the padding: (U, C) -> (B, T, C)."""
+    """Put rows into a batch padded with zeros: (U, C) -> (B, T, C)."""
     out = rows.new_zeros(*real.shape, rows.shape[1])
     out[real] = rows
     return out
 
 
 def real_positions(lengths: Tensor, T: int) -> Tensor:
-    """Mark where texts that are padded on the right have tokens: lengths (B,) -> (B, T) bool."""
+    """Return a mask of the tokens: lengths (B,) -> (B, T) bool.
+
+    The texts are padded on the right.
+    """
     return torch.arange(T, device=lengths.device) < lengths[:, None]

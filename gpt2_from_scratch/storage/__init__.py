@@ -1,7 +1,7 @@
-"""Files that are written completely or not at all: JSON, tensors, resumable states, locks.
+"""Atomic files on disk: JSON, tensors, resumable states, locks.
 
-For maintainers. A kill at any moment leaves the old file or the new one, never half of one.
-This room knows where models and data sets are kept, and nothing else of what the files are about.
+For maintainers. A process that is killed at any moment leaves the old file or the new one, never a
+partial file. This room knows where models and data sets are stored, but not what the files mean.
 """
 
 import lazy_loader

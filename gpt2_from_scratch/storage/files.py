@@ -1,7 +1,7 @@
-"""Files that are written completely or not at all, and files that are what they should be.
+"""Write files atomically, read them with limits, and verify their checksums.
 
-Five sections: atomic writes; reading with limits; checksums of a model's folder (`SHA256SUMS`); the
-manifest of a finished run (`MANIFEST.json`); locks.
+Five sections: atomic writes; reading with limits; the checksums in a model folder (`SHA256SUMS`);
+the manifest of a finished run (`MANIFEST.json`); locks.
 """
 
 import errno
@@ -27,18 +27,19 @@ log = logging.getLogger(__name__)
 
 # --- Atomic writes. ---
 
-HALVES = re.compile("[\ud800-\udfff]")
-STALE = 3600  # seconds after which a temporary folder has no writer any more
+SURROGATES = re.compile("[\ud800-\udfff]")
+STALE = 3600  # seconds after which a temporary folder must belong to a process that was killed
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it becomes `path` when the block ends.
+    """Yield a temporary path, and rename it to `path` after the block.
 
-    The file is synced and renamed, then its folder is synced, so a reader sees the old file or the
-    new one, never a part. If the block raises, the old file stays and the temporary one is removed.
-    Only a kill leaves the temporary folder, `.NAME.*.tmp` next to `path`, for `sweep` to remove.
-    Raises ResourceError if there is no space or no permission.
+    The file is synced before it is renamed, and the folder is synced afterwards. A reader therefore
+    sees the old file or the new one, never a partial one. If the block raises an error, the old file
+    stays and the temporary file is removed. A temporary folder, `.NAME.*.tmp` next to `path`, is left
+    over only if the process is killed; `sweep` removes it. Raises ResourceError if there is no space
+    or no permission.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             temporary = folder / path.name
             yield temporary
-            # a library may write files that only their owner can read; the umask decides instead
+            # some libraries make the file readable by its owner only; apply the umask instead
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
@@ -57,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise ResourceError(
-            f"{path} could not be written: {error.strerror or error}; the file before is unchanged"
+            f"{path} could not be written: {error.strerror or error}. An existing file is unchanged."
         ) from error
 
 
@@ -72,29 +73,30 @@ def _sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents if they are missing, and try to write there.
+    """Create a folder if it is missing, and check that it is writable.
 
-    Raises ResourceError if that is impossible.
+    Raises ResourceError if the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ResourceError(
-            f"{folder} cannot be a folder to write in: {error.strerror or error}. Choose another."
+            f"{folder} cannot be written to: {error.strerror or error}. Choose another folder."
         ) from error
 
 
 def sweep(folder: Path, older_than: float = 0.0, pattern: str = ".*.tmp") -> None:
-    """Remove the temporary folders of killed writers that were not touched for `older_than` seconds.
+    """Remove temporary folders left over by killed processes.
 
-    Use 0 only if no other process can be writing.
+    Only folders that have not changed for `older_than` seconds are removed. Use 0 only if no other
+    process can be writing.
     """
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # its writer was faster, or it belongs to somebody else
-            touched = max(path.stat().st_mtime for path in (left, *left.glob("*")))
+    for leftover in folder.glob(pattern):
+        with suppress(OSError):  # already removed by its own process, or owned by another user
+            touched = max(path.stat().st_mtime for path in (leftover, *leftover.glob("*")))
             if time.time() - touched >= older_than:
-                shutil.rmtree(left)
+                shutil.rmtree(leftover)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -105,24 +107,24 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; refuses NaN and infinities.
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinities.
 
-    Halves of characters, as in a file's name that is not UTF-8, are written escaped.
+    Lone surrogates, which occur in file names that are not UTF-8, are written as escapes.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
+    write_text(path, SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
-# --- Reading with limits, and a word for a file of another kind. ---
+# --- Reading with limits, and naming the kind of an unexpected file. ---
 
-LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has a million
-DEEPEST = 50  # levels of lists and objects in JSON
-HEAD = 64  # bytes that show the kind of a file
+LARGEST_JSON = 1 << 25  # bytes; OpenAI's encoder.json has one million
+DEEPEST = 50  # nested levels of lists and objects in JSON
+HEAD = 64  # number of leading bytes that are compared with KINDS
 LFS = "a git-LFS pointer; `git lfs pull` downloads the file itself"
 PAGE = "a web page"
-PICKLE = "a Python pickle, perhaps PyTorch's, which can run foreign code and is never read"
-ZIP = "a zip archive, perhaps PyTorch's or a spreadsheet's"
-KINDS = {  # {first bytes, in lower case and without leading white space: kind of file}
+PICKLE = "a Python pickle, perhaps from PyTorch; pickles can run code and are never read"
+ZIP = "a zip archive, perhaps from PyTorch or a spreadsheet program"
+KINDS = {  # {first bytes in lower case, after any white space: kind of file}
     b"version https://git-lfs": LFS,
     b"<!doctype": PAGE,
     b"<html": PAGE,
@@ -133,7 +135,7 @@ KINDS = {  # {first bytes, in lower case and without leading white space: kind o
     b"\x80\x04": PICKLE,
     b"\x80\x05": PICKLE,
     b"\x1f\x8b": "a gzip archive",
-    b"\x89hdf": "an HDF5 file, perhaps Keras's",
+    b"\x89hdf": "an HDF5 file, perhaps from Keras",
     b"gguf": "a GGUF model",
     b"par1": "a Parquet table",
     b"%pdf": "a PDF document",
@@ -141,9 +143,10 @@ KINDS = {  # {first bytes, in lower case and without leading white space: kind o
 
 
 def and_is(head: bytes) -> str:
-    """Name the kind of an unexpected file by its first bytes, as " and is a web page".
+    """Describe an unexpected file by its first bytes.
 
-    Empty if they do not show one.
+    The result is, for example, " and is a web page". Returns an empty string if the kind is not
+    recognised.
     """
     if not head:
         return " and is empty"
@@ -153,22 +156,22 @@ def and_is(head: bytes) -> str:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read bytes; raises OSError for a pipe or a device, which may never end."""
+    """Open a file to read bytes. Raises OSError for a pipe or device, which may never end."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path.open("rb")
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Read all bytes of a small file of a model's or a run's folder.
+    """Read all bytes of a small file of a model or run.
 
-    Raises CheckpointError if it is missing or has more than `most` bytes.
+    Raises CheckpointError if the file is missing or has more than `most` bytes.
     """
     try:
         with open_regular(path) as file:
             raw = file.read(most + 1)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {path.parent} needs it") from None
+        raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if len(raw) > most:
@@ -177,9 +180,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object of a model's or a run's folder; refuses repeated keys and NaN.
+    """Read a JSON object from a file of a model or run.
 
-    Raises CheckpointError that names what the file is instead.
+    Raises CheckpointError for anything else, for repeated keys and for NaN. The message names the
+    kind of file that was found.
     """
     path = expanded(path)
     raw = read_bounded(path, LARGEST_JSON)
@@ -188,15 +192,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON{and_is(raw)}: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object, found {raw[:80]!r}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {raw[:80]!r}")
     return value
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON of a file that anybody may have written.
+    """Parse JSON that comes from an untrusted file.
 
-    Raises ValueError for anything else, repeated keys, lists within lists within ... 50 times, and
-    numbers that do not fit in 64 bits.
+    Raises ValueError for invalid JSON, repeated keys, more than 50 nested levels, and numbers that do
+    not fit in 64 bits.
     """
     try:
         value = json.loads(text, object_pairs_hook=each_once, parse_constant=no_number)
@@ -216,7 +220,7 @@ def parse_json(text: str) -> Any:
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json.loads: the object of these pairs; raises ValueError for a repeated key."""
+    """Build the dictionary of a JSON object for json.loads. Raises ValueError for a repeated key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -226,12 +230,12 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def no_number(name: str) -> float:
-    """For json.loads, which accepts NaN and Infinity: raises ValueError."""
+    """Raise ValueError for NaN and Infinity, which json.loads would accept."""
     raise ValueError(f"{name} is not a value in JSON")
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     path = expanded(path)
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -244,14 +248,17 @@ def _digest(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-# --- `SHA256SUMS` in a model's folder, as the program sha256sum writes it. ---
+# --- `SHA256SUMS` in a model folder, in the format of the program sha256sum. ---
 
 SUMS = "SHA256SUMS"
 LARGEST_SUMS = 1 << 20  # bytes
 
 
 def check_sums(folder: str | Path, names: Sequence[str]) -> None:
-    """Raise CheckpointError if one of these files is listed with another SHA-256 than it has."""
+    """Compare the SHA-256 of files with those listed in `SHA256SUMS`.
+
+    Raises CheckpointError if a file differs. Files that are not listed are not checked.
+    """
     folder = expanded(folder)
     listed = read_sums(folder)
     for name in names:
@@ -264,7 +271,7 @@ def check_sums(folder: str | Path, names: Sequence[str]) -> None:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Read `SHA256SUMS` as {file: SHA-256}; {} if there is none."""
+    """Read `SHA256SUMS` as {file: SHA-256}. Returns {} if the folder has no such file."""
     if not (folder / SUMS).exists():
         return {}
     try:
@@ -274,8 +281,8 @@ def read_sums(folder: Path) -> dict[str, str]:
     sums = {}
     for line in lines[:-1]:
         digits, name = line[:64], line[66:]
-        whole = len(digits) == 64 and set(digits) <= set("0123456789abcdef")
-        if not whole or line[64:66] not in ("  ", " *") or Path(name).name != name:
+        valid = len(digits) == 64 and set(digits) <= set("0123456789abcdef")
+        if not valid or line[64:66] not in ("  ", " *") or Path(name).name != name:
             raise CheckpointError(f"{folder / SUMS} has the invalid line {line!r:.100}")
         sums[name] = digits
     if lines[-1] or not sums:
@@ -283,87 +290,96 @@ def read_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-# --- The manifest of a finished run: any file changed since then is reported before it is used. ---
+# --- The manifest of a finished run, which shows whether a file was changed afterwards. ---
 
 MANIFEST = "MANIFEST.json"
 
 
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
-    """List those of these files that a folder has; other files there are the user's."""
+    """Write the manifest of a folder.
+
+    It contains the SHA-256 of each of these files that exists. Other files in the folder belong to
+    the user and are not listed.
+    """
     folder = expanded(folder)
     listed = {name: sha256_of(folder / name) for name in sorted(names) if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"sha256": listed})
 
 
 def add_to_manifest(folder: Path, names: Sequence[str]) -> None:
-    """List these files of a complete run too; what the manifest says of others stays."""
+    """Add files to the manifest of a complete run. The other entries do not change."""
     listed = read_manifest(folder) | {name: sha256_of(folder / name) for name in names}
     write_json(folder / MANIFEST, {"sha256": dict(sorted(listed.items()))})
 
 
 def is_complete(folder: str | Path) -> bool:
-    """Whether the run in this folder has finished."""
-    return os.path.exists(expanded(folder) / MANIFEST)  # False, too, where nobody may look
+    """Return whether the run in this folder has finished."""
+    return os.path.exists(expanded(folder) / MANIFEST)  # also False if the folder is unreadable
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
     """Read the manifest as {file: SHA-256}, sorted by name.
 
-    Raises CheckpointError for anything else.
+    Raises CheckpointError if the manifest is missing or invalid.
     """
     path = folder / MANIFEST
     listed = read_json(path).get("sha256")
     if not isinstance(listed, dict) or not all(type(digits) is str for digits in listed.values()):
         raise CheckpointError(f"{path} does not list files with their sha256")
     if foreign := [name for name in listed if Path(name).name != name]:
-        raise CheckpointError(f"{path} names a file outside its folder: {foreign[0]!r:.100}")
+        raise CheckpointError(f"{path} lists a file outside its folder: {foreign[0]!r:.100}")
     return dict(sorted(listed.items()))
 
 
 def check_listed(path: Path) -> None:
-    """Raise CheckpointError if a file differs from the manifest of its folder, if there is one."""
+    """Compare a file with the manifest of its folder.
+
+    Raises CheckpointError if the file is missing, differs from the manifest or is not listed in
+    it. Without a manifest nothing is checked.
+    """
     if not is_complete(path.parent):
         return
     expected = read_manifest(path.parent).get(path.name)
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if expected is None:
-        raise CheckpointError(f"{path} is not in {MANIFEST}: it came after the run was complete")
+        raise CheckpointError(f"{path} is not in {MANIFEST}: it was added after the run finished")
     if _digest(path) != expected:
-        raise CheckpointError(f"{path} differs from {MANIFEST}: changed since the run was complete")
+        raise CheckpointError(f"{path} differs from {MANIFEST}: it was changed after the run")
 
 
-# --- Locks: one process at a time does one piece of work. ---
+# --- Locks, which let only one process at a time work in a folder. ---
 
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path` during the block; no other process or thread holds it meanwhile.
+    """Hold the lock file `path` during the block.
 
-    If another one holds it, waits for it and logs that, or raises UsageError if `wait` is false. The
-    lock of a killed process is free. Raises ResourceError if no lock file can be made.
+    No other process or thread can hold it at the same time. If another process already holds the
+    lock, this logs a line and waits, or raises UsageError if `wait` is false. The lock of a killed
+    process is released by the system. Raises ResourceError if the lock file cannot be created.
     """
-    from filelock import FileLock, Timeout  # here, because it takes a twentieth of a second
+    from filelock import FileLock, Timeout  # imported here, because it takes 50 ms
 
     path = expanded(path)
-    lock, busy = FileLock(path), f"another process is at work in {path.parent}"
+    lock, busy = FileLock(path), f"another process is working in {path.parent}"
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
             raise UsageError(
-                f"{busy}; wait until it has finished, or choose another folder"
+                f"{busy}. Wait until it has finished, or choose another folder."
             ) from None
         log.info(f"{busy}; waiting for it to finish")
         lock.acquire()
     except OSError as error:
-        raise ResourceError(f"{path} cannot be made: {error.strerror or error}") from error
+        raise ResourceError(f"{path} cannot be created: {error.strerror or error}") from error
     try:
         yield
     finally:
-        # Removed while it is held: a process that waits for this file sees that it has no name any
-        # more and makes a new one. After the release it might be another process's. This needs
-        # filelock 4: earlier versions do not look for the name, or remove the file themselves.
-        with suppress(OSError):  # Windows does not remove an open file; then it stays
+        # Remove the file before releasing the lock. A waiting process notices that the file is gone
+        # and creates a new one. After the release, another process may already hold the file. This
+        # needs filelock 4; earlier versions do not notice, or remove the file themselves.
+        with suppress(OSError):  # Windows cannot remove an open file, so there it stays
             path.unlink()
         lock.release()

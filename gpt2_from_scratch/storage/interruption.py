@@ -1,4 +1,4 @@
-"""How a loop ends after Ctrl-C or SIGTERM, and a process after its parent."""
+"""End loops cleanly after signals, and worker processes with their parent."""
 
 import logging
 import os
@@ -15,30 +15,31 @@ from gpt2_from_scratch.errors import Interrupted
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-WATCH = 0.5  # seconds after which a process looks for its parent again
+WATCH = 0.5  # seconds between two checks that the parent process is still running
 
 
 class Stop:
-    """True after Ctrl-C or SIGTERM."""
+    """A flag that becomes true after Ctrl-C or SIGTERM."""
 
     def __init__(self) -> None:
-        self.signal = 0  # the number of the signal that came
+        self.signal = 0  # number of the signal received; 0 before that
 
     def __bool__(self) -> bool:
         return self.signal != 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            raise Interrupted("stopped at once", number)
+            raise Interrupted("stopped immediately", number)
         self.signal = number
-        log.info("finishing this step, then saving; press Ctrl-C again to stop at once")
+        log.info("finishing this step, then saving; press Ctrl-C again to stop immediately")
 
 
 @contextmanager
 def stop_after_step() -> Iterator[Stop]:
-    """During the block, a first Ctrl-C or SIGTERM only makes the yielded Stop true.
+    """Yield a Stop that becomes true on the first Ctrl-C or SIGTERM.
 
-    Outside the main thread, where Python delivers no signals, it never becomes true.
+    The second signal raises Interrupted. Python delivers signals to the main thread only, so the
+    flag stays false in other threads.
     """
     stop = Stop()
     with _handled_by(stop, SIGNALS):
@@ -47,7 +48,7 @@ def stop_after_step() -> Iterator[Stop]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """During the block, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+    """Raise Interrupted on SIGTERM during the block, just as Ctrl-C raises KeyboardInterrupt."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Interrupted("terminated", number)
@@ -70,14 +71,15 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any], numbers: Any) -
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process at once when `parent`, the one that started it, has ended in whatever way.
+    """End this process as soon as its parent process has ended.
 
-    On Windows, where the number of a parent that has ended stays, the process goes on.
+    `parent` is the id of the parent process. This does not work on Windows, where the parent's id
+    does not change after the parent has ended.
     """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH)
-        os._exit(1)  # nothing waits for what it computes
+        os._exit(1)  # nobody needs the result any longer
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: each field has a meaning and bounds, checked in one loop.
+"""Settings as frozen dataclasses. Each field has a help text and bounds, checked in one loop.
 
-The command line's --help is written from the same fields.
+The command line's --help is generated from the same fields.
 """
 
 import operator
@@ -30,13 +30,26 @@ def setting(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field with its meaning, for --help, and its allowed values."""
+    """Define a dataclass field with a help text and its allowed values.
+
+    Args:
+        default: the field's default value, whose type the values must have.
+        help: the text for --help.
+        choices: allowed strings; empty if any string is allowed.
+        at_least: smallest allowed value.
+        at_most: largest allowed value.
+        above: the value must be greater than this.
+        below: the value must be smaller than this.
+
+    Returns:
+        The field. Its metadata holds the help text, the choices and the bounds.
+    """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
 
 
 def plain(value: Any) -> Any:
-    """The value with Python's own numbers and strings in place of numpy's; an array is a tuple."""
+    """Convert numpy numbers and strings to Python's own, and arrays to tuples."""
     if isinstance(value, np.generic | np.ndarray):
         found = value.tolist()
         return tuple(found) if isinstance(found, list) else found
@@ -46,17 +59,17 @@ def plain(value: Any) -> Any:
 
 
 def check_settings(settings: Any, what: str = "") -> None:
-    """Check the type and the bounds of each field of a settings dataclass.
+    """Check the type and the bounds of each field of settings.
 
-    Numpy's values are replaced by Python's. A value must have the type of the field's default; an
-    int is accepted for a float, and a float must be finite. If the default is None, an int or None is accepted. Raises UsageError with the
-    name of the field, after `what`.
+    A value must have the type of the field's default. An int is accepted for a float. A float must
+    be finite. If the default is None, the value must be an int or None. Numpy values are replaced by
+    Python's own. Raises UsageError; the message contains `what`, followed by the name of the field.
     """
     for known in fields(settings):
         value: Any = plain(getattr(settings, known.name))
         object.__setattr__(settings, known.name, value)
         if known.default is MISSING or (value is None and known.default is None):
-            continue  # settings within settings check themselves
+            continue  # nested settings check themselves
         wanted: Any = int if known.default is None else type(known.default)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UsageError(
@@ -77,14 +90,14 @@ def check_settings(settings: Any, what: str = "") -> None:
 
 
 def is_finite(value: float) -> bool:
-    """Tell whether a number is finite as a float; a whole number may be too large for one."""
+    """Return whether a number is finite as a float. An int may be too large for a float."""
     return abs(value) <= sys.float_info.max
 
 
 def record_from_json(kind: Any, values: dict[str, Any]) -> Any:
     """Rebuild a dataclass of numbers, lists and dictionaries from its JSON object.
 
-    Raises TypeError for missing and unknown keys, and for a value that its field's type excludes.
+    Raises TypeError for missing keys, unknown keys and values of the wrong type.
     """
     for name, wanted in get_type_hints(kind).items():
         if name in values and not _is_a(values[name], wanted):
@@ -106,7 +119,7 @@ def from_json(kind: Any, values: dict[str, Any]) -> Any:
     known = [one.name for one in fields(kind)]
     if unknown := sorted(values.keys() - set(known)):
         raise UsageError(
-            f"{kind.__name__} has unknown keys {unknown!r:.80}; known are {', '.join(known)}"
+            f"{kind.__name__} has unknown keys {unknown!r:.80}; known keys: {', '.join(known)}"
         )
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return kind(**values | lists)

@@ -1,7 +1,8 @@
-"""The state of a run on disk, from which it resumes as if it had never stopped.
+"""Save and load the state of a training run.
 
-A run's folder holds its two newest states. Each is one file with everything in it and a checksum
-over it, written completely or not at all. If one is damaged later, the state before is used.
+A run that resumes from its state gives the same result as if it had never stopped. A run folder
+holds the two newest states. Each state is a single file with a checksum, written atomically. If
+the newest state is damaged, the previous one is used.
 """
 
 import json
@@ -30,15 +31,27 @@ KEPT = 2
 def save_state(
     folder: str | Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Write the state after `step` steps, and remove all older ones but one.
+    """Save a state, and keep only the two newest states.
 
-    `record` is stored as JSON. Raises CheckpointError if a tensor holds NaN or infinity; the state
-    before is then the last good one.
+    Args:
+        folder: the run folder.
+        step: number of training steps done; it is part of the file name.
+        tensors: the tensors of the model and the optimizers, by name.
+        record: everything else that is needed to resume. It is stored as JSON.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CheckpointError: a tensor contains NaN or infinity. Nothing is written.
+        ResourceError: there is no space or no permission.
     """
     folder = expanded(folder)
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{len(broken)} tensors hold NaN or infinity, the first {broken[0]}")
+        raise CheckpointError(
+            f"{len(broken)} tensors contain NaN or infinity: {broken[0]} is first"
+        )
     path = folder / f"state-{step:08}.safetensors"
     write_tensors(path, tensors, {"format": FORMAT, "record": json.dumps(record)})
     for old in _states(folder)[:-KEPT]:
@@ -47,9 +60,9 @@ def save_state(
 
 
 def newest_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read the newest state that is whole: its record and tensors; None if there is none.
+    """Read the newest intact state: its record and its tensors.
 
-    A damaged state is reported and renamed to `.bad`.
+    Returns None if there is none. A damaged state is logged and renamed to `.bad`.
     """
     folder = expanded(folder)
     for path in reversed(_states(folder)):
@@ -57,9 +70,9 @@ def newest_state(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
             metadata, tensors = read_tensors(path, FORMAT)
             record = _record_of(metadata, path)
         except CheckpointError as error:
-            if isinstance(error.__cause__, OSError):  # it may be whole, but cannot be read now
+            if isinstance(error.__cause__, OSError):  # unreadable now, but perhaps not damaged
                 raise
-            log.warning(f"{error}; renamed to {path.name}.bad, the state before it is used")
+            log.warning(f"{error}; renamed to {path.name}.bad, using the previous state")
             os.replace(path, path.with_name(f"{path.name}.bad"))
         else:
             log.info(f"resuming from {path}")
@@ -73,13 +86,16 @@ def _record_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} has no record of the run: {error}") from None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path} has no record of the run, but {record!r:.80}")
+        raise CheckpointError(f"{path} has no record of the run; found {record!r:.80}")
     return record
 
 
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError for whatever goes wrong because a state is not what this run saved."""
+    """Turn errors inside the block into CheckpointError.
+
+    The message says that the newest state does not fit this run.
+    """
     try:
         yield
     except (
@@ -91,19 +107,19 @@ def restoring(folder: Path) -> Iterator[None]:
         RuntimeError,
     ) as error:
         raise CheckpointError(
-            f"the newest state in {folder} is not one of this run: {error!r:.200}. "
-            "Remove it to resume from the one before."
+            f"the newest state in {folder} does not belong to this run: {error!r:.200}. "
+            "Remove it to resume from the previous one."
         ) from error
 
 
 def remove_states(folder: Path) -> None:
-    """Remove all states of a run, because it is complete."""
+    """Remove all states of a run. They are not needed after it has finished."""
     for path in _states(folder):
         path.unlink(missing_ok=True)
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raise UsageError with the settings that differ from the saved ones, if any do."""
+    """Raise UsageError if settings differ from the saved ones. The message lists them."""
     changed = [
         f"{name}: {saved.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(saved.keys() | now.keys())
@@ -113,12 +129,12 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
         raise UsageError(
             f"{where} was started with other settings:\n  "
             + "\n  ".join(changed)
-            + "\nKeep the old settings, or start a new run"
+            + "\nKeep the old settings, or start a new run."
         )
 
 
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """The state of optimizers as named tensors, for `restore_optimizers`."""
+    """Return the state of optimizers as named tensors, for `restore_optimizers`."""
     return {
         f"optimizer/{n}/{index}/{name}": value
         for n, optimizer in enumerate(optimizers)
@@ -139,7 +155,7 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: Mapping[str, Te
 
 
 def _states(folder: Path) -> list[Path]:
-    """The states of a run, the oldest first; a copy with another name is the user's."""
+    """Return the states of a run, oldest first. A file with another name belongs to the user."""
     name = re.compile(r"state-\d{8,}\.safetensors")
     found = [path for path in folder.iterdir() if name.fullmatch(path.name) and path.is_file()]
     return sorted(found, key=lambda path: (len(path.name), path.name))

@@ -325,7 +325,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             yield
         except KeyboardInterrupt as error:
             number = getattr(error, "exit_code", 130) - 128
-            raise Interrupted("interrupted", number, again=()) from None
+            raise Interrupted("interrupted; finished results are kept", number, again=()) from None
 
 
 Outcome = tuple[Row, StudySplit, Result | None | GPT2Error]

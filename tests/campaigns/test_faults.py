@@ -130,7 +130,7 @@ def test_another_architecture_is_named(tiny_checkpoint, tmp_path, name, architec
         ('{"n_vocab": 277, "n_vocab": 277}', "'n_vocab' appears twice"),
         ('{"n_ctx": NaN}', "NaN"),
         ('{"n_ctx": 1e999}', "not JSON.*64 bits"),
-        ("[277]", "expected an object"),
+        ("[277]", "expected a JSON object"),
         ("{" * 100_000, "not JSON"),
         ('{"n_ctx": ' + "9" * 5000 + "}", "not JSON"),
         ("\ufeff{}", "not JSON"),

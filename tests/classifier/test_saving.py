@@ -481,7 +481,7 @@ def change_head(metadata: dict[str, str], **values) -> None:
                 t.update({"head.dense_0.bias": torch.zeros(2**40, 0)}),
                 change_head(m, hidden=[2**40, 2**40]),
             ),
-            "holds no numbers",
+            "is empty",
         ),
         (lambda t, m: change(m, lora={"rank": 10**9}), "widths"),
         (lambda t, m: change(m, pad_to=10**12), "pad_to"),

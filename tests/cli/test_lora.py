@@ -71,7 +71,7 @@ def test_blocks_stay_frozen_and_a_run_is_used_like_any_other(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lora", "33"], "rank 33 is above n_embd = 32"),
+        (["--lora", "33"], "rank 33 exceeds n_embd = 32"),
         (["--lora", "-1"], "lora = -1"),
         (["--lora", "4", "--lora-blocks", "3"], "this model has 2 blocks"),
         (["--lora-alpha", "4"], "set lora"),

@@ -1,4 +1,4 @@
-"""An assessment of eight texts worked out on paper, of made-up ones by scikit-learn, as text and JSON."""
+"""Assessments are checked by hand and by scikit-learn."""
 
 import json
 import re
@@ -28,7 +28,7 @@ LABELS = ("ham", "spam")
 
 
 def two(spam: list[float], true: str, near: list[int] | None = None) -> LabelledPredictions:
-    """Texts named by their place; `true` has a letter each, h or s."""
+    """Make predictions for ham and spam. `true` has one letter per text, h or s."""
     shares = np.array(spam)
     return LabelledPredictions(
         LABELS,
@@ -58,7 +58,7 @@ VAL = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], "shshhh")
 
 
 def test_texts_by_hand():
-    """Wrong are 2 (ham, 0.95), 7 (spam, 0.28), 3 (spam, 0.44) and 4 (ham, 0.55)."""
+    """Texts 2 (ham, 0.95), 7 (spam, 0.28), 3 (spam, 0.44) and 4 (ham, 0.55) are wrong."""
     found = assess(TEST)
     assert found.mistakes == [
         PredictedText("text 2", "ham", "spam", 0.95),
@@ -66,7 +66,7 @@ def test_texts_by_hand():
         PredictedText("text 3", "spam", "ham", pytest.approx(0.56)),
         PredictedText("text 4", "ham", "spam", 0.55),
     ]
-    assert [told.text for told in found.least_certain] == [
+    assert [shown.text for shown in found.least_certain] == [
         f"text {n}" for n in (4, 3, 5, 7, 1, 0, 6, 2)
     ]
     short = assess(TEST, n_shown=2)
@@ -74,15 +74,15 @@ def test_texts_by_hand():
     assert assess(TEST, n_shown=0).mistakes == []
 
 
-def test_the_margin_is_between_the_two_likeliest():
-    """The first is likelier wrong than the second, but its two likeliest are further apart."""
+def test_the_margin_is_between_the_two_most_probable_classes():
+    """The first text has the lowest maximum, but the second has the smallest margin."""
     p = np.array([[0.45, 0.3, 0.25], [0.5, 0.48, 0.02], [0.9, 0.05, 0.05]])
     found = assess(LabelledPredictions(("a", "b", "c"), ["x", "y", "z"], np.array([0, 0, 0]), p))
-    assert [told.text for told in found.least_certain] == ["y", "x", "z"]
+    assert [shown.text for shown in found.least_certain] == ["y", "x", "z"]
 
 
 def test_without_near_duplicates():
-    """Without texts 1 and 4: three of six right."""
+    """Without texts 1 and 4, three of six predictions are correct."""
     found = assess(TEST)
     assert (found.evaluation.correct, found.evaluation.total) == (4, 8)
     assert (found.without_near_duplicates.correct, found.without_near_duplicates.total) == (3, 6)
@@ -91,11 +91,11 @@ def test_without_near_duplicates():
     assert assess(two([0.9, 0.2], "sh", [0, 0])).without_near_duplicates.total == 2
 
 
-def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
-    """Good in VAL have 0.8, 0.4, 0.2 and 0.1, spam there 0.9 and 0.6."""
+def test_thresholds_are_chosen_on_one_set_and_counted_on_the_other():
+    """P(spam) in VAL: 0.8, 0.4, 0.2 and 0.1 for ham, 0.9 and 0.6 for spam."""
     found = assess(TEST, VAL, allowed_per_1000=(0, 300, 1000)).thresholds
     assert [at.threshold for at in found] == pytest.approx([0.85, 0.5, 0.0])
-    # good in TEST have 0.2, 0.95, 0.55 and 0.08, spam there 0.9, 0.44, 0.7 and 0.28
+    # P(spam) in TEST: 0.2, 0.95, 0.55 and 0.08 for ham, 0.9, 0.44, 0.7 and 0.28 for spam
     assert [
         (at.false_positives, at.negatives, at.true_positives, at.positives) for at in found
     ] == [
@@ -110,8 +110,9 @@ def test_thresholds_are_chosen_on_one_part_and_counted_on_the_other():
 
 def test_which_label_is_positive():
     rare_ham = two([0.9, 0.8, 0.6, 0.4, 0.2, 0.1], "sshsss")
-    assert assess(TEST, VAL).positive == "spam" == assess(TEST).positive  # 4 and 4: the second
-    assert assess(TEST, rare_ham).positive == "ham"  # as the validation part has it
+    # in TEST both labels have 4 texts, so the second one is positive
+    assert assess(TEST, VAL).positive == "spam" == assess(TEST).positive
+    assert assess(TEST, rare_ham).positive == "ham"  # the rarer label of the validation set
     assert assess(rare_ham).positive == "ham"
     assert assess(TEST, rare_ham, positive="spam").thresholds[0].label == "spam"
     three = made_up(0, 3)
@@ -142,7 +143,7 @@ def test_scikit_learns_scores(K):
     assert [r.label for r in found.rankings] == list(test.labels)
 
 
-def test_before_the_temperature():
+def test_calibration_without_the_temperature():
     sharper = two([0.99, 0.02, 0.999, 0.4, 0.6, 0.9, 0.01, 0.1], "shhshshs")
     found = assess(TEST, temperature=2.5, uncalibrated=sharper)
     assert found.temperature == 2.5 and assess(TEST).uncalibrated is None
@@ -152,7 +153,7 @@ def test_before_the_temperature():
 
 
 def test_the_threshold_of_a_cost():
-    """From 3 / 4 on: text 0 is spam, text 2 is not; 3, 5 and 7 are missed."""
+    """With the threshold 3 / 4, texts 0 and 2 get the label. Spam texts 3, 5 and 7 do not."""
     found = assess(TEST, cost=3.0).at_cost
     assert (found.label, found.threshold, found.false_positive_cost) == ("spam", 0.75, 3.0)
     assert (found.false_positives, found.true_positives) == (1, 1)
@@ -176,7 +177,7 @@ def test_what_does_not_fit():
         assess(TEST.only(np.zeros(8, dtype=bool)))
 
 
-# --- as a person reads it ---
+# --- as text ---
 
 
 def test_the_report():
@@ -197,7 +198,7 @@ def test_the_report():
         "spam if p >=",
         "false positives",
     ]
-    # the bounds: Clopper and Pearson of 1 and of 2 of 4
+    # the bounds are Clopper and Pearson's for 1 of 4 and 2 of 4
     assert [re.split("  +", row.strip()) for row in rows[:2]] == [
         ["0", "0.8500", "1 of 4 (25.00%)", "75.14%", "1 of 4 (25.00%)"],
         ["300", "0.5000", "2 of 4 (50.00%)", "90.24%", "2 of 4 (50.00%)"],
@@ -214,7 +215,7 @@ def test_the_report():
 
 
 @pytest.mark.parametrize("K", [20, 77])
-def test_many_labels_take_a_bounded_report(K):
+def test_the_text_for_many_labels_is_bounded(K):
     found = assess(made_up(2, K))
     lines = format_assessment(found).splitlines()
     ranked = [line for line in lines if line.startswith("ranking")]
@@ -248,13 +249,13 @@ def test_more_labels_and_a_temperature():
     assert line.endswith(f"ECE {ece} (temperature 0.75)")
 
 
-def test_nothing_wrong_and_one_class_missing():
+def test_no_mistakes_and_a_class_without_texts():
     report = format_assessment(assess(two([0.1, 0.2], "hh")))
     assert "mistakes" not in report and "ROC-AUC -, PR-AUC -" in report
 
 
 def test_long_and_hostile_texts():
-    """Nothing that a terminal would obey, and one line a text."""
+    """The output has no characters that control a terminal, and one line per text."""
     long = LabelledPredictions(
         LABELS,
         ["a\n\x1b[2J" + "b" * 200, "c" * 100],
@@ -286,7 +287,7 @@ def test_as_json():
 
 
 def test_every_key():
-    """What others read; a change of a key is a new version."""
+    """Other programs read these keys, so changing one requires a new version."""
     plain = assessment_as_json(assess(TEST, VAL, cost=3.0))
     assert [*plain] == (
         "version accuracy correct total interval classes confusion without_near_duplicates "

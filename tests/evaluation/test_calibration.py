@@ -1,6 +1,4 @@
-"""Calibration against its formulas, published numbers, hand-made bins and a minimiser; thresholds
-tried one by one, bounds against the binomial distribution, costs summed by hand.
-"""
+"""Calibration, thresholds and costs are checked by formulas and brute force."""
 
 import math
 
@@ -25,7 +23,10 @@ from gpt2_from_scratch.evaluation.calibration import (
 
 
 def made_up(seed: int, N: int = 300, K: int = 3, sharpness: float = 2.0):
-    """Logits (N, K) and classes (N,) drawn by them: T = `sharpness` calibrates these logits."""
+    """Draw logits (N, K) and classes (N,).
+
+    The temperature `sharpness` calibrates the logits.
+    """
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(N, K)) * 2
     p = softmax(z, axis=1)
@@ -56,8 +57,8 @@ def test_briers_own_example():
     assert found.brier == pytest.approx(0.19)
 
 
-def test_a_text_that_was_impossible():
-    """The logarithm of 0 is that of the smallest step from 1 instead."""
+def test_a_true_class_with_probability_0():
+    """The log loss is finite, because the smallest float step replaces the probability 0."""
     p, true = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([1, 0, 1])
     expected = (math.log(2) - math.log(2**-52)) / 3
     assert calibration(p, true).log_loss == pytest.approx(expected)
@@ -87,7 +88,7 @@ def test_bins_on_paper():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("n_bins", [1, 10, 15])
 def test_expected_calibration_error_text_by_text(seed, n_bins):
-    """As Guo et al. write it: bin m holds what lies in ((m - 1) / M, m / M]."""
+    """As in Guo et al., bin m contains the texts with a confidence in ((m - 1) / M, m / M]."""
     z, true = made_up(seed, N=120)
     p = softmax(z, axis=1)
     ece = 0.0
@@ -101,7 +102,7 @@ def test_expected_calibration_error_text_by_text(seed, n_bins):
 
 
 @pytest.mark.parametrize("edge", [0.6, 0.7, 0.8, 0.9])
-def test_on_an_edge_is_in_the_bin_below(edge):
+def test_a_confidence_on_an_edge_is_in_the_bin_below(edge):
     found = calibration(np.array([[edge, 1 - edge]]), np.array([0]))
     assert [round(b.high, 9) for b in found.bins if b.count] == [edge]
 
@@ -118,7 +119,7 @@ def test_perfect_probabilities():
 
 
 def smoothed_loss(z: np.ndarray, true: np.ndarray, T: float) -> float:
-    """The loss that is minimised, written out with scipy's softmax and a loop."""
+    """Compute the loss that `fit_temperature` minimises, with scipy's softmax and a loop."""
     N, K = z.shape
     total = 0.0
     for row, right in zip(log_softmax(z / T, axis=1), true, strict=True):
@@ -130,7 +131,7 @@ def smoothed_loss(z: np.ndarray, true: np.ndarray, T: float) -> float:
 @pytest.mark.parametrize(
     ("seed", "K", "sharpness"), [(0, 2, 0.5), (1, 2, 3.0), (2, 3, 1.0), (3, 5, 6.0)]
 )
-def test_it_is_at_the_minimum_of_the_loss(seed, K, sharpness):
+def test_the_temperature_minimises_the_loss(seed, K, sharpness):
     z, true = made_up(seed, N=200, K=K, sharpness=sharpness)
     expected = minimize_scalar(
         lambda T: smoothed_loss(z, true, T),
@@ -141,7 +142,7 @@ def test_it_is_at_the_minimum_of_the_loss(seed, K, sharpness):
     assert fit_temperature(z, true) == pytest.approx(expected.x, rel=1e-6)
 
 
-def test_it_finds_the_temperature_that_was_put_in():
+def test_a_known_temperature_is_found():
     z, true = made_up(5, N=20_000, sharpness=3.0)
     T = fit_temperature(z, true)
     assert T == pytest.approx(3.0, rel=0.03)
@@ -156,31 +157,31 @@ def test_logits_times_c_give_c_times_the_temperature(c):
     assert fit_temperature(c * z, true) == pytest.approx(c * fit_temperature(z, true), rel=1e-9)
 
 
-def test_one_number_for_all_classes_of_a_text_changes_nothing():
+def test_adding_a_constant_to_the_logits_of_a_text_changes_nothing():
     z, true = made_up(7)
     moved = z + np.linspace(-900, 900, len(z))[:, None]
     assert fit_temperature(moved, true) == pytest.approx(fit_temperature(z, true), rel=1e-9)
 
 
 def test_no_mistakes_have_a_finite_optimum():
-    """All margins m: softmax(m / T) is (N + 1) / (N + 2) where m / T = log(N + 1)."""
+    """If all margins are m, softmax(m / T) is (N + 1) / (N + 2) for m / T = log(N + 1)."""
     true = np.array([0, 1] * 25)
     z = np.where(true[:, None] == np.arange(2), 4.0, 0.0)
     assert fit_temperature(z, true) == pytest.approx(4 / np.log(51), rel=1e-9)
 
 
-def test_the_ends():
+def test_the_lowest_and_the_highest_temperature():
     true = np.array([0, 1] * 25)
     right = np.where(true[:, None] == np.arange(2), 1.0, 0.0)
     assert fit_temperature(1e-3 * right, true) == pytest.approx(0.05)
     assert fit_temperature(1e3 * right, true) == pytest.approx(20)
     assert fit_temperature(-right, true) == pytest.approx(
         20
-    )  # all wrong: the less sure, the better
+    )  # all predictions are wrong, so the highest temperature is best
     assert fit_temperature(np.full((50, 2), 3.0), true) == 1.0
 
 
-# --- what cannot be scored ---
+# --- invalid arguments ---
 
 
 @pytest.mark.parametrize("score", [calibration, fit_temperature])
@@ -208,7 +209,7 @@ def test_no_bins_and_no_numbers():
 
 
 P_SPAM = np.array([0.99, 0.95, 0.9, 0.8, 0.6, 0.5, 0.2, 0.1, 0.05, 0.01])
-IS_SPAM = np.array([1, 1, 0, 1, 1, 0, 0, 1, 0, 0]).astype(bool)  # good: 0.9 0.5 0.2 0.05 0.01
+IS_SPAM = np.array([1, 1, 0, 1, 1, 0, 0, 1, 0, 0]).astype(bool)  # ham: 0.9 0.5 0.2 0.05 0.01
 
 
 # --- thresholds on the validation set ---
@@ -230,7 +231,7 @@ def test_between_two_neighbours(allowed, threshold):
     assert choose_threshold(P_SPAM, IS_SPAM, allowed) == pytest.approx(threshold)
 
 
-@pytest.mark.parametrize("digits", [1, 2, 9])  # with one digit many are equal
+@pytest.mark.parametrize("digits", [1, 2, 9])  # with one digit, many probabilities are equal
 @pytest.mark.parametrize("allowed", [0, 5, 10, 100, 500])
 def test_every_other_threshold_is_worse(digits, allowed):
     rng = np.random.default_rng(digits)
@@ -238,14 +239,14 @@ def test_every_other_threshold_is_worse(digits, allowed):
         is_positive = rng.random(200) < 0.3
         p = np.where(is_positive, rng.beta(4, 2, 200), rng.beta(2, 4, 200)).round(digits)
         t = choose_threshold(p, is_positive, allowed)
-        lost = 1000 * (p[~is_positive] >= t).mean()
-        assert lost <= allowed
-        lower = [s for s in p if s < t]  # each would add a false positive
+        false_positives = 1000 * (p[~is_positive] >= t).mean()  # per 1,000 negative texts
+        assert false_positives <= allowed
+        lower = [s for s in p if s < t]  # each of these would give too many false positives
         assert all(1000 * (p[~is_positive] >= s).mean() > allowed for s in lower)
 
 
-def test_a_good_text_above_all_spam():
-    """Nothing would be caught there, yet elsewhere something may lie above."""
+def test_a_negative_text_above_all_positive_ones():
+    """There are no true positives on these texts, but there may be on others."""
     assert choose_threshold(np.array([0.8, 0.3]), np.array([False, True]), 0) == pytest.approx(0.9)
     t = choose_threshold(np.array([1.0, 0.3]), np.array([False, True]), 0)
     assert t == NEVER and not (np.array([1.0, 0.3]) >= t).any()
@@ -253,8 +254,8 @@ def test_a_good_text_above_all_spam():
 
 
 @pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-16])
-def test_a_threshold_is_what_is_shown_and_typed(distance):
-    """Probabilities that are close together, anywhere: read back it is the number, and loses none."""
+def test_a_threshold_can_be_printed_and_read_back(distance):
+    """Even for probabilities that are close together, reading it back gives the same number."""
     rng = np.random.default_rng(5)
     is_positive = np.array([False, True])
     for _ in range(200):
@@ -269,11 +270,11 @@ def test_a_threshold_is_what_is_shown_and_typed(distance):
             assert len(shown) <= 8  # six decimals
     assert (
         choose_threshold(np.array([0.1, 0.2]), is_positive, 0) == 0.15
-    )  # floats: 0.15000000000000002
+    )  # because it is 0.15000000000000002 as a float
 
 
-def test_probabilities_with_no_number_between():
-    """Confident classifiers end at the last digit before 1."""
+def test_probabilities_without_a_float_between_them():
+    """Confident classifiers predict the largest float below 1."""
     below = np.nextafter(1, 0)
     for p in ([below, 1.0], [np.nextafter(below, 0), below], [below, 0.5]):
         t = choose_threshold(np.array(p), np.array([False, True]), 0)
@@ -283,23 +284,23 @@ def test_probabilities_with_no_number_between():
 @pytest.mark.parametrize(
     ("probabilities", "is_positive", "said"),
     [
-        ([0.5], [True], "there are 0"),
-        ([], [], "there are 0"),
+        ([0.5], [True], "needs negative texts"),
+        ([], [], "needs negative texts"),
         ([0.5], [True, False], "must be"),
         ([1.5], [False], "from 0 to 1"),
         ([np.nan], [False], "from 0 to 1"),
     ],
 )
-def test_probabilities_that_choose_nothing(probabilities, is_positive, said):
+def test_probabilities_that_give_no_threshold(probabilities, is_positive, said):
     with pytest.raises(DataError, match=said):
         choose_threshold(np.array(probabilities, dtype=float), np.array(is_positive, dtype=bool), 5)
 
 
-def test_settings_and_kinds():
+def test_invalid_settings_and_types():
     for wrong in (-1, 1001, np.nan):
         with pytest.raises(UsageError, match="allowed_per_1000"):
             choose_threshold(P_SPAM, IS_SPAM, wrong)
-    with pytest.raises(DataError, match="true or false"):
+    with pytest.raises(DataError, match="is_positive .* bool, not int64"):
         choose_threshold(P_SPAM, IS_SPAM.astype(int), 5)
 
 
@@ -318,7 +319,10 @@ def test_counts():
 
 
 def bound(count: int, total: int) -> float:
-    """The upper bound of the rate after `count` false positives of `total` negative texts."""
+    """Compute the upper bound of the false positive rate.
+
+    There are `count` false positives among `total` negative texts.
+    """
     probabilities = np.where(np.arange(total) < count, 0.9, 0.1)
     at = at_threshold(probabilities, np.zeros(total, dtype=bool), "spam", 0.5)
     assert (at.false_positives, at.negatives) == (count, total)
@@ -328,7 +332,7 @@ def bound(count: int, total: int) -> float:
 @pytest.mark.parametrize(
     ("count", "total"), [(0, 1), (0, 300), (1, 2), (1, 1000), (3, 10), (29, 30), (500, 1000)]
 )
-def test_so_few_would_come_5_times_in_100(count, total):
+def test_at_the_bound_so_few_false_positives_have_a_probability_of_5_percent(count, total):
     assert stats.binom.cdf(count, total, bound(count, total)) == pytest.approx(0.05, rel=1e-6)
     assert type(bound(count, total)) is float
 
@@ -336,8 +340,9 @@ def test_so_few_would_come_5_times_in_100(count, total):
 def test_the_ends_of_the_bound():
     assert bound(0, 300) == pytest.approx(3 / 300, rel=0.01)  # the rule of three
     assert bound(4, 4) == bound(0, 0) == 1.0
-    assert bound(0, 59) < 0.05 < bound(0, 58)  # tables of discovery sampling: 59
-    assert bound(0, 299) < 0.01 < bound(0, 298)  # and 299
+    # tables of discovery sampling give 59 and 299
+    assert bound(0, 59) < 0.05 < bound(0, 58)
+    assert bound(0, 299) < 0.01 < bound(0, 298)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +368,7 @@ def test_thresholds_near_the_ends_can_be_read(threshold, written):
 
 
 def test_the_threshold_of_a_cost_has_the_lowest_expected_cost():
-    """Of 1,000 texts whose probabilities are right: any other threshold costs as much or more."""
+    """For 1,000 texts with calibrated probabilities, no other threshold costs less."""
     p = np.random.default_rng(0).random(1000)
     for cost in (0.25, 1.0, 9.0):
         t = at_cost(p, np.ones(1000, dtype=bool), "spam", cost).threshold
@@ -376,7 +381,7 @@ def test_the_threshold_of_a_cost_has_the_lowest_expected_cost():
 
 
 def test_the_mean_cost_by_hand():
-    """From 0.9 on: 0.99 and 0.95 are spam, 0.9 is not; 0.8, 0.6 and 0.1 are missed."""
+    """At 0.9, two spam texts and one ham text get the label, and three spam texts do not."""
     found = at_cost(P_SPAM, IS_SPAM, "spam", 9.0)
     assert (found.threshold, found.false_positives, found.true_positives) == (0.9, 1, 2)
     assert found.mean_cost == pytest.approx((9 + 3) / 10) and found.false_positive_cost == 9.0
@@ -384,5 +389,5 @@ def test_the_mean_cost_by_hand():
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, math.inf, math.nan])
 def test_what_is_not_a_cost(cost):
-    with pytest.raises(UsageError, match="cost = "):
+    with pytest.raises(UsageError, match=f"cost .* {cost}"):
         at_cost(P_SPAM, IS_SPAM, "spam", cost)

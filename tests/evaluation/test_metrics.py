@@ -1,6 +1,4 @@
-"""Labelled predictions on disk; scores and areas counted text by text; published intervals, and the
-equation they solve.
-"""
+"""Scores, rankings and intervals are checked by hand and by published numbers."""
 
 import json
 import math
@@ -62,7 +60,7 @@ def test_written_and_read(tmp_path, near):
     write_predictions(tmp_path / "a.jsonl", some(near))
     again = read_predictions(tmp_path / "a.jsonl")
     assert again.texts == some().texts and again.labels == some().labels
-    assert np.array_equal(again.probabilities, some().probabilities)  # to the bit
+    assert np.array_equal(again.probabilities, some().probabilities)  # bit-identical
     assert again.true.tolist() == [0, 1, 0]
     assert (
         near is None
@@ -71,8 +69,8 @@ def test_written_and_read(tmp_path, near):
     )
 
 
-def test_answers_of_earlier_versions_are_read(tmp_path):
-    """They call a near duplicate a near twin."""
+def test_predictions_of_earlier_versions_are_read(tmp_path):
+    """Their key for near duplicates is near_twin."""
     near = np.array([True, False, False])
     write_predictions(tmp_path / "a.jsonl", some(near))
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -120,7 +118,10 @@ def test_what_does_not_fit_is_refused(true, probabilities):
 
 
 def random_answers(seed: int, K: int = 3, N: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted classes (N,), right about two times in three."""
+    """Draw true and predicted classes (N,).
+
+    About two thirds of them are equal.
+    """
     rng = np.random.default_rng(seed)
     true = rng.choice(K, N, p=rng.dirichlet(np.ones(K)))
     return true, np.where(rng.random(N) < 0.5, true, rng.integers(K, size=N))
@@ -128,7 +129,7 @@ def random_answers(seed: int, K: int = 3, N: int = 200) -> tuple[np.ndarray, np.
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_are_counts_divided(seed):
-    """Text by text, in whole numbers of Python."""
+    """The counts are made text by text with Python's integers."""
     true, predicted = random_answers(seed)
     found = evaluate_predictions(true, predicted, LABELS)
     pairs = list(zip(true.tolist(), predicted.tolist(), strict=True))
@@ -154,7 +155,7 @@ def test_rows_are_true_and_columns_predicted():
 
 
 def test_none_where_there_is_nothing_to_divide_by():
-    """Class 1 is there and never called, class 2 called and never there, class 3 neither."""
+    """Class 1 is never predicted, class 2 has no texts, and class 3 has neither."""
     found = evaluate_predictions(np.array([0, 0, 1]), np.array([0, 2, 0]), ["a", "b", "c", "d"])
     scores = [(s.precision, s.recall, s.f1, s.support) for s in found.classes]
     assert scores == [
@@ -171,7 +172,7 @@ def test_one_class_alone():
 
 
 def test_plain_python_numbers():
-    """So that json can write them."""
+    """The json module cannot write numpy numbers."""
     found = evaluate_predictions(*random_answers(3), LABELS)
     assert type(found.correct) is type(found.total) is type(found.confusion[0][0]) is int
     assert {type(s.precision) for s in found.classes} == {float}
@@ -209,7 +210,7 @@ def test_published_intervals(correct, total, low, high, digits):
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100, 5574])
 def test_the_ends_of_the_interval(total):
-    """0 of n gives [0, z²/(n + z²)], n of n its mirror; never outside 0 and 1."""
+    """0 of n gives [0, z²/(n + z²)], and n of n gives its mirror image."""
     z2 = 1.959963984540054**2
     assert wilson_interval(0, total)[0] == 0 and wilson_interval(total, total)[1] == 1
     assert wilson_interval(0, total) == pytest.approx((0, z2 / (total + z2)), abs=1e-12)
@@ -221,17 +222,15 @@ def test_the_ends_of_the_interval(total):
 
 
 def test_the_bounds_solve_wilsons_equation():
-    """Each bound b is where the proportion found is z standard errors of b away: |p - b| = z
-    √(b(1-b)/n).
-    """
+    """The observed proportion p is z standard errors from each bound b: |p - b| = z √(b(1-b)/n)."""
     for correct, total in [(3, 10), (287, 300), (5, 1000)]:
         for bound in wilson_interval(correct, total):
             error = math.sqrt(bound * (1 - bound) / total)
             assert abs(correct / total - bound) / error == pytest.approx(1.959964)
 
 
-def test_the_interval_covers_as_it_says():
-    """Over all outcomes of 50 texts: the probability that the true share lies within is near 95 %."""
+def test_the_coverage_of_the_interval_is_near_95_percent():
+    """The probability that the true proportion is inside is summed over all outcomes of 50 texts."""
     total = 50
     for share in (0.5, 0.8, 0.9, 0.95):
         inside = 0.0
@@ -261,7 +260,7 @@ def test_the_table():
 
 
 def many(K: int, N: int = 2000) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """True and predicted classes of N texts; one class in seven has no text."""
+    """Draw true and predicted classes of N texts. One class in seven has no texts."""
     draw = np.random.RandomState(K)
     true = draw.randint(K, size=N) // 7 * 7
     true += draw.randint(1, 7, size=N)
@@ -271,7 +270,7 @@ def many(K: int, N: int = 2000) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 @pytest.mark.parametrize("K", [21, 77, 1000])
-def test_many_classes_take_a_bounded_table(K):
+def test_the_table_of_many_classes_is_bounded(K):
     true, predicted, labels = many(K)
     scores = evaluate_predictions(true, predicted, labels)
     lines = format_evaluation(scores).splitlines()
@@ -313,8 +312,8 @@ def test_a_dash_where_there_is_no_number():
     ]
 
 
-def test_labels_stay_as_they_are():
-    """tabulate would make a number of "007" and two lines of a label with a line break."""
+def test_labels_are_not_changed():
+    """By default, tabulate turns "007" into a number and a label with a line break into two lines."""
     found = evaluate_predictions(np.array([0, 1]), np.array([0, 0]), ["007", "1e5\n\x1b[2J"])
     lines = format_evaluation(found).splitlines()
     assert len(lines) == 9 and "\x1b" not in "".join(lines)
@@ -339,13 +338,19 @@ def test_accuracy_is_the_proportion():
 
 
 def pairs(is_class: np.ndarray, scores: np.ndarray) -> float:
-    """The proportion of pairs (one of the class, one not) in which the first ranks above; ties half."""
+    """Compute the proportion of pairs in the correct order.
+
+    A pair has one text of the class and one other text. A tie counts half.
+    """
     above = scores[is_class][:, None] - scores[~is_class]
     return float(np.mean((above > 0) + 0.5 * (above == 0)))
 
 
 def cuts(is_class: np.ndarray, scores: np.ndarray) -> float:
-    """Precision at each cut, weighted by the recall it adds."""
+    """Compute the mean precision at all cut-offs.
+
+    Each is weighted by the recall that it adds.
+    """
     total, recall = 0.0, 0.0
     for cut in sorted(set(scores), reverse=True):
         hits, predicted = (is_class & (scores >= cut)).sum(), (scores >= cut).sum()
@@ -356,7 +361,7 @@ def cuts(is_class: np.ndarray, scores: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("digits", [1, 6])  # with one digit there are many ties
-def test_areas_are_what_they_mean(seed, digits):
+def test_areas_equal_their_definitions(seed, digits):
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.ones(3), size=80).round(digits)
     true = np.where(rng.random(80) < 0.5, p.argmax(axis=1), rng.integers(3, size=80))
@@ -369,7 +374,7 @@ def test_areas_are_what_they_mean(seed, digits):
 
 
 def test_two_classes_on_paper():
-    """Spam ranks first, third and fifth of five: 3 of 6 pairs, precision 1, 2/3 and 3/5."""
+    """Spam ranks first, third and fifth of five. 3 of 6 pairs are in order; P is 1, 2/3, 3/5."""
     spam = np.array([0.9, 0.8, 0.7, 0.4, 0.1])
     true = np.array([1, 0, 1, 0, 1])
     ham, found = rankings(np.stack([1 - spam, spam], axis=1), true, ("ham", "spam"))

@@ -1,4 +1,4 @@
-"""Comparisons against scipy, published results, and what can be worked out on paper."""
+"""Comparisons are checked against scipy, published results and calculations by hand."""
 
 import math
 
@@ -22,7 +22,10 @@ from gpt2_from_scratch.evaluation.significance import (
 
 
 def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts a and b had right, (N,) and (N,), in a mixed order."""
+    """Return which texts a and b predicted correctly: (N,), (N,).
+
+    The texts are in random order.
+    """
     kinds = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], [both, only_a, only_b, neither], axis=0)
     kinds = np.random.default_rng(0).permutation(kinds).astype(bool)
     return kinds[:, 0], kinds[:, 1]
@@ -36,8 +39,8 @@ def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarr
     ("only_a", "only_b"),
     [(0, 0), (1, 0), (0, 1), (5, 5), (3, 9), (12, 2), (40, 71), (0, 30), (900, 1100), (2500, 2431)],
 )
-def test_p_is_that_of_throwing_a_coin(only_a, only_b):
-    """Twice the chance of as few heads in as many throws, in whole numbers of Python."""
+def test_p_is_that_of_coin_flips(only_a, only_b):
+    """p is twice the probability of at most that many heads, computed with Python's integers."""
     found = compare_paired(*answers(70, only_a, only_b, 20))
     throws = only_a + only_b
     ways = sum(math.comb(throws, k) for k in range(min(only_a, only_b) + 1))
@@ -47,25 +50,27 @@ def test_p_is_that_of_throwing_a_coin(only_a, only_b):
 
 
 def test_published_p():
-    """Agresti, Categorical Data Analysis, approval of the prime minister: 150 and 86 changed their
-    minds; z² = (86 - 150)² / (86 + 150) = 17.36, whose p the exact test comes near.
+    """The example is the approval of the prime minister in Agresti, Categorical Data Analysis.
+
+    150 and 86 people changed their minds, so z² = (86 - 150)² / (86 + 150) = 17.36. The exact test
+    gives a similar p.
     """
     found = compare_paired(*answers(794, 150, 86, 570))
     assert (found.n, round(found.difference, 2)) == (1600, 0.04)
     assert found.p == pytest.approx(stats.chi2.sf(17.36, 1), rel=0.3)
-    # his 95% interval of the difference: 0.021 to 0.059 (p0 ± 1.96 × 0.0095), without half texts
+    # Agresti's 95% interval, to which no half texts are added, is 0.021 to 0.059 (p0 ± 1.96 × 0.0095)
     assert found.interval == pytest.approx((0.0213, 0.0587), abs=1e-4)
 
 
-def test_thousands_of_texts_that_only_one_had_right():
-    """Far beyond what a float can hold: 2 to the power of -5000."""
+def test_thousands_of_texts_that_only_one_predicted_correctly():
+    """The probability 2^-5000 is too small for a float."""
     assert compare_paired(*answers(1, 5000, 0, 1)).p == 0.0
     assert 0.99 < compare_paired(*answers(1, 30_000, 30_001, 1)).p <= 1.0
 
 
 @pytest.mark.parametrize("counts", [(80, 12, 5, 3), (10, 3, 0, 2), (500, 30, 60, 10)])
 def test_the_interval_is_that_of_a_mean(counts):
-    """Half a text more in each cell: the mean of N + 2 texts that count 1, -1 or 0, and 1.96 errors."""
+    """With half a text added per cell, it is the mean of N + 2 values 1, -1 or 0 ± 1.96 errors."""
     a, b = answers(*counts)
     halves = np.concatenate([np.repeat(a.astype(int) - b.astype(int), 2), [1, -1, 0, 0]])
     middle, error = halves.mean(), halves.std() / math.sqrt(len(a) + 2)
@@ -73,8 +78,8 @@ def test_the_interval_is_that_of_a_mean(counts):
     assert compare_paired(a, b).interval == pytest.approx(expected)
 
 
-def test_the_interval_covers_as_it_says():
-    """Of 400 made-up tests on 200 texts in which a is better by 0.05: near 95 % hold 0.05."""
+def test_the_coverage_of_the_interval_is_near_95_percent():
+    """In 400 simulated tests on 200 texts, a is better by 0.05. About 95% of intervals contain it."""
     rng = np.random.default_rng(2)
     inside = 0
     for only_a, only_b, _ in rng.multinomial(200, [0.12, 0.07, 0.81], size=400):
@@ -83,7 +88,7 @@ def test_the_interval_covers_as_it_says():
     assert 0.91 <= inside / 400 <= 0.98
 
 
-def test_the_other_way_round():
+def test_swapping_a_and_b_changes_the_sign():
     a, b = answers(50, 14, 6, 5)
     one, other = compare_paired(a, b), compare_paired(b, a)
     assert (one.p, one.difference) == (other.p, -other.difference)
@@ -91,8 +96,8 @@ def test_the_other_way_round():
 
 
 @pytest.mark.parametrize("n", [3, 262, 5000])
-def test_the_same_answers_are_not_known_to_be_equal(n):
-    """One text of n + 2 counts, half of it on either side: 1.96 / (n + 2)."""
+def test_equal_predictions_do_not_give_an_interval_of_width_0(n):
+    """Half a text in each of two cells gives a half-width of 1.96 / (n + 2)."""
     a, _ = answers(n - 3, 0, 0, 3)
     half = 1.959964 / (n + 2)
     assert compare_paired(a, a) == Paired(n, 0, 0, 0.0, pytest.approx((-half, half)), 1.0)
@@ -103,8 +108,8 @@ def test_the_interval_stays_within_1():
     assert compare_paired(np.array([False]), np.array([True])).interval[0] == -1.0
 
 
-def test_few_that_tell_apart_are_covered():
-    """Of 400 made-up tests on 100 texts, in most of which 0, 1 or 2 texts tell the two apart."""
+def test_the_coverage_is_sufficient_for_few_distinguishing_texts():
+    """In most of 400 simulated tests on 100 texts, only 0, 1 or 2 texts distinguish the two."""
     inside = 0
     for only_a, only_b, rest in np.random.default_rng(6).multinomial(
         100, [0.012, 0.008, 0.98], 400
@@ -117,9 +122,9 @@ def test_few_that_tell_apart_are_covered():
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ([True], [True, False], "not of one test set"),
+        ([True], [True, False], "not from the same test set"),
         ([], [], "no texts"),
-        ([[True]], [[True]], "not of one test set"),
+        ([[True]], [[True]], "not from the same test set"),
     ],
 )
 def test_what_cannot_be_compared(a, b, said):
@@ -132,8 +137,8 @@ def test_what_cannot_be_compared(a, b, said):
 
 @pytest.mark.slow
 def test_scikit_learns_published_example():
-    """Its page "Statistical comparison of models using grid search": corrected t 0.750 and p 0.227
-    (one-sided), where the plain paired test has t 2.611 and p 0.005.
+    """Its page "Statistical comparison of models using grid search" reports t 0.750 and p 0.227
+    (one-sided) with the correction, and t 2.611 and p 0.005 for the plain paired test.
     """
     X, y = make_moons(noise=0.352, random_state=1, n_samples=100)
     cv = RepeatedStratifiedKFold(n_splits=10, n_repeats=10, random_state=0)
@@ -150,11 +155,11 @@ def test_scikit_learns_published_example():
 
 @pytest.mark.parametrize("ratio", [0.01, 0.25, 1.0])
 def test_three_splits_on_paper(ratio):
-    """With two degrees of freedom t has p = 1 - t / √(2 + t²)."""
+    """With two degrees of freedom, the t-distribution gives p = 1 - t / √(2 + t²)."""
     found = compare_repeated([0.91, 0.93, 0.95], [0.90, 0.90, 0.90], 10_000, int(10_000 * ratio))
     t = 0.03 / math.sqrt((1 / 3 + ratio) * 0.02**2)
     assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
-    half = 0.03 / t * 4.302653  # any table of t: 0.975, two degrees
+    half = 0.03 / t * 4.302653  # the 97.5% quantile of t with two degrees of freedom
     assert found.interval == pytest.approx((0.03 - half, 0.03 + half), rel=1e-6)
 
 
@@ -168,7 +173,7 @@ def test_without_the_correction_it_is_the_paired_t_test():
 
 
 def test_equal_differences_have_no_variance():
-    """0.3 - 0.2, 0.4 - 0.3 and 0.9 - 0.8 are 0.1 but for rounding."""
+    """0.3 - 0.2, 0.4 - 0.3 and 0.9 - 0.8 are all 0.1, apart from rounding."""
     found = compare_repeated([0.3, 0.4, 0.9], [0.2, 0.3, 0.8], 70, 20)
     assert found.p == 0.0 and found.interval == pytest.approx((0.1, 0.1))
     assert compare_repeated([0.5, 0.9], [0.5, 0.9], 70, 20).p == 1.0
@@ -183,18 +188,19 @@ def test_the_interval_of_a_mean():
     assert mean_interval([0.7, 0.7, 0.7], 70, 20) == pytest.approx((0.7, 0.7))
 
 
-def test_equal_scores_of_few_splits_are_not_believed():
-    """Three times the same score: each was of 20 texts, and could have come out otherwise."""
+def test_equal_scores_of_few_splits_do_not_give_an_interval_of_width_0():
+    """Three scores on 20 texts each may be equal by chance."""
     half = 0.1 * math.sqrt(1 / 3 + 20 / 70) * 4.302653
     assert mean_interval([0.5] * 3, 70, 20, least=0.1) == pytest.approx((0.5 - half, 0.5 + half))
     one_text = compare_repeated([0.8, 0.9], [0.75, 0.85], 70, 20, least=0.05)
     t = 0.05 / math.sqrt((1 / 2 + 20 / 70) * 0.05**2)
-    assert one_text.p == pytest.approx(1 - 2 * math.atan(t) / math.pi)  # one degree: Cauchy's law
+    # with one degree of freedom, t has the Cauchy distribution
+    assert one_text.p == pytest.approx(1 - 2 * math.atan(t) / math.pi)
     wider = compare_repeated([0.9, 0.5], [0.1, 0.3], 70, 20, least=0.05)
     assert wider == compare_repeated([0.9, 0.5], [0.1, 0.3], 70, 20)
 
 
-def test_what_chance_gives_a_share():
+def test_the_spread_of_an_accuracy_by_chance():
     assert spread_by_chance(0.5, 100) == pytest.approx(
         np.random.default_rng(1).binomial(100, 0.5, 200_000).std() / 100, rel=0.01
     )
@@ -211,7 +217,7 @@ def test_what_chance_gives_a_share():
         ([0.9, 0.8], (70, 0), "must be at least 1"),
     ],
 )
-def test_splits_that_say_nothing(values, sizes, said):
+def test_splits_that_cannot_be_compared(values, sizes, said):
     with pytest.raises(DataError, match=said):
         mean_interval(values, *sizes)
     with pytest.raises(DataError, match=said):
@@ -243,7 +249,7 @@ def test_holm_on_paper(p, adjusted):
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2, 0.6])
 def test_adjusted_is_what_the_step_down_procedure_rejects(level):
-    """Holm's procedure: the k-th smallest of m against level / (m - k + 1), until one is above."""
+    """The k-th smallest of m values is compared with level / (m - k + 1) until one is above it."""
     rng = np.random.default_rng(4)
     for _ in range(50):
         p = rng.beta(0.4, 2, size=rng.integers(1, 8))
@@ -255,7 +261,7 @@ def test_adjusted_is_what_the_step_down_procedure_rejects(level):
         assert [q <= level for q in holm(p)] == rejected.tolist()
 
 
-def test_what_is_no_probability():
+def test_values_that_are_not_probabilities_are_refused():
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(DataError, match="from 0 to 1"):
             holm([0.5, wrong])
@@ -271,5 +277,5 @@ def test_what_is_no_probability():
         (1.0, "p = 1.000"),
     ],
 )
-def test_p_as_it_is_written(p, written):
+def test_p_as_text(p, written):
     assert format_p(p) == written

@@ -1,4 +1,4 @@
-"""Names after torch.compile, and what counts as a change of a part."""
+"""Parameter names after torch.compile, and which changes of a module are detected."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ from gpt2_from_scratch.gpt2.model import GPT2
 
 
 class Wrapper(nn.Module):
-    """As torch.compile wraps a module."""
+    """Wraps a module in the same way as torch.compile."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self._orig_mod = inner
 
 
-def test_names_are_those_of_the_model_inside(tiny_gpt2: GPT2) -> None:
+def test_names_do_not_contain_the_prefix_of_torch_compile(tiny_gpt2: GPT2) -> None:
     expected = dict(tiny_gpt2.named_parameters())
     tiny_gpt2.blocks[1] = Wrapper(tiny_gpt2.blocks[1])
     found = parameters_by_name(Wrapper(tiny_gpt2))
@@ -28,7 +28,7 @@ def test_names_are_those_of_the_model_inside(tiny_gpt2: GPT2) -> None:
     assert all(found[name] is parameter for name, parameter in expected.items())
 
 
-def test_other_weights_are_no_change(tiny_gpt2: GPT2) -> None:
+def test_new_weights_are_not_a_change(tiny_gpt2: GPT2) -> None:
     with torch.no_grad():
         tiny_gpt2.wte.weight.mul_(2)
     tiny_gpt2.ln_f.weight = nn.Parameter(torch.ones(32))
@@ -58,7 +58,7 @@ def test_an_adapter_with_a_hook_is_not_merged(tiny_gpt2: GPT2) -> None:
     assert all(torch.equal(p, before[name]) for name, p in tiny_gpt2.named_parameters())
 
 
-def test_torchs_counter_of_flops_only_watches(tiny_gpt2: GPT2) -> None:
+def test_hooks_of_torchs_flop_counter_are_ignored(tiny_gpt2: GPT2) -> None:
     with FlopCounterMode(display=False):
         assert not any(alteration(part) for part in tiny_gpt2.modules())
         handle = nn.modules.module.register_module_forward_hook(lambda *call: None)

@@ -1,4 +1,4 @@
-"""The sizes of a GPT-2: checked, and read from OpenAI's and Hugging Face's files."""
+"""Sizes are checked, and read from OpenAI's and Hugging Face's files."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_missing_hparams(tmp_path):
         read_config(tmp_path)
 
 
-HUGGING_FACE = {  # from the config.json of huggingface.co/openai-community/gpt2, made smaller
+HUGGING_FACE = {  # the config.json of huggingface.co/openai-community/gpt2, with smaller sizes
     "activation_function": "gelu_new",
     "architectures": ["GPT2LMHeadModel"],
     "attn_pdrop": 0.1,
@@ -85,7 +85,7 @@ HUGGING_FACE = {  # from the config.json of huggingface.co/openai-community/gpt2
 }
 
 
-def test_hugging_faces_config_is_understood(tmp_path):
+def test_hugging_faces_config_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
     assert read_config(tmp_path) == GPT2Config(**HPARAMS)
 

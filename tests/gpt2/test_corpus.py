@@ -1,4 +1,4 @@
-"""A corpus is read, divided into training and held-out text, and encoded without loss."""
+"""A corpus is read, split, and encoded without loss."""
 
 import csv
 import random
@@ -31,7 +31,7 @@ from gpt2_from_scratch.gpt2.overlap import Overlap
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
 from gpt2_from_scratch.storage.paths import embedded
 
-CONFIG = PretrainConfig(seed=1)  # conversation weighs 2, and 1 more as typed on a phone
+CONFIG = PretrainConfig(seed=1)  # conversation has weight 2, and its phone copy has weight 1
 LINES = [
     "See you tomorrow, don't be late!",
     "What's the number?",
@@ -54,7 +54,10 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 
 
 def write_corpus(folder: Path, manifest: bool = True) -> dict[str, list[str]]:
-    """Two files of 900 documents of two lines each, a chat and a book."""
+    """Write a chat and a book.
+
+    Each has 900 documents of two lines.
+    """
     folder.mkdir()
     draw = random.Random(3)
     documents = {
@@ -101,7 +104,8 @@ def test_one_document_in_250_is_held_out():
     documents = [f"document {n}" for n in range(50_000)]
     aside = [document for document in documents if is_held_out(document)]
     assert aside == [d for d in documents if zlib.crc32(d.encode("utf-8")) % 250 == 0]
-    assert HELD_OUT_ONE_IN == 250 and 150 < len(aside) < 250  # 200 expected, standard deviation 14
+    # 200 documents are expected, with a standard deviation of 14
+    assert HELD_OUT_ONE_IN == 250 and 150 < len(aside) < 250
 
 
 def test_registers_come_from_the_manifest(tmp_path):
@@ -114,7 +118,7 @@ def test_registers_come_from_the_manifest(tmp_path):
     }
 
 
-def test_without_a_manifest_all_is_general(tmp_path):
+def test_without_a_manifest_the_register_is_general(tmp_path):
     write_corpus(tmp_path / "corpus", manifest=False)
     assert registers(tmp_path / "corpus") == {"book.txt": "general", "chat.txt": "general"}
 
@@ -129,7 +133,7 @@ def test_the_manifest_of_our_corpus_lists_every_file(shared):
     assert sizes == {name: int(row["bytes"]) for name, row in rows.items()}
 
 
-def test_no_text_no_corpus(tmp_path):
+def test_a_folder_without_text_files_is_refused(tmp_path):
     (tmp_path / "MANIFEST.tsv").write_text("file\tregister\n")
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match=r"no \.txt files") as error:
@@ -140,7 +144,7 @@ def test_no_text_no_corpus(tmp_path):
 # --- as typed on a phone ---
 
 
-def test_typing_is_a_function_of_its_generator():
+def test_typing_depends_only_on_its_random_generator():
     for line in LINES:
         typed = [as_typed_on_a_phone(line, random.Random(seed)) for seed in range(50)]
         assert typed == [as_typed_on_a_phone(line, random.Random(seed)) for seed in range(50)]
@@ -157,14 +161,14 @@ def test_typing_never_empties_a_line(line):
 
 
 def test_typing_keeps_digits_and_punctuation():
-    """Only words are shortened and only apostrophes are dropped; the rest stays, in its order."""
+    """Only words are shortened, and only apostrophes are dropped. Nothing else changes."""
     line = "Call 0800 123 4567 (free!), £5 - now; or www.win.example?"
     for seed in range(300):
         typed = as_typed_on_a_phone(line, random.Random(seed))
         assert re.findall(r"[^\sA-Za-z]+", typed) == re.findall(r"[^\sA-Za-z]+", line)
 
 
-def test_short_forms_are_real_words_made_short():
+def test_short_forms_are_shorter_than_their_words():
     assert all(word == word.lower() and short for word, short in TEXTING.items())
     assert all(len(short) < len(word) for word, short in TEXTING.items() if word != "know")
     typed = {as_typed_on_a_phone("are you for tomorrow", random.Random(s)) for s in range(300)}
@@ -174,7 +178,7 @@ def test_short_forms_are_real_words_made_short():
 # --- encoding ---
 
 
-def test_the_tokens_are_the_text(tokenizer):
+def test_decoding_the_tokens_gives_the_text(tokenizer):
     documents = ["one\ntwo", "  three  ", "Grüße 😀\n<|endoftext|>\nthe end"]
     source = encode_source("a.txt", documents, tokenizer, 2.5)
     assert tokenizer.decode(source.tokens.tolist()) == "".join(
@@ -200,7 +204,7 @@ def test_line_starts_point_at_line_starts(tokenizer):
 
 
 def test_bytes_are_those_of_the_text(tokenizer):
-    """<|endoftext|> replaces a newline: it counts as that one byte, or as none."""
+    """<|endoftext|> counts as the newline that it replaces, which is one byte."""
     documents = ["one\ntwo", "Grüße 😀", "three"]
     found = n_bytes(encode_source("a.txt", documents, tokenizer, 1.0), tokenizer)
     text = sum(len(document.encode()) for document in documents)
@@ -239,12 +243,12 @@ def test_registers_have_weights(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     "wrong", ["news", "news=", "=2", "news=-1", "news=nan", "a=1,a=2", "a=inf"]
 )
-def test_weights_that_are_none(wrong):
+def test_invalid_register_weights_are_refused(wrong):
     with pytest.raises(UsageError, match=re.escape(repr(wrong.split(",")[-1]))):
         PretrainConfig(register_weights=wrong)
 
 
-def test_excluded_lines_leave_training_and_the_rest_stays(tmp_path, tokenizer):
+def test_excluded_lines_are_removed_from_the_training_text_only(tmp_path, tokenizer):
     documents = write_corpus(tmp_path / "corpus")
     kept, aside = (
         next(d for d in documents["chat.txt"] if is_held_out(d) == held and d.find("\n") > 25)
@@ -262,9 +266,9 @@ def test_excluded_lines_leave_training_and_the_rest_stays(tmp_path, tokenizer):
     assert [len(s.line_starts) for s in after[0]] == [
         len(s.line_starts) - removed for s, removed in zip(before[0], (0, 1, 1), strict=True)
     ]
-    for a, b in zip(after[1], before[1], strict=True):  # what is held out is not trained on
+    for a, b in zip(after[1], before[1], strict=True):  # held-out text does not change
         assert np.array_equal(a.tokens, b.tokens)
-    assert "1 lines" in lines[-1] and "1 of chat.txt" in lines[-1]
+    assert "removed 1 " in lines[-1] and "1 of chat.txt" in lines[-1]
 
 
 def test_typed_lines_replace_the_lines(tmp_path, tokenizer):
@@ -278,17 +282,17 @@ def test_typed_lines_replace_the_lines(tmp_path, tokenizer):
     kept = [d for d in documents["chat.txt"] if not is_held_out(d)]
     found = tokenizer.decode(typed[0].tokens.tolist()).split("<|endoftext|>")[:-1]
     assert [d.count("\n") for d in found] == [d.count("\n") for d in kept]
-    numbers = [d.split()[-1] for d in kept]  # "turn 17": no short form touches it
+    numbers = [d.split()[-1] for d in kept]  # no short form changes the number in "turn 17"
     assert [d.split()[-1] for d in found] == numbers
 
 
-def test_without_phones_no_typed_lines(tmp_path, tokenizer):
+def test_with_phone_0_there_are_no_typed_lines(tmp_path, tokenizer):
     write_corpus(tmp_path / "corpus")
     train, _ = encode_corpus(tmp_path / "corpus", tokenizer, replace(CONFIG, phone=0.0))
     assert [source.name for source in train] == ["book.txt", "chat.txt"]
 
 
-def test_a_file_without_training_text_is_no_source(tmp_path, tokenizer):
+def test_a_file_without_training_text_is_not_a_source(tmp_path, tokenizer):
     """An empty file, or one whose only document is held out."""
     write_corpus(tmp_path / "corpus")
     aside = next(f"document {n}" for n in range(9999) if is_held_out(f"document {n}"))
@@ -310,10 +314,10 @@ def digits_and_words() -> list[str]:
 
 
 @pytest.mark.parametrize("n_vocab", [257, 258, 320])
-def test_a_vocabulary_of_the_size_asked_for(tmp_path, digits_and_words, n_vocab):
+def test_a_vocabulary_has_the_requested_size(tmp_path, digits_and_words, n_vocab):
     pytest.importorskip("tokenizers")
     merges = train_bpe(digits_and_words, n_vocab)
-    assert len(merges) == n_vocab - 257  # 256 bytes and <|endoftext|> need no merge
+    assert len(merges) == n_vocab - 257  # the 256 bytes and <|endoftext|> are not merges
     write_bpe(tmp_path, merges)
     tokenizer = Tokenizer(tmp_path)
     assert (tokenizer.n_vocab, tokenizer.end_of_text_id) == (n_vocab, n_vocab - 1)
@@ -330,18 +334,17 @@ def test_no_merge_joins_two_digits(tmp_path, digits_and_words):
     number = tokenizer.encode("call 08001234567")
     assert [tokenizer.decode([n]) for n in number[-10:]] == list("8001234567")
     words = {tokenizer.decode([n]) for n in range(256, 319)}
-    assert " you" in words and "all" in "".join(words)  # and words are joined
+    assert " you" in words and "all" in "".join(words)  # but letters are merged
 
 
 def test_too_little_text_for_the_number_of_tokens(digits_and_words):
-    """A smaller vocabulary than the model's would be refused later, when a classifier is loaded."""
+    """A vocabulary smaller than the model's n_vocab would only be noticed by a classifier later."""
     pytest.importorskip("tokenizers")
     with pytest.raises(DataError, match="4096"):
         train_bpe(digits_and_words, 4096)
 
 
-def test_our_vocabulary_joins_no_digits():
-    """The one of the miniature."""
+def test_the_miniatures_vocabulary_joins_no_digits():
     merges = (embedded("weights/mini") / "vocab.bpe").read_text("utf-8")
     pairs = merges.splitlines()[1:]
     assert len(pairs) == 4096 - 257
@@ -369,15 +372,15 @@ def test_the_vocabulary_never_sees_held_out_text(tmp_path):
     assert [line for line in sample if " turn " in line] == kept["chat.txt"]
     pages = [line for line in sample if " page " in line]
     assert set(pages) <= set(kept["book.txt"])
-    assert 0.2 < len(pages) / len(kept["book.txt"]) < 0.3  # one in four
+    assert 0.2 < len(pages) / len(kept["book.txt"]) < 0.3  # a quarter of the lines
     assert len(list(bpe_sample(tmp_path / "corpus", CONFIG))) > len(sample) + 400
 
 
-# --- the test data stay unseen ---
+# --- the corpus does not contain the test data ---
 
-WIDTH = 20  # bytes; shorter messages ("Ok", "I'll call you later") are anybody's
+WIDTH = 20  # bytes; shorter messages ("Ok", "I'll call you later") may occur by chance
 
-# Messages of the collection that are common phrases, all of them ham; found by this test
+# ham messages of the collection that are common phrases, as found by this test
 ANYBODYS = {
     "how are you holding up?",
     "i am great! how are you?",
@@ -392,7 +395,10 @@ def normalised(text: str) -> str:
 
 
 def window_hashes(data: bytes) -> np.ndarray:
-    """A 22-bit hash of the 20 bytes from each position on, built by doubling: 1, 2, 4, 8, 16, 20."""
+    """Hash the 20 bytes at each position to 22 bits.
+
+    The hash is built from hashes of 1, 2, 4, 8 and 16 bytes.
+    """
     factor, hashes, widths = 0x9E3779B1, np.frombuffer(data, np.uint8).astype(np.uint32), {}
     for width in (1, 2, 4, 8):
         hashes = hashes[:-width] * np.uint32(pow(factor, width, 2**32)) + hashes[width:]
@@ -402,9 +408,10 @@ def window_hashes(data: bytes) -> np.ndarray:
 
 
 def places(messages: list[str], folder: Path) -> dict[str, list[str]]:
-    """{message: files in which it occurs}, for messages of 20 bytes or more.
+    """Return {message: files in which it occurs}.
 
-    One look-up per position of the corpus finds the few where a message may begin.
+    Messages of fewer than 20 bytes are left out. A table of hashes selects the few positions of
+    the corpus at which a message may begin.
     """
     beginning: dict[bytes, list[bytes]] = {}
     for raw in {message.encode() for message in messages}:
@@ -441,9 +448,10 @@ def test_places_are_found(tmp_path):
 
 @pytest.mark.slow
 def test_the_collection_is_not_in_the_corpus(shared):
-    """At most five of its 5,032 distinct messages of 20 characters or more are in the corpus.
+    """Of its 5,032 distinct messages of at least 20 characters, at most five are in the corpus.
 
-    They are common phrases of at most 34 characters and none is spam: nobody copied the collection.
+    These are common phrases of at most 34 characters, and none of them is spam. So the corpus does
+    not contain a copy of the collection.
     """
     collection = shared / "data" / "sms_spam" / "SMSSpamCollection"
     if not (collection.exists() and (shared / "corpus").is_dir()):

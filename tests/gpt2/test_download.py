@@ -1,4 +1,7 @@
-"""Downloads from a real server on this machine that makes every mistake wanted."""
+"""Downloads from a real server on this machine.
+
+The server can be made to fail in many ways.
+"""
 
 import hashlib
 import json
@@ -38,20 +41,23 @@ WRONG = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
 
 @dataclass
 class Answer:
-    """What the server does with one request; without arguments it does everything right."""
+    """How the server responds to one request. By default it responds correctly."""
 
     status: int = 200
-    body: bytes | None = None  # instead of the file
+    body: bytes | None = None  # sent instead of the file
     cut: int | None = None  # bytes after which the connection is closed
     ignore_range: bool = False
-    headers: dict[str, str | None] = field(default_factory=dict)  # None removes one
-    length: bool = True  # send Content-Length
-    then: str = ""  # after what was sent: "silence", "trickle" or "endless"
+    headers: dict[str, str | None] = field(default_factory=dict)  # None removes a header
+    length: bool = True  # whether to send Content-Length
+    then: str = ""  # what follows the body: "silence", "trickle" or "endless"
     trickled_headers: bool = False
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path, with the next of `answers` each time; `asked` lists the requests."""
+    """A server of `files`.
+
+    It uses the next of `answers` for each request, and lists requests in `asked`.
+    """
 
     daemon_threads = True
 
@@ -60,7 +66,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, str | None]] = []  # path, Range
-        self.released = threading.Event()  # ends every silence
+        self.released = threading.Event()  # ends all silent responses
         self.origin = f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -68,7 +74,7 @@ class Server(ThreadingHTTPServer):
         return [wanted for _, wanted in self.asked]
 
     def handle_error(self, request, client_address):
-        pass  # a client that hangs up is part of the tests
+        pass  # the tests include clients that close the connection
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -130,7 +136,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
-    """The seconds that the downloader would have slept, had the tests let it."""
+    """The seconds that the downloader would have slept. Here `sleep` returns immediately."""
     found: list[float] = []
     monkeypatch.setattr(download, "time", SimpleNamespace(sleep=found.append))
     return found
@@ -155,7 +161,10 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def get(server: Server, target: Path):
-    """Fetches from this server only; a first argument is the file."""
+    """A function that fetches a file from this server only.
+
+    Its first argument is the file.
+    """
     return lambda file, *check: fetch(file, target, *check, limits=Limits((server.origin,)))
 
 
@@ -167,7 +176,7 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-# --- right servers ---
+# --- servers without errors ---
 
 
 def test_a_file_is_downloaded_once(server, file, get, target):
@@ -208,7 +217,7 @@ def test_a_wrong_file_stays_until_the_right_one_has_come(server, file, get, targ
     lines = listen()
     assert get(file).read_bytes() == CONTENT
     assert_alone(target)
-    assert len(lines) == 1 and str(target) in lines[0] and "replaced" in lines[0]
+    assert len(lines) == 1 and str(target) in lines[0] and "replacing" in lines[0]
 
 
 def test_two_at_once_make_one_download(server, file, get, target):
@@ -217,12 +226,12 @@ def test_two_at_once_make_one_download(server, file, get, target):
     threads = [threading.Thread(target=get, args=(file,)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while not any("another process" in line for line in lines):  # until the other one waits
+    while not any("another process" in line for line in lines):  # until the second one waits
         threads[0].join(0.01)
     server.released.set()
     for thread in threads:
         thread.join()
-    assert server.ranges == [None, RESUMED]  # both of the first
+    assert server.ranges == [None, RESUMED]  # both requests come from the first download
     assert target.read_bytes() == CONTENT
     assert_alone(target)
 
@@ -237,7 +246,7 @@ def test_two_at_once_make_one_download(server, file, get, target):
 def test_a_transfer_that_breaks_off_is_resumed(server, file, get, cuts, length):
     server.answers = [Answer(cut=cut, length=length) for cut in cuts]
     assert get(file).read_bytes() == CONTENT
-    # with Content-Length the HTTP library drops the last, unfinished chunk
+    # with Content-Length, the HTTP library drops the last incomplete chunk
     kept = [cut - cut % CHUNK if length else cut for cut in cuts]
     starts = [0, *np.cumsum(kept).tolist()]
     assert server.ranges == [f"bytes={n}-" if n else None for n in starts]
@@ -259,7 +268,7 @@ def test_a_server_that_becomes_too_slow_is_asked_again(server, file, target, the
     ids=["body", "headers"],
 )
 def test_a_server_that_trickles_bytes_is_given_up(server, file, target, answer):
-    """Each byte comes well within the timeout of the socket."""
+    """Each byte arrives within the timeout of the socket."""
     server.answers = [answer] * 9
     with pytest.raises(DownloadError, match=r"in 0.2 seconds .*attempt 2"):
         fetch(file, target, limits=Limits((server.origin,), patience=0.2, attempts=2))
@@ -319,11 +328,11 @@ for step in range(1, 1000):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="forks and signals as POSIX has them")
 def test_a_download_killed_at_any_step_is_completed_by_the_next(server, file, tmp_path):
-    """Before each chunk and each change on the disk; each kill in a folder of its own."""
+    """It is killed before each chunk and before each change on the disk, each time in a new folder."""
     words = [file.urls[0], len(CONTENT), file.known_hash, server.origin, tmp_path]
     found = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], timeout=300)
     assert 15 < found.returncode < 30
-    for n in range(1, len(CONTENT) // CHUNK):  # each kill after n chunks was resumed there
+    for n in range(1, len(CONTENT) // CHUNK):  # a kill after n chunks is resumed after n chunks
         assert f"bytes={n * CHUNK}-" in server.ranges
 
 
@@ -342,7 +351,7 @@ def test_a_whole_part_needs_no_request(server, file, get, target):
     [
         (Answer(), Answer(ignore_range=True), [RESUMED]),
         (Answer(body=bytes(len(CONTENT))), Answer(), [RESUMED]),  # an older version
-        # the right rest after an old beginning, under one ETag
+        # the beginning of an old version and the rest of the new one, with the same ETag
         (
             Answer(body=bytes(len(CONTENT)), headers={"ETag": '"same"'}),
             Answer(headers={"ETag": '"same"'}),
@@ -390,7 +399,7 @@ def test_a_damaged_note_begins_anew(server, file, get, target, note):
     assert server.asked == [("/a.bin", None)]
 
 
-# --- wrong servers ---
+# --- servers with errors ---
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server, file, target, pauses):
@@ -403,7 +412,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, file, target, pauses)
 
 
 def test_the_mirror_is_asked_next(server, mirrored, get, target):
-    server.answers = [Answer(404, b"no")]  # not asked again
+    server.answers = [Answer(404, b"no")]  # this server is not asked again
     assert get(mirrored).read_bytes() == CONTENT
     target.unlink()
     server.answers = [Answer(500)] * 4
@@ -438,11 +447,11 @@ def test_what_has_come_is_kept_until_the_mirrors_answer_begins(server, mirrored,
         (Answer(headers={"Content-Length": "9" * 5000}), "99,999,"),
         (Answer(body=CONTENT + b"x", length=False), "more than 900,000 bytes"),
         (Answer(then="endless", length=False), "more than 900,000 bytes"),
-        (Answer(body=PAGE, headers={"Content-Encoding": "gzip"}), "compresses"),
+        (Answer(body=PAGE, headers={"Content-Encoding": "gzip"}), "compressed"),
         (Answer(302, b"", headers={"Location": "/a.bin"}), "5 redirects"),
         (Answer(302, PAGE, headers={"Location": "http://portal.example/"}), "portal.example"),
-        (Answer(302, b"", headers={"Location": "https://127.0.0.1/a.bin"}), "allowed are"),
-        (Answer(302, b"", headers={"Location": "file:///etc/passwd"}), "allowed are"),
+        (Answer(302, b"", headers={"Location": "https://127.0.0.1/a.bin"}), "allowed servers"),
+        (Answer(302, b"", headers={"Location": "file:///etc/passwd"}), "allowed servers"),
         (Answer(302, b"", headers={"Location": "http://[/"}), "Invalid"),
         (Answer(cut=0), "attempt 4"),
     ],
@@ -454,7 +463,7 @@ def test_a_wrong_server_leaves_no_file(server, file, get, target, answer, facts)
     assert file.urls[0] in str(error.value) and str(target) in str(error.value)
     assert not target.exists()
     server.answers = []
-    assert get(file).read_bytes() == CONTENT  # what was left does no harm
+    assert get(file).read_bytes() == CONTENT  # leftover files do no harm
     assert_alone(target)
 
 
@@ -493,7 +502,7 @@ def test_no_server_at_all(server, file, get):
 )
 def test_only_https_and_known_servers_are_asked(tmp_path, url):
     assert all(origin.startswith("https://") for origin in Limits().allowed)
-    with pytest.raises(DownloadError, match="allowed are https://openaipublic"):
+    with pytest.raises(DownloadError, match="allowed servers: https://openaipublic"):
         fetch(PinnedFile("x", urls=(url,)), tmp_path / "x")
 
 
@@ -519,11 +528,11 @@ def test_certificates_that_are_missing(tmp_path, monkeypatch):
         fetch(file, tmp_path / "x", limits=Limits(("https://127.0.0.1:1",)))
 
 
-# --- wrong disks ---
+# --- clocks, odd files and full disks ---
 
 
 class Noon(datetime):
-    """A clock that stands at noon."""
+    """A clock that always shows noon."""
 
     @classmethod
     def now(cls, tz=None):
@@ -535,8 +544,8 @@ class Noon(datetime):
     [
         ("Sun, 01 Mar 2026 12:00:42 GMT", 42),
         ("Sun, 01 Mar 2026 13:00:42 +0100", 42),
-        ("Sunday, 01-Mar-26 12:00:42 GMT", 42),  # of RFC 850
-        ("Sun Mar  1 12:00:42 2026", 42),  # of asctime, in UTC
+        ("Sunday, 01-Mar-26 12:00:42 GMT", 42),  # the format of RFC 850
+        ("Sun Mar  1 12:00:42 2026", 42),  # the format of asctime, in UTC
         ("Sun, 01 Mar 2026 13:00:00 GMT", 120),
         ("Fri, 31 Dec 9999 23:59:59 -2359", 120),
         ("Sun, 01 Mar 2026 11:00:00 GMT", 1),
@@ -560,7 +569,9 @@ def test_a_busy_server_may_name_a_date(server, file, target, pauses, monkeypatch
 
 @pytest.mark.parametrize("name", ["a.bin", "a.bin.part", "a.bin.part.json"])
 @pytest.mark.parametrize("made", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")])
-def test_what_is_no_file_is_neither_opened_nor_followed(server, file, get, target, made, name):
+def test_a_target_that_is_not_a_file_is_neither_opened_nor_followed(
+    server, file, get, target, made, name
+):
     target.parent.mkdir()
     made(target.with_name(name))
     with pytest.raises(ResourceError, match=f"{name} is "):
@@ -625,7 +636,7 @@ except GPT2Error as error:
 
 
 def test_a_full_disk(server, file, get, target):
-    """Here a file may not grow beyond a limit, which fails as a full disk does."""
+    """A limit on the size of files simulates a full disk."""
     pytest.importorskip("resource")
     room = 200_000
     words = [file.urls[0], len(CONTENT), file.known_hash, server.origin, target, room]
@@ -635,7 +646,7 @@ def test_a_full_disk(server, file, get, target):
     assert "File too large" in found.stdout and "GPT2_FROM_SCRATCH_HOME" in found.stdout
     assert part_of(target).read_bytes() == CONTENT[:room]
     get(file)
-    assert server.ranges == [None, f"bytes={room}-"]  # no mirror helps
+    assert server.ranges == [None, f"bytes={room}-"]  # the mirror is not asked, as it cannot help
     assert_alone(target)
 
 
@@ -644,13 +655,13 @@ def test_a_full_disk(server, file, get, target):
 
 @pytest.fixture
 def nearby(server, monkeypatch) -> None:
-    """What is downloaded by name comes from the server of these tests."""
+    """Makes downloads by name come from the server of these tests."""
     monkeypatch.setattr(download, "fetch", partial(fetch, limits=Limits((server.origin,))))
 
 
 @pytest.fixture
 def tiny_model(server, nearby, monkeypatch, tmp_path) -> Path:
-    """The folder that the server offers as "355M", with no hash known of weights and index."""
+    """The folder that the server offers as "355M". No hashes of its weights and index are pinned."""
     folder = tmp_path / "offered"
     write_random_gpt2(folder, TINY, seed=3)
     for name in download.VOCABULARY:
@@ -736,7 +747,7 @@ def test_the_table_of_files():
 
 
 def test_openais_own_files_are_right(openai_124M, tmp_path, monkeypatch):
-    """All but the data file, which the message then describes."""
+    """All files but the data file are there, and the message describes the data file."""
     monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
     for file in download.model_files("124M")[:4]:
         shutil.copyfile(openai_124M / file.name, tmp_path / file.name)

@@ -1,4 +1,4 @@
-"""Text generation against argmax and softmax written out."""
+"""Text generation is compared with argmax and softmax written out."""
 
 import math
 
@@ -25,7 +25,7 @@ def argmax_again_and_again(model: GPT2, ids: list[int], count: int) -> list[int]
 
 @pytest.mark.parametrize(("length", "count"), [(1, 0), (1, 10), (5, 27), (30, 9), (40, 3)])
 def test_greedy_is_argmax_again_and_again(tiny_gpt2, length, count):
-    """(5, 27) fills n_ctx = 32 just so; in (30, 9) and (40, 3) the front falls off."""
+    """(5, 27) fills n_ctx = 32 exactly. In (30, 9) and (40, 3) the first tokens no longer fit."""
     ids = random_ids(length, seed=length)
     found = generate(tiny_gpt2, ids, count)
     assert found.tolist() == argmax_again_and_again(tiny_gpt2, ids.tolist(), count)
@@ -75,7 +75,7 @@ def test_samples_follow_the_softmax(tiny_gpt2, temperature, top_k):
     counts = dict.fromkeys(kept, 0)
     for seed in range(draws):
         found = generate(tiny_gpt2, ids, 1, temperature=temperature, top_k=top_k, seed=seed)
-        counts[int(found[-1])] += 1  # a KeyError would be a token that is not among the top k
+        counts[int(found[-1])] += 1  # raises KeyError for a token that is not among the top k
     for token, count in counts.items():
         p = weights[token] / sum(weights.values())
         assert abs(count / draws - p) < 4 * math.sqrt(p * (1 - p) / draws) + 0.01
@@ -95,7 +95,7 @@ def test_stop_id_is_the_last_token(tiny_gpt2):
     assert generate(tiny_gpt2, ids, 12, stop_id=stop).tolist() == full[: first + 1]
     absent = next(token for token in range(277) if token not in full)
     assert generate(tiny_gpt2, ids, 12, stop_id=absent).tolist() == full
-    # a stop_id in the text to continue stops nothing
+    # a stop_id in the given text is ignored
     with_stop = torch.tensor([absent, *ids.tolist()])
     assert len(generate(tiny_gpt2, with_stop, 3, stop_id=absent)) == 8
 
@@ -108,7 +108,7 @@ def test_stop_id_is_the_last_token(tiny_gpt2):
         ({"top_k": 0}, "top_k = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"max_new_tokens": -1}, "max_new_tokens = -1"),
-        ({"ids": random_ids(0)}, "nothing to continue"),
+        ({"ids": random_ids(0)}, "at least one token"),
     ],
 )
 def test_impossible_settings_are_refused(tiny_gpt2, bad, named):
@@ -125,6 +125,6 @@ def test_ids_that_are_not_in_the_vocabulary_are_refused(tiny_gpt2, wrong):
 @pytest.mark.parametrize(
     "ids", [[1, 2], torch.tensor([[1, 2]]), torch.tensor([1.0]), torch.tensor(1), "the"]
 )
-def test_ids_to_continue_that_cannot_be(tiny_gpt2, ids):
+def test_ids_that_are_not_integers_of_one_text_are_refused(tiny_gpt2, ids):
     with pytest.raises(DataError, match="tensor"):
         generate(tiny_gpt2, ids, 1)

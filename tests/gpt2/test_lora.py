@@ -1,4 +1,4 @@
-"""LoRA against a dense re-implementation; merged and unmerged; published parameter counts."""
+"""LoRA is compared with a dense version and with published counts."""
 
 import copy
 import json
@@ -29,7 +29,10 @@ CHOICES = [MATRICES, ("query", "value"), ("key", "mlp.c_fc"), ("attn.c_proj", "m
 
 
 def fill(model: nn.Module, names: list[str]) -> None:
-    """Draw some parameters with std 0.2: a B of zeros would hide every fault after it."""
+    """Draw parameters with std 0.2.
+
+    A B of zeros would hide errors in the adapters.
+    """
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name in names:
@@ -38,7 +41,10 @@ def fill(model: nn.Module, names: list[str]) -> None:
 
 @pytest.fixture
 def classifier(tiny_gpt2: GPT2) -> GPT2:
-    """Three classes, random weights, and random adapters of rank 3 for every matrix."""
+    """A model with three classes and random weights.
+
+    Each matrix has a random adapter of rank 3.
+    """
     replace_head(tiny_gpt2, 3)
     add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=6.0, head=True))
     fill(tiny_gpt2, ["head.weight", "head.bias", *lora_names(tiny_gpt2)])
@@ -53,7 +59,7 @@ def numbers(names: list[str], model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("matrices, layers", list(zip(CHOICES, [4, 1, 2, 2], strict=True)))
-def test_the_logits_stay_as_they_are_to_the_bit(
+def test_new_adapters_do_not_change_a_bit_of_the_logits(
     tiny_gpt2: GPT2, matrices: tuple, layers: int
 ) -> None:
     before, names = tiny_gpt2(IDS), [name for name, _ in tiny_gpt2.named_parameters()]
@@ -64,7 +70,7 @@ def test_the_logits_stay_as_they_are_to_the_bit(
     assert len(added) == 2 * 2 * layers  # A and B, in 2 blocks
 
 
-def test_the_parameters_are_the_very_same(tiny_gpt2: GPT2) -> None:
+def test_the_parameters_are_the_same_objects(tiny_gpt2: GPT2) -> None:
     before = dict(tiny_gpt2.named_parameters())
     add_lora(tiny_gpt2, LoRAConfig())
     after = dict(tiny_gpt2.named_parameters())
@@ -75,7 +81,7 @@ def test_the_parameters_are_the_very_same(tiny_gpt2: GPT2) -> None:
 
 
 def test_a_is_drawn_as_nn_linear_draws_its_weight_and_b_is_zero(tiny_gpt2: GPT2) -> None:
-    """Layer after layer from one seed; torch's global numbers are as if nothing had been drawn."""
+    """All layers are drawn from one generator; torch's global generator is not used."""
     torch.manual_seed(9)
     expected_next = torch.rand(3)
     torch.manual_seed(9)
@@ -106,7 +112,7 @@ def test_another_seed_draws_other_numbers(tiny_gpt2: GPT2) -> None:
 
 
 def dense(weight: Tensor, A: Tensor, B: Tensor, scale: float, first_rows: list[int]) -> Tensor:
-    """W + scale B A, in the rows where each product belongs, by a matrix that puts it there."""
+    """Compute W + scale B A. A matrix product puts each product into its rows."""
     for a, b, row in zip(A, B, first_rows, strict=True):
         place = torch.eye(len(weight))[:, row : row + len(b)]  # (out, out_slice)
         weight = weight + scale * place @ b @ a
@@ -114,7 +120,7 @@ def dense(weight: Tensor, A: Tensor, B: Tensor, scale: float, first_rows: list[i
 
 
 def dense_weights(model: GPT2, scale: float, matrices: tuple) -> dict[str, Tensor]:
-    """Every parameter of the plain model that does what one with adapters does."""
+    """Return the parameters of an equivalent model without adapters."""
     fused = [32 * n for n in range(3) if MATRICES[n] in matrices]
     parameters = dict(model.named_parameters())
     added = {name: parameters.pop(name) for name in lora_names(model)}
@@ -148,7 +154,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_model(
 
 
 def arrays(parameters: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Parameters as OpenAI's arrays are called and laid out."""
+    """Convert parameters to OpenAI's names and layout."""
     found = {}
     for name, tensor in parameters.items():
         array = tensor.detach().numpy()
@@ -162,7 +168,7 @@ def arrays(parameters: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def test_the_logits_are_those_of_the_reference(tiny_gpt2: GPT2) -> None:
-    """The oracle in numpy, float64, with dense weights."""
+    """The reference is the numpy oracle in float64, with dense weights."""
     add_lora(tiny_gpt2, LoRAConfig(rank=5, alpha=10, n_last_blocks=1))
     fill(tiny_gpt2, lora_names(tiny_gpt2))
     assert all(name.startswith("blocks.1.") for name in lora_names(tiny_gpt2))
@@ -173,7 +179,7 @@ def test_the_logits_are_those_of_the_reference(tiny_gpt2: GPT2) -> None:
         np.testing.assert_allclose(found[row], oracle.gpt2(ids, raw, 4), atol=1e-4)
 
 
-def test_query_and_value_leave_the_key_alone(tiny_gpt2: GPT2) -> None:
+def test_adapters_of_query_and_value_do_not_change_the_key(tiny_gpt2: GPT2) -> None:
     layer = tiny_gpt2.blocks[0].attn.c_attn
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(6))
     before, keys = layer(x), layer.weight[32:64].clone()
@@ -189,7 +195,7 @@ def test_query_and_value_leave_the_key_alone(tiny_gpt2: GPT2) -> None:
 # --- dropout ---
 
 
-def test_dropout_acts_on_what_enters_a_and_in_training_only(tiny_gpt2: GPT2) -> None:
+def test_dropout_applies_to_the_input_of_a_and_only_in_training(tiny_gpt2: GPT2) -> None:
     layer = tiny_gpt2.blocks[0].mlp.c_fc
     add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=3, dropout=0.4))
     fill(tiny_gpt2, lora_names(tiny_gpt2))
@@ -199,7 +205,7 @@ def test_dropout_acts_on_what_enters_a_and_in_training_only(tiny_gpt2: GPT2) -> 
     torch.manual_seed(3)
     found = adapter.train()(x)
     torch.manual_seed(3)
-    kept = F.dropout(torch.ones_like(x), 0.4)  # 0 or 1 / 0.6
+    kept = F.dropout(torch.ones_like(x), 0.4)  # each value is 0 or 1 / 0.6
     expected = layer(x) + (x * kept) @ A.T @ B.T
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(adapter.eval()(x), layer(x) + x @ A.T @ B.T, atol=1e-5, rtol=0)
@@ -207,8 +213,8 @@ def test_dropout_acts_on_what_enters_a_and_in_training_only(tiny_gpt2: GPT2) -> 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_adapter_begins_and_comes_back_as_the_model_is(tiny_gpt2: GPT2, training: bool) -> None:
-    """A model that predicts stays one: what is put into it does not drop out."""
+def test_an_adapter_has_the_training_mode_of_the_model(tiny_gpt2: GPT2, training: bool) -> None:
+    """Otherwise the adapters of a model in evaluation mode would apply dropout."""
     tiny_gpt2.train(training)
     add_lora(tiny_gpt2, LoRAConfig(dropout=0.5))
     assert all(part.training is training for part in tiny_gpt2.modules())
@@ -218,10 +224,10 @@ def test_an_adapter_begins_and_comes_back_as_the_model_is(tiny_gpt2: GPT2, train
     assert all(part.training is not training for part in tiny_gpt2.modules())
 
 
-# --- merged and apart again ---
+# --- merging and unmerging ---
 
 
-def test_merged_it_is_a_plain_gpt2_with_the_same_answers(classifier: GPT2) -> None:
+def test_a_merged_model_is_a_plain_gpt2_with_the_same_logits(classifier: GPT2) -> None:
     with torch.no_grad():
         expected = class_logits(classifier, IDS, LENGTHS, "last_token")
         weights = {name: p.clone() for name, p in classifier.named_parameters()}
@@ -260,7 +266,7 @@ def test_adapters_are_put_back_where_they_were(classifier: GPT2) -> None:
     assert isinstance(classifier.head, LoRALinear)
 
 
-def test_what_trained_is_what_trains(classifier: GPT2) -> None:
+def test_merging_does_not_change_which_parameters_are_trainable(classifier: GPT2) -> None:
     names = trainable_names(classifier)
     assert "head.weight" not in names and "wte.weight" in names
     adapters = merge_lora(classifier)
@@ -281,7 +287,7 @@ def test_copies_have_adapters_of_their_own(classifier: GPT2) -> None:
 
 
 def test_heads_of_several_layers_are_adapted_layer_by_layer(tiny_gpt2: GPT2) -> None:
-    """A dictionary of heads, GPT-2's own among them: that one is left alone."""
+    """GPT-2's own head, if it is among the heads, is not adapted."""
     mlp = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
     tiny_gpt2.head = nn.ModuleDict({"mlp": mlp, "language": tiny_gpt2.head})
     state = torch.randn(4, 32, generator=torch.Generator().manual_seed(6))
@@ -325,7 +331,7 @@ def test_the_lectures_appendix_e_has_2_666_528() -> None:
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-def test_with_the_head_trained_whole_2_654_208_and_1_538() -> None:
+def test_with_a_fully_trained_head_2_654_208_and_1_538() -> None:
     model = meta_gpt2(GPT2Config())
     replace_head(model, 2)
     set_trainable(model, n_last_blocks=0, final_norm=False)
@@ -337,8 +343,8 @@ def test_with_the_head_trained_whole_2_654_208_and_1_538() -> None:
 GPT3 = GPT2Config(n_ctx=2048, n_embd=12288, n_head=96, n_layer=96)
 
 
-# Hu et al. 2021, tables 2 and 4, query and value: RoBERTa base and large have the matrices of 124M
-# and 355M; GPT-3 has GPT-2's
+# Hu et al. 2021, tables 2 and 4, adapters of query and value. The matrices of RoBERTa base and large
+# have the same shapes as those of 124M and 355M. GPT-3 has the same matrices as GPT-2.
 @pytest.mark.parametrize(
     "config, rank, published",
     [(SIZES["124M"], 8, "0.3M"), (SIZES["355M"], 8, "0.8M"), (GPT3, 1, "4.7M"), (GPT3, 8, "37.7M")],
@@ -352,7 +358,7 @@ def test_the_papers_own_counts(config: GPT2Config, rank: int, published: str) ->
 # --- what is refused ---
 
 
-def test_adapters_upon_adapters_are_refused(tiny_gpt2: GPT2) -> None:
+def test_adding_adapters_twice_is_refused(tiny_gpt2: GPT2) -> None:
     add_lora(tiny_gpt2, LoRAConfig(n_last_blocks=1))
     with pytest.raises(UsageError, match="already"):
         add_lora(tiny_gpt2, LoRAConfig())
@@ -362,7 +368,7 @@ def test_adapters_upon_adapters_are_refused(tiny_gpt2: GPT2) -> None:
     "config, what",
     [
         (LoRAConfig(n_last_blocks=3), "n_last_blocks = 3.* 2 blocks"),
-        (LoRAConfig(rank=33), "rank 33 is above n_embd = 32"),
+        (LoRAConfig(rank=33), "rank 33 exceeds n_embd = 32"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
@@ -373,7 +379,7 @@ def test_what_does_not_fit_the_model_is_refused(
 
 
 def test_other_parts_are_not_overwritten(tiny_gpt2: GPT2) -> None:
-    """And nothing has happened to the blocks before."""
+    """The blocks before such a part are not changed either."""
     linear = tiny_gpt2.blocks[1].mlp.c_proj
     tiny_gpt2.blocks[1].mlp.c_proj = Halved(linear)
     with pytest.raises(UsageError, match="blocks.1.mlp.c_proj .*nn.Linear"):
@@ -426,7 +432,7 @@ def test_impossible_settings_are_refused(values: dict) -> None:
         from_json(LoRAConfig, values)
 
 
-def test_a_list_is_no_tuple() -> None:
+def test_a_list_instead_of_a_tuple_is_refused() -> None:
     with pytest.raises(UsageError, match="matrices"):
         LoRAConfig(matrices=["query"])
 

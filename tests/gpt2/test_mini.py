@@ -1,4 +1,4 @@
-"""The miniature that comes with the package is complete, small, and can learn the main task."""
+"""The miniature is complete and small, and can learn the main task."""
 
 import math
 import random
@@ -40,7 +40,7 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in MINI.iterdir()) < 20e6
 
 
-def test_it_reads_every_message_whole(sms_file: Path) -> None:
+def test_every_message_fits_into_its_context(sms_file: Path) -> None:
     tokenizer = Tokenizer(MINI)
     longest = max(len(tokenizer.encode(message.text)) for message in load_messages(sms_file))
     assert longest <= read_config(MINI).n_ctx
@@ -85,10 +85,10 @@ def words_of(text: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_main_job(tmp_path: Path) -> None:
-    """A shortened `make demo`: above chance beyond doubt, saved, and loaded again."""
+    """A short training run is significantly better than chance, and its classifier can be loaded."""
     config = TrainConfig(epochs=3, seed=1)
     run = train_classifier("mini", "hard", config, run=tmp_path / "run", device="cpu")
-    assert run.scores.interval[0] > 0.5  # better than chance, with its whole interval
+    assert run.scores.interval[0] > 0.5  # the whole interval is above chance
     again = Classifier.load(run.folder)
     texts = ["Claim your prize now", "see you at six"]
     assert again.predict(texts) == run.classifier.predict(texts)

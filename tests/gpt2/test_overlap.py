@@ -1,4 +1,4 @@
-"""Lines of a corpus that occur in other texts are found, and no others."""
+"""Exactly the lines that overlap with other texts are found."""
 
 import random
 
@@ -29,11 +29,11 @@ def test_hashes_are_those_of_a_plain_loop(length):
         (PRIZE.lower().replace("   ", "\t"), True),
         (f"He wrote: {PRIZE}!", True),
         ("so you have won a prize of ten thousand pounds, call 08", True),
-        ("so you have won a prize of ten thousand pounds, cal", False),  # 49 bytes in a row
+        ("so you have won a prize of ten thousand pounds, cal", False),  # 49 common bytes
         ("call 0800 1234567 now", False),
         ("twenty bytes exactly", True),
-        ("So: twenty bytes exactly", False),  # shorter than WIDTH: only equal lines
-        ("see you tomorrow", False),  # equal, but anybody's
+        ("So: twenty bytes exactly", False),  # shorter than WIDTH, so it would have to be equal
+        ("see you tomorrow", False),  # equal, but too short to count
         ("", False),
     ],
 )
@@ -43,8 +43,8 @@ def test_a_line_overlaps_if_it_is_equal_or_shares_fifty_bytes(line, found):
     assert overlap.find([line]).tolist() == [found]
 
 
-def test_every_line_is_decided_for_itself():
-    """Against a plain search for each window, with texts that are cut out of the lines."""
+def test_each_line_is_judged_separately():
+    """The texts are cut out of the lines; the witness is a plain search for each window."""
     draw = random.Random(1)
     lines = ["".join(draw.choices("ab c", k=draw.randrange(160))) for _ in range(200)]
     texts = [line[3 : 3 + draw.randrange(40, 70)] for line in lines[::4]]
@@ -60,13 +60,13 @@ def test_every_line_is_decided_for_itself():
     assert Overlap(texts).find(lines).tolist() == expected
 
 
-def test_what_spans_two_lines_is_no_overlap():
+def test_a_text_that_spans_two_lines_is_not_an_overlap():
     first, second = PRIZE[:40], PRIZE[40:]
     assert not Overlap([f"{first}\n{second}"]).find([f"{first} {second}"]).any()
     assert not Overlap([f"{first} {second}"]).find([first, second]).any()
 
 
-def test_nothing_overlaps_with_nothing():
+def test_without_texts_or_lines_there_is_no_overlap():
     assert Overlap([]).find(["a line of some length, longer than fifty bytes in all"]).tolist() == [
         False
     ]

@@ -1,4 +1,4 @@
-"""A small pretraining learns, its files load, and an interrupted run ends like an unbroken one.
+"""A small pretraining run learns, can be resumed, and its files load.
 
 torch.compile is replaced by the identity, because compiling takes half a minute.
 """
@@ -63,7 +63,10 @@ def no_compiling():
 
 
 def write_documents(path: Path, seed: int, n: int = 60, held_out: int = 1) -> None:
-    """Write `n` documents of a few short sentences, and `held_out` more that are held out."""
+    """Write `n` training documents and `held_out` held-out ones.
+
+    Each has a few short sentences.
+    """
     draw, documents = random.Random(seed), []
     while n or held_out:
         names = [draw.choice(["the cat", "the dog", "you", "a man"]) for _ in range(4)]
@@ -102,12 +105,12 @@ def finished_once(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture
 def finished(finished_once: tuple[Path, GPT2], tmp_path: Path) -> Path:
-    """The folder of a run of 8 steps, a copy for each test."""
+    """The folder of a finished run of 8 steps. Each test gets a copy."""
     return shutil.copytree(finished_once[0], tmp_path / "finished")
 
 
 def curve(out: Path) -> list[dict]:
-    """The learning curve, without the speed."""
+    """Read the learning curve, without the speed."""
     lines = (out / "pretraining.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
@@ -128,7 +131,7 @@ def test_the_loss_falls(corpus, tmp_path):
     assert [record["tokens"] for record in records] == [640, 1280, 1920, 2560]
     for name in ("train_loss", "held_out_bits_per_byte"):
         assert records[-1][name] < 0.75 * records[0][name]
-    assert records[0]["train_loss"] < math.log(300)  # guessing evenly
+    assert records[0]["train_loss"] < math.log(300)  # the loss of a uniform prediction
 
 
 def test_the_files_load(finished_once):
@@ -154,7 +157,7 @@ def test_the_files_load(finished_once):
 
 
 def test_a_run_equals_a_plain_loop(corpus, finished_once):
-    """The same rows, with the learning rates of 8 steps (2 rise, the last 4 fall) written out."""
+    """The loop has the same rows and explicit learning rates: 2 of 8 steps rise, the last 4 fall."""
     out, expected = finished_once
     sources, _ = encode_corpus(corpus, Tokenizer(out), CONFIG)
     model = GPT2(expected.config)
@@ -172,14 +175,14 @@ def test_a_run_equals_a_plain_loop(corpus, finished_once):
     assert_equal_to_the_bit(model, expected)
 
 
-def test_weights_on_disk_may_be_halves(corpus, tmp_path):
+def test_weights_on_disk_may_be_float16(corpus, tmp_path):
     model = run(corpus, tmp_path, dtype=torch.float16)
     for name, parameter in load_gpt2(tmp_path).named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).half().float()), name
 
 
 def test_held_out_text_is_scored_by_register(corpus, finished_once):
-    """The mean over all bytes is that of the whole held-out text."""
+    """The mean over all bytes equals the score of the whole held-out text."""
     out, model = finished_once
     _, held_out = encode_corpus(corpus, Tokenizer(out), CONFIG)
     expected = {
@@ -204,9 +207,9 @@ def test_what_it_logs(corpus, tmp_path):
     assert [json.loads(line)["step"] for line in lines[2:]] == [4, 8] and len(held_out) == 2
 
 
-def test_two_runs_of_one_seed_are_equal_to_the_bit(corpus, tmp_path, finished_once):
+def test_two_runs_with_the_same_seed_are_bit_identical(corpus, tmp_path, finished_once):
     out, first = finished_once
-    torch.rand(5), np.random.rand(5), random.random()  # whatever else draws random numbers
+    torch.rand(5), np.random.rand(5), random.random()  # the global generators must not matter
     assert_equal_to_the_bit(run(corpus, tmp_path / "second"), first)
     assert curve(out) == curve(tmp_path / "second")
     other = run(corpus, tmp_path / "other", replace(CONFIG, seed=5))
@@ -217,11 +220,11 @@ def test_two_runs_of_one_seed_are_equal_to_the_bit(corpus, tmp_path, finished_on
 
 
 class Killed(Exception):
-    """Stops a run at a point."""
+    """Stops a run at a chosen step, like a kill."""
 
 
-def test_a_killed_run_ends_like_an_unbroken_one(corpus, tmp_path, monkeypatch):
-    """Killed after its first checkpoint, and after resuming again after the next."""
+def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
+    """The run is killed after its first checkpoint, resumed, killed again, and resumed again."""
     config = replace(CONFIG, save_every=2)
     unbroken = run(corpus, tmp_path / "unbroken", config)
     plain = pretrain_module.draw_rows
@@ -272,21 +275,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(corpus, tmp_path):
 
 
 def test_a_run_can_be_made_longer(corpus, tmp_path):
-    """4 steps at the full rate, then 4 more, are 8 in one go."""
+    """A run of 4 steps at the full rate that is extended by 4 equals a run of 8 steps."""
     config = replace(CONFIG, decay=0.0)
     long = run(corpus, tmp_path / "long", config)
     run(corpus, tmp_path / "short", replace(config, steps=4))
     assert_equal_to_the_bit(run(corpus, tmp_path / "short", config, resume=True), long)
 
 
-def test_resuming_what_is_finished_changes_nothing(corpus, finished, finished_once):
+def test_resuming_a_finished_run_changes_nothing(corpus, finished, finished_once):
     before = (finished / "model.safetensors").read_bytes()
     assert_equal_to_the_bit(run(corpus, finished, resume=True), finished_once[1])
     assert (finished / "model.safetensors").read_bytes() == before
     assert [record["step"] for record in curve(finished)] == [4, 8]
 
 
-def test_a_run_that_is_there_is_not_overwritten(corpus, finished):
+def test_an_existing_run_is_not_overwritten(corpus, finished):
     before = {path: path.read_bytes() for path in finished.iterdir()}
     with pytest.raises(UsageError, match="--resume") as error:
         run(corpus, finished)
@@ -316,7 +319,7 @@ def test_another_training_text_is_refused(corpus, finished):
 
 
 def test_a_state_of_an_older_version_resumes(corpus, finished, finished_once):
-    """It has the weight of conversation alone, and nothing about the training text."""
+    """Such a state has only the weight of `conversation`, and no checksum of the training text."""
     metadata, tensors = read_tensors(finished / "state-00000008.safetensors", states.FORMAT)
     record = json.loads(metadata["record"])
     del record["training_text"]
@@ -334,7 +337,7 @@ def test_a_state_of_an_older_version_resumes(corpus, finished, finished_once):
 
 
 def test_a_run_starts_from_given_weights(corpus, finished_once, tmp_path):
-    """With a rate of nearly nothing they stay as they are; the vocabulary is theirs."""
+    """With a tiny learning rate the weights hardly change. The model's vocabulary is used."""
     out, model = finished_once
     config = replace(CONFIG, steps=1, lr=1e-12, weight_decay=0.0)
     continued = run(corpus, tmp_path / "next", config, start=out)
@@ -382,7 +385,7 @@ def test_a_file_shorter_than_a_row_does_no_harm(tmp_path):
 
 
 def test_a_vocabulary_left_by_another_run_must_fit(corpus, finished):
-    """A run that ended before its first checkpoint leaves only the vocabulary."""
+    """A run that is killed before its first checkpoint leaves only the vocabulary."""
     for path in (*finished.glob("*.safetensors"), *finished.glob("*.json*")):
         if path.name != "encoder.json":
             path.unlink()
@@ -395,14 +398,14 @@ def test_a_vocabulary_left_by_another_run_must_fit(corpus, finished):
 
 @pytest.fixture
 def sources() -> list[Source]:
-    """Each token is its own position (the second source's from 10,000), in lines of 5 and of 7."""
+    """Two sources with lines of 5 and 7 tokens. Token ids are positions, from 0 and from 10,000."""
     return [
         Source("a", np.arange(1000, dtype=np.uint16), np.arange(0, 1000, 5), 3.0),
         Source("b", np.arange(10_000, 12_000, dtype=np.uint16), np.arange(0, 2000, 7), 1.0),
     ]
 
 
-def test_rows_are_a_function_of_seed_and_step(sources):
+def test_rows_depend_only_on_seed_and_step(sources):
     rows = [draw_rows(sources, CONFIG, step) for step in range(6)]
     np.random.seed(0), torch.manual_seed(0)
     for step in (5, 0, 3):
@@ -411,29 +414,30 @@ def test_rows_are_a_function_of_seed_and_step(sources):
     assert not torch.equal(draw_rows(sources, replace(CONFIG, seed=1), 0), rows[0])
 
 
-def test_every_so_many_steps_rows_are_long(sources):
+def test_rows_are_long_at_regular_intervals(sources):
     shapes = [tuple(draw_rows(sources, CONFIG, step).shape) for step in range(6)]
-    assert shapes == [(4, 17), (4, 17), (2, 33)] * 2  # 64 tokens and what follows each row
+    assert shapes == [(4, 17), (4, 17), (2, 33)] * 2  # 64 tokens, and the next one of each row
     always = replace(CONFIG, long_every=1)
     assert draw_rows(sources, always, 0).shape == (2, 33)
     assert draw_rows(sources, CONFIG, 0).dtype == torch.int64
 
 
-def test_rows_begin_where_lines_do_and_run_on(sources):
+def test_rows_begin_at_line_starts_and_are_contiguous(sources):
     for step in range(200):
         rows = draw_rows(sources, CONFIG, step)
         assert (rows.diff(dim=1) == 1).all()
         for first in rows[:, 0].tolist():
             last = (1000 if first < 10_000 else 12_000) - rows.shape[1]
             line = first % 5 == 0 if first < 10_000 else (first - 10_000) % 7 == 0
-            assert line or first == last  # the last row of a source ends with it
+            assert line or first == last  # a row near the end of a source ends with the source
             assert first <= last
 
 
 def test_sources_are_drawn_by_weight(sources):
     config = replace(CONFIG, tokens=16 * 1000, long_every=10**6)
     firsts = draw_rows(sources, config, 0)[:, 0]
-    assert 0.71 < (firsts < 10_000).float().mean() < 0.79  # three in four; 1.4 % is one deviation
+    # 75% are expected, with a standard deviation of 1.4%
+    assert 0.71 < (firsts < 10_000).float().mean() < 0.79
     assert len(set(firsts.tolist())) > 300
 
 
@@ -454,7 +458,7 @@ def test_a_longer_run_has_the_same_rates_before_it_falls():
 
 
 @pytest.mark.parametrize("change", [{"warmup": 0}, {"decay": 0.0}, {"decay": 1.0}, {"steps": 1}])
-def test_the_rate_is_never_nothing_nor_above_its_highest(change):
+def test_the_rate_is_above_0_and_never_above_its_peak(change):
     config = replace(CONFIG, **change)
     factors = [learning_rate_factor(step, config) for step in range(config.steps)]
     assert all(0 < factor <= 1 for factor in factors)
@@ -490,7 +494,7 @@ def source_of(ids: np.ndarray) -> Source:
 
 
 def plain_bits(model: GPT2, ids: np.ndarray) -> float:
-    """Window by window in float32: each token but the first is predicted once."""
+    """Compute the bits in float32, one window at a time. Each token but the first is predicted."""
     nats, T = 0.0, model.config.n_ctx
     tokens = torch.from_numpy(ids.astype(np.int64))
     for first in range(0, len(tokens) - 1, T):
@@ -509,11 +513,11 @@ def test_bits_per_byte_equals_a_plain_loop(tiny_gpt2, length):
     sources = [source_of(ids), source_of(ids[::-1])]
     assert bits_per_byte(tiny_gpt2, sources[:1], 1000) == pytest.approx(expected / 1000, rel=1e-2)
     assert bits_per_byte(tiny_gpt2, sources, 500) == pytest.approx(expected_twice / 500, rel=1e-2)
-    assert expected >= 8.2 * (length - 1)  # a random model does worse than guessing, 8.1 bits
+    assert expected >= 8.2 * (length - 1)  # worse than a uniform prediction, which needs 8.1 bits
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary(tiny_gpt2):
-    """All logits are equal; and each source's first token is given, not predicted."""
+    """All its logits are equal. The first token of each source is given and not predicted."""
     with torch.no_grad():
         tiny_gpt2.wte.weight.zero_()
     held_out = [source_of(np.arange(n) % 277) for n in (200, 77, 33)]
@@ -531,8 +535,8 @@ def test_the_loss_is_cross_entropy_of_the_next_token(tiny_gpt2):
         assert total == pytest.approx(expected.item() * 57, rel=1e-2)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         pretrain(tmp_path, tmp_path, PretrainConfig(), device=CPU)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

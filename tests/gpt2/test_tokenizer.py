@@ -1,4 +1,4 @@
-"""The BPE, compared with tiktoken's own reading of OpenAI's files and the pattern of 2019."""
+"""The BPE is compared with tiktoken's loader and OpenAI's pattern."""
 
 import json
 import random
@@ -31,7 +31,10 @@ def openai_tokenizer(openai_124M) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def witness(openai_124M, tmp_path_factory) -> tiktoken.Encoding:
-    """tiktoken reads the two files itself, from their published SHA-256, through an empty cache."""
+    """An encoding from tiktoken's own loader.
+
+    The loader reads the two files and checks their SHA-256.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         files = str(openai_124M / "vocab.bpe"), str(openai_124M / "encoder.json")
@@ -93,7 +96,10 @@ def test_texts(openai_tokenizer, witness, text):
 
 
 def random_text(rng: random.Random) -> str:
-    """Scripts, controls and spaces mixed, and runs of the same, in pieces of up to 8."""
+    """Mix scripts, control characters, spaces and repeated characters.
+
+    The pieces have up to 8 characters.
+    """
     ranges = [
         (0, 0x80),
         (0x80, 0x250),
@@ -176,13 +182,13 @@ LONG = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
 def test_a_million_characters(openai_tokenizer, kind):
-    """tiktoken alone aborts on some of these."""
+    """Without our split, tiktoken aborts on some of these texts."""
     assert openai_tokenizer.decode(openai_tokenizer.encode(LONG[kind])) == LONG[kind]
 
 
 @pytest.mark.slow
 def test_a_million_surrogates(openai_tokenizer):
-    """Halves of a pair become U+FFFD; two that fit together become their character."""
+    """Unpaired surrogates become U+FFFD. A pair becomes its character."""
     lone = openai_tokenizer.encode("\ud83d" * MILLION)
     pairs = openai_tokenizer.encode("\ud83d\ude00" * (MILLION // 2))
     assert openai_tokenizer.decode(lone) == "\ufffd" * MILLION
@@ -194,7 +200,7 @@ def test_a_million_surrogates(openai_tokenizer):
 @pytest.mark.parametrize("length", [1, 999, 1_000, 1_001, 1_002, 1_500, 200_000])
 @pytest.mark.parametrize("space", [" ", "\n", "\u3000", " \n", "\x1c", "\x85\u2003 "])
 def test_cutting_long_runs_changes_no_token(openai_tokenizer, witness, space, length):
-    """Texts of 100,000 characters and more are split; these are short enough for tiktoken alone."""
+    """Texts of 100,000 characters are split. These are short enough to compare with tiktoken."""
     run = (space * length)[:length]
     filler = "word " * 20_000
     for end in ("x", "'s", "😀", "\x1c", "\ud800")[: 2 if length > 10_000 else 5]:
@@ -203,8 +209,8 @@ def test_cutting_long_runs_changes_no_token(openai_tokenizer, witness, space, le
         assert found == witness.encode_ordinary(text), end
 
 
-def test_long_runs_make_the_words_of_the_pattern(openai_tokenizer, witness):
-    """The words as Python's `regex` cuts them, each encoded alone, give the same tokens."""
+def test_long_runs_are_split_into_the_words_of_the_pattern(openai_tokenizer, witness):
+    """Words split by the package `regex` and encoded one by one give the same tokens."""
     rng = random.Random(3)
     pieces = []
     while sum(map(len, pieces)) < 150_000:
@@ -233,7 +239,7 @@ def test_no_network_and_no_cache(tmp_path, tiny_checkpoint, monkeypatch):
 
 
 def test_a_changed_file_is_read_anew(tmp_path):
-    """tiktoken's own loader would return the file that it read first."""
+    """tiktoken's own loader would return the old contents."""
     write_bpe(tmp_path, [("t", "h"), ("th", "e")])
     assert len(Tokenizer(tmp_path).encode("the")) == 1
     write_bpe(tmp_path, [("h", "e")])
@@ -244,14 +250,15 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 def test_tiny_vocabulary(tiny):
-    """Ids by hand: 256 + the merge's number; single bytes are ordered from `!` = 0 on."""
+    """The n-th merge has the id 256 + n. The ids of single bytes begin with 0 for `!`."""
     merge = {"".join(pair): 256 + n for n, pair in enumerate(TINY_MERGES)}
     assert (tiny.n_vocab, tiny.end_of_text_id) == (277, 276)
     assert tiny.encode("!") == [0]
     assert tiny.encode(" the") == [merge["Ġthe"]]
     assert tiny.encode("the") == [ord("t") - 33, merge["he"]]
     assert tiny.encode("you and") == [merge["you"], merge["Ġand"]]
-    assert tiny.decode(list(range(257))).count("\ufffd") > 0  # single bytes of longer characters
+    # a single byte of a longer character is not valid UTF-8
+    assert tiny.decode(list(range(257))).count("\ufffd") > 0
     assert tiny.encode("<|endoftext|>") != [276] and 276 not in tiny.encode("<|endoftext|>")
     for text in TEXTS:
         assert tiny.decode(tiny.encode(text)) == text
@@ -277,8 +284,8 @@ def test_hugging_faces_names(tmp_path, tiny):
 
 
 @pytest.mark.slow
-def test_write_bpe_makes_openais_bytes(tmp_path, openai_124M):
-    """From the genuine merges our writer makes vocab.bpe again, and the same ids."""
+def test_write_bpe_produces_openais_bytes(tmp_path, openai_124M):
+    """From OpenAI's merges our writer produces the same vocab.bpe and the same ids."""
     lines = (openai_124M / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
     write_bpe(tmp_path, [tuple(line.split(" ")) for line in lines])
     assert (tmp_path / "vocab.bpe").read_bytes() == (openai_124M / "vocab.bpe").read_bytes()
@@ -311,13 +318,13 @@ def test_a_missing_file_is_named(folder, name):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\ny ou\n", "\ny ou", "looks cut off"),
-        ("\ny ou\n", "\ny o", "looks cut off"),
+        ("\ny ou\n", "\ny ou", "cut off"),
+        ("\ny ou\n", "\ny o", "cut off"),
         ("#version: 0.2\n", "", "#version"),
         ("h e\n", "h e x\n", "line 3: expected two tokens to merge, found 'h e x'"),
         ("h e\n", "he\n", "line 3"),
         ("h e\n", " he\n", "line 3"),
-        ("h e\n", "h e\r\n", "Do the two files belong"),
+        ("h e\n", "h e\r\n", "first difference"),
         ("h e\n", "\n", "line 3"),
     ],
 )
@@ -325,7 +332,7 @@ def test_a_damaged_vocab_bpe(folder, old, new, message):
     text = (folder / "vocab.bpe").read_text(encoding="utf-8")
     assert text.count(old) == 1
     (folder / "vocab.bpe").write_text(text.replace(old, new), encoding="utf-8", newline="")
-    name = "encoder.json" if message.startswith("Do") else "vocab.bpe"
+    name = "encoder.json" if message == "first difference" else "vocab.bpe"
     assert message in outcome(folder, name)
 
 
@@ -387,7 +394,7 @@ def test_a_merge_listed_twice(tmp_path):
         assert "a merge is listed twice" in outcome(tmp_path, "encoder.json")
 
 
-def test_a_character_that_is_no_byte(tmp_path):
+def test_a_character_that_represents_no_byte(tmp_path):
     write_bpe(tmp_path, [("日", "本")])
     assert "'日'" in outcome(tmp_path, "vocab.bpe")
 

@@ -1,4 +1,4 @@
-"""Verifying a folder: what is right passes, and what is damaged in any place is reported."""
+"""Intact model folders pass every check, and damage is reported."""
 
 import hashlib
 import json
@@ -57,10 +57,10 @@ def failed(folder: Path) -> list[Check]:
     return [check for check in verify_model(folder) if not check.ok]
 
 
-# --- right folders ---
+# --- intact folders ---
 
 
-def test_a_right_folder_of_openais_format(openai):
+def test_an_intact_folder_in_openais_format(openai):
     checks = list(verify_model(openai))
     assert [check for check in checks if not check.ok] == []
     names = [check.what for check in checks if check.what.startswith("tensor ")]
@@ -72,7 +72,7 @@ def test_a_right_folder_of_openais_format(openai):
     assert f"all {sum(a.size for a in random_gpt2(TINY).values()):,}" in format_checks(checks)
 
 
-def test_a_right_folder_of_safetensors(safetensors):
+def test_an_intact_folder_of_safetensors(safetensors):
     checks = list(verify_model(safetensors))
     assert [check for check in checks if not check.ok] == []
     assert "as in SHA256SUMS" in format_checks(checks)
@@ -89,7 +89,7 @@ def test_no_folder_is_an_error(tmp_path):
 
 
 def places(size: int, count: int) -> list[int]:
-    """Both ends and some bytes between, the same each time."""
+    """Choose both ends of a file and some fixed positions between them."""
     inside = np.random.default_rng(size).integers(0, size, max(0, count - 2)).tolist()
     return sorted({0, size - 1, *inside})
 
@@ -143,7 +143,7 @@ def test_a_damaged_tensor_is_named_alone(openai):
 
 @pytest.mark.parametrize("kind", ["openai", "safetensors"])
 @pytest.mark.parametrize("harm", ["missing", "empty", "half", "a folder", "noise", "deep"])
-def test_a_file_that_is_gone_or_foreign_is_reported(request, kind, harm):
+def test_a_missing_or_foreign_file_is_reported(request, kind, harm):
     folder = request.getfixturevalue(kind)
     (folder / "SHA256SUMS").unlink(missing_ok=True)
     for path in sorted(folder.iterdir()):
@@ -153,7 +153,7 @@ def test_a_file_that_is_gone_or_foreign_is_reported(request, kind, harm):
             path.mkdir()
         elif harm != "missing":
             noise = np.random.default_rng(1).bytes(len(raw))
-            deep = b"[" * 200_000  # as JSON, deeper than Python's recursion goes
+            deep = b"[" * 200_000  # JSON that exceeds Python's recursion limit
             path.write_bytes(
                 {"empty": b"", "half": raw[: len(raw) // 2], "noise": noise, "deep": deep}[harm]
             )
@@ -224,7 +224,7 @@ def test_the_genuine_index_without_its_data(openai_124M, tmp_path):
     for name in (DATA, "names and shapes", "model", "published logits", "published continuation"):
         assert not found[name].ok, name
     assert "is missing" in found[DATA].detail
-    folder = tmp_path / "124M"  # by this name the files are compared even if sizes cannot be read
+    folder = tmp_path / "124M"  # this name selects the published files even without sizes
     shutil.copytree(openai_124M, folder, copy_function=shutil.copyfile)
     (folder / "hparams.json").write_text("{}")
     (folder / "vocab.bpe").write_text("#version: 0.2\n")
@@ -232,9 +232,9 @@ def test_the_genuine_index_without_its_data(openai_124M, tmp_path):
     assert "expected 456,318" in details["vocab.bpe"] and "keys" in details["sizes"]
 
 
-def test_the_size_that_a_folder_is_named_after(tmp_path, openai, safetensors):
+def test_a_folder_must_have_the_size_in_its_name(tmp_path, openai, safetensors):
     (check, *_) = [c for c in failed(openai.rename(tmp_path / "355M")) if c.what == "sizes"]
-    assert "but the 355M model has" in check.detail
+    assert "355M has GPT2Config" in check.detail
     details = {c.what: c.detail for c in failed(safetensors.rename(tmp_path / "124M"))}
     assert "expected 548,105,171" in details["model.safetensors"]
 
@@ -246,7 +246,8 @@ def test_logits_of_a_new_head(openai):
     found = verify.logits_of_new_head(model, ids, 3, seed=123)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.head.weight is model.wte.weight
-    generator = torch.Generator().manual_seed(123)  # nn.Linear: U(-1/sqrt(C), 1/sqrt(C)), both
+    # nn.Linear draws its weight and its bias from U(-1/sqrt(C), 1/sqrt(C))
+    generator = torch.Generator().manual_seed(123)
     bound = 8**-0.5
     with torch.no_grad():
         expected_head.weight.uniform_(-bound, bound, generator=generator)
@@ -266,7 +267,7 @@ def test_a_greedy_continuation(openai):
 
 
 def test_published_numbers_are_compared(openai, safetensors, monkeypatch):
-    """As if the tiny folders were the ones that numbers were published for."""
+    """The test pretends that outputs were published for the tiny models."""
     model, tokenizer = load_gpt2(openai), Tokenizer(openai)
     for name, path in (
         ("HUGGING_FACE_124M", safetensors / "model.safetensors"),

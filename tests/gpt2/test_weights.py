@@ -1,4 +1,4 @@
-"""Weights on disk to a model, compared with the oracle and Hugging Face, and with any damage."""
+"""Loaded weights are compared with the numpy oracle and Hugging Face."""
 
 import json
 import math
@@ -34,14 +34,17 @@ DATA = "model.ckpt.data-00000-of-00001"
 
 
 def hugging_face_name(name: str) -> str:
-    """`model/h0/attn/c_attn/w` -> `h.0.attn.c_attn.weight`, by rule and not by the package's map."""
+    """Convert `model/h0/attn/c_attn/w` to `h.0.attn.c_attn.weight`, without the package's map."""
     name = re.sub(r"^h(\d+)/", r"h.\1/", name.removeprefix("model/")).replace("/", ".")
     name = re.sub(r"\.[wg]$", ".weight", re.sub(r"\.b$", ".bias", name))
     return name if "." in name else f"{name}.weight"
 
 
 def hugging_face_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The same weights as Hugging Face stores them: Conv1D keeps (in, out), without OpenAI's 1."""
+    """Convert arrays to Hugging Face's layout.
+
+    Its Conv1D weights are (in, out) instead of (1, in, out).
+    """
     return {
         hugging_face_name(name): torch.from_numpy(array[0].copy() if array.ndim == 3 else array)
         for name, array in arrays.items()
@@ -85,7 +88,7 @@ def assert_logits_of_the_oracle(folder: Path) -> None:
         expected = oracle.gpt2(ids, raw, model.config.n_head)
         with torch.no_grad():
             found = model(torch.from_numpy(ids)[None])[0].numpy()
-        assert expected.std() > 0.3  # the logits are no mere zeros
+        assert expected.std() > 0.3  # logits near zero would hide errors
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
@@ -97,8 +100,8 @@ def test_oracle_on_a_folder_like_openais(tiny_checkpoint):
     assert_logits_of_the_oracle(tiny_checkpoint)
 
 
-def test_oracle_where_the_eps_of_layer_norm_counts(tmp_path):
-    """Small embeddings make the variance small compared with its eps."""
+def test_oracle_where_the_eps_of_layer_norm_matters(tmp_path):
+    """With small embeddings, the variance is smaller than eps."""
     raw = random_gpt2(HPARAMS, seed=6)
     raw["model/wte"] *= np.float32(0.02)
     raw["model/wpe"] *= np.float32(0.02)
@@ -107,7 +110,7 @@ def test_oracle_where_the_eps_of_layer_norm_counts(tmp_path):
     write_random_gpt2(tmp_path, HPARAMS)
     write_bundle(tmp_path, raw)
     with torch.no_grad():
-        # the head is as small as wte; made large again, so that 1e-4 is a strict bound
+        # the head is as small as wte; it is scaled up again, so that 1e-4 is a strict tolerance
         found = load_gpt2(tmp_path)(torch.from_numpy(ids)[None])[0].numpy() * 50
     np.testing.assert_allclose(found, expected * 50, atol=1e-4, rtol=0)
 
@@ -198,7 +201,7 @@ def test_a_loaded_model_is_like_a_new_one(any_folder):
 
 
 def test_parameters_own_their_memory(any_folder):
-    """Neither the files nor another parameter change with one, nor it with them."""
+    """Changing a parameter does not change the files or another parameter, and vice versa."""
     before = {path: path.read_bytes() for path in any_folder.iterdir()}
     model = load_gpt2(any_folder)
     places = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -248,7 +251,7 @@ def test_stored_parameters_yields_each_once(any_folder):
 
 
 def test_a_file_is_opened_a_few_times_not_once_per_tensor(tmp_path, arrays, monkeypatch):
-    """Once for its names, and once per block and for wte, wpe and ln_f."""
+    """It is opened once for the names, and once each for wte, wpe, ln_f and every block."""
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     opened, original = [], weights.mapped_tensors
     monkeypatch.setattr(weights, "mapped_tensors", lambda path: opened.append(1) or original(path))
@@ -256,7 +259,7 @@ def test_a_file_is_opened_a_few_times_not_once_per_tensor(tmp_path, arrays, monk
     assert len(opened) <= HPARAMS["n_layer"] + 4 < len(arrays)
 
 
-def test_a_model_without_memory_is_like_a_new_one():
+def test_a_model_on_the_meta_device_is_like_a_new_one():
     config, before = GPT2Config(**HPARAMS), torch.get_rng_state()
     shapes = {name: p.shape for name, p in meta_gpt2(config).named_parameters()}
     assert torch.equal(torch.get_rng_state(), before)
@@ -266,7 +269,7 @@ def test_a_model_without_memory_is_like_a_new_one():
 
 @pytest.mark.slow
 def test_each_array_reaches_its_own_parameter(openai, arrays):
-    """One array after the other gets other numbers: one parameter changes, each time another."""
+    """When the values of one array change, exactly one parameter changes."""
     before, changed_by = dict(load_gpt2(openai).named_parameters()), {}
     for name in arrays:
         write_bundle(openai, arrays | {name: arrays[name] + 1})
@@ -301,7 +304,7 @@ def test_round_trip_is_bit_equal(tmp_path, tiny_gpt2):
     found = load_gpt2(tmp_path / "saved")
     assert found.config == tiny_gpt2.config
     assert_equal_models(found, tiny_gpt2)
-    # and a second time the very same bytes
+    # saving a second time gives the same bytes
     save_gpt2(found, tmp_path / "again")
     for name in ("model.safetensors", "hparams.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
@@ -315,7 +318,7 @@ def test_saved_tensors_are_hugging_faces(tmp_path, openai, arrays):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_saved_halves_are_rounded_once(tmp_path, tiny_gpt2):
+def test_saved_float16_weights_are_rounded_once(tmp_path, tiny_gpt2):
     save_gpt2(tiny_gpt2, tmp_path, dtype=torch.float16)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
     for name, parameter in load_gpt2(tmp_path).named_parameters():
@@ -334,7 +337,10 @@ def outcome(folder: Path) -> str:
 
 @pytest.fixture(params=["openai", "hugging face"])
 def rewrite(request, tmp_path):
-    """write(arrays) -> folder, in either format; and how that format calls an array."""
+    """Return two functions for one of the formats.
+
+    The first writes arrays to a folder, and the second converts an array's name.
+    """
     folder = tmp_path / "changed"
 
     def write(arrays: dict[str, np.ndarray]) -> Path:
@@ -408,8 +414,8 @@ def test_numbers_that_are_not_finite_are_refused(rewrite, arrays, name, value):
 
 
 @pytest.mark.parametrize("dtype", ["i4", "i8"])
-def test_whole_numbers_are_no_weights(rewrite, arrays, dtype):
-    """A quantised file has the right names and shapes, and would load as nonsense."""
+def test_integers_are_not_accepted_as_weights(rewrite, arrays, dtype):
+    """A quantised file has the correct names and shapes, but its values are not weights."""
     write, on_disk = rewrite
     name = "model/h0/mlp/c_fc/w"
     message = outcome(write(arrays | {name: np.ones((1, 8, 32), dtype)}))
@@ -433,7 +439,7 @@ def test_a_missing_file_is_named(openai, name):
     assert name in outcome(openai)
 
 
-def test_something_else_than_a_folder_is_named(tmp_path):
+def test_a_path_that_is_not_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "none", tmp_path / "file"):
         assert "folder" in outcome(folder)
@@ -495,7 +501,7 @@ def hugging_face():
 
 
 def test_hugging_faces_logits(tmp_path, hugging_face):
-    hugging_face.save_pretrained(tmp_path)  # config.json and model.safetensors as they write them
+    hugging_face.save_pretrained(tmp_path)  # writes config.json and model.safetensors
     model = load_gpt2(tmp_path)
     ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
@@ -503,7 +509,7 @@ def test_hugging_faces_logits(tmp_path, hugging_face):
 
 
 def test_hugging_faces_gradients(tmp_path, hugging_face):
-    """In float64, so that rounding hides nothing; wte gets its gradient from both ends."""
+    """The comparison is in float64, so rounding hides nothing. wte gets gradients from two places."""
     state = {n: t.clone() for n, t in hugging_face.state_dict().items() if n != "lm_head.weight"}
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(hugging_face.config.to_dict()))
@@ -543,7 +549,7 @@ def test_a_flipped_bit_of_the_data_is_refused_on_loading(openai):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "hparams.json"])
 def test_files_are_compared_with_their_sums(tmp_path, arrays, name):
-    """Another number of heads fits the same weights, and is another model."""
+    """hparams.json needs a checksum, too: another n_head fits the same weights."""
     folder = write_hugging_face(tmp_path / "hf", hugging_face_tensors(arrays))
     lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / "SHA256SUMS").write_text("".join(lines))

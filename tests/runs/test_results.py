@@ -237,7 +237,7 @@ def test_changed_answers_are_refused(run: Path, tmp_path: Path) -> None:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     answers = tmp_path / "val-answers.jsonl"
     answers.write_text(answers.read_text().replace("ham", "spam", 1))
-    with pytest.raises(CheckpointError, match="changed since the run was complete"):
+    with pytest.raises(CheckpointError, match="val-answers.jsonl differs"):
         assess_again(Classifier.load(tmp_path), load_messages("hard")[:20], tmp_path)
 
 

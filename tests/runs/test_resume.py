@@ -189,7 +189,7 @@ def test_two_states_are_kept_and_the_newest_undamaged_one_is_used(
     newer.write_bytes(raw)
     said = listen()
     resume_training(run)
-    assert any(f"{newer} is damaged" in line and "the state before" in line for line in said)
+    assert any(f"{newer} is damaged" in line for line in said)
     assert f"resuming from {older}" in said
     assert newer.with_name(f"{newer.name}.bad").exists()
     assert digests(run) == digests(unbroken)
@@ -528,7 +528,7 @@ def test_a_second_signal_stops_at_once(tiny_checkpoint, table, tmp_path, monkeyp
 
     monkeypatch.setattr(TrainingRun, "step", step)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="at once"):
+    with pytest.raises(Interrupted, match="stopped immediately"):
         train(tiny_checkpoint, table, tmp_path / "run")
     assert not list((tmp_path / "run").glob("state*"))
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,4 +1,4 @@
-"""Texts to padded batches: only what is cut is lost, and what is cut is counted."""
+"""Texts become padded batches, and only the part after max_tokens is lost."""
 
 import random
 from pathlib import Path
@@ -27,8 +27,8 @@ def test_texts_become_their_tokens(tokenizer):
 
 
 @pytest.mark.parametrize(("max_tokens", "cut"), [(1, 3), (4, 2), (5, 1), (6, 1), (7, 0)])
-def test_the_cut_ones_are_counted(tokenizer, max_tokens, cut):
-    texts = ["", "xyzab", "xy", "xyzabkj"]  # no merge joins these letters: 1, 5, 2 and 7 tokens
+def test_cut_texts_are_reported(tokenizer, max_tokens, cut):
+    texts = ["", "xyzab", "xy", "xyzabkj"]  # no merge joins the letters, so 1, 5, 2 and 7 tokens
     encoded, found = encode_texts(texts, tokenizer, max_tokens)
     assert sum(found) == cut and found[0] is False
     assert [tokenizer.decode(ids) for ids in encoded[1:]] == [t[:max_tokens] for t in texts[1:]]
@@ -104,7 +104,10 @@ def mini() -> Tokenizer:
 
 
 def adversarial(draw: random.Random, tokenizer: Tokenizer, size: int) -> str:
-    """Runs, mixtures, and strings of the longest tokens, of about `size` characters."""
+    """Make a text of about `size` characters that is hard to tokenise.
+
+    It has repeated characters, mixtures, or many of the longest tokens.
+    """
     kind = draw.randrange(3)
     if kind == 0:
         return (draw.choice(ALPHABETS) * size)[:size]
@@ -142,7 +145,7 @@ def test_a_text_cut_before_it_is_encoded_has_the_same_first_tokens(
     "text",
     [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6, "a " * 10**6, "=" * 10**7],
 )
-def test_of_an_enormous_text_only_the_beginning_is_encoded(mini, monkeypatch, text) -> None:
+def test_only_the_beginning_of_an_enormous_text_is_encoded(mini, monkeypatch, text) -> None:
     given = []
     encode = mini.encode
     monkeypatch.setattr(mini, "encode", lambda part: given.append(len(part)) or encode(part))
@@ -160,7 +163,7 @@ def test_white_space_is_one_end_of_text(mini: Tokenizer) -> None:
 @pytest.mark.parametrize(
     "text", ["a\x00b", "\x1b[31m\x07", "\x00", "say <|endoftext|> now", "\ufeff"]
 )
-def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
+def test_unusual_characters_are_encoded(mini: Tokenizer, text: str) -> None:
     (ids,), _ = encode_texts([text], mini, 100)
     assert mini.decode(ids) == text and mini.end_of_text_id not in ids
 
@@ -171,17 +174,17 @@ def test_odd_characters_are_ordinary(mini: Tokenizer, text: str) -> None:
         ([[1, 277]], "text 0.* 277.* 0 to 276"),
         ([[1], [0, -1]], "text 1.* -1"),
         ([[3], []], "text 1.* no ids"),
-        ([1, 2], "text 0.* is 1, not a list"),
-        (torch.tensor([1, 2]), "text 0.* not a list"),
+        ([1, 2], "text 0.* a list of ids, not 1"),
+        (torch.tensor([1, 2]), "text 0.* a list of ids"),
         ([[1], [2.0]], "text 1.* float"),
         ([np.array([1.0])], "text 0.* float"),
         (torch.tensor([[1.0, 2.0]]), "text 0.* float"),
-        (["12"], "text 0.* '12', not a list"),
+        (["12"], "text 0.* a list of ids, not '12'"),
         ([[1, None]], "text 0.* NoneType"),
     ],
 )
 def test_ids_that_the_model_does_not_have_are_refused(tiny_checkpoint, encoded, message):
-    """Before they reach a GPU, which they would leave unusable."""
+    """The ids are checked before they reach a GPU, which an invalid id would make unusable."""
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
     for use in (classifier.logits, classifier.texts):
         with pytest.raises(DataError, match=message):
@@ -192,7 +195,7 @@ def test_ids_that_the_model_does_not_have_are_refused(tiny_checkpoint, encoded, 
         assert torch.equal(classifier.logits(same), expected)
 
 
-def test_no_texts_are_no_answers(tiny_checkpoint):
+def test_an_empty_list_of_texts_has_no_predictions(tiny_checkpoint):
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"])
     assert classifier.predict([]) == [] and classifier.logits([]).shape == (0, 2)
     assert len(classifier.predict(["one"])) == 1

@@ -1,4 +1,4 @@
-"""The device, the threads and the precision asked for, as far as they are available."""
+"""The requested device, threads and precision are used if available."""
 
 import os
 import platform
@@ -33,7 +33,8 @@ def test_the_best_device_or_the_named_one(monkeypatch: MonkeyPatch, there: list[
 
 
 HAVE = [{"avx512_bf16": True, "amx_bf16": False}, {"amx_bf16": True}, {"bf16": True}]
-LACK = [{"avx512_bf16": False, "amx_bf16": False, "avx2": True}, {}, None]  # None: an older torch
+# capabilities of CPUs without bfloat16; None stands for an older torch that does not list them
+LACK = [{"avx512_bf16": False, "amx_bf16": False, "avx2": True}, {}, None]
 
 
 @pytest.mark.parametrize("flags", HAVE + LACK)
@@ -48,7 +49,7 @@ def test_only_cpus_may_lack_bfloat16(monkeypatch: MonkeyPatch, flags: dict[str, 
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="its flags")
-def test_whether_they_do_is_what_linux_says() -> None:
+def test_bfloat16_is_detected_as_linux_reports_it() -> None:
     there = {"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
     assert (arithmetic(torch.bfloat16, torch.device("cpu")) == torch.bfloat16) == bool(there)
 

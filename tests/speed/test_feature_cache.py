@@ -1,4 +1,4 @@
-"""Training on cached features gives the same losses, gradients and weights as the plain loop."""
+"""Training on cached features equals the plain training loop."""
 
 import logging
 import math
@@ -30,13 +30,19 @@ WORDS = ["the", "you", "and", "win", "see", "at", "ten", "house", "in", "another
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three blocks, so that two can train after a frozen one."""
+    """A model with three blocks.
+
+    Two of them can be trained after a frozen one.
+    """
     return write_checkpoint(tmp_path_factory.mktemp("base"), seed=77, n_layer=3)
 
 
 @pytest.fixture
 def split() -> Split:
-    """Texts of many lengths, with copies, some of which begin alike."""
+    """A split with texts of many lengths.
+
+    Some are identical, and some have a common prefix.
+    """
     draw = torch.Generator().manual_seed(4)
     texts = []
     for _ in range(24):
@@ -48,7 +54,7 @@ def split() -> Split:
 
 
 def plain_logits(classifier: Classifier, texts: list[str]) -> Tensor:
-    """As a textbook has it: all blocks for a padded batch of whole texts."""
+    """Compute logits with all blocks on a padded batch."""
     ids, lengths = pad_batch(classifier.encode(texts)[0], 276, classifier.description.pad_to)
     states = classifier.model.hidden(ids)
     return classifier.model.head(pool(states, lengths, classifier.description.pooling))
@@ -57,7 +63,10 @@ def plain_logits(classifier: Classifier, texts: list[str]) -> Tensor:
 def plain_training(
     classifier: Classifier, split: Split, config: TrainConfig
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """(the loss of each step, the gradients of the first), by a full forward each step."""
+    """Train with full forward passes.
+
+    Returns the loss of each step and the gradients of the first step.
+    """
     set_trainable(classifier.model, config.n_last_blocks, config.final_norm)
     trained = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -110,8 +119,9 @@ def test_training_equals_the_plain_loop(
         last.model.named_parameters(), plain.model.parameters(), strict=True
     ):
         keep = torch.arange(len(found)) >= 0
-        # No answer depends on the key bias, nor, where the first token looks at itself alone, on any
-        # query or key. The plain loop's rounding errors there are steps of full size to AdamW.
+        # The output does not depend on the key bias. If the first token sees only itself, the output
+        # does not depend on any query or key either. In the plain loop, their gradients are rounding
+        # errors, which AdamW turns into steps of full size.
         if name.endswith("c_attn.bias"):
             keep[32:64] = False
         if "c_attn" in name and pooling == "first_token":
@@ -121,7 +131,9 @@ def test_training_equals_the_plain_loop(
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("n_last_blocks", [0, 1, 2])
-def test_so_are_the_gradients(base: Path, split: Split, pooling: str, n_last_blocks: int) -> None:
+def test_gradients_equal_those_of_the_plain_loop(
+    base: Path, split: Split, pooling: str, n_last_blocks: int
+) -> None:
     config = TrainConfig(n_last_blocks, epochs=1, batch_size=len(split.train), seed=5)
     ours, plain = (Classifier.on_base(base, ["ham", "spam"], pooling=pooling) for _ in range(2))
     _, expected = plain_training(plain, split, config)
@@ -136,8 +148,8 @@ def test_so_are_the_gradients(base: Path, split: Split, pooling: str, n_last_blo
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
-def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
-    """What the lecture reads, the state of a pad, comes out of kept features too."""
+def test_a_recipe_with_padding_reads_the_padding(base: Path, split: Split) -> None:
+    """The lecture reads the output at a padding position. Cached features give the same output."""
     from dataclasses import replace
 
     classifier = Classifier.on_base(base, ["ham", "spam"], pooling="last_position")
@@ -158,7 +170,7 @@ def test_a_padded_recipe_reads_its_pads(base: Path, split: Split) -> None:
 def test_weights_do_not_depend_on_what_filled_the_cache(
     base: Path, split: Split, tmp_path: Path, n_last_blocks: int
 ) -> None:
-    """The same bits with an empty cache, without one, and with one that other texts filled."""
+    """An empty cache, no cache, and a cache filled by other texts give bit-identical weights."""
     config, found = TrainConfig(n_last_blocks, epochs=2, batch_size=4, lr=2e-3), []
     texts = [m.text for m in split.train]
     others = [f"{text} {n * '.'}" for n, text in enumerate(texts)]
@@ -176,10 +188,10 @@ def test_weights_do_not_depend_on_what_filled_the_cache(
     assert all(file == found[0] for file in found)
 
 
-# --- when it would not be exact ---
+# --- when the cache would not be exact ---
 
 
-def test_it_switches_itself_off_and_says_why(base: Path) -> None:
+def test_the_cache_is_not_used_and_the_reason_is_logged(base: Path) -> None:
     said = listen()
 
     def depth_of(classifier: Classifier) -> int:
@@ -192,7 +204,7 @@ def test_it_switches_itself_off_and_says_why(base: Path) -> None:
     set_trainable(classifier.model, 1)
     assert depth_of(classifier) == 2 and said == []
     set_trainable(classifier.model, 3)
-    assert depth_of(classifier) == 0 and said == []  # nothing is frozen: nothing to say
+    assert depth_of(classifier) == 0 and said == []  # no log line if no block is frozen
     set_trainable(classifier.model, 0)
     assert depth_of(classifier) == 3 and said == []
     classifier.model.wpe.weight.requires_grad_(True)
@@ -209,8 +221,8 @@ def test_it_switches_itself_off_and_says_why(base: Path) -> None:
     assert depth_of(positional) == 0 and "other texts in the batch" in said[0]
 
 
-def test_a_changed_part_is_computed_as_it_is(base: Path) -> None:
-    """In training and in prediction, wherever it stands."""
+def test_a_changed_part_is_not_ignored(base: Path) -> None:
+    """This holds in training and in prediction, and for a part at any place."""
     for n in range(3):
         classifier = Classifier.on_base(base, ["a", "b"])
         set_trainable(classifier.model, 1)
@@ -245,8 +257,8 @@ def test_equal_texts_are_computed_once(base: Path, monkeypatch: pytest.MonkeyPat
 def test_an_interrupted_computation_resumes_with_the_same_bits(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int, killed: bool
 ) -> None:
-    """A kill loses the batches that are not yet in a shard."""
-    monkeypatch.setattr(feature_cache, "SHARD", 2000)  # two or three batches
+    """A killed process loses only the batches that are not in a shard yet."""
+    monkeypatch.setattr(feature_cache, "SHARD", 2000)  # a shard has two or three batches
     monkeypatch.setattr(frozen_trunk, "TOKENS", {"cpu": 9})
     model = Classifier.on_base(base, ["a", "b"]).model
     draw = torch.Generator().manual_seed(3)
@@ -283,7 +295,7 @@ def test_an_interrupted_computation_resumes_with_the_same_bits(
     assert len(computed) == again, "read from the store"
 
 
-def test_a_second_run_computes_nothing_and_other_depths_keep_theirs(
+def test_a_second_run_computes_nothing_and_each_depth_has_its_own_features(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Classifier.on_base(base, ["a", "b"]).model
@@ -316,7 +328,7 @@ def test_a_second_run_computes_nothing_and_other_depths_keep_theirs(
 
 
 def test_other_weights_have_other_features(base: Path, tmp_path: Path) -> None:
-    """Also when a block that trained before is frozen again."""
+    """This also holds for a block that was trained and is then frozen again."""
     classifier = Classifier.on_base(base, ["a", "b"])
     store = FeatureStore(tmp_path)
     before = Features(Trunk(classifier.model, 2), [[1, 2]], store=store).batch([0])[0]
@@ -356,7 +368,7 @@ def test_predictions_in_bfloat16_follow_the_weights(
     change: Callable[[Classifier], None],
     first_mode: bool,
 ) -> None:
-    """The rounded copy of the frozen blocks is never older than the blocks, in inference mode too."""
+    """The rounded copy of the frozen blocks is always up to date, also in inference mode."""
     monkeypatch.setattr(
         "gpt2_from_scratch.classifier.classifier.arithmetic", lambda dtype, device: dtype
     )

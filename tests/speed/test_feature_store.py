@@ -1,4 +1,7 @@
-"""Features on disk survive kills, damage, full disks and other processes, or are computed again."""
+"""Features on disk survive kills, damage, full disks and other processes.
+
+Otherwise they are computed again.
+"""
 
 import json
 import logging
@@ -48,7 +51,10 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="needs forks, signals and rig
 
 
 def made(numbers: Iterable[int], dtype: torch.dtype = torch.float32, tokens: int = 1) -> dict:
-    """Features (T, 8) of some texts, the same in every process, some of them odd numbers."""
+    """Make features (T, 8) of some texts.
+
+    They include special values, and are the same in every process.
+    """
     texts = {}
     for n in numbers:
         draw = torch.Generator().manual_seed(n)
@@ -58,7 +64,10 @@ def made(numbers: Iterable[int], dtype: torch.dtype = torch.float32, tokens: int
 
 
 def found_in(shards: Iterable[Shard], texts: dict[bytes, torch.Tensor]) -> set[bytes]:
-    """Which of the texts the shards have; what they have is correct to the last bit."""
+    """Return which texts the shards contain.
+
+    This checks that their features are bit-identical.
+    """
     pairs = [(k, shard.states(k)) for shard in shards for k in shard.places.keys() & texts.keys()]
     for k, states in pairs:
         assert states.dtype == texts[k].dtype and states.shape == texts[k].shape
@@ -67,7 +76,10 @@ def found_in(shards: Iterable[Shard], texts: dict[bytes, torch.Tensor]) -> set[b
 
 
 def check(found: Features, model: GPT2, texts: list[list[int]]) -> None:
-    """Compare with the blocks, one text at a time; of many texts some."""
+    """Compare features with the output of the blocks for single texts.
+
+    If there are many texts, only a sample is compared.
+    """
     x, lengths = found.batch(range(len(texts)))
     assert lengths.tolist() == [len(text) for text in texts]
     with torch.no_grad():
@@ -77,7 +89,7 @@ def check(found: Features, model: GPT2, texts: list[list[int]]) -> None:
 
 
 def features(model: GPT2, folder: Path, texts: list = TEXTS, limit: float | None = None):
-    """Features in a store in this folder, after a check that they are correct."""
+    """Compute features with a store in this folder, and check them."""
     found = Features(Trunk(model, 2), texts, store=FeatureStore(folder, limit))
     check(found, model, texts)
     return found
@@ -88,7 +100,10 @@ def files(folder: Path, ending: str = ".safetensors") -> list[Path]:
 
 
 def elsewhere(function: Callable, *arguments: object) -> str:
-    """Run a function of this file in a process of its own, and return what it printed."""
+    """Run a function of this file in another process.
+
+    Returns its output.
+    """
     code = (
         f"import sys, importlib.util as u; s = u.spec_from_file_location('t', {__file__!r}); "
         f"t = u.module_from_spec(s); s.loader.exec_module(t); t.{function.__name__}(*sys.argv[1:])"
@@ -106,8 +121,9 @@ def test_what_is_saved_is_found_to_the_bit(tmp_path: Path, dtype: torch.dtype) -
     for texts in (first, second, first):
         assert found_in([saving.save("space", texts)], texts) == texts.keys()
     saving.save("other", made([1]))
-    assert len(files(folder)) == 3  # what is saved twice is there once
-    (folder / "space" / f"{0:064}.safetensors").symlink_to("nowhere")  # removed since it was listed
+    assert len(files(folder)) == 3  # a shard that is saved twice exists once
+    # a dangling link behaves like a file that was removed after it was listed
+    (folder / "space" / f"{0:064}.safetensors").symlink_to("nowhere")
     for store in (saving, FeatureStore(folder)):
         assert found_in(store.find("space", both), both) == both.keys()
         assert found_in(store.find("space", second), both) == second.keys()
@@ -138,7 +154,8 @@ def test_damaged_shards_are_computed_again(tiny_gpt2: GPT2, tmp_path: Path) -> N
     features(tiny_gpt2, tmp_path)
     (path,) = files(tmp_path)
     raw, save = path.read_bytes(), safetensors.torch.save
-    others = save({"x": torch.zeros(3)}), save(safetensors.torch.load(raw))  # without a checksum
+    # other tensors, and a shard without a checksum
+    others = save({"x": torch.zeros(3)}), save(safetensors.torch.load(raw))
     for damaged in (raw[:-1], raw[:100], b"", random.Random(1).randbytes(1000), *others):
         path.write_bytes(damaged)
         lines = listen()
@@ -148,19 +165,19 @@ def test_damaged_shards_are_computed_again(tiny_gpt2: GPT2, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("part", ["states", "keys", "ends", "checksums"])
-def test_whichever_bit_flips_nothing_wrong_is_found(tmp_path: Path, part: str) -> None:
+def test_a_flipped_bit_never_gives_wrong_features(tmp_path: Path, part: str) -> None:
     lines, texts = listen(), made(range(3))
     store = FeatureStore(tmp_path)
     raw = (path := store.save("space", texts).path).read_bytes()
     head = 8 + int.from_bytes(raw[:8], "little")
     for place in range(*(head + n for n in json.loads(raw[8:head])[part]["data_offsets"])):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :])
-        found = found_in(store.find("space", texts), texts)  # raises for what is wrong
+        found = found_in(store.find("space", texts), texts)  # fails if any features are wrong
         assert part == "keys" or (not found and not path.exists() and lines.pop())
 
 
 def is_killed(folder: str) -> None:
-    """Forks that save one shard, and are killed at some point of saving a second."""
+    """Fork processes that are killed while they save a second shard."""
 
     def killed(*args: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -185,8 +202,8 @@ def is_killed(folder: str) -> None:
 
 @pytest.mark.slow
 @POSIX
-def test_kill_9_leaves_whole_shards_and_temporary_files(tmp_path: Path) -> None:
-    """While a file is written, before it gets its name, and afterwards."""
+def test_kill_9_leaves_complete_shards_and_temporary_files(tmp_path: Path) -> None:
+    """The process is killed while a file is written, before it is renamed, and afterwards."""
     assert elsewhere(is_killed, tmp_path) == ""
     left, whole = files(tmp_path, ".tmp"), files(tmp_path)
     store = FeatureStore(tmp_path)
@@ -197,11 +214,11 @@ def test_kill_9_leaves_whole_shards_and_temporary_files(tmp_path: Path) -> None:
         for path in (*folder.iterdir(), folder):
             os.utime(path, (time.time() - 7200,) * 2)
     assert sorted([*whole, store.save("space", made([999])).path]) == files(tmp_path)
-    assert files(tmp_path, ".tmp") == left[:1]  # perhaps another process is writing it
+    assert files(tmp_path, ".tmp") == left[:1]  # it is recent, so a process might be writing it
 
 
 def shares(folder: str) -> None:
-    """Two processes that find and save by turns the same texts."""
+    """Run by two processes that alternately find and save the same texts."""
     child = os.fork()
     draw = random.Random(child == 0)
     for first in draw.choices(range(5), k=30):
@@ -222,7 +239,9 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
     assert found_in(FeatureStore(tmp_path).find("space", texts), texts) == texts.keys()
 
 
-def test_what_others_remove(tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_shards_that_another_process_removes(
+    tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
     monkeypatch.setattr(feature_cache, "MEMORY", 0)  # reads the file for each text anew
     found = features(tiny_gpt2, tmp_path)
     assert FeatureStore(tmp_path).clear() > 0
@@ -248,7 +267,7 @@ def a_pipe(path: Path) -> None:
 def a_socket(path: Path) -> None:
     path.unlink()
     here = os.getcwd()
-    os.chdir(path.parent)  # the whole path is too long for a socket
+    os.chdir(path.parent)  # the full path is too long for a socket
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -267,7 +286,7 @@ def a_link_to_itself(path: Path) -> None:
 
 
 def crafted(path: Path, **change: torch.Tensor) -> None:
-    """Replace tensors of a shard; its checksums are right."""
+    """Replace tensors of a shard, and give it correct checksums."""
     tensors = safetensors.torch.load(path.read_bytes()) | change
     if len(tensors["checksums"]):
         bounds = [0, *tensors["ends"].tolist()]
@@ -314,7 +333,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 def test_whatever_happens_to_a_shard_its_texts_are_computed_again(
     tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch, harm: str
 ) -> None:
-    """While it is in use, and before the next run; a log line says so."""
+    """This holds for a shard that is in use, and between two runs. A log line reports it."""
     monkeypatch.setattr(feature_cache, "MEMORY", 0)  # reads the file for each text anew
     for in_use in (True, False):
         folder = tmp_path / str(in_use)
@@ -330,12 +349,12 @@ def test_whatever_happens_to_a_shard_its_texts_are_computed_again(
         lines.clear()
         assert torch.equal(features(tiny_gpt2, folder).batch(range(6))[0], expected)
         assert in_use or harm == "a folder" or "5 distinct texts from the cache" in lines.pop()
-    for theirs in ("a folder", "a link"):  # what is not ours stays
+    for theirs in ("a folder", "a link"):  # these are not removed, because we did not create them
         assert harm != theirs or len([*tmp_path.glob("*/*/theirs"), *tmp_path.glob("*/*/*/theirs")])
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_in_use_is_seen_and_the_shard_replaced(
+def test_a_flipped_bit_in_a_shard_in_use_is_noticed_and_the_shard_replaced(
     tiny_gpt2: GPT2, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_cache, "MEMORY", 0)
@@ -347,10 +366,12 @@ def test_a_flipped_bit_in_use_is_seen_and_the_shard_replaced(
     for place in random.Random(1).sample(range(start, start + size), 5):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert torch.equal(found.batch(range(250))[0], expected)
-        assert "has changed" in lines.pop(0) and path.read_bytes() == whole
+        assert "was changed" in lines.pop(0) and path.read_bytes() == whole
 
 
-def test_a_shard_changes_before_it_is_held(tiny_gpt2: GPT2, tmp_path: Path, monkeypatch) -> None:
+def test_a_shard_that_changes_before_it_is_loaded_into_memory(
+    tiny_gpt2: GPT2, tmp_path: Path, monkeypatch
+) -> None:
     features(tiny_gpt2, tmp_path)
     (path,) = files(tmp_path)
     find = FeatureStore.find
@@ -363,7 +384,7 @@ def test_a_shard_changes_before_it_is_held(tiny_gpt2: GPT2, tmp_path: Path, monk
     monkeypatch.setattr(FeatureStore, "find", then_changed)
     lines = listen()
     features(tiny_gpt2, tmp_path)
-    assert any("has changed" in line for line in lines)
+    assert any(str(path) in line and "changed" in line for line in lines)
 
 
 @pytest.fixture
@@ -373,10 +394,10 @@ def small_disk(tmp_path: Path) -> Iterator[None]:
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system takes Linux and root")
     yield
-    subprocess.run(["umount", "-l", tmp_path], check=True)  # -l: still mapped, perhaps
+    subprocess.run(["umount", "-l", tmp_path], check=True)  # -l, because a file may still be open
 
 
-NO_ROOM = [(1e9, None, "1 GB is free"), (-1e9, None, "No space left on device")]
+NO_ROOM = [(1e9, None, "less than 1 GB"), (-1e9, None, "No space left on device")]
 NO_ROOM += [(0, 300e3, "GPT2_FROM_SCRATCH_CACHE_GB")]
 
 
@@ -384,32 +405,32 @@ NO_ROOM += [(0, 300e3, "GPT2_FROM_SCRATCH_CACHE_GB")]
 @pytest.mark.parametrize("held", [1e9, 300e3, 0])
 @pytest.mark.parametrize("spare, limit, why", NO_ROOM)
 def test_no_room(tiny_gpt2, tmp_path, request, monkeypatch, spare, limit, why, held) -> None:
-    """Features without room on disk are held in memory, or else computed each time."""
+    """Features that do not fit on the disk are kept in memory, or else computed each time."""
     if limit is None:
         request.getfixturevalue("small_disk")
     monkeypatch.setattr(feature_store, "SPARE", spare)
     monkeypatch.setattr(feature_cache, "MEMORY", held)
     monkeypatch.setattr(feature_cache, "SHARD", 50e3)
-    for _ in range(2):  # the second run finds what had room in the first
+    for _ in range(2):  # the second run finds the features that the first run saved
         lines = listen()
         found = features(tiny_gpt2, tmp_path, LONG, limit)
         assert sum(why in line for line in lines) == 1
         assert len(files(tmp_path)) == (spare < 1e9) and not files(tmp_path, ".tmp")
-        assert any("no room for" in line for line in lines) == (held < 1e9)
+        assert any("computed again each time" in line for line in lines) == (held < 1e9)
         expected = pytest.raises(TypeError) if held < 1e9 else nullcontext()
         with monkeypatch.context() as patch, expected:
-            patch.setattr(Trunk, "__call__", None)  # computing anything now fails
+            patch.setattr(Trunk, "__call__", None)  # any computation would fail
             check(found, tiny_gpt2, LONG)
 
 
-def test_shards_used_longest_ago_go_first_and_those_in_use_never(tmp_path: Path) -> None:
+def test_the_least_recently_used_shards_are_removed_but_none_in_use(tmp_path: Path) -> None:
     lines, texts = listen(), [made([5 * n], tokens=1000) for n in range(10)]  # 32 KB each
     paths = [FeatureStore(tmp_path).save("ab"[n % 2], texts[n]).path for n in range(5)]
     for path, hours in zip(paths, [4, 1, 5, 3, 2], strict=True):
         os.utime(path, (time.time() - 3600 * hours,) * 2)
     store = FeatureStore(tmp_path, limit=5.5 * 32e3)
     before = paths[2].stat().st_mtime
-    assert found_in(store.find("a", texts[2]), texts[2])  # the oldest, but used just now
+    assert found_in(store.find("a", texts[2]), texts[2])  # the oldest shard, but just used
     assert paths[2].stat().st_mtime > before + 3600
     for n, left in ((5, {1, 2, 3, 4, 5}), (6, {1, 2, 4, 5, 6}), (7, {1, 2, 5, 6, 7})):
         paths.append(store.save("new", texts[n]).path)
@@ -434,7 +455,7 @@ def test_a_variable_sets_the_limit(monkeypatch: MonkeyPatch) -> None:
 
 @POSIX
 @pytest.mark.parametrize("case", ["no folder", "empty", "whole", "damaged", "too large", "locked"])
-def test_where_one_may_not_write_the_run_goes_on(tiny_gpt2: GPT2, case: str) -> None:
+def test_an_unwritable_folder_does_not_stop_the_run(tiny_gpt2: GPT2, case: str) -> None:
     large, user = case == "too large", os.geteuid()
     with tempfile.TemporaryDirectory() as name:  # other users can read it, unlike tmp_path
         folder = Path(name)
@@ -446,7 +467,7 @@ def test_where_one_may_not_write_the_run_goes_on(tiny_gpt2: GPT2, case: str) -> 
             each.chmod(0o000 if case == "locked" else 0o555)
         lines = listen(logging.DEBUG)
         try:
-            os.seteuid(user or 65534)  # root may do everything, so it becomes another user
+            os.seteuid(user or 65534)  # permissions do not apply to root
             place = path / "below a file" if case == "no folder" else folder
             features(tiny_gpt2, place, limit=100 if large else None)
         finally:
@@ -454,7 +475,7 @@ def test_where_one_may_not_write_the_run_goes_on(tiny_gpt2: GPT2, case: str) -> 
     assert lines and ("0 computed" in lines[0] and len(lines) == 1) == (case == "whole")
 
 
-def test_temporary_files_count_once_and_stay(tmp_path: Path) -> None:
+def test_recent_temporary_files_count_towards_the_limit_and_are_kept(tmp_path: Path) -> None:
     kept = FeatureStore(tmp_path).save("space", made([0], tokens=300)).path  # 9.6 KB
     with atomic_path(tmp_path / "space" / f"{0:064}.safetensors") as theirs:
         theirs.write_bytes(bytes(20_000))
@@ -464,7 +485,10 @@ def test_temporary_files_count_once_and_stay(tmp_path: Path) -> None:
 
 
 def reads_much(folder: str) -> None:
-    """Read in random order; print the highest use of memory, before and after."""
+    """Read texts in random order.
+
+    Prints the peak memory use before and after.
+    """
     feature_cache.MEMORY, status = 50e6, Path("/proc/self/status")
     print(status.read_text())
     store, draw = FeatureStore(Path(folder)), random.Random(1)
@@ -485,8 +509,8 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     assert after - before < 150_000
 
 
-def test_strangers_files_are_never_removed(tmp_path: Path) -> None:
-    """Whoever names a folder of theirs as the cache keeps what is in it."""
+def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
+    """The user may choose a folder as the cache that already contains other files."""
     theirs = [
         tmp_path / "photos" / "a.jpg",
         tmp_path / "photos" / f"{0:064}.jpg",

@@ -1,4 +1,4 @@
-"""The frozen blocks over packed texts are the plain blocks over one text at a time."""
+"""Frozen blocks on packed texts equal plain blocks on single texts."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [2
 
 
 def random_texts(seed: int) -> list[list[int]]:
-    """Texts of few different tokens, so that many begin alike."""
+    """Make texts of few different tokens.
+
+    Many of them have a common prefix.
+    """
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 20, (30,), generator=draw)
     return [torch.randint(3, (n,), generator=draw).tolist() for n in lengths.tolist()]
@@ -46,7 +49,7 @@ def test_states_are_those_of_each_text_alone(
 
 
 @pytest.mark.parametrize("texts", [TEXTS, random_texts(0)])
-def test_each_beginning_has_one_row_per_width(texts: list[list[int]]) -> None:
+def test_each_prefix_has_one_row_per_width(texts: list[list[int]]) -> None:
     beginnings = {
         (width(len(text)), tuple(text[:n])) for text in texts for n in range(1, len(text) + 1)
     }
@@ -62,7 +65,9 @@ def test_each_beginning_has_one_row_per_width(texts: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("tokens", [1, 7, 40, 10**6])
-def test_batches_hold_every_text_once_and_no_more_rows_than_asked(tokens: int, share: bool) -> None:
+def test_batches_contain_every_text_once_and_at_most_the_given_number_of_rows(
+    tokens: int, share: bool
+) -> None:
     texts = random_texts(11)
     found = list(batches(texts, tokens, share=share))
     assert sorted(n for batch in found for n in batch) == list(range(len(texts)))
@@ -73,9 +78,10 @@ def test_batches_hold_every_text_once_and_no_more_rows_than_asked(tokens: int, s
     assert list(batches([], 5)) == []
 
 
-def test_a_batch_of_texts_that_begin_alike_is_bounded_for_attention_too() -> None:
+def test_a_batch_of_texts_with_a_common_prefix_is_bounded_for_attention_too() -> None:
     texts = [[1] * 99 + [n] for n in range(50)]
-    assert [len(batch) for batch in batches(texts, 300)] == [5] * 10  # 6 of width 112 exceed 600
+    # 6 texts of width 112 would exceed 2 * 300 tokens
+    assert [len(batch) for batch in batches(texts, 300)] == [5] * 10
 
 
 @pytest.mark.parametrize("causal_mask", [True, False])
@@ -83,7 +89,7 @@ def test_a_batch_of_texts_that_begin_alike_is_bounded_for_attention_too() -> Non
 def test_no_bit_depends_on_the_other_texts(
     tiny_gpt2: GPT2, dtype: torch.dtype, causal_mask: bool
 ) -> None:
-    """In any company, order and number, over one tile or several."""
+    """This holds for any other texts in the batch, in any order, and for one or more tiles."""
     trunk = Trunk(tiny_gpt2, 2, dtype, causal_mask=causal_mask)
     texts = [*random_texts(3), *TEXTS, *([n, *[7] * 30] for n in range(20))]
 
@@ -130,7 +136,7 @@ def test_bfloat16_rounds_and_leaves_the_model_alone(tiny_gpt2: GPT2) -> None:
 
 
 def test_a_callers_autocast_rounds_nothing(tiny_gpt2: GPT2) -> None:
-    """Its states are kept for others, who compute without."""
+    """The states are cached, and other callers may use them without autocast."""
     trunk, packed = Trunk(tiny_gpt2, 2), pack(TEXTS)
     expected = trunk(packed)
     with torch.autocast("cpu", torch.bfloat16):
@@ -138,12 +144,12 @@ def test_a_callers_autocast_rounds_nothing(tiny_gpt2: GPT2) -> None:
     assert torch.equal(found, expected)
 
 
-def test_identity_changes_with_whatever_the_output_depends_on(tiny_gpt2: GPT2) -> None:
+def test_the_hash_changes_with_everything_that_the_output_depends_on(tiny_gpt2: GPT2) -> None:
     first = Trunk(tiny_gpt2, 1).sha256()
     assert Trunk(tiny_gpt2, 1).sha256() == first
     others = {Trunk(tiny_gpt2, 2).sha256(), Trunk(tiny_gpt2, 1, torch.bfloat16).sha256()}
     with torch.no_grad():
-        tiny_gpt2.blocks[1].mlp.c_fc.bias[0] += 1e-6  # after the first block
+        tiny_gpt2.blocks[1].mlp.c_fc.bias[0] += 1e-6  # does not belong to the first block
         assert Trunk(tiny_gpt2, 1).sha256() == first
         for parameter in (tiny_gpt2.wpe.weight, tiny_gpt2.blocks[0].ln_2.bias):
             parameter.view(-1)[0] += 1e-6
@@ -154,7 +160,8 @@ def test_identity_changes_with_whatever_the_output_depends_on(tiny_gpt2: GPT2) -
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_layers_are_the_outputs_of_shallower_trunks(tiny_gpt2: GPT2, depth: int) -> None:
     packed = pack(TEXTS)
-    layers = list(Trunk(tiny_gpt2, depth).layers(packed))  # kept: none is overwritten by the next
+    # as a list, to notice if a layer overwrites the output of the one before
+    layers = list(Trunk(tiny_gpt2, depth).layers(packed))
     assert len(layers) == depth + 1 and not any(x.requires_grad for x in layers)
     for n, x in enumerate(layers):
         assert torch.equal(x, Trunk(tiny_gpt2, n)(packed))

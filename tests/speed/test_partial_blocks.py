@@ -1,4 +1,7 @@
-"""A block for one position, or for the real tokens alone, is the plain block: outputs and gradients."""
+"""A block at selected positions equals the plain block.
+
+This holds for outputs and gradients.
+"""
 
 import pytest
 import torch
@@ -36,14 +39,18 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("where", POSITIONS)
-def test_it_is_the_plain_block(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+def test_the_output_equals_that_of_the_plain_block(
+    tiny_gpt2: GPT2, x: torch.Tensor, where: str
+) -> None:
     block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
     expected = block(x)[torch.arange(4), positions]
     torch.testing.assert_close(block_at(block, x, positions), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("where", POSITIONS)
-def test_so_are_its_gradients(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> None:
+def test_the_gradients_equal_those_of_the_plain_block(
+    tiny_gpt2: GPT2, x: torch.Tensor, where: str
+) -> None:
     block, positions = tiny_gpt2.blocks[1], torch.tensor(POSITIONS[where])
     direction = torch.randn(4, 32, generator=torch.Generator().manual_seed(8))
     found = []
@@ -59,10 +66,10 @@ def test_so_are_its_gradients(tiny_gpt2: GPT2, x: torch.Tensor, where: str) -> N
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
     names = [name for name, _ in block.named_parameters()]
     key_bias = found[1][1 + names.index("attn.c_attn.bias")][32:64]
-    assert torch.equal(key_bias, torch.zeros(32))  # the plain block has rounding errors here
+    assert torch.equal(key_bias, torch.zeros(32))  # exactly 0; the plain block has rounding errors
 
 
-def test_it_looks_at_nothing_later(tiny_gpt2: GPT2, x: torch.Tensor) -> None:
+def test_later_tokens_are_ignored(tiny_gpt2: GPT2, x: torch.Tensor) -> None:
     positions = torch.tensor([3, 0, 8, 5])
     before = block_at(tiny_gpt2.blocks[0], x, positions)
     for row, position in enumerate(positions.tolist()):
@@ -101,7 +108,7 @@ def test_logits_are_those_of_the_whole_model(tiny_gpt2: GPT2, pooling: str, dept
 
 
 def test_additions_to_a_block_are_not_ignored(tiny_gpt2: GPT2) -> None:
-    """A changed last block is computed as it is, at every position."""
+    """A changed last block is computed at every position, without the shortcut."""
     replace_head(tiny_gpt2, 2)
     ids, lengths = torch.randint(277, (2, 7)), torch.tensor([7, 3])
     block = tiny_gpt2.blocks[1]
@@ -122,7 +129,7 @@ def test_additions_to_a_block_are_not_ignored(tiny_gpt2: GPT2) -> None:
 
 @pytest.mark.parametrize("matrices", [MATRICES, ("query", "value"), ("key",), ("mlp.c_fc",)])
 def test_adapters_work_at_one_position_too(tiny_gpt2: GPT2, matrices: tuple) -> None:
-    """Outputs and gradients of every adapter are those of the whole block."""
+    """Outputs and gradients of every adapter equal those of the complete block."""
     add_lora(tiny_gpt2, LoRAConfig(rank=3, alpha=6.0, dropout=0.5, matrices=matrices))
     with torch.no_grad():
         for name in lora_names(tiny_gpt2):
@@ -142,7 +149,7 @@ def test_adapters_work_at_one_position_too(tiny_gpt2: GPT2, matrices: tuple) -> 
     assert not serves_parts(block.train()), "its dropout draws for every position"
 
 
-# --- real tokens alone ---
+# --- real tokens only ---
 
 
 def test_real_positions() -> None:
@@ -169,7 +176,7 @@ def test_equal_to_the_block_where_there_is_a_token(tiny_gpt2: GPT2, x: torch.Ten
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean", "first_token"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_heads_give_the_same(tiny_gpt2, x, pooling, lora, monkeypatch) -> None:
+def test_heads_give_the_same_logits(tiny_gpt2, x, pooling, lora, monkeypatch) -> None:
     heads = [HeadConfig(labels=("a", "b"), pooling=pooling)]
     replace_heads(tiny_gpt2, heads)
     if lora:
@@ -180,7 +187,7 @@ def test_heads_give_the_same(tiny_gpt2, x, pooling, lora, monkeypatch) -> None:
 
 
 def test_padding_is_computed_where_it_is_read(tiny_gpt2: GPT2, x: torch.Tensor) -> None:
-    """At the last position the answer is the padding's own state, which must not become 0."""
+    """The head reads the last position, which is padding. Its state must not be set to 0."""
     heads = [HeadConfig(labels=("a", "b"), pooling="last_position")]
     replace_heads(tiny_gpt2, heads)
     state = x

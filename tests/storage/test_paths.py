@@ -1,4 +1,4 @@
-"""Locations of models, data sets and caches, in a checkout and in an installed package."""
+"""Locations in a checkout and in an installed package."""
 
 import json
 import os
@@ -38,7 +38,10 @@ def no_variables(monkeypatch):
 
 @pytest.fixture(scope="module")
 def site_packages(tmp_path_factory) -> Path:
-    """The package as a wheel installs it: alone, with the folders it ships inside."""
+    """The package as installed from a wheel.
+
+    There is no checkout, and the data are inside the package.
+    """
     folder = tmp_path_factory.mktemp("site-packages")
     shutil.copytree(PACKAGE, folder / "gpt2_from_scratch")
     (folder / "gpt2_from_scratch" / "weights" / "mini").mkdir(parents=True)
@@ -46,7 +49,10 @@ def site_packages(tmp_path_factory) -> Path:
 
 
 def installed(site_packages: Path, **variables: str) -> dict[str, str]:
-    """The installed package's locations, from a process and a folder of its own."""
+    """Return the locations that the installed package reports.
+
+    It runs in another process and folder.
+    """
     code = (
         "import json; from gpt2_from_scratch.storage import paths as p; "
         "print(json.dumps([str(p.home()), str(p.embedded('weights/mini')), str(p.model_folder('mini'))]))"
@@ -76,7 +82,7 @@ def test_then_the_checkout():
     assert home() == CHECKOUT
 
 
-def test_an_empty_variable_is_none(monkeypatch):
+def test_an_empty_variable_counts_as_not_set(monkeypatch):
     monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", "")
     assert home() == CHECKOUT
 
@@ -121,7 +127,8 @@ def test_models_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(tmp_path))
     (tmp_path / "weights" / "124M").mkdir(parents=True)
     assert model_folder("124M") == tmp_path / "weights" / "124M"
-    assert model_folder("mini") == CHECKOUT / "weights" / "mini"  # it ships, wherever home is
+    # the miniature ships with the package, so it does not depend on `home()`
+    assert model_folder("mini") == CHECKOUT / "weights" / "mini"
 
 
 @pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M"])
@@ -155,7 +162,7 @@ def test_a_user_that_does_not_exist():
 
 
 @pytest.mark.parametrize("path", ["", "nul\0", "half \ud800", Path("nul\0"), 3, None])
-def test_what_no_file_can_be_named(path):
+def test_impossible_file_names_are_refused(path):
     with pytest.raises(UsageError, match="path|cannot be the name"):
         expanded(path)
 
@@ -172,7 +179,7 @@ def test_the_names_of_models_are_the_published_sizes():
     assert MODELS == ("mini", *SIZES)
 
 
-# --- names from elsewhere, and runs where models are wanted ---
+# --- Hugging Face's names, and runs given instead of models ---
 
 NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 
@@ -185,8 +192,8 @@ def test_models_have_the_hubs_names_too(theirs, ours, tmp_path, monkeypatch):
         assert model_name(name) == ours
         with pytest.raises(CheckpointError, match=f"download {ours}$"):
             model_folder(name)
-    (tmp_path / theirs).mkdir()  # a name is a name, wherever it is used
-    with pytest.raises(CheckpointError, match=f"or ./{theirs} for the folder here"):
+    (tmp_path / theirs).mkdir()  # a known name means the model, even if there is such a folder
+    with pytest.raises(CheckpointError, match=f"use ./{theirs} for the folder here"):
         model_folder(theirs)
     assert model_name(f"./{theirs}") == str(tmp_path / theirs)
     assert model_folder(Path(theirs)) == Path(theirs)
@@ -194,7 +201,7 @@ def test_models_have_the_hubs_names_too(theirs, ours, tmp_path, monkeypatch):
     assert model_folder(theirs) == model_folder(ours) == tmp_path / "weights" / ours
 
 
-def test_runs_and_models_are_told_apart(tmp_path, tiny_checkpoint, monkeypatch):
+def test_runs_and_models_are_distinguished(tmp_path, tiny_checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     run.mkdir()

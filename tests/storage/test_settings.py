@@ -1,4 +1,4 @@
-"""Settings check themselves by the bounds of their fields."""
+"""Settings check the type and the bounds of their fields."""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -18,10 +18,10 @@ class Oven:
     rack: str = setting("middle", "where the tray is", choices=("top", "middle"))
     timer: int | None = setting(None, "seconds until it rings")
     trays: tuple[int, ...] = setting((), "their sizes in cm")
-    brand: str = "unknown"  # a plain field is checked for its type alone
+    brand: str = "unknown"  # only the type of an ordinary field is checked
 
 
-def test_a_setting_keeps_its_meaning_for_the_help():
+def test_a_setting_keeps_its_help_text():
     heat = fields(Oven)[0]
     assert heat.default == 180.0 and heat.metadata["help"] == "temperature in °C"
 
@@ -31,7 +31,7 @@ def test_a_setting_keeps_its_meaning_for_the_help():
     [
         {},
         {"heat": 0.0},
-        {"heat": 300},  # an int is a float
+        {"heat": 300},  # an int is accepted for a float
         {"share": 0.001},
         {"minutes": 1},
         {"timer": 5},
@@ -54,7 +54,7 @@ def test_values_within_their_bounds(values):
         ({"share": 1.0}, "share = 1.0 .*below 1"),
         ({"minutes": 0}, "minutes = 0 .*at least 1"),
         ({"minutes": 2.0}, "minutes = 2.0 .*int"),
-        ({"minutes": True}, "minutes = True .*int"),  # Python takes True for 1
+        ({"minutes": True}, "minutes = True .*int"),  # bool is a subclass of int
         ({"minutes": None}, "minutes = None .*int"),
         ({"fan": 1}, "fan = 1 .*bool"),
         ({"timer": 1.5}, "timer = 1.5 .*int"),
@@ -67,7 +67,7 @@ def test_values_out_of_their_bounds_are_named(values, facts):
         check_settings(Oven(**values), "the oven's ")
 
 
-def test_numpys_values_are_pythons():
+def test_numpy_values_become_python_values():
     oven = Oven(
         heat=np.float64(200.5),
         minutes=np.int64(5),
@@ -100,7 +100,7 @@ def test_a_number_that_no_float_holds_is_not_finite(value):
         check_settings(Oven(heat=value))
 
 
-def test_a_long_value_makes_no_long_message():
+def test_a_long_value_is_cut_in_the_message():
     with pytest.raises(UsageError) as caught:
         check_settings(Oven(brand=[1] * 50_000))
     assert len(str(caught.value)) < 200

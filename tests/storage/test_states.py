@@ -1,4 +1,4 @@
-"""States of a run: the newest whole one is read, damaged ones are renamed, optimizers come back."""
+"""States of runs are saved, read, renamed if damaged, and restored."""
 
 import errno
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_the_newest_state_is_read_and_two_are_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_state_is_renamed_and_the_one_before_is_read(tmp_path):
+def test_a_damaged_state_is_renamed_and_the_previous_one_is_read(tmp_path):
     older, newer = write(tmp_path, 1), write(tmp_path, 2)
     raw = bytearray(newer.read_bytes())
     raw[-1] ^= 1
@@ -108,7 +108,7 @@ def test_optimizers_continue_as_if_they_had_never_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("record", [None, "", "{", "[]", "1", '{"a": NaN}', "[" * 990 + "]" * 990])
-def test_a_state_without_a_record_is_put_aside(tmp_path, record):
+def test_a_state_without_a_record_is_renamed(tmp_path, record):
     save_state(tmp_path, 1, {"x": torch.ones(2)}, {"step": 1})
     metadata = {"format": states.FORMAT} | ({} if record is None else {"record": record})
     write_tensors(tmp_path / "state-00000002.safetensors", {"x": torch.ones(2)}, metadata)
@@ -128,9 +128,9 @@ def test_a_state_without_a_record_is_put_aside(tmp_path, record):
         ZeroDivisionError("x"),
     ],
 )
-def test_what_a_state_of_another_kind_causes_is_one_error(tmp_path, error):
+def test_any_error_of_a_foreign_state_becomes_a_checkpoint_error(tmp_path, error):
     with (
-        pytest.raises(CheckpointError, match=f"{tmp_path} is not one of this run"),
+        pytest.raises(CheckpointError, match=f"{tmp_path} .*{type(error).__name__}"),
         restoring(tmp_path),
     ):
         raise error

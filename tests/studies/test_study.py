@@ -141,7 +141,7 @@ def test_a_stop_loses_only_pairs_in_progress(tmp_path: Path, no_pictures: None):
             raise KeyboardInterrupt
 
     a, b = Fixed("a", fails=stop), Fixed("b")
-    with pytest.raises(Interrupted, match="interrupted") as stopped:
+    with pytest.raises(Interrupted, match="kept") as stopped:
         run_study(fixed_study(a, b), tmp_path)
     assert stopped.value.exit_code == 130
     run_study(fixed_study(a, b), tmp_path)

@@ -1,0 +1,78 @@
+"""Collect the pages of the site in `build/docs`: `python docs/site.py`, or `make docs`.
+
+Pages link to files of the repository as usual, for instance to `../chapters/LECTURE.md`. For the
+site, each such file is added as `repository/chapters/LECTURE.md` and the links are changed. Markdown
+becomes a page, whose own links are followed in the same way; other files are copied.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+OUT = ROOT / "build" / "docs"
+# [text](target#anchor) or ![text](target)
+LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+
+
+def collect(out: Path) -> list[Path]:
+    """Write all pages and the files they link to; return the files of the repository in it."""
+    waiting = [path for path in sorted(DOCS.rglob("*")) if path.suffix in (".md", ".png")]
+    found: list[Path] = []
+    while waiting:
+        source = waiting.pop(0)
+        if source in found:
+            continue
+        found.append(source)
+        page = out / place(source)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".md":
+            text = source.read_text(encoding="utf-8")
+            page.write_text(with_links_of_the_site(text, source), encoding="utf-8")
+            waiting += targets(text, source)
+        else:
+            shutil.copyfile(source, page)
+    return found
+
+
+def place(source: Path) -> PurePosixPath:
+    """Where a file of the repository is in the site."""
+    inside = source.is_relative_to(DOCS)
+    return PurePosixPath(
+        source.relative_to(DOCS) if inside else Path("repository", source.relative_to(ROOT))
+    )
+
+
+def targets(text: str, source: Path) -> list[Path]:
+    """The files of the repository that a page links to."""
+    found = (target(link[2], source) for link in LINK.finditer(text))
+    return [path for path in found if path]
+
+
+def target(link: str, source: Path) -> Path | None:
+    """The file that a relative link leads to; None for addresses, folders and missing files."""
+    if re.match(r"[a-z]+:", link):
+        return None
+    path = Path(os.path.normpath(source.parent / link))
+    return path if path.is_relative_to(ROOT) and path.is_file() else None
+
+
+def with_links_of_the_site(text: str, source: Path) -> str:
+    """The text of a page with its links changed to the places of their targets in the site."""
+
+    def changed(link: re.Match[str]) -> str:
+        path = target(link[2], source)
+        if path is None:
+            return link[0]
+        new = os.path.relpath(place(path), place(source).parent).replace(os.sep, "/")
+        anchor = (link[3] or "") if path.suffix == ".md" else ""  # in code, a line number
+        return f"{link[1]}{new}{anchor}{link[4]}"
+
+    return LINK.sub(changed, text)
+
+
+if __name__ == "__main__":
+    shutil.rmtree(OUT, ignore_errors=True)
+    print(f"{len(collect(OUT))} files in {OUT.relative_to(ROOT)}")
