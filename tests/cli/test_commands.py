@@ -1,6 +1,4 @@
-"""The command line as a person types it: real processes' worth of work, called in this process for
-speed.
-"""
+"""The command line as a person types it, called in this process for speed."""
 
 import csv
 import io
@@ -135,7 +133,7 @@ def test_predict_answers_in_three_forms(
 
 
 @pytest.mark.slow
-def test_predict_says_what_is_taken_for_a_text(
+def test_predict_warns_if_a_text_looks_like_a_file(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     common = ("predict", run, "--model", tiny_checkpoint)
@@ -219,7 +217,7 @@ def test_faulty_rows_are_left_out_of_predict_and_counted(
         )
 
 
-def test_numbers_stay_beside_their_texts_over_many_windows(
+def test_numbers_stay_next_to_their_texts_over_many_windows(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     rows = [b"\xff" if n % 7 == 3 else f"{n} {n % 11}".encode() for n in range(1, 1000)]
@@ -248,7 +246,7 @@ def test_evaluate_leaves_faulty_rows_out(
     assert (code, out) == (2, "") and "'rot13'" in err
 
 
-def test_evaluate_reads_the_runs_own_messages_as_they_were_written(
+def test_evaluate_reads_the_test_set_of_a_run_as_it_was_written(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ("best.safetensors", "test.csv"):
@@ -270,7 +268,7 @@ def test_evaluate_reads_the_runs_own_messages_as_they_were_written(
     assert code == 0 and json.loads(out)["total"] == 14
 
 
-def test_texts_that_were_read_otherwise_are_marked(
+def test_texts_that_were_changed_in_reading_are_marked(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     texts = ["fine", "", "you and " * 99, "a \ud800 b"]
@@ -291,7 +289,7 @@ def test_texts_that_were_read_otherwise_are_marked(
 def test_no_spreadsheet_executes_what_predict_prints(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Neither texts nor labels, in the header and in every row."""
+    """No text and no label, in the header and in every row."""
     Classifier.on_base(tiny_checkpoint, ["=ham", "@spam"]).save(tmp_path / "best.safetensors")
     texts = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", 'fine, "q"', "two\nlines", "\ud800=1"]
     common = ("predict", tmp_path, "--model", tiny_checkpoint, "--csv")
@@ -358,7 +356,7 @@ def test_numbers_in_csv_stay_numbers() -> None:
     assert row == ["1", "-0.5", "-1.5e-07", "2", "false", "'-0.5"]
 
 
-def test_texts_may_stand_anywhere_and_begin_with_anything(
+def test_texts_may_be_anywhere_and_begin_with_anything(
     run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     _, out, _ = call(
@@ -386,7 +384,7 @@ def test_texts_may_stand_anywhere_and_begin_with_anything(
     assert stopped.value.code == 2 and "Put -- before" in capsys.readouterr().err
 
 
-def test_an_unpaired_surrogate_is_no_traceback(
+def test_an_unpaired_surrogate_gives_no_traceback(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "odd.jsonl").write_text('{"text": "a \\ud800 b"}\n')
@@ -517,7 +515,7 @@ def test_labels_of_all_files_are_compared(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_never_written_over(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:
+def test_a_run_is_never_overwritten(run: Path, tiny_checkpoint: Path, table: Path, capsys) -> None:
     before = (run / "best.safetensors").read_bytes()
     code, _, err = call(
         capsys,
@@ -631,7 +629,7 @@ def test_odd_values(words: list[str], code: int, capsys: pytest.CaptureFixture) 
 
 
 @pytest.mark.parametrize("option", ["--data", "--model", "--out", "--resume"])
-def test_nothing_is_no_name(option: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_name_must_not_be_empty(option: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", option, ""])
     assert stopped.value.code == 2 and "must not be empty" in capsys.readouterr().err
@@ -639,7 +637,7 @@ def test_nothing_is_no_name(option: str, capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
 @pytest.mark.parametrize("megabytes", [300, 450])
-def test_too_little_memory_even_to_begin_is_exit_6(megabytes: int, tmp_path: Path) -> None:
+def test_too_little_memory_to_start_is_exit_6(megabytes: int, tmp_path: Path) -> None:
     line = f"ulimit -v {megabytes * 1024}; $G train --no-cache --out $1 --device cpu"
     found = shell(line, tmp_path / "run")
     assert found.returncode == 6 and "Traceback" not in found.stderr, found.stderr
@@ -744,13 +742,13 @@ def test_runs_without_a_name_are_numbered(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first, f"{first}-2"]
 
 
-def test_pretraining_goes_on_from_a_model_without_the_test_sets(
+def test_pretraining_starts_from_a_model_and_leaves_test_sets_out(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """The sizes are the model's; the texts of a table and of a .conll file are removed."""
+    """The sizes are those of the model; the texts of a table and of a .conll file are left out."""
     monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
@@ -780,7 +778,7 @@ def test_pretraining_goes_on_from_a_model_without_the_test_sets(
 def test_the_demo_ends_with_what_a_newcomer_wants_to_know(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It trains on the SMS collection for a quarter of a minute."""
+    """Train on the SMS collection, for a quarter of a minute."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     code, out, _ = call(capsys, "demo")

@@ -1,4 +1,4 @@
-"""LoRA from the shell: what is trained, scored, predicted, resumed, and refused."""
+"""LoRA on the command line: training, scores, predictions, resuming, and errors."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def test_blocks_stay_frozen_and_a_run_is_used_like_any_other(
         (["--lora-alpha", "4"], "set lora"),
     ],
 )
-def test_mistakes_are_told_and_leave_nothing(
+def test_mistakes_are_reported_and_leave_nothing(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys, options: list[str], message: str
 ) -> None:
     common = ("train", "--model", tiny_checkpoint, "--data", table, "--out", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Files and folders that cannot be used, streams that are closed, and little to work with."""
+"""Files and folders that cannot be used, closed streams, and too few resources."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def reading(model: Path, classifier: Path, path: object, out: Path) -> list[tupl
 
 
 def refused(capsys: pytest.CaptureFixture, calls: list[tuple[int, list]]) -> list:
-    """Those of the calls that end otherwise than they should."""
+    """The calls that do not end as they should."""
     wrong = []
     for expected, arguments in calls:
         code, out, err = call(capsys, *arguments)
@@ -77,7 +77,7 @@ def test_a_path_that_cannot_be_read(name, tiny_checkpoint, classifier, tmp_path,
 @POSIX
 @pytest.mark.slow
 def test_a_path_without_permission(tiny_checkpoint, classifier, tmp_path, capsys):
-    """Root, who may read everything, becomes nobody; a file and a folder are closed to nobody."""
+    """Root may read everything, so it becomes nobody, who may not read this file and this folder."""
     missing, out = tmp_path / "missing", tmp_path / "out"
     refused(capsys, reading(tiny_checkpoint, classifier, missing, out))  # nobody may not import
     files = {name: (tiny_checkpoint / name).read_bytes() for name in os.listdir(tiny_checkpoint)}
@@ -128,7 +128,7 @@ def test_a_place_that_cannot_be_written(place, tiny_checkpoint, tmp_path, capsys
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_data_whose_name_is_not_utf8(tiny_checkpoint, tmp_path, capsys, monkeypatch):
-    """Everything works with them, and a run goes on from its folder."""
+    """Everything works with such names, and a run resumes from its folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PACKAGE_LOG, "propagate", False)  # pytest-xdist cannot send such names
     name = os.fsdecode(b"m\xff\xfe.csv")

@@ -1,4 +1,4 @@
-"""`compare` and `experiments` as they are typed."""
+"""The commands `compare` and `experiments`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""No command writes characters that a terminal obeys, whatever its inputs are called and hold."""
+"""No command writes characters that control a terminal, whatever is in names, labels and texts."""
 
 import csv
 import io
@@ -27,12 +27,12 @@ LABEL = NAME + "\x00\x7f\u200f"
 
 
 def obeyed(text: str) -> set[str]:
-    """Characters of the text that a terminal would obey."""
+    """Characters of the text that would control a terminal."""
     return OBEYED & set(text) | {c for c in text if unicodedata.category(c) == "Cs"}
 
 
 class Terminal(io.StringIO):
-    """A file that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
-    """{command: [(exit code, arguments)]}: with a result, and with an error that names things."""
+    """{command: [(exit code, arguments)]}: calls with a result, and with an error that has a name."""
     model, table = place / f"model {NAME}", place / f"{NAME}.csv"
     columns = ["--text-column", f"text {NAME}", "--label-column", f"label {NAME}"]
     data = ["--data", table, *columns]
@@ -171,7 +171,7 @@ def test_every_command_is_tried() -> None:
 
 @pytest.fixture
 def calm(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request is made, and features are kept in a folder with an odd name."""
+    """Send no request, and keep features in a folder with an odd name."""
     monkeypatch.setenv("GPT2_FROM_SCRATCH_OFFLINE", "1")
     monkeypatch.setenv("GPT2_FROM_SCRATCH_HOME", str(place / f"home {NAME}"))
     monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(place / f"cache {NAME}"))
@@ -179,10 +179,10 @@ def calm(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_no_command_writes_what_a_terminal_obeys(
+def test_no_command_writes_characters_that_control_a_terminal(
     place: Path, calm: None, capsys: pytest.CaptureFixture
 ) -> None:
-    """One after the other: `train` leaves the run that others use."""
+    """The commands run in order: `train` makes the run that the others use."""
     wrong = []
     for command, calls in commands(place).items():
         for expected, arguments in calls:
@@ -196,7 +196,7 @@ def test_no_command_writes_what_a_terminal_obeys(
 
 
 @pytest.mark.parametrize("command", commands(Path()))
-def test_no_error_of_a_command_line_does_either(
+def test_nor_does_any_usage_error(
     command: str, place: Path, calm: None, capsys: pytest.CaptureFixture
 ) -> None:
     option = f"--{NAME}"
@@ -207,7 +207,7 @@ def test_no_error_of_a_command_line_does_either(
     assert not obeyed(err) and (visible(option) in err or "required" in err)
 
 
-def test_csv_for_programs_is_as_it_was_and_on_a_terminal_visible(
+def test_csv_is_raw_for_programs_and_visible_on_a_terminal(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Classifier.on_base(tiny_checkpoint, ["ham", LABEL]).save(tmp_path / "best.safetensors")

@@ -61,11 +61,35 @@ def test_many_labels(n, reported):
 @pytest.mark.parametrize(
     ("wrong", "facts"),
     [  # this run has 15 mistakes, and the better baselines make only mistakes that are among them
-        (45, ("10.0 points more accurate than the text baseline (b, 85.0%)", "is significant")),
-        (18, ("1.0 points more accurate than the text baseline (b, 94.0%)", "is not significant")),
-        (15, ("exactly as accurate as the text baseline (b, 95.0%)",)),
-        (12, ("1.0 points less accurate than the text baseline (b, 96.0%)", "is not significant")),
-        (0, ("5.0 points less accurate than the text baseline (b, 100.0%)", "is significant")),
+        (
+            45,
+            (
+                "10.0 points more accurate than the text baseline (b: 255 of 300 correct)",
+                "is significant",
+            ),
+        ),
+        (
+            18,
+            (
+                "1.0 points more accurate than the text baseline (b: 282 of 300 correct)",
+                "is not significant",
+            ),
+        ),
+        (15, ("as accurate as the text baseline (b: 285 of 300 correct)", "is not significant")),
+        (
+            12,
+            (
+                "1.0 points less accurate than the text baseline (b: 288 of 300 correct)",
+                "is not significant",
+            ),
+        ),
+        (
+            0,
+            (
+                "5.0 points less accurate than the text baseline (b: 300 of 300 correct)",
+                "is significant",
+            ),
+        ),
     ],
 )
 def test_the_run_is_compared_with_the_baseline(wrong, facts):
@@ -78,7 +102,7 @@ def test_the_run_is_compared_with_the_baseline(wrong, facts):
 
 def test_the_best_baseline_is_the_one_to_beat():
     facts = run_facts(baselines=[baseline("a", 60), baseline("b", 45), baseline("c", 90)])
-    assert "10.0 points more accurate than the best of 3 text baselines (b, " in (
+    assert "10.0 points more accurate than the best of 3 text baselines (b: " in (
         against_baselines(facts)
     )
     assert against_baselines(run_facts(baselines=[])) == ""
