@@ -60,7 +60,7 @@ def add_evaluate(commands: Any) -> None:
         "score a saved classifier on labelled messages",
         "gpt2-classifier evaluate runs/demo",
         "gpt2-classifier evaluate runs/demo --data more.csv --json",
-        "gpt2-classifier evaluate runs/demo --watch spam --lose-at-most 1 --show 30",
+        "gpt2-classifier evaluate runs/demo --positive spam --allowed-false-positives 1 --show 30",
     )
     parser.add_argument(
         "classifier",
@@ -77,14 +77,14 @@ def add_evaluate(commands: Any) -> None:
     )
     add_settings(parser, DataConfig, *TABLE, "on_error", "rare_labels")
     parser.add_argument(
-        "--watch",
+        "--positive",
         type=non_empty,
         dest="positive",
         metavar="LABEL",
         help="positive label for the thresholds (default: the rarer of two labels)",
     )
     parser.add_argument(
-        "--lose-at-most",
+        "--allowed-false-positives",
         type=float,
         nargs="+",
         dest="allowed_per_1000",
@@ -92,7 +92,7 @@ def add_evaluate(commands: Any) -> None:
         help="allowed false positives per 1,000 texts of other labels (default: 0 5 10 20)",
     )
     parser.add_argument(
-        "--cost-of-losing",
+        "--cost-of-false-positive",
         type=float,
         dest="cost",
         metavar="N",
@@ -147,8 +147,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         values, table = assessment_as_json(found), format_assessment(found)
     elif options:
         raise UsageError(
-            f"--watch, --lose-at-most, --cost-of-losing and --show are for classification, not for "
-            f"{head.task}"
+            "--positive, --allowed-false-positives, --cost-of-false-positive and --show are for "
+            f"classification, not for {head.task}"
         )
     else:
         scores = evaluate_classifier(classifier, messages)

@@ -114,7 +114,7 @@ def assess(
     evaluation = evaluate_predictions(test.true, test.predicted, test.labels)
     if cost is not None:
         if positive is None:
-            raise UsageError("a cost needs a positive class; choose one with --watch")
+            raise UsageError("a cost needs a positive class; choose one with --positive")
         for_cost = at_cost(*test.one_class(positive), positive, cost)
     wrong = np.flatnonzero(~test.correct)
     most_confident = np.argsort(-test.probabilities.max(axis=1)[wrong], kind="stable")

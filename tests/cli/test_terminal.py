@@ -127,7 +127,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (0, [run, *kept]),
             (0, [run, *kept, "--json"]),
             (3, [run, *kept, "--data", place / "nowhere" / NAME]),
-            (2, [run, *kept, "--watch", NAME]),
+            (2, [run, *kept, "--positive", NAME]),
         ],
         "predict": [
             (0, [run, *kept, NAME]),

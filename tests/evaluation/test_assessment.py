@@ -164,7 +164,7 @@ def test_the_threshold_of_a_cost():
     for wrong in (0.0, -1.0):
         with pytest.raises(UsageError, match="cost"):
             assess(TEST, cost=wrong)
-    with pytest.raises(UsageError, match="--watch"):
+    with pytest.raises(UsageError, match="--positive"):
         assess(made_up(0, 3), cost=3.0)
 
 

@@ -191,9 +191,9 @@ def test_evaluate_uses_the_facts_of_the_run(run: Path, capsys: pytest.CaptureFix
                 "evaluate",
                 str(run),
                 "--json",
-                "--lose-at-most",
+                "--allowed-false-positives",
                 "50",
-                "--cost-of-losing",
+                "--cost-of-false-positive",
                 "9",
                 "--show",
                 "2",
@@ -258,8 +258,8 @@ def test_evaluate_says_which_options_are_for_classes(
         "--data",
         str(tmp_path / "m.jsonl"),
     ]
-    assert main([*given, "--watch", "a"]) == 2
-    assert "--watch" in capsys.readouterr().err
+    assert main([*given, "--positive", "a"]) == 2
+    assert "--positive" in capsys.readouterr().err
 
 
 @pytest.mark.slow
