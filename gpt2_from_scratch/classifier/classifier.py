@@ -78,6 +78,7 @@ from gpt2_from_scratch.speed.batching import (
     by_length,
     check_ids,
     encode_texts,
+    end_tokens,
     no_string,
     pad_batch,
     refuse_no_list,
@@ -441,7 +442,11 @@ class Classifier:
 
     def encode(self, texts: Iterable[str]) -> tuple[list[list[int]], list[bool]]:
         """Return each text's token ids as this classifier reads them, and whether it was cut."""
-        return encode_texts(texts, self.tokenizer, self.description.max_tokens)
+        return encode_texts(texts, self.tokenizer, self.description.max_tokens, end=self._end())
+
+    def _end(self) -> list[int]:
+        """The tokens that are appended to every text."""
+        return end_tokens(self.tokenizer) if self.description.reads_end_token else []
 
     def texts(self, encoded: Sequence[Sequence[int]]) -> Texts:
         """Prepare encoded texts for training: run the frozen blocks on them once.
@@ -579,21 +584,45 @@ class Classifier:
         if on_error == "skip":
             strings = [text for text in texts if isinstance(text, str)]
         encoded, cut = self.encode(strings)
-        answers: list[dict[str, Any]] = [{} for _ in strings]
+        predictions = (
+            Prediction(found, len(ids), was_cut, empty=not text.strip(), replaced=has_halves(text))
+            for found, ids, was_cut, text in zip(
+                self._answers(strings, encoded), encoded, cut, strings, strict=True
+            )
+        )
+        return [next(predictions) if isinstance(text, str) else None for text in texts]
+
+    def predict_by_token(self, text: str) -> list[tuple[str, dict[str, Any]]]:
+        """Answer the text so far after each of its tokens: [(token, {head's name: answer})].
+
+        The answer is that to a text that ends there; for heads that read an end token, that token
+        follows. Beginnings share their computation. Half of a character is shown as U+FFFD. Raises
+        UsageError for a head that answers for every token.
+        """
+        if others := [head.name for head in self.description.heads if not head.reads_one_state]:
+            raise UsageError(f"head {others[0]!r} answers for every token; use predict")
+        (ids,), _ = self.encode([text])
+        n_end = len(self._end())
+        tokens, end = ids[: len(ids) - n_end], ids[len(ids) - n_end :]
+        beginnings = [[*tokens[: t + 1], *end] for t in range(len(tokens))]
+        answers = self._answers([text] * len(tokens), beginnings)
+        return [(self.tokenizer.decode([n]), a) for n, a in zip(tokens, answers, strict=True)]
+
+    def _answers(
+        self, texts: Sequence[str], encoded: Sequence[Sequence[int]]
+    ) -> list[dict[str, Any]]:
+        """Each head's answer to each text: {head's name: answer}."""
+        answers: list[dict[str, Any]] = [{} for _ in texts]
         for numbers, outputs, lengths in self.outputs(encoded):
             batch = Batch(
-                [strings[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
+                [texts[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
             )
             for head in self.description.heads:
                 refuse_infinite(head, outputs[head.name], lengths)
                 found = TASKS[head.task].answers(head, outputs[head.name], batch)
                 for n, answer in zip(numbers, found, strict=True):
                     answers[n][head.name] = answer
-        predictions = (
-            Prediction(found, len(ids), was_cut, empty=not text.strip(), replaced=has_halves(text))
-            for found, ids, was_cut, text in zip(answers, encoded, cut, strings, strict=True)
-        )
-        return [next(predictions) if isinstance(text, str) else None for text in texts]
+        return answers
 
     def predict_stream(
         self, texts: Iterable[str], *, on_error: str = "stop"

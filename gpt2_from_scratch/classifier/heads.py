@@ -320,7 +320,7 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
 
 def read_positions(lengths: Tensor, T: int, pooling: Pooling) -> Tensor:
     """Return the one position at which each text is read: lengths (B,) -> (B,)."""
-    if pooling == "last_token":
+    if pooling in ("end_token", "last_token"):  # an end token is a text's last one
         return lengths - 1
     if pooling == "last_position":
         return torch.full_like(lengths, T - 1)

@@ -65,10 +65,21 @@ class Description:
             raise UsageError(f"pad_to is for heads with pooling {' or '.join(OF_PADS)}")
         read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
         # the last block keeps the mask, which makes no difference for the last token only
-        if not self.causal_mask and read != {"last_token"}:
+        if not self.causal_mask and read not in ({"last_token"}, {"end_token"}):
             raise UsageError(
-                "without the causal mask heads must read the last token: use pooling last_token"
+                "without the causal mask heads must read the last token: use pooling end_token or "
+                "last_token"
             )
+        if "end_token" in read and len(read) > 1:
+            raise UsageError(
+                f"heads that read an end token share no text with others: {sorted(read)}; use "
+                "pooling last_token"
+            )
+
+    @property
+    def reads_end_token(self) -> bool:
+        """Whether an end token is appended to every text; then all heads read there."""
+        return self.head.reads_one_state and self.head.pooling == "end_token"
 
     @property
     def head(self) -> HeadConfig:

@@ -18,12 +18,15 @@ from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
 # Where a head reads a text:
+# end_token: an end token that is appended to the tidied text, so it is always the same token
 # last_token: its last real token
 # last_position: the last position of the batch, padding or not, as in the lecture
 # first_token: its first token, which has seen nothing but itself
 # mean: the mean over its real tokens
 # mean_position: the mean over all positions, padding included, as in the book's experiments
-Pooling = Literal["last_token", "last_position", "first_token", "mean", "mean_position"]
+Pooling = Literal[
+    "end_token", "last_token", "last_position", "first_token", "mean", "mean_position"
+]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 OF_PADS = ("last_position", "mean_position")  # these depend on the amount of padding
 READ_ALL = ("mean", "mean_position")  # these read more than one position of a text

@@ -6,6 +6,7 @@ Shapes: B texts per batch, T tokens in the longest text.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from numbers import Integral
+from unicodedata import category, normalize
 
 import torch
 from torch import Tensor
@@ -14,18 +15,23 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 MARGIN = 256  # additional characters that are encoded, see `encode_texts`
+INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode categories: controls, marks, white space
+# invisible characters of other categories, from Unicode's list Default_Ignorable_Code_Point
+IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)}
 
 
 def encode_texts(
-    texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int
+    texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int, *, end: Sequence[int] = ()
 ) -> tuple[list[list[int]], list[bool]]:
     """Encode texts, and keep at most the first `max_tokens` tokens of each.
 
-    A text that is empty or only white space becomes the single token <|endoftext|>, because the model
-    needs at least one token. Returns the token ids of each text, and for each text whether it was
-    cut. Raises DataError if `texts` is not a list of strings.
+    With `end`, texts are tidied first (see `tidied`), and these tokens are appended, also to a text
+    that was cut. Without it, a text that is empty or only white space becomes the single token
+    <|endoftext|>, because the model needs at least one token. Returns the token ids of each text, and
+    for each text whether it was cut. Raises DataError if `texts` is not a list of strings.
     """
     refuse_no_list(texts)
+    max_tokens -= len(end)
     # A token has at most `longest_token` characters, so the first `max_tokens` tokens end before the
     # margin. Cutting the text may change tokens near the cut, but only within the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
@@ -33,10 +39,34 @@ def encode_texts(
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(no_string(text, number))
-        ids = tokenizer.encode(text[:longest]) if text.strip() else [tokenizer.end_of_text_id]
+        if end:
+            ids = tokenizer.encode(tidied(text)[:longest])
+        else:
+            ids = tokenizer.encode(text[:longest]) if text.strip() else [tokenizer.end_of_text_id]
         encoded.append(ids)
     cut = [len(ids) > max_tokens for ids in encoded]
-    return [ids[:max_tokens] for ids in encoded], cut
+    return [[*ids[:max_tokens], *end] for ids in encoded], cut
+
+
+def tidied(text: str) -> str:
+    """A text without what a reader cannot see: one form per character, one kind of line end.
+
+    Characters are composed (Unicode's NFC), line ends become a newline, and white space and invisible
+    characters at the end are removed.
+    """
+    text = normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    end = len(text)
+    while end and (category(text[end - 1]) in INVISIBLE or ord(text[end - 1]) in IGNORABLE):
+        end -= 1
+    return text[:end]
+
+
+def end_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end every text for heads that read there."""
+    return END(tokenizer)
+
+
+END = lambda tokenizer: tokenizer.encode("\n")
 
 
 def refuse_no_list(texts: object) -> None:
