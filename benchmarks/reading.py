@@ -26,8 +26,8 @@ from bench import SHARED, measure_machine, note, timed
 
 from gpt2_from_scratch import Classifier, Message, Split, Tokenizer, TrainConfig, finetune
 from gpt2_from_scratch.classifier import classifier as reading
-from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.formats import label_names
+from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.speed.devices import set_threads

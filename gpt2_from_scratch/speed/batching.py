@@ -62,11 +62,12 @@ def tidied(text: str) -> str:
 
 
 def end_tokens(tokenizer: Tokenizer) -> list[int]:
-    """The tokens that end every text for heads that read there."""
-    return END(tokenizer)
+    """Return the tokens that are appended to every text for heads that read an end token.
 
-
-END = lambda tokenizer: tokenizer.encode("\n")
+    It is a newline, which GPT-2 often saw after a text. Hugging Face's classifier reads the last token
+    that is not padding, and GPT-2's padding is <|endoftext|>, so it would not read that one.
+    """
+    return tokenizer.encode("\n")
 
 
 def refuse_no_list(texts: object) -> None:

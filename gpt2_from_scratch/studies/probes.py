@@ -35,7 +35,7 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.plots import BLUE, DARK, VERMILION
-from gpt2_from_scratch.speed.batching import encode_texts
+from gpt2_from_scratch.speed.batching import encode_texts, end_tokens
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
@@ -112,14 +112,20 @@ def probe_layers(
         raise UsageError(f"probes need GPT-2's own blocks: {reason}")
     y_train, y_val, y_test = _labels_of(split)
     texts = [message.text for part in (split.train, split.val, split.test) for message in part]
-    encoded, cut = encode_texts(texts, tokenizer, model.config.n_ctx)
-    if any(cut):
-        log.warning(
-            f"{sum(cut)} of {len(cut)} texts are longer than {model.config.n_ctx} tokens and were cut"
-        )
-    pad_to = max(len(ids) for ids in encoded[: len(y_train)])
     trunk = Trunk(model, len(model.blocks), arithmetic(dtype, model.wte.weight.device))
-    states = pooled_states(trunk, model.ln_f, encoded, poolings, tokenizer.end_of_text_id, pad_to)
+    found: dict[tuple[Pooling, bool], Tensor] = {}
+    for is_end in {pooling == "end_token" for pooling in poolings}:
+        group = [pooling for pooling in poolings if (pooling == "end_token") is is_end]
+        end = end_tokens(tokenizer) if is_end else []
+        encoded, cut = encode_texts(texts, tokenizer, model.config.n_ctx, end=end)
+        if any(cut):
+            log.warning(
+                f"{sum(cut)} of {len(cut)} texts are longer than {model.config.n_ctx} tokens and "
+                "were cut"
+            )
+        pad_to = max(len(ids) for ids in encoded[: len(y_train)])
+        found |= pooled_states(trunk, model.ln_f, encoded, group, tokenizer.end_of_text_id, pad_to)
+    states = {(p, norm): found[p, norm] for p in poolings for norm in (False, True)}
     majority = float((y_test == np.bincount(y_train).argmax()).mean())
     probes = []
     with progress_bar(total=len(states) * (trunk.depth + 1), desc="probes") as bar:

@@ -99,11 +99,11 @@ def test_training_reads_the_same_tokens_as_prediction(reader: Classifier) -> Non
 
 
 def test_a_text_that_just_fits_is_not_cut(reader: Classifier) -> None:
-    end, tokenizer = end_tokens(reader.tokenizer), reader.tokenizer
-    for n, is_cut in ((31, False), (32, True)):
-        (ids,), cut = encode_texts(["a b " * 8], tokenizer, n, end=end)
-        n_text = len(tokenizer.encode(tidied("a b " * 8)))
-        assert cut == [n_text + len(end) > n] and len(ids) == min(n, n_text + len(end))
+    end, text = end_tokens(reader.tokenizer), "a b c d"
+    n = len(reader.tokenizer.encode(text)) + len(end)
+    for limit, is_cut in ((n, False), (n - 1, True)):
+        (ids,), cut = encode_texts([text + " \n"], reader.tokenizer, limit, end=end)
+        assert len(ids) == limit and cut == [is_cut]
 
 
 # --- the same by every route ---

@@ -112,6 +112,7 @@ def test_pool_is_the_loop(pooling):
         n = int(lengths[b])
         for c in range(C):
             expected = {
+                "end_token": float(states[b, n - 1, c]),  # the text's last one
                 "last_token": float(states[b, n - 1, c]),
                 "last_position": float(states[b, T - 1, c]),
                 "first_token": float(states[b, 0, c]),
@@ -133,6 +134,7 @@ def test_gradients_reach_only_the_real_tokens(pooling):
     pool(states, lengths, pooling).sum().backward()
     read = states.grad.abs().sum(dim=2) > 0  # (B, T)
     expected = {
+        "end_token": [[1], [4]],
         "last_token": [[1], [4]],
         "last_position": [[4], [4]],
         "first_token": [[0], [0]],

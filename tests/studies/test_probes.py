@@ -66,7 +66,7 @@ def one_by_one(model: GPT2, ids: list[int], pooling: str, final_norm: bool) -> t
     for block in model.blocks:
         layers.append(x := block(x))
     layers = [model.ln_f(x) if final_norm else x for x in layers]
-    place = {"last_token": -1, "last_position": -1, "first_token": 0}
+    place = {"end_token": -1, "last_token": -1, "last_position": -1, "first_token": 0}
     return torch.stack(
         [x[0].mean(0) if "mean" in pooling else x[0, place[pooling]] for x in layers]
     )
