@@ -1,7 +1,8 @@
 """Atomic files on disk: JSON, tensors, resumable states, locks.
 
-For maintainers. A process that is killed at any moment leaves the old file or the new one, never a
-partial file. This room knows where models and data sets are stored, but not what the files mean.
+This sub-package is for maintainers. A process that is killed at any moment leaves the old file or the
+new one, never a partial file. The code here knows where models and data sets are stored, but not what
+their files mean.
 """
 
 import lazy_loader

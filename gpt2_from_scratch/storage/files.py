@@ -182,8 +182,8 @@ def read_bounded(path: Path, most: int) -> bytes:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object from a file of a model or run.
 
-    Raises CheckpointError for anything else, for repeated keys and for NaN. The message names the
-    kind of file that was found.
+    Raises CheckpointError if the file is not a JSON object, repeats a key or contains NaN. The
+    message names the kind of file that was found.
     """
     path = expanded(path)
     raw = read_bounded(path, LARGEST_JSON)
@@ -298,8 +298,8 @@ MANIFEST = "MANIFEST.json"
 def write_manifest(folder: str | Path, names: Sequence[str]) -> None:
     """Write the manifest of a folder.
 
-    It contains the SHA-256 of each of these files that exists. Other files in the folder belong to
-    the user and are not listed.
+    The manifest contains the SHA-256 of each file in `names` that exists. Other files in the folder
+    belong to the user and are not listed.
     """
     folder = expanded(folder)
     listed = {name: sha256_of(folder / name) for name in sorted(names) if (folder / name).is_file()}
@@ -377,9 +377,10 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        # Remove the file before releasing the lock. A waiting process notices that the file is gone
-        # and creates a new one. After the release, another process may already hold the file. This
-        # needs filelock 4; earlier versions do not notice, or remove the file themselves.
-        with suppress(OSError):  # Windows cannot remove an open file, so there it stays
+        # Remove the file before releasing the lock, because another process may hold the file right
+        # after the release. A waiting process notices that the file is gone and creates a new one.
+        # This needs filelock 4. Some earlier versions do not notice it, and others remove the file
+        # themselves.
+        with suppress(OSError):  # Windows cannot remove an open file, so the file stays
             path.unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""End loops cleanly after signals, and worker processes with their parent."""
+"""Stop loops cleanly after a signal, and end worker processes when their parent ends."""
 
 import logging
 import os

@@ -1,6 +1,6 @@
-"""Find models, data sets and caches.
+"""Find the folders of models, data sets and cached features.
 
-They are in the package, in the checkout or in the user's cache.
+Each is in the package, in the checkout or in the user's cache.
 """
 
 import os
@@ -28,7 +28,7 @@ DATA_SETS = {  # {name: file in data/, which ships with the package}
     "topics": "topics/messages.csv",
 }
 OF_THE_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that file managers create
-FORMER_NAMES = {"demo": "hard"}  # {former name of a data set: its name}; older runs contain these
+FORMER_NAMES = {"demo": "hard"}  # {former name of a data set: present name}; for older runs
 
 
 def home() -> Path:
@@ -78,9 +78,9 @@ def embedded(name: str) -> Path:
 
 
 def known_name(model: str) -> str:
-    """Replace Hugging Face's name of a model ("gpt2") with ours.
+    """Return our name of a model, given Hugging Face's name, such as "gpt2".
 
-    Other texts are not changed.
+    Any other string is returned unchanged.
     """
     return HUB_NAMES.get(model, model)
 
@@ -103,9 +103,9 @@ def _name_of(model: str | Path) -> str:
 
 
 def known_data(source: str) -> str:
-    """Replace the former name of a data set with its present name.
+    """Return the present name of a data set, given its former name.
 
-    Other texts are not changed.
+    Any other string is returned unchanged.
     """
     return FORMER_NAMES.get(source, source)
 
@@ -122,7 +122,7 @@ def data_name(data: str | Path) -> str:
 def data_file(name: str) -> Path:
     """Return the file of a data set that ships with the package.
 
-    Its name is "sms", "hard" or "topics".
+    The data sets are called "sms", "hard" and "topics".
     """
     folder, file = DATA_SETS[known_data(name)].split("/")
     return embedded(f"data/{folder}") / file
@@ -185,7 +185,7 @@ def is_run(folder: Path) -> bool:
 def is_model(path: Path) -> bool:
     """Return whether a path is a model folder or a model's name.
 
-    A path is a name only if it does not exist.
+    It is a name only if no file or folder has this path.
     """
     if not os.path.exists(path):
         return known_name(str(path)) in MODELS
@@ -193,7 +193,7 @@ def is_model(path: Path) -> bool:
 
 
 def tidy(name: str) -> str:
-    """Shorten a file name and remove control characters.
+    """Shorten a file name, and replace control characters in it with "-".
 
     The result can be part of a folder's name.
     """

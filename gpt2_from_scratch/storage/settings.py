@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses. Each field has a help text and bounds, checked in one loop.
+"""Define settings as frozen dataclasses, and check their values.
 
-The command line's --help is generated from the same fields.
+Each field has a help text and bounds. The command line's --help is generated from the same fields.
 """
 
 import operator

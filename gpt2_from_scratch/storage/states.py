@@ -155,7 +155,7 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: Mapping[str, Te
 
 
 def _states(folder: Path) -> list[Path]:
-    """Return the states of a run, oldest first. A file with another name belongs to the user."""
+    """Return the states of a run, oldest first. Files with other names belong to the user."""
     name = re.compile(r"state-\d{8,}\.safetensors")
     found = [path for path in folder.iterdir() if name.fullmatch(path.name) and path.is_file()]
     return sorted(found, key=lambda path: (len(path.name), path.name))

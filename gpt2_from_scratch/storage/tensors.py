@@ -160,9 +160,9 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def each_sha256(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return {name: shape and SHA-256 of the values} of tensors.
+    """Return the shape and the SHA-256 of each tensor, by name.
 
-    An example of a value is "(2, 3) 9f86...". Values are hashed as float32.
+    An example is {"wte": "(2, 3) 9f86..."}. Values are hashed as float32.
     """
     with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
         return dict(zip(tensors, threads.map(_shape_and_sha256, tensors.values()), strict=True))
