@@ -1,7 +1,7 @@
 """GPT-2: the network, its tokenizer and its weights.
 
-For learners: read `config`, `model`, `tokenizer`, `weights` and `generate`, in this order. Parameters
-have the names they have in OpenAI's checkpoint.
+Learners read `config`, `model`, `tokenizer`, `weights` and `generate`, in this order. Parameters have
+the same names as in OpenAI's checkpoint.
 """
 
 import lazy_loader

@@ -37,11 +37,11 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 def alteration(part: nn.Module) -> str:
     """Describe how a module was changed, other than by new weights.
 
-    Returns an empty string if it was not changed. It finds hooks (also global ones), a replaced
+    Returns an empty string if it was not changed. Changes are hooks (also global ones), a replaced
     method of the module or its class, and a weight that is no longer a parameter. Code that reads
     only the weights would ignore all of these.
     """
-    own = vars(part)  # runs for every batch, so it looks up as little as possible
+    own = vars(part)  # this runs for every batch, so it must be quick
     if any([own[hooks] for hooks in HOOKS]) or (any(HOOKS_OF_ALL) and _some_hook_changes()):
         return "has hooks"
     if not COMPUTES.isdisjoint(own):

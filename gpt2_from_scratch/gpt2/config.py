@@ -72,7 +72,7 @@ class PretrainConfig:
     )
     phone: float = setting(
         0.5,
-        "relative weight of a second copy of the conversations, as typed on a phone; 0 for no copy",
+        "relative weight of a copy of the conversations, as if typed on a phone; 0 for no copy",
         at_least=0,
     )
     steps: int = setting(4000, "total number of steps", at_least=1)
@@ -80,13 +80,15 @@ class PretrainConfig:
     row: int = setting(
         128, "tokens per row; short rows are faster and suit short messages", at_least=1
     )
-    long_every: int = setting(8, "interval in steps at which rows have n_ctx tokens", at_least=1)
+    long_every: int = setting(
+        8, "interval, in steps, between steps with rows of n_ctx tokens", at_least=1
+    )
     warmup: int = setting(
-        100, "number of first steps, in which the learning rate rises", at_least=0
+        100, "number of steps at the start in which the learning rate rises", at_least=0
     )
     decay: float = setting(
         0.375,
-        "proportion of steps at the end, in which the learning rate falls to 0",
+        "proportion of steps at the end in which the learning rate falls to 0",
         at_least=0,
         at_most=1,
     )
@@ -95,7 +97,9 @@ class PretrainConfig:
     seed: int = setting(
         123, "random seed for the weights and the rows", at_least=0, at_most=2**32 - 1
     )
-    save_every: int = setting(250, "steps between checkpoints and held-out losses", at_least=1)
+    save_every: int = setting(
+        250, "interval, in steps, between checkpoints, each with a held-out loss", at_least=1
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -218,7 +218,7 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> list[tuple[str, str]]:
 def as_typed_on_a_phone(line: str, draw: random.Random) -> str:
     """Rewrite a line as if typed on a phone.
 
-    The result may have lower or upper case, short forms and no apostrophes.
+    The result may be all lower or all upper case, contain short forms, and lack apostrophes.
     """
     style = draw.random()
     if style < 0.1:
@@ -285,7 +285,7 @@ def encode_corpus(
         folder: the corpus.
         tokenizer: encodes the texts.
         config: the weights of registers (1 if not given), `phone` and `seed`.
-        excluded: texts. Training lines that overlap with them are removed.
+        excluded: texts; training lines that overlap with them are removed.
 
     Returns:
         Training sources and held-out sources.
@@ -326,7 +326,8 @@ def bpe_sample(
 ) -> Iterator[str]:
     """Yield lines to learn a vocabulary from.
 
-    These are all lines of conversations and a quarter of the others.
+    These are all lines of conversations and a random quarter of the other lines. Half of the
+    conversation lines are yielded a second time, as typed on a phone, unless `config.phone` is 0.
     """
     draw = random.Random(config.seed)
     for file in read_corpus(folder, excluded):

@@ -5,9 +5,9 @@ transfers are resumed. Requests and redirects go only to https servers on a list
 slow, the download from it is aborted.
 
 For the 124M model, the SHA-256 of three files and the MD5 of the data file are pinned. OpenAI never
-published the SHA-256 of the data files. They are not needed, because `model.ckpt.index` contains a
-CRC-32C of every tensor, so that the pinned index verifies the data. For the other sizes, the index
-must match its own checksums and describe data of the correct size. OpenAI's files `checkpoint` and
+published SHA-256 hashes of its data files. The package does not need them: `model.ckpt.index` contains
+a CRC-32C of every tensor, so the pinned index verifies the data. For the other sizes, the index must
+match its own checksums and describe data of the correct size. OpenAI's files `checkpoint` and
 `model.ckpt.meta` are not needed.
 """
 
@@ -64,7 +64,8 @@ VOCABULARY: dict[str, Known] = {  # the same for all sizes; tiktoken pins the sa
 WEIGHTS: dict[str, dict[str, Known]] = {
     "124M": {
         INDEX: (5_215, "sha256:71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687"),
-        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),  # detects accidents only
+        # MD5 detects accidental damage only
+        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),
     },
     "355M": {INDEX: (10_399, None), DATA: (1_419_292_672, None)},
     # the sizes of these data files are computed from the shapes
@@ -377,9 +378,9 @@ class Transfer:
         return start > 0
 
     def _start(self, response: requests.Response, done: int) -> int:
-        """Return the byte at which the response begins, `done` or 0.
+        """Return the byte of the file at which the response begins: `done` or 0.
 
-        Raises an error for other responses.
+        Raises an error if the response is not the file or the rest of it.
         """
         status, size, headers = response.status_code, self.file.size, response.headers
         answer = f"the server answers {status} {response.reason}"

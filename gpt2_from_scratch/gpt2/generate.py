@@ -106,7 +106,7 @@ def choose_tokens(
                 "the logits of the next token are NaN or infinite, so the model's weights are "
                 "unusable. Load or train it again."
             )
-        # sampling at such a temperature is greedy too, but may divide by 0
+        # sampling at such a low temperature would be greedy too, but might divide by 0
         if temperature < 1e-6:
             next_id = logits.argmax(keepdim=True)  # (1,)
         else:

@@ -9,7 +9,7 @@ stores query, key and value in one matrix `c_attn` (3C, C). Each of these three 
 B of its own, as if there were three matrices. After training, the product can be added to W. The
 model is then an ordinary GPT-2 again.
 
-Shapes: B texts, T tokens in the longest text, C = n_embd, r = rank, P adapted parts of a matrix.
+Shapes: C = n_embd, r = rank, P adapted parts of a matrix.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), and
 its loralib, https://github.com/microsoft/LoRA.
@@ -28,8 +28,8 @@ from gpt2_from_scratch.gpt2.model import GPT2
 class LoRALinear(nn.Module):
     """A linear layer with adapters, one per given range of its outputs.
 
-    It takes over the parameters of the layer that it replaces, under the same names. So the names of
-    the model's parameters do not change. All ranges must have the same width.
+    It keeps the parameters of the layer that it replaces, under the same names. All ranges must have
+    the same width.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
 def unmerge_lora(model: GPT2, adapters: dict[str, LoRALinear]) -> None:
     """Subtract all products from their weights, and restore the adapters.
 
-    The weights are changed in place and restored approximately, because adding and subtracting round.
-    The error is about 1e-7 of the largest value that was added. Raises UsageError if the adapters
-    were not merged into this model.
+    The weights are changed in place. They are only approximately the same as before the merge,
+    because adding and subtracting round. The error is about 1e-7 of the largest value that was added.
+    Raises UsageError if the adapters were not merged into this model.
     """
     for name, adapter in adapters.items():
         if _linear_at(model, name).weight is not adapter.weight:

@@ -11,8 +11,9 @@ An index of 5 kB thus verifies 498 MB of data. Every byte is checked, because th
 the data file without a gap. A CRC detects accidental changes only; a SHA-256 of the files also
 detects deliberate ones.
 
-Peculiarities of OpenAI's files: names look like `model/h0/attn/c_attn/w`. The matrices of the blocks
-are stored as convolutions, [1, in, out]. There is no output matrix, because `model/wte` is used.
+In OpenAI's files, names look like `model/h0/attn/c_attn/w`. The matrices of the blocks are stored as
+convolutions, [1, in, out]. There is no output matrix, because `model/wte` is also used as the output
+matrix.
 
 This file has three sections: the tensor bundle, the LevelDB table and the protobuf messages.
 Functions of the last two sections raise ValueError with the reason. Functions of the first section
@@ -280,7 +281,8 @@ def _block(raw: bytes, handle: list[int]) -> bytes:
 def _records(block: bytes) -> list[tuple[bytes, bytes]]:
     """Return the keys and values of a block.
 
-    A key is stored as the length of the prefix it shares with the previous key, and the rest.
+    Instead of a whole key, the block stores how many bytes it shares with the previous key, and the
+    other bytes.
     """
     # The records are followed by restart points for searching: the offsets of some keys that are
     # stored completely, and their number. They are skipped, because all records are read.

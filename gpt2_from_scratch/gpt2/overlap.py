@@ -1,7 +1,7 @@
 """Find lines of a corpus that overlap with other texts.
 
-These are usually the texts of a test set. A model that was trained on a test set cannot
-be evaluated on it. Two lines overlap if they are equal or have WIDTH consecutive bytes in common.
+The other texts are usually those of a test set, because a model cannot be evaluated on texts that it
+was trained on. Two lines overlap if they are equal or have WIDTH consecutive bytes in common.
 Differences in case and white space are ignored.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 WIDTH = 50  # bytes; common phrases are shorter
 SHORTEST = 20  # bytes; shorter lines, such as "I'll call you later", may be equal by chance
 FACTOR = 0x9E3779B97F4A7C15  # odd, so multiplying by it modulo 2^64 is invertible
-TABLE = 24  # leading bits of a hash that index a table, as a quick first test
+TABLE = 24  # leading bits of a hash, which index a table for a quick first test
 
 
 class Overlap:

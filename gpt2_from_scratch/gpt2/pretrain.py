@@ -53,7 +53,7 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
     """Compute the factor of the learning rate in a step.
 
     It rises to 1, stays constant, and falls to 0. Only the last phase depends on the total number
-    of steps, so a run can be extended before it.
+    of steps, so a run can be extended before that phase begins.
     """
     falling = max(1, round(config.decay * config.steps))
     rise = min(1.0, (step + 1) / max(1, config.warmup))
@@ -127,8 +127,8 @@ def next_token_loss(model: torch.nn.Module, rows: Tensor, reduction: str = "mean
 def bits_per_byte(model: GPT2, held_out: list[Source], n_bytes: int) -> float:
     """Compute the bits per byte of held-out text.
 
-    The text is read in windows of n_ctx tokens. Unlike nats per token, bits per byte can be
-    compared between models with different vocabularies.
+    `n_bytes` is the length of that text. The text is read in windows of n_ctx tokens. Unlike nats
+    per token, bits per byte can be compared between models with different vocabularies.
     """
     device, T = model.wte.weight.device, model.config.n_ctx
     nats = 0.0
@@ -244,9 +244,9 @@ def _tokenizer(
     start: str | Path | None,
     excluded: Overlap | None,
 ) -> Tokenizer:
-    """Return the vocabulary in `out`.
+    """Return the tokenizer with the vocabulary in `out`.
 
-    If there is none, copy that of `start`, or learn one.
+    If `out` has no vocabulary, the one of `start` is copied, or one is learned from the corpus.
     """
     if not (out / "vocab.bpe").exists():
         if start is not None:
@@ -342,7 +342,7 @@ class _Run:
                 )
 
     def _checkpoint(self, tokens_per_second: float) -> None:
-        """Compute the held-out loss, and save curve, state and model."""
+        """Compute the held-out loss, and save the learning curve, the state and the model."""
         progress = self.progress
         bits = {
             register: bits_per_byte(self.model, text.sources, text.n_bytes)

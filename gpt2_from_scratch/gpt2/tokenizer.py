@@ -1,7 +1,7 @@
 """The byte-level BPE of a checkpoint, run by tiktoken.
 
-It is stored in `vocab.bpe` and `encoder.json`. Nothing is downloaded or cached. The two files are
-read here instead of by tiktoken's own loader. That loader caches local files, and returns the old
+The vocabulary is stored in `vocab.bpe` and `encoder.json`. Nothing is downloaded or cached. This module
+reads the two files itself, because tiktoken's own loader caches local files and returns the old
 contents after a file has changed.
 
 Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and

@@ -1,8 +1,8 @@
 """Verify the files, tensors and outputs of a model.
 
-Damage does not raise an error. It is reported as a failed check, and so is each check that the damage
-makes impossible. If the weights are OpenAI's 124M, the model's outputs are compared with published
-ones.
+Damage does not raise an error. It is reported as a failed check. A check that damage makes impossible is
+also reported as failed. If the weights are OpenAI's 124M, the model's outputs are compared with
+published ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +66,7 @@ def attempt(
 
 
 def not_possible(what: str, reason: str) -> Check:
-    """Return a failed check that other damage makes impossible."""
+    """Return a failed result for a check that other damage makes impossible."""
     return Check(what, False, f"not possible, because {reason}")
 
 

@@ -106,7 +106,7 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
     gpt2 = meta_gpt2(read_config(folder))
     state = {}
     for parameter, value in stored_parameters(folder, gpt2):
-        # aminmax passes a NaN on, so one pass finds NaN and infinity
+        # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity
         if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
         state[parameter] = value
@@ -309,7 +309,7 @@ TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
 
 
 def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
-    """Write a random model with the same sizes and tokenizer."""
+    """Write a random model with the sizes and the tokenizer of `model`. Returns its folder."""
     folder = expanded(folder)
     source = model_folder(model)
     twin = GPT2(read_config(source))
