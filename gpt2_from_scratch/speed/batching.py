@@ -71,7 +71,7 @@ def end_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def refuse_no_list(texts: object) -> None:
-    """Check that an argument can be a list of texts.
+    """Check that an argument can be used as a list of texts.
 
     Raises DataError unless it is a list, column, one-dimensional array or iterator. Iterating over a
     string would give its letters, and iterating over a table or dictionary would give its keys. A
@@ -97,7 +97,7 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
     """Check that every text has valid token ids.
 
     Raises DataError unless all ids are from 0 to n_vocab - 1. The ids must be checked before they
-    are on a GPU. There an invalid id makes every later computation of the process fail.
+    are on a GPU, because an invalid id there makes every later computation of the process fail.
     """
     for number, ids in enumerate(encoded):
         values = ids.tolist() if isinstance(ids, Tensor) else ids
@@ -124,10 +124,9 @@ def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:
 def pad_batch(
     encoded: Sequence[Sequence[int]], pad_id: int, to: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pad texts on the right, to the same length.
+    """Pad texts on the right to the length of the longest text, or to `to` tokens.
 
-    That is the length of the longest text, or `to` tokens. Returns ids (B, T) int64 and the texts'
-    own lengths (B,) int64.
+    Returns ids (B, T) int64 and the texts' own lengths (B,) int64.
     """
     lengths = torch.tensor([len(ids) for ids in encoded])
     padded = torch.full((len(encoded), to or int(lengths.max())), pad_id)

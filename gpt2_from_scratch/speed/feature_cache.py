@@ -2,7 +2,7 @@
 
 The output of frozen blocks for a text is the same in every epoch, in every evaluation and in the next
 run. `Features` computes it once and keeps it: one state per token, without padding. `Embedded` keeps
-nothing, and only embeds the tokens. It is used where cached output would not be exact.
+nothing and only embeds the tokens. It is used where cached output would not be exact.
 
 Shapes: B texts per batch, T tokens in the longest text, C = n_embd.
 """
@@ -141,8 +141,9 @@ class Features:
     def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
         """Run the frozen blocks on texts, and keep their output.
 
-        The output is kept each time that it fills a shard. The computation uses complete tiles. So
-        the output for a text is bit-identical, no matter which other texts are missing.
+        The output is kept as soon as there is enough of it for a shard. The computation uses complete
+        tiles (see `frozen_trunk`), so the output for a text is bit-identical, no matter which other
+        texts are missing.
         """
         keys, texts = list(missing), list(missing.values())
         total = sum(map(len, texts))
@@ -218,6 +219,6 @@ def text_key(ids: Sequence[int]) -> bytes:
 
 
 def space_name(trunk: Trunk, dtype: torch.dtype) -> str:
-    """Return the name of the space for the output of these blocks."""
+    """Return the name of the space (see `feature_store`) for the output of these blocks."""
     name = str(dtype).removeprefix("torch.")
     return f"{trunk.depth}-blocks-{name}-{trunk.sha256()[:40]}"

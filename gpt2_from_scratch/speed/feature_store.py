@@ -3,8 +3,8 @@
 Features are the frozen blocks' output for each text. A space is a folder for features that were
 computed with the same weights, number of blocks and arithmetic. It contains shards, which are files
 of some tens of megabytes. The name of a shard is a hash of the texts in it. A shard is written once,
-atomically, and never changed. So several processes can use the store at the same time, and a kill or
-a full disk leaves at most a temporary file.
+atomically, and never changed. So several processes can use the store at the same time. If a process is
+killed or the disk is full, at most a temporary file is left over.
 
 A shard is a safetensors file with four tensors for N texts: `states` (tokens, C), `ends` (N,),
 `keys` (N, 32) and `checksums` (N,), one for the states of each text. Damaged shards are removed, and
@@ -48,7 +48,7 @@ TENSORS = ("states", "ends", "keys", "checksums")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 SPARE = 1 * GB  # disk space that the store leaves free
-# The folder may also contain other files, so only files with such names are ever removed.
+# The folder may also contain other files, so only files with the names below are ever removed.
 NAME = "[0-9a-f]" * 64
 SHARDS, TEMPORARY = f"{NAME}.safetensors", f".{NAME}.*.tmp"
 PLANS = f"{NAME}.plan"  # written by earlier versions

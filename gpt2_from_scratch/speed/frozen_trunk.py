@@ -1,7 +1,7 @@
 """Run the frozen first blocks once per common prefix, without padding.
 
 All layers except attention work on each token separately. So a batch does not need to be a padded
-rectangle. It is a list of rows, one per token. With the causal mask, the output for the first tokens
+rectangle; here it is a list of rows, one per token. With the causal mask, the output for the first tokens
 of a text does not depend on the tokens after them. So texts with a common prefix share the rows of
 that prefix. Attention needs complete texts: their rows are laid out in rectangles of texts of similar
 length, and the output is gathered back to one row per token. Without the causal mask, a token sees
@@ -84,7 +84,7 @@ class Packed:
 def width(n_tokens: int) -> int:
     """Round a text's length up to its padded length in attention.
 
-    The result is a multiple of 16. For more than 64 tokens it is at most a quarter more.
+    The result is a multiple of 16. A text of more than 64 tokens gets at most a quarter more.
     """
     step = max(16, 2 ** ((n_tokens - 1).bit_length() - 3))
     return -(-n_tokens // step) * step
@@ -134,8 +134,8 @@ def batches(
     """Yield batches of text indices.
 
     A batch has at most `tokens` rows, or a single text. Texts are sorted by width and ids, so that
-    texts that share rows are in the same batch. For attention, a batch is laid out as at most 2 *
-    `tokens` tokens.
+    texts that share rows are in the same batch. For attention, a batch is laid out as at most
+    `2 * tokens` tokens.
     """
     batch: list[int] = []
     size = laid_out = W_before = 0

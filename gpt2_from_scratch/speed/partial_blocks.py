@@ -3,7 +3,7 @@
 `block_at` computes the output at one position of each text. A classifier reads only that position,
 and no later layer mixes positions. So the last block needs one query, one output projection and one
 MLP per text instead of one per token. It seems to need the keys and values of every token, but even
-these need not be computed. Let a_t be ln_1(x_t), and consider one head. The score of position t is
+these do not have to be computed. Let a_t be ln_1(x_t), and consider one head. The score of position t is
 
     q . k_t  =  q . (W_k a_t + b_k)  =  (W_k^T q) . a_t  +  q . b_k
 
@@ -132,7 +132,7 @@ def _spread(rows: Tensor, real: Tensor) -> Tensor:
 
 
 def real_positions(lengths: Tensor, T: int) -> Tensor:
-    """Return a mask of the tokens: lengths (B,) -> (B, T) bool.
+    """Return a mask that is true for tokens and false for padding: lengths (B,) -> (B, T) bool.
 
     The texts are padded on the right.
     """
