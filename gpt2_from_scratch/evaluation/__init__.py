@@ -1,8 +1,8 @@
-"""The quality of a classifier, and the uncertainty of that estimate.
+"""Measure the quality of a classifier, and the uncertainty of that measurement.
 
 Everything here is computed from arrays: metrics, calibration, decision thresholds, confidence
-intervals and paired tests. This room does not use torch. The only files it reads or writes are the
-labelled predictions that a run saves.
+intervals and paired tests. The code here does not use torch. The only files that it reads or writes
+are the labelled predictions of a run.
 """
 
 import lazy_loader

@@ -53,7 +53,8 @@ class Assessment:
     """The quality of one classifier on the test set."""
 
     evaluation: Evaluation
-    # scores on the texts without a near duplicate in training; None if unknown or if there are none
+    # scores on the texts without a near duplicate in the training set; None if these are unknown or
+    # if there are no such texts
     without_near_duplicates: Evaluation | None
     temperature: float
     calibration: Calibration
@@ -138,7 +139,7 @@ def assess(
 def assessment_as_json(assessment: Assessment) -> dict[str, Any]:
     """Convert an assessment to plain dicts and lists.
 
-    The order is `version`, the fields of the evaluation, the other fields. Version 1 had no key
+    The order is `version`, the fields of the evaluation, then the other fields. Version 1 had no key
     `version`. Version 2 renamed these keys: without_twins to without_near_duplicates, watched to
     positive, and at_least_cost to at_cost. In `thresholds` it renamed lost to false_positives, good
     to negatives, caught to true_positives, wanted to positives, lost_at_most to

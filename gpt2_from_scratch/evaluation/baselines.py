@@ -160,10 +160,7 @@ def fit_patterns(split: Split, labels: Sequence[str]) -> Baseline | None:
 
 
 def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
-    """Fit a decision tree on the number of characters only.
-
-    It has one leaf per label.
-    """
+    """Fit a decision tree on the number of characters only. It has one leaf per label."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
     from sklearn.tree import DecisionTreeClassifier
@@ -240,7 +237,7 @@ def _as_baseline(name: str, model: Any, labels: Sequence[str]) -> Baseline:
 
 
 def _hints(text: str) -> set[str]:
-    """Return the patterns and words that a text contains. Patterns and words cannot be equal."""
+    """Return the patterns and words that a text contains. No pattern can also be a word."""
     return {p for p in PATTERNS if re.search(p, text)} | {*re.findall(r"\w+", text.lower())}
 
 

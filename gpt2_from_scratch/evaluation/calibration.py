@@ -32,7 +32,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Three measures of the error of probabilities. For each of them 0 is best."""
+    """Three measures of how wrong probabilities are. For each of them, 0 is best."""
 
     brier: float
     log_loss: float  # in nats
@@ -154,10 +154,11 @@ def choose_threshold(
     """Choose a threshold for an allowed rate of false positives.
 
     A text is predicted as positive if its probability is at least the threshold. The allowed number
-    of false positives is rounded down, so 5 per 1,000 are 0 of 150. The next negative text, in
-    descending order of probability, must stay below the threshold. The threshold is halfway between
-    its probability and the next higher one (1 if there is none), rounded to six decimals. If the two
-    are too close together for that, it is the higher one.
+    of false positives is rounded down, so 5 per 1,000 are 0 of 150. If negative texts are sorted by
+    probability, highest first, the first one beyond the allowed number must stay below the threshold.
+    The threshold is halfway between the probability of that text and the next higher probability of
+    any text (1 if there is none), rounded to six decimals. If the two are too close together for
+    that, it is the higher one.
 
     Args:
         probabilities: each text's probability of the positive class on a validation set, (N,).
@@ -165,7 +166,7 @@ def choose_threshold(
         allowed_per_1000: allowed false positives per 1,000 negative texts.
 
     Returns:
-        The threshold. It is 0 if all negative texts may be false positives. It is NEVER if the text
+        The threshold. It is 0 if all negative texts may be false positives, and NEVER if the text
         that must stay below it has probability 1.
 
     Raises:
@@ -229,7 +230,7 @@ def at_threshold(
 def at_cost(
     probabilities: np.ndarray, is_positive: np.ndarray, label: str, cost: float
 ) -> AtThreshold:
-    """Count the predictions of the threshold with the lowest expected cost.
+    """Count the predictions that the threshold with the lowest expected cost gives.
 
     If the probabilities are calibrated, that threshold is cost / (1 + cost). Source: Elkan 2001, "The
     foundations of cost-sensitive learning".

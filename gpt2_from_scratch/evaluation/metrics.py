@@ -68,15 +68,15 @@ class LabelledPredictions:
         return self.predicted == self.true
 
     def one_class(self, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return each text's probability of one class, and its truth.
+        """Return each text's probability of one class, and whether this is its true class.
 
-        The shapes are (N,) and (N,) bool. The truth is whether this is the text's true class.
+        The shapes are (N,) and (N,) bool.
         """
         k = self.labels.index(label)
         return self.probabilities[:, k], self.true == k
 
     def only(self, wanted: np.ndarray) -> "LabelledPredictions":
-        """Return the predictions where `wanted` (N,), bool, is true."""
+        """Return the predictions for the texts at which `wanted`, (N,) bool, is true."""
         near = self.near_duplicates
         return replace(
             self,
@@ -139,8 +139,8 @@ class ClassScores:
     """Precision, recall and F1 of one class. A score is None if its denominator is 0."""
 
     label: str
-    precision: float | None  # proportion of correct texts among those predicted as this class
-    recall: float | None  # proportion of correct texts among those of this class
+    precision: float | None  # proportion of this class among the texts predicted as this class
+    recall: float | None  # proportion of texts predicted as this class among those of this class
     f1: float | None  # harmonic mean of precision and recall
     support: int  # number of texts of this class
 
@@ -200,7 +200,7 @@ def evaluate_predictions(
 def weakest(classes: Sequence[ClassScores]) -> list[ClassScores]:
     """Return all classes, or the weakest MOST_CLASSES of them.
 
-    In the second case classes without texts are left out, and the lowest F1 comes first.
+    If only the weakest are returned, classes without texts are left out, and the lowest F1 comes first.
     """
     if len(classes) <= MOST_CLASSES:
         return [*classes]
@@ -324,7 +324,7 @@ def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
 def several(labels: Sequence[str]) -> str:
     """Format labels for an error message.
 
-    Only the first MOST_CLASSES labels are listed, with the number of others.
+    Only the first MOST_CLASSES labels are listed, followed by the number of other labels.
     """
     named = ", ".join(map(short, labels[:MOST_CLASSES]))
     return named + (f" and {len(labels) - MOST_CLASSES:,} more" * (len(labels) > MOST_CLASSES))
@@ -363,7 +363,7 @@ def format_classes(
 
 
 def head_of_weakest(what: str, classes: Sequence[ClassScores]) -> str:
-    """Return the header of a column of classes. It mentions if only the weakest are shown."""
+    """Return the header of a column of classes. It says so if only the weakest are shown."""
     n = len(weakest(classes))
     return what if n == len(classes) else f"{what} ({n} weakest of {len(classes):,})"
 

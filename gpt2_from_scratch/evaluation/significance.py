@@ -79,7 +79,7 @@ def compare_repeated(
         n_train: number of training texts per split.
         n_test: number of test texts per split.
         least: lower limit for the standard deviation of the differences, because the differences of
-            few splits may be equal by chance. For accuracies, use one text: 1 / n_test.
+            a few splits may be equal by chance. For accuracies, use one text: 1 / n_test.
 
     Returns:
         The comparison. If `least` is 0 and all differences are equal, p is 0.0, or 1.0 if all
@@ -157,7 +157,7 @@ def compare_accuracies(
 def spread_by_chance(accuracy: float, n_test: int) -> float:
     """Return the standard deviation that an accuracy has by chance.
 
-    The accuracy is measured on n_test texts. The result is at least one text, 1 / n_test.
+    The accuracy is measured on n_test texts. The result is at least 1 / n_test, which is one text.
     """
     return max(1 / n_test, math.sqrt(accuracy * (1 - accuracy) / n_test))
 
@@ -191,9 +191,9 @@ def _accuracies(correct: Sequence[np.ndarray]) -> tuple[list[float], int]:
 def _mean_and_error(
     values: np.ndarray, n_train: int, n_test: int, least: float
 ) -> tuple[float, float, float]:
-    """Return the mean of values (S,), its standard error and a margin.
+    """Return the mean of values (S,), its corrected standard error and a margin.
 
-    The standard error is corrected. The margin is half the width of the 95% interval.
+    The margin is half the width of the 95% interval.
     """
     from scipy.stats import t
 
