@@ -23,7 +23,7 @@ COMMANDS = """\
 
 {note}
 
-`gpt2-classifier COMMAND --help` shows the most useful options on your terminal, `--help-all` shows all. Every command also
+`gpt2-classifier COMMAND --help` shows the most useful options on your terminal, and `--help-all` shows all. Every command also
 has `--verbose` (`-v`). Options that several commands share are listed once, under [Shared options](#shared-options).
 
 `python -m gpt2_from_scratch` is the same command. In bash and zsh, `eval "$(register-python-argcomplete gpt2-classifier)"`
@@ -37,8 +37,8 @@ SETTINGS = """\
 
 {note}
 
-Each class below is a frozen dataclass. Options of the command line are made from the first three: `n_last_blocks` is
-`--n-last-blocks`. An unknown name, a wrong type or a value outside the bounds raises `UsageError`.
+Each class below is a frozen dataclass. The options of `train` are made from the first three, and those of `pretrain` from
+the last: `n_last_blocks` is `--n-last-blocks`. An unknown name, a wrong type or a value outside the bounds raises an error.
 """
 KINDS = (DataConfig, HeadSettings, TrainConfig, HeadConfig, LoRAConfig, PretrainConfig)
 
