@@ -1,8 +1,7 @@
 """Growth of time and memory with the number of messages: finetuning (one epoch) and predicting.
 
-    python benchmarks/scale.py                             # the miniature: 1,000 to 100,000
-    messages python benchmarks/scale.py --long                      # 25,000 texts of 230 tokens,
-    8.8 GB of features
+    python benchmarks/scale.py         # the miniature: 1,000 to 100,000 messages
+    python benchmarks/scale.py --long  # 25,000 texts of 230 tokens, 8.8 GB of features
 
 The messages are distinct and have the lengths of the SMS Spam Collection. The exponent is that of a
 power law through the last two rows: 1 means linear growth.
