@@ -150,9 +150,11 @@ def _table(heading: str, rows: Rows) -> str:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """The comments at the ends of the lines that define fields."""
+    """The comments of fields, on the lines above them or at the ends of their lines."""
     source = inspect.getsource(kind)
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
+    above = re.findall(r"^((?:    # .*\n)+)    (\w+):", source, flags=re.MULTILINE)
+    found = {name: " ".join(re.findall(r"# (.*)", lines)) for lines, name in above}
+    return found | dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
 
 
 def _allowed(field: Any) -> str:

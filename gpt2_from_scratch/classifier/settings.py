@@ -44,7 +44,9 @@ RESERVED_NAMES = ("number", "n_tokens", "truncated", "empty", "replaced")  # key
 class TrainConfig:
     """Settings of training. The defaults were selected on the miniature."""
 
-    n_last_blocks: int = setting(1, "last blocks to train; with LoRA 0 unless given", at_least=0)
+    n_last_blocks: int = setting(
+        1, "number of last blocks to train; with LoRA 0 unless given", at_least=0
+    )
     final_norm: bool = setting(True, "train the final LayerNorm")
     trainable: str = setting("", "patterns of parameters to train instead: 'head.*,blocks.5.mlp.*'")
     unfreeze_every: int = setting(
@@ -52,7 +54,7 @@ class TrainConfig:
         "epochs between unfreezing one block and the next, from the last; 0: all at once",
         at_least=0,
     )
-    epochs: int = setting(10, "most passes over the training set", at_least=1)
+    epochs: int = setting(10, "maximum number of passes over the training set", at_least=1)
     patience: int = setting(
         4, "stop after this many epochs without a better validation score", at_least=1
     )
@@ -76,7 +78,7 @@ class TrainConfig:
     weight_decay: float = setting(
         0.1, "AdamW's weight decay for matrices; biases and norms have none", at_least=0
     )
-    clip: float = setting(0.0, "largest gradient norm, clipped above; 0: no clipping", at_least=0)
+    clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping", at_least=0)
     balance_losses: bool = setting(
         False, "divide the loss of each of several heads by its running mean"
     )
@@ -246,7 +248,7 @@ class HeadSettings:
         at_least=0,
     )
     lora_alpha: float = setting(
-        0.0, "LoRA's scale, divided by the rank; 0: the rank itself", at_least=0
+        0.0, "LoRA's alpha; its product is scaled by alpha / rank; 0: the rank itself", at_least=0
     )
     lora_dropout: float = setting(0.0, "dropout before LoRA's matrices", at_least=0, below=1)
     lora_blocks: int = setting(-1, "last blocks with LoRA; -1: all", at_least=-1)

@@ -17,7 +17,7 @@ from gpt2_from_scratch.storage.files import write_text
 from gpt2_from_scratch.storage.paths import expanded
 
 MOST_CLASSES = 20  # classes shown in full; if there are more, only the weakest are shown
-MOST_CONFUSED = 10  # listed pairs of confused classes
+MOST_CONFUSED = 10  # number of pairs of confused classes that are listed
 LARGEST_SUM_ERROR = 1e-6  # allowed difference of a row's sum of probabilities from 1
 
 

@@ -80,9 +80,7 @@ class PretrainConfig:
     row: int = setting(
         128, "tokens per row; short rows are faster and suit short messages", at_least=1
     )
-    long_every: int = setting(
-        8, "interval, in steps, between steps with rows of n_ctx tokens", at_least=1
-    )
+    long_every: int = setting(8, "every N-th step has rows of n_ctx tokens", at_least=1)
     warmup: int = setting(
         100, "number of steps at the start in which the learning rate rises", at_least=0
     )
@@ -98,7 +96,7 @@ class PretrainConfig:
         123, "random seed for the weights and the rows", at_least=0, at_most=2**32 - 1
     )
     save_every: int = setting(
-        250, "interval, in steps, between checkpoints, each with a held-out loss", at_least=1
+        250, "steps between checkpoints, at which the held-out loss is computed", at_least=1
     )
 
     def __post_init__(self) -> None:

@@ -127,7 +127,7 @@ def open_arrays(folder: Path | str) -> Arrays:
 def check_tensors(
     folder: Path | str, data: Path | None = None
 ) -> Iterator[tuple[TensorEntry, bool, int, int]]:
-    """Check the data tensor by tensor. Yields (entry, undamaged?, expected CRC, found CRC).
+    """Check the data tensor by tensor. Yields (entry, is it undamaged, expected CRC, found CRC).
 
     Both CRCs are masked, as on disk. If `data` is given, that file is checked instead of the data
     file in the folder. Raises CheckpointError before the first tensor if the files are not a valid
@@ -281,8 +281,8 @@ def _block(raw: bytes, handle: list[int]) -> bytes:
 def _records(block: bytes) -> list[tuple[bytes, bytes]]:
     """Return the keys and values of a block.
 
-    Instead of a whole key, the block stores how many bytes it shares with the previous key, and the
-    other bytes.
+    A key is not stored completely: the block contains the number of bytes that the key shares with
+    the previous one, and its other bytes.
     """
     # The records are followed by restart points for searching: the offsets of some keys that are
     # stored completely, and their number. They are skipped, because all records are read.

@@ -231,7 +231,7 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
             # without the CRCs, because `check_tensors` has already compared them
             for parameter, value in stored_parameters(folder, meta_gpt2(config), check_crcs=False)
         ],
-        lambda found: f"{len(found)} arrays, each one parameter",
+        lambda found: f"{len(found)} arrays, one for each parameter",
     )
     yield check
     if found is None:

@@ -185,7 +185,7 @@ def is_run(folder: Path) -> bool:
 def is_model(path: Path) -> bool:
     """Return whether a path is a model folder or a model's name.
 
-    It is a name only if no file or folder has this path.
+    The path is taken as a name only if no file or folder exists there.
     """
     if not os.path.exists(path):
         return known_name(str(path)) in MODELS
