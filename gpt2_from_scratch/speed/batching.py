@@ -15,7 +15,8 @@ from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 MARGIN = 256  # additional characters that are encoded, see `encode_texts`
-INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode categories: controls, marks, white space
+# Unicode categories of control, format and white space characters
+INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
 # invisible characters of other categories, from Unicode's list Default_Ignorable_Code_Point
 IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)}
 
@@ -25,8 +26,8 @@ def encode_texts(
 ) -> tuple[list[list[int]], list[bool]]:
     """Encode texts, and keep at most the first `max_tokens` tokens of each.
 
-    With `end`, texts are tidied first (see `tidied`), and these tokens are appended, also to a text
-    that was cut. Without it, a text that is empty or only white space becomes the single token
+    With `end`, texts are tidied first (see `tidied`), and these tokens are appended, even if the text
+    was cut. Without `end`, a text that is empty or only white space becomes the single token
     <|endoftext|>, because the model needs at least one token. Returns the token ids of each text, and
     for each text whether it was cut. Raises DataError if `texts` is not a list of strings.
     """
@@ -49,10 +50,10 @@ def encode_texts(
 
 
 def tidied(text: str) -> str:
-    """A text without what a reader cannot see: one form per character, one kind of line end.
+    """Return a text without differences that a reader cannot see.
 
-    Characters are composed (Unicode's NFC), line ends become a newline, and white space and invisible
-    characters at the end are removed.
+    Characters are composed (Unicode's NFC), each line end becomes a newline, and white space and
+    invisible characters at the end are removed.
     """
     text = normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     end = len(text)
@@ -64,8 +65,9 @@ def tidied(text: str) -> str:
 def end_tokens(tokenizer: Tokenizer) -> list[int]:
     """Return the tokens that are appended to every text for heads that read an end token.
 
-    It is a newline, which GPT-2 often saw after a text. Hugging Face's classifier reads the last token
-    that is not padding, and GPT-2's padding is <|endoftext|>, so it would not read that one.
+    They are those of a newline, which GPT-2 often saw after a text. The token <|endoftext|> would not
+    do: Hugging Face's classifier reads the last token that is not padding, and it uses this token as
+    padding.
     """
     return tokenizer.encode("\n")
 
