@@ -112,7 +112,7 @@ for name in ("wte.weight", f"{last_block}.ln_1.weight", "ln_f.weight", "head.wei
     print(f"{name:<20} {'pretrained' if name in pretrained else 'new':<11} two seeds: {alike}")
 
 # %% check
-for name, parameter in one.named_parameters():  # the lecture says it at 31:21
+for name, parameter in one.named_parameters():  # 31:21 in the lecture
     is_new = name in ("head.weight", "head.bias")
     assert is_new or torch.equal(parameter, pretrained[name]), name
     assert torch.equal(parameter, two.get_parameter(name)) != is_new
