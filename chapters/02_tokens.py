@@ -2,8 +2,8 @@
 # # 2. Tokens
 #
 # The network reads numbers, so text must become numbers first. A tokenizer cuts a text into tokens,
-# and each token has a number. How it cuts was learned once and is stored with the model. Then
-# messages of different lengths are put into one rectangular tensor.
+# and each token has a number. The rules for cutting were learned once and are stored with the
+# model. Then messages of different lengths are put into one rectangular tensor.
 #
 # **At the end you will know** how byte-level BPE cuts a word, why it can encode any text, what a
 # batch looks like, and what the padding in it changes. **Time:** a few seconds, offline.
@@ -173,8 +173,8 @@ print(
 #
 # 1. Write all messages in capital letters. By what factor does the number of tokens grow, and why?
 #    Guess first.
-# 2. Keep only the first tenth of the merges (`write_bpe` writes both files into a folder). Does
-#    decoding still return every message, and how much longer do the messages become?
+# 2. Keep only the first tenth of the merges (`write_bpe` writes a tokenizer's files into a folder).
+#    Does decoding still return every message, and how much longer do the messages become?
 # 3. Keep only the first half of a message, then only its second half. In which half do the tokens keep
 #    their logits?
 #

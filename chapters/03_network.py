@@ -38,8 +38,8 @@ _ = torch.set_grad_enabled(False)  # nothing is trained here
 # The shapes use these letters: there are B texts of T tokens, each token is represented by C =
 # `n_embd` numbers, there are H heads of size D = C / H, and the vocabulary has V tokens. The table
 # `wte` has a row for each token of the vocabulary, and the table `wpe` has a row for each position.
-# Each token id selects a row of `wte`. Attention alone knows almost nothing about the order of the
-# tokens (exercise 2), so the row of `wpe` for the token's position is added. The sum is the
+# Each token id selects a row of `wte`. Attention has no other way to know where a token is (except
+# for its mask, see below), so the row of `wpe` for the token's position is added. The sum is the
 # residual stream (B, T, C). Every later part reads the stream and adds its result to it. Read the
 # picture from the bottom up.
 
@@ -89,7 +89,7 @@ print("checked: the embeddings equal the package's, LayerNorm equals torch's")
 # to minus infinity. Softmax turns the scores into weights that add up to 1 and are 0 for the later
 # tokens. The result is the weighted sum of the values. H heads do this in parallel, each with its
 # own queries, keys and values, and `c_proj` combines their results. After our version and its
-# picture you see the package's, which is shorter:
+# picture you see the package's, which leaves scores, mask and softmax to one function of PyTorch:
 
 
 # %%

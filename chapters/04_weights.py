@@ -99,7 +99,7 @@ def oracle(w, ids, n_layer, n_head):
     return norm(x, w["ln_f"], w["ln_f.b"]) @ w["wte"].T  # (T, V)
 
 
-w = {}  # "model/h0/ln_1/b" and "h.0.ln_1.bias" become "h0.ln_1.b"; gains and matrices end without ".g"
+w = {}  # "model/h0/ln_1/b" and "h.0.ln_1.bias" become "h0.ln_1.b"; "/g", "/w", ".weight" go
 for name, array in arrays.items():
     name = re.sub(r"^model/|[./](weight|w|g)$", "", name).replace("/", ".").replace("h.", "h")
     w[name.replace("bias", "b")] = array.astype(np.float64).reshape(array.shape[-2:])

@@ -96,9 +96,9 @@ print(f"checked: {trainable:,} trainable parameters, as computed from the width 
 # ## Which part is new
 #
 # Freezing decides which parameters may change. It says nothing about their values. The lecture says
-# that the last block and the final norm are "still random" before training. They are not: they contain
-# their pretrained weights, like all the other blocks. Here we create two classifiers with different
-# random seeds, and compare them with each other and with GPT-2 as it was loaded:
+# that the last block and the final norm are "still random" before training. They are not: they
+# contain their pretrained weights, like the rest of GPT-2. Here we create two classifiers with
+# different random seeds, and compare them with each other and with GPT-2 as it was loaded:
 
 # %%
 messages = load_messages(DATA)

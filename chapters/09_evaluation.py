@@ -6,7 +6,7 @@
 # the classifier get wrong?
 #
 # This chapter uses the 600 messages of `hard` on purpose. They were made up so that much of the ham
-# looks like spam, and much of the spam like ham. In the real collection, the same model, trained in
+# looks like spam, and much of the spam like ham. On the real collection, the same model, trained in
 # the same way, classifies about 97 of 100 test messages correctly. Here you see what it cannot do.
 #
 # **At the end you will know** what an interval promises, which baselines to try first, what
@@ -114,7 +114,7 @@ for name, row in right.items():
     low, high = wilson_interval(int(sum(row)), len(test))
     print(f"{name:<28} {np.mean(row):6.1%}   95% interval {low:.1%} to {high:.1%}")
 bag, network = np.array(right["bag of words"]), np.array(right["this network"])
-print(f"only one is correct: bag {(bag & ~network).sum()}, network {(network & ~bag).sum()}")
+print(f"only one gets it right: bag {(bag & ~network).sum()}, network {(network & ~bag).sum()}")
 
 # %% [markdown]
 # If a bag of words does as well as the network, the network was not worth the effort on these
@@ -135,7 +135,7 @@ recalled = classifier.predict([message.text for message in train])
 seen = np.mean([a.label == m.label for a, m in zip(recalled, train, strict=True)])
 leaked = (37 * seen + 263 * scores.accuracy) / 300
 print(
-    f"new messages {scores.accuracy:.1%}, training messages {seen:.1%}, 37 of 300 leaked {leaked:.1%}"
+    f"new messages {scores.accuracy:.1%}, training messages {seen:.1%}, with 37 of 300 leaked {leaked:.1%}"
 )
 
 # %% check

@@ -77,8 +77,8 @@ print("checked: `last_position` is logits[:, -1, :], `last_token` is each text's
 # starts from the embedding of `<|endoftext|>`, which meant "a new document begins" in pretraining.
 # Training has to overcome all of that. We compare the two ways on the same split, with the same
 # learning rate and number of epochs, and with two seeds each. To read the last position, we pad
-# every message to the longest training message, as the lecture does. To read the last token, we
-# need no padding.
+# every message to the length of the longest training message, as the lecture does. To read the last
+# token, we need no padding.
 
 # %%
 made, right = {}, {}

@@ -2,8 +2,8 @@
 # # 12. Use
 #
 # A classifier is trained once and then used for a long time, often by people who did not train it.
-# In this chapter we save one, load it again, see which damaged or foreign files are refused, and
-# classify new messages: from Python and from the shell.
+# In this chapter we save one and load it again, see which files are refused, and classify new
+# messages, first from Python and then from the shell.
 #
 # **At the end you will know** what a run saves, what happens to unusual texts, and how to choose the
 # threshold above which a message is called spam. **Time:** about twenty seconds, offline.

@@ -6,8 +6,8 @@
 # predict the next token.
 #
 # **At the end you will know** how pretraining works, in which unit models with different tokens can
-# be compared, and what a model lacks that has read only a thousand messages. **Time:** about twenty
-# seconds, offline.
+# be compared, and how far you get with a thousand messages. **Time:** about twenty seconds,
+# offline.
 
 # %%
 import gzip
@@ -78,10 +78,10 @@ print(f"checked: {config.n_vocab} tokens, with which any text can be written")
 # %% [markdown]
 # ## A network that knows nothing
 #
-# Its weights are random. Its task is to predict the next token at each position. The targets are the
-# same tokens, moved by one place, so nobody has to label anything. The loss is the cross-entropy (in
-# float32 here; `pretrain` uses bfloat16). A model that guesses uniformly has a loss of $\ln V$, where
-# $V$ is the number of tokens.
+# The weights of a new network are random. Its task is to predict the next token at each position.
+# The targets are the same tokens, moved by one place, so nobody has to label anything. The loss is
+# the cross-entropy (in float32 here; `pretrain` uses bfloat16). A model that guesses uniformly has
+# a loss of $\ln V$, where $V$ is the number of tokens.
 
 
 # %%
@@ -101,7 +101,7 @@ print(f"loss {first:.3f}, ln({config.n_vocab}) = {math.log(config.n_vocab):.3f}"
 by_hand = -model(rows[:, :-1]).log_softmax(2).gather(2, rows[:, 1:, None]).mean()
 assert abs(by_hand - first) < 1e-4 and abs(pretrain.next_token_loss(model, rows) - first) < 0.02
 assert abs(first - math.log(config.n_vocab)) < 0.1
-print("checked: the loss by hand; it is the loss of uniform guessing")
+print("checked: the loss by hand; it is close to that of uniform guessing")
 
 # %% [markdown]
 # ## Learning

@@ -98,8 +98,8 @@ print(f"checked: {len(split.test)} test messages cannot separate the forms: all 
 # | a piece of the text | span | 2 per token | cross-entropy of its first and of its last token |
 #
 # Tags can have BIO form: a tag that begins with B- is for the first word of a name, one that begins
-# with I- is for its other words, and O is for all words outside names. Then `answer.entities`
-# contains whole names.
+# with I- is for its other words, and O is for all words outside names. With such tags
+# `answer.entities` contains whole names.
 #
 # We train four of these tasks together, with one pass through the network for all of them. The
 # messages are made from twelve sentences with names of people and places, and the test set uses
@@ -153,8 +153,8 @@ for text in ("Where?\nMartin was in Prague", "Jordan is asleep", "Jordan is hot 
 # and only the names are new. Other texts show what the heads really learned:
 #
 # - No sentence has more than eight words, so the text with 18 words is taken for a short one.
-# - Words that it has never seen are sometimes tagged as names, because in training nearly all words
-#   in the places of names were names.
+# - Ordinary words that the training texts do not have are sometimes tagged as names. In training,
+#   names were the only words that changed.
 # - A token sees only the tokens before it. So "Jordan" gets the same tag in both sentences, whether
 #   a person or a country is meant. And a span head has to be given the question before the text.
 #

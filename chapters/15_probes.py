@@ -158,7 +158,7 @@ for pooling in POOLINGS[:2]:
             print(*map("{:.1%}".format, right))
 
 # %% [markdown]
-# At the low rate no head comes close to its probe. With the states as they are, its loss stays near
+# At the low rate no head comes close to its probe. With the states as they are, the loss stays near
 # $\ln 2$, the loss of guessing. At the high rate, the head on the last token comes close. The head on
 # the last position needs standardized states for that.
 #

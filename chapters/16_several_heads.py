@@ -137,15 +137,15 @@ for name, score in {**alone[1], **length[1], **words[1], "next": own}.items():
     print(f"{name:<7}alone {score:.3f}   together {together[1][name]:.3f}")
 
 # %% [markdown]
-# `label` and `length` share the last block and still do about as well: one or two of 160 messages
-# more or less are no significant difference. `next` is not trained. The block below it has changed,
-# but its accuracy has hardly changed. `words` does lose something. It reads the output of the block
-# before the last. In its own classifier that block is trained for it. Together with the other heads
-# only the last block is trained, and `words` does not read that one.
+# `label` and `length` share the last block and still do about as well: for `label`, a difference of
+# one or two messages out of 160 is not significant. `next` is not trained. The block below it has
+# changed, but the accuracy of `next` hardly has. `words` does lose something. It reads the output
+# of the block before the last. In its own classifier that block is trained for it. Together with
+# the other heads only the last block is trained, and `words` does not read that one.
 #
 # If one head must not change the network for another, give it `gradient=False`. It still learns,
-# but sends no gradient into the blocks. When `length` has this setting, `label` ends as if it had
-# been trained alone.
+# but sends no gradient into the blocks. When `length` has this setting, `label` ends up as if it
+# had been trained alone.
 
 # %% check
 assert torch.allclose(looking[0].logits(encoded), alone[0].logits(encoded), atol=1e-2)

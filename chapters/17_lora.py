@@ -88,11 +88,12 @@ print(f"checked: {count:,} for 124M; the same formula gives the ledger's count")
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# The book freezes the head as well and trains only its adapter. But this head is new: its weights have
-# just been drawn at random, and there is no reason to keep them. The adapter even has more parameters
-# than the head itself. So our package trains the whole head, unless `head=True` asks for the book's
-# way. We try both ways with all blocks frozen. Then we train the last block, whole or with LoRA, and
-# finally all blocks with LoRA. LR is the learning rate; some ways need a multiple of it.
+# The book freezes the head as well and trains only its adapter. But this head is new: its weights
+# have just been drawn at random, and there is no reason to keep them. The adapter even has more
+# parameters than the head itself. So our package trains the whole head, unless `head=True` asks for
+# the book's way. We try both ways with all blocks frozen. Then we train the last block, whole or
+# with LoRA, and finally all blocks with LoRA. LR is our basic learning rate; some ways need a
+# multiple of it.
 
 # %% tags=["clock"]
 LR, folder = 1e-3 * 256 / C, TemporaryDirectory()
@@ -189,7 +190,8 @@ print(f"checked: the same logits for {len(ids)} messages with adapters, merged, 
 # %% [markdown]
 # ## Exercises
 #
-# 1. $B$ begins as zero. What would happen if $A$ did too? And which of the two changes in the first step?
+# 1. $B$ begins as zero. What would happen if $A$ were zero too? And which of the two changes in the
+#    first step?
 # 2. Train rank 4 in the last block with the learning rate of the whole block. How far does the loss fall?
 # 3. Train the last block whole. How much of the change of one of its matrices would fit into a
 #    matrix of low rank?

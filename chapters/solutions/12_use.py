@@ -50,9 +50,9 @@ for n_last_blocks, final_norm in ((0, False), (2, True)):
 # ## 2. Another base
 #
 # It is refused, because the hash of its weights is a different one. The trained parameters fit the
-# output of these frozen blocks. On a very different network the answers would be nonsense, and nobody
-# would notice. Here only one weight differs, by a thousandth, and the answers would be nearly the
-# same. But a hash cannot say how large a difference is.
+# output of the frozen blocks with which they were trained. On a very different network the answers
+# would be nonsense, and nobody would notice. Here only one weight differs, by a thousandth, and the
+# answers would be nearly the same. But a hash cannot say how large a difference is.
 
 # %%
 other = load_gpt2("mini")
