@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1. Messages
 #
-# A classifier learns its labels from the messages it is shown. So the first steps are to read the
+# A classifier learns from messages that people have labelled. So the first steps are to read the
 # messages correctly, to look at them, and to set some of them aside for testing.
 #
 # **At the end you will know** how a quotation mark can swallow a message, why duplicates make a test
@@ -64,7 +64,7 @@ print(by_default.to_string())
 theirs = pandas.read_csv(data_file(DATA), sep="\t", header=None).values.tolist()
 rows = [row.values for row in tab_separated(data_file(DATA))]
 altered = Counter(map(tuple, theirs)) - Counter(map(tuple, rows))
-print(f"{len(rows):,} messages; by default {len(theirs):,}, {altered.total()} of them altered")
+print(f"{len(rows):,} rows; the default reads {len(theirs):,}, {altered.total()} of them altered")
 
 # %% check
 assert len(by_default) == 3, "the default reads three messages instead of five"
@@ -87,8 +87,8 @@ for message in messages[:4]:
 
 # %% [markdown]
 # `check_data` (`gpt2-classifier check` in the shell) reads all rows and reports what it finds:
-# labels, duplicates, near duplicates (texts that differ only in a number, a name or their spelling),
-# texts with two labels, and lengths in tokens (chapter 2).
+# labels, duplicates, near duplicates (texts that are almost the same, for example except for a
+# number), texts with two labels, and lengths in tokens (chapter 2).
 
 # %%
 report = check_data(DATA, model=MODEL)
@@ -107,11 +107,12 @@ print(f"checked: every row has a text and a label; {len(distinct):,} texts are d
 # %% [markdown]
 # ## Three parts, and no text in two of them
 #
-# We train on one part, the training set. A second part, the validation set, decides which epoch to
-# keep (chapter 8). We report results on the third, the test set, and they mean something only if
-# training has not seen its messages. But people forward messages, and adverts go out many times.
-# This is what happens when the rows are divided at random, in our messages and in the lecture's
-# (which are balanced, see below):
+# We train on one part, the training set. With a second part, the validation set, we decide after
+# which epoch (pass over the training set) the classifier was best (chapter 8). We report results on
+# the third, the test set, and they mean something only if training has not seen its messages. But
+# people forward messages, and adverts go out many times. This is what happens when the rows are
+# divided at random, first in the whole collection and then in the lecture's split (which is
+# balanced, see below):
 
 # %%
 order = np.random.RandomState(123).permutation(len(messages))
@@ -126,8 +127,8 @@ repeated = sum(message.text in train for message in lectures.test)
 print(f"lecture: {repeated} of {len(lectures.test)} ({repeated / len(lectures.test):.1%})")
 
 # %% [markdown]
-# A network can answer these messages from memory. The package therefore counts equal texts once, and
-# splits the distinct texts of each label, so that no text can be in two parts:
+# A network can answer these messages from memory. The package therefore keeps only one copy of each
+# text, and then splits the texts of each label, so that no text can be in two parts:
 
 # %%
 show(split_messages)
@@ -148,10 +149,10 @@ print("checked: no text is in two parts, and every text is in one")
 # ## Balance
 #
 # In the collection, 87% of the messages are ham. So a classifier that always answers ham is correct
-# for 87% of them and finds no spam at all. The lecture therefore draws as many ham messages as there are
-# spam messages. Guessing is then correct half of the time, so accuracy is easy to read. The price is
-# that most of the ham is left out. That is a choice for teaching: a filter for real use would be
-# trained on all of it.
+# for 87% of them and finds no spam at all. The lecture therefore draws as many ham messages as
+# there are spam messages. We do the same with the distinct texts. Guessing is then correct half of
+# the time, so accuracy is easy to interpret. The price is that most of the ham is left out. That is
+# a choice for teaching: a filter for real use would be trained on all of it.
 
 # %%
 always_ham = count_labels(messages)["ham"] / len(messages)
@@ -175,7 +176,8 @@ print("checked: balanced, and the same seed gives the same split")
 #    does `split_messages` do with it? What would happen if it did not check?
 # 2. Save `LINES` as a `.csv` file with the header `label,text` and commas instead of tabs. Where does
 #    `load_messages` stop, and does `on_error="skip"` help?
-# 3. Take the distinct texts and duplicate one in twenty of them, then one in five, then one in two.
-#    How many test messages leak each time? Draw the split ten times each.
+# 3. A test message *leaks* if it is also in the training set. Take the distinct texts and duplicate
+#    one in twenty of them, then one in five, then one in two. How many test messages leak each
+#    time? Draw ten splits for each.
 #
 # Solutions: [`solutions/01_messages.py`](solutions/01_messages.py).

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 2. Tokens
 #
-# The network reads numbers, so text must become numbers first. A list of merges, which was learned
-# once and is stored with the model, cuts a text into tokens, and each token has a number. Then messages
-# of different lengths are put into one rectangular tensor.
+# The network reads numbers, so text must become numbers first. A tokenizer cuts a text into tokens,
+# and each token has a number. The rules for cutting were learned once and are stored with the
+# model. Then messages of different lengths are put into one rectangular tensor.
 #
 # **At the end you will know** how byte-level BPE cuts a word, why it can encode any text, what a
 # batch looks like, and what the padding in it changes. **Time:** a few seconds, offline.
@@ -45,10 +45,10 @@ for text in ("win", " win", "£5", "😀"):
     print(f"{text!r:<7} {list(text.encode())!s:<21} {' '.join(map(characters.get, text.encode()))}")
 
 # %% [markdown]
-# `vocab.bpe` lists pairs of neighbouring parts in the order in which they were learned. The position
-# of a pair in the list is its rank. To cut a word, find the pair of neighbours with the lowest rank
-# and join it. Repeat this until no pair of neighbours is in the list. The parts that are left are the
-# tokens.
+# `vocab.bpe` lists *merges*: pairs of neighbouring pieces, in the order in which they were learned.
+# The position of a pair in the list is its rank. To cut a word, begin with its bytes as the pieces.
+# Find the pair of neighbours with the lowest rank and join it to one piece. Repeat this until no
+# pair of neighbours is in the list. The pieces that are left are the tokens.
 
 # %%
 lines = (
@@ -132,9 +132,9 @@ print(
 # ## Why padding matters
 #
 # GPT-2 has no token for padding, so `<|endoftext|>` is used. To the network it is a token like any
-# other. But attention only looks back (chapter 3): what comes after a token cannot change that token's
-# logits, which are the scores of all possible next tokens. So we can replace the padding by any other
-# token, and the logits of the real tokens stay the same.
+# other. But attention only looks back (chapter 3): what comes after a token cannot change that
+# token's logits, which are the scores of all possible next tokens. So we can replace the padding
+# with any other token, and the logits of the real tokens stay the same.
 
 # %%
 real = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
@@ -165,7 +165,7 @@ alone = model(torch.tensor(few[:1]))[0]
 torch.testing.assert_close(logits[0, : len(alone)], alone, atol=1e-3, rtol=1e-4)
 assert at_real < 1e-3 < 0.1 < min(at_padding, shifted)
 print(
-    "checked: with padding on the right, a text has the logits that it has alone; on the left, not"
+    "checked: padding on the right does not change the logits of a text; padding on the left does"
 )
 
 # %% [markdown]
@@ -173,8 +173,8 @@ print(
 #
 # 1. Write all messages in capital letters. By what factor does the number of tokens grow, and why?
 #    Guess first.
-# 2. Keep only the first tenth of the merges (`write_bpe` writes both files into a folder). Does
-#    decoding still return every message, and how much longer do the messages become?
+# 2. Keep only the first tenth of the merges (`write_bpe` writes a tokenizer's files into a folder).
+#    Does decoding still return every message, and how much longer do the messages become?
 # 3. Keep only the first half of a message, then only its second half. In which half do the tokens keep
 #    their logits?
 #

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 3. The network
 #
-# GPT-2 is a short program and a large table of numbers. In this chapter we write the program once more
-# by hand, run it on the real weights and a real message, and compare each part with the package's.
+# GPT-2 is a short program and a large table of numbers. In this chapter we write the program
+# ourselves, run it on the real weights and a real message, and compare each part with the
+# package's.
 #
 # **At the end you will know** what embeddings, LayerNorm, attention, the MLP and the residual stream
 # compute, what shapes they have, and how close two results must be to count as equal. **Time:** a few
@@ -34,11 +35,13 @@ _ = torch.set_grad_enabled(False)  # nothing is trained here
 # %% [markdown]
 # ## Embeddings and LayerNorm
 #
-# The shapes use these letters: there are B texts of T tokens, each token is represented by C = `n_embd`
-# numbers, there are H heads of size D = C / H, and the vocabulary has V tokens. Each token id selects
-# a row of `wte`. Apart from its mask, attention does not know the order of the tokens, so the row of
-# `wpe` for the token's position is added. The sum is the residual stream (B, T, C). Every later part
-# reads the stream and adds its result to it. Read the picture from the bottom up.
+# The shapes use these letters: there are B texts of T tokens, each token is represented by C =
+# `n_embd` numbers, there are H heads of size D = C / H, and the vocabulary has V tokens. The table
+# `wte` has a row for each token of the vocabulary, and the table `wpe` has a row for each position.
+# Each token id selects a row of `wte`. Attention has no other way to know where a token is (except
+# for its mask, see below), so the row of `wpe` for the token's position is added. The sum is the
+# residual stream (B, T, C). Every later part reads the stream and adds its result to it. Read the
+# picture from the bottom up.
 
 # %%
 model = load_gpt2(MODEL).double()  # float64, so differences are mistakes, not rounding
@@ -53,9 +56,10 @@ x = model.wte.weight[ids] + model.wpe.weight[: len(tokens)]  # (B, T) -> (B, T, 
 print(f"{tokens}\nids {tuple(ids.shape)} -> x {tuple(x.shape)}")
 
 # %% [markdown]
-# Each part first normalises what it reads. The C numbers of each token are shifted and scaled to mean 0
-# and variance 1, then multiplied by a learned gain, and a learned shift is added. The variance divides
-# by C, not by C - 1, and 1e-5 is added *inside* the square root.
+# Each part first normalises what it reads. The C numbers of each token are shifted and scaled to
+# mean 0 and variance 1, then multiplied by a learned gain, and a learned shift is added. The
+# variance is a sum of squares divided by C, not by C - 1. Before the square root is taken, 1e-5 is
+# added to it.
 
 
 # %%
@@ -79,12 +83,13 @@ print("checked: the embeddings equal the package's, LayerNorm equals torch's")
 # ## Attention
 #
 # In attention, tokens look at each other. `c_attn` computes three vectors from each token: a query
-# (what it looks for), a key (what it is found by) and a value (what it passes on). The score of token t
-# for token s is the dot product of t's query and s's key. It is divided by sqrt(D), because the product
-# would otherwise grow with the size of the head. Scores of later tokens are masked. Softmax turns the
-# others into weights that add up to 1, and the result is the weighted sum of the values. H heads do this
-# in parallel, each with its own queries, keys and values, and `c_proj` combines their results. After
-# our version and its picture you see the package's, which is shorter:
+# (what it looks for), a key (what it is found by) and a value (what it passes on). The score of
+# token t for token s is the dot product of t's query and s's key. It is divided by sqrt(D), because
+# the product would otherwise grow with the size of the head. A mask sets the scores of later tokens
+# to minus infinity. Softmax turns the scores into weights that add up to 1 and are 0 for the later
+# tokens. The result is the weighted sum of the values. H heads do this in parallel, each with its
+# own queries, keys and values, and `c_proj` combines their results. After our version and its
+# picture you see the package's, which leaves scores, mask and softmax to one function of PyTorch:
 
 
 # %%
@@ -142,9 +147,9 @@ moved = (logits_by_hand(model, ids, F.gelu) - model(ids)).abs().max()
 print(f"with the exact GELU the logits change by {moved:.4f}")
 
 # %% [markdown]
-# The wrong GELU is a small mistake. A test with a tolerance of `1e-2` may miss it; ours has `1e-4` and
-# does not. A test also needs large weights: fresh weights are close to 0, and with them the same
-# mistakes change the logits far less (exercise 1).
+# The wrong GELU is a small mistake. A test with a tolerance of `1e-2` may miss it; ours has `1e-4`
+# and does not. A test also needs large weights. The weights of a network that has not been trained
+# are close to 0, and with them the same mistakes change the logits far less (exercise 1).
 
 # %% check
 assert_close(tanh_gelu(x), F.gelu(x, approximate="tanh"), **NEAR)
@@ -157,7 +162,7 @@ print(f"checked: GELU, one block, and the logits after all {model.config.n_layer
 # ## Exercises
 #
 # 1. Make these mistakes on purpose: the exact GELU, C - 1 in the norm, no sqrt(D), a transposed
-#    `attn.c_proj`. How far do the logits move with the real weights, and with fresh ones
+#    `attn.c_proj`. How far do the logits move with the real weights, and with untrained ones
 #    (`init_weights`)? Which mistakes would a tolerance of `1e-2` miss?
 # 2. Set `wpe` to zero and shuffle all tokens except the last. Does the last token's state change after
 #    one block? After two?

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. Weights
 #
-# The network of chapter 3 is useless without its trained numbers, and a loader can put them in the
-# wrong place without any error. So we look at the numbers, and prove that each is where it belongs.
+# The network of chapter 3 is useless without its trained weights, and a loader can put them in the
+# wrong place without any error. So we look at the weights, and prove that each is where it belongs.
 #
 # **At the end you will know** what is in a model's files, which mistake the shapes cannot reveal, and
 # how an independent program, a known text and a checksum find mistakes. **Time:** a few seconds,
@@ -74,11 +74,11 @@ print(f"checked: {len(arrays)} arrays for {len(names)} parameters, one for each"
 # %% [markdown]
 # ## An oracle
 #
-# An oracle is a second program that computes the same thing and shares no code with the first. Ours is
-# GPT-2 in numpy, on the arrays as they are stored. It does not use torch, it has its own names, and it
-# transposes nothing, because the arrays are stored for `x @ w`. In each block, `e` holds the
-# exponentials of the attention scores; `np.tri` sets those of later tokens to 0, and dividing each row
-# by its sum completes the softmax.
+# An oracle is a second program that computes the same thing and shares no code with the first. Ours
+# is GPT-2 in numpy. It does not use torch, and it has its own names. It uses the matrices of the
+# blocks as they are stored, for `x @ w`, so it cannot forget to transpose one. In each block, `e`
+# holds the exponentials of the attention scores; `np.tri` sets those of later tokens to 0, and
+# dividing each row by its sum completes the softmax.
 
 
 # %%
@@ -99,7 +99,7 @@ def oracle(w, ids, n_layer, n_head):
     return norm(x, w["ln_f"], w["ln_f.b"]) @ w["wte"].T  # (T, V)
 
 
-w = {}  # "model/h0/ln_1/b" and "h.0.ln_1.bias" become "h0.ln_1.b"; gains and matrices have no ".g"
+w = {}  # "model/h0/ln_1/b" and "h.0.ln_1.bias" become "h0.ln_1.b"; "/g", "/w", ".weight" go
 for name, array in arrays.items():
     name = re.sub(r"^model/|[./](weight|w|g)$", "", name).replace("/", ".").replace("h.", "h")
     w[name.replace("bias", "b")] = array.astype(np.float64).reshape(array.shape[-2:])
@@ -139,9 +139,10 @@ assert MODEL != "124M" or text == CONTINUATION
 print("checked: the shapes are equal; the oracle, the text and the loss reveal the mistake")
 
 # %% [markdown]
-# Files can also be damaged during a download or on a disk. OpenAI's index contains a checksum of each
-# array. A safetensors file contains none, so the miniature's folder has a file `SHA256SUMS`. A tiny
-# model shows what happens if a single bit changes, first without that file and then with it.
+# Files can also be damaged during a download or on a disk. OpenAI's checkpoint has an index file
+# with a checksum of each array. A safetensors file contains none, so the miniature's folder has a
+# file `SHA256SUMS`. A tiny model shows what happens if a single bit changes, first without that
+# file and then with it.
 
 # %% check
 torch.manual_seed(123)

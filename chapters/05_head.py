@@ -38,8 +38,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## From every token to a few classes
 #
 # The lecture uses the sentence "Do you have time", which has four tokens in OpenAI's vocabulary and
-# also in ours. For each of these positions the network returns one logit per vocabulary entry: the
-# score of every token that could come next. These are the most probable ones:
+# also in the miniature's. For each of these positions the network returns one logit per vocabulary
+# entry: the score of every token that could come next. First we print the most probable ones. Then
+# you see `replace_head`, and what it changes:
 
 # %%
 model, tokenizer = load_gpt2(MODEL), Tokenizer(model_folder(MODEL))
@@ -65,11 +66,12 @@ print(f"model    {parameters:>10,} before, {sum(p.numel() for p in model.paramet
 print(f"logits    {tuple(logits.shape)} before, {tuple(model(ids).shape)} after")
 
 # %% [markdown]
-# The old head is not stored in the model's file, because it is the same table as `wte`. And `wte` stays
-# in the model, because it still turns token ids into vectors. So the new head does not make the model
-# smaller: it adds a few parameters. But it saves computation, since there are now two logits per token
-# instead of one per vocabulary entry. For OpenAI's weights and seed 123, the new logits of this
-# sentence are published, and `gpt2-classifier verify 124M` compares them.
+# The old head is not stored in the model's file, because it is the same table as `wte`. And `wte`
+# stays in the model, because it still turns token ids into vectors. So the new head does not make
+# the model smaller: it adds a few parameters. But it saves computation, since there are now two
+# logits per token instead of one per vocabulary entry. The book prints the logits of this sentence
+# from the new head, for OpenAI's weights and seed 123. `gpt2-classifier verify 124M` compares ours
+# with them.
 
 # %% check
 assert tied and torch.allclose(logits, state @ model.wte.weight.T, atol=1e-3), "wte was the head"
@@ -102,13 +104,13 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 
 # %% [markdown]
 # Only the last row has a "yes" in every column. So the last token is the only one that has seen the
-# whole text, and we take its logits as the answer. The logits at the other tokens are answers for the
-# text up to there, and they cost nothing extra. We train a classifier on some of
-# the messages (chapter 8 explains how), and look at its answers after each token of a message from the
-# book that the lecture follows:
+# whole text, and we take its logits as the answer. The logits at another token are an answer for
+# the text up to that token, and they cost nothing extra. We train a classifier on some of the
+# messages (chapter 8 explains how). Then we look at its answers after each token of a message from
+# the book that the lecture follows:
 
 # %%
-config = TrainConfig(epochs=5, lr=0.256 / model.config.n_embd)  # a high rate for a short training
+config = TrainConfig(epochs=5, lr=0.256 / model.config.n_embd)  # high, as training is short
 split = split_messages(load_messages(DATA)[:1500], balance=True)
 spam_filter = Classifier.on_base(MODEL, LABELS)
 with TemporaryDirectory() as folder:

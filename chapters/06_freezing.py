@@ -96,9 +96,9 @@ print(f"checked: {trainable:,} trainable parameters, as computed from the width 
 # ## Which part is new
 #
 # Freezing decides which parameters may change. It says nothing about their values. The lecture says
-# that the last block and the final norm are "still random" before training. They are not: they contain
-# their pretrained weights, like all the other blocks. Here we create two classifiers with different
-# random seeds, and compare them with each other and with GPT-2 as it was loaded:
+# that the last block and the final norm are "still random" before training. They are not: they
+# contain their pretrained weights, like the rest of GPT-2. Here we create two classifiers with
+# different random seeds, and compare them with each other and with GPT-2 as it was loaded:
 
 # %%
 messages = load_messages(DATA)
@@ -112,7 +112,7 @@ for name in ("wte.weight", f"{last_block}.ln_1.weight", "ln_f.weight", "head.wei
     print(f"{name:<20} {'pretrained' if name in pretrained else 'new':<11} two seeds: {alike}")
 
 # %% check
-for name, parameter in one.named_parameters():  # the lecture says it at 31:21
+for name, parameter in one.named_parameters():  # 31:21 in the lecture
     is_new = name in ("head.weight", "head.bias")
     assert is_new or torch.equal(parameter, pretrained[name]), name
     assert torch.equal(parameter, two.get_parameter(name)) != is_new

@@ -30,11 +30,11 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## A new head is a guess
 #
-# The head reads the state of a message's last token: C numbers that GPT-2 computes from the message.
-# If all of GPT-2 is frozen (chapter 6), these numbers never change, so we compute them once, for 200
-# training messages. Then we create twenty heads with twenty different seeds. Each has its own random
-# weights, and all of them read the same states. A single head can be far from one half in either
-# direction, because by chance it may separate ham from spam, or do the opposite.
+# The head reads the state of a message's last token: C numbers that GPT-2 computes from the
+# message. If all of GPT-2 is frozen (chapter 6), these numbers never change, so we compute them
+# once, for 200 training messages. Then we create twenty heads with twenty different seeds. Each has
+# its own random weights, and all of them read the same states. The accuracy of a single head can be
+# far above or below one half, because by chance it may separate ham from spam, or do the opposite.
 
 # %%
 train = split_messages(load_messages(DATA), balance=True).train[:200]
@@ -59,9 +59,7 @@ assert torch.allclose(logits[-1], classifier.logits(texts), atol=1e-3), "the pac
 mirrored = torch.tensor([((-found).argmax(dim=1) == answers).double().mean() for found in logits])
 assert torch.allclose(right + mirrored, torch.ones(20).double())
 assert right.min() < 0.5 < right.max() and abs(right.mean() - 0.5) < 0.1
-print(
-    "checked: a head and its mirror image, equally probable, have an average accuracy of one half"
-)
+print("checked: a head and its mirror image are equally probable; their mean accuracy is one half")
 
 # %% [markdown]
 # ## The loss
@@ -78,9 +76,9 @@ print(f"{train[0].text!r} is {train[0].label}")
 print(f"logits {ham:.4f}, {spam:.4f}: P(spam) {p:.4f}, loss {by_hand:.4f}")
 
 # %% [markdown]
-# A classifier that knows nothing, and says so, gives each class a probability of one half, and its loss
-# is ln 2. A classifier that knows nothing but is confident is also wrong half of the time. For this,
-# it pays more when it is wrong than it saves when it is correct:
+# A classifier that knows nothing, and says so, gives each class a probability of one half, and its
+# loss is ln 2. A classifier that knows nothing but is confident is wrong half of the time too. But
+# its mean loss is higher, because it pays more for a wrong answer than it saves with a correct one:
 
 # %%
 print("P(its answer)   loss if correct   loss if wrong   on average")
@@ -100,9 +98,10 @@ print(f"checked: one half each gives ln 2 = {math.log(2):.4f}; random heads, on 
 # %% [markdown]
 # ## Why training follows the loss
 #
-# Training changes each weight a little, in the direction in which the result gets better. For that, a
-# small change must make a difference. Accuracy changes only when a message crosses from one answer to
-# the other. Here we change one weight of the head, first by a lot and then by less and less:
+# Training changes each weight a little, in the direction in which the result gets better. This
+# works only if a small change makes a difference. But accuracy changes only when a message crosses
+# from one answer to the other. Here we change one weight of the head, first by a lot and then by
+# less and less. The smaller the change, the closer the loss per unit comes to a fixed slope:
 
 # %%
 head, states = classifier.model.head.double(), states.double()  # float32 is too coarse for this
@@ -123,18 +122,16 @@ for step in (1.0, 1e-1, 1e-2, 1e-4, 1e-6):
 # %% check
 assert math.isclose(slopes[1e-6], gradient, rel_tol=1e-4) and abs(gradient) > 1e-3
 assert flips[1e-6] == 0, "as many correct answers as before"
-print(
-    f"checked: the slope of the loss is what backward() computes, {gradient:.6f}; accuracy has none"
-)
+print(f"checked: backward() computes the slope of the loss, {gradient:.6f}; that of accuracy is 0")
 
 # %% [markdown]
 # ## What the lecture prints here
 #
-# With OpenAI's weights, the lecture prints the accuracy on ten batches of eight messages from each part, and
-# the loss on five batches. The fewer messages there are, the less a percentage says. The 95% interval
-# (Wilson's, see chapter 9) shows how much less. One half lies inside all three intervals, so none of
-# these accuracies differs significantly from guessing. The losses are far above ln 2, because the large
-# model's states give large logits (exercise 1).
+# With OpenAI's weights, the lecture prints the accuracy on ten batches of eight messages from each
+# part, and the loss on five batches. The fewer messages there are, the less certain a percentage
+# is. The 95% interval (Wilson's, see chapter 9) shows how uncertain it is. One half lies inside all
+# three intervals, so none of these accuracies differs significantly from guessing. The losses are
+# far above ln 2, because the large model's states give large logits (exercise 1).
 
 # %%
 LECTURE = {"training": (46.25, 2.453), "validation": (45.00, 2.583), "test": (48.75, 2.322)}

@@ -54,15 +54,15 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #   them.
 # - `cross_entropy` is the loss: the mean of -log(probability of the correct label).
 # - `backward` stores in `.grad` of each trainable parameter how fast the loss would rise if the
-#   parameter rose.
-# - `step` changes the parameters, mostly in the opposite direction. AdamW is the rule that turns
-#   gradients into steps, and the learning rate says how large the steps are. Ours was chosen for a
-#   network with 256 numbers per token; wider networks need a lower one.
+#   parameter were increased.
+# - `step` changes the parameters, mostly in the direction in which the loss falls. AdamW is the
+#   rule that turns gradients into steps, and the learning rate says how large the steps are. Ours
+#   was chosen for a network with 256 numbers per token; wider networks need a lower one.
 
 # %%
 messages, losses = load_messages(DATA)[:2000], []
 split = split_messages(messages, balance=True)
-hand = Classifier.on_base(MODEL, LABELS)  # the head's random weights have a seed: always the same
+hand = Classifier.on_base(MODEL, LABELS)  # the same random head each time: it has a seed
 model, pad_id = hand.model, hand.tokenizer.end_of_text_id
 set_trainable(model)
 encoded, _ = hand.encode([message.text for message in split.train])
@@ -89,13 +89,13 @@ print("checked: the loss equals its formula, and it fell")
 # %% [markdown]
 # ## The loop of the package
 #
-# The package takes the same steps (`_gradients` contains all of them but `step`). There are two differences.
-# Its learning rate first rises and then falls to zero, and it computes the output of the frozen blocks
-# only once per message (chapter 11). The picture shows loss and accuracy in each epoch. Those of the
-# training set are measured during the epoch, while the model is still learning, and those of the
-# validation set after it. The training curves soon become the better ones, because the model begins
-# to memorise its training messages, and that does not help with new ones. So the validation set decides
-# which epoch is kept. The test set decides nothing.
+# The package takes the same steps (`_gradients` does all of them except the last). There are two
+# differences. Its learning rate first rises and then falls to zero, and it computes the output of the
+# frozen blocks only once per message (chapter 11). The picture shows loss and accuracy in each epoch.
+# On the training set they are measured during the epoch, while the model is still learning; on the
+# validation set, after it. The training curves soon become the better ones, because the model begins
+# to memorise its training messages, and that does not help with new ones. So the validation set
+# decides which epoch is kept. The test set decides nothing.
 
 # %%
 show(TrainingRun.step)
@@ -133,10 +133,11 @@ print("checked: on one batch, loss and gradients equal the plain loop's; the bes
 # ## The lecture's protocol
 #
 # The lecture prints the loss after the first step and then after every fifty steps. Each time it
-# computes the loss on the first five batches of a new pass over the training messages, and of the
-# validation messages. At the end it prints the accuracies. The function `lecture` does all this in the
-# same order, on the lecture's own 1045 training, 149 validation and 300 test messages. Next to its
-# numbers you see what the book's notebook prints for OpenAI's 124M model.
+# starts a new pass over the training messages and computes the loss on the first five batches. Then it
+# does the same with the validation messages. At the end it prints the accuracies. The function
+# `lecture` does all this in the same order, on the lecture's own 1045 training, 149 validation and 300
+# test messages. We print the numbers that the book's notebook has for OpenAI's 124M model, and ours
+# next to them.
 #
 # The lecture pads every message to the length of the longest one, which costs time. So for the
 # miniature we cut each message after 40 tokens.
@@ -172,9 +173,9 @@ for part, there, ours in zip(vars(parts), END, reached, strict=True):
 # shorter messages. The lecture's learning rate of 5e-5 was chosen for a network with 768 numbers per
 # token; for the miniature, the loop above has ten times that rate.
 #
-# To reproduce the published numbers, every random draw has to happen in the same order. Each pass over
-# the training messages takes a new order from torch's global random number generator, and so does a
-# pass that only computes a loss. A single additional look at the loss changes all later batches.
+# To reproduce the published numbers, every random draw has to happen in the same order. Each pass
+# over the training messages takes a new order from torch's global random number generator, and so
+# does a pass that only computes a loss. One more computation of the loss changes all later batches.
 
 # %% check
 assert [len(part) for part in vars(parts).values()] == [1045, 149, 300]
@@ -189,8 +190,8 @@ print(f"checked: one pass begins with messages {passes[0]}, the next with {passe
 # %% [markdown]
 # ## Exercises
 #
-# 1. Leave `zero_grad` out of the loop, and use four times our learning rate. What do the steps follow
-#    then?
+# 1. Leave `zero_grad` out of the loop, and use four times our learning rate. Which gradient does
+#    each step follow then?
 # 2. How far does the very first step of AdamW move a parameter with a large gradient, and how far one
 #    with a small gradient?
 # 3. During training, the lecture computes accuracies on forty messages. Draw forty messages of our

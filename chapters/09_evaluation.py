@@ -6,7 +6,7 @@
 # the classifier get wrong?
 #
 # This chapter uses the 600 messages of `hard` on purpose. They were made up so that much of the ham
-# looks like spam, and much of the spam like ham. In the real collection, the same model, trained in
+# looks like spam, and much of the spam like ham. On the real collection, the same model, trained in
 # the same way, classifies about 97 of 100 test messages correctly. Here you see what it cannot do.
 #
 # **At the end you will know** what an interval promises, which baselines to try first, what
@@ -39,10 +39,10 @@ HARD = "hard"  # in this chapter instead of DATA
 # %% [markdown]
 # ## How certain is the score?
 #
-# First we train a classifier, as in chapter 8. Other test messages would have given another score.
-# Suppose that its true accuracy is the one measured here, and simulate ten thousand test sets of the
-# same size. The 95% interval (Wilson's) is designed to contain the true accuracy in 95 of 100 such
-# tests.
+# First we train a classifier, as in chapter 8. With other test messages its score would have been
+# different. To see by how much, we suppose that its true accuracy is the one measured here, and
+# simulate ten thousand test sets of the same size. The 95% interval (Wilson's) is designed to
+# contain the true accuracy in 95 of 100 such tests.
 
 # %%
 balanced = DataConfig(source=HARD, balance=True)
@@ -50,7 +50,7 @@ with TemporaryDirectory() as folder:
     config = TrainConfig(lr=5e-4 if MODEL == "mini" else 2e-4)
     run = train_classifier(MODEL, balanced, config, run=f"{folder}/run", cache=False)
     classifier, scores = run.classifier, run.scores
-split = split_messages(load_messages(HARD), balance=True)  # the same split: the seed decides
+split = split_messages(load_messages(HARD), balance=True)  # the same seed, so the same split
 answers = classifier.predict([message.text for message in split.test])
 print(format_evaluation(scores))
 
@@ -70,17 +70,17 @@ assert 0.9 < holds <= 1
 for q in scores.interval:  # if q were true, the score would be 1.96 standard errors away from it
     assert abs((true - q) ** 2 - 1.959964**2 * q * (1 - q) / n) < 1e-9
 assert wilson_interval(291, 300)[0] < 0.95 < wilson_interval(970, 1000)[0]
-print("checked: the interval's formula; 95% is in the interval of 97% of 300, not of 97% of 1000")
+print("checked: the formula; 97% of 300 can come from a true 95%, 97% of 1000 hardly can")
 
 # %% [markdown]
 # ## Without a network
 #
-# A score means little until you know what simpler methods score on the same split. The first one is a
-# bag of words: it counts how often each word occurs in a message, and learns a weight for each word and
-# label. This is logistic regression, and it is trained with the loop of chapter 8, with the counts in
-# place of the network. The other baselines are: always the same label, one regular expression, and the
-# length (a message with more characters than a limit is spam; the limit is selected on the training
-# set).
+# A score means little until you know what simpler methods score on the same split. The first one is
+# a bag of words: it counts how often each word occurs in a message, and learns a weight for each
+# word and label. This is logistic regression. It is trained with the loop of chapter 8, but its
+# inputs are the counts and not the states of a network. The other baselines are: always the same
+# label, one regular expression, and the length (a message is called spam if it has more characters
+# than a limit, which is selected on the training set).
 
 # %%
 train, test = split.train, split.test
@@ -114,16 +114,16 @@ for name, row in right.items():
     low, high = wilson_interval(int(sum(row)), len(test))
     print(f"{name:<28} {np.mean(row):6.1%}   95% interval {low:.1%} to {high:.1%}")
 bag, network = np.array(right["bag of words"]), np.array(right["this network"])
-print(f"correct for one of the two: bag {(bag & ~network).sum()}, network {(network & ~bag).sum()}")
+print(f"only one gets it right: bag {(bag & ~network).sum()}, network {(network & ~bag).sum()}")
 
 # %% [markdown]
-# If a bag of words does as well as the network, the network was not worth the effort on these messages.
-# On the lecture's split, a bag of words gets 95.67%, the same as the lecture's GPT-2. (Other bags of
-# words, for example the one in a run's report, count or train a little differently, and their scores
-# differ too.) If two intervals overlap, they do not say which method is better. It is better to compare
-# the two on the same messages, and to count those that only one of them gets right, as in the last
-# line. If the two counts differ no more than heads and tails of a fair coin, the difference is not
-# significant.
+# If a bag of words does as well as the network, the network was not worth the effort on these
+# messages. On the lecture's split, a bag of words gets 95.67%, the same as the lecture's GPT-2.
+# (Other bags of words, for example the one in a run's report, count or train a little differently,
+# and their scores differ too.) If two intervals overlap, they do not say which method is better. It
+# is better to compare the two on the same messages, and to count those that only one of them gets
+# right, as in the last printed line. If the two counts differ no more than the heads and tails of
+# as many tosses of a fair coin, the difference is not significant.
 #
 # Test messages that are also in the training set are another problem: the network can answer them from
 # memory. Here there are none (chapter 1). In the lecture's test set, 37 of 300 are such messages. How
@@ -135,7 +135,7 @@ recalled = classifier.predict([message.text for message in train])
 seen = np.mean([a.label == m.label for a, m in zip(recalled, train, strict=True)])
 leaked = (37 * seen + 263 * scores.accuracy) / 300
 print(
-    f"new messages {scores.accuracy:.1%}, training messages {seen:.1%}, mixed as there {leaked:.1%}"
+    f"new messages {scores.accuracy:.1%}, training messages {seen:.1%}, with 37 of 300 leaked {leaked:.1%}"
 )
 
 # %% check
@@ -146,10 +146,11 @@ print("checked: both learn something; all rows are for the same messages; copies
 # %% [markdown]
 # ## Mistakes
 #
-# In the confusion matrix, rows are the true labels and columns the predicted ones. *Precision* is the
-# proportion of true spam among the messages that were called spam. *Recall* is the proportion of the
-# spam that was found. F1 is the harmonic mean of the two. But every mistake is also a text that you can
-# read. Read the most confident mistakes first, and then the messages that the network cannot decide.
+# In the confusion matrix, rows are the true labels and columns the predicted ones. *Precision* is
+# the proportion of true spam among the messages that were called spam. *Recall* is the proportion
+# of the spam that was found. F1 is the harmonic mean of the two. But every mistake is also a text
+# that you can read. Read the most confident mistakes first, and then the messages about which the
+# network is least certain.
 
 # %%
 picture(plot_confusion(scores), "09-confusion")

@@ -72,12 +72,13 @@ print("checked: `last_position` is logits[:, -1, :], `last_token` is each text's
 # %% [markdown]
 # ## What it costs
 #
-# Padding at the end does see the whole text: attention looks back, and the text comes before it. But
-# it also sees the other padding, it sits many positions after the end of the text, and it starts
-# from the embedding of `<|endoftext|>`, which meant "a new document begins" in pretraining. Training
-# has to overcome all of that. We compare the two on the same split, with the same learning rate and
-# number of epochs, for two seeds each: everything padded to the longest training message, as the
-# lecture does it, or nothing padded.
+# Padding at the end does see the whole text: attention looks back, and the text comes before it.
+# But it also sees the other padding, and it is many positions after the end of the text. And it
+# starts from the embedding of `<|endoftext|>`, which meant "a new document begins" in pretraining.
+# Training has to overcome all of that. We compare the two ways on the same split, with the same
+# learning rate and number of epochs, and with two seeds each. To read the last position, we pad
+# every message to the length of the longest training message, as the lecture does. To read the last
+# token, we need no padding.
 
 # %%
 made, right = {}, {}
@@ -95,15 +96,15 @@ with TemporaryDirectory() as folder:
             print(f"{pooling:<13} seed {seed}: accuracy {right[pooling, seed].accuracy:.1%}")
 
 # %% [markdown]
-# The last token is ahead with both seeds. Two seeds are not many, and each accuracy has an interval of
-# several points (chapter 9), but the book finds the same order with OpenAI's weights: 95.00% for the
-# last position and 98.33% for the last token.
+# The last token is better with both seeds. Two seeds are not many, and each accuracy has an
+# interval of several points (chapter 9), but the book finds the same order with OpenAI's weights:
+# 95.00% for the last position and 98.33% for the last token.
 
 # %% check
 assert all(scores.accuracy > 0.7 for scores in right.values()), "both ways learn something"
 token, position = (sum(right[p, seed].accuracy for seed in (1, 2)) for p in POOLINGS[:2])
 assert {scores.total for scores in right.values()} == {len(split.test)} and token > position
-print("checked: all four learned something, and on average the last token is ahead")
+print("checked: all four learned something, and on average the last token is better")
 
 # %% [markdown]
 # ## The answer must not depend on padding
@@ -140,8 +141,9 @@ for name, texts in batches.items():
         print(f"{name:<18} {pooling:<13} P(spam) {found[name, pooling]:.4f}")
 
 # %% [markdown]
-# Finally, the answer at every position, from the classifier that reads the last token, with padding
-# after the message. In the shaded part the answers differ from the one at the end of the text.
+# Finally, we take the classifier that reads the last token, put padding after the message, and draw
+# its answer at every position. On the padding, at the right, the answers differ from the one at the
+# end of the text.
 
 # %%
 with torch.no_grad():
@@ -162,7 +164,8 @@ print("checked: at its last token a message has one answer, whatever the padding
 #
 # 1. Pad a text on the left, so that its last token is at the last position. Why does the answer
 #    still change? What does `pad_right` do?
-# 2. Other libraries take the first `<|endoftext|>` as the end of the text. Which ids break that?
+# 2. Other libraries take the first `<|endoftext|>` as the end of the text. For which texts does
+#    that fail?
 # 3. Predict what `first_token` answers for two messages that begin with the same token.
 #
 # Solutions: [`solutions/10_last_token.py`](solutions/10_last_token.py).

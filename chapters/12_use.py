@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 12. Use
 #
-# A classifier is trained once and then used for a long time, often by people who did not train it. In
-# this chapter we save one, load it again, see which files it refuses to load, and classify new
-# messages: from Python and from the shell.
+# A classifier is trained once and then used for a long time, often by people who did not train it.
+# In this chapter we save one and load it again, see which files are refused, and classify new
+# messages, first from Python and then from the shell.
 #
 # **At the end you will know** what a run saves, what happens to unusual texts, and how to choose the
 # threshold above which a message is called spam. **Time:** about twenty seconds, offline.
@@ -36,8 +36,9 @@ folder, balanced = Path(TEMPORARY.name), DataConfig(source=DATA, balance=True)
 # %% [markdown]
 # ## What a run saves
 #
-# `train_classifier` splits the messages, trains, keeps the epoch with the best validation loss, and
-# scores the test set. It writes everything into one folder:
+# `train_classifier` splits the messages, trains, keeps the epoch with the best validation accuracy,
+# and evaluates the classifier on the test set. It writes everything into one folder, and
+# `write_report` adds a report that you can open in a browser:
 
 # %%
 config = TrainConfig(epochs=2, lr=LR)
@@ -48,9 +49,9 @@ for path in sorted(run.iterdir()):
     print(f"{path.stat().st_size / 1e6:6.1f} MB  {path.name}")
 
 # %% [markdown]
-# `best.safetensors` is the classifier. It contains the trained parameters, the labels, and a hash of
-# the *base*, the pretrained model, which is not in the file. On a different base the file is refused
-# (exercise 2). It is also refused if a single bit has changed:
+# `best.safetensors` is the classifier. It contains the trained parameters, the labels, and a hash
+# of the *base*, the pretrained model, which is not in the file. If you load the file with a
+# different base, it is refused (exercise 2). It is also refused if a single bit has changed:
 
 # %%
 classifier = Classifier.load(run)
@@ -91,9 +92,9 @@ for text, answer in zip(texts, answers, strict=True):
     )
 
 # %% [markdown]
-# The book's messages get the right labels. The label of an empty text means nothing, so look at the mark
-# before you use it. A high probability for an emoji means little too, because no training message was
-# like that.
+# The book's messages get the right labels. The label of an empty text means nothing, so check
+# whether a text is marked before you use its label. A high probability for an emoji means little
+# too, because no training message was like that.
 
 # %% check
 assert [answer.label for answer in answers[:2]] == ["spam", "ham"], "as in the book"
@@ -108,12 +109,13 @@ print("checked: every text has an answer, the same alone as together with others
 # %% [markdown]
 # ## Where to draw the line
 #
-# The label is the more probable of the two. But marking a good message as spam may do more harm than
-# letting a spam message through. Then we call a message spam only if its probability is above a
-# *threshold* that is higher than one half. That finds less spam, but marks fewer good messages. We
-# choose the threshold on the validation set: it is the second highest probability of spam that a good
-# message has there, so exactly one good message is above it. The last line applies the same threshold
-# to the test set. The run has saved its answers for both sets, so we need not classify again.
+# The label is the more probable of the two. But marking a good message as spam may do more harm
+# than letting a spam message through. In that case we call a message spam only if its probability
+# is above a *threshold* that is higher than one half. That finds less spam, but marks fewer good
+# messages. We choose the threshold on the validation set: it is the second highest probability of
+# spam that a good message has there, so exactly one good message is above it. The last line applies
+# the same threshold to the test set. The run has saved its answers for both sets, so we need not
+# classify again.
 
 # %%
 saved = {}
@@ -129,8 +131,8 @@ for name, threshold in (("val", 0.1), ("val", 0.5), ("val", chosen), ("test", ch
     print(f"marked {ham} of {n} good messages as spam")
 
 # %% [markdown]
-# The test set need not give the same proportion as the validation set: one good message of so few is
-# a very rough estimate. For a threshold that you rely on, use many more good messages.
+# On the test set the proportion of marked good messages may be different. One message out of so few
+# is a very rough estimate. For a threshold that you rely on, use many more good messages.
 
 # %% check
 assert sum(p > chosen for p in good) == 1
@@ -138,14 +140,15 @@ assert [row["text"] for row in saved["test"][:40]] == test[:40], "the run's own 
 for row, answer in zip(saved["test"], classifier.predict(test[:40]), strict=False):
     assert abs(row["probabilities"]["spam"] - answer.probabilities["spam"]) < 1e-4
     assert (row["probabilities"]["spam"] > 0.5) == (answer.label == "spam")
-print("checked: above one half is the label; the saved answers are the classifier's")
+print("checked: the label is spam above one half; the saved answers are the classifier's")
 
 # %% [markdown]
 # ## From the shell
 #
-# The same works for your own messages and labels, at least ten of each, in a `.csv` file with the
-# columns `text` and `label`. Our example asks whether a message needs a reply. Here every message that
-# does ends in a question mark, so a few messages are enough to learn it. Real data is not that easy.
+# You can do the same with your own messages and labels. You need a `.csv` file with the columns
+# `text` and `label`, and at least ten messages per label. Our example asks whether a message needs
+# a reply. Here every message that needs one ends in a question mark, so a few messages are enough
+# to learn it. Real data is not that easy.
 
 
 # %%

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 13. Pretraining
 #
-# The other chapters began with weights that somebody else had trained. Here we start from nothing: some
-# text, a vocabulary learned from it, and a network with random weights that learns to predict the
-# next token.
+# The other chapters began with weights that somebody else had trained. Here we begin with nothing
+# but some text. We learn a vocabulary from it, and then a network with random weights learns to
+# predict the next token.
 #
-# **At the end you will know** how pretraining works, in which unit models with different tokens can be
-# compared, and how much more text helps. **Time:** about twenty seconds, offline.
+# **At the end you will know** how pretraining works, in which unit models with different tokens can
+# be compared, and how far you get with a thousand messages. **Time:** about twenty seconds,
+# offline.
 
 # %%
 import gzip
@@ -44,10 +45,10 @@ folder = Path(TEMPORARY.name)
 # %% [markdown]
 # ## Text and tokens
 #
-# OpenAI had forty gigabytes of web pages. Offline we have about a thousand messages. That is far too
-# little to learn English from, but every step is the same. The vocabulary comes first: it begins with
-# the single bytes, and then, again and again, the most frequent pair of neighbouring tokens becomes
-# one new token (chapter 2).
+# OpenAI had forty gigabytes of web pages. Offline we have about a thousand messages. That is far
+# too little to learn English from, but every step is the same. The vocabulary comes first. It
+# begins with the single bytes. Then the most frequent pair of neighbouring tokens becomes one new
+# token, and this is repeated until there are enough tokens (chapter 2).
 
 # %%
 config = PretrainConfig(
@@ -77,10 +78,10 @@ print(f"checked: {config.n_vocab} tokens, with which any text can be written")
 # %% [markdown]
 # ## A network that knows nothing
 #
-# Its weights are random. Its task is to predict the next token at each position. The targets are the
-# same tokens, moved by one place, so nobody has to label anything. The loss is the cross-entropy (in
-# float32 here; `pretrain` uses bfloat16). A model that guesses uniformly has a loss of $\ln V$, where
-# $V$ is the number of tokens.
+# The weights of a new network are random. Its task is to predict the next token at each position.
+# The targets are the same tokens, moved by one place, so nobody has to label anything. The loss is
+# the cross-entropy (in float32 here; `pretrain` uses bfloat16). A model that guesses uniformly has
+# a loss of $\ln V$, where $V$ is the number of tokens.
 
 
 # %%
@@ -100,18 +101,19 @@ print(f"loss {first:.3f}, ln({config.n_vocab}) = {math.log(config.n_vocab):.3f}"
 by_hand = -model(rows[:, :-1]).log_softmax(2).gather(2, rows[:, 1:, None]).mean()
 assert abs(by_hand - first) < 1e-4 and abs(pretrain.next_token_loss(model, rows) - first) < 0.02
 assert abs(first - math.log(config.n_vocab)) < 0.1
-print("checked: the loss by hand; it is the loss of uniform guessing")
+print("checked: the loss by hand; it is close to that of uniform guessing")
 
 # %% [markdown]
 # ## Learning
 #
-# A loss in nats per token cannot be compared between models that have different tokens. *Bits per byte*
-# can: take the loss of a whole text, convert it to bits, and divide by the number of bytes. Written
-# without any model, a byte takes 8 bits; a file compressed to half its size takes 4 bits per byte. So
-# we can compare our model with `gzip`, although gzip has seen nothing but the messages it compresses.
+# The loss uses the natural logarithm, so its unit is the *nat*. Losses per token cannot be compared
+# between models that have different tokens. *Bits per byte* can: take the loss of a whole text,
+# convert it to bits, and divide by the number of bytes. A file takes 8 bits per byte, and 4 if it
+# is compressed to half its size. So we can compare our model with `gzip`, although gzip has seen
+# nothing but the messages it compresses.
 
 # %% tags=["varies"]
-start = torch.tensor([tokenizer.end_of_text_id])  # so a new message begins
+start = torch.tensor([tokenizer.end_of_text_id])  # a new message begins after it
 before = generate(model, start, 40, temperature=0.7, seed=2)[1:]
 optimizers = pretrain.make_optimizers(model, config)  # Muon for the matrices, AdamW for the rest
 bits = [pretrain.bits_per_byte(model, [held_out], size)]
@@ -145,14 +147,16 @@ print(f"checked: bits per byte {bits[0]:.2f} untrained, {bits[-1]:.2f} trained, 
 # %% [markdown]
 # ## What is missing
 #
-# The untrained network needed fewer than 8 bits per byte, although it only guesses. Each guess among 512
-# tokens takes 9 bits, but one token stands for nearly two bytes of text. The trained network writes
-# something that looks like a message and means nothing. What is missing is text.
+# The untrained network needed fewer than 8 bits per byte, although it only guesses. Each guess
+# among 512 tokens takes 9 bits, but one token stands for nearly two bytes of text. The trained
+# network writes something that looks like a message and means nothing. It has read far too little
+# text for more.
 #
-# The miniature of this project was trained by the same loop on 119.5 MB of it: 49 million tokens, until
-# it needed 1.488 bits per byte on unseen text of the same kinds (`weights/mini/README.md`). The command
-# for that is `gpt2-classifier pretrain --corpus FOLDER --out FOLDER`. Here are both on our held-out
-# messages:
+# The miniature of this project was trained by the same loop. It is larger, and it was trained on
+# 119.5 MB of text: the steps processed 49 million tokens. At the end it needed 1.488 bits per byte
+# on unseen text of the same kinds (`weights/mini/README.md`). The command for that is
+# `gpt2-classifier pretrain --corpus FOLDER --out FOLDER`. Here are our small network and the
+# miniature, both on our held-out messages:
 
 # %%
 save_gpt2(model, folder)
@@ -165,7 +169,9 @@ print(f"bits per byte: ours {bits[-1]:.2f}, {MODEL} {their_bits:.2f}")
 assert load_gpt2(folder)(ids[:, :n]).equal(model(ids[:, :n])), "the same when loaded, to the bit"
 assert corpus.n_bytes(their_text, theirs) == size and their_bits < bits[-1] - 0.3
 assert math.log2(config.n_vocab) == 9 and 1.5 < size / len(held_out.tokens) < 2.5
-print(f"checked: {size / len(held_out.tokens):.2f} bytes per token; more text, fewer bits per byte")
+print(
+    f"checked: {size / len(held_out.tokens):.2f} bytes per token; {MODEL} needs fewer bits per byte"
+)
 
 # %% [markdown]
 # ## Exercises

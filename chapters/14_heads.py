@@ -41,10 +41,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## What a head is made of
 #
-# By default a head is one linear layer. Two linear layers compute nothing that one cannot:
-# $W_2 (W_1 x + b_1) + b_2 = (W_2 W_1) x + (W_2 b_1 + b_2)$. They only train differently. With a tanh
-# between them, as in RoBERTa, they can compute more. For two classes, one output $z$ is enough: its
-# sigmoid is the softmax of 0 and $z$.
+# By default a head is one linear layer. Two linear layers in a row compute nothing that one cannot:
+# $W_2 (W_1 x + b_1) + b_2 = (W_2 W_1) x + (W_2 b_1 + b_2)$. They only train differently. With a
+# tanh between them, as in RoBERTa, they can compute more. For two classes, one output $z$ is
+# enough: its sigmoid is the softmax of 0 and $z$.
 #
 # The dataclass describes all of this. Some of its fields are for later: `center` and `scale` set the
 # unit of a predicted number, and `gradient` and `loss_weight` are for several heads (chapter 16).
@@ -97,14 +97,16 @@ print(f"checked: {len(split.test)} test messages cannot separate the forms: all 
 # | a tag for each word | token-classification | K per token | cross-entropy for each word |
 # | a piece of the text | span | 2 per token | cross-entropy of its first and of its last token |
 #
-# Tags can be in BIO form: B- begins a name, I- continues it, O is outside. Then `answer.entities` has
-# whole names.
+# Tags can have BIO form: a tag that begins with B- is for the first word of a name, one that begins
+# with I- is for its other words, and O is for all words outside names. With such tags
+# `answer.entities` contains whole names.
 #
 # We train four of these tasks together, with one pass through the network for all of them. The
-# messages are made from twelve sentences with names of people and places, and the test set uses names
-# that the training set does not have. The scores are: the proportion of words with the right tag; F1
-# over all labels together; R2, the explained proportion of a number's variance; and for a piece of the
-# text, the F1 of its words.
+# messages are made from twelve sentences with names of people and places, and the test set uses
+# names that the training set does not have. Each head has its own score. For tags it is the
+# proportion of words with the right tag. For several labels it is F1 over all labels together. For
+# a number it is R2, the proportion of the variance that the predictions explain. For a piece of the
+# text it is the F1 of its words.
 
 # %%
 PEOPLE = """Anna Tom Maria Henry Julia Oscar Peter Wanda Olga Felix Ruth Alice Robert Clara David
@@ -151,11 +153,12 @@ for text in ("Where?\nMartin was in Prague", "Jordan is asleep", "Jordan is hot 
 # and only the names are new. Other texts show what the heads really learned:
 #
 # - No sentence has more than eight words, so the text with 18 words is taken for a short one.
-# - Its unknown words are sometimes tagged as names, because few other words were ever seen there.
-# - A token sees only the tokens before it. The tag of "Jordan" is the same in both sentences, whether a
-#   person or a country is meant, and a span head has to be given the question before the text.
+# - Ordinary words that the training texts do not have are sometimes tagged as names. In training,
+#   names were the only words that changed.
+# - A token sees only the tokens before it. So "Jordan" gets the same tag in both sentences, whether
+#   a person or a country is meant. And a span head has to be given the question before the text.
 #
-# More varied training texts would help with the first two. No head would.
+# More varied training texts would help with the first two. A different head would not.
 
 # %% check
 words = [Span(*m.span(), "other") for m in re.finditer(r"\w+", LONG)]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 15. Probes
 #
-# Can you tell from what a network has computed half way whether a message is spam? And after which
-# layer best? A probe answers such questions without training the network.
+# After half of its blocks, does a network already know whether a message is spam? After which block
+# is this easiest to see? A probe answers such questions without training the network.
 #
 # **At the end you will know** what the residual stream is, how to probe every layer in one pass, what
 # the network still knows at a padding position, and what a probe cannot show. **Time:** about half a
@@ -80,10 +80,10 @@ print("checked: the gradient is zero at the minimum, and the probe is better tha
 # %% [markdown]
 # ## Every layer, from one pass
 #
-# One pass over the texts visits all layers. At each layer we keep the stream as it is (*raw*) and after
-# the final norm (*normed*, as the head sees it), and read it in four ways: at the last real token, at
-# the last position of the padded text, at the first token, and as the mean over all tokens. The
-# validation set selects the strength of the penalty on large weights.
+# One pass over the texts visits all layers. At each layer we keep the stream as it is (*raw*) and
+# after the final norm (*normed*, as the head sees it). We read it in four ways (*poolings*): at the
+# last real token, at the last position of the padded text, at the first token, and as the mean over
+# all tokens. The validation set selects the strength of the penalty on large weights.
 
 # %%
 probes = probe_layers(model, base.tokenizer, split, poolings=POOLINGS[:4])
@@ -114,16 +114,17 @@ assert score["last_position", False, 0] < 0.6 < score["last_position", False, 1]
 assert score["mean", False, 0] > max(score["last_token", False, 0], score["first_token", False, 0])
 assert score["mean", False, 0] > max(score["mean", False, n] for n in range(1, L + 1)) - 0.03
 print(
-    f"checked: {len(probes)} probes, on the same states as text by text; what was said of layer 0"
+    f"checked: {len(probes)} probes, on states equal to those of single texts; layer 0 as described"
 )
 
 # %% [markdown]
 # ## Why the last block
 #
 # So even at a padding position the last layer knows whether the text is spam. Yet in Raschka's book
-# (chapter 6, table of additional experiments, rows 3 and 1) a head alone, on 124M, reaches 72.00% on
-# the test set, and with the last block 95.00%. Both read the last *position*, which is padding in
-# 1,044 of 1,045 training messages (chapter 10). Why does the head alone not find what is there?
+# (chapter 6, table of additional experiments, rows 3 and 1), a 124M model reaches 72.00% on the test
+# set if only the head is trained, and 95.00% with the last block. Both rows read the last *position*,
+# which is padding in 1,044 of 1,045 training messages (chapter 10). Why does the head not find what
+# is there?
 #
 # We train such a head here, on the output of the last layer, with the lecture's AdamW, batch size and
 # number of epochs. We try its learning rate and a hundred times that, with three seeds, on the states as
@@ -157,9 +158,9 @@ for pooling in POOLINGS[:2]:
             print(*map("{:.1%}".format, right))
 
 # %% [markdown]
-# At the low rate no head gets far: with the states as they are, the loss stays not far below $\ln 2$, the
-# loss of guessing. At the high rate, the head on the last token comes close to its probe. At the last
-# position it needs standardized states for that.
+# At the low rate no head comes close to its probe. With the states as they are, the loss stays near
+# $\ln 2$, the loss of guessing. At the high rate, the head on the last token comes close. The head on
+# the last position needs standardized states for that.
 #
 # So on the miniature, with these few messages, the padding position does know the answer. But its
 # states differ little from one message to the next: look at their distance from the mean. A few small

@@ -80,15 +80,15 @@ print("checked: one pass gives the same outputs as each head on its own")
 # ## A sum of losses
 #
 # Training minimizes the sum of the heads' losses, each multiplied by its `loss_weight`. The loss of
-# `label` is in nats. The loss of `length` is in squared characters and tens of thousands of times as
-# large, so nearly all of the gradient comes from `length`. There are two remedies. `balance_losses` divides each
-# loss by its running mean. `center` and `scale` let the head predict in units of its own: here in
-# standard deviations from the mean length.
+# `label` is in nats. The loss of `length` is in squared characters and tens of thousands of times
+# as large, so nearly all of the gradient comes from `length`. There are two remedies.
+# `balance_losses` divides each loss by its running mean. `center` and `scale` let the head predict
+# in a unit of its own: here in standard deviations from the mean length.
 
 
 # %%
 def trained(*heads, **changes):
-    config = TrainConfig(epochs=3, lr=0.256 / C, **changes)  # few epochs, so a high rate
+    config = TrainConfig(epochs=3, lr=0.256 / C, **changes)  # few epochs: a high rate
     made = Classifier.on_base(MODEL, heads=heads, store=store)
     with TemporaryDirectory() as run:
         finetune(made, split, config, Path(run))
@@ -112,9 +112,10 @@ for what, (_, scores) in found.items():
 
 # %% [markdown]
 # In the plain sum, `label` suffers. Balancing helps `label`, but does nothing for `length`: an R2
-# below 0 is worse than always predicting the mean length. The output of that head begins near 0 and
-# would have to reach about a hundred characters, and AdamW moves each weight by about one learning
-# rate per step, however the loss is weighted. Only the right unit helps both heads.
+# below 0 is worse than always predicting the mean length. The output of that head begins near 0,
+# and it would have to reach about a hundred characters. But AdamW moves each weight by about one
+# learning rate per step, however the loss is weighted. That is too slow for such a distance. Only
+# the right unit helps both heads.
 
 # %% check
 assert losses[1] > 1000 * max(losses[0], losses[2])
@@ -125,8 +126,8 @@ print("checked: balancing rescues label, not length; the right unit rescues both
 # %% [markdown]
 # ## Together or alone
 #
-# Now all four heads together, against one classifier per question. Together they need one file and one
-# pass instead of four. What do the answers lose?
+# Now we train all four heads together, and compare them with one classifier per question. Together
+# they need one file and one pass instead of four. How much do their answers suffer?
 
 # %%
 looking = trained(LABEL, replace(SCALED, gradient=False))
@@ -136,14 +137,15 @@ for name, score in {**alone[1], **length[1], **words[1], "next": own}.items():
     print(f"{name:<7}alone {score:.3f}   together {together[1][name]:.3f}")
 
 # %% [markdown]
-# `label` and `length` share the last block and still do about as well: on 160 messages, two points of
-# accuracy are about three messages, which is not significant. `next` is not trained; the block below it
-# changed, but its accuracy hardly did. `words` does lose something. It reads the output of the block
-# before the last. Alone, that block is trained for it. Together, only the last block is trained, which
-# comes too late for `words`.
+# `label` and `length` share the last block and still do about as well: for `label`, a difference of
+# one or two messages out of 160 is not significant. `next` is not trained. The block below it has
+# changed, but the accuracy of `next` hardly has. `words` does lose something. It reads the output
+# of the block before the last. In its own classifier that block is trained for it. Together with
+# the other heads only the last block is trained, and `words` does not read that one.
 #
-# If one head must not change the network for another, give it `gradient=False`. It still learns, but
-# sends no gradient into the blocks, and `label` ends as if it had been trained alone.
+# If one head must not change the network for another, give it `gradient=False`. It still learns,
+# but sends no gradient into the blocks. When `length` has this setting, `label` ends up as if it
+# had been trained alone.
 
 # %% check
 assert torch.allclose(looking[0].logits(encoded), alone[0].logits(encoded), atol=1e-2)
@@ -153,7 +155,7 @@ trains = [
     for made in (words[0], together[0])
 ]
 assert trains == [{top - 2}, {top - 1}] and together[1]["words"] < words[1]["words"]
-print("checked: which block trains; without its gradient, length leaves label as it was")
+print("checked: which block is trained; with gradient=False, length does not change label")
 
 # %% [markdown]
 # ## The heads while a text is written

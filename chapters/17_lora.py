@@ -40,10 +40,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## Two narrow matrices next to a wide one
 #
 # A layer computes $Wx + b$. LoRA adds $\frac{\alpha}{r} B A x$. The matrix $A$ maps $x$ to only $r$
-# numbers, and $B$ maps these $r$ numbers to the layer's outputs; $r$ is called the *rank*. At the start
-# $A$ is random and $B$ is zero, so nothing changes. We compute it by hand for the first layer of an MLP
-# and compare with the package. (Query, key and value are one matrix in GPT-2; each has its own $A$ and
-# $B$.)
+# numbers, and $B$ maps these $r$ numbers to the layer's outputs; $r$ is called the *rank*, and
+# $\alpha$ is a constant. The two matrices are an *adapter*. At the start $A$ is random and $B$ is
+# zero, so nothing changes. We compute it by hand for the first layer of an MLP and compare with the
+# package. (Query, key and value are one matrix in GPT-2, but each has its own adapter.)
 
 # %%
 model, rank, alpha, labels = load_gpt2(MODEL), 4, 8.0, ["ham", "spam"]
@@ -68,10 +68,11 @@ print("checked: by hand, by the package and as one dense matrix; at the start no
 # %% [markdown]
 # ## How many parameters are trained
 #
-# The adapter of a matrix with $m$ inputs and $n$ outputs has $r(m + n)$ parameters. The six matrices of
-# a block (query, key, value, the output of attention, and two in the MLP) add up to $18 r C$. Appendix
-# E of the book uses rank 16 in all blocks of 124M and in the head, and counts 2,666,528. Here is the
-# ledger for this chapter's model. The check works out both counts.
+# The adapter of a matrix with $m$ inputs and $n$ outputs has $r(m + n)$ parameters. The adapters of
+# a block (for query, key, value, the output of attention, and two matrices in the MLP) have
+# $18 r C$ together. Appendix E of the book uses rank 16 in all blocks of 124M and in the head, and
+# counts 2,666,528 trainable parameters. Here is the ledger for this chapter's model. The check
+# computes both numbers.
 
 # %%
 model = Classifier.on_base(MODEL, labels, lora=LoRAConfig(rank=16, alpha=16, head=True)).model
@@ -87,11 +88,12 @@ print(f"checked: {count:,} for 124M; the same formula gives the ledger's count")
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# The book freezes the head as well and trains only its adapter. But this head is new: its weights have
-# just been drawn at random, and there is no reason to keep them. The adapter even has more parameters
-# than the head itself. So our package trains the whole head, unless `head=True` asks for the book's
-# way. We try both ways with all blocks frozen. Then we train the last block, whole or with LoRA, and
-# finally all blocks with LoRA. LR is the learning rate; some ways need a multiple of it.
+# The book freezes the head as well and trains only its adapter. But this head is new: its weights
+# have just been drawn at random, and there is no reason to keep them. The adapter even has more
+# parameters than the head itself. So our package trains the whole head, unless `head=True` asks for
+# the book's way. We try both ways with all blocks frozen. Then we train the last block, whole or
+# with LoRA, and finally all blocks with LoRA. LR is our basic learning rate; some ways need a
+# multiple of it.
 
 # %% tags=["clock"]
 LR, folder = 1e-3 * 256 / C, TemporaryDirectory()
@@ -136,24 +138,25 @@ picture(
 )
 
 # %% [markdown]
-# All ways also train the 512 parameters of the final norm. In addition, the book's head trains 4,128 and
-# the whole head 514. At the learning rate of the whole head, the book's head has hardly begun to learn
-# (exercise 2); at four times that rate it comes close. So the adapter of the head has more parameters
-# than the head and no advantage here.
+# All ways also train the 512 parameters of the final norm. In addition, the book's head trains
+# 4,128 and the whole head 514. At the learning rate of the whole head, the book's head has hardly
+# begun to learn (exercise 2). At four times that rate it comes close to the whole head. So the
+# adapter of the head has more parameters than the head and no advantage here.
 #
-# Do not rank the ways by this table. We chose the learning rates by hand, the losses are training
-# losses (compare the last block at 1 and at 2 LR), and the interval of the whole block at 1 LR overlaps
-# with all others, except perhaps those of the heads at 1 LR.
+# Do not rank the ways by this table. We chose the learning rates by hand, and the losses are
+# training losses (compare the last block at 1 and at 2 LR). The interval of the whole block at 1 LR
+# overlaps with nearly all others. Only the book's head at 1 LR is clearly below it; the whole head
+# at 1 LR may be.
 #
 # LoRA saves trainable parameters, AdamW's two running averages for each of them, and most of the file.
 # It does not save time. In the last block it takes about as long as training the block whole. With
 # adapters in every block no block is frozen, so the shortcut of chapter 11 is gone: a step runs 6
 # blocks instead of 1, and keeps their outputs for the gradient.
 #
-# So use LoRA if you need many classifiers on one base, at 25 to 452 kilobytes each instead of 3,165. Or
-# use it if deep blocks must change and AdamW's averages for all their parameters do not fit into
-# memory. Otherwise train the last block. Why can such narrow matrices be enough? Exercise 3 looks at
-# how the last block changes when it is trained whole.
+# So use LoRA if you need many classifiers on one base, at 25 to 452 kilobytes each instead of
+# 3,165. Or use it if the first blocks must change too and AdamW's averages for all their parameters
+# do not fit into memory. Otherwise train the last block. Why can such narrow matrices be enough?
+# Exercise 3 looks at how the last block changes when it is trained whole.
 
 # %% check
 assert ways["book's head, 1 LR"][1] > ways["head whole, 1 LR"][1] + 0.03, "has hardly begun"
@@ -187,8 +190,10 @@ print(f"checked: the same logits for {len(ids)} messages with adapters, merged, 
 # %% [markdown]
 # ## Exercises
 #
-# 1. $B$ begins as zero. What would happen if $A$ did too? And which of the two changes in the first step?
+# 1. $B$ begins as zero. What would happen if $A$ were zero too? And which of the two changes in the
+#    first step?
 # 2. Train rank 4 in the last block with the learning rate of the whole block. How far does the loss fall?
-# 3. Train the last block whole. How much of the change of one of its matrices has a low rank?
+# 3. Train the last block whole. How much of the change of one of its matrices would fit into a
+#    matrix of low rank?
 #
 # Solutions: [`solutions/17_lora.py`](solutions/17_lora.py).

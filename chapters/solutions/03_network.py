@@ -22,11 +22,12 @@ ids = torch.tensor([Tokenizer(model_folder("mini")).encode("Claim your prize bef
 # %% [markdown]
 # ## 1. Which mistakes a test sees
 #
-# Fresh weights have a standard deviation of 0.02 or less. With them, attention gives all tokens about
-# the same weight, and GELU is nearly a straight line. So a test with a tolerance of 0.01 misses two of
-# the four mistakes. With the real weights each mistake moves the logits at least five times as far. The
-# wrong GELU is still the smallest mistake, at about 0.01, so whether that tolerance catches it depends
-# on the message. This is why tests should use real or large weights, and a tolerance of 0.0001.
+# Untrained weights ("fresh" below) have a standard deviation of 0.02 or less. With them, attention
+# gives all tokens about the same weight, and GELU is nearly a straight line. So a test with a
+# tolerance of 0.01 misses two of the four mistakes. With the real weights each mistake moves the
+# logits at least five times as far. The wrong GELU is still the smallest mistake, at about 0.01, so
+# whether that tolerance catches it depends on the message. This is why tests should use real or
+# large weights, and a tolerance of 0.0001.
 
 
 # %%

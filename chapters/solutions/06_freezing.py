@@ -88,10 +88,10 @@ assert torch.equal(model.head.weight, head) and losses[-1] < 0.7 * losses[0]
 # %% [markdown]
 # ## 3. A gradient through frozen blocks
 #
-# Only `blocks.0` has one. If a block is frozen, no gradient is computed for its own weights. But the
-# gradient with respect to its input is still computed, because it is needed to get from the loss back
-# to `blocks.0`. So freezing the later blocks saves only about a quarter of the work of training all of
-# them. If only the last part is trainable, freezing the rest saves more than half.
+# Only `blocks.0` has a gradient. If a block is frozen, no gradient is computed for its own weights.
+# But the gradient with respect to its input is still computed, because it is needed to get from the
+# loss back to `blocks.0`. So freezing the later blocks saves only about a quarter of the work of
+# training all of them. If only the last part is trainable, freezing the rest saves more than half.
 
 # %%
 model.requires_grad_(False)

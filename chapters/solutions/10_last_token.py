@@ -35,10 +35,10 @@ assert (wrong - plain).abs().max() > 1e-3 and (fixed - plain).abs().max() < 1e-5
 # %% [markdown]
 # ## 2. Finding the end by the padding id
 #
-# A text may contain the id of `<|endoftext|>`, for instance because somebody has joined two documents.
-# The first one is then taken as the end, and nothing after it is read, so it does not matter what
-# comes there. With lengths that are counted this does not happen. (Our tokenizer never makes that id
-# from text.)
+# A text may contain the id of `<|endoftext|>`, for instance because somebody has joined two
+# documents. The first one is then taken as the end, and nothing after it is read, so it does not
+# matter what comes there. This does not happen if the lengths are counted before padding. (Our
+# tokenizer never makes that id from text.)
 
 # %%
 joined = [ids + [pad_id] + other, ids + [pad_id] + other[::-1]]

@@ -50,9 +50,9 @@ for n_last_blocks, final_norm in ((0, False), (2, True)):
 # ## 2. Another base
 #
 # It is refused, because the hash of its weights is a different one. The trained parameters fit the
-# output of these frozen blocks. On a very different network the answers would be nonsense, and nobody
-# would notice. Here only one weight differs, by a thousandth, and the answers would be nearly the
-# same. But a hash cannot say how large a difference is.
+# output of the frozen blocks with which they were trained. On a very different network the answers
+# would be nonsense, and nobody would notice. Here only one weight differs, by a thousandth, and the
+# answers would be nearly the same. But a hash cannot say how large a difference is.
 
 # %%
 other = load_gpt2("mini")
@@ -73,9 +73,10 @@ Classifier.load(run, "mini")
 # ## 3. What it costs
 #
 # We try every threshold that changes anything: the probabilities of the validation messages. On the
-# validation set, the best of them costs at most as much as one half, by construction. On the test set
-# it need not be the best, and the best one there is not known when we choose. Twenty minutes per good
-# message make a high threshold cheap, if it still finds most of the spam.
+# validation set, the best of them costs at most as much as the threshold one half, by construction.
+# On the test set it need not be the best, and the best one there is not known when we choose. If a
+# lost good message costs twenty minutes, a high threshold is cheap as long as it still finds most
+# of the spam.
 
 # %%
 split = split_messages(load_messages("sms"), seed=1, balance=True)

@@ -27,9 +27,9 @@ del split.train[320:]  # to save time
 # %% [markdown]
 # ## 1. Fewer messages
 #
-# Yes. In the chapter, accuracy differs by up to two points between the forms of a head, and about as much
-# between seeds. A linear head trained on an eighth of the messages, for the same number of steps, loses
-# about three points on average. How much depends on which messages it gets.
+# Yes. In the chapter, accuracy differs by about two points between the forms of a head, and by
+# about one between seeds. A linear head trained on an eighth of the messages, for the same number
+# of steps, loses about three points on average. How much depends on which messages it gets.
 
 # %%
 right, store = {}, FeatureStore()
@@ -73,11 +73,11 @@ assert moved[0] < 1e-4 and moved[1] > 0.01
 # %% [markdown]
 # ## 3. After every block
 #
-# The number of words is read best from the first layers, and is mostly gone at the end: the position
-# that is added to the embeddings says how long the text is. Perhaps the prediction of the next token
-# does not need it for long; we have not shown that. Spam too is read best after two or three blocks, but
-# the differences between layers are small. The final norm changes very little here, because the columns
-# are standardized anyway.
+# The number of words is read best after two or three blocks, and so is spam. It can already be read
+# from the embeddings, because they include the position of the last token, which says how long the
+# text is. At the end more than half of that is lost. Perhaps the prediction of the next token does
+# not need it; we have not shown that. For spam the differences between layers are small. The final
+# norm changes very little here, because the columns are standardized anyway.
 
 # %%
 readers = {
