@@ -15,7 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from gpt2_from_scratch import (
-    POOLINGS,
     Classifier,
     Trunk,
     format_probes,
@@ -86,7 +85,8 @@ print("checked: the gradient is zero at the minimum, and the probe is better tha
 # all tokens. The validation set selects the strength of the penalty on large weights.
 
 # %%
-probes = probe_layers(model, base.tokenizer, split, poolings=POOLINGS[:4])
+LAST = ("last_token", "last_position")
+probes = probe_layers(model, base.tokenizer, split, poolings=(*LAST, "first_token", "mean"))
 print(format_probes(probes))
 picture(plot_probes(probes), "15-probes")
 
@@ -104,9 +104,9 @@ picture(plot_probes(probes), "15-probes")
 # intervals.
 
 # %% check
-states = pooled_states(Trunk(model, L), model.ln_f, encoded, POOLINGS[:2], pad_id, longest)
+states = pooled_states(Trunk(model, L), model.ln_f, encoded, LAST, pad_id, longest)
 for n, ids in enumerate(encoded[:9]):
-    for name, row in zip(POOLINGS[:2], (ids, ids + [pad_id] * (longest - len(ids))), strict=True):
+    for name, row in zip(LAST, (ids, ids + [pad_id] * (longest - len(ids))), strict=True):
         alone = torch.cat([layer[:, -1] for layer in stream(row)])  # (n_layer + 1, C)
         assert (states[name, False][:, n] - alone).abs().max() < 1e-3
 score = {(p.pooling, p.final_norm, p.layer): p.accuracy for p in probes}
@@ -145,7 +145,7 @@ def learn(x, rate, seed):
 
 
 loss = []
-for pooling in POOLINGS[:2]:
+for pooling in LAST:
     z = states[pooling, True][-1]  # (N, C): the last layer's, final-normed
     apart = (z[:N] - z[:N].mean(dim=0)).norm(dim=1).mean() / z[:N].norm(dim=1).mean()
     print(f"{pooling}: distance from the mean {apart:.2f} of a state's length, ", end="")

@@ -42,7 +42,6 @@ FAR_APART = 0.1  # difference between precision and recall that leads to a warni
 FEW_KNOWN = 0.02  # a smaller proportion of texts seen in training hardly affects a score
 ALPHA = 0.05  # differences with a larger p may be chance
 MOST_NAMED = 8  # most names listed in a sentence
-PLAIN = {"ham": "good"}  # labels that a newcomer does not know
 TO_SEPARATE = '"train --keep-together near-duplicates"'
 PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
 
@@ -178,9 +177,14 @@ def found_and_marked(scores: Evaluation) -> str:
     k = [c.label for c in scores.classes].index(positive)
     found, marked = scores.confusion[k][k], scores.confusion[1 - k][k]
     yes, no = scores.classes[k], scores.classes[1 - k]
+    if (no.label, yes.label) == ("ham", "spam"):
+        return (
+            f"found {found:,} of {yes.support:,} spam messages; marked {marked:,} of {no.support:,} "
+            "good messages as spam"
+        )
     return (
-        f"found {found:,} of {yes.support:,} {short(yes.label)} messages; marked {marked:,} of "
-        f"{no.support:,} {PLAIN.get(no.label, short(no.label))} messages as {short(yes.label)}"
+        f"found {found:,} of {yes.support:,} texts with the label {short(yes.label)!r}; marked "
+        f"{marked:,} of {no.support:,} others as {short(yes.label)!r}"
     )
 
 

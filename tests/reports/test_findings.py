@@ -20,6 +20,7 @@ from gpt2_from_scratch.reports.findings import (
     RunFacts,
     against_baselines,
     confused,
+    found_and_marked,
     how_good,
     listed,
     python_lines,
@@ -328,3 +329,17 @@ def test_commands_exist(capsys):
         reported = capsys.readouterr().out
         for option in (word for word in line.split() if word.startswith("--")):
             assert option in reported
+
+
+# --- found and marked ---
+
+
+@pytest.mark.parametrize("labels", [["ham", "spam"], ["bad", "good"], ["a", "b", "c"]])
+def test_found_and_marked_are_those_of_the_rarer_label(labels: list[str]) -> None:
+    """10 texts have the second label, 7 of them are found; 3 of the 20 others are marked as it."""
+    true = np.array([1] * 10 + [0] * 20)
+    predicted = np.array([1] * 7 + [0] * 3 + [1] * 3 + [0] * 17)
+    sentence = found_and_marked(evaluate_predictions(true, predicted, labels))
+    numbers = [int(word) for word in sentence.split() if word.isdigit()]
+    assert numbers == ([7, 10, 3, 20] if len(labels) == 2 else [])
+    assert (labels[1] in sentence) is (len(labels) == 2)
