@@ -182,7 +182,7 @@ def _refuse_missing(path: Path) -> None:
     if near := names.get(nearest(path.name, names)):
         hint = f" Did you mean {near}?"
     elif runs:
-        hint = f" The newest runs here are {', '.join(map(str, runs[:NEWEST]))}."
+        hint = f" Name a run, for example {', '.join(map(str, runs[:NEWEST]))}."
     else:
         hint = f" There are no runs here yet. Train a classifier with {command('train')}."
     raise CheckpointError(f"{path} does not exist.{hint}")

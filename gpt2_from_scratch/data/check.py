@@ -427,7 +427,7 @@ def _obstacles(
         split = split_messages(messages, seed=SEED, on_error="skip", rare_labels=rare_labels)
     except DataError as error:
         lasting += [str(error)] if messages or not stopped else []
-    skipped = [f"{len(faults):,} faulty rows"] if faults else []
+    skipped = [f"{len(faults):,} faulty row{'s' * (len(faults) > 1)}"] if faults else []
     different = texts_with_two_labels(messages).values()
     if contradictory := sum(all(isinstance(x, str) for x in labels) for labels in different):
         skipped.append(f"{contradictory:,} texts with two labels")
@@ -498,7 +498,7 @@ def format_report(report: Report) -> str:
     if not report.obstacles:
         return "\n".join([*lines, "ready to train"])
     obstacles = "; ".join(
-        "the file (see above)" if obstacle == report.stopped else short(obstacle, LONGEST_SENTENCE)
+        "the error above" if obstacle == report.stopped else short(obstacle, LONGEST_SENTENCE)
         for obstacle in report.obstacles
     )
     rest = "--on-error skip is not enough"

@@ -463,7 +463,7 @@ def without_faults(
         raise DataError(message + "\nFix this, or leave such rows out with --on-error skip.")
     if faults:
         shown = _listed(faults, total)
-        log.warning(f"{total:,} of {number:,} rows of {name} were left out:\n{shown}")
+        log.warning(f"left out {total:,} of {number:,} rows of {name}:\n{shown}")
 
 
 def check_on_error(on_error: str) -> None:

@@ -383,16 +383,21 @@ def recognised(
             log.info(f"{path}: {form}")
         return form
     shown = f"{list(first)!r:.300}"
+    options = "--text-column"
+    example = f"{options} 2"
+    if len(names) > 1:  # `predict` reads no labels and has no --label-column
+        options += " and --label-column"
+        example += " --label-column 1"
     if not header:
         raise DataError(
             f"{path}: without a header, columns are numbered 1 to {width}; {', '.join(names)} is not such "
-            f"a number. First row: {shown}. Use, for example, --text-column 2 --label-column 1."
+            f"a number. First row: {shown}. Use, for example, {example}."
         )
     parts = [part for n, name in enumerate(names) for part in _parts(name, first, n == 0)]
     missing = next(part for part in parts if first.count(part) != 1)
     raise DataError(
         f"{path}: expected one column {missing!r}, found the columns {shown}"
-        f"{_nearest(missing, first)}. Use --text-column and --label-column, or, if this row is not "
+        f".{_nearest(missing, first)} Use {options}, or, if this row is not "
         "a header, --no-header and the numbers of the columns."
     )
 
@@ -559,11 +564,11 @@ def _has_csv_quotes(path: Path, encoding: str) -> bool:
 
 
 def _nearest(name: str, found: Sequence[str]) -> str:
-    """A clause that suggests a similar name, if there is one."""
+    """A sentence that suggests a similar name, if there is one."""
     if any("\0" in other for other in found):
-        return "; it contains NUL bytes: is its encoding utf-16?"
+        return " They contain NUL bytes: is the encoding utf-16?"
     near = nearest(name, (other for other in found if other != name))
-    return f"; did you mean {near!r}?" if near else ""
+    return f" Did you mean {near!r}?" if near else ""
 
 
 # --- Lines to rows of .jsonl ---
@@ -590,7 +595,7 @@ def _json_row(path: Path, line: str, names: tuple[str, ...], number: int) -> Row
     _refuse_column_twice(path, names, [joined, *labels])
     for name in chain(joined, *labels):
         if name not in found:
-            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}"
+            what = f"expected the key {name!r}, found the keys {list(found)!r:.200}."
             return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
     texts = [found[name] for name in joined]
     odd = [text for text in texts if type(text) is not str]  # the caller reports these

@@ -385,8 +385,9 @@ def _no_better_than_text(facts: RunFacts) -> str:
     as_good = theirs.accuracy >= facts.classified.accuracy
     if not as_good and paired.p <= ALPHA:
         return ""
+    verdict = "as good or better" if as_good else "about as good"
     return (
-        f"The text baseline {name} is {'as good or better' if as_good else 'about as good'} "
+        f'The text baseline "{name}" is {verdict} '
         f"({percent(theirs.accuracy)} of the same test texts). These results do not show that GPT-2 "
         "is worth its cost on this data: the baseline is smaller, faster and easier to explain."
     )

@@ -260,7 +260,7 @@ def test_an_error_is_reported_with_the_rows_before_it(tmp_path: Path) -> None:
     assert report.stopped in report.obstacles
     path.write_text("label,Text\n" + GOOD)
     report = check_data(path)
-    assert "did you mean 'Text'?" in report.stopped and report.obstacles == [report.stopped]
+    assert "Did you mean 'Text'?" in report.stopped and report.obstacles == [report.stopped]
     assert len(format_report(report).splitlines()) == 3
 
 
@@ -324,7 +324,7 @@ def test_the_questions_of_squad(tmp_path: Path) -> None:
     report = check_data(squad(tmp_path / "a.json", 12), "span")
     assert report.rows == 13 and list(report.faults) == ["questions without an answer"]
     assert report.values == {"characters": Values(4, 4.0, 4)} and report.labels == {}
-    assert report.obstacles == ["1 faulty rows"] and report.obstacles_with_skip == []
+    assert report.obstacles == ["1 faulty row"] and report.obstacles_with_skip == []
     # all questions have the same context
     assert report.near_duplicates.groups == 0 and report.leak is None
     assert "answers" in format_report(report).splitlines()
@@ -422,8 +422,8 @@ def test_the_command_prints_json_first_and_then_fails(tmp_path: Path, capsys) ->
     found = json.loads(out)
     config = DataConfig(source=str(path), text_column="body", label_column="kind")
     assert found == asdict(check_data(config))
-    assert found["obstacles"] == ["1 faulty rows"] and found["obstacles_with_skip"] == []
-    assert err == f"gpt2-classifier: {path} cannot be trained on: 1 faulty rows\n"
+    assert found["obstacles"] == ["1 faulty row"] and found["obstacles_with_skip"] == []
+    assert err == f"gpt2-classifier: {path} cannot be trained on: 1 faulty row\n"
 
 
 def test_control_characters_are_escaped_in_the_report(tmp_path: Path) -> None:

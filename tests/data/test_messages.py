@@ -448,7 +448,7 @@ def test_faulty_rows_are_left_out_and_logged(tmp_path):
     assert found == [Message(text, "ham") for text in ("one", "two", "three")]
     (reported,) = said
     assert reported.startswith(
-        f"9 of 12 rows of {tmp_path / 'm.csv'} were left out:\n  line 3: 1 fields"
+        f"left out 9 of 12 rows of {tmp_path / 'm.csv'}:\n  line 3: 1 fields"
     )
     assert [line.split(":")[0] for line in reported.splitlines()[1:]] == [
         f"  line {n}" for n in (3, 4, 6, 7, 8)

@@ -371,17 +371,17 @@ def test_a_similar_column_is_suggested(
 ) -> None:
     raw = f"{header}\na,b\n".replace(",", "," if suffix == "csv" else "\t")
     message = refusal(tmp_path / f"m.{suffix}", raw)
-    assert f"did you mean {meant}?" in message and "found the columns [" in message
+    assert f"Did you mean {meant}?" in message and "found the columns [" in message
 
 
 def test_no_suggestion_without_a_similar_column(tmp_path: Path) -> None:
-    assert "did you mean" not in refusal(tmp_path / "m.csv", "one,two\na,b\n")
+    assert "Did you mean" not in refusal(tmp_path / "m.csv", "one,two\na,b\n")
 
 
 def test_a_similar_key_is_suggested(tmp_path: Path) -> None:
     (fault,) = read(tmp_path / "m.jsonl", '{"label": "ham", "Text": "a"}')
     assert (
-        "expected the key 'text', found the keys ['label', 'Text']; did you mean 'Text'?"
+        "expected the key 'text', found the keys ['label', 'Text']. Did you mean 'Text'?"
         in fault.what
     )
 
@@ -655,7 +655,7 @@ def test_the_missing_part_of_a_name_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(JOINED)
     for wrong in ("title,dsc", "dsc, title"):
-        with pytest.raises(DataError, match="expected one column 'dsc'.*did you mean 'desc'"):
+        with pytest.raises(DataError, match="expected one column 'dsc'.*Did you mean 'desc'"):
             list(read_rows(path, (wrong, "label")))
     for names in (("1", "1"), ("1,2,1", "3"), ("1, 3", "3")):
         with pytest.raises(DataError, match="named twice"):

@@ -149,8 +149,11 @@ CASES = {
         ],
     ),
     "one near duplicate": ({"n_near_duplicates": 1}, ["1 of 300 test texts has a near duplicate"]),
-    "baseline as good": ({"baselines": [baseline("bag", 18)]}, ["bag is about as good (94.0%"]),
-    "baseline better": ({"baselines": [baseline("bag", 12)]}, ["bag is as good or better (96.0%"]),
+    "baseline as good": ({"baselines": [baseline("bag", 18)]}, ['"bag" is about as good (94.0%']),
+    "baseline better": (
+        {"baselines": [baseline("bag", 12)]},
+        ['"bag" is as good or better (96.0%'],
+    ),
     "uneven": (
         {"counts": run_facts().counts | {"train": {"ham": 301, "spam": 100}}},
         ["uneven", "301 texts are ham", "100 are spam", "75.1%"],
