@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 $(READY): pyproject.toml constraints.txt
-	@echo "installing PyTorch and what else a run needs into $(VENV), once"
+	@echo "installing PyTorch and what else a run needs into $(VENV), once: this may take minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@

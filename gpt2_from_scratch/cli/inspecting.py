@@ -240,7 +240,13 @@ def add_download(commands: Any) -> None:
         "download one of OpenAI's models",
         "gpt2-classifier download 124M",
     )
-    parser.add_argument("what", type=_downloadable, metavar="MODEL", choices=MODELS[1:])
+    parser.add_argument(
+        "what",
+        type=_downloadable,
+        metavar="MODEL",
+        choices=MODELS[1:],
+        help=", ".join(MODELS[1:]),
+    )
 
 
 def _downloadable(name: str) -> str:

@@ -70,7 +70,7 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Print the scoreboard of new trainings, or of finished runs."""
-    from gpt2_from_scratch.studies.scoreboard import format_scoreboard
+    from gpt2_from_scratch.studies.scoreboard import format_for_terminal, format_scoreboard
     from gpt2_from_scratch.studies.study import compare, compare_folder, compare_runs, runs_folder
 
     quick = bool(args.quick)
@@ -100,8 +100,8 @@ def run_compare(args: argparse.Namespace) -> None:
             n_folds=args.folds or 0,
             **given(args, "seeds", "cache"),
         )
-    print(format_scoreboard(board))
-    log.info(f"\nscores, predictions, a plot and a report: {out}")
+    print(format_scoreboard(board) if args.verbose else format_for_terminal(board))
+    log.info(f"\nall scores, predictions, a plot and a report: {out}")
 
 
 def add_experiments(commands: Any) -> None:
@@ -148,7 +148,11 @@ def run_experiments(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.gpt2.config import read_config
     from gpt2_from_scratch.storage.paths import data_name, model_folder, tidy
     from gpt2_from_scratch.studies.book import book_rows, chosen
-    from gpt2_from_scratch.studies.scoreboard import EXPERIMENTS, format_scoreboard
+    from gpt2_from_scratch.studies.scoreboard import (
+        EXPERIMENTS,
+        format_for_terminal,
+        format_scoreboard,
+    )
     from gpt2_from_scratch.studies.study import experiments, refuse_other_folder, run_study
 
     if args.seed is not None:
@@ -170,8 +174,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     began = time.monotonic()
     board = run_study(study, out, only=only, jobs=jobs, threads=threads)
     log.info(f"{time.monotonic() - began:.0f} s with {jobs} processes")
-    print(format_scoreboard(board, EXPERIMENTS))
-    log.info(f"scores, predictions, a plot and a report: {out}")
+    print(format_scoreboard(board, EXPERIMENTS) if args.verbose else format_for_terminal(board))
+    log.info(f"\nall scores, predictions, a plot and a report: {out}")
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:

@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from gpt2_from_scratch.runs.results import Run
 
 log = logging.getLogger(__name__)
+
+WIDTH = 100  # characters of a line of prose on a terminal
 
 
 # the two messages with which the book tries its classifier
@@ -163,7 +166,7 @@ def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = Fal
 
     Writes the report first, unless there is one. `verbose` prints all scores.
     """
-    from gpt2_from_scratch.reports.findings import against_baselines, found_and_marked
+    from gpt2_from_scratch.reports.findings import against_baselines, found_and_marked, small_test
     from gpt2_from_scratch.runs.folder import saying_how_to_resume
 
     table = run.scores.as_table()
@@ -175,15 +178,16 @@ def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = Fal
     predictions: Iterator[Any] = run.classifier.predict_stream(texts)
     for text, prediction in predictions:
         print(prediction.in_words(text))
-    report, verdict = run.folder / "report.html", ""
+    report, judgement = run.folder / "report.html", ""
     if not report.exists():
         is_resumable = run.config.recipe != "lecture"
         with saying_how_to_resume(run.folder) if is_resumable else nullcontext():
             run.write_report()
-        verdict = against_baselines(run.facts)
+        judgement = against_baselines(run.facts)
+        if interval := getattr(run.scores, "interval", None):
+            judgement += " " + small_test(run.facts.n_texts("test"), interval)
     print(f"\nReport: {report}")
-    if verdict:
-        print(verdict)
+    print("\n".join(textwrap.wrap(judgement, WIDTH)))
     sys.stdout.flush()
     base = [] if run.config.model in MODELS else ["--model", run.config.model]
     log.info(f"\nTry it:\n  {command('predict', run.folder, *base, 'a message of yours')}")

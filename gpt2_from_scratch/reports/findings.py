@@ -198,13 +198,11 @@ def against_baselines(facts: RunFacts) -> str:
     best = f"the best of {n} text baselines" if n > 1 else "the text baseline"
     best += f" ({short(name, 80)}: {theirs.correct:,} of {theirs.total:,} correct)"
     low, high = (100 * bound for bound in paired.interval)
-    chance = (
-        f"95% interval of the difference {low:+.1f} to {high:+.1f} points, {format_p(paired.p)}"
-    )
+    chance = f"{format_p(paired.p)}; 95% interval {low:+.1f} to {high:+.1f} points"
     direction = "more" if points > 0 else "less"
     compared = f"{abs(points):.1f} points {direction} accurate than" if points else "as accurate as"
     verdict = "significant" if paired.p <= ALPHA else "not significant"
-    return f"With one seed, it is {compared} {best}. The difference is {verdict}: {chance}."
+    return f"With one seed, it is {compared} {best}. The difference is {verdict} ({chance})."
 
 
 def score_card(facts: RunFacts) -> list[tuple[str, str]]:

@@ -246,8 +246,8 @@ def _train(
     labels = ""
     if config.head.task == "classification":
         counts = count_labels(every)
-        shown = {short(label, 100): n for label, n in counts.items()}
-        labels = f" {shown}" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
+        shown = ", ".join(f"{short(label, 100)}: {n:,}" for label, n in counts.items())
+        labels = f" ({shown})" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
     log.info(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"

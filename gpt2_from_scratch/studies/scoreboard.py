@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_from_scratch.data.messages import on_one_line
+from gpt2_from_scratch.data.messages import on_one_line, short
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.calibration import calibration
 from gpt2_from_scratch.evaluation.metrics import LabelledPredictions, evaluate_predictions, rankings
@@ -342,6 +342,28 @@ def format_scoreboard(board: Scoreboard, columns: Sequence[str] = COMPARED) -> s
     ]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(board, columns))])
+
+
+def format_for_terminal(board: Scoreboard) -> str:
+    """Format the main columns as a table of at most 100 characters per line."""
+    from tabulate import tabulate
+
+    headers = ["", "accuracy", "95% interval", "difference", "adjusted p"]
+    rows = [
+        [
+            short(row.name, 44),
+            *(
+                COLUMNS[name].cell(row, board)
+                for name in ("accuracy", "interval", "difference", "adjusted p")
+            ),
+        ]
+        for row in board.rows
+    ]
+    table = tabulate(
+        rows, headers, "plain", colalign=("left", *["right"] * 4), disable_numparse=True
+    )
+    about = f"Test accuracy in percent; difference from {short(board.reference, 44)} in points."
+    return f"{about}\n\n{table}"
 
 
 def notes(board: Scoreboard, columns: Sequence[str] = COMPARED) -> list[str]:

@@ -98,7 +98,7 @@ def test_the_run_is_compared_with_the_baseline(wrong, facts):
     assert "one seed" in reported and not [fact for fact in facts if fact not in reported]
     few = abs(wrong - 15)  # texts that only one of the two has correct; it is always the same one
     p = binomtest(few, few).pvalue if few else 1.0
-    assert reported.endswith("p < 0.001." if p < 0.001 else f"p = {p:.3f}.")
+    assert ("(p < 0.001;" if p < 0.001 else f"(p = {p:.3f};") in reported
 
 
 def test_the_best_baseline_is_the_one_to_beat():
