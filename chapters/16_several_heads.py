@@ -172,7 +172,7 @@ curves = {"P(spam)": spam, "length": [a.values["characters"] for a in text.answe
 figure = draw_heads_by_token(text.tokens, curves, kinds, n_prompt=text.n_prompt)
 figure.axes[0].set_ylim(0, 1)
 figure.suptitle("What three heads say after each token")
-picture(figure, "16-told")
+picture(figure, "16-generated")
 
 # %% [markdown]
 # `words` was trained on the first token of each word only. What it says at a later token, such as an

@@ -24,15 +24,14 @@ WORDS = {  # pattern: what to write instead; words that also have a proper use a
 }
 FOLDERS = ("gpt2_from_scratch", "benchmarks", "chapters", "data", "docs")
 READ = (".py", ".md", ".html")  # the prose of a chapter is in the comments of its script
-NOT_YET = ("chapters/16_several_heads.py",)  # the name of a picture, "16-told"
 BANNED = re.compile(rf"\b({'|'.join(WORDS)})\b")
 
 
 def files() -> list[str]:
-    """All files with text for users, except those that are still to be rewritten."""
+    """All files with text for users."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     names = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *found]]
-    return sorted(name for name in names if name.endswith(READ) and not name.startswith(NOT_YET))
+    return sorted(name for name in names if name.endswith(READ))
 
 
 def test_files_contain_none_of_these_words():
