@@ -365,10 +365,7 @@ def _texts(split: Split) -> tuple[list[str], list[str]]:
 
 
 def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
-    """Count the test texts that occur in the training set, and its near duplicates.
-
-    The second number is the number of test texts with a near duplicate in the training set.
-    """
+    """Count test texts with a copy in the training set, and those with a near duplicate in it."""
     seen = set(train)
     return sum(text in seen for text in test), int(has_near_duplicate(test, train).sum())
 

@@ -387,7 +387,7 @@ def read_squad(path: Path) -> Iterator[Message | Fault]:
         raise DataError(f"{path} is not a file")
     try:
         raw = read_bounded(path, LARGEST_SQUAD)
-    except CheckpointError as error:  # its error for model files
+    except CheckpointError as error:  # read_bounded is also used for model files
         raise DataError(str(error)) from None
     try:
         text = raw.decode("utf-8-sig")

@@ -360,7 +360,7 @@ def _settled(labels: list[Any]) -> tuple[Any, str]:
 
 
 def _checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages as a list. Raises DataError for NaN labels, mixed types or labels alike.
+    """The messages as a list. Raises DataError for NaN, mixed or similar labels.
 
     Messages from files are already checked by `load_examples`.
     """
