@@ -100,7 +100,7 @@ CHARACTERS = 4_000_000  # the most characters per window
 LONGEST_SHOWN = 100  # most characters of a text next to its answer
 REMEMBERED = 65_536  # distinct texts whose answers a stream remembers; about 50 MB
 _LOCK = threading.Lock()
-# {(model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
+# {(id of the model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
 _MODES: dict[tuple[int, bool], tuple[int, list[tuple[nn.Module, bool]]]] = {}
 
 
@@ -177,7 +177,7 @@ class Classifier:
         self._merged: dict[str, LoRALinear] = {}  # adapters that are merged into the weights
         self._logged = ""  # the last logged reason for not using shortcuts
         self._unsaved = ""  # the last logged change that files cannot contain
-        self._config = model.config  # files do not contain it either
+        self._config = model.config  # the config at the beginning; files do not contain it
         self._base: str | Path = description.base  # name or folder of the base model
         self._base_hashes: dict[str, str] | None = None  # hashes of its parameters, once known
 
@@ -254,7 +254,7 @@ class Classifier:
 
         Args:
             path: A file, or a run's folder, whose `best.safetensors` is loaded.
-            base: The folder of its base model; only needed if that is not one of the known models.
+            base: The name or folder of its base; only needed if that is not a known model.
             device: Where to compute.
             dtype: Precision of the frozen blocks.
             store: A cache for the features of the frozen blocks.
@@ -319,9 +319,9 @@ class Classifier:
     def attach(self, path: str | Path) -> None:
         """Add heads that were trained elsewhere on the same, unchanged base.
 
-        Raises CheckpointError if the base is another model, if it was changed in either classifier
-        (the heads would then read states they were not trained on), or if texts are cut or padded
-        differently. Raises UsageError if a head's name is already used.
+        Raises CheckpointError if the base is another model, if it was changed in either classifier,
+        or if texts are cut or padded differently. The heads would then read states that they were
+        not trained on. Raises UsageError if a head's name is already used.
         """
         path = saved_file(path)
         description, tensors = read_classifier(path)
@@ -354,15 +354,15 @@ class Classifier:
         self.description = together
 
     def merge(self) -> None:
-        """Add LoRA's products to the weights that they adapt.
+        """Add the product of each adapter's two LoRA matrices to the weight that it adapts.
 
         Answers are then computed faster and stay equal to within 1e-5. Call `unmerge` before
-        training or `save`, which need the products separate.
+        training or `save`, which need the adapters separate from the weights.
         """
         self._merged |= merge_lora(self.model)
 
     def unmerge(self) -> None:
-        """Subtract the products from the weights again.
+        """Subtract the products that `merge` added to the weights.
 
         Weights that were not trained are read from the base's folder if it still exists, so they
         are bit-identical. Other weights return to within about 1e-7 of the largest added number.
@@ -385,13 +385,13 @@ class Classifier:
 
         This includes all parameters that were trained or changed, those that are trainable now, and
         the description. If the base is not found, all parameters are written. Raises UsageError if
-        LoRA is merged, if the model's parameters do not match its description, or if it has another
-        base. Raises CheckpointError for NaN and infinite numbers.
+        LoRA is merged, if the model's parameters do not match its description, or if the base found
+        is not the base in the description. Raises CheckpointError for NaN and infinite numbers.
         """
         path, description = expanded(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
-        # `merge_lora` has merged it permanently
+        # a direct call of `merge_lora` merged LoRA permanently
         if description.lora and not lora_names(self.model):
             description = replace(description, lora=None)
         parameters, config = parameters_by_name(self.model), self._config
@@ -415,7 +415,7 @@ class Classifier:
         write_classifier(path, description, tensors)
 
     def _changed_names(self) -> set[str]:
-        """The parameters that differ from the base's; all of GPT-2's if the base is not found."""
+        """The names of parameters that differ from the base; all of GPT-2's if it is not found."""
         # the model was passed in, so it may already have been trained
         if self._base_hashes is None:
             try:
@@ -434,7 +434,7 @@ class Classifier:
         return {name for name, digest in now.items() if self._base_hashes.get(name) != digest}
 
     def _base_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter of the base model, from its folder."""
+        """Yield (name, value) of each parameter of the base model, read from its folder."""
         folder = model_folder(self._base)
         return stored_parameters(folder, meta_gpt2(read_config(folder)))
 
@@ -497,11 +497,12 @@ class Classifier:
     ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
         """Compute each head's outputs for all texts, without gradients.
 
-        Outputs for texts that `texts` prepared start from their prepared states. For token ids,
-        equal texts are computed once, and so is each distinct beginning in the frozen blocks.
+        Texts that `texts` prepared are computed from their prepared states. If token ids are given,
+        equal texts are computed once. The frozen blocks also compute a common beginning of several
+        texts only once.
 
-        The model is in evaluation mode while this computes, and in its earlier mode whenever this
-        yields.
+        The model is in evaluation mode while outputs are computed, and in its earlier mode whenever
+        they are yielded.
 
         Yields, per batch: the indices of its B texts; {name: (B, K) or (B, T, K)}; lengths (B,).
         """
@@ -535,7 +536,10 @@ class Classifier:
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int
     ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
-        """Run the first blocks packed, without padding, and the others on padded batches."""
+        """Run the first `depth` blocks without padding, and the others on padded batches.
+
+        Yields the same as `outputs`.
+        """
         same: dict[tuple[int, ...], list[int]] = {}  # {ids: the indices of equal texts}
         for n, ids in enumerate(self._padded(encoded)):
             same.setdefault(tuple(ids), []).append(n)
@@ -574,8 +578,8 @@ class Classifier:
     def predict(self, texts: Iterable[str], *, on_error: str = "stop") -> list[Prediction | None]:
         """Answer texts of any length, including empty ones, in their order.
 
-        They may be a list, a tuple, an array, a table's column, or a stream. Raises DataError if
-        one of them is not a string; with `on_error="skip"` its prediction is None instead. Raises
+        `texts` may be a list, a tuple, an array, a table's column, or a stream. Raises DataError if
+        a text is not a string; with `on_error="skip"` its prediction is None instead. Raises
         CheckpointError if the weights are so large that an answer is not finite.
         """
         check_on_error(on_error)
@@ -595,9 +599,9 @@ class Classifier:
     def predict_by_token(self, text: str) -> list[tuple[str, dict[str, Any]]]:
         """Answer the text so far after each of its tokens: [(token, {head's name: answer})].
 
-        The answer is that to a text that ends there; for heads that read an end token, that token
-        follows. Beginnings share their computation. Half of a character is shown as U+FFFD. Raises
-        UsageError for a head that answers for every token.
+        Each answer is the answer to the text up to and including the token. For heads that read an
+        end token, the end token is appended to each of these beginnings. An incomplete character is
+        shown as U+FFFD. Raises UsageError for a head that answers for every token.
         """
         if others := [head.name for head in self.description.heads if not head.reads_one_state]:
             raise UsageError(f"head {others[0]!r} answers for every token; use predict")
@@ -668,7 +672,7 @@ class Classifier:
         return Embedded(self.model, encoded, pad_id, pad_to)
 
     def _padded(self, encoded: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Pad the texts, if the heads read padding."""
+        """Pad the texts to `pad_to` tokens, if it is set."""
         if self.description.pad_to is None:
             return encoded
         return pad_batch(encoded, self.tokenizer.end_of_text_id, self.description.pad_to)[
@@ -676,7 +680,10 @@ class Classifier:
         ].tolist()
 
     def _trunk(self, depth: int) -> Trunk:
-        """The first blocks with their current weights; made again only if a part was replaced."""
+        """The first `depth` blocks with their current weights.
+
+        The Trunk is made again only if the settings or the memory of a weight changed.
+        """
         dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
         weights = (parameter for part in parts for parameter in part.parameters())

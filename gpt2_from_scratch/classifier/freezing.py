@@ -104,7 +104,7 @@ def blocks_training(config: TrainConfig, epoch: int) -> int:
 def parameter_groups(
     model: GPT2, config: TrainConfig, heads: Sequence[HeadConfig] = ()
 ) -> list[dict[str, Any]]:
-    """Group the trainable parameters for AdamW: {"params", "names", "lr", "weight_decay"}.
+    """Return AdamW's parameter groups: [{"params", "names", "lr", "weight_decay"}].
 
     The head and the final norm have the learning rate `lr`. The learning rate of each block is that
     of the part above it divided by `rate_decay`, and the embeddings follow the first block
@@ -135,7 +135,8 @@ def parameter_groups(
 def frozen_depth(model: GPT2) -> tuple[int, str]:
     """Return the number of leading blocks whose output for a text never changes.
 
-    The second value is the reason why it is not more. It is empty if the next block is trainable.
+    The second value is the reason why the number is not higher, or "" if this is only because the
+    next block is trainable.
     """
     if model.wte.weight.requires_grad or model.wpe.weight.requires_grad:
         return 0, "the embeddings are trainable"
@@ -147,7 +148,7 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
 
 
 def plain_depth(model: GPT2, top: int | None = None) -> tuple[int, str]:
-    """Return the number of unmodified leading blocks, and the reason why it is not more.
+    """Return the number of unmodified leading blocks, and why it is not higher.
 
     An unmodified block computes exactly what its weights describe. With `top`, blocks from that
     index on are ignored.

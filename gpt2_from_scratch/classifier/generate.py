@@ -42,12 +42,14 @@ def generate_with_heads(
     top_k: int | None = None,
     seed: int = 123,
 ) -> GeneratedText:
-    """Continue a text as `generate` does, up to <|endoftext|>, with all heads' answers per token.
+    """Continue a text, and return all heads' answers after each token.
+
+    The text is continued as in `generate`, until <|endoftext|> or for `max_new_tokens` tokens.
 
     Args:
         classifier: A classifier with a head for `language`; the first one generates.
         prompt: The text to continue.
-        max_new_tokens: The most tokens to add.
+        max_new_tokens: The largest number of tokens to add.
         temperature: 0 takes the most probable token; higher values draw more varied ones.
         top_k: Draw only from the k most probable tokens.
         seed: Random seed of the draws.

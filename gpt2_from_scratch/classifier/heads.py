@@ -72,9 +72,10 @@ def put_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
     """Make the layers of one head, (..., C) -> (..., K), on the model's device.
 
-    Each hidden width adds dropout, linear and activation; dropout and linear follow at the end. One
-    hidden layer as wide as the model, with tanh, is RoBERTa's head (Liu et al. 2019; fairseq's
-    RobertaClassificationHead). Some tasks determine their layers themselves.
+    Each hidden width adds dropout, a linear layer and an activation. Dropout and the linear layer
+    of the outputs come last. One hidden layer as wide as the model, with tanh, is RoBERTa's head
+    (Liu et al. 2019; fairseq's RobertaClassificationHead). Some tasks determine their layers
+    themselves.
     """
     if (determined := TASKS[head.task].layers(model)) is not None:
         return determined
@@ -119,7 +120,7 @@ def relabelled(
     A label that the head already has keeps its output. If all labels are new and their number is
     unchanged, they are new names for the outputs, in their order. The outputs of other labels are
     drawn with torch's random generator. So is a single output for two classes, unless both labels
-    are known. Layers that were already replaced by layers that fit the new labels are kept.
+    are known. If the layers fit the new labels but not the old ones, they are kept.
 
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
     layers of another kind. Raises DataError for labels that differ only in case, spaces or Unicode
@@ -175,7 +176,11 @@ def _shapes(layers: nn.Module) -> dict[str, torch.Size]:
 
 @torch.no_grad()
 def _copy_known(old: nn.Module, new: nn.Module, known: Sequence[int | None], sign: int = 1) -> None:
-    """Copy the hidden layers, and the outputs with these numbers of the last layer, in order."""
+    """Copy the hidden layers, and some outputs of the last layer, from `old` to `new`.
+
+    `known` has the number of the old output for each new output; None leaves the new one as it is.
+    The copied outputs are multiplied by `sign`.
+    """
     values = dict(old.named_parameters())
     for name, parameter in new.named_parameters():
         if name.rpartition(".")[0] not in ("", "out"):
@@ -212,7 +217,7 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
         lengths: The number of real tokens of each text, (B,).
         pooling: Where a text is read.
     """
-    # only the pooling matters: its layers are model.head
+    # only the pooling of this head matters; its layers are those of model.head
     head = HeadConfig(task="features", pooling=pooling)
     return outputs_from(model, [head], 0, model.embed(ids), lengths)[head.name]
 
@@ -283,7 +288,10 @@ def reads_positions_alone(norm: nn.Module) -> bool:
 
 
 def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> Tensor:
-    """The states a head reads: x (B, T, C), or (B, C) if one was chosen -> (B, T, C) or (B, C)."""
+    """The states that a head reads: x (B, T, C) -> (B, T, C), or (B, C) for one state per text.
+
+    x is (B, C) if the last block computed only one position per text.
+    """
     if not head.gradient:
         x = x.detach()
     norm = model.ln_f if head.final_norm else nn.Identity()
@@ -332,8 +340,8 @@ def read_positions(lengths: Tensor, T: int, pooling: Pooling) -> Tensor:
 def pad_right(ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Move real tokens to the front: ids (B, T), real (B, T) bool -> ids (B, T), lengths (B,).
 
-    For batches that were padded elsewhere, for example on the left. GPT-2 counts positions from the
-    first column.
+    This is for batches that were padded elsewhere, for example on the left. GPT-2 counts positions
+    from the first column.
     """
     order = real.int().argsort(dim=1, descending=True, stable=True)  # real tokens first, in order
     return ids.gather(1, order), real.sum(dim=1)

@@ -1,8 +1,8 @@
 """A trained classifier as one safetensors file: its differences from the base, and a description.
 
-The file contains only tensors that differ from the base model, for any combination of heads, LoRA
-and blocks, and the hash of that base model. The last block takes 3 MB for the miniature and 28 MB
-for 124M; a head of two classes alone takes 6 KB.
+The file contains only the tensors that differ from the base model, and the hash of the base model.
+This holds for any combination of heads, LoRA and blocks. The last block takes 3 MB for the
+miniature and 28 MB for 124M. A head of two classes alone takes 6 KB.
 """
 
 import json
@@ -64,7 +64,7 @@ class Description:
         if self.pad_to is not None and not {h.pooling for h in self.heads} <= {*OF_PADS}:
             raise UsageError(f"pad_to is for heads with pooling {' or '.join(OF_PADS)}")
         read = {h.pooling if h.reads_one_state else "every token" for h in self.heads}
-        # the last block keeps the mask, which makes no difference for the last token only
+        # the last block keeps the mask; only the last token's state does not depend on it
         if not self.causal_mask and read not in ({"last_token"}, {"end_token"}):
             raise UsageError(
                 "without the causal mask heads must read the last token: use pooling end_token or "
@@ -78,7 +78,7 @@ class Description:
 
     @property
     def reads_end_token(self) -> bool:
-        """Whether an end token is appended to every text; then all heads read there."""
+        """Whether an end token is appended to every text; all heads then read it."""
         return self.head.reads_one_state and self.head.pooling == "end_token"
 
     @property
@@ -164,7 +164,8 @@ def assemble(
         description: The heads and LoRA to add.
         model: The base model, changed in place.
         tokenizer: The base model's tokenizer.
-        seed: Random seed of the new weights; None to use torch's current random state.
+        seed: Random seed of the new weights. None uses torch's random state for the heads and the
+            seed 0 for LoRA.
     """
     n_ctx, n_layer = model.config.n_ctx, model.config.n_layer
     for name in ("max_tokens", "pad_to"):
@@ -189,7 +190,7 @@ def assemble(
 
 
 def described_model(description: Description, config: GPT2Config, tokenizer: Tokenizer) -> GPT2:
-    """Make the model of such a classifier on torch's meta device, where it takes no memory.
+    """Make the described model on torch's meta device, where it takes no memory.
 
     Raises the errors of `assemble`.
     """
@@ -200,7 +201,7 @@ def described_model(description: Description, config: GPT2Config, tokenizer: Tok
 
 
 def unsaved_change(model: nn.Module, described: nn.Module) -> str:
-    """Describe how a model differs from the described one, apart from weights; empty if not."""
+    """Describe how a model differs from the described one, apart from weights; "" if equal."""
     found, expected = _parts(model), _parts(described)
     if others := sorted(found.keys() ^ expected.keys()):
         return f"{others[0]} was added or is missing"
@@ -237,7 +238,7 @@ def _settings(part: nn.Module) -> dict[str, Any]:
 
 
 def added_names(parameters: Mapping[str, Tensor], config: GPT2Config) -> set[str]:
-    """Names of the parameters that GPT-2 does not have: LoRA, and heads not tied to `wte`."""
+    """The names of parameters that GPT-2 does not have: LoRA, and heads not tied to `wte`."""
     return parameters.keys() - names_on_disk(config)
 
 
@@ -254,7 +255,10 @@ def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: 
 
 
 def refuse_other_base(path: Path, description: Description, base: str, found: str) -> None:
-    """Raise CheckpointError unless `found` is the hash of the base it was trained on."""
+    """Raise CheckpointError if `found` is not the hash of the base in the description.
+
+    `base` is the name of the other base, for the error.
+    """
     if found != description.base_sha256:
         raise CheckpointError(
             f"{path} was trained on {description.base} with weights {description.base_sha256[:12]}...; "

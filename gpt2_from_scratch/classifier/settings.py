@@ -18,10 +18,10 @@ from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
 # Where a head reads a text:
-# end_token: an end token that is appended to the tidied text, so it is always the same token
+# end_token: the end token, which is appended to every tidied text (see `batching.tidied`)
 # last_token: its last real token
 # last_position: the last position of the batch, padding or not, as in the lecture
-# first_token: its first token, which has seen nothing but itself
+# first_token: its first token, which attends only to itself
 # mean: the mean over its real tokens
 # mean_position: the mean over all positions, padding included, as in the book's experiments
 Pooling = Literal[
@@ -276,7 +276,9 @@ class HeadSettings:
     def head_config(
         self, labels: Sequence[str], train: Sequence[Message], n_embd: int
     ) -> HeadConfig:
-        """The head for these training texts and labels, unless the user named other labels.
+        """Return the settings of the head for these training texts.
+
+        Its labels are the labels that the user named, otherwise `labels`.
 
         Raises UsageError for settings that contradict each other, and DataError if no text has a
         label.
@@ -328,7 +330,7 @@ def in_given_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ...]:
-    """Class weights that give every class the same part of the loss; their mean is 1."""
+    """Class weights that give each class the same part of the loss; 1.0 if a class has no text."""
     labels = [
         m.label if isinstance(m.label, str) else [word.label for word in m.label] for m in train
     ]
@@ -340,7 +342,9 @@ def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ..
 
 
 def _center_and_scale(train: Sequence[Message]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each training value; 1 for a constant value.
+    """The means and the standard deviations of the K values over the training texts.
+
+    The deviation of a constant value is replaced by 1.
 
     Raises DataError for values whose squares overflow.
     """

@@ -1,8 +1,8 @@
 """The training loop: train on batches, validate after each epoch, keep the best weights.
 
-From top to bottom: an epoch and the learning rate schedule; messages prepared for training, and a
-classifier's loss and scores on them; `finetune`, the loop; a run in progress, its steps and its
-state on disk. B texts in a batch, N texts in all.
+This file contains, from top to bottom: an epoch and the learning rate schedule; messages prepared
+for training, and a classifier's loss and scores on them; `finetune`, the loop; a run in progress,
+its steps and its state on disk. B texts in a batch, N texts in all.
 """
 
 import json
@@ -100,7 +100,11 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Return the factor of the peak learning rate: a linear rise, then half a cosine down to 0."""
+    """Return the factor of the peak learning rate: a linear rise, then half a cosine down to 0.
+
+    `step` is counted from 0, and `total` is the number of steps. The rate rises during the first
+    `warmup` * `total` steps.
+    """
     rise = max(1, round(warmup * total))
     if step < rise:
         return (step + 1) / rise
@@ -161,7 +165,8 @@ def to_labelled(classifier: Classifier, messages: Sequence[Message]) -> Labelled
 def loss_and_scores(classifier: Classifier, labelled: Labelled) -> tuple[float, dict[str, Any]]:
     """Compute the loss over all texts and each head's scores.
 
-    The loss is the weighted sum of the heads' mean losses, in nats.
+    Returns the loss and {head's name: scores}. The loss is the weighted sum of the heads' mean
+    losses, in nats.
     """
     heads = heads_with_loss(classifier)
     messages, encoded = labelled.messages, labelled.texts.encoded
@@ -282,13 +287,16 @@ def _refuse_nothing_to_learn(classifier: Classifier, parts: dict[str, Labelled])
 
 @dataclass
 class Progress:
-    """The progress of a run. The order of messages follows from seed and epoch."""
+    """The progress of a run.
+
+    It does not contain the order of messages, because that follows from the seed and the epoch.
+    """
 
     micro_batch: int  # messages per forward pass
     step: int = 0  # optimizer steps done
-    epoch: int = 1  # the current one
+    epoch: int = 1  # the current epoch
     seen: int = 0  # messages used in this epoch
-    total_loss: float = 0.0  # sum of their losses, in nats
+    total_loss: float = 0.0  # sum of the losses of these messages, in nats
     correct: dict[str, float] = field(default_factory=dict)  # correct decisions of each head
     decisions: dict[str, float] = field(default_factory=dict)  # all decisions of each head
     scales: dict[str, float] = field(default_factory=dict)  # running means of the heads' losses
@@ -333,7 +341,7 @@ class TrainingRun:
         self.saved = time.monotonic()
         settings = asdict(config) | asdict(description)
         settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
-        self.settings = json.loads(json.dumps(settings))  # tuples are lists on disk
+        self.settings = json.loads(json.dumps(settings))  # with lists instead of tuples, as on disk
 
     # --- a step ---
 
@@ -576,8 +584,8 @@ class TrainingRun:
     def restore(self) -> None:
         """Restore the newest undamaged state, if there is one.
 
-        Raises UsageError if it was saved with other settings, and CheckpointError if it is not the
-        state of such a run.
+        Raises UsageError if the state was saved with other settings, and CheckpointError if it does
+        not fit this run.
         """
         found = newest_state(self.folder)
         if found is None:
@@ -599,11 +607,11 @@ class TrainingRun:
         if at.correct.keys() != at.decisions.keys():
             raise ValueError(f"its heads are {[*at.correct]} and {[*at.decisions]}")
         self.best = {n: tensors[f"best/{n}"] for n in self.trainable if f"best/{n}" in tensors}
-        if self.best:  # write the best weights of that time again
+        if self.best:  # best.safetensors may be newer than this state
             self.freeze_as_in(best_epoch(history).epoch)
             self._put(self.best)
             self.classifier.save(self.folder / "best.safetensors")
-            self.freeze_as_in(len(history))  # the blocks that were frozen in the last epoch
+            self.freeze_as_in(len(history))  # freeze the blocks that were frozen in the last epoch
         self._write_metrics()
         self._put({name: tensors[f"model/{name}"] for name in self.trainable})
         restore_optimizers([self.optimizer], tensors)

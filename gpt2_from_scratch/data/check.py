@@ -48,14 +48,14 @@ from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.storage.paths import model_folder
 
 UNEVEN = 3  # labels are uneven if one has more than 3 times as many texts as another
-WIDE = 0.03  # a test set is small if its accuracy is uncertain by more than 3 points
+WIDE = 0.03  # a test set is small if the uncertainty of its accuracy exceeds 3 points
 TELLING = 0.8  # warn if text length alone ranks this proportion of text pairs correctly
 ACCURACY = 0.95  # assumed accuracy, used to show how wide its interval would be on the test set
 FIRST = 5  # number of lines and examples listed per finding
 SEED = 123  # for the trial splits
-MOST_LABELS = 20  # the text report lists up to 20 labels, otherwise the 10 most frequent
-FREQUENT = 10
-LONGEST_SENTENCE = 500  # characters per sentence in the text report
+MOST_LABELS = 20  # the text report lists all labels if there are at most 20
+FREQUENT = 10  # otherwise it lists the 10 most frequent labels
+LONGEST_SENTENCE = 500  # most characters per sentence in the text report
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Example:
-    """A text, the first lines where it or a similar text occurs, and the labels on those lines."""
+    """A text of a group, and the first lines and the first labels of all texts in the group."""
 
     text: str
     lines: list[int]
@@ -85,7 +85,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Groups:
-    """Texts that belong together: the number of groups, of rows in them, and the first groups."""
+    """Groups of texts: their number, the number of rows in them, and the first few groups."""
 
     groups: int
     rows: int
@@ -112,10 +112,10 @@ class Values:
 
 @dataclass(frozen=True)
 class LabelLengths:
-    """The median length of one label's texts, and how they compare with the others in length.
+    """The median length of one label's texts, and how often they are longer than other texts.
 
     `longer` is the probability that a text of this label is longer than a text of another label,
-    over all such pairs. Equal lengths count as half. It is None if there is no other label.
+    over all such pairs. Equal lengths count as half. `longer` is None if there is no other label.
     """
 
     median: float
@@ -138,11 +138,12 @@ class Leak:
 
     The counts are for three splits of the same rows:
 
-    - `plain`: the rows are split 70 / 10 / 20% as they are.
-    - `our`: `split_messages` splits them, with all copies of a text in one part.
-    - `together`: near duplicates stay in one part as well. None if no such split is possible.
+    - `plain`: the rows are split 70 / 10 / 20% at random, and copies may be separated.
+    - `our`: `split_messages` splits the rows, and all copies of a text are in one part.
+    - `together`: near duplicates are in one part as well. The counts are None if no such split is
+      possible.
 
-    Copies count as near duplicates.
+    A copy also counts as a near duplicate.
     """
 
     plain_test: int
@@ -170,12 +171,12 @@ class Report:
     labels_alike: list[list[str]]
     duplicates: Groups  # texts that occur more than once
     near_duplicates: Groups  # different texts linked by a chain of near duplicates
-    contradictions: Groups  # equal texts with different classes or other targets
+    contradictions: Groups  # equal texts with different classes or other different targets
     near_contradictions: Groups  # texts with equal masked forms but two classes
     characters: Lengths | None
     tokens: Lengths | None
     model: str  # the model whose tokenizer counts tokens
-    n_ctx: int  # the most tokens the model reads
+    n_ctx: int  # the largest number of tokens that the model reads
     over_n_ctx: Found
     cuts: list[Cut]  # the effect of the limits n_ctx and max_tokens
     lengths_by_label: dict[str, LabelLengths]  # in tokens
@@ -201,7 +202,10 @@ def check_data(
         data: See `load_examples`.
         task: The task to train for.
         model: The model whose tokenizer counts the tokens.
-        max_tokens: A token limit whose effect the report should show.
+        max_tokens: A token limit. The report shows the effect of this limit too.
+
+    Returns:
+        The report. `format_report` formats it as text.
 
     Raises:
         DataError: The file does not exist.
@@ -281,7 +285,7 @@ def check_data(
 
 
 def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[str, Values]:
-    """The range of each numeric column, or of the answers' lengths."""
+    """{column: the range of its numbers}; for spans, the range of the answers' lengths."""
     columns: dict[str, list[float]] = {}
     if task == "regression":
         names, named = label_names(messages, task), data.label_column.split(",")
@@ -309,10 +313,10 @@ def cut(lengths: Sequence[int], limit: int) -> Cut:
 
 
 def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str, LabelLengths]:
-    """Compare the lengths of each label's texts with the others: {label: its lengths}.
+    """Compare the lengths of each label's texts with those of all other texts.
 
-    The labels are sorted by `in_order`. `longer` is the area under the ROC curve if the length is
-    used as the score (Mann and Whitney 1947).
+    Returns {label: its LabelLengths}, with the labels sorted by `in_order`. `longer` is the area
+    under the ROC curve if the length is used as the score (Mann and Whitney 1947).
     """
     from scipy.stats import rankdata
 
@@ -331,7 +335,8 @@ def lengths_by_label(lengths: Sequence[int], labels: Sequence[str]) -> dict[str,
 def count_leaks(messages: Sequence[Message], split: Split, seed: int) -> Leak:
     """Count the test texts that leak into the training set, for three ways to split.
 
-    The first is `split`, which `split_messages` made; `seed` is for the other two.
+    `split` is the split that `split_messages` made. `seed` is used for the other two ways, `plain`
+    and `together` (see Leak).
     """
     texts = [message.text for message in messages]
     order = np.random.RandomState(seed).permutation(len(texts))
@@ -360,7 +365,7 @@ def _texts(split: Split) -> tuple[list[str], list[str]]:
 
 
 def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
-    """The number of test texts that occur in training, and that have a near duplicate there."""
+    """Count test texts with a copy in the training set, and those with a near duplicate in it."""
     seen = set(train)
     return sum(text in seen for text in test), int(has_near_duplicate(test, train).sum())
 
@@ -368,7 +373,7 @@ def _seen_and_near(train: list[str], test: list[str]) -> tuple[int, int]:
 def remarks(
     counts: Mapping[str, int], lengths: Mapping[str, LabelLengths], n_test: int | None
 ) -> list[str]:
-    """Warn about uneven labels, a length that predicts the label, and a small test set.
+    """Return warnings: uneven labels, a length that predicts the label, a small test set.
 
     `counts` must not be empty. `n_test` is the size of the test set, or None if there is none.
     """
@@ -383,7 +388,7 @@ def remarks(
         )
     telling = {label: of.longer for label, of in lengths.items() if of.longer is not None}
     if telling:
-        # with two labels this holds for both, so name the one with longer texts
+        # two labels are equally far from 0.5, so name the label with longer texts
         label = max(telling, key=lambda name: (round(abs(telling[name] - 0.5), 9), telling[name]))
         proportion = max(telling[label], 1 - telling[label])
         if proportion >= TELLING:
@@ -420,7 +425,10 @@ def _read(data: DataConfig, task: str) -> tuple[list[Message], list[Fault], str 
 def _obstacles(
     messages: list[Message], faults: list[Fault], stopped: str | None, rare_labels: str
 ) -> tuple[Split | None, list[str], list[str]]:
-    """The split with --on-error skip, and what prevents training without and with that option."""
+    """Split with --on-error skip, and list the obstacles without and with this option.
+
+    Returns (split, obstacles without skip, obstacles with skip). The split is None if it fails.
+    """
     lasting = [stopped] if stopped else []
     split = None
     try:
@@ -444,7 +452,7 @@ def _groups(
     key: Callable[[str], Hashable],
     is_wanted: Callable[[list[Message]], bool],
 ) -> Groups:
-    """The groups of messages whose texts have the same key."""
+    """Group the messages by the key of their texts, and count the groups that are wanted."""
     by_key: dict[Hashable, list[Message]] = {}
     for message in messages:
         by_key.setdefault(key(message.text), []).append(message)
@@ -461,7 +469,7 @@ def _groups(
 
 
 def _in_words(label: Any) -> str:
-    """A label of any task as text."""
+    """Format a label of any task as text."""
     if isinstance(label, Span):
         return f"{label.start} to {label.end}"
     if isinstance(label, tuple) and label and not isinstance(label[0], float):
@@ -508,7 +516,7 @@ def format_report(report: Report) -> str:
 
 
 def _format_targets(report: Report) -> list[str]:
-    """A table of the labels, tags or values."""
+    """Return the lines of the tables of labels, tags and values."""
     lines = []
     if report.labels:
         tags = report.task == "token-classification"
@@ -618,7 +626,7 @@ def _format_leak(leak: Leak | None) -> list[str]:
 
 
 def _table(title: str, headers: list[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """A title and a table; the first column is text without a header, the others are numbers."""
+    """Return the lines of a title and a table. Only the first column has text and no header."""
     align = ("left", *["right"] * len(headers))
     table = tabulate(rows, ["", *headers], "plain", disable_numparse=True, colalign=align)
     return [title, *(f"  {line}" for line in table.splitlines())]

@@ -1,4 +1,4 @@
-"""File formats of the other tasks, and the labels they allow.
+"""File formats of each task, and the labels they may contain.
 
 | task                 | tables                          | .jsonl                     | others          |
 | -------------------- | ------------------------------- | -------------------------- | --------------- |
@@ -6,7 +6,7 @@
 | multi-label          | labels separated by bars, or by | a list of strings          |                 |
 |                      | commas or semicolons, or a list |                            |                 |
 |                      | ["a", "b"]                      |                            |                 |
-| regression           | a number; several columns "a,b" | a number or a list of some |                 |
+| regression           | a number; several columns "a,b" | a number or [1.5, 2, ...]  |                 |
 | token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
 | span                 |                                 | [start, end]               | SQuAD's .json   |
 | language, features   | nothing                         | nothing                    | a text per line |
@@ -65,13 +65,13 @@ Task = Literal[
 ]
 TASKS: tuple[str, ...] = get_args(Task)
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
-BETWEEN = "|"  # separates the labels in a column
+BETWEEN = "|"  # separates several labels in a cell by default
 IN_LISTS = "["  # used instead of a separator if every cell is a list
 STRING = r"""(?:'[^'\\]*'|"(?:[^"\\]|\\.)*")"""  # a string literal of Python or JSON
 LIST = re.compile(rf"\s*\[(?:{STRING}(?:, ?{STRING})*)?\]\s*")
 
 DOCUMENT = "-DOCSTART-"  # the line before each document of CoNLL-2003
-COLUMNS = (2, 3, 4)  # between word and tag there may be a part of speech and a phrase
+COLUMNS = (2, 3, 4)  # allowed numbers of columns: a part of speech and a phrase are optional
 TAG = re.compile(r"O|[A-Z]-\S+")
 BIO = re.compile(r"O|[BI]-\S+")
 
@@ -163,9 +163,9 @@ def form_in_words(data: DataConfig, task: str) -> str:
 def label_separator(sources: Sequence[DataConfig]) -> str:
     """Find what separates several labels in a cell: a bar, a comma or a semicolon.
 
-    The answer is a comma or a semicolon only if no cell contains a bar and at least half of the
-    labels that it would separate occur in several different cells. Cells that are lists are
-    ignored. If all cells are lists, the result is IN_LISTS.
+    The result is a bar by default. It is a comma or a semicolon only if no cell contains a bar, and
+    if at least half of the labels that it would separate occur in several different cells. Cells
+    that are lists are ignored. If all cells are lists, the result is IN_LISTS.
     """
     cells: set[str] = set()
     for data in sources:
@@ -277,7 +277,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _cells(row: Row, in_json: bool) -> list[Any]:
-    """The numbers of a row as they are written: in columns, or in a JSON list."""
+    """The numbers of a row, from its columns or a JSON list. Other values are left as they are."""
     cells = row.values[1:]
     if in_json:
         return cells[0] if len(cells) == 1 and isinstance(cells[0], list) else list(cells)
@@ -285,7 +285,7 @@ def _cells(row: Row, in_json: bool) -> list[Any]:
 
 
 def _numbers(cells: list[Any], count: int) -> tuple[float, ...]:
-    """Convert a row's numbers; there must be `count` of them, unless it is 0."""
+    """Convert a row's numbers. Raises ValueError unless there are `count` of them, at least one."""
     for number in cells:
         if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
             raise ValueError(f"{number!r:.80} is not a number, or it is too large")
@@ -307,7 +307,7 @@ def _words(value: Any, text: str) -> tuple[Span, ...]:
 
 
 def _places(value: list[Any], text: str, least: int) -> tuple[int, int]:
-    """Check that a start and an end are in the text, and not before `least`."""
+    """The start and the end. Raises ValueError if they are not in the text or before `least`."""
     start, end = value
     if type(start) is int and type(end) is int and least <= start < end <= len(text):
         return start, end
@@ -334,9 +334,9 @@ def read_conll(path: Path, encoding: str = "utf-8") -> Iterator[Message | Fault]
 
 def _sentences(lines: Iterator[Row | Fault]) -> Iterator[Message | Fault]:
     words: list[tuple[str, ...]] = []  # the columns of each word of the current sentence
-    fault: Fault | None = None  # its first fault
-    start = 0  # the sentence's first line
-    for line in chain(lines, [Row(0, ("",))]):  # the blank line ends the last sentence too
+    fault: Fault | None = None  # the first fault of the current sentence
+    start = 0  # the first line of the current sentence
+    for line in chain(lines, [Row(0, ("",))]):  # this blank line ends the last sentence
         if isinstance(line, Fault):
             fault = fault or line
             continue
@@ -387,7 +387,7 @@ def read_squad(path: Path) -> Iterator[Message | Fault]:
         raise DataError(f"{path} is not a file")
     try:
         raw = read_bounded(path, LARGEST_SQUAD)
-    except CheckpointError as error:  # read_bounded also reads model files
+    except CheckpointError as error:  # read_bounded is also used for model files
         raise DataError(str(error)) from None
     try:
         text = raw.decode("utf-8-sig")
@@ -403,7 +403,7 @@ def context_start(text: str) -> int:
 
 
 def _questions(articles: list[Any], text: str, path: Path) -> Iterator[Message | Fault]:
-    place, line = 0, 1  # the JSON parser drops line numbers, so a fault gets its id's line
+    place, line = 0, 1  # JSON has no line numbers, so a fault gets the line of its question's id
     for article in articles:
         for paragraph in _list_in(article, "paragraphs", path):
             for question in _list_in(paragraph, "qas", path):
@@ -427,7 +427,7 @@ def _list_in(found: Any, key: str, path: Path) -> list[Any]:
 
 
 def _question(context: Any, question: Any) -> Message | tuple[str, str]:
-    """The message, or what is wrong with the question and the kind of fault."""
+    """The message, or (what is wrong with the question, the kind of fault)."""
     asked = question.get("question") if isinstance(question, dict) else None
     if not isinstance(asked, str) or not asked.strip():
         return f"expected the words of a question, found {asked!r:.80}", MALFORMED

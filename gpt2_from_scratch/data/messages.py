@@ -40,10 +40,11 @@ from gpt2_from_scratch.storage.settings import check_settings, plain, setting
 
 log = logging.getLogger(__name__)
 
-# Positions in front of characters that make a spreadsheet execute a cell. Such a character is a sign,
-# perhaps after quotes. It is at the beginning of a cell, or after a character that some reader treats
-# as the end of a cell (control characters, line ends, a semicolon, a comma). Signs of full, small and
-# other widths count as ordinary signs. A leading tab or return is not matched.
+# Matches the positions where a spreadsheet may find a formula. A formula begins with = + - or @.
+# Quotes may come before this sign. A formula is at the beginning of a text, or after a character
+# that some program treats as the end of a cell (control characters, line ends, a semicolon, a
+# comma). Signs of full, small and other widths count as ordinary signs. A tab or a return at the
+# beginning of a text also counts. A match is empty: it contains neither the sign nor the tab.
 FORMULA = re.compile(
     "(?:(?<=[\0-\x1f;,\x85\u2028\u2029])|\\A)"
     '(?="*[-=+@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212])'
@@ -87,7 +88,7 @@ class Message:
 
     text: str
     label: Any
-    # line number in its file, counted from 1
+    # line number in its file, counted from 1; 0 if it is not known
     line: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -186,8 +187,8 @@ def load_messages(data: str | Path | DataConfig = "sms") -> list[Message]:
 
     Three data sets ship with the package: "sms", the SMS Spam Collection of Almeida and Gomez
     Hidalgo (https://archive.ics.uci.edu/dataset/228), "hard" and "topics". Other files may be
-    tables (.csv, .tsv or another text file) or .jsonl files, with a column (or key) of texts and
-    one of labels.
+    tables (.csv, .tsv or another text file) or .jsonl files. They have one column (or key) of texts
+    and one of labels.
 
     Quotes are ordinary characters in the SMS Spam Collection. pandas reads them as csv quotes by
     default, and then loses two of the 5,574 messages and changes 53.
@@ -210,7 +211,7 @@ def class_messages(data: DataConfig) -> Iterator[Message | Fault]:
 
 
 def source_path(source: str | Path) -> Path:
-    """The file of a data set's name or a path. Raises DataError if it does not exist."""
+    """The file of a data set or at a path. Raises DataError if the file does not exist."""
     path = data_file(str(source)) if known_data(str(source)) in DATA_SETS else expanded(source)
     if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         hint = did_you_mean(path.name, DATA_SETS)
@@ -221,7 +222,7 @@ def source_path(source: str | Path) -> Path:
 
 
 def table_form(data: DataConfig, label_columns: tuple[str, ...]) -> Form:
-    """The format of the source if it is a table, else None. Raises DataError if it is not clear."""
+    """The format of the source, which is a table. Raises DataError if the format is not clear."""
     path = source_path(data.source)
     if path.name == SMS_SPAM:
         return Form("\t", quotes=False, header=False, width=2, columns=((1,), (0,)))
@@ -267,10 +268,10 @@ def labelled(
 def collected(
     found: Iterator[Message | Fault], path: Path, on_error: str, what: str
 ) -> list[Message]:
-    """The messages of a file; faults are raised or skipped.
+    """Return the messages of a file as a list; raise or skip its faults.
 
-    Raises DataError if no message is left, or if labels differ only in case, spaces or Unicode
-    form.
+    Raises DataError for a fault with "stop", if no message is left, or if labels differ only in
+    case, invisible characters, spaces or Unicode form.
 
     Args:
         found: The messages and faults.
@@ -286,7 +287,7 @@ def collected(
 
 
 def label_parts(label: Any) -> tuple[str, ...]:
-    """The class, the labels or the tags in a message's label."""
+    """The class, the labels or the tags in a message's label; () if it has none of these."""
     if isinstance(label, str):
         return (label,)
     if isinstance(label, Span) or not isinstance(label, tuple):
@@ -364,7 +365,10 @@ def _fault_of_text(row: Row, keep_empty: bool) -> Fault | None:
 
 
 def _class_of(row: Row, first: Row) -> str | Fault:
-    """A row's class: a string; in JSON it may also be an int or bool if all rows agree."""
+    """A row's class as a string, or its Fault.
+
+    In JSON the class may also be an int or a bool, if all rows have the same type.
+    """
     value = row.values[1]
     if type(value) not in (str, int, bool):
         what = f"the label must be a string or a whole number, not {json.dumps(value):.100}"
@@ -402,12 +406,13 @@ def read_texts(
         An iterator; the numbers count all rows or lines from 1, including faulty ones.
 
     Raises:
-        DataError: The file is missing, or is a .json or .conll file; later, a row is faulty.
+        DataError: The file is missing, or is a .json or .conll file. The iterator raises it for a
+            faulty row.
         UsageError: The encoding is unknown.
     """
     path = expanded(path)
     encoding = checked_encoding(encoding)
-    if path.suffix.lower() in (".json", ".conll"):  # its lines would be read as texts
+    if path.suffix.lower() in (".json", ".conll"):  # otherwise each line would be a text
         raise DataError(
             f"{path}: texts are read from the lines of a text file or a column of .csv, .tsv or "
             ".jsonl. Use evaluate --data for labelled .json and .conll."
@@ -426,8 +431,8 @@ def lines_of(
 ) -> Iterator[tuple[int, str]]:
     """Read (number, text) of the lines of a binary stream, such as standard input.
 
-    It works like `read_texts`, but stops at the first fault instead of counting the others, because
-    the stream may never end.
+    It works like `read_texts`, with one difference. With "stop", it raises DataError at the first
+    fault and does not count the other faults, because the stream may never end.
     """
     rows = lines_in(stream, name, checked_encoding(encoding))
     found = without_faults(rows, name, on_error, count=False)
@@ -442,8 +447,9 @@ def without_faults(
 ) -> Iterator[tuple[int, Found]]:
     """Yield (number, row) of each row without a fault; `name` is the file's name.
 
-    With "stop", raises DataError for the first fault, and reads on only to `count` the others. With
-    "skip", leaves faulty rows out and logs them at the end.
+    With "stop", raises DataError for the first fault. If `count` is set, all rows are read before
+    that, and the error also lists the other faults. With "skip", leaves faulty rows out and logs
+    them at the end.
     """
     check_on_error(on_error)
     faults, total, number = [], 0, 0
@@ -513,7 +519,7 @@ def write_messages(path: str | Path, messages: Sequence[Message]) -> None:
 
 
 def count_labels(messages: Sequence[Message]) -> dict[str, int]:
-    """{label: number of messages}, with the labels sorted by `in_order`."""
+    """Count the messages per label: {label: number}, with the labels sorted by `in_order`."""
     messages = checked_messages(messages)
     refuse_mixed(messages)
     counts = Counter(message.label for message in messages)

@@ -2,7 +2,7 @@
 
 Two texts are near duplicates if their masked forms are equal, or if they have enough pairs of
 neighbouring words in common: at least THRESHOLD of the pairs that occur in one of the two texts
-must occur in both. (This is the Jaccard similarity of their sets of word 2-shingles; Broder 1997.)
+must occur in both. This is the Jaccard similarity of their sets of word 2-shingles (Broder 1997).
 Texts of fewer than three words, and texts without spaces between words, are compared by their
 masked forms only.
 
@@ -15,7 +15,8 @@ What each threshold finds among the 5,171 distinct texts of the SMS Spam Collect
 | 0.5       | 170    | 302                         | 162                          |
 | 0.4       | 180    | 317                         | 209                          |
 
-Lowering the threshold to 0.6 adds mainly spam: templates with another number, prize or spelling.
+Lowering the threshold from 0.8 to 0.6 adds mainly spam: templates with another number, prize or
+spelling.
 Below 0.6 it adds mainly ham: common phrases ("i m at home/work please call"), which are not
 templates. No group contains both labels at any of these thresholds.
 """
@@ -88,7 +89,7 @@ def _word_pairs(forms: Sequence[str]) -> Any:
 
 
 def _similar(pairs: Any, others: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (rows of `pairs`, rows of `others`) that are near duplicates, in chunks of `pairs`."""
+    """Yield (rows of `pairs`, rows of `others`) that are near duplicates, chunk by chunk."""
     sizes, other_sizes = pairs.sum(axis=1), others.sum(axis=1)
     work = np.cumsum(pairs @ others.sum(axis=0), dtype=np.int64)  # multiplications up to each row
     starts = np.flatnonzero(np.diff(work // LARGEST_PRODUCT, prepend=-1))

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 TENTHS = (7, 1, 2)  # training, validation and test set
 EIGHTHS = (7, 1)  # training and validation set, if the test set is separate
-FEWEST = 10  # fewest texts per class: a tenth of fewer is less than one
+FEWEST = 10  # fewest texts per class; a tenth of fewer texts is less than one text
 CHOICES = "drop, keep, or join:LABEL with a label that then has enough training texts"
 ALL = ""  # used as the label if there are no classes
 KEPT = "kept"  # the targets of equal texts differ, and all are kept
@@ -80,11 +80,11 @@ def load_parts(
     """Read the training file and, if they are given, the validation and the test file.
 
     Texts that are already in an earlier file are left out of a later one. Labels are checked across
-    all files.
+    all files. Returns one list of messages per file.
 
-    Raises DataError in these cases, unless `on_error` and `rare_labels` allow them: nothing is left
-    of a file, a text has another class in an earlier file, or a class in a later file does not
-    occur in the training file.
+    Raises DataError if no text of a file is left. Also raises it if a text has another class in an
+    earlier file, or if a class of a later file does not occur in the training file; `on_error` and
+    `rare_labels` can allow these two. Raises UsageError for `rare_labels` with another task.
     """
     data = DataConfig.of(data)
     if data.rare_labels != "stop" and task != "classification":
@@ -256,8 +256,9 @@ def with_settled_targets(
     """The messages, after conflicting targets of equal texts have been resolved and logged.
 
     Numbers are averaged over the copies of a text, and sets of labels are merged. Tags, answers and
-    the targets of several heads are all kept. A text with two classes is a contradiction: it raises
-    DataError, or all its copies are left out with `on_error="skip"`. `source` is the file's name.
+    the targets of several heads are all kept. A text with two classes is a contradiction. It raises
+    DataError; with `on_error="skip"`, all copies of the text are left out. `source` is the file's
+    name, for errors.
     """
     check_on_error(on_error)
     different = texts_with_two_labels(messages)
@@ -314,9 +315,9 @@ def _settle_contradictions(
 
 
 def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
-    """{text: its different labels} for the texts that have more than one.
+    """{text: its different labels} for the texts whose copies have different labels.
 
-    Several labels of one text are compared as a set.
+    The order of several labels in one message does not matter.
     """
     labels: dict[str, dict[Hashable, Any]] = {}
     for message in messages:
@@ -359,7 +360,10 @@ def _settled(labels: list[Any]) -> tuple[Any, str]:
 
 
 def _checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages, if their labels are distinguishable; `load_examples` checks files."""
+    """The messages as a list. Raises DataError for NaN, mixed or similar labels.
+
+    Messages from files are already checked by `load_examples`.
+    """
     found = checked_messages(messages)
     refuse_mixed(found)
     refuse_alike(name for message in found for name in label_parts(message.label))
@@ -427,9 +431,9 @@ def with_known_labels(
 ) -> list[Message]:
     """Apply `rare_labels` to the classes in `messages` that no training text has.
 
-    `known` are the classes of the training texts, and `source` is the file's name. For an unknown
-    class, raises DataError with file, line and label, unless the class is dropped, kept, or merged
-    into a known one.
+    `known` are the classes of the training texts, and `source` is the file's name. Raises DataError
+    with file, line and label for any other class, unless it is dropped, kept, or merged into a
+    known one.
     """
     new = [message for message in messages if message.label not in known]
     if not new:
@@ -467,7 +471,10 @@ def with_known_labels(
 def _copies_and_texts(
     messages: Sequence[Message], balance: bool, fewest: int, fewest_labels: int = 2
 ) -> tuple[dict[str, list[Message]], dict[str, list[str]]]:
-    """{text: its messages} and {label: its distinct texts}; raises as `split_messages` does."""
+    """{text: its messages} and {label: its distinct texts}.
+
+    Raises DataError for too few labels or texts, and UsageError for `balance` without classes.
+    """
     classes = all(isinstance(message.label, str) for message in messages)
     if balance and not classes:
         raise UsageError("balance = True needs one class per text; leave it out for other labels")
@@ -496,7 +503,8 @@ def _cut(
 ) -> list[list[Message]]:
     """Draw the texts of each label, and cut them into parts of the given proportions.
 
-    If a rare label is kept, the first part gets at least one of its texts.
+    The first part gets at least one text of each label, even if the label is rare. Returns the
+    messages of each part.
     """
     random = np.random.RandomState(seed)
     drawn = _draw(by_label, balance, random)
@@ -545,8 +553,8 @@ def _grouped(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """All texts, and for each its label's number (N,) and its group's number (N,).
 
-    A group counts for its most common label. Raises DataError for a label with too few groups of
-    near duplicates.
+    A group is counted under its most common label only. Raises DataError for a label with too few
+    groups of near duplicates.
     """
     texts = [text for found in by_label.values() for text in found]
     labels = np.repeat(np.arange(len(by_label)), [len(found) for found in by_label.values()])
@@ -566,7 +574,7 @@ def _grouped(
 def _deal(
     labels: np.ndarray, groups: np.ndarray, n: int, random: np.random.RandomState
 ) -> list[np.ndarray]:
-    """Divide (N,) texts into n parts of about equal size; a part is a list of indices.
+    """Divide (N,) texts into n parts of about equal size; return the indices in each.
 
     Groups are not divided. Every part has the labels in the proportions of the whole, as closely as
     groups allow. The largest groups go to the first parts, so the caller must choose at random what
@@ -577,7 +585,7 @@ def _deal(
     if np.bincount(labels).max() < n:
         raise DataError(f"{len(labels):,} texts are too few to be dealt into {n} parts")
     dealer = StratifiedGroupKFold(n, shuffle=True, random_state=random)
-    # scikit-learn warns of rare labels, which `_cut` handles
+    # scikit-learn warns about rare labels, which `_cut` handles
     with warnings.catch_warnings(action="ignore"):
         return [part for _, part in dealer.split(labels, labels, groups)]
 

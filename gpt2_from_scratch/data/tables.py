@@ -35,9 +35,9 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 OWN = {".csv": ",", ".tsv": "\t"}  # the delimiter that a file name suffix implies
 TEXT, LABEL = "text", "label"  # default column names
 SAMPLE = 1000  # number of rows used to detect a table's format
-FEWEST_WORDS = 4  # a column name with this many words may be a message
+FEWEST_WORDS = 4  # a column name with at least this many words may be a message
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-# rows separated by tabs in which every field with a quote is quoted as a whole
+# tab-separated rows in which each field that contains a quote is quoted as a whole
 BARE, QUOTED = r'[^"\t\r\n]*+', r'"(?:[^"]++|"")*+"'
 QUOTED_FIELD = re.compile(QUOTED)
 QUOTED_ROW = re.compile(rf"(?:{QUOTED}|{BARE})(?:\t(?:{QUOTED}|{BARE}))*+")
@@ -46,7 +46,7 @@ ALL_QUOTED = re.compile(rf"{QUOTED}(?:\t{QUOTED})++")
 OPEN_ROW = re.compile(rf'(?:(?:{QUOTED}|{BARE})\t)*+"(?:[^"]++|"")*+')
 INSIDE = re.compile(r'(?:[^"]++|"")*+')
 LONGEST_FIELD = 10**8  # characters
-MARKS = {  # byte order marks; UTF-32's comes first because UTF-16's is its beginning
+MARKS = {  # byte order marks; one mark of UTF-32 begins with that of UTF-16, so it is first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -75,7 +75,7 @@ class Fault:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the file name's suffix is that of a table."""
+    """Whether the suffix of the file's name is .csv, .tsv or .jsonl."""
     return path.suffix.lower() in SUFFIXES
 
 
@@ -147,7 +147,8 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Row | Fault]:
 def lines_in(stream: Any, name: str, encoding: str = "utf-8") -> Iterator[Row | Fault]:
     """Read the lines of a binary stream as they arrive, each as a row of one value.
 
-    Only \\n and \\r\\n end a line. `name` appears in errors. Raises DataError if it is not text.
+    Only \\n and \\r\\n end a line. `name` appears in errors. Raises DataError if the stream is
+    not text.
     """
     for number, line in enumerate(_decoded_lines(stream, name, encoding), start=1):
         text = line.removesuffix("\n").removesuffix("\r")
@@ -162,7 +163,10 @@ def tab_separated(path: str | Path, encoding: str = "utf-8") -> Generator[Row | 
 
 
 def checked_delimiter(delimiter: str) -> str:
-    """The delimiter as a character, given as itself or by name; "auto" stays "auto"."""
+    """The character of a delimiter that is given as itself or by name; "auto" stays "auto".
+
+    Raises UsageError if the delimiter is unknown.
+    """
     named = {name: character for character, name in DELIMITERS.items()} | {"\\t": "\t"}
     found = named.get(delimiter, delimiter)
     if found != "auto" and (len(found) != 1 or found in '"\r\n' or found.isalnum()):
@@ -174,7 +178,7 @@ def checked_delimiter(delimiter: str) -> str:
 
 
 def checked_encoding(encoding: str) -> str:
-    """Python's name for a text encoding. Raises UsageError if it is unknown."""
+    """Python's name for a text encoding. Raises UsageError if the encoding is unknown."""
     try:
         "\n".encode(encoding)  # raises for codecs that do not encode text, such as zlib
         name = codecs.lookup(encoding).name
@@ -224,7 +228,9 @@ def _decoded_lines(
 
 
 def _codec(encoding: str, head: bytes, name: str, table: bool) -> str:
-    """The encoding of a file with these first bytes; UTF-16 without a mark is little-endian.
+    """The codec for a file that begins with the bytes `head`.
+
+    UTF-16 and UTF-32 without a byte order mark are read as little-endian.
 
     Raises DataError if the bytes belong to another encoding or are not text. A web page is refused
     only where a table is expected, because a text file may contain anything.
@@ -322,9 +328,10 @@ def recognised(
 ) -> Form:
     """Detect a table's format, and find the requested columns.
 
-    The first row is a header if it contains the requested names with one of the delimiters. Without
-    a header, columns are numbered from 1. If there are two columns and none is named, the one with
-    few different values is the label.
+    The first row is a header if it contains all requested names when it is split at one of the
+    delimiters. Without a header, columns are numbered from 1. If a table without a header has two
+    columns, and the default names are requested, the column with fewer different values is the
+    label.
 
     Args:
         path: The table's file.
@@ -403,7 +410,7 @@ def recognised(
 
 
 def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: bool) -> list[Row]:
-    """The first valid rows. Raises DataError if the header is faulty."""
+    """The valid rows among the first SAMPLE rows. Raises DataError if the header is faulty."""
     rows: list[Row] = []
     with closing(_fields(path, encoding, delimiter, quotes)) as found:
         try:
@@ -419,7 +426,10 @@ def _sample(path: Path, encoding: str, delimiter: str, quotes: bool, header: boo
 
 
 def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]:
-    """The indices of a named column, or of several (a,b); empty unless each occurs once."""
+    """The indices of a named column, or with `several` of all columns in a name such as a,b.
+
+    Empty unless each column occurs exactly once.
+    """
     names = _parts(name, header, several)
     if any(header.count(one) != 1 for one in names):
         return ()
@@ -427,7 +437,10 @@ def _named(name: str, header: tuple[str, ...], several: bool) -> tuple[int, ...]
 
 
 def _parts(name: str, header: Collection[str], several: bool) -> list[str]:
-    """Split a,b into names without spaces around them, unless a column has this whole name."""
+    """Split a name such as a,b into names without spaces around them.
+
+    It is not split without `several`, nor if it is the whole name of one column.
+    """
     names = [name] if name in header or not several else name.split(",")
     return [one if one in header else one.strip() for one in names]
 
@@ -461,8 +474,8 @@ def _width(rows: Sequence[Row]) -> tuple[int, int]:
 def _evenness(rows: Sequence[Row]) -> float:
     """A score for a delimiter: the proportion of rows with the most common number of fields.
 
-    Fewer than two fields score 0. The proportion of fields that begin with a space is subtracted,
-    because they suggest commas within sentences.
+    The score is 0 if that number is less than two. The proportion of fields after the first that
+    begin with a space is subtracted, because such fields suggest commas within sentences.
     """
     width, n = _width(rows)
     if width < 2:
@@ -534,14 +547,14 @@ def _has_csv_quotes(path: Path, encoding: str) -> bool:
     first row in which all fields are quoted. A tab or line end between two quotes is a separator if
     it gives each line as many fields as the first line has. Reads the whole file.
     """
-    found = inside = even = False  # inside a field that continues on the next line
+    found = inside = even = False  # inside: in a field that began on an earlier line
     width = 0
     with path.open("rb") as file, suppress(DataError):
         for number, line in enumerate(_decoded_lines(file, str(path), encoding), start=1):
             width = line.count("\t") if number == 1 else width
             as_first = line.count("\t") == width
             if inside:
-                end = INSIDE.match(line).end()  # type: ignore[union-attr]  # of the field
+                end = INSIDE.match(line).end()  # type: ignore[union-attr]  # the end of the field
                 inside, line = end == len(line), line[end + 1 :]
                 even = even and as_first
                 if not inside and (even or (line.strip("\r\n") and line[0] != "\t")):
@@ -564,7 +577,7 @@ def _has_csv_quotes(path: Path, encoding: str) -> bool:
 
 
 def _nearest(name: str, found: Sequence[str]) -> str:
-    """A sentence that suggests a similar name, if there is one."""
+    """A sentence that suggests a similar name or another encoding, or ""."""
     if any("\0" in other for other in found):
         return " They contain NUL bytes: is the encoding utf-16?"
     near = nearest(name, (other for other in found if other != name))
@@ -583,7 +596,7 @@ def _json_rows(path: Path, names: tuple[str, ...], encoding: str) -> Iterator[Ro
 
 
 def _json_row(path: Path, line: str, names: tuple[str, ...], number: int) -> Row | Fault:
-    """The values of the keys `names` in one line, of any type."""
+    """Read the values of the keys `names` from one line; the values may have any type."""
     try:
         found = json.loads(line, object_pairs_hook=each_once, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
@@ -598,5 +611,5 @@ def _json_row(path: Path, line: str, names: tuple[str, ...], number: int) -> Row
             what = f"expected the key {name!r}, found the keys {list(found)!r:.200}."
             return Fault(number, what + _nearest(name, list(found)), "JSON without the key")
     texts = [found[name] for name in joined]
-    odd = [text for text in texts if type(text) is not str]  # the caller reports these
+    odd = [text for text in texts if type(text) is not str]  # the caller reports it
     return Row(number, (odd[0] if odd else "\n".join(texts), *(found[name] for [name] in labels)))

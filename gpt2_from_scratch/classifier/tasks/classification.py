@@ -103,7 +103,7 @@ class Classification(Task):
         return evaluate_predictions(true, predicted, list(head.labels))
 
     def columns(self, head: HeadConfig) -> list[str]:
-        """The label, then the probability of each label."""
+        """The names of the columns: "label", then each label."""
         return ["label", *head.labels]
 
 
@@ -113,7 +113,7 @@ def logit_per_class(head: HeadConfig, outputs: Tensor) -> Tensor:
 
 
 def probabilities_of(logits: Tensor) -> np.ndarray:
-    """Apply softmax over the last dimension in float64, so that rows sum to 1 exactly."""
+    """Apply softmax over the last dimension, and normalise the rows to a sum of 1 in float64."""
     p = logits.softmax(dim=-1).cpu().numpy().astype(np.float64)
     return p / p.sum(axis=-1, keepdims=True)
 

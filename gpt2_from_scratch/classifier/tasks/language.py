@@ -148,20 +148,20 @@ class Features(Task):
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """No targets."""
+        """Return empty targets with weight 0."""
         nothing = torch.zeros(len(messages))
         return Targets(torch.zeros(len(messages), 0), nothing, nothing)
 
     def loss_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> Tensor:
-        """No loss."""
+        """Return 0, because there is no loss."""
         return outputs.new_zeros(())
 
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """0, because nothing is decided."""
+        """Return 0, because nothing is decided."""
         return 0.0
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[State]:
@@ -171,7 +171,7 @@ class Features(Task):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> None:
-        """No scores."""
+        """None, because a state cannot be correct or wrong."""
 
     def layers(self, model: GPT2) -> nn.Module:
         """The identity, (..., C) -> (..., C)."""

@@ -58,7 +58,7 @@ class MultiLabelScores(Scores):
     measure: ClassVar[str] = "micro F1"
     exact: int  # texts whose set of labels is exactly correct
     total: int
-    interval: tuple[float, float]  # 95% Wilson interval of their proportion
+    interval: tuple[float, float]  # 95% Wilson interval of exact / total
     micro_f1: float | None  # over all N × K decisions
     macro_f1: float | None  # mean over the labels that have an F1
     classes: list[ClassScores]
@@ -134,7 +134,7 @@ class MultiLabel(Task):
         return multi_label_scores(true, predicted, head.labels)
 
     def columns(self, head: HeadConfig) -> list[str]:
-        """The chosen labels, then the probability of each."""
+        """The names of the columns: "label" for the chosen labels, then each label."""
         return ["label", *head.labels]
 
 

@@ -53,14 +53,14 @@ class Values(Answer):
 
 @dataclass(frozen=True)
 class ValueScores:
-    """The scores of one predicted value. None if a constant value leaves it undefined."""
+    """The scores of one predicted value. A score is None if constant values leave it undefined."""
 
     name: str
     pearson: float | None
     spearman: float | None
     r2: float | None  # 1 - sum of squared errors / sum of squared distances from the mean
-    rmse: float  # in the value's unit, like
-    mae: float
+    rmse: float  # in the value's unit
+    mae: float  # in the value's unit
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Regression(Task):
     def correct_sum(
         self, head: HeadConfig, outputs: Tensor, targets: Tensor, lengths: Tensor
     ) -> float:
-        """Sum 1 - squared error.
+        """Sum each text's mean of 1 - squared error over the values.
 
         The training targets have variance 1, so the mean is the proportion of variance explained.
         """
@@ -144,7 +144,7 @@ class Regression(Task):
         return regression_scores(true, predicted, head.labels)
 
     def columns(self, head: HeadConfig) -> list[str]:
-        """The values."""
+        """The names of the values."""
         return [*head.labels]
 
 
@@ -182,7 +182,7 @@ def _value_scores(name: str, true: np.ndarray, predicted: np.ndarray) -> ValueSc
         r2 = float(r2_score(true, predicted))
         both = pandas.DataFrame({"true": true, "predicted": predicted})
         found = [float(both.corr(m).loc["true", "predicted"]) for m in ("pearson", "spearman")]
-        # NaN if the answers are constant
+        # both are NaN if the answers are constant
         pearson, spearman = (None if math.isnan(r) else r for r in found)
     rmse, mae = root_mean_squared_error(true, predicted), mean_absolute_error(true, predicted)
     return ValueScores(name, pearson, spearman, r2, float(rmse), float(mae))

@@ -68,7 +68,7 @@ class SpanScores(Scores):
     measure: ClassVar[str] = "F1"
     exact: int  # answers that are equal after normalisation
     total: int
-    interval: tuple[float, float]  # 95% Wilson interval of their proportion
+    interval: tuple[float, float]  # 95% Wilson interval of exact / total
     f1: float  # F1 of the answers' words, averaged over texts
 
     @property
@@ -168,7 +168,7 @@ def _extract(outputs: Tensor, text: str, ids: Sequence[int], tokenizer: Tokenize
 
 
 def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
-    """Score one answer per text. Raises DataError if there are none.
+    """Score one answer per text. Raises DataError if there are no answers.
 
     Answers are compared as lists of words, made by `answer_words`. Two answers without words count
     as equal, as in SQuAD 2.0.
@@ -187,6 +187,7 @@ def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
 def answer_words(answer: str) -> list[str]:
     """Split an answer as SQuAD does: lower case, no ASCII punctuation, no articles.
 
-    Punctuation is removed first and leaves no gap: "U.S." becomes us, "well-known" wellknown.
+    Punctuation is removed first and leaves no gap: "U.S." becomes "us", and "well-known"
+    becomes "wellknown".
     """
     return ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split()

@@ -65,7 +65,10 @@ class Tag:
 
 @dataclass(frozen=True)
 class Tags(Answer):
-    """A tag for each word. Words that were cut off have the tag O, or the first tag without O."""
+    """A tag for each word.
+
+    Words that were cut off have the tag O, or the head's first tag if the head has no O.
+    """
 
     words: list[Tag]
 
@@ -237,8 +240,9 @@ def _entity_scores(
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return (first word, end, type) of each entity that BIO tags mark; `end` is exclusive.
 
-    B- begins an entity, and I- continues an entity of the same type. If there is no such entity, I-
-    also begins one, as in conlleval and seqeval. Raises DataError for a tag that is not a BIO tag.
+    B- begins an entity. I- continues an entity of the same type that ends at the word before. If
+    there is no such entity, I- also begins one, as in conlleval and seqeval. Raises DataError for a
+    tag that is not a BIO tag.
     """
     found: list[tuple[int, int, str]] = []
     for place, tag in enumerate(tags):

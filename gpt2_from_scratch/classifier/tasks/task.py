@@ -61,7 +61,7 @@ class Targets:
 
 
 def has_target(values: Tensor) -> Tensor:
-    """Which texts have a target: values (N, K), NaN where there is none -> (N,) bool."""
+    """Whether each text has a target: values (N, K), NaN without a target -> (N,) bool."""
     return ~values.isnan().any(dim=1)
 
 
@@ -112,7 +112,9 @@ class Task(ABC):
     """One kind of answer.
 
     `loss_sum` and `correct_sum` are sums, because a batch may be processed in parts, and texts
-    differ in their number of tokens. `Targets.weights` is what to divide them by.
+    differ in their number of tokens. The mean loss is `loss_sum` divided by the sum of
+    `Targets.weights`. The proportion of correct decisions is `correct_sum` divided by the sum of
+    `Targets.counts`.
     """
 
     has_loss: ClassVar[bool] = True  # False if there is nothing to learn
@@ -185,11 +187,11 @@ class Task(ABC):
         return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
     def layers(self, model: GPT2) -> nn.Module | None:
-        """Return the head's layers if the task determines them; None if they are drawn."""
+        """Return the head's layers if the task determines them; otherwise None."""
         return None
 
     def columns(self, head: HeadConfig) -> list[str] | None:
-        """Name the columns of `Answer.as_row`; None if an answer is not a row."""
+        """Name the columns of an answer's `as_row`; None if its answers have no such method."""
         return None
 
 
@@ -285,7 +287,8 @@ def class_table(
 ) -> str:
     """Format precision, recall and F1 of each class; `counted` is the unit of its support.
 
-    If there are more than MOST_CLASSES, only the weakest are shown, and `together` if it is given.
+    If there are more than MOST_CLASSES classes, only the weakest are shown. The last row is
+    `together`, if it is given.
 
     Args:
         classes: The scores of each class.
@@ -384,7 +387,7 @@ def _token_ends(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def _bytes_before(text: str) -> np.ndarray:
-    """The number of bytes that the tokenizer reads before each character, and in all: (L + 1,).
+    """The number of bytes before each character, and in the whole text: (L + 1,).
 
     The tokenizer reads a lone surrogate as U+FFFD, which has three bytes. It reads a surrogate pair
     as one character of four bytes, which count here as two bytes per surrogate.
