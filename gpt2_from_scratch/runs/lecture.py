@@ -91,8 +91,8 @@ def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Spli
 
     A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting. This
     gives 5,572 of the 5,574 rows and changes 53 of them. All spam is kept, and the same number of
-    ham messages is drawn. Raises DataError for labels other than ham and spam, for fewer than 10 spam
-    messages, and for more spam than ham.
+    ham messages is drawn. Raises DataError for labels other than ham and spam, for fewer than 10
+    spam messages, and for more spam than ham.
     """
     import pandas
 

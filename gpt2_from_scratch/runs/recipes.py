@@ -168,8 +168,8 @@ def resume_training(
 ) -> Run:
     """Resume a run that was interrupted or killed.
 
-    The result is the same as that of an uninterrupted run. The settings, including the number of threads, are read from the run's folder. A complete run is
-    only scored again.
+    The result is the same as that of an uninterrupted run. The settings, including the number of
+    threads, are read from the run's folder. A complete run is only scored again.
 
     Args:
         run: The run's folder.

@@ -196,7 +196,8 @@ class Run:
     def facts(self) -> RunFacts:
         """Everything that the report page and the model card show.
 
-        Text baselines are fitted when this is first read. Raises DataError if the run's data have changed since it was trained.
+        Text baselines are fitted when this is first read. Raises DataError if the run's data have
+        changed since it was trained.
         """
         split = self.split or self.load_split()
         classifier, description, config = self.classifier, self.classifier.description, self.config

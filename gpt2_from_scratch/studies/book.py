@@ -144,7 +144,8 @@ def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """Select the first row, and the rows whose name or kind is in `names`.
 
-    If `names` is empty, all rows are selected. Raises UsageError for a name that is neither a row nor a kind.
+    If `names` is empty, all rows are selected. Raises UsageError for a name that is neither a row
+    nor a kind.
     """
     kinds = dict.fromkeys(row.about for row in rows if row.about)
     every = [row.name for row in rows]

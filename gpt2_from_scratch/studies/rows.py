@@ -271,7 +271,8 @@ class Finetuned(Row):
     def answer(self, setup: Setup, split: StudySplit) -> Result:
         """Train as `gpt2-classifier train` does, and predict the test set.
 
-        The best epoch is selected, and the temperature fitted, on the validation set. Raises DataError if the row needs messages that balancing left out and there are none.
+        The best epoch is selected, and the temperature fitted, on the validation set. Raises
+        DataError if the row needs messages that balancing left out and there are none.
         """
         training, head = self.changed(replace(setup.training, seed=split.seed), setup.head)
         setup = replace(setup, training=training, head=head)
