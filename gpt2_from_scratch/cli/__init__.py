@@ -1,5 +1,5 @@
 """The command `gpt2-classifier`.
 
-Results go to standard output, everything else to standard error.
-Nothing heavy is imported before a command is chosen, so `--help` answers at once.
+Results go to standard output, and everything else goes to standard error.
+Slow imports wait until a command runs, so `--help` answers at once.
 """

@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)  # no spreadsheet executes it
-NEWEST = 3  # runs that an error message names
-READING = ("text_column", "header", "delimiter", "encoding", "on_error")  # for texts without labels
+# a cell that a spreadsheet reads as a number, never as a formula
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)
+NEWEST = 3  # most runs that an error message names, the newest first
+# settings for reading texts without labels
+READING = ("text_column", "header", "delimiter", "encoding", "on_error")
 
 
 # --- evaluate ---
@@ -173,7 +175,7 @@ def _load_classifier(args: argparse.Namespace) -> "Classifier":
 
 
 def _refuse_missing(path: Path) -> None:
-    """Raise CheckpointError if nothing is there; it names the runs that exist."""
+    """Raise CheckpointError if the path does not exist; the message names runs that do."""
     if os.path.lexists(path) or is_model(path):  # `load` says what is wrong with a model
         return
     runs = [found.parent for found in Path("runs").glob("*/best.safetensors")]
@@ -270,11 +272,11 @@ def run_predict(args: argparse.Namespace) -> None:
         if args.csv
         else None
     )
-    numbered, texts = tee(texts)  # predictions come in windows, each text's number with them
+    numbered, texts = tee(texts)  # the numbers are needed again, next to the predictions
     windows: Iterable[Iterable[str]] = [(text for _, text in texts)]
     if _is_typed(args):
         log.info(f"Type one text per line; {END_OF_INPUT} ends.")
-        windows = ([text] for _, text in texts)  # so each line is answered at once
+        windows = ([text] for _, text in texts)  # so that each line is answered at once
     predictions: Iterable[Any] = progress_bar(
         chain.from_iterable(map(classifier.predict_stream, windows)),
         desc="classified",
@@ -290,7 +292,7 @@ def run_predict(args: argparse.Namespace) -> None:
             table.write(number, text, prediction)
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
-        sys.stdout.flush()  # a program may read each answer as it comes
+        sys.stdout.flush()  # another program may be waiting for each answer
 
 
 def _is_typed(args: argparse.Namespace) -> bool:
@@ -300,7 +302,7 @@ def _is_typed(args: argparse.Namespace) -> bool:
 
 
 def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
-    """The numbered texts of --file; without it, or for `-`, those of standard input."""
+    """The texts of --file with their numbers; without --file, or for `-`, of standard input."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
 
     if args.file and str(args.file) != "-":
@@ -311,7 +313,7 @@ def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
-    """The label and the smallest probability in LABEL=P."""
+    """The label and the smallest probability in LABEL=P. Raises UsageError if it is invalid."""
     from gpt2_from_scratch.evaluation.metrics import several
 
     label, _, number = typed.rpartition("=")
@@ -326,12 +328,13 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
 
 
 class PredictionTable:
-    """Predictions as csv rows: number, label, probabilities, truncated and, if wanted, the text.
+    """A csv table with one row per prediction.
 
-    Several labels are separated by bars; each value has its own column. `truncated` is true for a
-    text that was longer than what the model reads. If a label has the name of another column, its
-    column is in parentheses: "(number)". No label or text becomes a formula in a spreadsheet. Raises
-    UsageError for several heads, and for a head whose answers do not fit into rows.
+    The columns are number, label, probabilities, truncated and, if wanted, the text. Several labels
+    are separated by bars; each value has its own column. `truncated` is true for a text that was
+    longer than what the model reads. If a label has the name of another column, its column is in
+    parentheses: "(number)". No label or text becomes a formula in a spreadsheet. Raises UsageError
+    for several heads, and for a head whose answers do not fit into rows.
     """
 
     def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
@@ -341,7 +344,7 @@ class PredictionTable:
         if len(heads) > 1 or columns is None:
             what = f"{head.task} answers" if len(heads) == 1 else "the answers of several heads"
             raise UsageError(f"{what} do not fit into the columns of --csv. Use --json.")
-        # with line ends of \n, csv leaves a \r unquoted, and most readers take it for a line end
+        # quote every cell if one may have a \r: csv does not, and readers take it for a line end
         odd = with_text or any("\r" in label for label in head.labels)
         self._writer = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL

@@ -69,7 +69,7 @@ def run_check(args: argparse.Namespace) -> None:
     )
     print(json.dumps(asdict(report)) if args.json else format_report(report))
     if report.obstacles:
-        reason = f": {report.obstacles[0]:.200}" if args.json else ""  # else it is printed above
+        reason = f": {report.obstacles[0]:.200}" if args.json else ""  # else printed above
         raise DataError(f"{report.source} cannot be trained on{reason}")
 
 
@@ -197,7 +197,7 @@ def add_generate(commands: Any) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Print a continued text."""
+    """Print a prompt, continued by the model."""
     if args.prompt is None or args.texts:
         first, *others = args.texts or ["..."]
         if args.prompt is None and others and first in (*MODELS, *HUB_NAMES):
@@ -275,7 +275,7 @@ def add_cache(commands: Any) -> None:
 
 
 def run_cache(args: argparse.Namespace) -> None:
-    """Print how much output of frozen blocks is cached, or remove it."""
+    """Print how much output of the frozen blocks is cached, or remove all of it."""
     from datetime import datetime
 
     from gpt2_from_scratch.speed.feature_store import GB, FeatureStore

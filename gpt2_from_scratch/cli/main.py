@@ -24,7 +24,7 @@ LONGEST = 4000  # characters of an error message
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of the whole command line."""
     parser = Parser(
         prog=program(),
         description="GPT-2, written by hand, as a text classifier you can trust.",
@@ -53,8 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. A user's mistake gives a message, no traceback."""
-    if sys.stdin is None:  # the shell closed it; no other file may get its number
+    """Run one command and return its exit code.
+
+    `arguments` are the words after the program's name; None for those of this process. A user's
+    mistake gives a message without a traceback.
+    """
+    if sys.stdin is None:  # the shell closed it; keep its number from other files
         os.open(os.devnull, os.O_RDONLY)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -96,7 +100,10 @@ def _run(words: list[str]) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse the command line; texts may be anywhere, and after `--` they may begin with `-`."""
+    """Parse the command line.
+
+    Texts to classify may be anywhere. After `--` they may begin with `-`.
+    """
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete the line
         import argcomplete
@@ -122,14 +129,14 @@ def _failed(
 ) -> int:
     what = str(error) or otherwise or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        # only standard output has no name here: errors in files come with theirs
+        # an error in a file has the file's name; only one in standard output has none
         name = error.filename or "standard output"
         what = f"{os.fsdecode(name)}: {error.strerror}"
     if "Too many open files" in what:
         what = "too many open files. Raise the limit with ulimit -n."
     if len(what) > LONGEST:
         what = f"{what[:LONGEST]} ... and {len(what) - LONGEST:,} more characters"
-    with suppress(OSError):  # not through the log, which could not load tqdm without memory
+    with suppress(OSError):  # not by the log, which loads tqdm, and memory may be short
         if verbose:
             traceback.print_exc()
         print(f"gpt2-classifier: {what}{hint}", file=sys.stderr)

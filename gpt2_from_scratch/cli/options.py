@@ -1,4 +1,4 @@
-"""Options that several commands share, the types of their values, and the settings they give."""
+"""Options that several commands share, the types of their values, and settings made from them."""
 
 import argparse
 import itertools
@@ -23,17 +23,20 @@ OPTIONS = {
     "test_source": "test-data",
     "keep_together": "together",
 }
-TABLE = ("text_column", "label_column", "header", "delimiter", "encoding")  # how one is read
+TABLE = ("text_column", "label_column", "header", "delimiter", "encoding")  # how a table is read
 RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 
 
 def existing_or_new_path(text: str) -> Path:
-    """A path with `~` expanded; not the empty path, which would be the current folder."""
+    """Convert a word to a path, with `~` expanded.
+
+    An empty word is an error, because its path would be the current folder.
+    """
     return expanded(non_empty(text))
 
 
 def new_path(text: str) -> Path:
-    """A path as `existing_or_new_path` at which nothing exists, not even a broken link."""
+    """Convert a word to a path at which nothing exists, not even a broken link."""
     path = existing_or_new_path(text)
     if os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{path} exists already; choose another")
@@ -41,14 +44,14 @@ def new_path(text: str) -> Path:
 
 
 def new_folder(text: str) -> Path:
-    """A path as `existing_or_new_path`; if it exists it must be an empty folder."""
+    """Convert a word to the path of a folder, which must be empty if it exists."""
     path = existing_or_new_path(text)
     refuse_taken(path)
     return path
 
 
 def free_path(path: Path) -> Path:
-    """The path itself, or, if it exists, the path with a number appended to its name."""
+    """The path itself or, if it exists, the first free path with a number after its name."""
     names = itertools.chain(
         [path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
     )
@@ -56,14 +59,17 @@ def free_path(path: Path) -> Path:
 
 
 def non_empty(text: str) -> str:
-    """Any text that is not empty."""
+    """Return the text. It is an error if it is empty."""
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
 
 
 def add_settings(parser: Any, kind: type, *names: str) -> None:
-    """Add an option for each field of a settings dataclass, or only for these; its default is None."""
+    """Add an option for each field of a settings dataclass, or only for those in `names`.
+
+    The value of an option that is not given is None.
+    """
     for field in (field for field in fields(kind) if not names or field.name in names):
         option = "--" + OPTIONS.get(field.name, field.name).replace("_", "-")
         shown = "none" if field.default == "" else field.default
@@ -144,17 +150,24 @@ def add_computing(parser: Any, *, device: bool = True, cache: bool = False) -> N
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The values of those options that were given; for the others the library has defaults."""
+    """The values of those of these options that were given, by name.
+
+    The others are left out, so that the library's defaults are used.
+    """
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def settings_of(args: argparse.Namespace, kind: Any) -> Any:
-    """A settings dataclass with the options that were given."""
+    """The settings of class `kind`: the options that were given, and defaults for the others."""
     return kind(**given(args, *(field.name for field in fields(kind))))
 
 
 def train_config(args: argparse.Namespace) -> TrainConfig:
-    """The training settings; with LoRA no block is trained unless --n-last-blocks is given."""
+    """The training settings from the options.
+
+    With LoRA no block is trained unless --n-last-blocks is given. Raises UsageError if --trainable
+    is combined with --n-last-blocks or --final-norm.
+    """
     if args.trainable and (args.n_last_blocks is not None or args.final_norm is not None):
         raise UsageError(
             "--trainable already names all trainable parameters. Leave out --n-last-blocks and "

@@ -1,4 +1,7 @@
-"""The parser: help that fits on a screen, and errors of one line with the nearest spelling."""
+"""The command-line parser, with short help and short errors.
+
+Help fits on a screen. An error is one line, and suggests the nearest correct spelling.
+"""
 
 import argparse
 import os
@@ -13,7 +16,7 @@ from gpt2_from_scratch.gpt2.config import PretrainConfig
 from gpt2_from_scratch.progress import program
 from gpt2_from_scratch.storage.paths import MODELS, known_name
 
-# settings that --help shows; the others are shown by --help-all only
+# settings that --help shows; only --help-all shows the others
 COMMON = set(
     "source text_column label_column balance task lora n_last_blocks epochs batch_size lr "
     "seed n_vocab n_embd n_layer steps".split()
@@ -24,12 +27,12 @@ RARE = {"cache", "device", "dtype", "threads"} | {
     for field in fields(kind)
     if field.name not in COMMON
 }
-MOST_EXAMPLES = 4  # of --help
+MOST_EXAMPLES = 4  # most examples that --help shows
 FOR_WORDS = ("--data", "--corpus", "--file")  # options that people forget to type
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Formats help without the options whose destination is in `hidden`."""
+    """A formatter of help that leaves out the options whose destination is in `hidden`."""
 
     hidden: frozenset[str] | set[str] = frozenset()
 
@@ -45,7 +48,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class HelpAll(argparse.Action):
-    """Prints the help with all options, and ends."""
+    """The action of --help-all: print the help with all options, and exit."""
 
     def __call__(self, parser: Any, *_: Any) -> None:
         parser.shows_all = True
@@ -70,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         return set() if self.shows_all else RARE & {action.dest for action in self._actions}
 
     def format_help(self) -> str:
-        """The help: how the command is called, its options, some examples."""
+        """The text of the help: how the command is called, its options, and some examples."""
         self.usage = self._usage()
         if self.examples:
             shown = self.examples if self.shows_all else self.examples[:MOST_EXAMPLES]
@@ -100,7 +103,10 @@ class Parser(argparse.ArgumentParser):
     # --- errors ---
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and where help is if that does not say what to do."""
+        """Print what is wrong, and exit with code 2.
+
+        If the message does not say what to do, a hint at --help follows.
+        """
         hint = "" if message.endswith((".", "?")) else f"\nsee {self.prog} --help"
         self.exit(2, f"{self.prog}: {message}{hint}\n")
 
@@ -113,7 +119,11 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(None, f"unknown {str(what).lower()} {value!r:.80}.{hint}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; what is left over are texts, or an error."""
+        """Parse as argparse does; return the options, and the words that are left over.
+
+        These words are texts if the command takes texts. Otherwise they are an error, and so is an
+        unknown option.
+        """
         found, rest = super().parse_known_args(args, namespace)
         takes_texts = hasattr(found, "texts")
         if options := [word for word in rest if word.startswith("-")]:
@@ -139,7 +149,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Commands:
-    """The commands of a parser; each is added with its function, its help and its examples."""
+    """The commands of a parser."""
 
     def __init__(self, parser: Parser):
         self.parsers = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -147,7 +157,10 @@ class Commands:
     def add(
         self, name: str, run: Callable[[argparse.Namespace], None], what: str, *examples: str
     ) -> Parser:
-        """Add a command; returns its parser, for its options."""
+        """Add a command, and return its parser, to which its options can be added.
+
+        `run` is the function that runs it, `what` its help, and `examples` show how to call it.
+        """
         parser = self.parsers.add_parser(
             name,
             help=what,

@@ -22,7 +22,7 @@ from gpt2_from_scratch.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# options that a comparison of finished runs takes
+# the only options that may be given when finished runs are compared
 OF_RUNS = set("command run runs model out quick verbose device dtype threads".split())
 
 
@@ -142,7 +142,7 @@ def add_experiments(commands: Any) -> None:
 
 
 def run_experiments(args: argparse.Namespace) -> None:
-    """Run the rows that are not finished yet; print the table of all that are."""
+    """Run the rows that are not finished yet, and print the table of all finished rows."""
     import joblib
 
     from gpt2_from_scratch.gpt2.config import read_config
@@ -179,7 +179,7 @@ def run_experiments(args: argparse.Namespace) -> None:
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    """The data and how it is split; with folds, near duplicates stay together."""
+    """The settings of the data from the options; with folds, near duplicates stay together."""
     data = settings_of(args, DataConfig)
     if getattr(args, "folds", None) and not args.keep_together and not data.test_source:
         return replace(data, keep_together="near-duplicates")

@@ -115,13 +115,13 @@ def add_demo(commands: Any) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Train on the balanced SMS collection with all defaults; classify the two example messages."""
+    """Train on the balanced SMS collection with all defaults, and classify two example messages."""
     from gpt2_from_scratch.runs.recipes import train_classifier
     from gpt2_from_scratch.speed.devices import set_threads
 
     set_threads(
         1
-    )  # enough for a small model, and on a busy machine several only wait for each other
+    )  # enough for a small model; on a busy machine, several threads wait for each other
     log.info("training the miniature GPT-2 on real text messages: about half a minute")
     out = args.out or free_path(Path("runs") / "demo")
     run = train_classifier(data=DataConfig(balance=True), run=out)
@@ -162,9 +162,10 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = False) -> None:
-    """Print the scores on the test set, the answers to these texts, and how good the run is.
+    """Print a run's scores on the test set, and its predictions for `texts`.
 
-    Writes the report first, unless there is one. `verbose` prints all scores.
+    If the run has no report, this writes it, and prints a comparison with the text baselines.
+    `verbose` prints all scores.
     """
     from gpt2_from_scratch.reports.findings import against_baselines, found_and_marked, small_test
     from gpt2_from_scratch.runs.folder import saying_how_to_resume
@@ -194,12 +195,15 @@ def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = Fal
 
 
 def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSettings]:
-    """The settings that were typed; with --from, the others are those of that classifier."""
+    """The settings of training and head from the options.
+
+    With --from, settings that were not given are those of the saved classifier.
+    """
     if args.start is None:
         return train_config(args), settings_of(args, HeadSettings)
     from gpt2_from_scratch.runs.continuing import inherited_head, inherited_training
 
-    if args.source is None:  # the default, the SMS collection, would add its labels
+    if args.source is None:  # the default data, the SMS collection, would add its labels
         raise UsageError("--from continues training on other texts. Name them with --data.")
     head = inherited_head(args.start, given(args, *(field.name for field in fields(HeadSettings))))
     typed = given(args, *(field.name for field in fields(TrainConfig)))
@@ -208,9 +212,10 @@ def _training_and_head(args: argparse.Namespace) -> tuple[TrainConfig, HeadSetti
 
 
 def _resume(args: argparse.Namespace) -> "Run":
-    """Resume a run; refuse options that contradict its settings.
+    """Resume a run, and return it when it is finished.
 
-    If its data has moved, --data says where it is now. It has to be the same data.
+    If its data has moved, --data says where it is now. It must be the same data. Raises UsageError
+    for options that contradict the run's settings.
     """
     from gpt2_from_scratch.runs.folder import READING, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training

@@ -1,8 +1,8 @@
-"""Pictures and pages for people.
+"""Pictures and pages that show results to people.
 
-`findings` and `study_findings` put results into words, and `templates/` contain the layout and the
-other prose. `render` fills the templates; `plots` and `drawings` draw. Nothing here trains or
-scores anything.
+`findings` and `study_findings` put results into words. `templates/` contains the layout and all
+other prose, and `render` fills the templates. `plots` draws results, and `drawings` draws the
+model. Nothing here trains or scores anything.
 """
 
 import lazy_loader

@@ -39,7 +39,7 @@ from gpt2_from_scratch.reports.plots import (
 GREY = "#D0D0D0"
 TRAINABLE, PARTLY, FROZEN = VERMILION, PURPLE, SKY
 REAL, PAD = BLUE, ORANGE
-LONGEST = 14  # most characters shown of a token
+LONGEST = 14  # most characters of a token that are shown
 
 
 # --- what is trained ---
@@ -48,8 +48,8 @@ LONGEST = 14  # most characters shown of a token
 def draw_ledger(lines: list[LedgerLine]) -> Figure:
     """Draw the ledger as a stack of boxes, with the embeddings at the bottom.
 
-    Colours show what is trainable. All boxes have the same height. Bars and numbers show how many parameters each part has. Raises
-    UsageError for a ledger without lines.
+    Colours show what is trainable. All boxes have the same height. Bars and numbers show how many
+    parameters each part has. Raises UsageError for a ledger without lines.
     """
     if not lines:
         raise UsageError("there is nothing to draw: the ledger has no lines")
@@ -229,16 +229,16 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
 def draw_label_by_token(
     tokens: list[str], probabilities: Sequence[float], label: str, *, pads: int = 0
 ) -> Figure:
-    """Draw P(label) after each token of a message; its last `pads` tokens are padding.
-
-    Raises DataError unless there is one probability per token and at least one token before the
-    padding.
+    """Draw the probability of a label after each token of a message.
 
     Args:
         tokens: The tokens as text.
         probabilities: The probability of the label after each token.
         label: The label.
         pads: The number of tokens of padding at the end.
+
+    Raises:
+        DataError: There is not one probability per token, or no token before the padding.
     """
     if not tokens or len(tokens) != len(probabilities):
         raise DataError(
@@ -362,8 +362,8 @@ ARROW = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
 def draw_architecture(config: GPT2Config, num_classes: int | None = None) -> Figure:
     """Draw the network from the bottom up, with shapes and parameter counts.
 
-    One block is drawn in detail. With `num_classes` the network ends in a classifier's head, otherwise in GPT-2's own head, tied to `wte`.
-    Raises UsageError for fewer than two classes.
+    One block is drawn in detail. With `num_classes` the network ends in a classifier's head,
+    otherwise in GPT-2's own head, tied to `wte`. Raises UsageError for fewer than two classes.
     """
     if num_classes is not None and num_classes < 2:
         raise UsageError(f"num_classes = {num_classes}: a classifier needs at least 2")

@@ -1,8 +1,9 @@
 """The findings about a run, and the warnings for those who want to rely on it.
 
-Numbers come from `evaluation`. They are put into words here if the words depend on the numbers, or
-if page, model card and log share them. All other prose is in the templates. Every proportion has
-its interval, every difference its p-value, and every warning says what follows from it.
+Numbers come from `evaluation`. A sentence is written here if its words depend on the numbers, or if
+the page, the model card and the log share it. All other prose is in the templates. Every proportion
+is given with its interval, and every difference with its p-value. Every warning says what follows
+from it.
 """
 
 import shlex
@@ -39,8 +40,8 @@ TASK_PURPOSES = {
 }
 FEW_VALIDATION_TEXTS = 100  # with fewer, the choice of the epoch depends largely on chance
 FAR_APART = 0.1  # difference between precision and recall that leads to a warning
-FEW_KNOWN = 0.02  # a smaller proportion of texts seen in training hardly affects a score
-ALPHA = 0.05  # differences with a larger p may be chance
+FEW_KNOWN = 0.02  # if a smaller proportion of texts was trained on, scores hardly change
+ALPHA = 0.05  # differences with a larger p-value are not significant
 MOST_NAMED = 8  # most names listed in a sentence
 TO_SEPARATE = '"train --keep-together near-duplicates"'
 PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
@@ -71,7 +72,7 @@ class RunFacts:
     split: str = ""  # how the three sets were made; empty if by `train`
     assessment: Assessment | None = None  # for classification
     predictions: LabelledPredictions | None = None  # predictions on the test set
-    # (name, scores on the same test texts, comparison with this run; p adjusted by Holm)
+    # (name, scores on the same test texts, comparison with this run, p-value adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
     start: str = ""  # the trained classifier that the run continues from
     n_trained_on: int = 0  # test texts on which the run or `start` was trained
@@ -84,7 +85,7 @@ class RunFacts:
 
     @property
     def classified(self) -> Evaluation | None:
-        """The scores, if the run is a classification."""
+        """The scores if the task is classification, otherwise None."""
         return self.scores if isinstance(self.scores, Evaluation) else None
 
     @property
@@ -167,9 +168,9 @@ def how_good(facts: RunFacts) -> str:
 
 
 def found_and_marked(scores: Evaluation) -> str:
-    """Say how many texts of the rarer of two labels were found, and how many others marked as it.
+    """Say how many texts of the rarer label were found, and how many others were marked as it.
 
-    Empty if there are more than two labels.
+    The result is empty unless there are two labels.
     """
     positive = rarer_label([c.label for c in scores.classes], [c.support for c in scores.classes])
     if not positive:
@@ -220,7 +221,7 @@ def score_card(facts: RunFacts) -> list[tuple[str, str]]:
 
 
 def example_texts(facts: RunFacts, most: int = 3) -> list[PredictedText]:
-    """The first correct test texts, and then the most confident mistakes."""
+    """The first correct test texts, then the most confident mistakes, at most `most` of each."""
     if not facts.predictions or not facts.assessment:
         return []
     said, labels = facts.predictions, facts.predictions.labels
@@ -233,7 +234,7 @@ def example_texts(facts: RunFacts, most: int = 3) -> list[PredictedText]:
 
 
 def distinct_thresholds(thresholds: Sequence[AtThreshold]) -> list[tuple[str, AtThreshold]]:
-    """List (limits, threshold): equal thresholds once, with all the limits they are for."""
+    """List (limits, threshold); equal thresholds are listed once, with all their limits."""
     limits: dict[float, list[float]] = {}
     for at in thresholds:
         known = limits.setdefault(at.threshold, [])
@@ -274,7 +275,7 @@ def split_rule(facts: RunFacts) -> str:
 
 
 def label_counts(facts: RunFacts) -> list[tuple[str, list[int]]]:
-    """List each label and its counts in the three sets; of many labels, the rarest first."""
+    """List each label with its counts in the three sets; if there are many, the rarest first."""
     parts = [facts.counts.get(part, {}) for part in ("train", "val", "test")]
     labels = list(parts[0])
     counts = {label: [part.get(label, 0) for part in parts] for label in labels}
@@ -295,7 +296,7 @@ def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:
 
 
 def calibrations(assessment: Assessment) -> dict[str, Calibration]:
-    """The calibration before and after fitting the temperature, by name."""
+    """The calibrations before and after fitting the temperature, by their names in a picture."""
     if assessment.temperature == 1:
         return {"as trained": assessment.calibration}
     before = {"as trained": assessment.uncalibrated} if assessment.uncalibrated else {}
@@ -331,7 +332,7 @@ def python_lines(run: str) -> str:
 
 
 def run_warnings(facts: RunFacts) -> Iterator[str]:
-    """Yield warnings for those who want to rely on the run; empty if one does not apply."""
+    """Yield the warnings about a run. A warning that does not apply is an empty string."""
     yield _no_better_than_text(facts)
     interval = getattr(facts.scores, "interval", None)
     if interval is not None:
@@ -437,7 +438,7 @@ def _uneven_labels(facts: RunFacts) -> str:
 
 
 def _one_sided_errors(facts: RunFacts) -> str:
-    """Warn about the class whose precision and recall differ most, or that is never predicted."""
+    """Warn about a class that is never predicted, or whose precision and recall differ most."""
     if not facts.classified:
         return ""
     present = [scores for scores in facts.classified.classes if scores.support]
@@ -518,7 +519,7 @@ def between(interval: tuple[float, float]) -> str:
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:
-    """List names as in a sentence; after the first `most`, say how many more there are."""
+    """Join names as in a sentence. After the first `most`, say how many more there are."""
     if most is not None and len(names) > most:
         names = [*names[:most], f"{len(names) - most} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

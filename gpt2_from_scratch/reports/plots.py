@@ -1,8 +1,8 @@
 """Plots of results: training curves, confusion, scores with intervals, calibration, amounts.
 
 Each function returns a matplotlib Figure, which a notebook can show and `save_picture` can write.
-They do not use pyplot, so no window, back end or global state is involved. Arguments give
-proportions from 0 to 1, and the plots show them in percent.
+The functions do not use pyplot, so no window, back end or global state is involved. Proportions are
+from 0 to 1 in arguments, and in percent in the plots.
 """
 
 import math
@@ -40,8 +40,8 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 TRAIN, VAL = BLUE, VERMILION
 PROPORTIONS = "Blues"  # colour map from 0 (nearly white) to 1
 MARKERS = "osD^vPX"
-MANY = 12  # with more classes, only counts fit into a confusion matrix
-MOST_LABELS = 60  # most labels on an axis of classes; otherwise every n-th
+MANY = 12  # with more classes, only counts fit into the cells of a confusion matrix
+MOST_LABELS = 60  # most labels on an axis of classes; of more, only every n-th is shown
 SMALL = 7  # smallest text size, in points
 LONGEST = 44  # most characters of a name
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "⇥"})
@@ -59,7 +59,7 @@ def plot_training(
     titles: tuple[str, str] = ("Loss (cross-entropy, nats)", "Accuracy (%)"),
     kept: float | None = None,
 ) -> Figure:
-    """Plot loss and accuracy in two panels, each (training, validation).
+    """Plot loss and accuracy in two panels, each with a training and a validation curve.
 
     If a pair of curves does not have one point per step, it is plotted against epochs from 1.
 
@@ -124,7 +124,7 @@ def plot_rates(rates: Sequence[float], losses: Sequence[float], suggested: float
 def plot_pretraining(
     tokens: Sequence[float], bits_per_byte: Sequence[float], references: dict[str, float]
 ) -> Figure:
-    """Plot bits per byte of held-out text against tokens seen, with reference lines."""
+    """Plot bits per byte of held-out text against tokens trained on, with reference lines."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     unit, name = (1e6, "millions") if max(tokens) >= 1e6 else (1e3, "thousands")
@@ -279,7 +279,10 @@ def plot_reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 def _draw_bins(
     upper: Axes, lower: Axes, one: Calibration, label: str, place: tuple[int, int]
 ) -> None:
-    """Draw the points and counts of one calibration; `place` is (its index, number of all)."""
+    """Draw the points and counts of one calibration.
+
+    `place` is (its index, the number of calibrations).
+    """
     n, of = place
     colour, marker = PALETTE[n % len(PALETTE)], MARKERS[n % len(MARKERS)]
     bins = [bin for bin in one.bins if bin.count]
@@ -441,7 +444,7 @@ def plot_seconds(
 
 
 def _scale(largest: float) -> tuple[float, str]:
-    """The divisor of the amounts, and the word for it."""
+    """The number that amounts are divided by, and its name, such as a million."""
     for scale, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if largest >= scale:
             return scale, word
@@ -462,7 +465,10 @@ def _amount(total: float, largest: float, unit: str) -> str:
 
 
 def save_picture(figure: Figure, path: str | Path) -> None:
-    """Write a picture as .png with 120 dots per inch, atomically; raises ResourceError."""
+    """Write a picture as .png with 120 dots per inch. The file appears whole or not at all.
+
+    Raises ResourceError if it cannot be written.
+    """
     path = expanded(path)
     with atomic_path(path) as temporary:
         # leave out matplotlib's version, which it writes by default
@@ -470,7 +476,7 @@ def save_picture(figure: Figure, path: str | Path) -> None:
 
 
 def draw_bar(axes: Axes, y: float, left: float, width: float, colour: str) -> Sequence[Any]:
-    """Draw a horizontal bar if it has a width; its edge keeps the narrowest visible."""
+    """Draw a horizontal bar, unless its width is 0. Its edge keeps a very narrow bar visible."""
     if not width:
         return []
     return axes.barh(

@@ -53,7 +53,7 @@ BEGINNING = re.compile(r"^(\d*)([#+\-.)])(?=[\s#+\-]|$)")
 def write_run_report(facts: RunFacts, folder: str | Path, curves: Figure | None = None) -> None:
     """Write report.html, model_card.md and curves.png into a run's folder.
 
-    `curves` are drawn from the history if they are not given. The same facts give the same bytes.
+    If `curves` is None, the curves are drawn from the history. The same facts give the same bytes.
     """
     folder = expanded(folder)
     curves = curves or plot_epochs(facts.history, facts.scores.measure)
@@ -85,10 +85,11 @@ def write_study_report(facts: StudyFacts, folder: str | Path, name: str = "score
 
 
 def render(template: str, **findings: Any) -> str:
-    """Fill a template, .html or .md; every value that it prints is escaped for that format.
+    """Fill a template, .html or .md, with the findings, and return the page.
 
-    Control characters and characters that change the text direction are shown as escapes, and lone
-    surrogates as U+FFFD. A carriage return becomes a line end, as in browsers.
+    Every value that the template prints is escaped for its format. Control characters and
+    characters that change the text direction are shown as escapes, and lone surrogates as U+FFFD. A
+    carriage return becomes a line end, as in browsers.
     """
     return environment(Path(template).suffix).get_template(template).render(**findings)
 
@@ -133,7 +134,7 @@ def environment(suffix: str) -> Environment:
 
 
 def _in_html(value: object) -> object:
-    """A value that HTML can contain; jinja2 then escapes it, unless it is already markup."""
+    """Prepare a value for HTML. jinja2 then escapes the result, unless it is already markup."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return visible(without_halves(value).replace("\r\n", "\n").replace("\r", "\n"))
@@ -177,7 +178,7 @@ def run_pictures(found: dict[str, Any]) -> dict[str, Figure | None]:
 
 
 def _image(figure: Figure) -> tuple[str, int, int]:
-    """The figure as the data: URL of a PNG on white; its width and height on the page."""
+    """The figure as the data: URL of a PNG on white, and its width and height on the page."""
     file = BytesIO()
     # leave out matplotlib's version, which it writes by default
     figure.savefig(
@@ -189,7 +190,7 @@ def _image(figure: Figure) -> tuple[str, int, int]:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Split a text into the part to show at once, ending at a space if possible, and the rest."""
+    """Split a text into the part that is shown at once and the rest, if possible at a space."""
     if len(text) <= AT_ONCE + AT_ONCE // 4:  # a few more words are not worth a click
         return text, ""
     cut = text.rfind(" ", AT_ONCE // 2, AT_ONCE) + 1 or AT_ONCE

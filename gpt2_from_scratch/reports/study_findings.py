@@ -1,7 +1,7 @@
 """The findings of a study, which compares several classifiers on the same splits.
 
-Sentences and warnings are made as in `findings`. A difference is a row's accuracy minus that of the
-reference row.
+Sentences and warnings follow the rules in `findings`. A difference is a row's accuracy minus that
+of the reference row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,7 +158,10 @@ def most_accurate(facts: StudyFacts) -> str:
 
 
 def beats_text(facts: StudyFacts) -> str:
-    """Say whether the reference beats the best text baseline; empty if rows are changes."""
+    """Say whether the reference is better than the best text baseline.
+
+    The result is empty if the rows are changes of the reference.
+    """
     if facts.tries_changes:
         return ""
     ours, best = facts.reference, facts.best_text_baseline
@@ -196,7 +199,7 @@ def effects(facts: StudyFacts) -> list[str]:
 
 
 def study_warnings(facts: StudyFacts) -> Iterator[str]:
-    """Yield warnings for those who want to rely on a study; empty if one does not apply."""
+    """Yield the warnings about a study. A warning that does not apply is an empty string."""
     if len(facts.splits) <= 1:
         yield (
             "This study has one split. Another split or another seed gives other scores, and perhaps "
@@ -253,7 +256,7 @@ def _may_be_chance(facts: StudyFacts) -> str:
 
 
 def calibrations(facts: StudyFacts) -> dict[str, Calibration]:
-    """The calibration of the reference and of the best text baseline, over all splits together."""
+    """The calibration of the reference and of the best text baseline, over all splits, by name."""
     return {
         name: calibration(
             np.concatenate([answered.probabilities for answered in found]),  # (S N, K)
@@ -264,9 +267,10 @@ def calibrations(facts: StudyFacts) -> dict[str, Calibration]:
 
 
 def mistakes(facts: StudyFacts) -> list[tuple[str, str, list[PredictedText]]]:
-    """List (correct row, wrong row, texts) for the reference and the text baseline.
+    """List the texts that only one of the reference and the best text baseline predicts correctly.
 
-    The most confident mistakes come first. A text that is in several test sets is listed once.
+    Each item is (name of the correct row, name of the wrong row, texts). The most confident
+    mistakes come first. A text that is in several test sets is listed once.
     """
     found = _main_predictions(facts)
     if len(found) < 2:

@@ -1,8 +1,8 @@
 """One training run, from the names of a model and a data set to its results.
 
-Users need `recipes`, which trains, resumes and evaluates. `folder` keeps what a run needs to
-resume. `continuing` starts from a classifier that was trained before. `lecture` is the lecture's
-recipe, with the same random draws.
+`recipes` trains and resumes runs. `results` scores a classifier and keeps its predictions.
+`folder` keeps what a run needs to resume. `continuing` prepares runs that start from a trained
+classifier. `lecture` is the lecture's recipe, with the same random draws.
 """
 
 import lazy_loader

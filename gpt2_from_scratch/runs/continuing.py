@@ -1,9 +1,9 @@
 """Runs that continue from a trained classifier: what they keep, and what may change.
 
-They keep all weights, the head, LoRA, and the way texts are read. The data may be new, and so may
-labels: the head's weights for known labels are kept, and those for new labels are drawn at random.
-A copy of the classifier stays in the run's folder until the run is complete, so the run does not
-depend on the earlier run.
+Such a run starts with the classifier's weights. It keeps the form of the head, LoRA, and the way
+texts are read. The data may be new, and so may the labels. The head keeps its weights for known
+labels; its weights for new labels are drawn at random. A copy of the classifier stays in the run's
+folder until the run is complete, so the run does not depend on the earlier run.
 """
 
 import logging
@@ -40,10 +40,11 @@ FORMS = {  # forms of heads, by number of hidden layers, activation, and whether
 
 
 def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
-    """The settings of a saved classifier's head and LoRA, with the `asked` ones that may change.
+    """The settings of a saved classifier's head and LoRA, changed as asked.
 
-    Raises UsageError if `asked` contradicts the classifier, and for a classifier that `train`
-    cannot make: with several heads, or with another form of head or LoRA.
+    `asked` are the settings that the user gave, by name. Only the labels, the class weights and the
+    label smoothing may differ from the classifier's. Raises UsageError if another setting differs.
+    Also raises it if `train` cannot make such a classifier, for example one with several heads.
     """
     path = saved_file(start)
     description = read_classifier(path)[0]
@@ -84,7 +85,10 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
 
 
 def inherited_training(start: str | Path) -> dict[str, Any]:
-    """The settings that train the same last blocks and final norm as before."""
+    """The training settings that train the same last blocks and final norm as before.
+
+    `start` is the saved classifier. The result has the fields of `TrainConfig` to set, by name.
+    """
     description, tensors = read_classifier(saved_file(start))
     names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
@@ -96,7 +100,10 @@ def inherited_training(start: str | Path) -> dict[str, Any]:
 
 
 def known_base(start: str | Path) -> str:
-    """The name of a saved classifier's base. Raises CheckpointError if it is only a folder."""
+    """The name of the GPT-2 on which a saved classifier was trained.
+
+    Raises CheckpointError if that GPT-2 has no known name, because it was given as a folder.
+    """
     path = saved_file(start)
     base = read_classifier(path)[0].base
     if base not in MODELS:
@@ -110,10 +117,11 @@ def known_base(start: str | Path) -> str:
 
 
 def continued_classifier(config: RunConfig, split: Split) -> Classifier:
-    """The classifier `config.start`, with the labels of the new data added, frozen as configured.
+    """The classifier `config.start`, with the labels of the new data, frozen as configured.
 
-    Raises DataError if labels differ from known ones only in case, spaces or Unicode form, and for
-    another number of values. Raises UsageError for new labels if the head cannot have them.
+    Raises DataError if two labels differ only in case, spaces or Unicode form. Also raises it if a
+    text of a regression has another number of values than before. Raises UsageError if a head with
+    one output would get other labels.
     """
     classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
     old, n_embd = classifier.description.head, classifier.model.config.n_embd
@@ -131,7 +139,11 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
 
 
 def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[str, ...]:
-    """The head's labels: the old ones and, unless the user named the labels, those found."""
+    """The labels for `head_config`: the old ones, then those found in the data.
+
+    If the user named the labels, these are only those found, which must be among the named ones.
+    A regression keeps its old labels.
+    """
     source, start = config.data.source, config.start
     if old.task == "regression":
         if len(found) != len(old.labels):

@@ -1,7 +1,8 @@
 """The folder of one run: settings, lock, test set, hashes of its training texts, and checks.
 
 `config.json` contains a `RunConfig`, and `provenance.json` describes what the run was made from. A
-finished run has a `MANIFEST.json`. An unfinished run has `state-*.safetensors`, to resume from.
+finished run has a `MANIFEST.json`. An unfinished run has `state-*.safetensors`, from which it is
+resumed.
 """
 
 import csv
@@ -68,7 +69,7 @@ LATER = {
     "header",
     "delimiter",
     "start",
-}  # defaults of settings that were added to version 2 later
+}  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
 TABLE = "data.csv"  # the texts and labels, if they were given as a DataFrame
@@ -89,9 +90,9 @@ FILES = (  # files that a run writes; any other file in its folder is the user's
     "test-answers.jsonl",
     "val-answers.jsonl",
 )
-# also the names of options
+# settings that name a file of data, and the options for them
 SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}
-# where and how messages are read may change when a run is resumed, but not the messages
+# these settings may change when a run is resumed, but the messages may not
 READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
 AND_OTHERS = "and others"  # last line of the file if not all texts are known
 
@@ -127,17 +128,20 @@ class RunConfig:
         write_json(run / CONFIG, asdict(self))
 
     def load_split(self) -> Split:
-        """Read and split the data; the data of a continuing run may have only one class."""
+        """Read and split the data.
+
+        The data must have at least two classes. One is enough for a continuing run.
+        """
         fewest = 1 if self.start else 2
         return load_split(self.data, self.head.task, self.training.seed, fewest_labels=fewest)
 
     @classmethod
     def read(cls, run: str | Path) -> "RunConfig":
-        """Read `config.json`.
+        """Read a run's settings from its `config.json`.
 
-        Settings that were added to this format later may be missing and get their defaults. Raises
-        CheckpointError unless all others are present and valid, and UsageError for a run in another
-        version of this format.
+        Settings that were added to this format later may be missing; they get their defaults.
+        Raises CheckpointError unless all other settings are present and valid. Raises UsageError
+        for a run in another version of this format, and for the folder of a GPT-2 model.
         """
         run = expanded(run)
         path = run / CONFIG
@@ -175,17 +179,17 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 
 
 def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
-    """Write the columns text and label of a DataFrame as a table that reads back unchanged.
+    """Write the columns text and label of a DataFrame to a csv file, and return its path.
 
-    Raises DataError unless it has one of each, and for texts that no file can contain (a lone
-    surrogate).
+    The file reads back unchanged. Raises DataError unless the DataFrame has each of these columns
+    exactly once. Also raises it for a text that no file can contain, with a lone surrogate.
     """
     if sorted(name for name in frame.columns if name in (TEXT, LABEL)) != sorted([TEXT, LABEL]):
         raise DataError(
             f"the DataFrame has the columns {', '.join(map(repr, frame.columns))}; it needs one "
             f"called {TEXT!r} and one called {LABEL!r}. Use data.rename(columns=...)."
         )
-    # with line ends of \n, csv does not quote a \r, which readers treat as a line end
+    # quote every cell: otherwise csv would not quote a \r, and readers take it for a line end
     table = frame[[TEXT, LABEL]].to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     try:
         write_text(path, table)
@@ -195,9 +199,11 @@ def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
 
 
 def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
-    """Make the folder `run`, or by default `runs/MODEL-DATA-SEED`, numbered if it exists.
+    """Make the folder of a new run, and return its path.
 
-    Raises UsageError if `run` exists and is not empty, because nothing is ever overwritten.
+    The default is `runs/MODEL-DATA-SEED`, with a number appended if that exists. Raises UsageError
+    if `run` exists and is not empty, because nothing is ever overwritten. Raises ResourceError if
+    the folder cannot be created.
     """
     try:
         if run is not None:
@@ -225,7 +231,8 @@ def new_run_folder(run: str | Path | None, config: RunConfig) -> Path:
 def working_in(run: Path, *, resumable: bool = True) -> Iterator[None]:
     """Keep other processes out of a run's folder; say how to resume after an interruption.
 
-    A run that cannot be resumed leaves nothing, so that the same command can start it again.
+    If an interrupted run cannot be resumed, its files are removed. The same command can then start
+    it again.
     """
     with locked(run / ".lock", wait=False):
         sweep(run)
@@ -285,7 +292,10 @@ def refuse_missing_data(run: Path, data: DataConfig) -> None:
 
 
 def refuse_other_messages(run: Path, split: Split, source: str) -> None:
-    """Raise UsageError unless the run was started with these messages, from any file."""
+    """Raise UsageError unless the run was started with these messages.
+
+    They may be in another file than before. `source` is that file, for the error message.
+    """
     saved = read_json(run / PROVENANCE)
     then, now = saved.get("messages_sha256"), messages_sha256(split)
     if then != now:
@@ -318,14 +328,14 @@ def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
 def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" = None) -> None:
     """Write the test set, and the hashes of all texts that the classifier was trained on.
 
-    These are the training set and the texts in `before`. The test set is written to `test.csv`, or
-    to `test.jsonl` for tasks other than classification.
+    The hashes are those of the training set and those in `before`. The test set is written to
+    `test.csv`, or to `test.jsonl` for tasks other than classification.
 
     Args:
         run: The run's folder.
         split: The messages.
         task: The task of the run.
-        before: The texts that an earlier training used.
+        before: The texts on which the classifier was trained before this run; None without any.
     """
     write = write_messages if task == "classification" else write_examples
     write(_test_part(run, task), split.test)
@@ -359,7 +369,7 @@ class TrainedOn:
         return sum(_text_hash(message.text) in self.hashes for message in messages)
 
     def in_words(self, messages: Sequence[Message]) -> str:
-        """Say how many of these messages were used for training, and what follows from that."""
+        """Say how many of these messages were used for training, and what that means for scores."""
         n, total = self.count(messages), f"{len(messages):,}"
         if not n and not self.complete:
             return "it is not known whether it was trained on these texts"
@@ -382,7 +392,11 @@ class TrainedOn:
 
     @classmethod
     def of(cls, classifier: str | Path) -> "TrainedOn":
-        """Read what a run's classifier was trained on; nothing is known about other files."""
+        """Read which texts a classifier was trained on.
+
+        This is known for a run's folder and for the classifiers in it. For any other file the
+        result is empty and not `complete`.
+        """
         path = expanded(classifier)
         is_folder = os.path.isdir(path)  # Path.is_dir raises OSError for a name that is too long
         own = is_folder or path.name in ("best.safetensors", "last.safetensors")
@@ -403,9 +417,10 @@ def _text_hash(text: str) -> str:
 
 
 def verify_run(folder: str | Path) -> Iterator[Check]:
-    """Check each file of a finished run against its manifest, and check that its classifiers load.
+    """Yield the result of each check of a finished run.
 
-    Other files belong to the user; they are listed but not checked.
+    Each file must match the manifest, and each classifier must load. Files that are not in the
+    manifest belong to the user; they are listed but not checked.
     """
     folder = expanded(folder)
     check, listed = attempt(

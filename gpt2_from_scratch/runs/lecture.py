@@ -1,11 +1,11 @@
 """The lecture's recipe, step by step, so that its printed numbers can be reproduced.
 
-With OpenAI's 124M weights and the SMS Spam Collection it prints the trace of chapter 6 of S.
+With OpenAI's 124M weights and the SMS Spam Collection it prints the numbers of chapter 6 of S.
 Raschka's *Build a Large Language Model (From Scratch)*. It is separate from the default recipe
-because it has weaknesses. It reads the file with csv quotes, allows copies of test messages in
-training, and pads every text to the longest. It reads the last *position*, which is padding for
-nearly all texts. Every pass over a loader draws from torch's global random generator, so the
-results depend even on the order of the passes.
+because it has weaknesses. It treats quotation marks in the file as csv quotes. It allows copies of
+test messages in training. It pads every text to the longest, and reads the last *position*, which
+is padding for nearly all texts. Every pass over a loader draws from torch's global random
+generator, so the results depend even on the order of the passes.
 """
 
 import logging
@@ -54,14 +54,14 @@ class Trace:
     """All numbers that the lecture prints; accuracies are from 0 to 1."""
 
     check_logits: list[list[float]] = field(default_factory=list)  # (4, 2) for "Do you have time"
-    # training, validation, test; over the first 10 batches, the first 5, and whole loaders
-    initial_accuracy: list[float] = field(default_factory=list)
-    initial_loss: list[float] = field(default_factory=list)
-    # step, training, validation
+    # each of these, and `final_accuracy`, has three values: training, validation, test
+    initial_accuracy: list[float] = field(default_factory=list)  # over the first 10 batches
+    initial_loss: list[float] = field(default_factory=list)  # over the first 5 batches
+    # (step, training loss, validation loss), every 50 steps
     losses: list[tuple[int, float, float]] = field(default_factory=list)
-    # training, validation; per epoch
+    # (training, validation) after each epoch
     accuracies: list[tuple[float, float]] = field(default_factory=list)
-    final_accuracy: list[float] = field(default_factory=list)
+    final_accuracy: list[float] = field(default_factory=list)  # over all batches
 
 
 def lecture_settings(seed: int) -> TrainConfig:
@@ -80,7 +80,7 @@ def lecture_settings(seed: int) -> TrainConfig:
 
 
 def read_lecture_split(source: str | Path, seed: int = 123) -> Split:
-    """Read "sms" or a file and split it by `lecture_split`, with the same errors."""
+    """Read "sms" or a file, and split it by `lecture_split`; raises the same errors."""
     messages = load_messages(source)  # checks the file, however it is read afterwards
     path = data_file("sms") if source == "sms" else Path(source)
     return lecture_split(path if path.name == "SMSSpamCollection" else messages, seed)
@@ -91,7 +91,8 @@ def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Spli
 
     A path is read as the lecture reads the SMS Spam Collection, with pandas' default quoting. This
     gives 5,572 of the 5,574 rows and changes 53 of them. All spam is kept, and the same number of
-    ham messages is drawn. Raises DataError for other labels.
+    ham messages is drawn. Raises DataError for labels other than ham and spam, for fewer than 10
+    spam messages, and for more spam than ham.
     """
     import pandas
 
@@ -119,10 +120,10 @@ def lecture_split(messages: list[Message] | str | Path, seed: int = 123) -> Spli
 
 
 def make_loaders(split: Split, tokenizer: Tokenizer) -> tuple[Loaders, list[list[int]], int]:
-    """Make loaders of (indices of texts, labels); also return ids and the longest length.
+    """Make the loaders; also return the token ids of all texts, and the longest length.
 
-    The ids are those of each text. The length is that of the longest training text, in tokens.
-    Every text is cut to it.
+    A batch of a loader is (indices of texts, labels). The longest length is that of the longest
+    training text, in tokens. Every text is cut to it.
     """
     encoded: list[list[int]] = []
     loaders = []
@@ -160,7 +161,7 @@ def lecture(
         pooling: Where a text is read. The lecture reads the last position, with every text padded
             to the same length. With another pooling, nothing is padded.
         dtype: Precision of the frozen blocks, which are computed once per text.
-        store: A cache for their features.
+        store: A cache on disk for the output of the frozen blocks; None for no cache.
 
     Returns:
         The classifier, and the numbers that were logged.

@@ -84,11 +84,11 @@ def train_classifier(
             splitting, or a DataFrame with the columns text and label, which is kept in the run's
             folder.
         training: The settings of training. By default the last block, the final norm and the head
-            are trained; with LoRA, no block is.
+            are trained. With LoRA, the adapters are trained instead of the last block.
         head: The settings of the head. By default it chooses one class per text.
-        start: A trained classifier to continue from, with its weights, head and LoRA: a run's
-            folder or a file. By default the same parameters are trained again. New labels are
-            added.
+        start: A trained classifier to continue from: a run's folder or a file. Its weights, its
+            head and LoRA are kept, and new labels are added. Unless `training` is given, the same
+            parameters are trained as before.
         run: The folder to write. By default a new one in `runs/`.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
         dtype: Precision of the frozen blocks, "float32" or "bfloat16".
@@ -166,16 +166,19 @@ def resume_training(
     data: str | Path | DataConfig | None = None,
     device: torch.device | str = "auto",
 ) -> Run:
-    """Resume a run that was interrupted or killed; the result is that of an uninterrupted run.
+    """Resume a run that was interrupted or killed.
 
-    The settings, including the number of threads, are read from the run's folder. A complete run is
-    only scored again.
+    The result is the same as that of an uninterrupted run. The settings, including the number of
+    threads, are read from the run's folder. A complete run is only scored again.
 
     Args:
         run: The run's folder.
         data: The new place of its messages, if their file was moved: a file, or a DataConfig with
             the settings for reading it. The messages must be the same.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
+
+    Returns:
+        The finished run.
 
     Raises:
         DataError: The data is missing or cannot be read.
@@ -263,7 +266,7 @@ def _train(
 
 
 def new_classifier(config: RunConfig, split: Split) -> Classifier:
-    """An untrained classifier with the configured base model, head and LoRA, already frozen."""
+    """An untrained classifier with the configured base model, head, LoRA and frozen parameters."""
     every, folder, head = (
         [*split.train, *split.val, *split.test],
         model_folder(config.model),
@@ -298,7 +301,9 @@ def train_as_the_lecture(
     dtype: str = "float32",
     cache: bool = True,
 ) -> Run:
-    """Train by the lecture's recipe; `lecture.py` explains it, and why it is not the default.
+    """Train by the lecture's recipe.
+
+    `lecture.py` explains the recipe, and why it is not the default.
 
     Args:
         model: "124M" for the lecture's numbers, or another model's name or folder.

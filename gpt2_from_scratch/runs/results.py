@@ -61,8 +61,8 @@ from gpt2_from_scratch.storage.states import remove_states
 log = logging.getLogger(__name__)
 
 MOST_FOR_BASELINES = 20_000  # most training texts; for more, baselines are only fitted by `compare`
-MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts; about half a minute
-MOST_FOR_NEAR_DUPLICATES = 100_000
+MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts: half a minute of fitting
+MOST_FOR_NEAR_DUPLICATES = 100_000  # most training texts that are searched for near duplicates
 TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")
 
@@ -73,7 +73,7 @@ REPORT = ("report.html", "model_card.md", "curves.png")
 def class_logits_of(
     classifier: Classifier, messages: Sequence[Message]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute class logits (N, K) float64, and the true classes (N,), from the first head.
+    """Return the first head's class logits (N, K), float64, and the true classes (N,).
 
     Raises UsageError unless the head is for classification, and DataError for an unknown label.
     """
@@ -103,6 +103,9 @@ def predictions_at(
         true: The true classes (N,).
         near_duplicates: Which messages have a near duplicate in training, (N,) bool; None if
             unknown.
+
+    Returns:
+        The predictions, with probabilities (N, K).
     """
     probabilities = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
     texts = [message.text for message in messages]
@@ -148,7 +151,7 @@ class Run:
     split: Split | None = None  # None: `load_split` reads and splits the data again
 
     def load_split(self) -> Split:
-        """The training, validation and test messages, read and split again if necessary.
+        """Read the run's data again, and return the training, validation and test messages.
 
         Raises DataError if the data have changed since the run.
         """
@@ -163,7 +166,10 @@ class Run:
         return split
 
     def load_history(self) -> list[Epoch]:
-        """Each epoch's losses and scores; none for the lecture's recipe, which counts steps."""
+        """Read each epoch's losses and scores.
+
+        The list is empty for the lecture's recipe, which counts steps.
+        """
         path = self.folder / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         return [Epoch(**json.loads(line)) for line in lines]
@@ -188,9 +194,10 @@ class Run:
 
     @cached_property
     def facts(self) -> RunFacts:
-        """Everything that the page and the card show; text baselines are fitted for it.
+        """Everything that the report page and the model card show.
 
-        Raises DataError if the run's data have changed since it was trained.
+        Text baselines are fitted when this is first read. Raises DataError if the run's data have
+        changed since it was trained.
         """
         split = self.split or self.load_split()
         classifier, description, config = self.classifier, self.classifier.description, self.config
@@ -236,9 +243,10 @@ class Run:
 
 
 def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Split) -> Run:
-    """Score a trained classifier on its test set, save its predictions, and complete the run.
+    """Score a trained classifier on its test set, and return the finished run.
 
-    For a classification, the temperature is first fitted on the validation set, except with the
+    The manifest is written and the states for resuming are removed. For a classification, the
+    predictions are saved. The temperature is first fitted on the validation set, except with the
     lecture's recipe.
     """
     head = classifier.description.head
@@ -278,6 +286,9 @@ def score_again(
         config: The run's settings.
         classifier: The run's best classifier.
         split: The run's messages, if they were already read.
+
+    Returns:
+        The run with its new scores.
     """
     messages = read_test_part(folder, config.head.task)
     if config.head.task == "classification":
@@ -305,6 +316,9 @@ def assess_again(
             predictions for the validation set, on which thresholds are selected, and shows which
             test texts have near duplicates in training.
         options: Options of `assess`.
+
+    Returns:
+        The assessment.
     """
     kept: dict[str, LabelledPredictions] = {}
     for path in (run / TEST_PREDICTIONS, run / VAL_PREDICTIONS) if run else ():
@@ -326,7 +340,10 @@ def _assessed(
     val: LabelledPredictions | None,
     **options: Any,
 ) -> tuple[Assessment, LabelledPredictions]:
-    """The assessment on labelled messages, with and without the temperature; the predictions."""
+    """Return the assessment on labelled messages, and the predictions with the temperature.
+
+    The assessment also has the scores without the temperature, if that is not 1.
+    """
     temperature = classifier.description.head.temperature
     logits, true = class_logits_of(classifier, messages)
     test, before = (
@@ -341,8 +358,8 @@ def _assessed(
 def _near_duplicates(split: Split, task: str) -> np.ndarray | None:
     """Which test texts have a near duplicate in training: (N,) bool.
 
-    None if it is not computed: for very many texts, and for spans, many of which have equal
-    contexts.
+    None if there are very many training texts. Also None for spans, because many of them have the
+    same context.
     """
     if task == "span" or len(split.train) > MOST_FOR_NEAR_DUPLICATES:
         return None
@@ -353,7 +370,11 @@ def _near_duplicates(split: Split, task: str) -> np.ndarray | None:
 def _baselines(
     split: Split, predictions: LabelledPredictions
 ) -> list[tuple[str, Evaluation, Paired]]:
-    """Text baselines on the same split, compared with the classifier; p adjusted by Holm."""
+    """Fit text baselines on the same split, and compare the classifier with each of them.
+
+    Returns (name, scores, comparison) per baseline, with p-values adjusted by Holm. The list is
+    empty if there are too many training texts.
+    """
     if len(split.train) > MOST_FOR_BASELINES:
         log.warning("too many texts: no text baselines were fitted; use gpt2-classifier compare")
         return []

@@ -1,7 +1,9 @@
 """Comparisons of many trainings: baselines, settings, seeds, layers, learning rates.
 
-A study is a table of rows and splits. Its predictions are kept on disk and scored together.
-`probes` measures what a linear classifier can predict from the states of each layer.
+A study fits each of its rows (a classifier, or a change of settings) on each of its splits. Its
+predictions are kept on disk and scored together. `book` has the book's rows. `learning_rate` finds
+a learning rate. `probes` measures what a linear classifier can predict from the states of each
+layer.
 """
 
 import lazy_loader

@@ -15,7 +15,7 @@ from gpt2_from_scratch.studies.rows import Book, Finetuned, Row
 
 LAST_POSITION = {"pooling": "last_position", "pad_to": -1}
 HEAD_ALONE = {"n_last_blocks": 0, "final_norm": False}
-ADAPTERS_ALONE = {"n_last_blocks": 0}  # only the adapters and the head are trained
+ADAPTERS_ALONE = {"n_last_blocks": 0}  # the adapters, the final norm and the head are trained
 
 # several ranks in the last block, or one rank in all blocks
 LORA = [
@@ -48,7 +48,10 @@ NOT_RUN: dict[int, str] = {
 
 
 def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
-    """The rows for a model of this size, the default first; `training` is the default's."""
+    """The rows for a model of this size, the default row first.
+
+    `training` has the settings of the default row.
+    """
     rows = [
         Finetuned("default", "", Book(16, 98.33)),
         *_positions(sizes.n_ctx),
@@ -139,9 +142,10 @@ def _trained_parts(n_layer: int, n_last_blocks: int) -> list[Finetuned]:
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Select the first row, and the rows whose name or kind is in `names`; all if it is empty.
+    """Select the first row, and the rows whose name or kind is in `names`.
 
-    Raises UsageError for a name that is neither a row nor a kind.
+    If `names` is empty, all rows are selected. Raises UsageError for a name that is neither a row
+    nor a kind.
     """
     kinds = dict.fromkeys(row.about for row in rows if row.about)
     every = [row.name for row in rows]

@@ -1,4 +1,4 @@
-"""Find a learning rate with a short training in which it rises.
+"""Find a learning rate: train briefly while the rate rises.
 
 Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186);
 fastai's `lr_find`.
@@ -32,7 +32,7 @@ class RateCurve:
 
     @property
     def suggested(self) -> float:
-        """A tenth of the learning rate with the lowest loss, as fastai suggests."""
+        """The suggested learning rate: a tenth of the one with the lowest loss, as in fastai."""
         best = min(range(len(self.losses)), key=self.losses.__getitem__)
         return self.rates[best] / 10
 
@@ -73,7 +73,7 @@ def find_learning_rate(
     train = to_labelled(classifier, split.train)
     try:
         with TemporaryDirectory() as folder:
-            # with this, the factor is the learning rate itself
+            # `step` takes a factor of lr; with lr = 1 the factor is the learning rate itself
             at_one = replace(config, lr=1.0, unfreeze_every=0)
             run = TrainingRun(classifier, split, train, at_one, Path(folder))
             return _rise(run, steps)

@@ -6,8 +6,8 @@ both unchanged (raw) and after the model's final norm. The model itself is not t
 
 Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes".
 
-U packed rows in a batch, B texts of a rectangle, T tokens of its longest, C = n_embd, N texts,
-L = n_layer + 1 layers.
+U rows in a batch (one row per token), B texts in a rectangle (texts of similar length), T tokens of
+its longest text, C = n_embd, N texts, L = n_layer + 1 layers.
 """
 
 import logging
@@ -41,7 +41,8 @@ from gpt2_from_scratch.speed.frozen_trunk import Trunk
 
 log = logging.getLogger(__name__)
 
-# the poolings that do not read padding; the others pad every text, which is up to six times the work
+# the default: they read no padding; `last_position` and `mean_position` pad every text, which is up
+# to six times the work
 WITHOUT_PADDING: tuple[Pooling, ...] = ("last_token", "first_token", "mean")
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
 TOLERANCE, MOST_STEPS = 1e-6, 10_000  # for fitting logistic regression
@@ -97,8 +98,9 @@ def probe_layers(
 
     Raises:
         UsageError: A pooling is unknown, a penalty is not above 0, or the model has parts that are
-            not GPT-2's. DataError: A set is empty, a label is not a string, or the training set
-            does not have it.
+            not GPT-2's.
+        DataError: A set is empty, a label is not a string, or the validation or test set has a
+            label that the training set does not have.
     """
     if isinstance(poolings, str) or not poolings or len(set(poolings)) != len(poolings):
         raise UsageError(
@@ -208,7 +210,8 @@ def fit_logistic(
     if not np.isin(y_val, y).all():
         raise DataError("the validation set has a label that the training set does not have")
     spread, size = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0)
-    varies = spread > ROUNDING_NOISE * size  # (C,); scaling would otherwise magnify noise
+    # (C,): features that are not constant; scaling would magnify the noise of the others
+    varies = spread > ROUNDING_NOISE * size
 
     def clean(features: np.ndarray) -> np.ndarray:
         return np.where(varies, features.astype(np.float64), 0.0)
@@ -236,7 +239,7 @@ def pooled_states(
     pad_id: int,
     pad_to: int,
 ) -> dict[tuple[Pooling, bool], Tensor]:
-    """Compute the states of all layers in one pass: {(pooling, final-normed): (L, N, C)}.
+    """Compute the states of all layers in one pass over the texts.
 
     Attention only looks back, so padding does not change the states of a text's real tokens. One
     pass over the padded texts therefore serves every pooling.
@@ -248,6 +251,9 @@ def pooled_states(
         poolings: Where texts are read.
         pad_id: The id of padding.
         pad_to: The length of padded texts.
+
+    Returns:
+        {(pooling, whether after the final norm): states (L, N, C)}, on the CPU.
     """
     texts = encoded
     if {*OF_PADS} & {*poolings}:
@@ -273,7 +279,10 @@ def pooled_states(
 
 
 def _pooled(x: Tensor, rows: Tensor, lengths: Tensor, pooling: Pooling, pad_to: int) -> Tensor:
-    """One state per text: x (U, C), the rows of each text (B, T), its real tokens (B,) -> (B, C)."""
+    """Pool the states x (U, C) of a batch to one state per text, (B, C).
+
+    `rows` (B, T) are the places of each text's tokens in x, and `lengths` (B,) its real tokens.
+    """
     if pooling == "mean":
         return pool(x[rows], lengths, pooling)
     if pooling == "mean_position":
@@ -311,9 +320,9 @@ def format_probes(probes: Sequence[Probe]) -> str:
 def plot_probes(probes: Sequence[Probe]) -> Figure:
     """Draw the test accuracy at each layer with its 95% interval, one panel per pooling.
 
-    Curves for raw states and for states after the final norm are next to each other. The dashed
-    line is the accuracy of always predicting the most common label. Raises DataError if there are
-    no probes.
+    Each panel has a curve for raw states and one for states after the final norm. The dashed line
+    is the accuracy of always predicting the most common label. Raises DataError if there are no
+    probes.
     """
     if not probes:
         raise DataError("there are no probes to draw")

@@ -48,14 +48,14 @@ AUXILIARY = 0.5  # weight of the next-token loss: Radford et al. 2018 (GPT-1), s
 STATED = {"lr", "batch_size"}  # rows name these settings, so the default may have any value
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # l2 penalties for frozen features, strongest first
 
-# what is trained in addition to the one head: nothing; GPT-2's own head, which predicts the next
-# token; or, instead of the head, one whose loss is computed at every token
+# "": the head alone. "language": GPT-2's own head is trained too, and predicts the next token.
+# "tokens": the head is replaced by one whose loss is computed at every token.
 Extra = Literal["", "language", "tokens"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings in common for all rows of a study."""
+    """The settings that all rows of a study have in common."""
 
     model: str | Path = "mini"
     training: TrainConfig = field(default_factory=TrainConfig)  # each split has its own seed
@@ -135,6 +135,9 @@ def result_of(row: Row, setup: Setup, split: StudySplit, fitted: Baseline, **kno
         split: The split.
         fitted: The fitted classifier.
         known: Other fields of Result.
+
+    Returns:
+        The predictions for the test set, with the accuracy on the validation set if there is one.
     """
     parts, labels = split.parts, setup.labels
     val = predictions_of(fitted, parts.val, labels).correct.mean() if parts.val else None
@@ -173,10 +176,10 @@ class FrozenFeatures(Row):
     about: str = "frozen features"
 
     def answer(self, setup: Setup, split: StudySplit) -> Result | None:
-        """Fit on the state of the last token together with the mean state over tokens.
+        """Fit on two states per text, side by side: that of the last token, and the mean.
 
         The penalty with the lowest cross-entropy on the validation set is selected; on a tie, the
-        strongest. None if the training set has only one label.
+        strongest. The result is None if the training set has only one label.
         """
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import log_loss
@@ -200,8 +203,8 @@ class FrozenFeatures(Row):
             return None
         x_train, x_val = (_states(classifier, [m.text for m in part]) for part in (train, val))
         K = len(setup.labels)
-        # the mean cross-entropy plus l2 / 2 times the squared weights of all classes
-        # with two classes, only one vector is penalised
+        # the loss is the mean cross-entropy plus l2 / 2 times the squared weights of all classes
+        # for two classes scikit-learn penalises a single vector, so the penalty is halved
         scale = 2 if len(set(y_train.tolist())) == 2 else 1
         fits = []
         for l2 in PENALTIES:
@@ -229,7 +232,7 @@ def _states(classifier: Classifier, texts: Sequence[str]) -> np.ndarray:
 
 
 def _of_all_classes(fitted: Any, states: np.ndarray, K: int) -> np.ndarray:
-    """Probabilities (N, K) from a pipeline that knows only the classes in training."""
+    """Probabilities (N, K) from a pipeline; 0 for classes that are not in the training set."""
     probabilities = np.zeros((len(states), K))
     if len(states):
         probabilities[:, fitted.classes_] = fitted.predict_proba(states)
@@ -266,9 +269,10 @@ class Finetuned(Row):
         return replace(training, **self.training), replace(head, **self.head)
 
     def answer(self, setup: Setup, split: StudySplit) -> Result:
-        """Train as `train` does, with the best epoch and a temperature from the validation set.
+        """Train as `gpt2-classifier train` does, and predict the test set.
 
-        Raises DataError if the row needs messages that balancing left out and there are none.
+        The best epoch is selected, and the temperature fitted, on the validation set. Raises
+        DataError if the row needs messages that balancing left out and there are none.
         """
         training, head = self.changed(replace(setup.training, seed=split.seed), setup.head)
         setup = replace(setup, training=training, head=head)
@@ -296,7 +300,7 @@ class Finetuned(Row):
             return result_of(self, setup, split, fitted, n_trainable=n_trainable, **known)
 
     def _prepared(self, setup: Setup, parts: Split) -> tuple[Classifier, Split]:
-        """The untrained classifier of this row, and the messages in the form it is trained on."""
+        """The untrained classifier of this row, and messages with labels for its heads."""
         config = RunConfig(
             model=str(setup.model), training=setup.training, head=setup.head, dtype=setup.dtype
         )
@@ -333,7 +337,10 @@ class Finetuned(Row):
 def _probabilities(
     classifier: Classifier, texts: Sequence[str], labels: Sequence[str]
 ) -> np.ndarray:
-    """The first head's probability of each of `labels`: (N, K); a token head's is at the last."""
+    """The first head's probability of each of `labels`, (N, K).
+
+    A head for tokens is read at the last token of each text.
+    """
     head = classifier.description.head
     if head.reads_one_state:
         found = [answer.probabilities for answer in classifier.predict(list(texts)) if answer]
@@ -351,7 +358,7 @@ def _probabilities(
 
 
 def finetuned(setup: Setup) -> Finetuned:
-    """A row without changes, named after the model and its trained part."""
+    """A row without changes to the settings, named after the model and its trained part."""
     training, lora = setup.training, setup.head.lora
     blocks = {0: "head alone", 1: "last block"}
     trains = blocks.get(training.n_last_blocks, f"last {training.n_last_blocks} blocks")
@@ -363,7 +370,7 @@ def finetuned(setup: Setup) -> Finetuned:
 
 
 def with_random_weights(setup: Setup) -> Finetuned:
-    """The same architecture and tokenizer, trained in the same way from random weights."""
+    """A row with the same model, trained in the same way from random weights."""
     name = f"GPT-2 {Path(setup.model).name} with random weights"
     return Finetuned(name, "random weights", random_weights=True)
 
@@ -383,7 +390,7 @@ class FinishedRun(Row):
         return Result(self, split.name, test, len(split.parts.train), val)
 
     def kept(self, file: str) -> LabelledPredictions:
-        """One of the run's files of predictions. Raises DataError if it is missing."""
+        """Read one of the run's files of predictions. Raises DataError if it is missing."""
         path = self.folder / file
         if not path.exists():
             raise DataError(
@@ -395,7 +402,7 @@ class FinishedRun(Row):
     def test_answers(self, labels: Sequence[str], split: StudySplit) -> LabelledPredictions:
         """The predictions for the test set, with labels and texts in the given order.
 
-        Raises DataError, naming the first difference, if the texts or labels differ.
+        Raises DataError if the texts or labels differ; the message names the first difference.
         """
         found = self.kept(TEST_PREDICTIONS)
         if sorted(found.labels) != sorted(labels):

@@ -46,13 +46,13 @@ class Difference:
 
     difference: float
     interval: tuple[float, float]  # 95% interval
-    p: float  # p-value: probability of such a difference if both are equally good
+    p: float  # p-value: probability of a difference at least this large if both are equally good
     p_adjusted: float  # adjusted for the number of rows compared (Holm)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row's scores, with means over splits. None if a score is undefined or unknown."""
+    """One row's scores: means over splits. A score is None if it is undefined or unknown."""
 
     name: str
     about: str  # the kind of row
@@ -67,7 +67,7 @@ class Score:
     without_near_duplicates: float | None  # accuracy on texts without a near duplicate in training
     difference: Difference | None  # None for the reference
     seconds: float
-    learned: tuple[str, ...] = ()  # what was fitted, per split, if it can be said
+    learned: tuple[str, ...] = ()  # what was fitted on each split, in a few words; may be empty
     book: Book | None = None
 
 
@@ -81,7 +81,8 @@ class Scoreboard:
     positive: str  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
     n_train: int  # training texts of the reference per split, on average
     n_test: int
-    n_without_near_duplicates: int | None  # number of such test texts in all splits
+    # test texts of all splits without a near duplicate in training; None if unknown
+    n_without_near_duplicates: int | None
     rows: tuple[Score, ...]
     notes: tuple[str, ...] = ()
 
@@ -96,15 +97,18 @@ def make_scoreboard(
 ) -> Scoreboard:
     """Score every row and compare it with the row `reference`.
 
-    With one split, the scores have Wilson's interval, the paired interval and the exact McNemar
-    test. With several, intervals and tests take into account that splits have texts in common. Rows
-    without predictions for some split are left out, and a note says so.
+    With one split, an accuracy has Wilson's interval. A difference has the paired interval and the
+    exact McNemar test. With several splits, intervals and tests take into account that splits have
+    texts in common. Rows without predictions for some split are left out, and a note says so.
 
     Args:
         results: The predictions of all rows on all splits.
         reference: The name of the row with which the others are compared.
         positive: The label whose F1 and ROC-AUC are shown; empty for the mean over labels.
         ranked: Sort the rows by accuracy, with the ensemble last; otherwise they keep their order.
+
+    Returns:
+        The scores of all rows, and their differences from the reference.
 
     Raises:
         DataError: The reference has no predictions for some split, or rows predicted other texts.
@@ -152,7 +156,10 @@ def make_scoreboard(
 
 
 def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Result:
-    """Combine several rows: the mean of their probabilities for the same texts."""
+    """The result of a row whose probabilities are the mean of several rows' probabilities.
+
+    Raises DataError if the rows predicted different texts.
+    """
     _refuse_other_texts(results)
     first = results[0].predictions
     mean = np.mean([result.predictions.probabilities for result in results], axis=0)  # (N, K)
@@ -167,7 +174,8 @@ def mean_result(row: Row, results: Sequence[Result], learned: str = "") -> Resul
 def ensembles(results: Sequence[Result], reference: str) -> Iterator[Result]:
     """Yield, for each split, the mean of the reference and the best text baseline.
 
-    The baseline is selected on the validation set; on a tie, the first one is used.
+    The baseline is selected by its accuracy on the validation set; on a tie, the first one is used.
+    A split without the reference or without a baseline yields nothing.
     """
     for split in dict.fromkeys(result.split for result in results):
         here = [result for result in results if result.split == split]
@@ -260,7 +268,7 @@ def short_p(p: float) -> str:
 
 
 def _of_difference(text: Callable[[Difference], str]) -> Callable[[Score, Scoreboard], str]:
-    """Make a cell that is empty for the reference."""
+    """Make a function for cells that show a difference, and are empty for the reference."""
     return lambda row, board: text(row.difference) if row.difference else ""
 
 
@@ -425,7 +433,10 @@ def _method(board: Scoreboard) -> str:
 
 
 def _code(text: str) -> str:
-    """The text on one line as code, between more backticks than it contains in a row."""
+    """The text on one line, as code in Markdown.
+
+    It is between more backticks than the text has next to each other.
+    """
     shown = on_one_line(text)
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -435,6 +446,6 @@ def _code(text: str) -> str:
 def write_scoreboard(
     board: Scoreboard, folder: Path, stem: str = "scoreboard", columns: Sequence[str] = COMPARED
 ) -> None:
-    """Write STEM.json and STEM.md."""
+    """Write the scoreboard to STEM.json, and its table of these columns to STEM.md."""
     write_json(folder / f"{stem}.json", asdict(board))
     write_text(folder / f"{stem}.md", format_scoreboard(board, columns) + "\n")

@@ -1,8 +1,8 @@
 """A study: all rows on all splits, with predictions kept on disk and one scoreboard.
 
-A study's folder contains `settings.json`, `answers-ROW-SPLIT.jsonl` (a row's predictions for a
-split's test set), `finished.json` (other facts about finished pairs of row and split) and, at the
-end, the scoreboard as .json, .md, .png and .html.
+A study's folder contains `settings.json`. For each finished pair of row and split,
+`answers-ROW-SPLIT.jsonl` has the predictions for the split's test set, and `finished.json` has the
+other facts. At the end the folder also contains the scoreboard as .json, .md, .png and .html.
 """
 
 import logging
@@ -92,13 +92,13 @@ VERSION = 2  # version of a study's folder
 
 @dataclass(frozen=True)
 class Study:
-    """Common settings, rows and splits."""
+    """The common settings, rows and splits of a study, and how its scoreboard is shown."""
 
     setup: Setup
     rows: Sequence[Row]
     splits: Sequence[StudySplit]
     reference: str  # name of the row with which all others are compared
-    # everything that affects predictions; a folder belongs to one such choice
+    # everything that affects predictions; all results in a folder are for the same settings
     settings: dict[str, Any]
     positive: str = ""  # the label whose F1 and ROC-AUC are shown; "": the mean over labels
     stem: str = "scoreboard"  # stem of the scoreboard's file names
@@ -116,20 +116,24 @@ def run_study(
 ) -> Scoreboard:
     """Run the pairs of row and split that are not finished, and score all finished ones.
 
-    Ctrl-C loses only the pairs in progress. A row that fails is reported, left out, and tried again
-    the next time. If the reference fails, its error is raised.
+    Ctrl-C loses only the pairs in progress. If a row fails, this is logged and the row is left out;
+    the next call tries it again. If the reference fails, its error is raised.
 
     Args:
         study: The rows and splits.
         out: The folder, which is created if necessary.
         only: Names of rows to run now, in addition to the reference; None for all rows. Other rows
-            are scored too if they are finished.
+            are scored too if they are finished on every split.
         jobs: Number of processes.
-        threads: Threads per process; None for the number in this process.
+        threads: Threads per process. None: the current number with one job, otherwise 1.
+
+    Returns:
+        The scoreboard, which is also written to `out`.
 
     Raises:
         UsageError: `out` was started with other settings or is in use by another process, or two
-            rows have the same name. Interrupted: The study was stopped by Ctrl-C or SIGTERM.
+            rows have the same name.
+        Interrupted: The study was stopped by Ctrl-C or SIGTERM.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
@@ -180,7 +184,8 @@ def finished_results(
 ) -> list[Result]:
     """Read a folder's results for a study's rows, split by split.
 
-    The result has all rows in `wanted` (None for all rows), and those others that have every split.
+    A row in `wanted` is included even if only some of its splits are finished. Any other row is
+    included only if all its splits are. None wants all rows.
     """
     answers = _Answers(Path(folder))
     results = []
@@ -224,7 +229,7 @@ class _Answers:
         write_json(self.path, self.finished)
 
     def result(self, row: Row, split: StudySplit) -> Result | None:
-        """Read a finished pair; None if it is not finished or had nothing to fit."""
+        """Read the result of a pair; None if it is not finished or there was nothing to fit."""
         if not self.have(row, split) or not (known := self.finished[split.name][row.name]):
             return None
         try:
@@ -238,7 +243,7 @@ def _facts(study: Study, board: Scoreboard, results: Sequence[Result]) -> StudyF
     predictions: dict[str, list[LabelledPredictions]] = {}
     for result in results:
         predictions.setdefault(result.row.name, []).append(result.predictions)
-    changes = not study.ranked  # if rows keep their order, they are changes of the reference
+    changes = not study.ranked  # only in `experiments`, where each row changes the reference
     rows = [
         StudyRow(
             name=row.name,
@@ -285,7 +290,7 @@ def _facts(study: Study, board: Scoreboard, results: Sequence[Result]) -> StudyF
 
 
 def slug(name: str) -> str:
-    """Convert a name to a part of a file name."""
+    """Convert the name of a row or split to a part of a file name."""
     return re.sub(r"\W+", "-", name.lower().removeprefix("seed ")).strip("-")
 
 
@@ -300,7 +305,10 @@ def refuse_other_folder(folder: str | Path) -> None:
 
 @contextmanager
 def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Keep other processes out of a study's folder; refuse a study with other settings."""
+    """Keep other processes out of a study's folder while the block runs.
+
+    Raises UsageError if the folder belongs to a study with other settings.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -316,7 +324,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                 raise UsageError(
                     f"{folder} is from another version of this package; choose another --out"
                 )
-            # an older study lacks newer settings, which had their defaults
+            # an older study does not have the newer settings, so it used their defaults
             defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
         sweep(folder)
@@ -354,13 +362,13 @@ def _side_by_side(
         for outcome in found:  # noqa: UP028 (that would close it before the warning is off)
             yield outcome
     finally:
-        # joblib warns that pairs in progress are lost
+        # joblib would warn that pairs in progress are lost
         with warnings.catch_warnings(action="ignore"):
             found.close()  # closing ends the processes
 
 
 def _attempt(setup: Setup, row: Row, split: StudySplit, threads: int | None) -> Outcome:
-    """Fit one row on one split; return errors that the user can fix instead of raising them."""
+    """Fit one row on one split. An error that the user can fix is returned, not raised."""
     if threads:
         set_threads(threads)
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -387,9 +395,9 @@ def new_study(
     reference: str,
     **look: Any,
 ) -> Study:
-    """Make a study of rows on splits of one data set: a split per seed, or folds.
+    """Make a study of rows on splits of one data set: one split per seed, or folds.
 
-    A separate test set is used for every seed.
+    If the data set has a separate test file, that is the test set of every split.
 
     Args:
         setup: The common settings.
@@ -399,6 +407,9 @@ def new_study(
         n_folds: The number of folds, instead of seeds.
         reference: The name of the row with which the others are compared.
         look: Other fields of Study.
+
+    Returns:
+        The study, for `run_study`.
 
     Raises:
         UsageError: The task is not classification, folds are combined with seeds or with a separate
@@ -496,15 +507,15 @@ def compare(
     out: str | Path | None = None,
     quick: bool = False,
 ) -> Scoreboard:
-    """Compare a finetuned GPT-2 with the models it should beat, on the same splits.
+    """Compare a finetuned GPT-2 with simpler classifiers, on the same splits.
 
-    These are text baselines, logistic regression on frozen features, and a model trained from
-    random weights.
+    The others are text baselines, logistic regression on frozen features, and the same GPT-2
+    trained from random weights.
 
     Args:
         model: Name or folder of a GPT-2.
-        data: Labelled texts. If a name or path is combined with `n_folds`, near duplicates stay
-            together.
+        data: Labelled texts: a name, a path or a DataConfig. With folds of a name or path, near
+            duplicates stay together.
         training: The settings of finetuning, as in `train_classifier`.
         head: The settings of the head, as in `train_classifier`.
         seeds: One split per seed; by default one split with the seed of `training`.
@@ -514,6 +525,9 @@ def compare(
         cache: Whether the frozen blocks' output is kept on disk.
         out: The study's folder; None for `runs/compare-MODEL-DATA`.
         quick: Leave out the model from random weights and the slower baselines.
+
+    Returns:
+        The scoreboard, which is also written to `out`.
 
     Raises:
         UsageError: The task is not classification, seeds are combined with folds, or the folder
@@ -548,10 +562,10 @@ def experiments(
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
     dtype: str = "float32",
 ) -> Study:
-    """The book's table of experiments, for `run_study`: each row is one change from the default.
+    """The book's table of experiments, in which each row is one change from the default row.
 
-    Each seed gives a split, initial weights and an order of messages, which are the same for all
-    rows. Raises the errors of `new_study`.
+    Each seed decides a split, the initial weights and the order of messages. These are the same for
+    all rows. Raises the errors of `new_study`, and UsageError if there are no seeds.
 
     Args:
         model: Name or folder of a GPT-2.
@@ -560,6 +574,9 @@ def experiments(
         head: The head of the default row.
         seeds: One split per seed.
         dtype: Precision of the frozen blocks.
+
+    Returns:
+        The study, for `run_study`.
     """
     data = DataConfig.of(data)
     if not seeds:
@@ -573,12 +590,19 @@ def experiments(
 def compare_runs(
     runs: Sequence[str | Path], *, out: str | Path | None = None, quick: bool = False
 ) -> Scoreboard:
-    """Compare finished runs with the first one, by their saved predictions for the same test set.
+    """Compare finished runs with the first one, by their predictions for the same test set.
 
-    Text baselines are fitted too if the first run's split can be repeated from its data; otherwise
-    a warning says why not. `out` is the study's folder, None for `runs/compare-RUN`. Raises
-    UsageError if the task is not classification or two runs have the same name. Raises DataError,
-    naming the first difference, if the runs' test texts or labels differ.
+    Text baselines are fitted too if the first run's split can be repeated from its data. Otherwise
+    a warning says why not. The scoreboard is returned, and also written to the study's folder.
+
+    Args:
+        runs: The folders of the runs. The others are compared with the first.
+        out: The study's folder; None for `runs/compare-RUN`.
+        quick: Leave out the slower text baselines.
+
+    Raises:
+        UsageError: The task is not classification, or two runs have the same name.
+        DataError: The runs' test texts or labels differ; the message names the first difference.
     """
     refuse_other_folder(out or runs_folder(runs))
     rows = [FinishedRun(_run_name(run), "runs", folder=Path(run)) for run in runs]
