@@ -126,9 +126,9 @@ def split_parts(
     """Split the files that `load_parts` read.
 
     A single file is split as in `split_messages`. If there is a test file, an eighth of the
-    training file becomes the validation set. Three files are used as the three parts. Raises
-    DataError if there are fewer classes than `fewest_labels`, which is 1 only for a classifier that
-    is trained further.
+    training file becomes the validation set. Three files are used as the three parts.
+    Raises DataError if one or two files have fewer classes than `fewest_labels`. Pass 1 only if an
+    existing classifier is trained further.
 
     Args:
         files: The messages of one, two or three files.

@@ -1,6 +1,7 @@
 """The interface of a task: targets, loss, answers, scores; and characters located in tokens.
 
-B texts in a batch, N texts in all, T tokens in the longest text, K outputs of a head, L characters.
+Shapes: B texts in a batch, N texts in all, T tokens in the longest text, K outputs of a head, L
+characters.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 Encoded = Sequence[Sequence[int]]  # the token ids of each text
 MOST_PROBABLE = 5  # number of answers shown if there are more than MOST_CLASSES
 LONGEST = 100  # most characters of a label in a printed answer
-IGNORED = -100  # the target of a text or token without one; torch's cross_entropy skips it
+IGNORED = -100  # marks a text or token that has no target; torch's cross_entropy skips it
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Targets:
         - first and last token (N, 2);
         - tag numbers, one tensor (T,) per text.
 
-        `weights` (N,) is what each text adds to the divisor of its batch's loss, and `counts` (N,)
-        is the number of decisions in the text. Both are 0 for a text without a target.
+        The loss of a batch is divided by the sum of its texts' `weights` (N,). `counts` (N,) is
+        the number of decisions in each text. Both are 0 for a text without a target.
     """
 
     values: Tensor | list[Tensor]
@@ -61,7 +62,7 @@ class Targets:
 
 
 def has_target(values: Tensor) -> Tensor:
-    """Whether each text has a target: values (N, K), NaN without a target -> (N,) bool."""
+    """Whether each text has a target: (N, K), with NaN if there is none -> (N,) bool."""
     return ~values.isnan().any(dim=1)
 
 
@@ -132,7 +133,7 @@ class Task(ABC):
             head: The head.
             messages: N messages.
             encoded: The token ids of each message.
-            tokenizer: The tokenizer that made them.
+            tokenizer: The tokenizer that made `ids`.
         """
 
     @abstractmethod
@@ -182,7 +183,10 @@ class Task(ABC):
     def answers_by_token(
         self, head: HeadConfig, outputs: Tensor, tokenizer: Tokenizer
     ) -> Sequence[Any] | None:
-        """Return the answer after each of T tokens, (T, K) -> T; None if the task has none."""
+        """Return the T answers after each of T tokens, or None if the task has none.
+
+        `outputs` are those after each token, (T, K).
+        """
         T = len(outputs)
         return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
@@ -253,7 +257,7 @@ def proportion_in_words(name: str, part: int, total: int, interval: tuple[float,
 
     Args:
         name: What the proportion is, such as "accuracy".
-        part: The number of texts that count.
+        part: The numerator of the proportion, such as the number of correct texts.
         total: The number of all texts.
         interval: The 95% interval of the proportion, from 0 to 1.
     """
@@ -307,8 +311,8 @@ def class_table(
 #
 # A byte-level BPE does not know characters. It may cut one character into several tokens, and a
 # token may begin with the space before its word. Positions are therefore compared in the UTF-8
-# bytes of the text, which the tokens divide into consecutive pieces. `ids` always belong to the
-# text, and may have been cut off.
+# bytes of the text, which the tokens divide into consecutive pieces. `ids` are always
+# those of the text, or of its beginning if it was cut.
 
 
 def first_tokens(
@@ -323,7 +327,7 @@ def first_tokens(
         text: The text.
         ids: The token ids of the text, which may have been cut off.
         spans: The spans to locate.
-        tokenizer: The tokenizer that made them.
+        tokenizer: The tokenizer that made `ids`.
     """
     ends = np.array(_token_ends(ids, tokenizer), dtype=np.int64)
     starts = _bytes_before(text)[np.array([span.start for span in spans], dtype=np.int64)]
@@ -346,7 +350,7 @@ def token_range(
         text: The text.
         ids: The token ids of the text, which may have been cut off.
         span: The span to locate.
-        tokenizer: The tokenizer that made them.
+        tokenizer: The tokenizer that made `ids`.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids, tokenizer)
@@ -369,7 +373,7 @@ def characters_of(
         ids: The token ids of the text, which may have been cut off.
         first: The first token, counted from 0.
         last: The last token, counted from 0.
-        tokenizer: The tokenizer that made them.
+        tokenizer: The tokenizer that made `ids`.
     """
     bytes_before = _bytes_before(text)
     ends = _token_ends(ids[: last + 1], tokenizer)
