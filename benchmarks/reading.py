@@ -16,6 +16,7 @@ import statistics
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,22 +106,18 @@ def main() -> None:
         if args.out.exists()
         else []
     )
-    known = {tuple(row["key"]) for row in rows}
-    for seed in args.seeds:
-        for data in (data for data in sets if data.name in args.sets):
-            for n in args.texts:
-                for blocks in args.blocks:
-                    for where in args.readings:
-                        key = (data.name, n, blocks, where, seed, args.test)
-                        if key in known:
-                            continue
-                        row = {"key": key} | measured(
-                            data.split(seed), n, blocks, where, seed, args
-                        )
-                        note(f"{key}: {100 * row['accuracy']:.1f}%, flips {row['flips']}")
-                        with args.out.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
-                        rows.append(json.loads(json.dumps(row)))
+    wanted = [data for data in sets if data.name in args.sets]
+    for seed, data, n, blocks, where in product(
+        args.seeds, wanted, args.texts, args.blocks, args.readings
+    ):
+        key = [data.name, n, blocks, where, seed, args.test]
+        if key in [row["key"] for row in rows]:
+            continue
+        row = {"key": key} | measured(data.split(seed), n, blocks, where, seed, args)
+        note(f"{key}: {100 * row['accuracy']:.1f}%, flips {row['flips']}")
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        rows.append(row)
     print_table([row for row in rows if row["key"][5] == args.test])
     print(measure_machine())
 
@@ -153,7 +150,7 @@ def measured(
         "correct": [int(one) for one in correct],
         "flips": flips,
         "accuracies": accuracies,
-        "seconds": seconds if isinstance(seconds, float) else None,
+        "seconds": seconds,
         "n": len(part.train),
     }
 

@@ -119,9 +119,8 @@ def run_demo(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.runs.recipes import train_classifier
     from gpt2_from_scratch.speed.devices import set_threads
 
-    set_threads(
-        1
-    )  # enough for a small model; on a busy machine, several threads wait for each other
+    # one thread is enough for a small model; on a busy machine, several wait for each other
+    set_threads(1)
     log.info("training the miniature GPT-2 on real text messages: about half a minute")
     out = args.out or free_path(Path("runs") / "demo")
     run = train_classifier(data=DataConfig(balance=True), run=out)

@@ -453,10 +453,9 @@ def test_the_collection_is_not_in_the_corpus(shared):
     These are common phrases of at most 34 characters, and none of them is spam. So the corpus does
     not contain a copy of the collection.
     """
-    collection = shared / "data" / "sms_spam" / "SMSSpamCollection"
-    if not (collection.exists() and (shared / "corpus").is_dir()):
-        pytest.skip("needs the SMS Spam Collection and the corpus")
-    messages = {normalised(m.text): m.label for m in load_messages(collection)}
+    if not (shared / "corpus").is_dir():
+        pytest.skip("needs the corpus")
+    messages = {normalised(m.text): m.label for m in load_messages("sms")}
     long = [text for text in messages if len(text) >= 20]
     assert len(long) == 5032
     found = places(long, shared / "corpus")

@@ -396,7 +396,7 @@ RESTARTS = bytes(4) + b"\x01\0\0\0"  # a single restart point, at byte 0
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        # shares a prefix with the first key, although that is empty
+        # the second key claims to share one byte with the first key, which is empty
         (START + b"\x01" + RECORD[1:] + RESTARTS, "beyond its block"),
         # the value overlaps the restart points
         (START + RECORD[:-4] + RESTARTS, "beyond its block"),
