@@ -30,6 +30,7 @@ from gpt2_from_scratch.classifier.heads import pool
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.evaluation.significance import compare_accuracies, format_p, holm
+from gpt2_from_scratch.runs.folder import RunConfig
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.devices import DTYPES, set_threads
@@ -114,7 +115,8 @@ def seconds(step: Callable[[list[int]], Any], batches: list[list[int]]) -> float
 def plain_seconds(setup: Setup, row: Finetuned, split: Split, result: Result) -> float:
     """Estimate the duration of plain training for a row, with the number of epochs it took here."""
     config, head = row.changed(replace(setup.training, seed=1), setup.head)
-    classifier = new_classifier(setup.model, split, config, head, head.max_tokens or None)
+    run = RunConfig(model=str(setup.model), training=config, head=head)
+    classifier = new_classifier(run, split)
     encoded, _ = classifier.encode([message.text for message in split.train])
     labels = torch.tensor([classifier.description.labels.index(m.label) for m in split.train])
     B = 1 if config.micro_batch == 1 else config.batch_size

@@ -66,7 +66,7 @@ def main() -> None:
         theirs = HuggingFace(folder, encoded, 0, CPU)
         ours = {
             str(dtype).removeprefix("torch."): Classifier.on_base(
-                folder, ["ham", "spam"], dtype=dtype
+                folder, ["ham", "spam"], pooling="last_token", dtype=dtype
             )
             for dtype in (torch.float32, torch.bfloat16)
         }

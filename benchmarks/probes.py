@@ -59,7 +59,7 @@ RECIPES = {
 
 def one_epoch(model: str, split: Split, depth: int) -> float:
     """The seconds of an epoch of a head after the first `depth` blocks, through the model."""
-    classifier = Classifier.on_base(model, LABELS)
+    classifier = Classifier.on_base(model, LABELS, pooling="last_token")
     classifier.model.blocks = nn.ModuleList(list(classifier.model.blocks)[:depth])
     set_trainable_head(classifier)
     encoded, _ = classifier.encode([message.text for message in split.train])
@@ -101,7 +101,7 @@ def trained_head(
 
 def spread(model: str, split: Split, longest: int) -> dict[str, float]:
     """{pooling: distance of the last layer's states from their mean, relative to their length}."""
-    classifier = Classifier.on_base(model, LABELS)
+    classifier = Classifier.on_base(model, LABELS, pooling="last_token")
     encoded, _ = classifier.encode([message.text for message in split.train])
     trunk = Trunk(classifier.model, len(classifier.model.blocks))
     poolings = ("last_token", "last_position")
@@ -116,7 +116,7 @@ def spread(model: str, split: Split, longest: int) -> dict[str, float]:
 
 def one_by_one(model: str, split: Split) -> None:
     """Part 1: a table of seconds."""
-    base = Classifier.on_base(model, LABELS)
+    base = Classifier.on_base(model, LABELS, pooling="last_token")
     ours = timed(lambda: probe_layers(base.model, base.tokenizer, split))
     epochs = [one_epoch(model, split, depth) for depth in range(len(base.model.blocks) + 1)]
     theirs = EPOCHS * sum(epochs)
@@ -130,7 +130,7 @@ def one_by_one(model: str, split: Split) -> None:
 
 def last_layer(model: str, split: Split, probes: list[Probe]) -> None:
     """Part 3: a table of the last token and the last position."""
-    base = Classifier.on_base(model, LABELS)
+    base = Classifier.on_base(model, LABELS, pooling="last_token")
     longest = max(len(ids) for ids in base.encode([m.text for m in split.train])[0])
     rows: dict[str, dict[str, tuple[int, int]]] = {"probe": {}}
     last = max(probe.layer for probe in probes)
@@ -172,7 +172,7 @@ def main() -> None:
     split = split_messages(messages, balance=True, seed=args.seed)
     print(f"probes, {args.model}: {measure_machine().describe()}")
     one_by_one(args.model, split)
-    base = Classifier.on_base(args.model, LABELS)
+    base = Classifier.on_base(args.model, LABELS, pooling="last_token")
     probes = probe_layers(base.model, base.tokenizer, split, poolings=POOLINGS)
     print(format_probes(probes), flush=True)
     if args.out:

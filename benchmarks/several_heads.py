@@ -64,16 +64,17 @@ def four_heads(split: Split, labels: Sequence[str], n_layer: int) -> list[HeadCo
     """Heads for a class, a number (read at a middle layer), a set of labels, and word tags."""
     lengths = np.array([message.label["length"][0] for message in split.train])
     return [
-        HeadConfig("label", labels=tuple(labels)),
+        HeadConfig("label", labels=tuple(labels), pooling="last_token"),
         HeadConfig(
             "length",
             "regression",
             ("words",),
             layer=n_layer // 2 + 1,
+            pooling="last_token",
             center=(float(lengths.mean()),),
             scale=(float(lengths.std()),),
         ),
-        HeadConfig("marks", "multi-label", tuple(MARKS)),
+        HeadConfig("marks", "multi-label", tuple(MARKS), pooling="last_token"),
         HeadConfig("tags", "token-classification", TAGS),
     ]
 
