@@ -33,6 +33,7 @@ from gpt2_from_scratch.classifier.heads import (
     head_layers,
     layer_read,
     layers_by_name,
+    outputs_by_token,
     outputs_from,
     put_heads,
     relabelled,
@@ -82,6 +83,7 @@ from gpt2_from_scratch.speed.batching import (
     no_string,
     pad_batch,
     refuse_no_list,
+    tidied,
 )
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
@@ -111,7 +113,7 @@ class Prediction:
     answers: dict[str, Any]  # {head's name: an Answer}
     n_tokens: int
     truncated: bool  # the text was longer than the classifier can read
-    empty: bool  # the text was only white space, and was read as one <|endoftext|>
+    empty: bool  # the text had nothing to read, and was read as its end token or <|endoftext|>
     replaced: bool  # the text contained halves of characters (lone surrogates), read as U+FFFD
 
     @property
@@ -189,7 +191,7 @@ class Classifier:
         *,
         heads: Sequence[HeadConfig] = (),
         lora: LoRAConfig | None = None,
-        pooling: Pooling = "last_token",
+        pooling: Pooling = "end_token",
         max_tokens: int | None = None,
         pad_to: int | None = None,
         causal_mask: bool = True,
@@ -588,8 +590,9 @@ class Classifier:
         if on_error == "skip":
             strings = [text for text in texts if isinstance(text, str)]
         encoded, cut = self.encode(strings)
+        read = tidied if self.description.reads_end_token else str.strip
         predictions = (
-            Prediction(found, len(ids), was_cut, empty=not text.strip(), replaced=has_halves(text))
+            Prediction(found, len(ids), was_cut, empty=not read(text), replaced=has_halves(text))
             for found, ids, was_cut, text in zip(
                 self._answers(strings, encoded), encoded, cut, strings, strict=True
             )
@@ -606,11 +609,29 @@ class Classifier:
         if others := [head.name for head in self.description.heads if not head.reads_one_state]:
             raise UsageError(f"head {others[0]!r} answers for every token; use predict")
         (ids,), _ = self.encode([text])
-        n_end = len(self._end())
-        tokens, end = ids[: len(ids) - n_end], ids[len(ids) - n_end :]
+        end = self._end()
+        tokens = ids[: len(ids) - len(end)]
         beginnings = [[*tokens[: t + 1], *end] for t in range(len(tokens))]
-        answers = self._answers([text] * len(tokens), beginnings)
+        answers: list[dict[str, Any]] = []
+        if tokens and self._reads_ends_alone():
+            heads = self.description.heads
+            with in_mode(self.model, training=False):
+                outputs = outputs_by_token(self.model, heads, tokens, end)
+            lengths = torch.tensor([*map(len, beginnings)])
+            batch = Batch([text] * len(tokens), beginnings, self.tokenizer)
+            answers = self._answers_to(batch, outputs, lengths)
+        elif tokens:
+            answers = self._answers([text] * len(tokens), beginnings)
         return [(self.tokenizer.decode([n]), a) for n, a in zip(tokens, answers, strict=True)]
+
+    def _reads_ends_alone(self) -> bool:
+        """Whether `outputs_by_token` gives the answers that `outputs` gives."""
+        poolings = {head.pooling for head in self.description.heads}
+        with in_mode(self.model, training=False):
+            refuse_other_forward(self.model)
+            changed = changed_part(self.model, 0, blocks_read(self.description.heads, self.model))
+        exact = self.dtype == torch.float32 and self.description.causal_mask and not changed
+        return exact and poolings <= {"end_token", "last_token"}
 
     def _answers(
         self, texts: Sequence[str], encoded: Sequence[Sequence[int]]
@@ -618,14 +639,22 @@ class Classifier:
         """Each head's answer to each text: {head's name: answer}."""
         answers: list[dict[str, Any]] = [{} for _ in texts]
         for numbers, outputs, lengths in self.outputs(encoded):
-            batch = Batch(
-                [texts[n] for n in numbers], [encoded[n] for n in numbers], self.tokenizer
-            )
-            for head in self.description.heads:
-                refuse_infinite(head, outputs[head.name], lengths)
-                found = TASKS[head.task].answers(head, outputs[head.name], batch)
-                for n, answer in zip(numbers, found, strict=True):
-                    answers[n][head.name] = answer
+            some, ids = [texts[n] for n in numbers], [encoded[n] for n in numbers]
+            found = self._answers_to(Batch(some, ids, self.tokenizer), outputs, lengths)
+            for n, answer in zip(numbers, found, strict=True):
+                answers[n] = answer
+        return answers
+
+    def _answers_to(
+        self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor
+    ) -> list[dict[str, Any]]:
+        """Each head's answer to each text of a batch: {head's name: answer}."""
+        answers: list[dict[str, Any]] = [{} for _ in batch.texts]
+        for head in self.description.heads:
+            refuse_infinite(head, outputs[head.name], lengths)
+            found = TASKS[head.task].answers(head, outputs[head.name], batch)
+            for by_name, answer in zip(answers, found, strict=True):
+                by_name[head.name] = answer
         return answers
 
     def predict_stream(
