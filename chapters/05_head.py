@@ -112,7 +112,8 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 # %%
 config = TrainConfig(epochs=5, lr=0.256 / model.config.n_embd)  # high, as training is short
 split = split_messages(load_messages(DATA)[:1500], balance=True)
-spam_filter = Classifier.on_base(MODEL, LABELS)
+# by default a classifier appends a token to each text and reads that one; chapter 10 explains why
+spam_filter = Classifier.on_base(MODEL, LABELS, pooling="last_token")
 with TemporaryDirectory() as folder:
     finetune(spam_filter, split, config, Path(folder))
 WINNER = "You are a winner you have been specially selected to receive $1000 cash or a $2000 award."

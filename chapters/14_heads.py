@@ -131,10 +131,11 @@ def written(n, some):
             yield Message(ask[kind] + text, {"answer": Span(a + (n := len(ask[kind])), b + n)})
 
 
+AT_LAST = "last_token"  # heads that share a text with tags cannot have an end token (chapter 10)
 heads = (
     HeadConfig("tags", "token-classification", ("other", "person", "place")),
-    HeadConfig("holds", "multi-label", ("person", "place", "question")),
-    HeadConfig("length", "regression", ("words",), center=(5.0,), scale=(2.0,)),
+    HeadConfig("holds", "multi-label", ("person", "place", "question"), pooling=AT_LAST),
+    HeadConfig("length", "regression", ("words",), center=(5.0,), scale=(2.0,), pooling=AT_LAST),
     HeadConfig("answer", "span"),
 )
 parts = [*written(240, slice(20))], [*written(40, slice(20))], [*written(60, slice(20, None))]

@@ -31,7 +31,7 @@ split = split_messages(load_messages(DATA), balance=True)
 del split.train[240:], split.val[60:], split.test[180:]  # to save time
 texts = split.train + split.val + split.test
 labels = torch.tensor([message.label == "spam" for message in texts]).long()
-base = Classifier.on_base(MODEL, ["ham", "spam"])
+base = Classifier.on_base(MODEL, ["ham", "spam"], pooling="last_token")
 model, L, N = base.model, base.model.config.n_layer, len(split.train)
 encoded, _ = base.encode([message.text for message in texts])
 pad_id, longest = base.tokenizer.end_of_text_id, max(map(len, encoded[:N]))

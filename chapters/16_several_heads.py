@@ -58,8 +58,9 @@ whole = split_messages(load_messages(DATA), balance=True)
 parts = whole.train[:200], whole.val[:40], whole.test[:160]  # to save time
 split = Split(*([by_rule(message) for message in part] for part in parts))
 store = FeatureStore()  # keeps the frozen blocks' output for the next head
-LABEL = HeadConfig("label", labels=("ham", "spam"))
-LENGTH = HeadConfig("length", "regression", ("characters",))
+# heads that share a text with tags or the next token cannot have an end token (chapter 10)
+LABEL = HeadConfig("label", labels=("ham", "spam"), pooling="last_token")
+LENGTH = HeadConfig("length", "regression", ("characters",), pooling="last_token")
 WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
 NEXT = HeadConfig("next", "language", trainable=False, gradient=False)  # GPT-2's own head
 four = Classifier.on_base(MODEL, heads=[LABEL, LENGTH, WORDS, NEXT])

@@ -140,13 +140,13 @@ picture(
 # %% [markdown]
 # All ways also train the 512 parameters of the final norm. In addition, the book's head trains
 # 4,128 and the whole head 514. At the learning rate of the whole head, the book's head has hardly
-# begun to learn (exercise 2). At four times that rate it comes close to the whole head. So the
-# adapter of the head has more parameters than the head and no advantage here.
+# begun to learn (exercise 2). At four times that rate it is about where the whole head was at one, and
+# behind the whole head at four. So the adapter of the head has more parameters than the head and no
+# advantage here.
 #
 # Do not rank the ways by this table. We chose the learning rates by hand, and the losses are
 # training losses (compare the last block at 1 and at 2 LR). The interval of the whole block at 1 LR
-# overlaps with nearly all others. Only the book's head at 1 LR is clearly below it; the whole head
-# at 1 LR may be.
+# overlaps with nearly all others, and almost with that of the book's head at 1 LR.
 #
 # LoRA saves trainable parameters, AdamW's two running averages for each of them, and most of the file.
 # It does not save time. In the last block it takes about as long as training the block whole. With
@@ -160,11 +160,11 @@ picture(
 
 # %% check
 assert ways["book's head, 1 LR"][1] > ways["head whole, 1 LR"][1] + 0.03, "has hardly begun"
-assert abs(ways["book's head, 4 LR"][1] - ways["head whole, 4 LR"][1]) < 0.1, "comes close"
+assert ways["head whole, 4 LR"][1] < ways["book's head, 4 LR"][1] < ways["book's head, 1 LR"][1]
 assert ways["last block whole, 2 LR"][1] < ways["last block whole, 1 LR"][1] - 0.03
 low, high = ends["last block whole, 1 LR"]
 apart = {name for name, (a, b) in ends.items() if b < low or high < a}
-assert apart - {"head whole, 1 LR"} == {"book's head, 1 LR"}, "the other intervals overlap with it"
+assert apart <= {"book's head, 1 LR"}, "the other intervals overlap with it"
 assert [frozen_depth(way.model)[0] for way, *_ in ways.values()] == [L] * 4 + [L - 1] * 5 + [0]
 assert all(0 < size - 0.004 * trained[name] < 20 for name, (_, _, size) in ways.items())
 print(f"checked: files, depths, intervals; heads of {16 * (C + 2):,} and {2 * C + 2} parameters")

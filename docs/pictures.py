@@ -52,17 +52,14 @@ def draw_network(axes: Axes, classifier: Classifier) -> None:
 
 def draw_curve(axes: Axes, classifier: Classifier, message: str, label: str) -> None:
     """Draw P(label) after each token of the message."""
-    tokenizer = classifier.tokenizer
-    ids = classifier.encode([message])[0][0]
-    beginnings = [ids[: n + 1] for n in range(len(ids))]
-    position = classifier.description.labels.index(label)
-    logits = classifier.logits(beginnings) / classifier.description.head.temperature
-    percents = (100 * logits.softmax(dim=1)[:, position]).tolist()
-    tokens = [tokenizer.decode([one]).replace(" ", "·") for one in ids]
+    found = classifier.predict_by_token(message)
+    tokens = [token.replace(" ", "·") for token, _ in found]
+    name = classifier.description.head.name
+    percents = [100 * answers[name].probabilities[label] for _, answers in found]
     axes.axhline(50, color=DARK, linestyle="--", linewidth=1)
-    axes.plot(range(len(ids)), percents, color=BLUE, marker="o", markersize=5)
-    axes.set_xticks(range(len(ids)), tokens, rotation=90, fontsize=10)
-    axes.set(ylim=(-4, 104), xlim=(-0.6, len(ids) - 0.4), ylabel=f"P({label}) (%)")
+    axes.plot(range(len(tokens)), percents, color=BLUE, marker="o", markersize=5)
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=10)
+    axes.set(ylim=(-4, 104), xlim=(-0.6, len(tokens) - 0.4), ylabel=f"P({label}) (%)")
     axes.set_title(f"P({label}) after each token of a message: {percents[-1]:.1f}% at the end")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

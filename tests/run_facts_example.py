@@ -54,7 +54,7 @@ def run_facts(**changed: Any) -> RunFacts:
         "data": DataConfig(source="/home/somebody/secret folder/inbox.csv"),
         "seed": 5,
         "task": "classification",
-        "training": TrainConfig(),
+        "training": TrainConfig().for_texts(1050),
         "head": HeadSettings(),
         "max_tokens": 384,
         "counts": {

@@ -43,7 +43,8 @@ TEXTS = [
     "where is the cat and where is the hat and you\nhere",
     "the ",
 ]
-LABEL = HeadConfig("label", labels=("ham", "other", "spam"))
+# heads that answer for every token share no text with those that read an end token, the default
+LABEL = HeadConfig("label", labels=("ham", "other", "spam"), pooling="last_token")
 LAYERS = HeadConfig(
     "layers",
     labels=("a", "b"),
@@ -55,9 +56,16 @@ LAYERS = HeadConfig(
     dropout=0.3,
 )
 SIGMOID = HeadConfig("sigmoid", labels=("no", "yes"), one_output=True, pooling="mean")
-TOPICS = HeadConfig("topics", task="multi-label", labels=("x", "y", "z"), layer=2)
+TOPICS = HeadConfig(
+    "topics", task="multi-label", labels=("x", "y", "z"), layer=2, pooling="last_token"
+)
 STARS = HeadConfig(
-    "stars", task="regression", labels=("low", "high"), center=(3.0, -10), scale=(2.0, 0.5)
+    "stars",
+    task="regression",
+    labels=("low", "high"),
+    center=(3.0, -10),
+    scale=(2.0, 0.5),
+    pooling="last_token",
 )
 TAGS = HeadConfig(
     "tags", task="token-classification", labels=("B-x", "O", "I-x"), layer=2, final_norm=False
@@ -66,8 +74,12 @@ ANSWER = HeadConfig("answer", task="span")
 LANGUAGE = HeadConfig("lm", task="language")
 FIRST = replace(LABEL, name="first", pooling="first_token")
 STATE = HeadConfig("state", task="features", layer=1, final_norm=False, pooling="mean")
-BOTTOM = HeadConfig("bottom", task="features", layer=0)
+BOTTOM = HeadConfig("bottom", task="features", layer=0, pooling="last_token")
 HEADS = (LABEL, LAYERS, SIGMOID, TOPICS, STARS, TAGS, ANSWER, LANGUAGE, STATE)
+AT_THE_END = tuple(
+    replace(head, name=f"{head.name}_end", pooling="end_token")
+    for head in (LABEL, TOPICS, STARS, BOTTOM)
+)
 
 
 def classifier_with(base: Path, *heads: HeadConfig, **settings: Any) -> Classifier:
@@ -92,9 +104,12 @@ def plain_outputs(classifier: Classifier, head: HeadConfig, ids: Sequence[int]) 
         x = block(x)
     states = (model.ln_f(x) if head.final_norm else x)[0]  # (T, C)
     if head.reads_one_state:
-        states = {"last_token": states[-1], "first_token": states[0], "mean": states.mean(dim=0)}[
-            head.pooling
-        ]
+        states = {
+            "end_token": states[-1],  # the ids end with an end token
+            "last_token": states[-1],
+            "first_token": states[0],
+            "mean": states.mean(dim=0),
+        }[head.pooling]
     for layer in layers_of(classifier, head):
         states = layer(states)
     return states

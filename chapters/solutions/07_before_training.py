@@ -17,7 +17,7 @@ from gpt2_from_scratch import (
 
 train = split_messages(load_messages("sms"), balance=True).train[:120]
 answers = torch.tensor([message.label == "spam" for message in train]).long()
-classifier = Classifier.on_base("mini", ["ham", "spam"])
+classifier = Classifier.on_base("mini", ["ham", "spam"], pooling="last_token")
 set_trainable(classifier.model, n_last_blocks=0, final_norm=False)
 texts = classifier.texts(classifier.encode([m.text for m in train])[0])
 x, lengths = texts.batch(range(len(train)))

@@ -89,4 +89,4 @@ random = np.random.RandomState(0)
 looks = [right[random.permutation(len(right))[:40]].mean() for _ in range(200)]
 print(f"all {len(right)}: {right.mean():.1%}; forty of them, two hundred times: ", end="")
 print(f"{min(looks):.1%} to {max(looks):.1%}")
-assert max(looks) - min(looks) > 0.1 and abs(np.mean(looks) - right.mean()) < 0.02
+assert max(looks) - min(looks) > 0.07 and abs(np.mean(looks) - right.mean()) < 0.02

@@ -11,7 +11,8 @@ from gpt2_from_scratch import (
     pad_right,
 )
 
-base = Classifier.on_base("mini", ["ham", "spam"])  # its head is random, which is enough here
+# its head is random, which is enough here
+base = Classifier.on_base("mini", ["ham", "spam"], pooling="last_token")
 pad_id = base.tokenizer.end_of_text_id
 (ids, other), _ = base.encode(["Claim your prize now", "Claim what you spent at the office"])
 plain = class_logits(base.model, *pad_batch([ids], pad_id), "last_token").detach()
@@ -64,3 +65,21 @@ last = class_logits(base.model, batch, lengths, "last_token").detach()
 print(f"first token: {first.tolist()}")
 assert ids[0] == other[0] and ids != other
 assert (first[0] - first[1]).abs().max() < 1e-5 and (last[0] - last[1]).abs().max() > 1e-3
+
+# %% [markdown]
+# ## 4. The end token alone
+#
+# Yes. The answer is now read at the same token for both texts, but this token attends to the space
+# before it, and the logits change. So both are needed: a fixed token to read, and the same tokens before
+# it. The classifier that reads the end token removes the space first, and its logits are equal to the
+# last bit.
+
+# %%
+encode, newline = base.tokenizer.encode, base.tokenizer.encode("\n")
+texts = ["Claim your prize now", "Claim your prize now "]
+appended = base.logits([encode(text) + newline for text in texts])
+reader = Classifier.on_base("mini", ["ham", "spam"])  # by default it reads the end token
+removed = reader.logits(reader.encode(texts)[0])
+print(f"one space changes the logits by {(appended[0] - appended[1]).abs().max():.3f}; ", end="")
+print(f"if it is removed, by {(removed[0] - removed[1]).abs().max():.0f}")
+assert (appended[0] - appended[1]).abs().max() > 1e-3 and torch.equal(removed[0], removed[1])

@@ -27,9 +27,10 @@ del split.train[320:]  # to save time
 # %% [markdown]
 # ## 1. Fewer messages
 #
-# Yes. In the chapter, accuracy differs by about two points between the forms of a head, and by
-# about one between seeds. A linear head trained on an eighth of the messages, for the same number
-# of steps, loses about three points on average. How much depends on which messages it gets.
+# No. A linear head trained on an eighth of the messages, for the same number of steps, loses about one
+# point on average. In the chapter, accuracy differs by about as much between the forms of a head and
+# between seeds. Spam of this kind is easy to learn. On questions of six types, 80 texts instead of all
+# of them cost a quarter of the accuracy (the page *Where a text is read* of the documentation).
 
 # %%
 right, store = {}, FeatureStore()
@@ -42,7 +43,8 @@ for offset in (None, 0, 2, 4, 6):
         finetune(classifier, part, config, Path(run))
     right[offset] = evaluate_classifier(classifier, split.test).accuracy
     print(f"{len(train)} messages: test accuracy {right[offset]:.1%}")
-assert right[None] > np.mean([right[offset] for offset in (0, 2, 4, 6)]) + 0.02
+fewer = [right[offset] for offset in (0, 2, 4, 6)]
+assert 0 <= right[None] - np.mean(fewer) < 0.04 and min(fewer) > 0.9
 
 # %% [markdown]
 # ## 2. The question after the sentence
@@ -81,7 +83,9 @@ assert moved[0] < 1e-4 and moved[1] > 0.01
 
 # %%
 readers = {
-    f"{kind}_{n}": HeadConfig(f"{kind}_{n}", "features", layer=n, final_norm=kind == "normed")
+    f"{kind}_{n}": HeadConfig(
+        f"{kind}_{n}", "features", layer=n, final_norm=kind == "normed", pooling="last_token"
+    )
     for n in range(7)
     for kind in ("raw", "normed")
 }

@@ -19,7 +19,7 @@ split = split_messages(load_messages("sms"), balance=True)
 del split.train[300:]  # to save time
 texts = split.train + split.test
 labels = torch.tensor([message.label == "spam" for message in texts]).long()
-base = Classifier.on_base("mini", ["ham", "spam"])
+base = Classifier.on_base("mini", ["ham", "spam"], pooling="last_token")
 model, N = base.model, len(split.train)
 encoded, _ = base.encode([message.text for message in texts])
 trunk = Trunk(model, model.config.n_layer)

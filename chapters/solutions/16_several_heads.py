@@ -30,8 +30,8 @@ split = Split(
         for part in parts
     )
 )
-LABEL = HeadConfig("label", labels=("ham", "spam"))
-LENGTH = HeadConfig("length", "regression", ("hundreds",))
+LABEL = HeadConfig("label", labels=("ham", "spam"), pooling="last_token")
+LENGTH = HeadConfig("length", "regression", ("hundreds",), pooling="last_token")
 
 # %% [markdown]
 # ## 1. Half the labels

@@ -29,7 +29,7 @@ from gpt2_from_scratch.classifier.freezing import (
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
-from gpt2_from_scratch.data.messages import Message, checked_messages
+from gpt2_from_scratch.data.messages import Message, checked_messages, with_other_endings
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import (
     CheckpointError,
@@ -60,6 +60,8 @@ from gpt2_from_scratch.storage.states import (
 log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds between saved states, so a killed run loses no more than this
+# seconds between files of the best epoch: to hash and write one takes longer than a short epoch
+BEST_EVERY = 10.0
 RENAMED = {"right": "correct", "asked": "decisions"}  # names in states of earlier versions
 
 
@@ -235,9 +237,15 @@ def finetune(
     make_folder(run)
     classifier.unmerge()
     freeze(classifier, config)
-    train, val = to_labelled(classifier, split.train), to_labelled(classifier, split.val)
+    messages = checked_messages(split.train)
+    if config.vary_endings:
+        _refuse_labels_of_words(classifier)
+        messages = with_other_endings(messages)
+    train, val = to_labelled(classifier, messages), to_labelled(classifier, split.val)
     _refuse_nothing_to_learn(classifier, {"training": train, "validation": val})
     training = TrainingRun(classifier, split, train, config, run)
+    epochs = training.config.epochs
+    log.info(f"up to {epochs} epochs of {training.steps // epochs} steps")
     if resume:
         training.restore()
     with (
@@ -245,7 +253,7 @@ def finetune(
         progress_bar(total=training.steps, initial=training.at.step, unit="batch") as bar,
     ):
         while not training.over():
-            bar.set_description(f"epoch {training.at.epoch}/{config.epochs}")
+            bar.set_description(f"epoch {training.at.epoch}/{epochs}")
             training.freeze_as_in(training.at.epoch)
             for batch in training.batches_left():
                 training.step(batch)
@@ -267,6 +275,15 @@ def freeze(classifier: Classifier, config: TrainConfig) -> None:
         pattern=config.trainable,
         heads=classifier.description.heads,
     )
+
+
+def _refuse_labels_of_words(classifier: Classifier) -> None:
+    for head in classifier.description.heads:
+        if not head.reads_one_state:
+            raise UsageError(
+                f"vary_endings changes texts, so the labels of words that the head {head.name!r} "
+                "learns would not fit them"
+            )
 
 
 def _refuse_nothing_to_learn(classifier: Classifier, parts: dict[str, Labelled]) -> None:
@@ -321,6 +338,7 @@ class TrainingRun:
         folder: str | Path,
     ):
         folder = expanded(folder)
+        config = config.for_texts(len(split.train))
         self.classifier, self.train, self.config = classifier, train, config
         self.folder = folder
         self.at = Progress(config.micro_batch or config.batch_size)
@@ -338,6 +356,7 @@ class TrainingRun:
         dropout = description.lora.dropout if description.lora else 0.0
         self.has_dropout = any(rate > 0 for rate in (dropout, *(h.dropout for h in self.heads)))
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
+        self.best_saved = -math.inf  # when best.safetensors was last written
         self.saved = time.monotonic()
         settings = asdict(config) | asdict(description)
         settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
@@ -470,6 +489,8 @@ class TrainingRun:
         found = {"what": what, "value": str(value), "epoch": at.epoch, "step": at.step + 1}
         texts = [self.classifier.tokenizer.decode(self.train.texts.encoded[n]) for n in batch]
         write_json(report, found | {"settings": self.settings, "texts": texts})
+        if self.best:
+            self._restore_best()
         kept = "; best.safetensors contains the best epoch so far" if at.history else ""
         return GPT2Error(
             f"the {what} became {value} in epoch {at.epoch}, step {at.step + 1} ({report}){kept}; "
@@ -484,7 +505,7 @@ class TrainingRun:
         if not history:
             return False
         # the epoch after which all blocks are unfrozen
-        joined = self.config.n_last_blocks * self.config.unfreeze_every
+        joined = self.config.all_unfrozen_in - 1
         waited = len(history) - max(best_epoch(history).epoch, joined)
         return len(history) == self.config.epochs or waited >= self.config.patience
 
@@ -531,20 +552,35 @@ class TrainingRun:
         log.info(format_epoch(epoch, self.config.epochs, measure))
         if best_epoch(history) is epoch:
             self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
-            self.classifier.save(self.folder / "best.safetensors")
+            if time.monotonic() - self.best_saved >= BEST_EVERY:
+                self.classifier.save(self.folder / "best.safetensors")
+                self.best_saved = time.monotonic()
         self._write_metrics()
         self.save_now_and_then()
 
     def finish(self) -> None:
         """Save the last weights and restore the best ones."""
-        if len(self.at.history) < self.config.epochs:
+        *earlier, last = self.at.history
+        if last.epoch < self.config.epochs:
             log.info(f"stopped early: no better validation score for {self.config.patience} epochs")
+        elif all(epoch.val_score < last.val_score for epoch in earlier) and earlier:
+            log.info(
+                f"the last epoch was the best: train longer, for example with --epochs {2 * last.epoch}"
+            )
         self.classifier.save(self.folder / "last.safetensors")
-        self._put(self.best)
+        self._restore_best()
 
     def _write_metrics(self) -> None:
         lines = [json.dumps(asdict(epoch)) + "\n" for epoch in self.at.history]
         write_text(self.folder / "metrics.jsonl", "".join(lines))
+
+    def _restore_best(self) -> None:
+        """Put the weights of the best epoch into the model, and write them to their file."""
+        now = len(self.at.history)
+        self.freeze_as_in(best_epoch(self.at.history).epoch)
+        self._put(self.best)
+        self.classifier.save(self.folder / "best.safetensors")
+        self.freeze_as_in(now)  # the blocks that were frozen in the last epoch
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -562,6 +598,8 @@ class TrainingRun:
         """Save the state and raise Interrupted if a signal asked the run to stop."""
         if stop:
             self.save()
+            if self.best:
+                self._restore_best()
             done = f"stopped after step {self.at.step} of {self.steps}; the state is saved"
             raise Interrupted(done, stop.signal)
 
@@ -607,11 +645,8 @@ class TrainingRun:
         if at.correct.keys() != at.decisions.keys():
             raise ValueError(f"its heads are {[*at.correct]} and {[*at.decisions]}")
         self.best = {n: tensors[f"best/{n}"] for n in self.trainable if f"best/{n}" in tensors}
-        if self.best:  # best.safetensors may be newer than this state
-            self.freeze_as_in(best_epoch(history).epoch)
-            self._put(self.best)
-            self.classifier.save(self.folder / "best.safetensors")
-            self.freeze_as_in(len(history))  # freeze the blocks that were frozen in the last epoch
+        if self.best:  # best.safetensors may be newer than this state, or older
+            self._restore_best()
         self._write_metrics()
         self._put({name: tensors[f"model/{name}"] for name in self.trainable})
         restore_optimizers([self.optimizer], tensors)

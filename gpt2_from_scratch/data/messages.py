@@ -56,6 +56,7 @@ REPLACEMENT = "\ufffd"
 SMS_SPAM = "SMSSpamCollection"  # the name of the collection's file
 SMS_SPAM_COUNTS = {"ham": 4827, "spam": 747}  # as published with the collection
 ALIKE = "differ in case, invisible characters, white space or Unicode form only"
+FINAL_MARKS = ".!?…。！？؟।"  # punctuation marks that end a sentence
 KEEP_TOGETHER = ("copies", "near-duplicates")  # texts that a split never separates
 LONGEST_NAME = 40  # most characters of a label in printed text
 SHOWN = 5  # most faults listed in an error message
@@ -325,6 +326,18 @@ def refuse_mixed(messages: Sequence[Message]) -> None:
                 f"message {number}, counted from 0, has the label {label!r:.80}{others}. Give all "
                 "labels one type, and leave out missing ones, which are NaN, None or NA in pandas."
             )
+
+
+def with_other_endings(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages, each followed by itself with another ending (see `other_ending`)."""
+    twins = ((m, Message(other_ending(m.text), m.label)) for m in messages)
+    return [message for pair in twins for message in pair]
+
+
+def other_ending(text: str) -> str:
+    """Return a text without its last punctuation mark, or with a full stop if it ends in none."""
+    text = text.rstrip()
+    return text[:-1] if len(text) > 1 and text[-1] in FINAL_MARKS else text + "."
 
 
 def checked_messages(messages: Iterable[Message]) -> list[Message]:

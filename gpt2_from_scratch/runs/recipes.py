@@ -134,6 +134,7 @@ def train_classifier(
         with TemporaryDirectory() as temporary:
             table = write_frame(Path(temporary) / TABLE, frame)
             split = replace(config, data=replace(config.data, source=str(table))).load_split()
+    config = replace(config, training=training.for_texts(len(split.train)))
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
         log.warning(

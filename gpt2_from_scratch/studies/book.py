@@ -53,7 +53,7 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
     `training` has the settings of the default row.
     """
     rows = [
-        Finetuned("default", "", Book(16, 98.33)),
+        Finetuned("default", ""),
         *_positions(sizes.n_ctx),
         *_trained_parts(sizes.n_layer, training.n_last_blocks),
         *LORA,
@@ -84,7 +84,13 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
             Book(18, 95.00, "the option had no effect, so this is the book's row 1 again"),
             extra="tokens",
         ),
-        Finetuned("also predicts the next token, padding ignored", "loss", extra="language"),
+        # a head that answers for every token shares no text with one that reads an end token
+        Finetuned(
+            "also predicts the next token, padding ignored",
+            "loss",
+            head={"pooling": "last_token"},
+            extra="language",
+        ),
         Finetuned("label smoothing 0.1", "loss", head={"label_smoothing": 0.1}),
         Finetuned("two stacked linear layers", "head", head={"head": "two-layer"}),
         Finetuned("tanh head, dropout 0.1", "head", head={"head": "tanh", "dropout": 0.1}),
@@ -99,7 +105,7 @@ def book_rows(sizes: GPT2Config, training: TrainConfig) -> list[Finetuned]:
     for factor in (0.1, 0.3, 3):
         name = f"learning rate × {factor:g}"
         rows.append(Finetuned(name, "learning rate", training={"lr": training.lr * factor}))
-    if sizes.n_layer >= 3 and training.epochs >= 4:
+    if sizes.n_layer >= 3 and not 0 < training.epochs < 4:
         gradually = {"n_last_blocks": 3, "unfreeze_every": 1, "rate_decay": 2.6}
         name = "three blocks, one more every epoch"
         rows.append(Finetuned(name, "trained part", training=gradually))
@@ -114,6 +120,7 @@ def _positions(n_ctx: int) -> list[Finetuned]:
         Finetuned(
             "last position, padded to the longest", about, Book(1, 95.00), head=LAST_POSITION
         ),
+        Finetuned("last token", about, Book(16, 98.33), head={"pooling": "last_token"}),
         Finetuned("first token", about, Book(2, 75.00), head={"pooling": "first_token"}),
         Finetuned("mean over tokens", about, head={"pooling": "mean"}),
         Finetuned(

@@ -17,6 +17,7 @@ import torch
 from pytest import MonkeyPatch
 from three_blocks import (
     ANSWER,
+    AT_THE_END,
     BOTTOM,
     HEADS,
     LABEL,
@@ -54,10 +55,20 @@ Asked = list[list[str]]
 # --- predict ---
 
 
-def test_predictions_are_softmax_of_the_last_real_token(classifier: Classifier) -> None:
+@pytest.mark.parametrize("pooling", ["end_token", "last_token"])
+def test_predictions_are_softmax_of_the_last_state(classifier: Classifier, pooling: str) -> None:
+    """By default that is the state of a newline, which is appended even to a text that is cut."""
+    tokenizer, head = classifier.tokenizer, classifier.description.head
+    if pooling == "last_token":
+        heads = (replace(head, pooling=pooling),)
+        classifier.description = replace(classifier.description, heads=heads)
+    newline = next(n for n in range(277) if tokenizer.token_bytes(n) == b"\n")
     predictions = classifier.predict(TEXTS)
     for text, prediction in zip(TEXTS, predictions, strict=True):
-        ids = classifier.tokenizer.encode(text)[:32] or [classifier.tokenizer.end_of_text_id]
+        if pooling == "end_token":
+            ids = [*tokenizer.encode(text)[:31], newline]
+        else:
+            ids = tokenizer.encode(text)[:32] or [tokenizer.end_of_text_id]
         with torch.no_grad():
             expected = classifier.model(torch.tensor([ids]))[0, -1].softmax(dim=0)
         assert list(prediction.probabilities) == ["ham", "other", "spam"]
@@ -79,7 +90,7 @@ def test_answers_do_not_depend_on_the_other_texts(classifier: Classifier) -> Non
             assert a.probabilities[label] == pytest.approx(c.probabilities[label], abs=1e-5)
 
 
-@pytest.mark.parametrize("head", [*HEADS, BOTTOM], ids=lambda head: head.name)
+@pytest.mark.parametrize("head", [*HEADS, BOTTOM, *AT_THE_END], ids=lambda head: head.name)
 def test_each_task_answers_like_the_loop(base: Path, head: HeadConfig) -> None:
     """Duplicate texts, texts with equal beginnings, empty texts, and one that is cut."""
     assert_answers_of_the_loop(classifier_with(base, head), ODD_TEXTS)
@@ -90,6 +101,7 @@ def test_all_tasks_at_once_answer_like_the_loop(base: Path, max_tokens: int) -> 
     classifier = classifier_with(base, *HEADS, max_tokens=max_tokens)
     assert_answers_of_the_loop(classifier, ODD_TEXTS)
     assert classifier._made and classifier._made[1].depth == 1  # the first block ran packed
+    assert_answers_of_the_loop(classifier_with(base, *AT_THE_END, max_tokens=max_tokens), ODD_TEXTS)
 
 
 def test_no_block_is_packed_above_a_head(base: Path) -> None:
@@ -199,8 +211,11 @@ def test_truncated_and_repaired_texts_are_marked(classifier: Classifier) -> None
 
 def test_enormous_and_odd_texts_get_an_answer(classifier: Classifier) -> None:
     """Time is not measured here; test_batches.py counts the calls of the tokenizer."""
-    texts = [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6]
+    texts = [" " * 10**6 + "x", "a" * 10**6, "😀" * 10**6, "\u200d" * 10**6 + "x"]
     assert all(p.truncated for p in classifier.predict(texts))
+    empty, invisible = classifier.predict(["", "\u200d" * 10**6])
+    assert invisible.probabilities == pytest.approx(empty.probabilities, abs=1e-6)
+    assert (invisible.n_tokens, invisible.truncated) == (1, False)
     odd = ["a\x00b", "\x1b[31m", "<|endoftext|>", "say <|endoftext|> now"]
     assert not any(p.truncated or p.empty or p.replaced for p in classifier.predict(odd))
 

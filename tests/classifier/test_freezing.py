@@ -220,8 +220,8 @@ def test_lora_is_trainable_in_addition_to_a_pattern(tiny_checkpoint: Path):
 
 def test_only_heads_marked_trainable_are_trained(tiny_checkpoint: Path):
     heads = [
-        HeadConfig("kind", labels=("a", "b")),
-        HeadConfig("size", "regression", ("x",), trainable=False),
+        HeadConfig("kind", labels=("a", "b"), pooling="last_token"),
+        HeadConfig("size", "regression", ("x",), pooling="last_token", trainable=False),
         HeadConfig("next", "language"),  # tied to wte, which stays frozen
     ]
     several = Classifier.on_base(tiny_checkpoint, heads=heads)

@@ -15,12 +15,12 @@ from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 
 HEADS = [
-    HeadConfig("kind", labels=("a", "b", "c")),
+    HeadConfig("kind", labels=("a", "b", "c"), pooling="last_token"),
     HeadConfig("mean", labels=("a", "b"), pooling="mean", layer=1),
     HeadConfig("first", "regression", ("x", "y"), pooling="first_token", scale=(3.0, 1.0)),
-    HeadConfig("any", "multi-label", ("a", "b"), layer=0, final_norm=False),
+    HeadConfig("any", "multi-label", ("a", "b"), layer=0, final_norm=False, pooling="last_token"),
     HeadConfig("tag", "token-classification", ("O", "X", "Y"), layer=1, hidden=(7,), dropout=0.5),
-    HeadConfig("state", "features", layer=2),
+    HeadConfig("state", "features", layer=2, pooling="last_token"),
     HeadConfig("next", "language"),
     HeadConfig("ends", "span"),
 ]
@@ -119,7 +119,8 @@ def ids_of(classifier: Classifier, generated) -> list[int]:
 
 
 def test_lora_generates_as_the_merged_model(tiny_checkpoint):
-    heads = [HeadConfig("kind", labels=("a", "b")), HeadConfig("next", "language")]
+    kind = HeadConfig("kind", labels=("a", "b"), pooling="last_token")
+    heads = [kind, HeadConfig("next", "language")]
     adapted = Classifier.on_base(tiny_checkpoint, heads=heads, lora=LoRAConfig(rank=2))
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():

@@ -1,6 +1,7 @@
 """Command-line settings of a head: their effect, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,20 @@ def test_settings_without_effect_are_refused(settings: dict) -> None:
         HeadSettings(**settings)
 
 
+@pytest.mark.parametrize("task", ["token-classification", "span"])
+def test_heads_for_every_token_accept_the_usual_poolings(task: str) -> None:
+    """They are the default of today and that of runs before it; neither has an effect."""
+    assert HeadSettings(task) == HeadSettings(task, pooling="end_token")
+    for pooling in ("end_token", "last_token"):
+        assert HeadSettings(task, pooling=pooling).task == task
+
+
+def test_an_end_token_is_read_by_default() -> None:
+    assert HeadSettings().pooling == HeadConfig(labels=("a", "b")).pooling == "end_token"
+    texts = [Message("x", "a"), Message("y", "b")]
+    assert HeadSettings().head_config(["a", "b"], texts, 8).pooling == "end_token"
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -63,14 +78,65 @@ def test_settings_without_effect_are_refused(settings: dict) -> None:
         {"rate_decay": 1e200},  # its sixth power is infinite
         {"unfreeze_every": 1, "n_last_blocks": 0},
         # the second block would be unfrozen in epoch 11 of 10
-        {"unfreeze_every": 5, "n_last_blocks": 2},
+        {"unfreeze_every": 5, "n_last_blocks": 2, "epochs": 10},
     ],
 )
 def test_impossible_training_settings_are_refused(settings: dict) -> None:
     with pytest.raises(UsageError):
         TrainConfig(**settings)
     TrainConfig(batch_size=17, micro_batch=17)
-    TrainConfig(unfreeze_every=3, n_last_blocks=3)
+    TrainConfig(unfreeze_every=3, n_last_blocks=3, epochs=10)
+
+
+# --- epochs and patience ---
+
+
+@pytest.mark.parametrize(
+    ("n", "epochs", "patience"),
+    [
+        (1, 500, 200),  # one step per epoch
+        (16, 500, 200),
+        (17, 250, 100),
+        (80, 100, 40),  # 5 steps per epoch
+        (500, 16, 6),  # 32 steps: 15 epochs would be 480
+        (914, 10, 4),  # 58 steps: 9 epochs would be enough, but there are at least ten
+        (10_000, 10, 4),
+    ],
+)
+def test_epochs_and_patience_fit_the_number_of_texts(n: int, epochs: int, patience: int) -> None:
+    config = TrainConfig(lr=0.01, seed=3)
+    found = config.for_texts(n)
+    assert found == replace(config, epochs=epochs, patience=patience)
+    assert found.for_texts(n) == found.for_texts(5 * n) == found  # they are chosen once
+
+
+def test_larger_batches_need_more_epochs() -> None:
+    """80 texts are 20 steps of 4, or 2 of 40."""
+    for size, epochs, patience in ((4, 25, 10), (40, 250, 100)):
+        found = TrainConfig(batch_size=size, micro_batch=2).for_texts(80)
+        assert (found.epochs, found.patience) == (epochs, patience)
+
+
+def test_given_epochs_and_patience_are_kept() -> None:
+    for n in (1, 80, 10_000):
+        given = TrainConfig(epochs=7, patience=9)
+        assert given.for_texts(n) == given
+        found = TrainConfig(epochs=3).for_texts(n)
+        assert (found.epochs, found.patience) == (3, 4)
+        found = TrainConfig(epochs=50).for_texts(n)
+        assert (found.epochs, found.patience) == (50, 20)
+    found = TrainConfig(patience=2).for_texts(80)
+    assert (found.epochs, found.patience) == (100, 2)
+
+
+def test_all_blocks_are_unfrozen_before_the_last_epoch() -> None:
+    """The last of two blocks joins after 2 * 5 epochs, and trains in one epoch at least."""
+    config = TrainConfig(unfreeze_every=5, n_last_blocks=2)
+    found = config.for_texts(10_000)
+    assert (found.epochs, found.patience) == (11, 4)
+    assert config.for_texts(80).epochs == 100
+    found = TrainConfig(unfreeze_every=100, n_last_blocks=6).for_texts(80)
+    assert (found.epochs, found.patience) == (601, 240)
 
 
 @pytest.mark.parametrize("more", [["--n-last-blocks", "2"], ["--no-final-norm"]])
@@ -98,9 +164,23 @@ def test_labels_missing_from_the_setting_are_named() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}]
+    [
+        {"epochs": -1},
+        {"patience": -1},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+    ]
     + [{"warmup": 2.0}, {"seed": -1}, {"seed": 2**32}, {"weight_decay": math.inf}]
-    + [{"epochs": "3"}, {"epochs": 1.5}, {"epochs": True}, {"seed": None}, {"lr": True}]
+    + [
+        {"patience": 0.4},
+        {"epochs": "3"},
+        {"epochs": 1.5},
+        {"epochs": True},
+        {"seed": None},
+        {"lr": True},
+    ]
     + [{"final_norm": "no"}, {"n_last_blocks": 0.5}],
 )
 def test_invalid_training_settings_are_refused(wrong: dict) -> None:

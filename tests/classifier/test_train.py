@@ -32,6 +32,7 @@ from gpt2_from_scratch.classifier.train import (
     epoch_order,
     finetune,
     format_epoch,
+    freeze,
     loss_and_scores,
     rate_factor,
     to_labelled,
@@ -68,6 +69,11 @@ def run(base: Path, split: Split, out: Path, config: TrainConfig = CONFIG, **set
     classifier = Classifier.on_base(base, LABELS, seed=config.seed, **settings)
     history = finetune(classifier, split, config, out)
     return classifier, history
+
+
+def ids_of(classifier: Classifier, text: str) -> list[int]:
+    """The tokens of a text and a newline, whose state a head reads by default."""
+    return [*classifier.tokenizer.encode(text), *classifier.tokenizer.encode("\n")]
 
 
 def train_plainly(
@@ -136,7 +142,7 @@ def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_p
         parameter.requires_grad_(name.startswith(("blocks.1.", "ln_f.", "head.")))
 
     def logits(message: Message) -> Tensor:
-        return model(torch.tensor([plain.tokenizer.encode(message.text)]))[0, -1]
+        return model(torch.tensor([ids_of(plain, message.text)]))[0, -1]
 
     losses = train_plainly(
         config,
@@ -191,12 +197,91 @@ def test_training_stops_when_validation_no_longer_improves(
     assert len(history) == best_epoch(history).epoch + 2 < 30
 
 
+# --- how long ---
+
+
+def started(base: Path, split: Split, config: TrainConfig, folder: Path) -> TrainingRun:
+    """A run that has not taken a step."""
+    classifier = Classifier.on_base(base, LABELS, seed=config.seed)
+    freeze(classifier, config)
+    return TrainingRun(classifier, split, to_labelled(classifier, split.train), config, folder)
+
+
+def test_a_run_of_few_texts_has_enough_steps(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path
+) -> None:
+    """Ten texts are one step of 16, or three of 4."""
+    for size, epochs, patience, steps in ((16, 500, 200, 500), (4, 167, 67, 501)):
+        training = started(tiny_checkpoint, split, TrainConfig(batch_size=size), tmp_path)
+        assert (training.config.epochs, training.config.patience) == (epochs, patience)
+        assert training.steps == steps
+        assert (training.settings["epochs"], training.settings["patience"]) == (epochs, patience)
+    training = started(tiny_checkpoint, split, TrainConfig(epochs=3, batch_size=4), tmp_path)
+    assert training.steps == 3 * 3
+
+
+@pytest.mark.slow
+def test_by_default_few_texts_are_trained_on_in_500_steps(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path
+) -> None:
+    """No epoch is better than one in which all validation texts are correct, so none is skipped."""
+    said, config = listen(), TrainConfig(batch_size=1)
+    _, history = run(tiny_checkpoint, replace(split, val=split.train), tmp_path / "run", config)
+    assert "up to 50 epochs of 10 steps" in said
+    assert len(history) == 50 and history[-1].val_score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs", "said_at_the_end"),
+    [
+        ([0.5, 0.9], 2, "train longer, for example with --epochs 4"),
+        ([0.9, 0.5, 0.95], 3, "train longer, for example with --epochs 6"),
+        ([0.9, 0.9], 2, ""),  # an earlier epoch was as good
+        ([0.5, 0.9, 0.9], 3, ""),
+        ([0.5, 0.9, 0.8], 3, ""),
+        ([0.9], 1, ""),  # nothing to compare with
+        ([0.9, 0.8, 0.7], 9, "stopped early"),
+        ([0.7, 0.8, 0.9], 9, "stopped early"),
+    ],
+)
+def test_a_longer_training_is_proposed_if_the_last_epoch_was_the_best(
+    tiny_checkpoint: Path,
+    split: Split,
+    tmp_path: Path,
+    scores: list[float],
+    epochs: int,
+    said_at_the_end: str,
+) -> None:
+    training = started(tiny_checkpoint, split, replace(CONFIG, epochs=epochs), tmp_path)
+    # the losses do not count
+    training.at.history = [Epoch(n, 1 / n, 1.0, 1 / n, a) for n, a in enumerate(scores, start=1)]
+    said = listen()
+    training.finish()
+    found = [line for line in said if "train longer" in line or "stopped early" in line]
+    assert len(found) == bool(said_at_the_end) and all(said_at_the_end in line for line in found)
+
+
+@pytest.mark.parametrize("lr", [0.002, 1e-30])
+def test_a_run_says_how_long_it_may_take_and_whether_that_was_enough(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path, lr: float
+) -> None:
+    said = listen()
+    config = replace(CONFIG, epochs=2, lr=lr)
+    _, history = run(tiny_checkpoint, replace(split, val=split.train), tmp_path / "run", config)
+    assert "up to 2 epochs of 3 steps" in said
+    first, last = [epoch.val_score for epoch in history]
+    assert last > first if lr == 0.002 else last == first
+    proposed = "the last epoch was the best: train longer, for example with --epochs 4"
+    assert (proposed in said) == (lr == 0.002)
+
+
 def test_a_nan_loss_stops_the_run(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
     with pytest.raises(GPT2Error, match="loss .* epoch 1, step 2"):
         run(tiny_checkpoint, split, tmp_path / "run", replace(CONFIG, lr=1e30, warmup=0.0))
     report = json.loads((tmp_path / "run" / "nan_report.json").read_text())
     shown = epoch_order(10, CONFIG.seed, 1)[4:8]
-    assert report["texts"] == [split.train[n].text for n in shown] and report["step"] == 2
+    # a text as the model reads it, with the newline at its end
+    assert report["texts"] == [f"{split.train[n].text}\n" for n in shown] and report["step"] == 2
 
 
 def test_a_nan_validation_loss_is_never_the_best(
@@ -246,7 +331,8 @@ def test_the_order_of_messages_is_pinned() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "pooling", ["last_token", "last_position", "first_token", "mean", "mean_position"]
+    "pooling",
+    ["end_token", "last_token", "last_position", "first_token", "mean", "mean_position"],
 )
 def test_every_pooling_can_be_trained(
     tiny_checkpoint: Path, split: Split, tmp_path: Path, pooling: str
@@ -334,7 +420,7 @@ def test_training_lora_equals_a_dense_loop(
             pairs = zip(trains[f"{layer}.lora_B"], trains[name], strict=True)
             product = torch.cat([B @ A for B, A in pairs])  # for query, key and value
             weights[f"{layer}.weight"] = own[f"{layer}.weight"] + 6.0 / 4 * product
-        ids = torch.tensor([plain.tokenizer.encode(message.text)])
+        ids = torch.tensor([ids_of(plain, message.text)])
         return functional_call(plain.model, weights, ids)[0, -1]
 
     losses = train_plainly(
@@ -407,7 +493,7 @@ def test_heads_at_other_layers(tiny_checkpoint: Path, split: Split, tmp_path: Pa
     model = classifier.model
     for prediction, message in zip(found, split.test, strict=True):
         with torch.no_grad():
-            x = model.embed(torch.tensor([classifier.tokenizer.encode(message.text)]))
+            x = model.embed(torch.tensor([ids_of(classifier, message.text)]))
             for name, block in zip(("early", "label"), model.blocks, strict=True):
                 x = block(x)
                 expected = model.head[name](model.ln_f(x[0, -1])).softmax(dim=0)
@@ -520,7 +606,13 @@ def test_with_adapters_in_every_block_nothing_is_computed_once(tiny_checkpoint: 
 # --- several heads ---
 
 SEVERAL = TrainConfig(epochs=3, batch_size=4, lr=0.01, patience=3, seed=3, n_last_blocks=2)
-KIND = HeadConfig("kind", labels=("see", "win"), class_weights=(1.0, 3.0), label_smoothing=0.1)
+KIND = HeadConfig(
+    "kind",
+    labels=("see", "win"),
+    pooling="last_token",
+    class_weights=(1.0, 3.0),
+    label_smoothing=0.1,
+)
 SIZE = HeadConfig(
     "size",
     "regression",
@@ -533,7 +625,12 @@ SIZE = HeadConfig(
     loss_weight=0.5,
 )
 MARKS = HeadConfig(
-    "marks", "multi-label", ("h", "t", "r"), class_weights=(1.0, 2.0, 0.5), gradient=False
+    "marks",
+    "multi-label",
+    ("h", "t", "r"),
+    pooling="last_token",
+    class_weights=(1.0, 2.0, 0.5),
+    gradient=False,
 )
 TAGS = HeadConfig("tags", "token-classification", ("O", "NUM"), layer=2, loss_weight=2.0)
 HEADS = [KIND, SIZE, TAGS, MARKS]

@@ -266,10 +266,10 @@ def test_reports_contain_no_folders(tmp_path):
 @pytest.mark.parametrize(
     ("training", "blocks", "epochs"),
     [
-        (TrainConfig(n_last_blocks=0), "none", "10"),
-        (TrainConfig(n_last_blocks=1), "the last", "10"),
+        (TrainConfig(n_last_blocks=0, epochs=10), "none", "10"),
+        (TrainConfig(n_last_blocks=1, epochs=100), "the last", "100"),
         (TrainConfig(n_last_blocks=3, epochs=4), "the last 3", "4"),
-        (TrainConfig(trainable="head.*"), "head.*", "10"),
+        (TrainConfig(trainable="head.*", epochs=10), "head.*", "10"),
         (None, "–", "–"),
     ],
 )
@@ -280,7 +280,7 @@ def test_what_was_trained(training, blocks, epochs):
     assert found["trainable blocks"] == blocks and found["epochs"] == f"1 of at most {epochs}"
     assert found["trainable parameters"] == "790,786 of 5,886,466 (13.4%)"
     assert found["LoRA"] == ("rank 8" if head else "none")
-    assert found["head"] == ("linear, reads last_token" if head else "–")
+    assert found["head"] == ("linear, reads end_token" if head else "–")
 
 
 def test_the_page_and_the_card_of_many_labels_are_bounded():

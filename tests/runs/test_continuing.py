@@ -119,8 +119,9 @@ def test_the_order_of_labels_may_be_chosen(first, folder, tmp_path) -> None:
 def test_every_kind_of_head_continues(tiny_checkpoint, folder, tmp_path, settings) -> None:
     options = {"run": tmp_path / "first", "device": "cpu"}
     head = HeadSettings(**settings)
+    training = TrainConfig(epochs=2, n_last_blocks=0 if head.lora else 1)
     first = train_classifier(
-        tiny_checkpoint, folder / "ab.csv", head=head, training=None, **options
+        tiny_checkpoint, folder / "ab.csv", head=head, training=training, **options
     )
     run = continued(first, folder / "bc.csv", tmp_path / "run", training=STILL)
     shutil.rmtree(first.folder)
@@ -264,7 +265,7 @@ def test_texts_of_the_other_run_count_as_trained_on(first, folder, tmp_path) -> 
     ("options", "error", "facts"),
     [
         (["--task", "multi-label"], 2, ["task", "multi-label", "classification"]),
-        (["--pooling", "mean"], 2, ["pooling", "mean", "last_token"]),
+        (["--pooling", "mean"], 2, ["pooling", "mean", "end_token"]),
         (["--lora", "4"], 2, ["lora", "4"]),
         (["--head", "tanh"], 2, ["head", "tanh", "linear"]),
         (["--model", "mini"], 4, ["mini", "weights"]),
@@ -313,9 +314,10 @@ def test_labels_in_another_spelling_are_refused(first, folder, tmp_path) -> None
 
 def test_heads_that_cannot_continue_are_refused(tiny_checkpoint, folder, tmp_path) -> None:
     path = tmp_path / "c.safetensors"
+    two = HeadConfig("x", labels=("a", "b"), pooling="last_token")
     for heads, error, fact in (
         ([HeadConfig(labels=("a", "b"), one_output=True)], UsageError, "linear"),
-        ([HeadConfig("x", labels=("a", "b")), HeadConfig("y", "span")], UsageError, "finetune"),
+        ([two, HeadConfig("y", "span")], UsageError, "finetune"),
         ([HeadConfig(labels=("a", "b"), hidden=(8, 8))], UsageError, "finetune"),
         ([HeadConfig("x", "language")], UsageError, "finetune"),
     ):

@@ -4,17 +4,19 @@ import io
 import json
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command import call
+from interrupted import interrupted_after
 
 from gpt2_from_scratch.classifier import train as training_run
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.messages import load_messages
 from gpt2_from_scratch.data.split import split_messages
-from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.errors import DataError, Interrupted, UsageError
 from gpt2_from_scratch.runs.folder import RunConfig, TrainedOn
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 
@@ -36,6 +38,43 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tiny_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     return train_classifier(tiny_checkpoint, table, CONFIG, run=folder, device="cpu").folder
+
+
+# --- its settings ---
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "patience"),
+    [
+        ({}, 250, 100),  # 28 training texts are 2 steps of 16
+        ({"batch_size": 4}, 72, 29),  # 7 steps
+        ({"patience": 3}, 250, 3),
+        ({"epochs": 5}, 5, 4),
+        ({"epochs": 20, "patience": 6}, 20, 6),
+    ],
+)
+def test_the_settings_have_the_epochs_that_were_chosen(
+    tiny_checkpoint, table, tmp_path, monkeypatch, given, epochs, patience
+) -> None:
+    folder, config = tmp_path / "run", TrainConfig(seed=3, **given)
+    with interrupted_after(1, monkeypatch), pytest.raises(Interrupted):
+        train_classifier(tiny_checkpoint, table, config, run=folder, device="cpu")
+    written = json.loads((folder / "config.json").read_text())["training"]
+    assert (written["epochs"], written["patience"]) == (epochs, patience)
+    assert RunConfig.read(folder).training == replace(config, epochs=epochs, patience=patience)
+
+
+@pytest.mark.slow
+def test_a_run_of_chosen_epochs_resumes(tiny_checkpoint, table, tmp_path, monkeypatch) -> None:
+    """It ends like an uninterrupted run of as many epochs."""
+    base, given = (tiny_checkpoint, table), TrainConfig(seed=3, batch_size=1, patience=3)
+    with interrupted_after(5, monkeypatch), pytest.raises(Interrupted):
+        train_classifier(*base, given, run=tmp_path / "resumed", device="cpu")
+    resume_training(tmp_path / "resumed", device="cpu")
+    same = replace(given, epochs=18)  # of 28 steps
+    train_classifier(*base, same, run=tmp_path / "same", device="cpu")
+    for name in ("metrics.jsonl", "last.safetensors", "best.safetensors", "config.json"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
 
 
 # --- the texts it was trained on ---

@@ -176,7 +176,7 @@ EVERY_TOKEN = Finetuned("every token", extra="tokens")
     "row",
     [
         EVERY_TOKEN,
-        Finetuned("language", extra="language"),
+        Finetuned("language", head={"pooling": "last_token"}, extra="language"),
         Finetuned("all", head={"class_weights": "balanced"}, all_messages=True),
         Finetuned("bidirectional", head={"causal_mask": False}),
         Finetuned("padded", head={"pooling": "mean_position", "pad_to": -1}),
@@ -242,11 +242,12 @@ def test_every_token_of_a_text_has_its_label(setup: Setup, split: StudySplit):
 def test_settings_that_rows_vary_are_left_to_them():
     rows = [Finetuned("a", head={"pooling": "mean"}), Finetuned("b", training={"lr": 0.1})]
     refuse_unfit(Setup(training=TrainConfig(lr=1e-3, n_last_blocks=2)), rows)
-    with pytest.raises(UsageError, match="pooling = 'first_token'.*'last_token'"):
+    with pytest.raises(UsageError, match="pooling = 'first_token'.*'end_token'"):
         refuse_unfit(Setup(head=HeadSettings(pooling="first_token")), rows)
     gradually = Finetuned("slowly", training={"unfreeze_every": 10})
     with pytest.raises(UsageError, match="'slowly' does not fit.*unfreeze_every = 10"):
-        refuse_unfit(Setup(), [gradually])
+        refuse_unfit(Setup(training=TrainConfig(epochs=10)), [gradually])
+    refuse_unfit(Setup(), [gradually])  # as many epochs as it needs
 
 
 # --- finished runs ---
