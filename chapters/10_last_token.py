@@ -237,8 +237,7 @@ print("checked: what nobody can see changes answers at the last token, and none 
 #    still change? What does `pad_right` do?
 # 2. Other libraries take the first `<|endoftext|>` as the end of the text. For which texts does
 #    that fail?
-# 3. Predict what `first_token` answers for two messages that begin with the same token.
-# 4. Read at the end token, but without removing the white space before it (append the newline's id by
-#    hand to `tokenizer.encode(text + " ")`). Does one space still change answers?
+# 3. Append the newline's id by hand, to `tokenizer.encode(text + " ")`, and read there. Does the space
+#    still change the answer?
 #
 # Solutions: [`solutions/10_last_token.py`](solutions/10_last_token.py).

@@ -53,21 +53,7 @@ assert (cut - plain).abs().max() < 1e-5, "the rest was not read"
 assert (counted[0] - counted[1]).abs().max() > 1e-3, "read to the end, the two differ"
 
 # %% [markdown]
-# ## 3. The first token
-#
-# It answers the same for both, apart from rounding: the first token sees nothing that comes after it.
-# All messages that begin with the same token get the same answer, whatever they say after it.
-
-# %%
-batch, lengths = pad_batch([ids, other], pad_id)
-first = class_logits(base.model, batch, lengths, "first_token").detach()
-last = class_logits(base.model, batch, lengths, "last_token").detach()
-print(f"first token: {first.tolist()}")
-assert ids[0] == other[0] and ids != other
-assert (first[0] - first[1]).abs().max() < 1e-5 and (last[0] - last[1]).abs().max() > 1e-3
-
-# %% [markdown]
-# ## 4. The end token alone
+# ## 3. The end token alone
 #
 # Yes. The answer is now read at the same token for both texts, but this token attends to the space
 # before it, and the logits change. So both are needed: a fixed token to read, and the same tokens before
