@@ -218,9 +218,9 @@ for pooling in ("last_position", "last_token", "end_token"):
 
 # %% [markdown]
 # With the last token, up to a quarter of the answers change on these messages. On questions and on film
-# reviews it is every third answer or more, even after longer training. The lecture's reading is as
-# stable as ours, as long as nobody changes the padding. A full stop still matters a little. Where it
-# matters more, training can show every text with both endings (`TrainConfig(vary_endings=True)`).
+# reviews it is about every third answer, even after longer training. The lecture's reading is as stable
+# as ours, as long as nobody changes the padding. A full stop still matters a little. Where it matters
+# more, training can show every text with both endings (`TrainConfig(vary_endings=True)`).
 
 # %% check
 assert len({tuple(it.encode([TEXT + end])[0][0]) for end in UNSEEN.values()}) == 1
