@@ -633,7 +633,9 @@ class TrainingRun:
             self._restore(*found)
 
     def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        refuse_changes(record["settings"], self.settings, self.folder)
+        # settings that are younger than the state had no effect on it
+        saved = asdict(TrainConfig()) | record["settings"]
+        refuse_changes(saved, self.settings, self.folder)
         now = environment(self.classifier.device)
         if record["environment"] != now:
             log.warning(f"not bit-identical: started with {record['environment']}, now {now}")

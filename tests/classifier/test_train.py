@@ -45,6 +45,7 @@ from gpt2_from_scratch.gpt2.lora import lora_names
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.files import sha256_of
+from gpt2_from_scratch.storage.states import newest_state, save_state
 from gpt2_from_scratch.storage.tensors import read_tensors
 
 LABELS = ["ham", "spam"]
@@ -205,6 +206,20 @@ def started(base: Path, split: Split, config: TrainConfig, folder: Path) -> Trai
     classifier = Classifier.on_base(base, LABELS, seed=config.seed)
     freeze(classifier, config)
     return TrainingRun(classifier, split, to_labelled(classifier, split.train), config, folder)
+
+
+def test_a_state_may_be_older_than_a_setting(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path
+) -> None:
+    """It is continued with the setting's default, and with no other value."""
+    started(tiny_checkpoint, split, CONFIG, tmp_path).save()
+    record, tensors = newest_state(tmp_path)
+    del record["settings"]["vary_endings"]
+    save_state(tmp_path, 0, tensors, record)
+    started(tiny_checkpoint, split, CONFIG, tmp_path).restore()
+    other = started(tiny_checkpoint, split, replace(CONFIG, vary_endings=True), tmp_path)
+    with pytest.raises(UsageError, match="vary_endings: False -> True"):
+        other.restore()
 
 
 def test_a_run_of_few_texts_has_enough_steps(
