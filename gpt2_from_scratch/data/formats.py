@@ -317,11 +317,11 @@ def _answers(value: Any, text: str) -> Span | GoldAnswers:
             raise ValueError(
                 f"expected [start, end] or a list of these, found {json.dumps(value):.100}"
             )
-    return one_or_several(Span(*_places(pair, text, 0)) for pair in pairs)
+    return _one_or_several(Span(*_places(pair, text, 0)) for pair in pairs)
 
 
-def one_or_several(spans: Iterable[Span]) -> Span | GoldAnswers:
-    """The label of a question with these answers: the Span itself if all are the same."""
+def _one_or_several(spans: Iterable[Span]) -> Span | GoldAnswers:
+    """The label of a question with these answers, or the Span if there is only one."""
     found = GoldAnswers(dict.fromkeys(spans))
     return found if len(found) > 1 else found[0]
 
@@ -475,4 +475,4 @@ def _question(context: Any, question: Any) -> Message | tuple[str, str]:
             return f"the answer {words!r:.80} is not at {start}, but {there!r:.80} is", ELSEWHERE
         place = len(first_line) + start
         spans.append(Span(place, place + len(words)))
-    return Message(first_line + without_halves(context), one_or_several(spans))
+    return Message(first_line + without_halves(context), _one_or_several(spans))

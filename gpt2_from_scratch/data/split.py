@@ -106,7 +106,7 @@ def load_parts(
             parts[n] = with_known_labels(parts[n], known, data.rare_labels, source)
     if len(sources) == 1:
         return parts
-    contexts = contexts_by_text(message for part in parts for message in part)
+    contexts = _contexts_by_text(message for part in parts for message in part)
     seen: dict[str, tuple[Any, str]] = {}  # {text or context: its label and its place}
     for n, source in enumerate(sources):
         if task == "classification":
@@ -163,15 +163,16 @@ def split_messages(
     """Split every class's distinct texts 70 / 10 / 20% into training, validation and test set.
 
     Args:
-        messages: Labels that are not classes (see Message) are split as if they were one class.
+        messages: Labels that are not classes (see Message) are split as if they were one class. All
+            questions about a context are in one part.
         balance: First draw as many texts of each class as the rarest class has.
         keep_duplicates: Keep the copies of a text, all in one part. By default equal texts count
             once, so no test message occurs in training.
         keep_together: With "near-duplicates", a group of near duplicates stays in one part, and the
             parts are as close to 70 / 10 / 20% as the groups allow.
         seed: The same messages and seed always give the same split. For "copies" this holds on
-            every machine (numpy's RandomState is frozen), for "near-duplicates" with the same
-            version of scikit-learn.
+            every machine (numpy's RandomState is frozen), for "near-duplicates" and for contexts
+            with several questions with the same version of scikit-learn.
         on_error: "skip" leaves out and logs all copies of a text that has two classes. Equal texts
             with other different targets are not an error: see `with_settled_targets`.
         rare_labels: The action for a class of fewer than ten texts: "stop", "drop" its texts,
@@ -230,7 +231,7 @@ def folds(
     settled = distinct(with_settled_targets(_checked(messages), on_error))
     copies, by_label = _copies_and_texts(settled, balance, fewest)
     random = np.random.RandomState(seed)
-    contexts = contexts_by_text(settled)
+    contexts = _contexts_by_text(settled)
     drawn = _draw(by_label, balance, random)
     texts, labels, groups = _grouped(drawn, contexts, keep_together, fewest)
     found = []
@@ -334,7 +335,7 @@ def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
     }
 
 
-def contexts_by_text(messages: Iterable[Message]) -> dict[str, str]:
+def _contexts_by_text(messages: Iterable[Message]) -> dict[str, str]:
     """{text: its context} if the messages are questions; otherwise {text: itself}."""
     found, are_questions = dict[str, str](), False
     for message in messages:
@@ -527,7 +528,7 @@ def _cut(
     random = np.random.RandomState(seed)
     drawn = _draw(by_label, balance, random)
     parts: list[list[str]] = [[] for _ in shares]
-    contexts = contexts_by_text(message for same in copies.values() for message in same)
+    contexts = _contexts_by_text(message for same in copies.values() for message in same)
     if keep_together == "copies" and len(set(contexts.values())) == len(contexts):
         whole = sum(shares)
         for texts in drawn.values():

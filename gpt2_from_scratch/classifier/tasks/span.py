@@ -1,6 +1,7 @@
 """Answers extracted from a text: the positions where they start and end.
 
-A text is a question on the first line, followed by its context. B texts in a batch, N texts in all,
+A text is a question on the first line, followed by its context. Its label is one Span, or several if
+there are several gold answers. B texts in a batch, N texts in all,
 T tokens in the longest. The source of the task and of its scores is Rajpurkar et al. 2016 (SQuAD
 1.1).
 """
