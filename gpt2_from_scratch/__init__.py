@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "speed.batching": ["by_length", "encode_texts", "pad_batch"],
         "data.messages": [
             "DataConfig",
+            "GoldAnswers",
             "Message",
             "Span",
             "count_labels",

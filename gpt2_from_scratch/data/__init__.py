@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "messages": [
             "DataConfig",
+            "GoldAnswers",
             "Message",
             "Span",
             "count_labels",

@@ -24,8 +24,10 @@ from gpt2_from_scratch.data.messages import (
     FORMULA,
     REPLACEMENT,
     DataConfig,
+    GoldAnswers,
     Message,
     Span,
+    gold_answers,
     in_order,
     label_parts,
     labels_alike,
@@ -292,7 +294,8 @@ def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[st
         names = tuple(name.strip() for name in named) if len(named) == len(names) else names
         columns = {name: [m.label[n] for m in messages] for n, name in enumerate(names)}
     elif task == "span" and messages:
-        columns = {"characters": [m.label.end - m.label.start for m in messages]}
+        spans = [span for m in messages for span in gold_answers(m.label)]
+        columns = {"characters": [span.end - span.start for span in spans]}
     return {
         name: Values(min(values), float(np.median(values)), max(values))
         for name, values in columns.items()
@@ -470,8 +473,8 @@ def _groups(
 
 def _in_words(label: Any) -> str:
     """Format a label of any task as text."""
-    if isinstance(label, Span):
-        return f"{label.start} to {label.end}"
+    if isinstance(label, Span | GoldAnswers):
+        return " or ".join(f"{span.start} to {span.end}" for span in gold_answers(label))
     if isinstance(label, tuple) and label and not isinstance(label[0], float):
         return " ".join(label_parts(label))
     return ", ".join(f"{number:g}" for number in label) if isinstance(label, tuple) else str(label)

@@ -8,7 +8,8 @@
 |                      | ["a", "b"]                      |                            |                 |
 | regression           | a number; several columns "a,b" | a number or [1.5, 2, ...]  |                 |
 | token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
-| span                 |                                 | [start, end]               | SQuAD's .json   |
+| span                 |                                 | [start, end], or several:  | SQuAD's .json   |
+|                      |                                 | [[start, end], ...]        |                 |
 | language, features   | nothing                         | nothing                    | a text per line |
 
 Start and end are character positions in the text. They count from 0, and the end is after the last
@@ -25,7 +26,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -35,6 +36,7 @@ from typing import Any, Literal, get_args
 from gpt2_from_scratch.data.messages import (
     SMS_SPAM,
     DataConfig,
+    GoldAnswers,
     Message,
     Span,
     class_messages,
@@ -199,7 +201,11 @@ def write_examples(path: str | Path, examples: Sequence[Message]) -> None:
         raise UsageError(f"{path}: examples are written as .jsonl; change the name")
     lines = []
     for number, example in enumerate(examples, start=1):
-        label = example.label[:2] if isinstance(example.label, Span) else example.label
+        label = example.label
+        if isinstance(label, GoldAnswers):
+            label = [span[:2] for span in label]
+        elif isinstance(label, Span):
+            label = label[:2]
         try:
             if isinstance(label, dict):
                 raise ValueError("labels of several heads")
@@ -245,9 +251,7 @@ def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> A
             return _numbers(_cells(row, in_json), len(_cells(first, in_json)))
         if task == "token-classification":
             return _words(value, row.values[0])
-        if not isinstance(value, list) or len(value) != 2:
-            raise ValueError(f"expected [start, end], found {json.dumps(value):.100}")
-        return Span(*_places(value, row.values[0], 0))
+        return _answers(value, row.values[0])
     except ValueError as error:
         return Fault(row.line, str(error), f"labels that are not those of {task}")
 
@@ -304,6 +308,22 @@ def _words(value: Any, text: str) -> tuple[Span, ...]:
         start, end = _places(item[:2], text, end)
         words.append(Span(start, end, without_halves(item[2])))
     return tuple(words)
+
+
+def _answers(value: Any, text: str) -> Span | GoldAnswers:
+    pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(
+                f"expected [start, end] or a list of these, found {json.dumps(value):.100}"
+            )
+    return _one_or_several(Span(*_places(pair, text, 0)) for pair in pairs)
+
+
+def _one_or_several(spans: Iterable[Span]) -> Span | GoldAnswers:
+    """The label of a question with these answers, or the Span if there is only one."""
+    found = GoldAnswers(dict.fromkeys(spans))
+    return found if len(found) > 1 else found[0]
 
 
 def _places(value: list[Any], text: str, least: int) -> tuple[int, int]:
@@ -377,7 +397,7 @@ def _fault_of_word(number: int, columns: tuple[str, ...]) -> Fault | None:
 
 
 def read_squad(path: Path) -> Iterator[Message | Fault]:
-    """Read questions, each labelled with the Span of its first answer.
+    """Read questions, each labelled with the Span of its answer, or with all its GoldAnswers.
 
     The text is the question on one line, followed by the context. Questions without an answer, as
     in SQuAD 2.0, are faults because no part of the text is a correct answer. Raises DataError if
@@ -400,6 +420,11 @@ def read_squad(path: Path) -> Iterator[Message | Fault]:
 def context_start(text: str) -> int:
     """The position where the context begins: after the first newline, or 0 without a newline."""
     return text.find("\n") + 1
+
+
+def context_of(text: str) -> str:
+    """The context in the text of a question."""
+    return text[context_start(text) :]
 
 
 def _questions(articles: list[Any], text: str, path: Path) -> Iterator[Message | Fault]:
@@ -438,13 +463,16 @@ def _question(context: Any, question: Any) -> Message | tuple[str, str]:
         return f"expected a list of answers, found {answers!r:.80}", MALFORMED
     if not answers or question.get("is_impossible"):
         return "it has no answer; training needs a question with an answer", UNANSWERED
-    answer = answers[0] if isinstance(answers[0], dict) else {}
-    words, start = answer.get("text"), answer.get("answer_start")
-    if not isinstance(words, str) or not words.strip() or type(start) is not int:
-        return f"expected an answer's text and answer_start, found {answers[0]!r:.80}", MALFORMED
-    if start < 0 or not context.startswith(words, start):
-        there = context[max(start, 0) : max(start, 0) + len(words)]
-        return f"the answer {words!r:.80} is not at {start}, but {there!r:.80} is", ELSEWHERE
     first_line = without_halves(" ".join(asked.split()) + "\n")
-    place = len(first_line) + start
-    return Message(first_line + without_halves(context), Span(place, place + len(words)))
+    spans = []
+    for answer in answers:
+        values = answer if isinstance(answer, dict) else {}
+        words, start = values.get("text"), values.get("answer_start")
+        if not isinstance(words, str) or not words.strip() or type(start) is not int:
+            return f"expected an answer's text and answer_start, found {answer!r:.80}", MALFORMED
+        if start < 0 or not context.startswith(words, start):
+            there = context[max(start, 0) : max(start, 0) + len(words)]
+            return f"the answer {words!r:.80} is not at {start}, but {there!r:.80} is", ELSEWHERE
+        place = len(first_line) + start
+        spans.append(Span(place, place + len(words)))
+    return Message(first_line + without_halves(context), _one_or_several(spans))

@@ -71,6 +71,10 @@ class Span(NamedTuple):
     label: str = ""
 
 
+class GoldAnswers(tuple[Span, ...]):
+    """The Spans of all correct answers to a question, of which training uses the first."""
+
+
 @dataclass(frozen=True)
 class Message:
     """A text and its label, whose type depends on the task.
@@ -79,7 +83,7 @@ class Message:
     - multi-label: the labels (a tuple of str, which may be empty)
     - regression: the values (a tuple of float)
     - token-classification: one Span per word
-    - span: the Span of an answer
+    - span: the Span of an answer, or GoldAnswers if several are correct
     - language and features: None
     - several heads at once: a dictionary {head's name: one of these}
 
@@ -106,6 +110,10 @@ def _plain_label(label: Any, text: str) -> Any:
         return {name: _plain_label(one, text) for name, one in label.items()}
     if isinstance(label, Span):
         return Span(*map(plain, label))
+    if isinstance(label, GoldAnswers):
+        if not label:
+            raise DataError(f"the question {text!r:.80} has no answer. Give it the label None.")
+        return GoldAnswers(_plain_label(part, text) for part in label)
     if type(label) in (tuple, list):
         return type(label)(_plain_label(part, text) for part in label)
     return plain(label)
@@ -291,10 +299,15 @@ def label_parts(label: Any) -> tuple[str, ...]:
     """The class, the labels or the tags in a message's label; () if it has none of these."""
     if isinstance(label, str):
         return (label,)
-    if isinstance(label, Span) or not isinstance(label, tuple):
+    if isinstance(label, Span | GoldAnswers) or not isinstance(label, tuple):
         return ()
     parts = (part.label if isinstance(part, Span) else part for part in label)
     return tuple(part for part in parts if isinstance(part, str))
+
+
+def gold_answers(label: Span | GoldAnswers) -> Sequence[Span]:
+    """The Spans of all correct answers in the label of a question."""
+    return label if isinstance(label, GoldAnswers) else (label,)
 
 
 def labels_alike(labels: Iterable[str]) -> list[list[str]]:

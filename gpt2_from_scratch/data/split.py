@@ -1,6 +1,7 @@
 """Split messages into training, validation and test set, so that no text is in two of them.
 
-With `keep_together="near-duplicates"`, near duplicates are never in different parts either.
+With `keep_together="near-duplicates"`, near duplicates are never in different parts either. For
+questions, it is the context that is never in two parts, and near duplicates are those of contexts.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
@@ -17,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.formats import label_separator, load_examples
+from gpt2_from_scratch.data.formats import context_of, label_separator, load_examples
 from gpt2_from_scratch.data.messages import (
     ALIKE,
     SHOWN,
     DataConfig,
+    GoldAnswers,
     Message,
     Span,
     check_keep_together,
@@ -79,8 +81,8 @@ def load_parts(
 ) -> list[list[Message]]:
     """Read the training file and, if they are given, the validation and the test file.
 
-    Texts that are already in an earlier file are left out of a later one. Labels are checked across
-    all files. Returns one list of messages per file.
+    Texts that are already in an earlier file are left out of a later one, and so are questions whose
+    context is. Labels are checked across all files. Returns one list of messages per file.
 
     Raises DataError if no text of a file is left. Also raises it if a text has another class in an
     earlier file, or if a class of a later file does not occur in the training file; `on_error` and
@@ -104,18 +106,21 @@ def load_parts(
             parts[n] = with_known_labels(parts[n], known, data.rare_labels, source)
     if len(sources) == 1:
         return parts
-    seen: dict[str, tuple[Any, str]] = {}  # {text: its label and its place}
+    contexts = _contexts_by_text(message for part in parts for message in part)
+    seen: dict[str, tuple[Any, str]] = {}  # {text or context: its label and its place}
     for n, source in enumerate(sources):
         if task == "classification":
             _settle_contradictions(parts[n], seen, data.on_error, source)
-        new = [message for message in distinct(parts[n]) if message.text not in seen]
+        new = [message for message in distinct(parts[n]) if contexts[message.text] not in seen]
         if len(new) < len(parts[n]):
             left_out = f"{len(parts[n]) - len(new):,} texts of {source} were left out"
-            log.info(f"{left_out}: they are duplicates or already in an earlier part")
+            or_are = ", or their contexts are" if task == "span" else " or"
+            log.info(f"{left_out}: they are duplicates{or_are} already in an earlier part")
         if not new:
-            why = "all are in an earlier part" if parts[n] else "all have rare labels"
+            which = "all contexts" if task == "span" else "all"
+            why = f"{which} are in an earlier part" if parts[n] else "all have rare labels"
             raise DataError(f"no text of {source} is left: {why}")
-        seen |= {m.text: (m.label, f"{source}, line {m.line}") for m in new}
+        seen |= {contexts[m.text]: (m.label, f"{source}, line {m.line}") for m in new}
         parts[n] = new
     return parts
 
@@ -158,15 +163,16 @@ def split_messages(
     """Split every class's distinct texts 70 / 10 / 20% into training, validation and test set.
 
     Args:
-        messages: Labels that are not classes (see Message) are split as if they were one class.
+        messages: Labels that are not classes (see Message) are split as if they were one class. All
+            questions about a context are in one part.
         balance: First draw as many texts of each class as the rarest class has.
         keep_duplicates: Keep the copies of a text, all in one part. By default equal texts count
             once, so no test message occurs in training.
         keep_together: With "near-duplicates", a group of near duplicates stays in one part, and the
             parts are as close to 70 / 10 / 20% as the groups allow.
         seed: The same messages and seed always give the same split. For "copies" this holds on
-            every machine (numpy's RandomState is frozen), for "near-duplicates" with the same
-            version of scikit-learn.
+            every machine (numpy's RandomState is frozen), for "near-duplicates" and for contexts
+            with several questions with the same version of scikit-learn.
         on_error: "skip" leaves out and logs all copies of a text that has two classes. Equal texts
             with other different targets are not an error: see `with_settled_targets`.
         rare_labels: The action for a class of fewer than ten texts: "stop", "drop" its texts,
@@ -225,7 +231,9 @@ def folds(
     settled = distinct(with_settled_targets(_checked(messages), on_error))
     copies, by_label = _copies_and_texts(settled, balance, fewest)
     random = np.random.RandomState(seed)
-    texts, labels, groups = _grouped(_draw(by_label, balance, random), keep_together, fewest)
+    contexts = _contexts_by_text(settled)
+    drawn = _draw(by_label, balance, random)
+    texts, labels, groups = _grouped(drawn, contexts, keep_together, fewest)
     found = []
     for test in _deal(labels, groups, n_folds, random):
         rest = np.setdiff1d(np.arange(len(texts)), test)
@@ -327,6 +335,17 @@ def texts_with_two_labels(messages: Sequence[Message]) -> dict[str, list[Any]]:
     }
 
 
+def _contexts_by_text(messages: Iterable[Message]) -> dict[str, str]:
+    """{text: its context} if the messages are questions; otherwise {text: itself}."""
+    found, are_questions = dict[str, str](), False
+    for message in messages:
+        label = message.label
+        labels = label.values() if isinstance(label, dict) else (label,)
+        are_questions |= any(isinstance(one, Span | GoldAnswers) for one in labels)
+        found[message.text] = message.text
+    return {text: context_of(text) for text in found} if are_questions else found
+
+
 def distinct(messages: Sequence[Message]) -> list[Message]:
     """Keep the first of all messages with the same text and the same target."""
     found: dict[tuple[str, Hashable], Message] = {}
@@ -346,7 +365,7 @@ def _key(label: Any) -> Hashable:
 
 def _settled(labels: list[Any]) -> tuple[Any, str]:
     """Combine the targets of equal texts into one, and say how; or say that all are kept."""
-    if any(isinstance(label, Span) for label in labels):
+    if any(isinstance(label, Span | GoldAnswers) for label in labels):
         return None, KEPT
     rows = [tuple(label) if isinstance(label, tuple | list) else (label,) for label in labels]
     parts = [part for row in rows for part in row]
@@ -509,7 +528,8 @@ def _cut(
     random = np.random.RandomState(seed)
     drawn = _draw(by_label, balance, random)
     parts: list[list[str]] = [[] for _ in shares]
-    if keep_together == "copies":
+    contexts = _contexts_by_text(message for same in copies.values() for message in same)
+    if keep_together == "copies" and len(set(contexts.values())) == len(contexts):
         whole = sum(shares)
         for texts in drawn.values():
             sizes = [int(share / whole * len(texts)) for share in shares[:-1]]
@@ -518,7 +538,7 @@ def _cut(
             for part, (start, end) in zip(parts, pairwise(places), strict=True):
                 part.extend(texts[start:end])
     else:
-        texts, labels, groups = _grouped(drawn, keep_together, fewest)
+        texts, labels, groups = _grouped(drawn, contexts, keep_together, fewest)
         dealt = _deal(labels, groups, sum(shares), random)
         of_part = np.repeat(np.arange(len(shares)), shares)
         numbers: list[list[int]] = [[] for _ in shares]
@@ -549,25 +569,30 @@ def _draw(
 
 
 def _grouped(
-    by_label: dict[str, list[str]], keep_together: str, fewest: int = FEWEST
+    by_label: dict[str, list[str]], contexts: Mapping[str, str], keep_together: str, fewest: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """All texts, and for each its label's number (N,) and its group's number (N,).
 
-    A group is counted under its most common label only. Raises DataError for a label with too few
-    groups of near duplicates.
+    Texts with the same context are in one group. A group is counted under its most common label
+    only. Raises DataError for a label with too few groups.
     """
     texts = [text for found in by_label.values() for text in found]
     labels = np.repeat(np.arange(len(by_label)), [len(found) for found in by_label.values()])
+    found = [contexts[text] for text in texts]
     if keep_together == "copies":
-        return texts, labels, np.arange(len(texts))
-    groups = np.array(near_duplicate_groups(texts))
+        what = "contexts"
+        number_of = {context: number for number, context in enumerate(dict.fromkeys(found))}
+        groups = np.array([number_of[context] for context in found])
+    else:
+        what = "groups of near duplicates"
+        groups = np.array(near_duplicate_groups(found))
     votes = Counter(zip(groups.tolist(), labels.tolist(), strict=True))
     of_group: dict[int, int] = {}
     for (group, label), _ in votes.most_common():
         of_group.setdefault(group, label)
     counts = Counter(of_group.values())
     by_name = {name: counts[n] for n, name in enumerate(by_label)}
-    _refuse_too_few(by_name, "groups of near duplicates", fewest)
+    _refuse_too_few(by_name, what, fewest)
     return texts, labels, groups
 
 

@@ -254,10 +254,12 @@ def split_rule(facts: RunFacts) -> str:
     if facts.split:
         return facts.split
     if facts.data.val_source:
+        left_out = "Questions whose context is" if facts.task == "span" else "Texts that are"
         return (
-            "Training, validation and test set came from separate files. Texts that are already in "
+            f"Training, validation and test set came from separate files. {left_out} already in "
             "an earlier set were left out."
         )
+    apart = "contexts" if facts.task == "span" else "texts"
     drawn = ", after drawing equally many texts of each label" if facts.data.balance else ""
     rule = (
         f"Seed {facts.seed} split the texts into 70% training, 10% validation and 20% test "
@@ -265,12 +267,14 @@ def split_rule(facts: RunFacts) -> str:
     )
     if facts.data.test_source:
         rule = (
-            "The test set came from a separate file, without texts that are also in the training "
+            f"The test set came from a separate file, without {apart} that are also in the training "
             f"file. Seed {facts.seed} split the training file into 7/8 training and 1/8 validation "
             f"set{drawn}."
         )
     if facts.data.keep_together == "near-duplicates":
         return f"{rule} Near duplicates were kept in the same set."
+    if facts.task == "span":
+        return f"{rule} All questions about a context are in the same set."
     return f"{rule} Equal texts count once, so no test text occurs in training."
 
 

@@ -12,7 +12,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
-from gpt2_from_scratch.data.formats import label_names
+from gpt2_from_scratch.data.formats import context_of, label_names
 from gpt2_from_scratch.data.messages import DataConfig, count_labels, short
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
@@ -252,6 +252,8 @@ def _train(
         counts = count_labels(every)
         shown = ", ".join(f"{short(label, 100)}: {n:,}" for label, n in counts.items())
         labels = f" ({shown})" if len(counts) <= MOST_CLASSES else f" of {len(counts):,} labels"
+    elif config.head.task == "span":
+        labels = f" on {len({context_of(message.text) for message in every}):,} contexts"
     log.info(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"

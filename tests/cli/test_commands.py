@@ -5,9 +5,11 @@ import io
 import json
 import re
 import signal
+import string
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,58 @@ def test_predict_warns_if_a_text_looks_like_a_file(
     for text in ("nothere.csv", "see a/b.csv", "and/or"):
         code, out, err = call(capsys, *common, text)
         assert code == 0 and err == ""
+
+
+def squad_words(answer: str) -> list[str]:
+    kept = "".join(c for c in answer.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+
+
+def squad_scores(gold: list[list[str]], predicted: list[str]) -> tuple[int, float]:
+    """The number of exact matches and the mean F1, as in SQuAD's script."""
+    exact, f1s = 0, []
+    for answers, answer in zip(gold, predicted, strict=True):
+        best, words = 0.0, squad_words(answer)
+        for true in map(squad_words, answers):
+            shared = sum((Counter(true) & Counter(words)).values())
+            if shared:
+                precision, recall = shared / len(words), shared / len(true)
+                best = max(best, 2 * precision * recall / (precision + recall))
+        exact += any(squad_words(true) == words for true in answers)
+        f1s.append(best)
+    return exact, sum(f1s) / len(f1s)
+
+
+@pytest.mark.slow
+def test_a_run_on_questions_is_scored_with_all_their_answers(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`train` and `evaluate` give the scores of SQuAD's script on the answers in the file."""
+    paragraphs, gold = [], {}
+    for n in range(30):
+        context = f"the cat {n} in it"
+        answers = ["the cat", f"{n}", "in", f"cat {n} in it"]
+        answers = answers[n % 4 :] + answers[: n % 4]  # so the first one cannot be learned
+        listed = [{"text": a, "answer_start": context.index(a)} for a in answers]
+        asked = [f"{word}?" for word in ("who", "how")[: n % 2 + 1]]
+        gold |= {f"{question}\n{context}": answers for question in asked}
+        qas = [{"id": f"{n} {q}", "question": q, "answers": listed} for q in asked]
+        paragraphs.append({"context": context, "qas": qas})
+    path, run = tmp_path / "squad.json", tmp_path / "run"
+    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    command = ("train", "--model", tiny_checkpoint, "--data", path, "--task", "span", *SETTINGS)
+    code, _, err = call(capsys, *command, "--out", run)
+    assert code == 0 and "45 distinct texts on 30 contexts" in err
+    code, out, _ = call(capsys, "evaluate", run, "--model", tiny_checkpoint, "--json")
+    scores = json.loads(out)
+    texts = [json.loads(line)["text"] for line in (run / "test.jsonl").read_text().splitlines()]
+    predicted = [p.answer.text for p in Classifier.load(run, tiny_checkpoint).predict(texts)]
+    exact, f1 = squad_scores([gold[text] for text in texts], predicted)
+    assert code == 0 and scores["total"] == len(texts)
+    assert (scores["exact"], scores["f1"]) == (exact, pytest.approx(f1, abs=1e-12))
+    assert f1 > squad_scores([gold[text][:1] for text in texts], predicted)[1]  # the others count
+    trained = json.loads((run / "evaluation.json").read_text())
+    assert trained["f1"] == scores["f1"] and trained["exact"] == scores["exact"]
 
 
 @pytest.mark.parametrize("task", ["multi-label", "token-classification"])

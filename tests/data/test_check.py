@@ -294,11 +294,15 @@ def jsonl(path: Path, rows: list[tuple[str, object]]) -> Path:
     return path
 
 
-def squad(path: Path, count: int) -> Path:
+def squad(path: Path, count: int, n_contexts: int) -> Path:
     answer = [{"text": "Alex", "answer_start": 3}]
     questions = [{"id": str(n), "question": f"Who {n}?", "answers": answer} for n in range(count)]
     questions.append({"id": "x", "question": "Why?", "answers": []})
-    data = {"data": [{"paragraphs": [{"context": "It Alex was", "qas": questions}]}]}
+    paragraphs = [
+        {"context": f"It Alex was {n % n_contexts}", "qas": [question]}
+        for n, question in enumerate(questions)
+    ]
+    data = {"data": [{"paragraphs": paragraphs}]}
     path.write_text(json.dumps(data))
     return path
 
@@ -321,13 +325,24 @@ def test_the_words_of_conll(capsys) -> None:
 
 
 def test_the_questions_of_squad(tmp_path: Path) -> None:
-    report = check_data(squad(tmp_path / "a.json", 12), "span")
+    report = check_data(squad(tmp_path / "a.json", 12, 11), "span")
     assert report.rows == 13 and list(report.faults) == ["questions without an answer"]
     assert report.values == {"characters": Values(4, 4.0, 4)} and report.labels == {}
     assert report.obstacles == ["1 faulty row"] and report.obstacles_with_skip == []
-    # all questions have the same context
+    # many questions may have the same context
     assert report.near_duplicates.groups == 0 and report.leak is None
     assert "answers" in format_report(report).splitlines()
+    report = check_data(squad(tmp_path / "a.json", 30, 9), "span")
+    assert report.obstacles_with_skip == ["9 contexts are too few; 10 are needed"]
+
+
+def test_all_correct_answers_are_checked(tmp_path: Path) -> None:
+    """Their lengths are counted, and equal questions with other answers are found."""
+    rows = [(f"Who?\nAlex and Kim {n}", [[5, 9], [14, 17]]) for n in range(12)]
+    report = check_data(jsonl(tmp_path / "a.jsonl", [*rows, (rows[0][0], [5, 9])]), "span")
+    assert report.values == {"characters": Values(3, 4.0, 4)} and report.obstacles == []
+    (example,) = report.contradictions.examples
+    assert example.labels == ["5 to 9", "5 to 9 or 14 to 17"]
 
 
 def test_labels_and_numbers(tmp_path: Path) -> None:

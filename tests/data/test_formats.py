@@ -18,6 +18,7 @@ from gpt2_from_scratch.classifier.tasks.tagging import entities, is_bio
 from gpt2_from_scratch.data import formats
 from gpt2_from_scratch.data.formats import (
     TASKS,
+    context_of,
     context_start,
     label_names,
     load_examples,
@@ -25,7 +26,14 @@ from gpt2_from_scratch.data.formats import (
     read_squad,
     write_examples,
 )
-from gpt2_from_scratch.data.messages import DataConfig, Message, Span, load_messages
+from gpt2_from_scratch.data.messages import (
+    DataConfig,
+    GoldAnswers,
+    Message,
+    Span,
+    gold_answers,
+    load_messages,
+)
 from gpt2_from_scratch.data.split import load_split
 from gpt2_from_scratch.data.tables import Fault
 from gpt2_from_scratch.errors import DataError, UsageError
@@ -192,6 +200,10 @@ def test_span(tmp_path: Path):
     row = {"text": "Who?\nIt Alex was", "label": [8, 12]}
     found = load(tmp_path / "a.jsonl", jsonl_of([row]), "span")
     assert found == expected and type(found[0].label) is Span
+    rows = [row | {"label": [[8, 12], [5, 7], [8, 12]]}, row | {"label": [[8, 12], [8, 12]]}]
+    several, one = load(tmp_path / "b.jsonl", jsonl_of(rows), "span")
+    assert several.label == (Span(8, 12), Span(5, 7)) and type(several.label) is GoldAnswers
+    assert one == expected[0]
 
 
 @pytest.mark.parametrize("task", ["language", "features"])
@@ -258,6 +270,10 @@ def test_other_encodings(tmp_path: Path):
         ("span", "[0.0, 2]", "is not a start and an end"),
         ("span", "[0, 2, 3]", "expected [start, end]"),
         ("span", "5", "expected [start, end]"),
+        ("span", "[]", "expected [start, end]"),
+        ("span", "[[0, 2], 5]", "expected [start, end] or a list of these"),
+        ("span", "[[0, 2], [1]]", "expected [start, end] or a list of these"),
+        ("span", "[[0, 2], [3, 9]]", "[3, 9] is not a start and an end"),
     ],
 )
 def test_invalid_json_labels(tmp_path: Path, task: str, label: str, what: str):
@@ -355,7 +371,7 @@ def drawn(task: str, draw: random.Random) -> Message:
         "multi-label": tuple(draw.sample(["a", "é", "c d"], draw.randrange(4))),
         "regression": (draw.gauss(0, 1e3), draw.random() / 3),
         "token-classification": (Span(cut[0], cut[1], "O"), Span(cut[2], cut[3], "B-x")),
-        "span": Span(cut[0], cut[3]),
+        "span": draw.choice([Span(cut[0], cut[3]), GoldAnswers([Span(*cut[:2]), Span(*cut[2:])])]),
     }.get(task)
     return Message(text, label)
 
@@ -683,6 +699,23 @@ def test_a_question_by_hand(tmp_path: Path):
     assert found.text[context_start(found.text) :] == CONTEXT
 
 
+def test_all_answers_of_a_question_are_read(tmp_path: Path):
+    """In their order, the first one first; each place counts once."""
+    words = [("Norway", 71), ("Denmark", 56), ("Norway", 71), ("Normandy", 31)]
+    assert all(CONTEXT.startswith(word, place) for word, place in words)
+    answers = [{"text": word, "answer_start": place} for word, place in words]
+    several, same = read_squad(
+        squad(
+            tmp_path / "a.json", asked("1", answers=answers), asked("2", answers=[answers[0]] * 3)
+        )
+    )
+    assert isinstance(several, Message) and isinstance(same, Message)
+    assert several.label == GoldAnswers([Span(97, 103), Span(82, 89), Span(57, 65)])
+    found = [several.text[span.start : span.end] for span in several.label]
+    assert found == ["Norway", "Denmark", "Normandy"]
+    assert same.label == Span(97, 103) and type(same.label) is Span
+
+
 def test_where_the_context_begins():
     assert context_start("a?\nb\nc") == 3
     assert context_start("no question") == 0 and context_start("") == 0
@@ -700,16 +733,19 @@ def test_every_answer_keeps_its_place(tmp_path: Path, seed: int):
         words = ["who", "is\t\t it ", "\n語\u2028?"]
         draw.shuffle(words)
         if answer.strip():
-            answers = [{"text": answer, "answer_start": start}, {"text": "?", "answer_start": 0}]
+            answers = [{"text": answer, "answer_start": start}, {"text": "b", "answer_start": 0}]
             questions.append(asked(str(n), question=" ".join(words), answers=answers))
             expected.append((" ".join(" ".join(words).split()), answer.replace("\ud83d", "\ufffd")))
     found = list(read_squad(squad(tmp_path / "a.json", *questions, context=context)))
     assert len(found) == len(expected)
     for message, (question, answer) in zip(found, expected, strict=True):
-        assert isinstance(message, Message) and message.label.label == ""
-        assert message.text[message.label.start : message.label.end] == answer
+        assert isinstance(message, Message)
+        spans = gold_answers(message.label)
+        assert [message.text[span.start : span.end] for span in spans][:2] in ([answer, "b"], ["b"])
         assert message.text == question + "\n" + context.replace("\ud83d", "\ufffd")
-        assert message.label.start >= context_start(message.text) == len(question) + 1
+        assert context_of(message.text) == context.replace("\ud83d", "\ufffd")
+        assert {span.label for span in spans} == {""}
+        assert spans[-1].start == context_start(message.text) == len(question) + 1
 
 
 @pytest.mark.parametrize(
@@ -733,6 +769,11 @@ def test_every_answer_keeps_its_place(tmp_path: Path, seed: int):
         ({"answers": [{"text": "The", "answer_start": 0.0}]}, "answer's text and answer_start"),
         ({"answers": [{"text": 5, "answer_start": 0}]}, "answer's text"),
         ({"answers": ["The"]}, "answer's text"),
+        (
+            {"answers": [asked("")["answers"][0], {"text": "The", "answer_start": 1}]},
+            "'The' is not at 1, but 'he ' is",
+        ),
+        ({"answers": [asked("")["answers"][0], 5]}, "answer's text and answer_start, found 5"),
         ({"answers": {"text": "The", "answer_start": 0}}, "a list of answers"),
         ({"answers": None}, "a list of answers"),
         ({"question": " \n"}, "words of a question"),

@@ -1,5 +1,6 @@
 """Splitting: no text in two parts, each text tested once by folds, and the split never changes."""
 
+import json
 import random
 import unicodedata
 from collections import Counter
@@ -14,7 +15,9 @@ from said import listen
 
 from gpt2_from_scratch.data.messages import (
     DataConfig,
+    GoldAnswers,
     Message,
+    Span,
     count_labels,
     load_messages,
 )
@@ -589,6 +592,142 @@ def test_messages_that_cannot_be_cut_into_folds():
     eggs = [Message(f"{m.text} {m.text}", "eggs") for m in with_near_duplicates(90, 30)]
     assert len(folds(contradiction + eggs, 5, on_error="skip")) == 5
     assert len(said) == 1
+
+
+# --- questions: each context is in one part ---
+
+
+def questions(n_contexts: int = 40, most: int = 9, seed: int = 0) -> list[Message]:
+    """One to `most` questions about each context; every third has several correct answers."""
+    draw = random.Random(seed)
+    found = []
+    for context in range(n_contexts):
+        words = " ".join(draw.choices("bcdfghjklm", k=12))
+        for question in range(draw.randint(1, most)):
+            text = f"Who is number {question}?\n{words} {context}\nso it is"
+            start = text.index("\n") + 1
+            answers = GoldAnswers([Span(start, start + 3), Span(start + 4, start + 5)])
+            found.append(Message(text, answers if question % 3 == 2 else answers[0]))
+    draw.shuffle(found)
+    return found
+
+
+def contexts_of(part: list[Message]) -> set[str]:
+    return {message.text.split("\n", 1)[1] for message in part}
+
+
+def assert_no_context_in_two_parts(split: Split) -> None:
+    train, val, test = map(contexts_of, parts(split))
+    assert train and val and test
+    assert not train & val and not train & test and not val & test
+
+
+@pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_context_is_in_two_parts(keep_together: str, seed: int) -> None:
+    messages = questions(seed=seed)
+    split = split_messages(messages, seed=seed, keep_together=keep_together)
+    assert_no_context_in_two_parts(split)
+    assert Counter(m for part in parts(split) for m in part) == Counter(messages)
+    wanted = np.array([0.7, 0.1, 0.2]) * len(messages)
+    assert np.abs(np.array([len(part) for part in parts(split)]) - wanted).max() < 9
+    assert split_messages(messages, seed=seed, keep_together=keep_together) == split
+
+
+def test_seeds_put_a_context_into_different_parts() -> None:
+    tests = [frozenset(contexts_of(split_messages(questions(), seed=n).test)) for n in range(5)]
+    assert len(set(tests)) == 5
+
+
+@pytest.mark.parametrize("keep_together", ["copies", "near-duplicates"])
+def test_each_context_is_tested_by_one_fold(keep_together: str) -> None:
+    messages = questions()
+    found = folds(messages, 5, keep_together=keep_together)
+    for split in found:
+        assert_no_context_in_two_parts(split)
+    tested = [context for split in found for context in contexts_of(split.test)]
+    assert sorted(tested) == sorted(contexts_of(messages))
+    assert Counter(m for split in found for m in split.test) == Counter(messages)
+
+
+def test_contexts_of_some_questions_without_an_answer_and_of_several_heads() -> None:
+    """All texts are questions if one of them has an answer."""
+    messages = [
+        Message(m.text, None if n % 2 else {"topic": "a", "answer": m.label})
+        for n, m in enumerate(questions())
+    ]
+    assert_no_context_in_two_parts(split_messages(messages))
+
+
+def test_near_duplicates_of_contexts_stay_together() -> None:
+    """The same long question about different contexts does not join them."""
+    asked = "which of the many people in this long story was the first of all to arrive here?"
+    near = [
+        Message(f"{asked}\n{name} b{n}c d{n}e f{n}g h{n}i j{n}k l{n}m n{n}o", Span(82, 84))
+        for n in map(lambda n: "abcdefghijklmnopqrst"[n] * 3, range(20))
+        for name in ("Anna", "Olga")
+    ]
+    split = split_messages(near, keep_together="near-duplicates")
+    without_names = [{c.split(" ", 1)[1] for c in contexts_of(part)} for part in parts(split)]
+    assert sum(map(len, without_names)) == 20 == len(set.union(*without_names))
+
+
+def test_a_question_per_context_is_split_as_other_texts_are() -> None:
+    messages = questions(most=1)
+    others = [Message(m.text, (1.0,)) for m in messages]
+    assert texts_of(split_messages(messages)) == texts_of(split_messages(others))
+
+
+def test_first_lines_of_other_tasks_do_not_matter() -> None:
+    """Texts that are equal after their first lines are different texts."""
+    texts = [f"{n}\nthe same" for n in range(20)]
+    for label in ((1.0,), ("a",), (Span(0, 1, "O"),), None):
+        split = split_messages([Message(text, label) for text in texts])
+        assert [len(part) for part in parts(split)] == [14, 2, 4]
+
+
+def test_too_few_contexts_are_refused() -> None:
+    with pytest.raises(DataError, match="^9 contexts are too few; 10"):
+        split_messages(questions(9))
+    with pytest.raises(DataError, match="^20 contexts are too few; 21"):
+        folds(questions(20, most=20), 21, keep_together="copies")
+    assert_no_context_in_two_parts(split_messages(questions(10)))
+
+
+def written(path: Path, messages: list[Message]) -> str:
+    rows = []
+    for message in messages:
+        several = isinstance(message.label, GoldAnswers)
+        label = [s[:2] for s in message.label] if several else message.label[:2]
+        rows.append(json.dumps({"text": message.text, "label": label}) + "\n")
+    path.write_text("".join(rows))
+    return str(path)
+
+
+def test_contexts_of_an_earlier_file_are_left_out(tmp_path: Path) -> None:
+    messages = sorted(questions(30), key=lambda m: m.text.split("\n", 1)[1])
+    contexts = sorted(contexts_of(messages))
+
+    def about(some: list[str]) -> list[Message]:
+        return [m for m in messages if m.text.split("\n", 1)[1] in some]
+
+    train, val, test = about(contexts[:20]), about(contexts[20:25]), about(contexts[25:])
+    other = [Message("Why?\n" + m.text.split("\n", 1)[1], Span(5, 8)) for m in (*train, *val)]
+    names = ("train.jsonl", "val.jsonl", "test.jsonl")
+    files = [
+        written(tmp_path / name, found)
+        for name, found in zip(names, (train, [*val, other[0]], [*other, *test]), strict=True)
+    ]
+    said = listen()
+    split = load_split(DataConfig(*files), "span")
+    assert split == Split(train, val, test)
+    assert any(f"{len(other)} texts of {files[2]} were left out" in line for line in said)
+    two = load_split(DataConfig(files[0], test_source=files[2]), "span")
+    assert_no_context_in_two_parts(two)
+    assert contexts_of(two.train) | contexts_of(two.val) == contexts_of(train)
+    alone = written(tmp_path / "alone.jsonl", other[:3])
+    with pytest.raises(DataError, match="all contexts are in an earlier part"):
+        load_split(DataConfig(files[0], test_source=alone), "span")
 
 
 # --- reading and splitting: one source or three ---

@@ -283,6 +283,18 @@ def test_how_the_sets_were_made(data, reported):
     assert reported in split_rule(run_facts(data=DataConfig(**data)))
 
 
+@pytest.mark.parametrize(
+    ("data", "reported"),
+    [
+        ({}, "All questions about a context are in the same set"),
+        ({"test_source": "t.csv"}, "without contexts that are also in the training file"),
+        ({"val_source": "v.csv", "test_source": "t.csv"}, "Questions whose context is already"),
+    ],
+)
+def test_how_the_sets_of_questions_were_made(data, reported):
+    assert reported in split_rule(run_facts(data=DataConfig(**data), task="span"))
+
+
 def test_another_split_is_described_as_it_was_made():
     assert split_rule(run_facts(split="As the lecture does it.")) == "As the lecture does it."
 

@@ -1,6 +1,7 @@
 """Answers extracted from a text: the positions where they start and end.
 
-A text is a question on the first line, followed by its context. B texts in a batch, N texts in all,
+A text is a question on the first line, followed by its context. Its label is one Span, or several if
+there are several gold answers. B texts in a batch, N texts in all,
 T tokens in the longest. The source of the task and of its scores is Rajpurkar et al. 2016 (SQuAD
 1.1).
 """
@@ -36,7 +37,7 @@ from gpt2_from_scratch.classifier.tasks.task import (
     token_range,
 )
 from gpt2_from_scratch.data.formats import context_start
-from gpt2_from_scratch.data.messages import Message, Span, on_one_line
+from gpt2_from_scratch.data.messages import Message, Span, gold_answers, on_one_line
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -66,10 +67,10 @@ class SpanScores(Scores):
     """The scores of extracted answers."""
 
     measure: ClassVar[str] = "F1"
-    exact: int  # answers that are equal after normalisation
+    exact: int  # answers that are equal to a gold answer after normalisation
     total: int
     interval: tuple[float, float]  # 95% Wilson interval of exact / total
-    f1: float  # F1 of the answers' words, averaged over texts
+    f1: float  # F1 of the words with the best gold answer, averaged over texts
 
     @property
     def main(self) -> float:
@@ -88,18 +89,19 @@ class SpanExtraction(Task):
     def targets(
         self, head: HeadConfig, messages: Sequence[Message], encoded: Encoded, tokenizer: Tokenizer
     ) -> Targets:
-        """Find the first and last token of each answer: (N, 2), IGNORED if there is none."""
+        """Find the first and last token of each first answer: (N, 2), IGNORED if there is none."""
         ends = []
         for message, ids in zip(messages, encoded, strict=True):
-            span, found = label_for(head, message), None
-            if span is not None:
-                start, end = checked_span(message.text, span)[:2]
-                if start < context_start(message.text):  # answers are searched only in the context
-                    raise DataError(
-                        f"the answer {message.text[start:end]!r:.80} is in the first line of "
-                        f"{message.text!r:.80}, which is taken for the question"
-                    )
-                found = token_range(message.text, ids, span, tokenizer)
+            label, found = label_for(head, message), None
+            if label is not None:
+                spans = [checked_span(message.text, span) for span in gold_answers(label)]
+                for start, end, _ in spans:
+                    if start < context_start(message.text):  # answers are searched in the context
+                        raise DataError(
+                            f"the answer {message.text[start:end]!r:.80} is in the first line of "
+                            f"{message.text!r:.80}, which is taken for the question"
+                        )
+                found = token_range(message.text, ids, spans[0], tokenizer)
             ends.append(found or (IGNORED, IGNORED))
         values = torch.tensor(ends, dtype=torch.int64).reshape(-1, 2)
         known = (values[:, 0] != IGNORED).float()
@@ -137,9 +139,12 @@ class SpanExtraction(Task):
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
     ) -> SpanScores:
-        """Compare answers word by word."""
-        spans, answers, texts = labelled_only(labels, answers, texts)
-        true = [text[span.start : span.end] for span, text in zip(spans, texts, strict=True)]
+        """Compare answers with all gold answers, word by word."""
+        labels, answers, texts = labelled_only(labels, answers, texts)
+        true = [
+            [text[span.start : span.end] for span in gold_answers(label)]
+            for label, text in zip(labels, texts, strict=True)
+        ]
         return span_scores(true, [answer.text for answer in answers])
 
 
@@ -167,21 +172,27 @@ def _extract(outputs: Tensor, text: str, ids: Sequence[int], tokenizer: Tokenize
     return Extract(text[a:b], a, b, float(pairs[first, last].exp()))
 
 
-def span_scores(true: Sequence[str], predicted: Sequence[str]) -> SpanScores:
+def span_scores(true: Sequence[Sequence[str]], predicted: Sequence[str]) -> SpanScores:
     """Score one answer per text. Raises DataError if there are no answers.
 
-    Answers are compared as lists of words, made by `answer_words`. Two answers without words count
-    as equal, as in SQuAD 2.0.
+    Both scores are those of the best of a text's gold answers, as in SQuAD. Answers are compared as
+    lists of words, made by `answer_words`. Two answers without words count as equal, as in SQuAD
+    2.0.
     """
-    pairs = [(answer_words(a), answer_words(b)) for a, b in zip(true, predicted, strict=True)]
-    exact, total = sum(a == b for a, b in pairs), len(pairs)
-    interval = wilson_interval(exact, total)
-    f1s = list[float]()
-    for a, b in pairs:
-        # each common word counts as often as it occurs in both
-        shared = (Counter(a) & Counter(b)).total()
-        f1s.append(2 * shared / (len(a) + len(b)) if a or b else 1.0)
-    return SpanScores(exact, total, interval, math.fsum(f1s) / total)
+    exact, f1s = 0, list[float]()
+    for gold, answer in zip(true, predicted, strict=True):
+        words = answer_words(answer)
+        every = [answer_words(one) for one in gold]
+        exact += words in every
+        f1s.append(max(_f1(one, words) for one in every))
+    interval = wilson_interval(exact, len(f1s))
+    return SpanScores(exact, len(f1s), interval, math.fsum(f1s) / len(f1s))
+
+
+def _f1(true: list[str], predicted: list[str]) -> float:
+    """The F1 of two lists of words. Each common word counts as often as it occurs in both."""
+    shared = (Counter(true) & Counter(predicted)).total()
+    return 2 * shared / (len(true) + len(predicted)) if true or predicted else 1.0
 
 
 def answer_words(answer: str) -> list[str]:

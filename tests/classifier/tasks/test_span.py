@@ -24,7 +24,7 @@ from gpt2_from_scratch.classifier.tasks.span import (
 )
 from gpt2_from_scratch.classifier.tasks.task import IGNORED, Batch
 from gpt2_from_scratch.classifier.train import finetune, loss_and_scores, to_labelled
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import GoldAnswers, Message, Span
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
@@ -82,6 +82,23 @@ def test_an_answer_in_the_question_is_refused(tokenizer: Tokenizer) -> None:
     assert targets_of(tokenizer, ANSWER, (text, good))[0].counts.tolist() == [1.0]
     with pytest.raises(DataError, match="'Who'.*question"):
         targets_of(tokenizer, ANSWER, (text, bad))
+    with pytest.raises(DataError, match="'Who'.*question"):
+        targets_of(tokenizer, ANSWER, (text, GoldAnswers([good, bad])))
+
+
+def test_training_uses_the_first_of_several_answers(tokenizer: Tokenizer) -> None:
+    first, second = Span(4, 7), Span(0, 3)
+    several = targets_of(tokenizer, ANSWER, (TEXT, GoldAnswers([first, second])))[0]
+    one = targets_of(tokenizer, ANSWER, (TEXT, first))[0]
+    assert several.batch([0]).tolist() == one.batch([0]).tolist()
+    assert (
+        several.batch([0]).tolist()
+        != targets_of(tokenizer, ANSWER, (TEXT, second))[0].batch([0]).tolist()
+    )
+    with pytest.raises(DataError, match="Span"):
+        targets_of(tokenizer, ANSWER, (TEXT, GoldAnswers([first, Span(0, 99)])))
+    with pytest.raises(DataError, match="no answer"):
+        Message(TEXT, GoldAnswers())
 
 
 def test_ends_of_a_span() -> None:
@@ -181,10 +198,27 @@ def test_answers_are_normalised_as_squads(answer, words):
     ],
 )
 def test_answers_by_hand(true, predicted, exact, f1):
-    for pair in ([true], [predicted]), ([predicted], [true]):
-        found = span_scores(*pair)
+    for gold, answer in ((true, predicted), (predicted, true)):
+        found = span_scores([[gold]], [answer])
         assert (found.exact, found.total) == (exact, 1)
         assert found.f1 == pytest.approx(f1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "exact", "f1"),
+    [
+        (["Denver", "the Denver Broncos", "Broncos"], "Denver Broncos", 1, 1.0),
+        (["Denver", "Carolina Panthers"], "Denver Broncos", 0, 2 / 3),  # with the first
+        (["Carolina Panthers", "the Denver Broncos team"], "Denver Broncos", 0, 4 / 5),
+        (["no", "neither", "none"], "yes", 0, 0.0),
+        (["yes", "yes", "yes"], "yes", 1, 1.0),
+    ],
+)
+def test_the_best_gold_answer_counts(gold, predicted, exact, f1):
+    for order in (gold, gold[::-1]):
+        found = span_scores([order, ["x"]], [predicted, "y"])
+        assert (found.exact, found.total) == (exact, 2)
+        assert found.f1 == pytest.approx(f1 / 2, abs=1e-12)
 
 
 def letter_by_letter(answer):
@@ -205,31 +239,35 @@ def shared_words(one, other):
     return sum(1 for word in one if word in other and other.remove(word) is None)
 
 
-@given(
-    st.lists(st.tuples(st.text("aThe n.,-'x\t"), st.text("aThe n.,-'x\t")), min_size=1, max_size=4)
-)
-def test_answers_are_squads(pairs):
+def squad_f1(gold, answer):
+    a, b = letter_by_letter(gold), letter_by_letter(answer)
+    shared = shared_words(a, b)
+    if not shared:
+        return float(a == b == [])
+    precision, recall = shared / len(b), shared / len(a)
+    return 2 * precision * recall / (precision + recall)
+
+
+WORDS = st.text("aThe n.,-'x\t")
+
+
+@given(st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=3), WORDS), min_size=1, max_size=4))
+def test_answers_are_squads(rows):
     exact, f1 = 0, 0.0
-    for pair in pairs:
-        a, b = map(letter_by_letter, pair)
-        exact += a == b
-        shared = shared_words(a, b)
-        if shared:
-            precision, recall = shared / len(b), shared / len(a)
-            f1 += 2 * precision * recall / (precision + recall)
-        else:
-            f1 += a == b == []
-    found = span_scores(*map(list, zip(*pairs, strict=True)))
-    assert found.exact == exact and found.interval == wilson_interval(exact, len(pairs))
-    assert found.f1 == pytest.approx(f1 / len(pairs), abs=1e-12)
+    for gold, answer in rows:
+        exact += any(letter_by_letter(one) == letter_by_letter(answer) for one in gold)
+        f1 += sorted(squad_f1(one, answer) for one in gold)[-1]
+    found = span_scores(*map(list, zip(*rows, strict=True)))
+    assert found.exact == exact and found.interval == wilson_interval(exact, len(rows))
+    assert found.f1 == pytest.approx(f1 / len(rows), abs=1e-12)
     assert (found.main, found.measure) == (found.f1, "F1")
 
 
 def test_scores_compare_texts_at_the_labels() -> None:
-    labels = [Span(0, 7), None, Span(2, 5)]
-    answers = [Extract(text, 0, 0, 1.0) for text in ("cat", "x", "red")]
-    found = TASK.scores(ANSWER, labels, answers, ["the cat", "x", "a red bird"])
-    assert (found.exact, found.total, found.f1) == (2, 2, 1.0)
+    labels = [Span(0, 7), None, Span(2, 5), GoldAnswers([Span(0, 3), Span(6, 10)])]
+    answers = [Extract(text, 0, 0, 1.0) for text in ("cat", "x", "red", "bird")]
+    found = TASK.scores(ANSWER, labels, answers, ["the cat", "x", "a red bird", "a red bird"])
+    assert (found.exact, found.total, found.f1) == (3, 3, 1.0)
 
 
 def test_scores_need_answers() -> None:
@@ -238,7 +276,7 @@ def test_scores_need_answers() -> None:
 
 
 def test_scores_as_a_table() -> None:
-    found = span_scores(["the cat", "red", "x"], ["cat", "red bird", "y"])
+    found = span_scores([["the cat"], ["red"], ["x"]], ["cat", "red bird", "y"])
     assert found.as_table().splitlines() == [
         "F1 55.56%",
         "exact match 33.33%  (1 of 3; 95% interval 6.1% to 79.2%)",
