@@ -69,7 +69,7 @@ def fit_task_baselines(
     refuse_empty(split)
     for name, fit in FITS.get(task, {}).items():
         if quick and name in SLOW:
-            log.warning(f"skipping {name}: the training texts are too long")
+            log.warning(f"skipping {name}: the training set is too large")
         elif found := fit(split, labels):
             yield found
 
@@ -129,10 +129,7 @@ def fit_ridge(split: Split, names: Sequence[str]) -> TaskBaseline | None:
     def standardised(model: Any, features: Any) -> np.ndarray:
         return model.predict(features).reshape(-1, len(scale))
 
-    models = [
-        Ridge(alpha=penalty, tol=1e-6).fit(train, (values - center) / scale)
-        for penalty in PENALTIES
-    ]
+    models = [Ridge(alpha=penalty).fit(train, (values - center) / scale) for penalty in PENALTIES]
     best = min(models, key=lambda model: ((standardised(model, val) - val_values) ** 2).mean())
 
     def answers(messages: Sequence[Message]) -> list[tuple[float, ...]]:

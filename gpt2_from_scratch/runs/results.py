@@ -65,7 +65,7 @@ from gpt2_from_scratch.storage.states import remove_states
 log = logging.getLogger(__name__)
 
 MOST_FOR_BASELINES = 20_000  # most training texts; for more, baselines are only fitted by `compare`
-MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts: half a minute of fitting
+MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts: about a minute of fitting
 MOST_FOR_NEAR_DUPLICATES = 100_000  # most training texts that are searched for near duplicates
 TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")

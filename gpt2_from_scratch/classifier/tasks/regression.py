@@ -80,7 +80,7 @@ class RegressionScores(Scores):
     @property
     def main_in_words(self) -> str:
         """Format the mean R2, which is negative for answers worse than the mean."""
-        return f"{self.main:.3f}"
+        return f"{self.main:z.3f}"  # z: never "-0.000"
 
     def as_table(self) -> str:
         """Format the mean R2 and each value's scores."""
