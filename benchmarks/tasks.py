@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 from bench import SHARED, first_that_exists
 
-from gpt2_from_scratch import DataConfig, Message, TrainConfig
+from gpt2_from_scratch import DataConfig, TrainConfig
 from gpt2_from_scratch.classifier.settings import HeadSettings
-from gpt2_from_scratch.classifier.tasks.tagging import entities, most_frequent_tag, tag_scores
+from gpt2_from_scratch.classifier.tasks.tagging import entities, tag_scores
 from gpt2_from_scratch.classifier.train import format_epoch
 from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.messages import Span
+from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.evaluation.significance import format_p
+from gpt2_from_scratch.evaluation.task_baselines import fit_most_frequent_tag
 from gpt2_from_scratch.runs.folder import read_test_part
 from gpt2_from_scratch.runs.recipes import train_classifier
 from gpt2_from_scratch.storage.files import sha256_of
@@ -28,25 +31,24 @@ Tags = Sequence[Sequence[str]]
 PARTS = ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")
 
 
-def tagged(messages: Sequence[Message]) -> tuple[list[list[str]], list[list[str]]]:
-    """The words of each text, and their tags."""
-    words = [[m.text[word.start : word.end] for word in m.label] for m in messages]
-    return words, [[word.label for word in m.label] for m in messages]
+def tags_in(labels: Sequence[Sequence[Span]]) -> list[list[str]]:
+    """The tags of each text's words."""
+    return [[word.label for word in label] for label in labels]
 
 
 def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
     """Print the entity F1 of the model and of the baseline on the test set."""
     train, dev, test = (load_examples(folder / name, "token-classification") for name in PARTS)
-    tag_of = most_frequent_tag(*tagged(train))
-    words, tags = tagged(test)
-    names = sorted({tag for some in tagged(train)[1] for tag in some})
+    baseline = fit_most_frequent_tag(Split(train, dev, test))
+    assert baseline
+    tags = tags_in([message.label for message in test])
+    names = sorted({word.label for message in train for word in message.label})
     print(
         f"\nWNUT17: {len(train):,} / {len(dev):,} / {len(test):,} texts; the test set's sha256 "
         f"begins {sha256_of(folder / PARTS[2])[:12]}\n"
     )
-    print("the most frequent tag of each word:\n")
-    found = [[tag_of(word) for word in text] for text in words]
-    print(tag_scores(tags, found, names).as_table())
+    print(f"{baseline.name}:\n")
+    print(tag_scores(tags, tags_in(baseline.answers(test)), names).as_table())
     config = TrainConfig(epochs=epochs, patience=epochs, n_last_blocks=n_last_blocks)
     with tempfile.TemporaryDirectory() as run:
         sources = [str(folder / part) for part in PARTS]
@@ -61,16 +63,16 @@ def wnut(folder: Path, epochs: int, n_last_blocks: int) -> None:
         classifier, scores = done.classifier, done.scores
         epochs_run = [format_epoch(epoch, epochs, scores.measure) for epoch in done.load_history()]
         kept = read_test_part(done.folder, "token-classification")
-    words, tags = tagged(kept)
+    tags = tags_in([message.label for message in kept])
     answers = [a.answer.words for a in classifier.predict([m.text for m in kept]) if a]
     ours = [[word.label for word in text] for text in answers]
-    p = chance(tags, ours, [[tag_of(word) for word in text] for text in words])
+    p = chance(tags, ours, tags_in(baseline.answers(kept)))
     print(
         f"\nthe mini, last {n_last_blocks} blocks, {epochs} epochs; epoch with the best F1 on dev:\n"
     )
     print("\n".join(epochs_run) + "\n")
     print(scores.as_table())
-    print(f"\nagainst the most frequent tag on the same {len(kept):,} texts: {format_p(p)}")
+    print(f"\nagainst {baseline.name} on the same {len(kept):,} texts: {format_p(p)}")
 
 
 def chance(true: Tags, a: Tags, b: Tags, draws: int = 10_000, seed: int = 0) -> float:

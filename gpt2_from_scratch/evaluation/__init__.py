@@ -49,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "fit_baselines",
             "predictions_of",
         ],
+        "task_baselines": ["TaskBaseline", "fit_task_baselines"],
         "assessment": [
             "Assessment",
             "PredictedText",

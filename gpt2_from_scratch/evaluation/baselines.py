@@ -67,7 +67,6 @@ def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
     """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-    characters = partial(TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
     fits: dict[str, Fit] = {
         "commonest label": fit_commonest,
         "patterns and words": fit_patterns,
@@ -77,6 +76,7 @@ def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
         ("bag of words", CountVectorizer),
         ("TF-IDF of words", TfidfVectorizer),
         ("TF-IDF of characters, 2 to 5", characters),
+        ("TF-IDF of words and characters", words_and_characters),
     ):
         fits[kind] = partial(fit_linear, kind, vectorizer)
     return {kind: fit for kind, fit in fits.items() if not quick or kind in QUICK}
@@ -175,6 +175,44 @@ def fit_length(split: Split, labels: Sequence[str]) -> Baseline:
     return _as_baseline("length alone" + learned, model, labels)
 
 
+def characters() -> Any:
+    """Make a vectorizer of character n-grams of lengths 2 to 5."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)
+
+
+def words_and_characters() -> Any:
+    """Make a vectorizer of words, pairs of words, and character n-grams of lengths 2 to 5."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), characters())
+
+
+def features_of(
+    name: str, vectorizer: Callable[[], Any], split: Split
+) -> tuple[Any, Any, Any] | None:
+    """Fit a vectorizer on the training texts.
+
+    Args:
+        name: name of the baseline, for the log.
+        vectorizer: makes a scikit-learn vectorizer.
+        split: the texts.
+
+    Returns:
+        The fitted vectorizer and the features of the training and validation texts, or None if the
+        training texts have no features.
+    """
+    fitted = vectorizer()
+    try:
+        train = fitted.fit_transform([message.text for message in split.train])
+    except ValueError:  # scikit-learn refuses an empty vocabulary
+        log.warning(f"skipping {name}: the training texts have none of its features")
+        return None
+    return fitted, train, fitted.transform([message.text for message in split.val])
+
+
 def fit_linear(
     name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
 ) -> Baseline | None:
@@ -196,28 +234,31 @@ def fit_linear(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    texts, true = _training_set(split, labels)
-    if not any(map(vectorizer().build_analyzer(), texts)):
-        log.warning(f"skipping {name}: the training texts have none of its features")
-        return None
+    true = _training_set(split, labels)[1]
     if len(set(true.tolist())) < 2:
         log.warning(f"skipping {name}: all training texts have the same label")
         return None
-    fitted = vectorizer()
-    features = fitted.fit_transform(texts)
-    val = fitted.transform([message.text for message in split.val])
+    found = features_of(name, vectorizer, split)
+    if found is None:
+        return None
+    fitted, features, val = found
     val_true = class_numbers(split.val, labels)
     models = [LogisticRegression(max_iter=5000, C=C).fit(features, true) for C in INVERSE_PENALTIES]
     best = max(models, key=lambda model: model.score(val, val_true))
     return _as_baseline(name, make_pipeline(fitted, best), labels)
 
 
-def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the training texts and the indices of their labels (N,)."""
+def refuse_empty(split: Split) -> None:
+    """Raise DataError if the training or validation set is empty."""
     if not split.train or not split.val:
         raise DataError(
             "a baseline needs a training set and a validation set; one of them is empty"
         )
+
+
+def _training_set(split: Split, labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the training texts and the indices of their labels (N,)."""
+    refuse_empty(split)
     return [message.text for message in split.train], class_numbers(split.train, labels)
 
 

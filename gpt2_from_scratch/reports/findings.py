@@ -74,6 +74,8 @@ class RunFacts:
     predictions: LabelledPredictions | None = None  # predictions on the test set
     # (name, scores on the same test texts, comparison with this run, p-value adjusted by Holm)
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
+    # (name, scores on the same test texts) for the other tasks
+    task_baselines: Sequence[tuple[str, Scores]] = ()
     start: str = ""  # the trained classifier that the run continues from
     n_trained_on: int = 0  # test texts on which the run or `start` was trained
     # test texts with a near duplicate in training; None if unknown
@@ -104,6 +106,11 @@ class RunFacts:
         return max(self.baselines, key=lambda baseline: baseline[1].accuracy, default=None)
 
     @property
+    def best_task_baseline(self) -> tuple[str, Scores] | None:
+        """The baseline of another task than classification with the highest main score."""
+        return max(self.task_baselines, key=lambda baseline: baseline[1].main, default=None)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All settings by name, without folders."""
         groups = [group for group in (self.data, self.training, self.head) if group is not None]
@@ -129,6 +136,7 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
         else "",
         "confused": confused(facts.classified) if facts.classified else [],
         "ranked": ranked(facts),
+        "ranked_scores": ranked_scores(facts),
         "calibrations": calibrations(facts.assessment) if facts.assessment else {},
         "thresholds": distinct_thresholds(facts.assessment.thresholds) if facts.assessment else [],
         "commands": shell_commands(facts.run),
@@ -190,7 +198,14 @@ def found_and_marked(scores: Evaluation) -> str:
 
 
 def against_baselines(facts: RunFacts) -> str:
-    """Compare the run with the most accurate text baseline; empty without baselines."""
+    """Compare the run with the best text baseline; empty without baselines."""
+    if facts.best_task_baseline:
+        name, scores = facts.best_task_baseline
+        article = "an" if scores.measure[0] in "eF" else "a"  # an entity F1, an F1
+        return (
+            f"{name[0].upper()}{name[1:]} reaches {article} {scores.measure} of "
+            f"{scores.main_in_words}; this classifier reaches {facts.scores.main_in_words}."
+        )
     if not facts.best_baseline or not facts.classified:
         return ""
     name, theirs, paired = facts.best_baseline
@@ -299,6 +314,14 @@ def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:
     return sorted([this, *facts.baselines], key=lambda found: -found[1].accuracy)
 
 
+def ranked_scores(facts: RunFacts) -> list[tuple[str, Scores]]:
+    """List this run and its baselines, the best first, if the task is not classification."""
+    if not facts.task_baselines:
+        return []
+    this = (f"GPT-2 {file_name(facts.model)}, this run", facts.scores)
+    return sorted([this, *facts.task_baselines], key=lambda found: -found[1].main)
+
+
 def calibrations(assessment: Assessment) -> dict[str, Calibration]:
     """The calibrations before and after fitting the temperature, by their names in a picture."""
     if assessment.temperature == 1:
@@ -382,6 +405,11 @@ def run_warnings(facts: RunFacts) -> Iterator[str]:
 
 
 def _no_better_than_text(facts: RunFacts) -> str:
+    if facts.best_task_baseline:
+        name, found = facts.best_task_baseline
+        if found.main < facts.scores.main:
+            return ""
+        return _not_worth_its_cost(name, "as good or better", found.main_in_words)
     if not facts.best_baseline or not facts.classified:
         return ""
     name, theirs, paired = facts.best_baseline
@@ -389,9 +417,12 @@ def _no_better_than_text(facts: RunFacts) -> str:
     if not as_good and paired.p <= ALPHA:
         return ""
     verdict = "as good or better" if as_good else "about as good"
+    return _not_worth_its_cost(name, verdict, f"{percent(theirs.accuracy)} of the same test texts")
+
+
+def _not_worth_its_cost(name: str, verdict: str, score: str) -> str:
     return (
-        f'The text baseline "{name}" is {verdict} '
-        f"({percent(theirs.accuracy)} of the same test texts). These results do not show that GPT-2 "
+        f'The text baseline "{name}" is {verdict} ({score}). These results do not show that GPT-2 '
         "is worth its cost on this data: the baseline is smaller, faster and easier to explain."
     )
 

@@ -18,7 +18,10 @@ import torch
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
+from gpt2_from_scratch.classifier.settings import HeadConfig
+from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
@@ -35,6 +38,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     write_predictions,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
+from gpt2_from_scratch.evaluation.task_baselines import fit_task_baselines
 from gpt2_from_scratch.reports.findings import RunFacts
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
@@ -61,7 +65,7 @@ from gpt2_from_scratch.storage.states import remove_states
 log = logging.getLogger(__name__)
 
 MOST_FOR_BASELINES = 20_000  # most training texts; for more, baselines are only fitted by `compare`
-MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts: half a minute of fitting
+MOST_FOR_SLOW_BASELINES = 3_000_000  # most characters of training texts: about a minute of fitting
 MOST_FOR_NEAR_DUPLICATES = 100_000  # most training texts that are searched for near duplicates
 TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")
@@ -234,6 +238,7 @@ class Run:
             assessment=self.assessment,
             predictions=predictions,
             baselines=_baselines(split, predictions) if predictions else [],
+            task_baselines=[] if predictions else _task_baselines(split, description.head),
             start=config.start,
             n_trained_on=TrainedOn.of(self.folder).count(split.test),
             n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),
@@ -397,3 +402,25 @@ def _baselines(
         (name, evaluation, replace(paired, p=p))
         for (name, evaluation, paired), p in zip(found, adjusted, strict=True)
     ]
+
+
+def _task_baselines(split: Split, head: HeadConfig) -> list[tuple[str, Scores]]:
+    """Fit the baselines of a task other than classification; return (name, scores) of each.
+
+    They have the scores of the classifier on the same test texts.
+    """
+    n_characters = sum(len(message.text) for message in split.train)
+    quick = (
+        len(split.train) > MOST_FOR_BASELINES
+        or n_characters * len(head.labels) > MOST_FOR_SLOW_BASELINES
+    )
+    task, texts = TASKS[head.task], [message.text for message in split.test]
+    labels = [message.label for message in split.test]
+    found = []
+    for baseline in fit_task_baselines(head.task, split, head.labels, quick=quick):
+        answers = [
+            task.answer_of(head, message.text, answer)
+            for message, answer in zip(split.test, baseline.answers(split.test), strict=True)
+        ]
+        found.append((baseline.name, task.scores(head, labels, answers, texts)))
+    return found

@@ -26,6 +26,7 @@ from gpt2_from_scratch.cli import main as cli
 from gpt2_from_scratch.cli.classifying import PredictionTable
 from gpt2_from_scratch.data.messages import DataConfig, load_messages
 from gpt2_from_scratch.data.split import split_messages
+from gpt2_from_scratch.evaluation.task_baselines import MEAN, RIDGE
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.studies.probes import probe_layers
@@ -833,6 +834,25 @@ def test_pretraining_starts_from_a_model_and_leaves_test_sets_out(
         *("--n-layer", 3, *settings),
     )
     assert code == 2 and "n_layer=2" in err and "n_layer=3" in err
+
+
+@pytest.mark.slow
+def test_train_compares_every_task_with_a_baseline(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path, words = tmp_path / "m.csv", ["good", "bad", "fair"]
+    rows = [f"a {words[n % 3]} day {n},{n % 3}" for n in range(60)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "run"
+    options = ["--task", "regression", "--out", out, *SETTINGS]
+    code, printed, _ = call(capsys, "train", "--model", tiny_checkpoint, "--data", path, *options)
+    ours = json.loads((out / "evaluation.json").read_text())["mean_r2"]
+    last = " ".join(printed.split("\n\n")[-1].split())
+    assert code == 0 and RIDGE in last.lower()
+    theirs, mine = map(float, re.findall(r"-?\d\.\d+", last))
+    assert theirs > 0.9 and mine == pytest.approx(ours, abs=6e-4)
+    page = (out / "report.html").read_text() + (out / "model_card.md").read_text()
+    assert page.count(MEAN) == 2 and page.count(RIDGE) >= 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from said import listen
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, make_pipeline
 
 from gpt2_from_scratch.data.messages import Message, load_messages
 from gpt2_from_scratch.data.split import Split, split_messages
@@ -31,6 +31,12 @@ VECTORIZERS = {
     "TF-IDF of words": TfidfVectorizer,
     "TF-IDF of characters, 2 to 5": partial(
         TfidfVectorizer, analyzer="char", ngram_range=(2, 5), sublinear_tf=True
+    ),
+    "TF-IDF of words and characters": lambda: FeatureUnion(
+        [
+            ("words", TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)),
+            ("chars", TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True)),
+        ]
     ),
 }
 
@@ -120,7 +126,7 @@ def test_the_numbers_published_in_the_readme(sms_file) -> None:
     """The README's numbers were measured by other code on the same splits, with 262 test texts."""
     split = split_messages(load_messages(sms_file), balance=True, seed=3)
     fits = baseline_fits()
-    for kind, accuracy in zip(VECTORIZERS, ("95.0", "94.7", "96.2"), strict=True):
+    for kind, accuracy in zip([*VECTORIZERS][:3], ("95.0", "94.7", "96.2"), strict=True):
         found = fits[kind](split, ["ham", "spam"])
         assert found
         answered = predictions_of(found, split.test, ["ham", "spam"])

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from gpt2_from_scratch.classifier.tasks.language import LanguageScores
 from gpt2_from_scratch.classifier.tasks.regression import RegressionScores
 from gpt2_from_scratch.classifier.tasks.span import SpanScores
+from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.data.messages import DataConfig
@@ -24,6 +25,7 @@ from gpt2_from_scratch.reports.findings import (
     how_good,
     listed,
     python_lines,
+    ranked_scores,
     run_findings,
     shell_commands,
     split_rule,
@@ -107,6 +109,42 @@ def test_the_best_baseline_is_the_one_to_beat():
         against_baselines(facts)
     )
     assert against_baselines(run_facts(baselines=[])) == ""
+
+
+def other_task(scores: Scores, *baselines: tuple[str, Scores]) -> RunFacts:
+    counts = {"train": {"texts": 1000}, "val": {"texts": 200}, "test": {"texts": 300}}
+    return run_facts(
+        scores=scores,
+        task="multi-label",
+        counts=counts,
+        assessment=None,
+        baselines=[],
+        task_baselines=baselines,
+    )
+
+
+def span_scores(f1: float) -> SpanScores:
+    return SpanScores(0, 300, (0.0, 0.01), f1)
+
+
+def test_another_task_is_compared_with_its_best_baseline():
+    facts = other_task(span_scores(0.45), ("the a", span_scores(0.2)), ("b", span_scores(0.312)))
+    reported = against_baselines(facts)
+    assert reported.startswith("B ") and "an F1 of 31.2%" in reported and "45.0%" in reported
+    assert [name for name, _ in ranked_scores(facts)] == ["GPT-2 mini, this run", "b", "the a"]
+    assert len(warned(facts)) == 1  # one seed
+    values = [RegressionScores(300, r2, []) for r2 in (0.5, -0.0001)]
+    facts = other_task(values[0], ("the mean", values[1]))
+    reported = against_baselines(facts)
+    assert "a mean R2 of 0.000" in reported and "0.500" in reported
+    assert against_baselines(other_task(values[0])) == "" and not ranked_scores(facts)[2:]
+
+
+@pytest.mark.parametrize("f1", [0.45, 0.5])
+def test_a_baseline_of_another_task_that_is_as_good_is_a_warning(f1):
+    facts = other_task(span_scores(0.45), ("the sentence", span_scores(f1)))
+    [reported] = [warning for warning in warned(facts) if "one seed" not in warning]
+    assert '"the sentence" is as good or better' in reported and f"{100 * f1:.1f}%" in reported
 
 
 # --- warnings ---

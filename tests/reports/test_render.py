@@ -450,6 +450,17 @@ def test_another_task_has_its_own_scores_and_no_classes():
     assert page.sections["Scores"].texts["pre"] == [another_task().scores.as_table()]
 
 
+def test_the_baselines_of_another_task_are_a_small_table():
+    found = [("a | b", SpanScores(0, 300, (0.0, 0.01), 0.125)), ("c", another_task().scores)]
+    facts = replace(another_task(), task_baselines=found)
+    [table] = run_page(facts).tables["Baselines on the same split"]
+    rows = [["GPT-2 mini, this run", "97.0%"], ["c", "97.0%"], ["a | b", "12.5%"]]
+    assert table == rows
+    read = body(facts).texts["td"]
+    start = read.index("GPT-2 mini, this run")
+    assert read[start : start + 6] == [cell for row in rows for cell in row]
+
+
 def test_without_a_history_there_are_no_curves():
     page = run_page(run_facts(history=[]))
     assert "Curves" not in page.sections and "Calibration" in page.sections

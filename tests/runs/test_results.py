@@ -16,10 +16,11 @@ from scipy.optimize import minimize_scalar
 from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.cli.main import main
-from gpt2_from_scratch.data.messages import Message, write_messages
+from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
 from gpt2_from_scratch.data.near_duplicates import masked
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import read_predictions
+from gpt2_from_scratch.evaluation.task_baselines import TAG
 from gpt2_from_scratch.runs.folder import RunConfig, read_test_part
 from gpt2_from_scratch.runs.recipes import resume_training
 from gpt2_from_scratch.runs.results import (
@@ -272,6 +273,34 @@ def test_the_last_epoch_has_no_thresholds_of_the_best(
     assert reported["thresholds"] == [] and reported["temperature"] == 1.0
     assert main(["evaluate", str(run / "best.safetensors"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["thresholds"]) == 4
+
+
+# --- the baselines of other tasks ---
+
+
+def tagged_part(path: Path, n_cat: int, n_dog: int, n_red: int) -> str:
+    """Write texts "the WORD NUMBER" whose words have the tags O, B-x or O, and O."""
+    words = ["cat"] * n_cat + ["dog"] * n_dog + ["red"] * n_red
+    lines = [
+        f"the O\n{word} {'O' if word == 'red' else 'B-x'}\n{path.stem}{n} O\n\n"
+        for n, word in enumerate(words)
+    ]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_baseline_has_the_scores_of_the_classifier(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Every "cat" is found, because it is an x in training; "dog" is unknown."""
+    sizes = {"train": (8, 0, 4), "val": (3, 1, 2), "test": (2, 3, 4)}
+    data = DataConfig(*(tagged_part(tmp_path / f"{n}.conll", *sizes[n]) for n in sizes))
+    config, head = TrainConfig(epochs=1), HeadSettings(task="token-classification")
+    run = train_classifier(tiny_checkpoint, data, config, head, run=tmp_path / "run")
+    [(name, scores)] = run.facts.task_baselines
+    assert name == TAG and type(scores) is type(run.scores)
+    assert (scores.correct, scores.total) == (27 - 3, run.scores.total) == (24, 27)
+    recall = 2 / 5
+    assert scores.main == scores.entities.f1 == pytest.approx(2 * recall / (1 + recall))
 
 
 # --- the report on request ---

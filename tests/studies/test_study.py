@@ -52,6 +52,7 @@ TEXTS_ONLY = [
     "bag of words",
     "TF-IDF of words",
     "TF-IDF of characters, 2 to 5",
+    "TF-IDF of words and characters",
 ]
 ENSEMBLE = "mean of ours and the best text baseline"
 CONFIG = TrainConfig(epochs=1, lr=0.005)

@@ -133,6 +133,10 @@ class MultiLabel(Task):
         )
         return multi_label_scores(true, predicted, head.labels)
 
+    def answer_of(self, head: HeadConfig, text: str, label: Any) -> Labels:
+        """Choose exactly these labels, without probabilities."""
+        return Labels([*label], {})
+
     def columns(self, head: HeadConfig) -> list[str]:
         """The names of the columns: "label" for the chosen labels, then each label."""
         return ["label", *head.labels]

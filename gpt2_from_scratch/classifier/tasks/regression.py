@@ -77,6 +77,11 @@ class RegressionScores(Scores):
         """Mean R2; 0 if it is undefined for all values. Always answering the mean also scores 0."""
         return self.mean_r2 or 0.0
 
+    @property
+    def main_in_words(self) -> str:
+        """Format the mean R2, which is negative for answers worse than the mean."""
+        return f"{self.main:z.3f}"  # z: never "-0.000"
+
     def as_table(self) -> str:
         """Format the mean R2 and each value's scores."""
         rows = [
@@ -142,6 +147,10 @@ class Regression(Task):
         true = np.array([np.atleast_1d(label) for label in labels], dtype=float)
         predicted = np.array([[a.values[name] for name in head.labels] for a in answers])
         return regression_scores(true, predicted, head.labels)
+
+    def answer_of(self, head: HeadConfig, text: str, label: Any) -> Values:
+        """Name the values."""
+        return Values(by_label(head, np.atleast_1d(label)))
 
     def columns(self, head: HeadConfig) -> list[str]:
         """The names of the values."""

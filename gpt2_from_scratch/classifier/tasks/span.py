@@ -147,6 +147,10 @@ class SpanExtraction(Task):
         ]
         return span_scores(true, [answer.text for answer in answers])
 
+    def answer_of(self, head: HeadConfig, text: str, label: Any) -> Extract:
+        """Extract this span, with probability 1."""
+        return Extract(text[label.start : label.end], label.start, label.end, 1.0)
+
 
 def within(outputs: Tensor, lengths: Tensor, start: Tensor | None = None) -> Tensor:
     """Set the scores (B, T, 2) outside each text, and before `start` (B,), to -inf."""

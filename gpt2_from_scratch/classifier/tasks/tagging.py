@@ -7,9 +7,8 @@ and O (BIO) mark entities. Sources: Ramshaw & Marcus 1995 for BIO; Tjong Kim San
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -189,6 +188,10 @@ class Tagging(Classification):
         predicted = [[tag.label for tag in answer.words] for answer in answers]
         return tag_scores(true, predicted, head.labels)
 
+    def answer_of(self, head: HeadConfig, text: str, label: Any) -> Tags:
+        """Give each word its tag in the label, with probability 1."""
+        return Tags([Tag(text[a:b], a, b, tag, 1.0) for a, b, tag in label])
+
     columns = Task.columns  # type: ignore[assignment]  # an answer is not a row
 
 
@@ -260,25 +263,3 @@ def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def is_bio(labels: Sequence[str]) -> bool:
     """Whether these are BIO tags (O, B-..., I-...) and at least one of them is not O."""
     return all(BIO.fullmatch(label) for label in labels) and bool(set(labels) - {"O"})
-
-
-def most_frequent_tag(
-    words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]
-) -> Callable[[str], str]:
-    """Fit the baseline that gives each word its most frequent tag in training.
-
-    The result maps a word to a tag. Unknown words get the tag O if it exists, otherwise the most
-    frequent tag of all. On a tie, the tag that was seen first is used. Raises DataError for texts
-    without a word. Source: Jurafsky & Martin, Speech and Language Processing, the most frequent
-    class baseline.
-    """
-    counts: dict[str, Counter[str]] = {}
-    for text, its_tags in zip(words, tags, strict=True):
-        for word, tag in zip(text, its_tags, strict=True):
-            counts.setdefault(word, Counter())[tag] += 1
-    overall = Counter(chain.from_iterable(tags))
-    if not overall:
-        raise DataError("there are no tagged words to count")
-    new = "O" if "O" in overall else overall.most_common(1)[0][0]
-    known = {word: its_counts.most_common(1)[0][0] for word, its_counts in counts.items()}
-    return lambda word: known.get(word, new)

@@ -99,6 +99,11 @@ class Scores(ABC):
     def main(self) -> float:
         """The task's main score; 0 if it is not defined."""
 
+    @property
+    def main_in_words(self) -> str:
+        """Format the main score, which is a proportion, with one decimal."""
+        return f"{100 * self.main:.1f}%"
+
     @abstractmethod
     def as_table(self) -> str:
         """Format the scores as text, the main score first; "-" if one is not defined."""
@@ -175,6 +180,10 @@ class Task(ABC):
             answers: The head's answer for each text.
             texts: The texts.
         """
+
+    def answer_of(self, head: HeadConfig, text: str, label: Any) -> Any:
+        """Return the answer to a text that equals a label, so that `scores` accepts it."""
+        raise NotImplementedError
 
     def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
         """Return the words to tag in labelled texts; None if the task does not tag words."""

@@ -3,7 +3,6 @@
 import itertools
 import math
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from gpt2_from_scratch.classifier.tasks.tagging import (
     Tags,
     entities,
     is_bio,
-    most_frequent_tag,
     tag_scores,
 )
 from gpt2_from_scratch.classifier.tasks.task import IGNORED, Batch
@@ -355,40 +353,3 @@ def test_word_scores_as_a_table() -> None:
         "V           50.00%   100.00%   66.67%        1",
     ]
     assert next(iter(found.as_json().items())) == ("word_accuracy", pytest.approx(2 / 3))
-
-
-# --- the most frequent tag ---
-
-
-def test_the_most_frequent_tag():
-    words = ["the run", "a run", "I run", "I fish", "fish swim", "The end"]
-    tags = ["D N", "D N", "P V", "P N", "V V", "D N"]
-    tag = most_frequent_tag([w.split() for w in words], [t.split() for t in tags])
-    assert [tag(word) for word in ["the", "run", "I", "swim", "The", "end"]] == list("DNPVDN")
-    assert tag("fish") == "N", "of N and V, once each, the first"
-    assert tag("unseen") == "N", "four N, three D and V, two P"
-
-
-def test_an_unknown_word_is_tagged_o():
-    tag = most_frequent_tag([["in", "Rome", "Paris"]], [["O", "B-LOC", "B-LOC"]])
-    assert [tag(word) for word in ("in", "Rome", "rome")] == ["O", "B-LOC", "O"]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_other_rule_tags_more_training_words_correctly(seed):
-    """All 4^5 rules are tried."""
-    rng = random.Random(seed)
-    words = [[rng.choice("vwxyz") for _ in range(6)] for _ in range(6)]
-    tags = [[rng.choice("ABCD") for _ in text] for text in words]
-    tag = most_frequent_tag(words, tags)
-    pairs = Counter(zip(itertools.chain(*words), itertools.chain(*tags), strict=True))
-    best = max(
-        sum(pairs[pair] for pair in zip("vwxyz", rule, strict=True))
-        for rule in itertools.product("ABCD", repeat=5)
-    )
-    assert tag_scores(tags, [[tag(word) for word in text] for text in words]).correct == best
-
-
-def test_no_words_have_no_most_frequent_tag() -> None:
-    with pytest.raises(DataError, match="no tagged words"):
-        most_frequent_tag([[]], [[]])

@@ -30,6 +30,12 @@ from gpt2_from_scratch.evaluation.metrics import ClassScores
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.storage.paths import embedded
 
+KNOWN = {  # a head's labels, and the label of the text "q\nred sun"
+    "multi-label": (("x", "y"), ("y",)),
+    "regression": (("x", "y"), (0.25, -3.0)),
+    "token-classification": (("O", "B-x"), (Span(2, 5, "O"), Span(6, 9, "B-x"))),
+    "span": ((), Span(2, 5)),
+}
 TEXTS = [
     "can't stop, won't stop",
     "New York is  big",
@@ -429,3 +435,19 @@ def test_an_unknown_label_is_reported_briefly():
     with pytest.raises(DataError, match="'eggs'.* and 19,980 more") as error:
         class_number(head, "eggs")
     assert len(str(error.value)) < 1000
+
+
+# --- a label as an answer ---
+
+
+@pytest.mark.parametrize("task", KNOWN)
+def test_the_answer_that_equals_the_label_has_the_best_scores(task: str) -> None:
+    labels, label = KNOWN[task]
+    head, texts = HeadConfig(task=task, labels=labels), ["q\nred sun", "q\nblue sky"]
+    other = {"regression": (1.0, 2.0), "span": Span(2, 6)}.get(task, label)
+    answers = [
+        TASKS[task].answer_of(head, text, each)
+        for text, each in zip(texts, (label, other), strict=True)
+    ]
+    assert TASKS[task].scores(head, [label, other], answers, texts).main == 1
+    assert all(answer.in_words() for answer in answers)
