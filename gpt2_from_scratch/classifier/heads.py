@@ -118,10 +118,11 @@ def relabelled(
 ) -> tuple[HeadConfig, nn.Module]:
     """Make a head with other labels from a head and its layers.
 
-    A label that the head already has keeps its output. If all labels are new and their number is
-    unchanged, they are new names for the outputs, in their order. The outputs of other labels are
-    drawn with torch's random generator. So is a single output for two classes, unless both labels
-    are known. If the layers fit the new labels but not the old ones, they are kept.
+    A label that the head already has keeps its output and its threshold. If all labels are new and
+    their number is unchanged, they are new names for the outputs, in their order. The outputs of
+    other labels are drawn with torch's random generator. So is a single output for two classes,
+    unless both labels are known. If the layers fit the new labels but not the old ones, they are
+    kept.
 
     Raises UsageError for a set of labels and for a head without classes, with adapters, or with
     layers of another kind. Raises DataError for labels that differ only in case, spaces or Unicode
@@ -154,6 +155,9 @@ def relabelled(
         if kept and head.class_weights
         else (),
         temperature=head.temperature if kept else 1.0,
+        thresholds=tuple(0.5 if n is None else head.thresholds[n] for n in known)
+        if head.thresholds
+        else (),
     )
     refuse_alike(new.labels)
     drawn, described = head_layers(new, model), head_layers(head, model)

@@ -161,6 +161,7 @@ class HeadConfig:
     # unit of each value: the output 1.0 means center + scale; none: 1
     scale: tuple[float, ...] = ()
     temperature: float = setting(1.0, "divides class scores before the softmax", above=0)
+    thresholds: tuple[float, ...] = ()  # probability above which each label is chosen; none: 0.5
     loss_weight: float = setting(
         1.0, "weight of this head's loss in the sum over heads", at_least=0
     )
@@ -179,7 +180,7 @@ class HeadConfig:
             raise UsageError(f"labels must differ from each other: {several(self.labels)}")
         if any(type(width) is not int or width < 1 for width in self.hidden):
             raise UsageError(f"head {self.name!r}: hidden = {self.hidden!r} must be widths above 0")
-        for name in ("class_weights", "center", "scale"):
+        for name in ("class_weights", "center", "scale", "thresholds"):
             values = getattr(self, name)
             if any(type(v) not in (int, float) or not is_finite(v) for v in values):
                 raise UsageError(
@@ -189,6 +190,8 @@ class HeadConfig:
                 raise UsageError(f"head {self.name!r}: {name} must have one number per label")
         if any(weight < 0 for weight in self.class_weights):
             raise UsageError(f"head {self.name!r}: class weights must be at least 0")
+        if any(not 0 < threshold < 1 for threshold in self.thresholds):
+            raise UsageError(f"head {self.name!r}: thresholds must be between 0 and 1")
         if any(scale <= 0 for scale in self.scale):
             raise UsageError(f"head {self.name!r}: scales must be above 0")
         if any(abs(value) > LARGEST_VALUE for value in (*self.center, *self.scale)):
@@ -228,6 +231,8 @@ class HeadConfig:
             raise UsageError(f"a head for {task} has no layers of its own")
         if self.temperature != 1 and task != "classification":
             raise UsageError(f"temperature = {self.temperature} is for classification only")
+        if self.thresholds and task != "multi-label":
+            raise UsageError(f"thresholds per label are for multi-label, not for {task}")
         if self.label_smoothing and task not in CLASS_TASKS:
             raise UsageError(f"label smoothing is not for {task}")
 

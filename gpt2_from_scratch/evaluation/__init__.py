@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Calibration",
             "at_cost",
             "at_threshold",
+            "best_f1_threshold",
             "choose_threshold",
             "fit_temperature",
             "format_threshold",

@@ -190,6 +190,36 @@ def choose_threshold(
     return middle if below < middle <= above else above
 
 
+def best_f1_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -> float:
+    """Choose the threshold with the highest F1, from 0.5 and the middles between probabilities.
+
+    A text is predicted as positive if its probability is above the threshold. Of several thresholds
+    with the highest F1, the one nearest to 0.5 is chosen.
+
+    Args:
+        probabilities: each text's probability of the positive class on a validation set, (N,).
+        is_positive: whether that is the true class of each text, (N,) bool.
+
+    Returns:
+        The threshold, between 0 and 1. It is 0.5 if no text is of the positive class.
+
+    Raises:
+        DataError: the shapes or types do not fit, or a probability is not between 0 and 1.
+    """
+    _check_probabilities(probabilities, is_positive)
+    if not is_positive.any():
+        return 0.5
+    every, positives = np.sort(probabilities), np.sort(probabilities[is_positive])
+    limits = np.unique([0.0, *every])
+    middles = (limits[:-1] + limits[1:]) / 2
+    candidates = np.array([0.5, *middles[(middles > 0) & (middles < 1)]])
+    predicted = len(every) - np.searchsorted(every, candidates, side="right")
+    correct = len(positives) - np.searchsorted(positives, candidates, side="right")
+    f1 = 2 * correct / (predicted + len(positives))
+    best = candidates[f1 == f1.max()]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
 def at_threshold(
     probabilities: np.ndarray, is_positive: np.ndarray, label: str, threshold: float
 ) -> AtThreshold:

@@ -145,6 +145,16 @@ class ClassScores:
     support: int  # number of texts of this class
 
 
+def macro_f1(classes: Sequence[ClassScores]) -> float | None:
+    """Return the unweighted mean F1 of the classes, or None if no class has an F1.
+
+    A class has no F1 if it never occurs and is never predicted. scikit-learn leaves out the same
+    classes by default.
+    """
+    known = [scores.f1 for scores in classes if scores.f1 is not None]
+    return float(np.mean(known)) if known else None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of one classifier on one set of labelled texts."""
@@ -162,6 +172,11 @@ class Evaluation:
         return self.correct / self.total
 
     @property
+    def macro_f1(self) -> float | None:
+        """The unweighted mean F1 of the classes that occur or are predicted."""
+        return macro_f1(self.classes)
+
+    @property
     def main(self) -> float:
         """The score that selects the best epoch. Higher is better."""
         return self.accuracy
@@ -172,7 +187,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Convert the scores to plain dicts and lists, with the accuracy first."""
-        return {"accuracy": self.accuracy} | asdict(self)
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1} | asdict(self)
 
 
 def evaluate_predictions(
@@ -288,14 +303,16 @@ def rarer_label(labels: Sequence[str], counts: Sequence[int]) -> str:
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Format the accuracy, the scores per class and the confusion matrix.
+    """Format the accuracy, the macro F1, the scores per class and the confusion matrix.
 
-    If there are more than MOST_CLASSES classes, the text shows the mean over classes, the weakest
-    classes and the most frequent confusions.
+    The accuracy and the macro F1 are in the first line. If there are more than MOST_CLASSES classes,
+    the text shows the mean over classes, the weakest classes and the most frequent confusions.
     """
     classes = evaluation.classes
     accuracy = (evaluation.correct, evaluation.total, evaluation.interval)
-    lines = [format_proportion("accuracy", *accuracy)]
+    f1 = evaluation.macro_f1
+    macro = "-" if f1 is None else f"{percent(f1)}%"
+    lines = [f"{format_proportion('accuracy', *accuracy)}, macro F1 {macro}"]
     if len(classes) > MOST_CLASSES:
         lines.append(_mean_over_classes(classes))
     lines += ["", *format_classes(classes), ""]
@@ -311,13 +328,16 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
 
 def _mean_over_classes(classes: Sequence[ClassScores]) -> str:
-    """Format the unweighted mean over classes with texts. An undefined score counts as 0."""
-    present = [scores for scores in classes if scores.support]
+    """Format the unweighted means over the classes of the macro F1.
+
+    A precision or recall that is undefined counts as 0.
+    """
+    present = [scores for scores in classes if scores.f1 is not None]
     rows = [[s.precision or 0.0, s.recall or 0.0, s.f1 or 0.0] for s in present]
     precision, recall, f1 = np.mean(rows, axis=0).tolist()
     return (
-        f"mean over the {len(present)} of {len(classes):,} classes that have texts: precision "
-        f"{percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
+        f"mean over the {len(present)} of {len(classes):,} classes that occur or are predicted: "
+        f"precision {percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
     )
 
 

@@ -447,7 +447,9 @@ def _selected_on_validation(facts: RunFacts) -> str:
         selected.append(f"the epoch ({best_epoch(facts.history).epoch} of {len(facts.history)})")
     if facts.assessment and facts.assessment.temperature != 1:
         selected.append(f"the temperature ({facts.assessment.temperature:.2f})")
-    if facts.assessment and facts.assessment.thresholds:
+    if (facts.assessment and facts.assessment.thresholds) or getattr(
+        facts.scores, "thresholds", {}
+    ):
         selected.append("the thresholds")
     if not selected:
         return ""

@@ -21,7 +21,8 @@ from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
-from gpt2_from_scratch.classifier.tasks.task import Scores
+from gpt2_from_scratch.classifier.tasks.multi_label import label_probabilities
+from gpt2_from_scratch.classifier.tasks.task import Scores, has_target
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
@@ -29,7 +30,7 @@ from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.assessment import Assessment, assess, assessment_as_json
 from gpt2_from_scratch.evaluation.baselines import fit_baselines, predictions_of
-from gpt2_from_scratch.evaluation.calibration import fit_temperature
+from gpt2_from_scratch.evaluation.calibration import best_f1_threshold, fit_temperature
 from gpt2_from_scratch.evaluation.metrics import (
     Evaluation,
     LabelledPredictions,
@@ -71,7 +72,7 @@ TEST_PREDICTIONS, VAL_PREDICTIONS = "test-answers.jsonl", "val-answers.jsonl"
 REPORT = ("report.html", "model_card.md", "curves.png")
 
 
-# --- predictions for labelled texts, and the temperature ---
+# --- predictions for labelled texts, the temperature, and the thresholds ---
 
 
 def class_logits_of(
@@ -138,6 +139,26 @@ def calibrate(classifier: Classifier, messages: Sequence[Message]) -> LabelledPr
     heads = (replace(first, temperature=temperature), *others)
     classifier.description = replace(classifier.description, heads=heads)
     return predictions_at(temperature, classifier, messages, logits, true)
+
+
+def choose_thresholds(classifier: Classifier, messages: Sequence[Message]) -> None:
+    """Choose the first head's threshold per label on messages it was not trained on.
+
+    Each label gets the threshold with the highest F1. Raises UsageError unless the head is for
+    multi-label, and DataError for an unknown label.
+    """
+    first, *others = classifier.description.heads
+    if first.task != "multi-label":
+        raise UsageError(f"head {first.name!r} is for {first.task}; this needs multi-label")
+    labelled = to_labelled(classifier, messages)
+    targets = torch.stack([*labelled.targets[first.name].values])  # (N, K)
+    known = has_target(targets)
+    probabilities = label_probabilities(classifier.logits(labelled.texts)[known])
+    true = targets[known].numpy() == 1
+    columns = zip(probabilities.T, true.T, strict=True)
+    thresholds = tuple(best_f1_threshold(p, is_positive) for p, is_positive in columns)
+    heads = (replace(first, thresholds=thresholds), *others)
+    classifier.description = replace(classifier.description, heads=heads)
 
 
 # --- scores ---
@@ -252,7 +273,7 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
 
     The manifest is written and the states for resuming are removed. For a classification, the
     predictions are saved. The temperature is first fitted on the validation set, except with the
-    lecture's recipe.
+    lecture's recipe. The thresholds of several labels are also chosen on the validation set.
     """
     head = classifier.description.head
     assessment: Assessment | None = None
@@ -268,6 +289,9 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
         scores: Any = assessment.evaluation
         write_json(folder / "evaluation.json", assessment_as_json(assessment))
     else:
+        if head.task == "multi-label":
+            choose_thresholds(classifier, split.val)
+            classifier.save(folder / "best.safetensors")
         scores = evaluate_classifier(classifier, split.test)
         write_json(folder / "evaluation.json", scores.as_json())
     write_manifest(folder, FILES)

@@ -87,6 +87,25 @@ def test_new_outputs_depend_on_the_seed(base: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    ("labels", "thresholds"),
+    [
+        (["z", "x", "y"], (0.3, 0.1, 0.2)),
+        (["y"], (0.2,)),
+        (["new", "z", "x", "y"], (0.5, 0.3, 0.1, 0.2)),
+        (["a", "b", "c"], (0.1, 0.2, 0.3)),  # new names of the same outputs
+        (["a", "b"], (0.5, 0.5)),
+    ],
+)
+def test_thresholds_follow_their_labels(base: Path, labels: list, thresholds: tuple) -> None:
+    classifier = classifier_with(base, replace(TOPICS, thresholds=(0.1, 0.2, 0.3)))
+    classifier.relabel(labels)
+    assert classifier.description.head.thresholds == thresholds
+    plain = classifier_with(base, TOPICS)
+    plain.relabel(labels)
+    assert plain.description.head.thresholds == ()
+
+
 def test_one_output_serves_both_orders(base: Path) -> None:
     classifier = classifier_with(base, SIGMOID)
     before = probabilities(classifier)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from three_blocks import (
     STARS,
     STATE,
     TAGS,
+    TOPICS,
     assert_same,
     classifier_with,
 )
@@ -462,6 +464,27 @@ def change_head(metadata: dict[str, str], **values) -> None:
     description = json.loads(metadata["description"])
     description["heads"][0] |= values
     metadata["description"] = json.dumps(description)
+
+
+def test_files_without_thresholds_keep_a_half(base: Path, tmp_path: Path) -> None:
+    """Earlier versions had no thresholds."""
+    plain = classifier_with(base, TOPICS)
+    odds = {label: [p.probabilities[label] for p in plain.predict(TEXTS)] for label in "xyz"}
+    thresholds = tuple(float(np.median(odds[label])) for label in "xyz")
+    classifier = classifier_with(base, replace(TOPICS, thresholds=thresholds))
+    classifier.save(tmp_path / "new.safetensors")
+    again = Classifier.load(tmp_path / "new.safetensors", base)
+    assert again.description.head.thresholds == thresholds
+    for n, prediction in enumerate(again.predict(TEXTS)):
+        above = [label for label, t in zip("xyz", thresholds, strict=True) if odds[label][n] > t]
+        assert prediction.answer.labels == above
+    metadata, tensors = read_tensors(tmp_path / "new.safetensors", "gpt2-classifier 3")
+    description = json.loads(metadata["description"])
+    del description["heads"][0]["thresholds"]
+    metadata["description"] = json.dumps(description)
+    write_tensors(tmp_path / "old.safetensors", tensors, metadata)
+    old = Classifier.load(tmp_path / "old.safetensors", base)
+    assert old.predict(TEXTS) == plain.predict(TEXTS) != again.predict(TEXTS)
 
 
 @pytest.mark.parametrize(

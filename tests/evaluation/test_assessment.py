@@ -290,9 +290,9 @@ def test_every_key():
     """Other programs read these keys, so changing one requires a new version."""
     plain = assessment_as_json(assess(TEST, VAL, cost=3.0))
     assert [*plain] == (
-        "version accuracy correct total interval classes confusion without_near_duplicates "
-        "temperature calibration uncalibrated rankings thresholds mistakes least_certain positive "
-        "at_cost"
+        "version accuracy macro_f1 correct total interval classes confusion "
+        "without_near_duplicates temperature calibration uncalibrated rankings thresholds mistakes "
+        "least_certain positive at_cost"
     ).split()
     keys = (
         "label threshold false_positives negatives true_positives positives "

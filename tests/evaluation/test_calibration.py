@@ -1,5 +1,6 @@
 """Calibration, thresholds and costs are checked by formulas and brute force."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import f1_score
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.calibration import (
@@ -15,6 +17,7 @@ from gpt2_from_scratch.evaluation.calibration import (
     Bin,
     at_cost,
     at_threshold,
+    best_f1_threshold,
     calibration,
     choose_threshold,
     fit_temperature,
@@ -251,6 +254,51 @@ def test_a_negative_text_above_all_positive_ones():
     t = choose_threshold(np.array([1.0, 0.3]), np.array([False, True]), 0)
     assert t == NEVER and not (np.array([1.0, 0.3]) >= t).any()
     assert choose_threshold(np.array([1.0, 0.3, 0.2]), np.array([False, True, False]), 500) < 0.3
+
+
+def by_hand(true: np.ndarray, predicted: np.ndarray) -> float:
+    hits = (true & predicted).sum()
+    if not hits:
+        return 0.0
+    precision, recall = hits / predicted.sum(), hits / true.sum()
+    return 2 / (1 / precision + 1 / recall)
+
+
+@pytest.mark.parametrize("digits", [1, 2, 9])  # with one digit, many probabilities are equal
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])  # below 1, most probabilities are below 0.5
+def test_no_other_threshold_has_a_higher_f1(digits, shift):
+    """All thresholds are tried; F1 is the harmonic mean, and scikit-learn's for the chosen one."""
+    rng = np.random.default_rng(digits)
+    for _ in range(5):
+        is_positive = rng.random(30) < 0.3
+        is_positive[0] = True
+        odds = np.where(is_positive, 2.0, 0.7) * rng.gamma(1, size=30) * shift
+        p = (odds / (1 + odds)).round(digits)
+        t = best_f1_threshold(p, is_positive)
+        values = [0.0, *sorted({*p.tolist()} - {0.0})]
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(values)]
+        tried = {s: by_hand(is_positive, p > s) for s in (0.5, *middles)}
+        best = max(tried.values())
+        assert best == max(by_hand(is_positive, p > s) for s in (0, *p))
+        assert f1_score(is_positive, p > t) == pytest.approx(best)
+        nearest = min(abs(s - 0.5) for s, f1 in tried.items() if f1 == pytest.approx(best))
+        assert tried[t] == pytest.approx(best) and abs(t - 0.5) == pytest.approx(nearest)
+
+
+def test_thresholds_of_labels():
+    positive = np.array([True, False, True, False])
+    for p, threshold in [
+        ([0.3, 0.1, 0.9, 0.2], 0.25),
+        ([0.7, 0.6, 0.9, 0.1], 0.65),
+        ([0.7, 0.4, 0.9, 0.1], 0.5),  # no error at 0.5
+        ([0.2, 0.2, 0.2, 0.2], 0.1),  # nothing distinguishes the texts
+        ([1.0, 1.0, 1.0, 1.0], 0.5),
+    ]:
+        assert best_f1_threshold(np.array(p), positive) == pytest.approx(threshold)
+    assert best_f1_threshold(np.array([0.9, 0.8]), np.array([False, False])) == 0.5
+    assert best_f1_threshold(np.array([0.1, 0.2]), np.array([True, True])) == pytest.approx(0.05)
+    with pytest.raises(DataError, match="bool"):
+        best_f1_threshold(np.array([0.9, 0.8]), np.array([0, 1]))
 
 
 @pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-16])

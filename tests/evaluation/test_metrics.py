@@ -144,6 +144,8 @@ def test_scores_are_counts_divided(seed):
         assert scores.f1 == (pytest.approx(2 * hits / both) if both else None)
     assert (found.correct, found.total) == (sum(t == p for t, p in pairs), 200)
     assert found.accuracy == found.correct / 200
+    expected = f1_score(true, predicted, average="macro")
+    assert found.macro_f1 == found.as_json()["macro_f1"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_rows_are_true_and_columns_predicted():
@@ -164,6 +166,7 @@ def test_none_where_there_is_nothing_to_divide_by():
         (0.0, None, 0.0, 0),
         (None, None, None, 0),
     ]
+    assert found.macro_f1 == pytest.approx((0.5 + 0 + 0) / 3)
 
 
 def test_one_class_alone():
@@ -249,7 +252,8 @@ def test_the_table():
     predicted = np.array([0] * 145 + [1] * 5 + [0] * 8 + [1] * 142)
     text = format_evaluation(evaluate_predictions(true, predicted, ["ham", "spam"]))
     accuracy, _, *classes, _, head, ham, spam = text.splitlines()
-    assert accuracy == "accuracy 95.67%  (287 of 300; 95% interval 92.7 to 97.5)"
+    first = "accuracy 95.67%  (287 of 300; 95% interval 92.7 to 97.5)"
+    assert accuracy == f"{first}, macro F1 {100 * f1_score(true, predicted, average='macro'):.2f}%"
     assert [line.split() for line in classes] == [
         ["class", "precision", "recall", "F1", "texts"],
         ["ham", "94.77", "96.67", "95.71", "150"],
@@ -275,12 +279,12 @@ def test_the_table_of_many_classes_is_bounded(K):
     scores = evaluate_predictions(true, predicted, labels)
     lines = format_evaluation(scores).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
-    present = sorted(set(true.tolist()))
-    p, r, f1, _ = precision_recall_fscore_support(
-        true, predicted, labels=present, average="macro", zero_division=0
-    )
+    p, r, f1, _ = precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
     means = f"precision {100 * p:.2f}, recall {100 * r:.2f}, F1 {100 * f1:.2f}"
-    assert lines[1].endswith(means) and f"{len(present)} of {K:,}" in lines[1]
+    n_counted = len({*true.tolist(), *predicted.tolist()})
+    assert lines[1].endswith(means) and f"{n_counted} of {K:,}" in lines[1]
+    assert lines[0].endswith(f", macro F1 {100 * f1:.2f}%")
+    present = sorted(set(true.tolist()))
     f1s = f1_score(true, predicted, labels=present, average=None, zero_division=0)
     n_weakest = min(20, len(present))
     shown = [float(line.split()[-2]) for line in lines[4 : 4 + n_weakest]]
@@ -324,8 +328,10 @@ def test_labels_are_not_changed():
 def test_accuracy_is_the_proportion():
     found = Evaluation(3, 4, (0.0, 1.0), [], [])
     assert found.accuracy == found.main == found.as_json()["accuracy"] == 0.75
+    assert found.macro_f1 is None
     assert [*found.as_json()] == [
         "accuracy",
+        "macro_f1",
         "correct",
         "total",
         "interval",

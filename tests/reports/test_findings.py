@@ -10,6 +10,7 @@ from run_facts_example import answers, assessed, baseline, run_facts, scored
 from scipy.stats import binomtest
 
 from gpt2_from_scratch.classifier.tasks.language import LanguageScores
+from gpt2_from_scratch.classifier.tasks.multi_label import multi_label_scores
 from gpt2_from_scratch.classifier.tasks.regression import RegressionScores
 from gpt2_from_scratch.classifier.tasks.span import SpanScores
 from gpt2_from_scratch.classifier.tasks.task import Scores
@@ -259,6 +260,14 @@ def test_impossible_advice_is_not_given():
     for changed in (files, {"split": "As the lecture does it.", "history": []}):
         [reported, _] = warned(run_facts(n_near_duplicates=2, **changed))
         assert "2 of 300 test texts" in reported and "--keep-together" not in reported
+
+
+def test_thresholds_of_labels_were_selected():
+    scores = multi_label_scores(np.eye(2, dtype=bool), np.eye(2, dtype=bool), ["a", "b"])
+    other = {"task": "multi-label", "assessment": None, "baselines": []}
+    for thresholds, n in (({}, 0), ({"a": 0.5, "b": 0.25}, 1)):
+        warnings = warned(run_facts(scores=replace(scores, thresholds=thresholds), **other))
+        assert sum("selected the thresholds" in warning for warning in warnings) == n
 
 
 def test_without_epochs_no_epoch_was_selected():

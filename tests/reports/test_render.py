@@ -15,6 +15,7 @@ from html_reader import Reader
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from run_facts_example import LABELS, answers, assessed, baseline, run_facts, scored
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.span import SpanScores
@@ -316,12 +317,14 @@ def test_the_counts_and_the_scores():
     assert "Texts that were cut to 384 tokens: 3." in page.sections["Data"].texts["p"]
     accuracies, classes = page.tables["Scores"]
     assert [row[1] for row in accuracies] == ["95.0%", "92.5%"]
-    assert [row[3:] for row in accuracies] == [["285", "300"], ["185", "200"]]
+    assert [row[3:5] for row in accuracies] == [["285", "300"], ["185", "200"]]
+    test = answers(300, 15)
+    parts = [(test.true[:n], test.predicted[:n]) for n in (300, 200)]
+    f1s = [f"{100 * f1_score(*part, average='macro'):.1f}%" for part in parts]
+    assert [row[5] for row in accuracies] == f1s
+    assert f"The macro F1 is {f1s[0]}." in render("model_card.md", **run_findings(whole()))
     # of the first 15 texts, predicted wrongly, 8 are ham: 142 of 150 found, of 149 predicted so
     assert classes[0][:5] == ["ham", "95.3%", "94.7%", "95.0%", "150"]
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    test = answers(300, 15)
     area = roc_auc_score(test.true, test.probabilities[:, 1])
     precision = average_precision_score(test.true, test.probabilities[:, 1])
     assert [row[5] for row in classes] == [f"{area:.4f}"] * 2

@@ -13,6 +13,7 @@ from said import listen
 from torch import Tensor
 
 from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.saving import read_classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.errors import CheckpointError, DataError, Interrupted, UsageError
 from gpt2_from_scratch.gpt2.weights import load_gpt2
@@ -128,6 +129,10 @@ def test_every_kind_of_head_continues(tiny_checkpoint, folder, tmp_path, setting
     there, here = first.classifier.description, run.classifier.description
     assert (here.lora, here.max_tokens, here.pad_to) == (there.lora, there.max_tokens, there.pad_to)
     assert here.head.labels == ("a", "b", "c") and here.base_sha256 == there.base_sha256
+    # training starts without the earlier thresholds, and then new ones are chosen
+    assert read_classifier(run.folder / "last.safetensors")[0].head.thresholds == ()
+    counts = (2, 3) if there.head.task == "multi-label" else (0, 0)
+    assert (len(there.head.thresholds), len(here.head.thresholds)) == counts
     before, after = logits(first.classifier), logits(Classifier.load(run.folder, tiny_checkpoint))
     for label in "ab":
         torch.testing.assert_close(after[label], before[label])

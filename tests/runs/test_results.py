@@ -1,4 +1,4 @@
-"""Predictions for labelled texts, the temperature, and what a finished run saves of both."""
+"""Predictions for labelled texts, the temperature, thresholds, and what a finished run saves."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score
 
 from gpt2_from_scratch import Classifier, HeadConfig, TrainConfig, load_messages, train_classifier
 from gpt2_from_scratch.classifier.settings import HeadSettings
@@ -26,6 +27,7 @@ from gpt2_from_scratch.runs.recipes import resume_training
 from gpt2_from_scratch.runs.results import (
     assess_again,
     calibrate,
+    choose_thresholds,
     class_logits_of,
     labelled_predictions,
     predictions_at,
@@ -120,7 +122,83 @@ def test_invalid_temperatures(changes: dict) -> None:
         HeadConfig(labels=("a", "b"), **changes)
 
 
-# --- a threshold ---
+# --- thresholds ---
+
+
+@pytest.fixture
+def sets(tiny_checkpoint: Path) -> tuple[Classifier, list[Message]]:
+    """A classifier with three labels per text, and messages; no message has the label "none"."""
+    head = HeadConfig(task="multi-label", labels=("a", "b", "none"))
+    rng = np.random.default_rng(0)
+    marks = rng.random((40, 2)) < [0.2, 0.7]
+    messages = [
+        Message(
+            f"{TEXTS[n % 6]} {n}", tuple(x for x, is_set in zip("ab", row, strict=True) if is_set)
+        )
+        for n, row in enumerate(marks)
+    ]
+    return Classifier.on_base(tiny_checkpoint, heads=[head], seed=3), messages
+
+
+def test_each_label_has_the_threshold_with_the_highest_f1(sets) -> None:
+    """All thresholds between two of the predicted probabilities are tried, with scikit-learn's F1."""
+    classifier, messages = sets
+    before = classifier.predict([m.text for m in messages])
+    choose_thresholds(classifier, messages)
+    *chosen, of_none = classifier.description.head.thresholds
+    assert of_none == 0.5 and 0.5 not in chosen
+    for label, threshold in zip("ab", chosen, strict=True):
+        p = np.array([found.probabilities[label] for found in before])
+        is_label = np.array([label in m.label for m in messages])
+        every = np.unique([0.0, *p])
+        tried = [f1_score(is_label, p > t) for t in [0.5, *(every[:-1] + every[1:]) / 2]]
+        after = classifier.predict([m.text for m in messages])
+        found = f1_score(is_label, [label in answer.answer.labels for answer in after])
+        assert found == f1_score(is_label, p > threshold) == pytest.approx(max(tried))
+        assert found > tried[0]
+
+
+def test_thresholds_are_for_several_labels(classifier: Classifier) -> None:
+    with pytest.raises(UsageError, match="'label' is for classification"):
+        choose_thresholds(classifier, MESSAGES)
+
+
+@pytest.mark.slow
+def test_a_run_saves_its_thresholds(
+    tiny_checkpoint: Path, tmp_path: Path, sets, capsys: pytest.CaptureFixture
+) -> None:
+    """They are chosen on the validation set, for the weights of the best epoch."""
+    rows = [json.dumps({"text": m.text, "label": m.label}) for m in sets[1]]
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    options = {"head": HeadSettings(task="multi-label"), "run": tmp_path / "run", "device": "cpu"}
+    run = train_classifier(tiny_checkpoint, tmp_path / "m.jsonl", TrainConfig(epochs=1), **options)
+    found = run.classifier.description.head.thresholds
+    assert Classifier.load(run.folder, tiny_checkpoint).description.head.thresholds == found
+    last = Classifier.load(run.folder / "last.safetensors", tiny_checkpoint)
+    assert last.description.head.thresholds == () and len(found) == 2
+    choose_thresholds(last, run.load_split().val)
+    assert last.description.head.thresholds == pytest.approx(found, abs=1e-6)
+    written = json.loads((run.folder / "evaluation.json").read_text())
+    assert written["thresholds"] == dict(zip("ab", found, strict=True))
+    texts = [m.text for m in run.load_split().test]
+    true = [[label in m.label for label in "ab"] for m in run.load_split().test]
+    said = [
+        [p.probabilities[x] > t for x, t in zip("ab", found, strict=True)]
+        for p in last.predict(texts)
+    ]
+    micro = f1_score(np.array(true), np.array(said), average="micro")
+    assert written["micro_f1"] == pytest.approx(micro)
+    assert resume_training(run.folder, device="cpu").scores == run.scores
+    capsys.readouterr()
+    base = ["--model", str(tiny_checkpoint), "--json"]
+    assert main(["evaluate", str(run.folder), *base]) == 0
+    assert json.loads(capsys.readouterr().out)["micro_f1"] == pytest.approx(micro)
+    assert main(["predict", str(run.folder), *base, *texts]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[label in line["labels"] for label in "ab"] for line in lines] == said
+
+
+# --- a threshold of `predict` ---
 
 
 @pytest.mark.slow

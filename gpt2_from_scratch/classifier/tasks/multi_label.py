@@ -1,7 +1,7 @@
 """Any of K labels per text. B texts in a batch, N texts in all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,13 +30,13 @@ from gpt2_from_scratch.classifier.tasks.task import (
 )
 from gpt2_from_scratch.data.messages import Message, short
 from gpt2_from_scratch.errors import DataError
-from gpt2_from_scratch.evaluation.metrics import ClassScores, several, wilson_interval
+from gpt2_from_scratch.evaluation.metrics import ClassScores, macro_f1, several, wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Labels(Answer):
-    """The labels whose probability is above 0.5, and the probability of each label."""
+    """The labels whose probability is above their threshold, and the probability of each label."""
 
     labels: list[str]
     probabilities: dict[str, float]
@@ -62,6 +62,8 @@ class MultiLabelScores(Scores):
     micro_f1: float | None  # over all N × K decisions
     macro_f1: float | None  # mean over the labels that have an F1
     classes: list[ClassScores]
+    # {label: the probability above which it is predicted}; empty: 0.5 for every label
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> float:
@@ -69,10 +71,11 @@ class MultiLabelScores(Scores):
         return self.micro_f1 or 0.0
 
     def as_table(self) -> str:
-        """Format the F1s, the proportion of exact sets, and each label's scores."""
+        """Format the F1s, the proportion of exact sets, and each label's scores and threshold."""
         exact = proportion_in_words("exact match", self.exact, self.total, self.interval)
         f1s = f"micro F1 {percent(self.micro_f1)}, macro F1 {percent(self.macro_f1)}"
-        return f"{f1s}\n{exact}\n\n{class_table(self.classes, 'label', 'texts')}"
+        table = class_table(self.classes, "label", "texts", thresholds=self.thresholds)
+        return f"{f1s}\n{exact}\n\n{table}"
 
 
 class MultiLabel(Task):
@@ -114,13 +117,17 @@ class MultiLabel(Task):
     ) -> float:
         """Sum each text's proportion of labels that are correct."""
         known = has_target(targets)
-        return float(((outputs > 0) == (targets > 0.5))[known].float().mean(dim=1).sum())
+        limits = torch.tensor(thresholds_of(head), dtype=torch.float64).logit().to(outputs)
+        return float(((outputs > limits) == (targets > 0.5))[known].float().mean(dim=1).sum())
 
     def answers(self, head: HeadConfig, outputs: Tensor, batch: Batch) -> list[Labels]:
         """Choose the labels of each text: outputs (B, K)."""
-        rows = outputs.float().sigmoid().cpu().numpy().astype(np.float64)
-        named = [by_label(head, row) for row in rows]
-        return [Labels([label for label, p in row.items() if p > 0.5], row) for row in named]
+        rows = label_probabilities(outputs)
+        chosen = [np.flatnonzero(marks) for marks in rows > thresholds_of(head)]
+        return [
+            Labels([head.labels[k] for k in numbers], by_label(head, row))
+            for row, numbers in zip(rows, chosen, strict=True)
+        ]
 
     def scores(
         self, head: HeadConfig, labels: Sequence[Any], answers: Sequence[Any], texts: Sequence[str]
@@ -131,7 +138,8 @@ class MultiLabel(Task):
             np.array([[name in chosen for name in head.labels] for chosen in sets], dtype=bool)
             for sets in (labels, [answer.labels for answer in answers])
         )
-        return multi_label_scores(true, predicted, head.labels)
+        thresholds = dict(zip(head.labels, head.thresholds, strict=False))  # none: all are 0.5
+        return replace(multi_label_scores(true, predicted, head.labels), thresholds=thresholds)
 
     def answer_of(self, head: HeadConfig, text: str, label: Any) -> Labels:
         """Choose exactly these labels, without probabilities."""
@@ -142,19 +150,28 @@ class MultiLabel(Task):
         return ["label", *head.labels]
 
 
+def label_probabilities(outputs: Tensor) -> np.ndarray:
+    """Return the probability of each label, in float64: outputs (N, K) -> (N, K)."""
+    return outputs.float().sigmoid().cpu().numpy().astype(np.float64)
+
+
+def thresholds_of(head: HeadConfig) -> tuple[float, ...]:
+    """The probability above which each label is chosen, by default 0.5."""
+    return head.thresholds or (0.5,) * len(head.labels)
+
+
 def multi_label_scores(
     true: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
 ) -> MultiLabelScores:
     """Score sets of labels: true and predicted (N, K) bool."""
     classes = [_label_scores(label, true[:, k], predicted[:, k]) for k, label in enumerate(labels)]
     exact, total = int((true == predicted).all(axis=1).sum()), len(true)
-    defined = [scores.f1 for scores in classes if scores.f1 is not None]
     return MultiLabelScores(
         exact,
         total,
         wilson_interval(exact, total),
         micro_f1=_label_scores("all", true.ravel(), predicted.ravel()).f1,
-        macro_f1=float(np.mean(defined)) if defined else None,
+        macro_f1=macro_f1(classes),
         classes=classes,
     )
 

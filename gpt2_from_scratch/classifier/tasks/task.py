@@ -5,7 +5,7 @@ characters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -296,7 +296,11 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
 
 
 def class_table(
-    classes: Sequence[ClassScores], name: str, counted: str, together: ClassScores | None = None
+    classes: Sequence[ClassScores],
+    name: str,
+    counted: str,
+    together: ClassScores | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> str:
     """Format precision, recall and F1 of each class; `counted` is the unit of its support.
 
@@ -308,12 +312,15 @@ def class_table(
         name: The title of the column of classes.
         counted: The title of the column of supports.
         together: The scores of all classes together.
+        thresholds: {label: the probability above which it is predicted}, for a last column.
     """
     rows = [
         [short(c.label), percent(c.precision), percent(c.recall), percent(c.f1), str(c.support)]
+        + ([f"{thresholds[c.label]:.3f}"] if thresholds else [])
         for c in (*weakest(classes), *filter(None, [together]))
     ]
-    return table(rows, [head_of_weakest(name, classes), "precision", "recall", "F1", counted])
+    headers = [head_of_weakest(name, classes), "precision", "recall", "F1", counted]
+    return table(rows, headers + (["threshold"] if thresholds else []))
 
 
 # --- Characters to tokens and back, exact in bytes. ---

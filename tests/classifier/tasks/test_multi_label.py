@@ -1,6 +1,7 @@
 """Multi-label classification, compared with torch, scikit-learn and by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from task_targets import targets_of
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.multi_label import Labels, multi_label_scores
+from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.evaluation.metrics import wilson_interval
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
@@ -59,6 +61,21 @@ def test_the_loss_is_torchs(weights: tuple[float, ...], smoothing: float) -> Non
     assert TASK.correct_sum(head, outputs, targets, torch.ones(5)) / 5 == pytest.approx(
         float(right)
     )
+
+
+def test_each_label_has_its_threshold(tiny_checkpoint: Path) -> None:
+    """Probabilities: 0.5 for the output 0, 0.731 for 1, 0.269 for -1."""
+    head = replace(HEAD, thresholds=(0.5, 0.75, 0.2))
+    outputs = torch.tensor([[0.0, 1.0, -1.0], [1.0, 2.0, -2.0], [1e-3, 1.0986, 1.0986]])
+    batch = Batch([""] * 3, [[]] * 3, Tokenizer(tiny_checkpoint))
+    found = [answer.labels for answer in TASK.answers(head, outputs, batch)]
+    assert found == [["spam"], ["ham", "other"], ["ham", "spam"]]
+    plain = [answer.labels for answer in TASK.answers(HEAD, outputs, batch)]
+    assert plain == [["other"], ["ham", "other"], ["ham", "other", "spam"]]
+    targets = torch.zeros(3, 3)
+    chosen = np.array([[name in labels for name in LABELS] for labels in found])
+    correct = TASK.correct_sum(head, outputs, targets, torch.ones(3))
+    assert correct == pytest.approx((~chosen).mean(axis=1).sum())
 
 
 # --- scores ---
@@ -130,6 +147,15 @@ def test_scores_as_a_table_and_as_json() -> None:
         "weather             -         -       -        0",
     ]
     assert next(iter(found.as_json().items())) == ("micro_f1", pytest.approx(4 / 7))
+    head = replace(head, thresholds=(0.25, 0.5, 0.125))
+    found = TASK.scores(head, labels, [Labels(names, {}) for names in answers], [""] * 5)
+    assert found.as_json()["thresholds"] == {"politics": 0.25, "sport": 0.5, "weather": 0.125}
+    assert [line.split()[-1] for line in found.as_table().splitlines()[3:]] == [
+        "threshold",
+        "0.250",
+        "0.500",
+        "0.125",
+    ]
     one = Labels(["politics"], {"politics": 0.75, "sport": 0.25})
     assert one.in_words() == "politics  (politics 0.750, sport 0.250)"
     assert Labels([], {}).in_words().startswith("-")
