@@ -133,7 +133,6 @@ def measured(
         n_last_blocks=blocks,
         seed=seed,
         epochs=epochs // 2 if where == VARIED else epochs,  # as many steps as the others
-        patience=max(4, round(0.4 * epochs)),
         vary_endings=where == VARIED,
     )
     with mock.patch.object(module, "end_tokens", end), TemporaryDirectory() as folder, silenced():
