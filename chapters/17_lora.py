@@ -140,9 +140,9 @@ picture(
 # %% [markdown]
 # All ways also train the 512 parameters of the final norm. In addition, the book's head trains
 # 4,128 and the whole head 514. At the learning rate of the whole head, the book's head has hardly
-# begun to learn (exercise 2). At four times that rate it is about where the whole head was at one, and
-# behind the whole head at four. So the adapter of the head has more parameters than the head and no
-# advantage here.
+# begun to learn (exercise 2). At four times that rate its loss is still higher than that of the whole
+# head at the same rate. So the adapter of the head has more parameters than the head, and no advantage
+# here.
 #
 # Do not rank the ways by this table. We chose the learning rates by hand, and the losses are
 # training losses (compare the last block at 1 and at 2 LR). The interval of the whole block at 1 LR

@@ -55,6 +55,7 @@ from gpt2_from_scratch.classifier.saving import (
 from gpt2_from_scratch.classifier.settings import (
     CLASS_TASKS,
     OF_PADS,
+    READ_LAST,
     HeadConfig,
     Pooling,
     in_given_order,
@@ -83,7 +84,6 @@ from gpt2_from_scratch.speed.batching import (
     no_string,
     pad_batch,
     refuse_no_list,
-    tidied,
 )
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
@@ -590,9 +590,15 @@ class Classifier:
         if on_error == "skip":
             strings = [text for text in texts if isinstance(text, str)]
         encoded, cut = self.encode(strings)
-        read = tidied if self.description.reads_end_token else str.strip
+        end = self._end()
         predictions = (
-            Prediction(found, len(ids), was_cut, empty=not read(text), replaced=has_halves(text))
+            Prediction(
+                found,
+                len(ids),
+                was_cut,
+                empty=ids == end and not was_cut if end else not text.strip(),
+                replaced=has_halves(text),
+            )
             for found, ids, was_cut, text in zip(
                 self._answers(strings, encoded), encoded, cut, strings, strict=True
             )
@@ -631,7 +637,7 @@ class Classifier:
             refuse_other_forward(self.model)
             changed = changed_part(self.model, 0, blocks_read(self.description.heads, self.model))
         exact = self.dtype == torch.float32 and self.description.causal_mask and not changed
-        return exact and poolings <= {"end_token", "last_token"}
+        return exact and poolings <= {*READ_LAST}
 
     def _answers(
         self, texts: Sequence[str], encoded: Sequence[Sequence[int]]

@@ -17,6 +17,7 @@ from gpt2_from_scratch.classifier.settings import (
     OF_PADS,
     POOLINGS,
     READ_ALL,
+    READ_LAST,
     HeadConfig,
     Pooling,
     in_given_order,
@@ -378,7 +379,7 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
 
 def read_positions(lengths: Tensor, T: int, pooling: Pooling) -> Tensor:
     """Return the one position at which each text is read: lengths (B,) -> (B,)."""
-    if pooling in ("end_token", "last_token"):  # an end token is a text's last one
+    if pooling in READ_LAST:
         return lengths - 1
     if pooling == "last_position":
         return torch.full_like(lengths, T - 1)

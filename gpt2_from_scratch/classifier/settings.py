@@ -31,6 +31,7 @@ Pooling = Literal[
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 OF_PADS = ("last_position", "mean_position")  # these depend on the amount of padding
 READ_ALL = ("mean", "mean_position")  # these read more than one position of a text
+READ_LAST = ("end_token", "last_token")  # these read the last token; an end token is the last one
 
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -298,10 +299,7 @@ class HeadSettings:
             raise UsageError(
                 f"pad_to needs the pooling {' or '.join(OF_PADS)}; the others do not read padding"
             )
-        if self.task in ("token-classification", "span") and self.pooling not in (
-            "end_token",
-            "last_token",
-        ):
+        if self.task in ("token-classification", "span") and self.pooling not in READ_LAST:
             raise UsageError(f"{self.task} reads every token, so it has no pooling")
         if self.labels and self.task == "span":
             raise UsageError("span has no labels")

@@ -103,7 +103,7 @@ def fit_most_frequent_tag(split: Split, labels: Sequence[str] = ()) -> TaskBasel
 
 
 def fit_mean(split: Split, names: Sequence[str]) -> TaskBaseline:
-    """Fit the baseline that always answers the mean of each value in training."""
+    """Fit the baseline that always predicts the mean of each value in the training set."""
     mean = tuple(_values(split.train).mean(axis=0).tolist())
     return TaskBaseline(MEAN, lambda messages: [mean] * len(messages))
 

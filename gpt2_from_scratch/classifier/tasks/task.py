@@ -182,7 +182,10 @@ class Task(ABC):
         """
 
     def answer_of(self, head: HeadConfig, text: str, label: Any) -> Any:
-        """Return the answer to a text that equals a label, so that `scores` accepts it."""
+        """Return the answer to a text that equals a label, so that `scores` accepts it.
+
+        Only tasks with baselines in `evaluation.task_baselines` have it.
+        """
         raise NotImplementedError
 
     def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
