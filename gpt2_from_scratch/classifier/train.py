@@ -201,6 +201,10 @@ def heads_with_loss(classifier: Classifier) -> list[HeadConfig]:
 # --- the loop ---
 
 
+class OutOfTime(GPT2Error):
+    """A training was not finished by its deadline."""
+
+
 def finetune(
     classifier: Classifier,
     split: Split,
@@ -208,6 +212,7 @@ def finetune(
     run: str | Path,
     *,
     resume: bool = False,
+    deadline: float = math.inf,
 ) -> list[Epoch]:
     """Train a classifier in place, and leave it with the weights of the best epoch.
 
@@ -222,6 +227,7 @@ def finetune(
             the run (saved every minute) and, at the end, `last.safetensors`.
         resume: Continue from the newest state. On the same processor, torch version and number of
             threads the result is bit-identical to that of an uninterrupted run.
+        deadline: The value of `time.monotonic` after which the training is given up.
 
     Returns:
         The results of all epochs.
@@ -232,6 +238,7 @@ def finetune(
         UsageError: Nothing is trainable, or the run was started with other settings.
         ResourceError: The folder `run` cannot be written to, or there is not enough memory for even
             one message at a time.
+        OutOfTime: The deadline has passed.
     """
     run = expanded(run)
     make_folder(run)
@@ -260,6 +267,8 @@ def finetune(
                 training.show(bar)
                 training.save_now_and_then()
                 training.stop_if_asked(stop)
+                if time.monotonic() > deadline:
+                    raise OutOfTime(f"not finished after {training.at.step} steps")
             training.end_epoch(val)
             training.stop_if_asked(stop)
     training.finish()

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import logging
+import math
 import os
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ OPTIONS = {
     "keep_together": "together",
 }
 TABLE = ("text_column", "label_column", "header", "delimiter", "encoding")  # how a table is read
+UNITS = {"s": 1, "m": 60, "h": 3600}
 RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 
 
@@ -63,6 +65,18 @@ def non_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
+
+
+def duration(text: str) -> float:
+    """Convert a time such as 90s, 5m or 1h to seconds; a number alone means seconds."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90s, 5m or 1h")
+    return seconds
 
 
 def add_settings(parser: Any, kind: type, *names: str) -> None:

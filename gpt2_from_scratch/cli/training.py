@@ -22,6 +22,7 @@ from gpt2_from_scratch.cli.options import (
     add_settings,
     add_training,
     computing_on,
+    duration,
     existing_or_new_path,
     free_path,
     given,
@@ -72,6 +73,7 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
         "gpt2-classifier train --from runs/reviews --data newer.csv --lr 1e-4",
+        "gpt2-classifier train --data reviews.csv --autotune 5m",
         "gpt2-classifier train --resume runs/reviews",
         "gpt2-classifier train --resume runs/reviews --data moved/reviews.csv",
     )
@@ -91,6 +93,13 @@ def add_train(commands: Any) -> None:
         type=existing_or_new_path,
         metavar="RUN",
         help="resume an interrupted run with its own settings",
+    )
+    parser.add_argument(
+        "--autotune",
+        type=duration,
+        metavar="TIME",
+        help="search for the best settings for so long, for example 90s, 5m or 1h; settings that "
+        "are not the default are kept (default: no search)",
     )
     parser.add_argument(
         "--recipe",
@@ -155,7 +164,7 @@ def run_train(args: argparse.Namespace) -> None:
             run=args.out,
             device=device,
             dtype=dtype,
-            **given(args, "model", "cache", "start"),
+            **given(args, "model", "cache", "start", "autotune"),
         )
     _print_results(run, verbose=args.verbose)
 
@@ -228,7 +237,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     config = RunConfig.read(args.resume)
     saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
-    typed = given(args, "model", "dtype", "cache", "threads", *names)
+    typed = given(args, "model", "dtype", "cache", "threads", "autotune", *names)
     called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
     called |= dict.fromkeys(("source", "val_source", "test_source"), data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_from_scratch.classifier.autotune import Try, best_try
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.task import Scores
 from gpt2_from_scratch.classifier.train import Epoch, best_epoch
@@ -76,6 +77,7 @@ class RunFacts:
     baselines: Sequence[tuple[str, Evaluation, Paired]] = ()
     # (name, scores on the same test texts) for the other tasks
     task_baselines: Sequence[tuple[str, Scores]] = ()
+    tries: Sequence[Try] = ()  # the trainings of autotune
     start: str = ""  # the trained classifier that the run continues from
     n_trained_on: int = 0  # test texts on which the run or `start` was trained
     # test texts with a near duplicate in training; None if unknown
@@ -84,6 +86,11 @@ class RunFacts:
     def n_texts(self, part: str) -> int:
         """Number of texts in "train", "val" or "test"."""
         return sum(self.counts.get(part, {}).values())
+
+    @property
+    def chosen(self) -> Try | None:
+        """The try whose settings autotune chose."""
+        return best_try(self.tries, self.n_texts("train"))
 
     @property
     def classified(self) -> Evaluation | None:

@@ -69,6 +69,7 @@ LATER = {
     "header",
     "delimiter",
     "start",
+    "autotune",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
@@ -82,6 +83,7 @@ FILES = (  # files that a run writes; any other file in its folder is the user's
     "test.csv",
     "test.jsonl",
     "metrics.jsonl",
+    "autotune.jsonl",
     "trace.json",
     "nan_report.json",
     "best.safetensors",
@@ -110,6 +112,7 @@ class RunConfig:
     dtype: str = setting("float32", "precision of the frozen blocks", choices=tuple(DTYPES))
     cache: bool = setting(True, "keep the frozen blocks' output on disk")
     start: str = setting("", "trained classifier that training continues from")
+    autotune: float = setting(0.0, "seconds of the search for settings that follows", at_least=0)
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:

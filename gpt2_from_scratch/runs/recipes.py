@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gpt2_from_scratch.classifier.autotune import autotune as autotuned
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
@@ -75,6 +76,7 @@ def train_classifier(
     device: torch.device | str = "auto",
     dtype: str = "float32",
     cache: bool = True,
+    autotune: float = 0.0,
 ) -> Run:
     """Finetune a classifier, keep its best epoch, and score it on the test set.
 
@@ -93,6 +95,8 @@ def train_classifier(
         device: "auto", "cpu", "cuda", "mps" or a torch device.
         dtype: Precision of the frozen blocks, "float32" or "bfloat16".
         cache: Keep the frozen blocks' output on disk for the next run.
+        autotune: Search for the best settings of training and head for this many seconds. Settings
+            that differ from their defaults are kept. 0: no search.
 
     Returns:
         The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
@@ -127,6 +131,7 @@ def train_classifier(
         cache=cache,
         start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
+        autotune=autotune,
     )
     if frame is None:
         split = config.load_split()
@@ -134,7 +139,8 @@ def train_classifier(
         with TemporaryDirectory() as temporary:
             table = write_frame(Path(temporary) / TABLE, frame)
             split = replace(config, data=replace(config.data, source=str(table))).load_split()
-    config = replace(config, training=training.for_texts(len(split.train)))
+    if not autotune:  # the search chooses the epochs
+        config = replace(config, training=training.for_texts(len(split.train)))
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
         log.warning(
@@ -210,11 +216,10 @@ def resume_training(
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
     split = _split_of(folder, config)
-    classifier = (
-        resumed_classifier(folder, config) if config.start else new_classifier(config, split)
-    ).to(where)
+    classifier = _untrained(folder, config, split).to(where)
     with working_in(folder):
-        refuse_other_classifier(folder, classifier)
+        if not config.autotune:  # the search chooses the classifier
+            refuse_other_classifier(folder, classifier)
         config.write(folder)
         before = TrainedOn.of(folder) if config.start else None
         write_parts(folder, split, config.head.task, before)
@@ -264,8 +269,45 @@ def _train(
     log.debug("\n".join(lines[:-1]))
     log.info(lines[-1])  # the number of trainable parameters
     classifier.store = FeatureStore() if config.cache else None
-    finetune(classifier, split, config.training, folder, resume=resume)
+    if config.autotune:
+        config, classifier = _tuned(folder, config, split, classifier)
+    else:
+        finetune(classifier, split, config.training, folder, resume=resume)
     return score_run(folder, config, classifier, split)
+
+
+def _tuned(
+    folder: Path, config: RunConfig, split: Split, classifier: Classifier
+) -> tuple[RunConfig, Classifier]:
+    """Search for settings; return the run's new settings, and its trained classifier.
+
+    Afterwards `config.json` is that of a run that was started with the settings that were found.
+    """
+    device, store = classifier.device, classifier.store
+
+    def make(training: TrainConfig, head: HeadSettings) -> Classifier:
+        made = _untrained(folder, replace(config, training=training, head=head), split).to(device)
+        made.store = store
+        return made
+
+    keep = ("pooling", "lora") if config.start else ()
+    training, head = autotuned(
+        make, split, config.training, config.head, config.autotune, folder, keep=keep
+    )
+    training = training.for_texts(len(split.train))
+    config = replace(config, training=training, head=head, autotune=0.0)
+    classifier = Classifier.load(
+        folder, config.model, dtype=DTYPES[config.dtype], device=device, store=store
+    )
+    freeze(classifier, training)
+    write_provenance(folder, split, classifier, config.start)
+    config.write(folder)  # last, because a run without autotune checks its provenance
+    return config, classifier
+
+
+def _untrained(folder: Path, config: RunConfig, split: Split) -> Classifier:
+    """The classifier with which the run in this folder starts."""
+    return resumed_classifier(folder, config) if config.start else new_classifier(config, split)
 
 
 def new_classifier(config: RunConfig, split: Split) -> Classifier:

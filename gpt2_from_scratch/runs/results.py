@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2_from_scratch.classifier.autotune import read_tries
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import HeadConfig
@@ -260,6 +261,7 @@ class Run:
             predictions=predictions,
             baselines=_baselines(split, predictions) if predictions else [],
             task_baselines=[] if predictions else _task_baselines(split, description.head),
+            tries=read_tries(self.folder),
             start=config.start,
             n_trained_on=TrainedOn.of(self.folder).count(split.test),
             n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),

@@ -6,6 +6,7 @@ Each field has a help text and bounds. The command line's --help is generated fr
 import operator
 import sys
 from dataclasses import MISSING, field, fields
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -107,6 +108,8 @@ def record_from_json(kind: Any, values: dict[str, Any]) -> Any:
 
 def _is_a(value: Any, kind: Any) -> bool:
     outer, inner = get_origin(kind), get_args(kind)
+    if outer is UnionType:  # such as float | None
+        return any(_is_a(value, each) for each in inner)
     if outer is list:
         return isinstance(value, list) and all(_is_a(each, inner[0]) for each in value)
     if outer is dict:

@@ -1,0 +1,352 @@
+"""Search for settings within a time budget.
+
+The search is successive halving (Jamieson & Talwalkar 2016): many candidates are trained briefly on
+some of the texts, the best third of them for longer on more texts, and the best of those completely.
+In the time that is left, settings near the best ones are tried. All choices are made on the
+validation set. fastText's autotune is the model.
+
+The search makes its decisions from the list of its tries, which it keeps on disk. So it can
+continue after an interruption.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.settings import TEXT_TASKS, HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.train import Epoch, OutOfTime, best_epoch, finetune
+from gpt2_from_scratch.data.split import Split
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError
+from gpt2_from_scratch.progress import progress_bar, silenced
+from gpt2_from_scratch.storage.files import write_text
+from gpt2_from_scratch.storage.settings import record_from_json
+
+log = logging.getLogger(__name__)
+
+TRIES = "autotune.jsonl"  # one line per try
+# {share of the steps: share of the budget after which the next round begins}
+ROUNDS = {1 / 9: 0.35, 1 / 3: 0.65}
+KEPT = 3  # one of so many candidates reaches the next round
+FEWEST_TEXTS, FEWEST_STEPS = 500, 125  # fewer say little about a candidate
+LORA_RANK = 8
+TRAINED = ("best.safetensors", "last.safetensors", "metrics.jsonl")  # what a training leaves
+Settings = dict[str, Any]  # values of TrainConfig and HeadSettings that the search changes
+Make = Callable[[TrainConfig, HeadSettings], Classifier]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One training of a search, and its best epoch on the validation set."""
+
+    number: int  # counted from 1
+    settings: Settings
+    n_texts: int  # training texts
+    epochs: int
+    seconds: float
+    score: float | None  # None if it was not finished in time or could not be trained
+    loss: float | None  # in the epoch with this score
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher the better: by the validation score, on a tie by the validation loss."""
+        if self.score is None or self.loss is None:
+            return -math.inf, -math.inf
+        return self.score, -self.loss
+
+    @property
+    def in_words(self) -> str:
+        """The settings that the search changed."""
+        return ", ".join(f"{name} {value}" for name, value in self.settings.items()) or "as given"
+
+
+def read_tries(folder: Path) -> list[Try]:
+    """Read the tries of a search. Raises CheckpointError if they cannot be read."""
+    path = folder / TRIES
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        return [record_from_json(Try, json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!s:.200}. Remove it.") from None
+
+
+def best_try(tries: Iterable[Try], n_texts: int) -> Try | None:
+    """The best of the tries on all `n_texts` training texts; None if there is none."""
+    finished = (one for one in tries if one.score is not None and one.n_texts == n_texts)
+    return max(finished, key=lambda one: one.rank, default=None)
+
+
+def autotune(
+    make: Make,
+    split: Split,
+    training: TrainConfig,
+    head: HeadSettings,
+    seconds: float,
+    folder: Path,
+    *,
+    keep: Collection[str] = (),
+) -> tuple[TrainConfig, HeadSettings]:
+    """Search for the settings with the highest validation score.
+
+    Settings that differ from their defaults, and those in `keep`, stay as they are. The test
+    messages are not used. A search that was interrupted in this folder is continued. Afterwards the
+    folder has the files that `finetune` writes with the settings that were found.
+
+    Args:
+        make: Makes an untrained classifier with these settings.
+        split: The training and validation messages.
+        training: The settings of training to start from.
+        head: The settings of the head to start from.
+        seconds: The budget. The search takes longer if no training is complete by then.
+        folder: The folder for the list of tries and the files of the best training.
+        keep: Names of settings that the search must not change.
+
+    Returns:
+        The settings of training and of the head that were found.
+
+    Raises:
+        GPT2Error: The given settings cannot be trained.
+        Interrupted: The search was stopped by Ctrl-C or SIGTERM.
+    """
+    search = _Search(make, replace(split, test=[]), training, head, seconds, folder, keep)
+    with progress_bar(total=round(seconds), unit="s", desc="autotune") as search.bar:
+        best = search.run()
+    log.info(
+        f"autotune: {len(search.tries)} tries in {search.used:.0f} seconds; best: "
+        f"{best.in_words}, {best.epochs} epochs"
+    )
+    place = search.place(best)
+    for name in TRAINED:
+        if (place / name).exists():  # an interrupted search may have moved it already
+            (place / name).replace(folder / name)
+    shutil.rmtree(place, ignore_errors=True)
+    return search.changed(best.settings, best.epochs)
+
+
+class _Search:
+    """A search in progress."""
+
+    def __init__(
+        self,
+        make: Make,
+        split: Split,
+        training: TrainConfig,
+        head: HeadSettings,
+        seconds: float,
+        folder: Path,
+        keep: Collection[str],
+    ):
+        self.make, self.split, self.training, self.head = make, split, training, head
+        self.seconds, self.folder = seconds, folder
+        self.fixed = fixed_settings(training, head, keep)
+        self.known = read_tries(folder)  # of an interrupted search
+        self.tries: list[Try] = []
+        self.bar: Any = None
+
+    @property
+    def used(self) -> float:
+        """The seconds that the tries took."""
+        return sum(one.seconds for one in self.tries)
+
+    @property
+    def best(self) -> Try | None:
+        """The best try so far."""
+        return best_try(self.tries, len(self.split.train))
+
+    def place(self, one: Try) -> Path:
+        """The folder of a try's training."""
+        return self.folder / f"try-{one.number:03}"
+
+    def changed(self, settings: Settings, epochs: int = 0) -> tuple[TrainConfig, HeadSettings]:
+        """The run's settings with these changes."""
+        of_head = {f.name for f in fields(HeadSettings)} & settings.keys()
+        of_training = {n: value for n, value in settings.items() if n not in of_head}
+        epochs = epochs or self.training.epochs
+        return (
+            replace(self.training, **of_training, epochs=epochs),
+            replace(self.head, **{name: settings[name] for name in of_head}),
+        )
+
+    def run(self) -> Try:
+        """Search, and return the best try on all training texts."""
+        alive = candidates(self.training, self._most_blocks(), self.fixed)
+        for share, until in ROUNDS.items():
+            found = sorted(
+                self._compared(alive, share, until * self.seconds),
+                key=lambda one: one.rank,
+                reverse=True,
+            )
+            kept = [
+                t.settings for t in found[: math.ceil(len(found) / KEPT)] if t.score is not None
+            ]
+            alive = kept or alive
+        for settings in alive:
+            self._train_fully(settings, self._enough(settings))
+        while best := self.best:
+            tried = [(one.settings, one.epochs) for one in self.tries]
+            new = (
+                near for near in neighbours(best, self.training, self.fixed) if near not in tried
+            )
+            if not any(self._train_fully(*near) for near in new):
+                return best
+        raise GPT2Error("autotune: no training succeeded")
+
+    def _most_blocks(self) -> int:
+        """The number of blocks that can be trained."""
+        if self.head.layer >= 0:
+            return self.head.layer
+        return len(self.make(self.training, self.head).model.blocks)
+
+    def _enough(self, settings: Settings) -> int:
+        """The number of epochs of a complete training."""
+        return self.changed(settings)[0].for_texts(len(self.split.train)).epochs
+
+    def _compared(self, alive: list[Settings], share: float, until: float) -> Iterator[Try]:
+        """Train each candidate with a share of the texts and of the steps, until time is up."""
+        n = len(self.split.train)
+        n_texts = min(n, max(FEWEST_TEXTS, round(share * n)))
+        for number, settings in enumerate(alive):
+            if number and self.used >= until:
+                return
+            training, enough = self.changed(settings)[0], self._enough(settings)
+            steps = max(FEWEST_STEPS, share * enough * n / training.batch_size)
+            epochs = round(steps * training.batch_size / n_texts)
+            epochs = min(enough, max(epochs, training.all_unfrozen_in))
+            yield self._try(settings, n_texts, epochs, until if number else math.inf)
+
+    def _train_fully(self, settings: Settings, epochs: int) -> bool:
+        """Train on all texts, for fewer epochs if there is no time for all; False if there is none."""
+        n, seconds = len(self.split.train), self.seconds - self.used
+        per_text = [t.seconds / t.n_texts / t.epochs for t in self.tries if _as_fast(t, settings)]
+        possible = int(seconds / per_text[-1] / n) if per_text else epochs
+        if self.best is None:
+            self._try(settings, n, max(1, min(epochs, possible)), math.inf)
+        elif min(epochs, possible) >= epochs / 2 and seconds > 0:
+            self._try(settings, n, min(epochs, possible), self.seconds)
+        else:
+            return False
+        return True
+
+    def _try(self, settings: Settings, n_texts: int, epochs: int, until: float) -> Try:
+        """Train on some of the texts, or find the result of the same training.
+
+        `until` is the number of seconds of the search after which the training is given up.
+        """
+        what = settings, n_texts, epochs
+        for one in self.tries:
+            if (one.settings, one.n_texts, one.epochs) == what:
+                return one
+        number = len(self.tries) + 1
+        if self.known:
+            one = self.known.pop(0)
+            if (one.settings, one.n_texts, one.epochs) == what:
+                self.tries.append(one)
+                return one
+            self.known.clear()  # the rest belongs to other decisions
+        one, before = Try(number, *what, 0.0, None, None), self.best
+        started = time.monotonic()
+        try:
+            best = self._trained(one, started + until - self.used)
+            one = replace(one, score=best.val_score, loss=best.val_loss)
+        except ResourceError:
+            raise
+        except GPT2Error as error:  # out of time, NaN, or settings that contradict each other
+            if not settings and not isinstance(error, OutOfTime):
+                raise
+            log.debug(f"autotune {number}: {one.in_words}: {error}")
+        one = replace(one, seconds=time.monotonic() - started)
+        self.tries.append(one)
+        lines = (json.dumps(asdict(each)) + "\n" for each in self.tries)
+        write_text(self.folder / TRIES, "".join(lines))
+        for loser in (one, before):
+            if loser and loser is not self.best:
+                shutil.rmtree(self.place(loser), ignore_errors=True)
+        self.bar.update(one.seconds)
+        score = "not finished" if one.score is None else f"{100 * one.score:.1f}%"
+        log.info(
+            f"autotune {number}: {n_texts:,} texts, {epochs} epochs, {one.in_words}: {score} "
+            f"({one.seconds:.1f} s)"
+        )
+        return one
+
+    def _trained(self, one: Try, deadline: float) -> Epoch:
+        """Train in the try's folder, and return the best epoch."""
+        training, head = self.changed(one.settings, one.epochs)
+        every = self.split.train
+        order = np.random.RandomState(training.seed).permutation(len(every))[: one.n_texts]
+        split = replace(self.split, train=[every[n] for n in sorted(order)])
+        place = self.place(one)
+        with silenced():
+            classifier = self.make(training, head)
+            resume = any(place.glob("state-*"))
+            return best_epoch(
+                finetune(classifier, split, training, place, resume=resume, deadline=deadline)
+            )
+
+
+def candidates(
+    training: TrainConfig, n_blocks: int, fixed: Set[str] = frozenset()
+) -> list[Settings]:
+    """The settings that the first round compares, the most promising first.
+
+    Learning rates are multiples of the given one: a head alone bears a higher one, and many blocks
+    need a lower one. Candidates that change a setting in `fixed` are left out.
+    """
+    lr = training.lr
+    every: list[Settings] = [{}, {"lr": 3 * lr}]
+    for pooling in ({"pooling": "mean"}, {}):
+        every += [
+            pooling,
+            pooling | {"lr": 3 * lr},
+            pooling | {"n_last_blocks": 3},
+            pooling | {"n_last_blocks": 0, "lr": 10 * lr},
+            pooling | {"n_last_blocks": 0, "lora": LORA_RANK, "lr": 3 * lr},
+            pooling | {"n_last_blocks": n_blocks},
+            pooling | {"n_last_blocks": n_blocks, "lr": lr / 3},
+        ]
+    found = list[Settings]()
+    for settings in every:
+        is_new = settings not in found and settings.get("n_last_blocks") != training.n_last_blocks
+        if is_new and not fixed & settings.keys() and settings.get("n_last_blocks", 0) <= n_blocks:
+            found.append(settings)
+    return found
+
+
+def neighbours(
+    best: Try, training: TrainConfig, fixed: Set[str] = frozenset()
+) -> Iterator[tuple[Settings, int]]:
+    """Yield settings near those of the best try, and their epochs."""
+    lr = best.settings.get("lr", training.lr)
+    if "lr" not in fixed:
+        yield best.settings | {"lr": 2 * lr}, best.epochs
+        yield best.settings | {"lr": lr / 2}, best.epochs
+    if "epochs" not in fixed:
+        yield best.settings, 2 * best.epochs
+
+
+def fixed_settings(training: TrainConfig, head: HeadSettings, keep: Collection[str]) -> set[str]:
+    """The names of settings that a search does not change."""
+    fixed = {*keep}
+    for given in (training, head):
+        fixed |= {f.name for f in fields(given) if getattr(given, f.name) != f.default}
+    if head.task not in TEXT_TASKS:  # a head that reads every token has no pooling
+        fixed.add("pooling")
+    # these decide together which parameters are trained
+    if fixed & {"n_last_blocks", "lora", "trainable", "unfreeze_every", "causal_mask"}:
+        fixed |= {"n_last_blocks", "lora"}
+    return fixed
+
+
+def _as_fast(one: Try, settings: Settings) -> bool:
+    """Whether a training with these settings takes about as long per text as this try."""
+    return {**one.settings, "lr": 0} == {**settings, "lr": 0}
