@@ -69,6 +69,7 @@ LATER = {
     "header",
     "delimiter",
     "start",
+    "with_ngrams",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
