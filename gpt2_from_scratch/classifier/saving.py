@@ -126,7 +126,7 @@ def read_classifier(
 ) -> tuple[Description, dict[str, Tensor], NGrams | None]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
     path = expanded(path)
-    metadata, tensors = read_tensors(path, FORMAT, WITH_NGRAMS)
+    metadata, tensors = read_tensors(path, FORMAT, newer=WITH_NGRAMS)
     of_ngrams = {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
     if bool(of_ngrams) != (metadata["format"] == WITH_NGRAMS):
         raise CheckpointError(f"{path}: the format {metadata['format']!r} contradicts its tensors")

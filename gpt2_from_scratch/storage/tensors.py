@@ -63,11 +63,13 @@ def write_tensors(
             ) from error
 
 
-def read_tensors(path: str | Path, *formats: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(
+    path: str | Path, format: str, *, newer: str | None = None
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read the metadata and the tensors of a file written by `write_tensors`.
 
-    Raises CheckpointError if the file's format is not one of `formats`, or if the file was changed or
-    damaged after it was written.
+    Raises CheckpointError if the file's format is neither `format` nor `newer`, or if the file was
+    changed or damaged after it was written.
     """
     path = expanded(path)
     with open_tensors(path) as file:
@@ -78,10 +80,11 @@ def read_tensors(path: str | Path, *formats: str) -> tuple[dict[str, str], dict[
             raise CheckpointError(f"{path}: the metadata are not JSON: {error}") from None
         if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
             raise CheckpointError(f"{path}: the metadata are not all strings: {ours!r:.100}")
-        if metadata.get("format") not in formats:
+        known = [format, newer] if newer else [format]
+        if metadata.get("format") not in known:
+            expected = " or ".join(map(repr, known))
             raise CheckpointError(
-                f"{path}: the format is {metadata.get('format')!r}, not "
-                f"{' or '.join(map(repr, formats))}"
+                f"{path}: the format is {metadata.get('format')!r}, not {expected}"
             )
         for name in file.keys():  # the library does not check a shape that contains a 0
             if 0 in (shape := file.get_slice(name).get_shape()):
