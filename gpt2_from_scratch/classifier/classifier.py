@@ -38,6 +38,7 @@ from gpt2_from_scratch.classifier.heads import (
     put_heads,
     relabelled,
 )
+from gpt2_from_scratch.classifier.ngrams import NGrams
 from gpt2_from_scratch.classifier.saving import (
     Description,
     added_names,
@@ -61,6 +62,7 @@ from gpt2_from_scratch.classifier.settings import (
     in_given_order,
 )
 from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, refuse_alike, short
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
@@ -157,7 +159,8 @@ class Classifier:
 
     `dtype` is the precision of the frozen blocks and their features; trainable parameters stay
     float32. `store` caches the features of texts that `texts` prepared; without a store they are
-    kept in memory. Several threads may use a classifier at once. It can be copied with
+    kept in memory. If `ngrams` is set, the first head's answers are combined with those of n-grams;
+    None leaves GPT-2 alone. Several threads may use a classifier at once. It can be copied with
     `copy.deepcopy`. It can also be used after a fork, where torch then computes with one thread.
     """
 
@@ -175,6 +178,7 @@ class Classifier:
         self.description = description
         self.dtype = dtype
         self.store = store
+        self.ngrams: NGrams | None = None
         self._made: tuple[tuple, Trunk] | None = None
         self._merged: dict[str, LoRALinear] = {}  # adapters that are merged into the weights
         self._logged = ""  # the last logged reason for not using shortcuts
@@ -266,7 +270,7 @@ class Classifier:
                 of the base are not those it was trained on.
         """
         path = saved_file(path)
-        description, tensors = read_classifier(path)
+        description, tensors, ngrams = read_classifier(path)
         if base is None and description.base not in MODELS:
             raise CheckpointError(
                 f"{path} was trained on a model in {description.base}; give that folder with --model"
@@ -280,7 +284,7 @@ class Classifier:
         model.requires_grad_(False)
         put_tensors(tensors, parameters_by_name(model), path)
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
-        classifier._base, classifier._base_hashes = base, hashes
+        classifier._base, classifier._base_hashes, classifier.ngrams = base, hashes, ngrams
         return classifier.to(device)
 
     @property
@@ -301,13 +305,20 @@ class Classifier:
         Labels that the head already has keep their outputs. If all labels are new and their number
         is unchanged, they are new names for the same outputs. All other outputs are random, drawn
         with `seed`, and need training. After `replace_head`, call this to describe the new head.
-        Raises UsageError for a head without classes or with adapters.
+        Raises UsageError for a head without classes or with adapters. Also raises it for a head with
+        n-grams, which can only be given new names for its outputs.
         """
         layers = layers_by_name(self.model, self.description.heads)
         old = next((h for h in self.description.heads if h.name == (head or h.name)), None)
         if old is None:
             raise UsageError(f"no head is named {head!r}; there are {', '.join(layers)}")
         before = layers[old.name]
+        renamed = len(labels) == len(old.labels) and not {*labels} & {*old.labels}
+        if self.ngrams and old is self.description.head and not renamed:
+            raise UsageError(
+                f"head {old.name!r} was trained with_ngrams, which know only its labels. Set "
+                "classifier.ngrams = None to use GPT-2 alone."
+            )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             new, made = relabelled(old, before, labels, self.model)
@@ -323,10 +334,16 @@ class Classifier:
 
         Raises CheckpointError if the base is another model, if it was changed in either classifier,
         or if texts are cut or padded differently. The heads would then read states that they were
-        not trained on. Raises UsageError if a head's name is already used.
+        not trained on. Raises UsageError if a head's name is already used, and for a classifier with
+        n-grams, which belong to a single head.
         """
         path = saved_file(path)
-        description, tensors = read_classifier(path)
+        description, tensors, ngrams = read_classifier(path)
+        if ngrams or self.ngrams:
+            raise UsageError(
+                f"{path if ngrams else 'this classifier'} was trained with_ngrams, which belong to a "
+                "single head. Train it without them to combine heads."
+            )
         refuse_other_base(path, description, "this one", self.description.base_sha256)
         for name in ("max_tokens", "pad_to", "causal_mask"):
             there, here = getattr(description, name), getattr(self.description, name)
@@ -414,7 +431,7 @@ class Classifier:
         saved = self._changed_names() | added_names(parameters, config)
         saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}
         tensors = {name: p for name, p in parameters.items() if name in saved}
-        write_classifier(path, description, tensors)
+        write_classifier(path, description, tensors, self.ngrams)
 
     def _changed_names(self) -> set[str]:
         """The names of parameters that differ from the base; all of GPT-2's if it is not found."""
@@ -610,8 +627,14 @@ class Classifier:
 
         Each answer is the answer to the text up to and including the token. For heads that read an
         end token, the end token is appended to each of these beginnings. An incomplete character is
-        shown as U+FFFD. Raises UsageError for a head that answers for every token.
+        shown as U+FFFD. Raises UsageError for a head that answers for every token, and for a
+        classifier with n-grams, which are not read token by token.
         """
+        if self.ngrams:
+            raise UsageError(
+                "this classifier was trained with_ngrams, which have no answer after each token. Set "
+                "classifier.ngrams = None to see GPT-2 alone."
+            )
         if others := [head.name for head in self.description.heads if not head.reads_one_state]:
             raise UsageError(f"head {others[0]!r} answers for every token; use predict")
         (ids,), _ = self.encode([text])
@@ -651,14 +674,28 @@ class Classifier:
                 answers[n] = answer
         return answers
 
+    def class_logits(self, outputs: Tensor, texts: Sequence[str]) -> Tensor:
+        """The first head's logit of each class (N, K), from its outputs for N texts.
+
+        The n-grams of the texts are included if the classifier has them.
+        """
+        logits = logit_per_class(self.description.head, outputs.float()).double().cpu()
+        return (
+            torch.from_numpy(self.ngrams.combined(logits.numpy(), texts)) if self.ngrams else logits
+        )
+
     def _answers_to(
         self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor
     ) -> list[dict[str, Any]]:
         """Each head's answer to each text of a batch: {head's name: answer}."""
         answers: list[dict[str, Any]] = [{} for _ in batch.texts]
         for head in self.description.heads:
-            refuse_infinite(head, outputs[head.name], lengths)
-            found = TASKS[head.task].answers(head, outputs[head.name], batch)
+            output = outputs[head.name]
+            refuse_infinite(head, output, lengths)
+            if self.ngrams and head is self.description.head:
+                output = self.class_logits(output, batch.texts)
+                head = replace(head, one_output=False)
+            found = TASKS[head.task].answers(head, output, batch)
             for by_name, answer in zip(answers, found, strict=True):
                 by_name[head.name] = answer
         return answers

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read, replace_heads
+from gpt2_from_scratch.classifier.ngrams import PREFIX, NGrams
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig, Pooling
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
@@ -31,6 +32,7 @@ from gpt2_from_scratch.storage.settings import from_json
 from gpt2_from_scratch.storage.tensors import read_tensors, write_tensors
 
 FORMAT = "gpt2-classifier 3"
+WITH_NGRAMS = "gpt2-classifier 4"  # the same, with the tensors of n-grams
 
 
 @dataclass(frozen=True)
@@ -101,32 +103,47 @@ class Description:
 
 
 def write_classifier(
-    path: str | Path, description: Description, tensors: Mapping[str, Tensor]
+    path: str | Path,
+    description: Description,
+    tensors: Mapping[str, Tensor],
+    ngrams: NGrams | None = None,
 ) -> None:
-    """Write tensors, by their names in the model, and the description, atomically.
+    """Write tensors, by their names in the model, the description and n-grams, atomically.
 
     Raises CheckpointError for NaN and infinite numbers, because such a file could not be loaded.
     """
     path = expanded(path)
+    format = WITH_NGRAMS if ngrams else FORMAT
+    tensors = {**tensors, **(ngrams.tensors() if ngrams else {})}
     for name, value in tensors.items():
         if not value.detach().isfinite().all():
             raise CheckpointError(f"{path}: {name} contains NaN or infinite values; not saved")
-    write_tensors(path, tensors, {"format": FORMAT, "description": json.dumps(asdict(description))})
+    write_tensors(path, tensors, {"format": format, "description": json.dumps(asdict(description))})
 
 
-def read_classifier(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
+def read_classifier(
+    path: str | Path,
+) -> tuple[Description, dict[str, Tensor], NGrams | None]:
     """Read what `write_classifier` wrote. Raises CheckpointError for anything else."""
     path = expanded(path)
-    metadata, tensors = read_tensors(path, FORMAT)
+    metadata, tensors = read_tensors(path, FORMAT, newer=WITH_NGRAMS)
+    of_ngrams = {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
+    if bool(of_ngrams) != (metadata["format"] == WITH_NGRAMS):
+        raise CheckpointError(f"{path}: the format {metadata['format']!r} contradicts its tensors")
     try:
         values: dict[str, Any] = parse_json(metadata["description"])
         if unknown := values.keys() - {field.name for field in fields(Description)}:
             raise CheckpointError(f"{path}: its description has unknown keys {unknown!r:.80}")
         heads = tuple(from_json(HeadConfig, head) for head in values["heads"])
         lora = None if values.get("lora") is None else from_json(LoRAConfig, values["lora"])
-        return Description(**values | {"heads": heads, "lora": lora}), tensors
+        description = Description(**values | {"heads": heads, "lora": lora})
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path}: its description is not valid: {error!s:.300}") from None
+    if of_ngrams and description.head.task != "classification":
+        raise CheckpointError(
+            f"{path}: n-grams are for classification, not {description.head.task}"
+        )
+    return description, tensors, NGrams.from_tensors(of_ngrams, len(description.labels), path)
 
 
 def saved_file(path: str | Path) -> Path:

@@ -277,6 +277,9 @@ class HeadSettings:
         0.0, "proportion of each target that is spread evenly over the classes", at_least=0, below=1
     )
     name: str = setting("label", "the head's name, if it shares the model with others")
+    with_ngrams: bool = setting(
+        False, "combine GPT-2's answers with those of n-grams of words and characters"
+    )
     lora: int = setting(
         0,
         "rank of LoRA adapters on every matrix; 0: no LoRA",
@@ -295,6 +298,8 @@ class HeadSettings:
             "token-classification",
         ):
             raise UsageError(f"class weights are for classes, not for {self.task}")
+        if self.with_ngrams and self.task != "classification":
+            raise UsageError(f"with_ngrams is for classification, not for {self.task}")
         if self.pad_to and self.pooling not in OF_PADS:
             raise UsageError(
                 f"pad_to needs the pooling {' or '.join(OF_PADS)}; the others do not read padding"

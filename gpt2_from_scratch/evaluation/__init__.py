@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "best_f1_threshold",
             "choose_threshold",
             "fit_temperature",
+            "fit_weights",
             "format_threshold",
         ],
         "significance": [

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 INVERSE_PENALTIES = (0.1, 1, 10, 100)  # values of scikit-learn's C for the linear baselines
 PATTERNS = (r"\d", r"\d{4,}", r"[£$€]", r"https?|www", r"\b[A-Z]{4,}\b", r"!", r"\?")
 MOST_HINTS = 500  # patterns and words that the tree can use; only the most common ones are used
+WORDS_AND_CHARACTERS = "TF-IDF of words and characters"  # usually the strongest baseline
 QUICK = ("commonest label", "length alone", "bag of words")
 
 
@@ -46,17 +47,23 @@ Fit = Callable[[Split, Sequence[str]], Baseline | None]
 
 
 def fit_baselines(
-    split: Split, labels: Sequence[str], *, quick: bool = False
+    split: Split,
+    labels: Sequence[str],
+    *,
+    quick: bool = False,
+    fitted: Sequence[Baseline] = (),
 ) -> Iterator[Baseline]:
     """Fit the baselines one by one.
 
     With `quick`, slow baselines are skipped. `labels` are the K classes in the order of the
-    probabilities. A baseline that cannot be fitted to these texts is skipped, and the reason is
-    logged. Raises DataError if the training or validation set is empty, or if the split has a
-    label that is not in `labels`.
+    probabilities. Baselines that are already `fitted` to the split are not fitted again. A baseline
+    that cannot be fitted to these texts is skipped, and the reason is logged. Raises DataError if
+    the training or validation set is empty, or if the split has a label that is not in `labels`.
     """
-    for fit in baseline_fits(quick=quick).values():
-        if found := fit(split, labels):
+    known = {baseline.kind: baseline for baseline in fitted}
+    fits = baseline_fits(quick=quick)
+    for kind in fits | known:
+        if found := known.get(kind) or fits[kind](split, labels):
             yield found
 
 
@@ -76,7 +83,7 @@ def baseline_fits(*, quick: bool = False) -> dict[str, Fit]:
         ("bag of words", CountVectorizer),
         ("TF-IDF of words", TfidfVectorizer),
         ("TF-IDF of characters, 2 to 5", characters),
-        ("TF-IDF of words and characters", words_and_characters),
+        (WORDS_AND_CHARACTERS, words_and_characters),
     ):
         fits[kind] = partial(fit_linear, kind, vectorizer)
     return {kind: fit for kind, fit in fits.items() if not quick or kind in QUICK}
@@ -216,6 +223,14 @@ def features_of(
 def fit_linear(
     name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
 ) -> Baseline | None:
+    """Fit the baseline of `linear_model`, which describes the arguments and errors."""
+    model = linear_model(name, vectorizer, split, labels)
+    return None if model is None else _as_baseline(name, model, labels)
+
+
+def linear_model(
+    name: str, vectorizer: Callable[[], Any], split: Split, labels: Sequence[str]
+) -> Any:
     """Fit logistic regression on features of the texts.
 
     Args:
@@ -226,7 +241,8 @@ def fit_linear(
         labels: the K classes in the order of the probabilities.
 
     Returns:
-        The baseline, or None if the training texts have no features or only one label.
+        scikit-learn's pipeline of the vectorizer and the regression, or None if the training texts
+        have no features or only one label.
 
     Raises:
         DataError: the training or validation set is empty, or a label is not in `labels`.
@@ -245,7 +261,7 @@ def fit_linear(
     val_true = class_numbers(split.val, labels)
     models = [LogisticRegression(max_iter=5000, C=C).fit(features, true) for C in INVERSE_PENALTIES]
     best = max(models, key=lambda model: model.score(val, val_true))
-    return _as_baseline(name, make_pipeline(fitted, best), labels)
+    return make_pipeline(fitted, best)
 
 
 def refuse_empty(split: Split) -> None:

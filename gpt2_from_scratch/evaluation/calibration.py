@@ -5,6 +5,7 @@ The positive class is the one to detect, such as spam. All other classes togethe
 Shapes: N texts, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,8 +100,7 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     z = z - z.max(axis=1, keepdims=True)  # (N, K), at most 0, so that the slope is exact
     if not z.any():
         return 1.0
-    N, K = z.shape
-    targets = (1 + N * (true[:, None] == np.arange(K))) / (N + K)  # (N, K)
+    targets = _laplace(true, z.shape[1])
 
     def slope(inverse: float) -> float:
         """Compute the slope of the cross-entropy of softmax(z * inverse).
@@ -115,6 +115,49 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
         return LOWEST_TEMPERATURE
     # find the root of the slope, because minimising the loss itself gives only half as many digits
     return 1 / brentq(slope, 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE, xtol=1e-15)
+
+
+def fit_weights(logits: Sequence[np.ndarray], true: np.ndarray) -> np.ndarray:
+    """Find the weights with which the sum of several classifiers' logits is calibrated best.
+
+    The softmax of the weighted sum is a log-linear combination of the classifiers' probabilities.
+    The weights have the smallest cross-entropy with the true classes, which is a convex function of
+    them. The targets, the bounds and the errors are those of `fit_temperature`.
+
+    Args:
+        logits: For each of M classifiers, logits (N, K) for a validation set.
+        true: The true classes (N,), int.
+
+    Returns:
+        The weights (M,), each from 0.05 to 20.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax, softmax
+
+    for each in logits:
+        _check_scores(each, true)
+        if not np.isfinite(each).all():
+            raise DataError("logits must be finite to fit weights")
+    z = np.stack([each - each.max(axis=1, keepdims=True) for each in logits])  # (M, N, K)
+    targets = _laplace(true, z.shape[2])
+
+    def loss_and_slopes(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        total = np.tensordot(weights, z, axes=1)  # (N, K)
+        errors = softmax(total, axis=1) - targets
+        loss = -(targets * log_softmax(total, axis=1)).sum() / len(true)
+        return loss, (errors * z).sum(axis=(1, 2)) / len(true)
+
+    bounds = [(1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE)] * len(z)
+    exact = {"ftol": 0, "gtol": 1e-10}
+    return minimize(
+        loss_and_slopes, np.ones(len(z)), jac=True, method="L-BFGS-B", bounds=bounds, options=exact
+    ).x
+
+
+def _laplace(true: np.ndarray, K: int) -> np.ndarray:
+    """Targets (N, K) by Laplace's rule: (N + 1) / (N + K) for the true class, 1 / (N + K) else."""
+    N = len(true)
+    return (1 + N * (true[:, None] == np.arange(K))) / (N + K)
 
 
 def _check_scores(scores: np.ndarray, true: np.ndarray) -> None:

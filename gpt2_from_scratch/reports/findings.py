@@ -82,6 +82,9 @@ class RunFacts:
     n_trained_on: int = 0  # test texts on which the run or `start` was trained
     # test texts with a near duplicate in training; None if unknown
     n_near_duplicates: int | None = None
+    # with n-grams: the weights of GPT-2 and of the n-grams, and the test accuracy of GPT-2 alone
+    ngram_weights: tuple[float, float] | None = None
+    alone: float | None = None
 
     def n_texts(self, part: str) -> int:
         """Number of texts in "train", "val" or "test"."""
@@ -131,7 +134,9 @@ def run_findings(facts: RunFacts) -> dict[str, Any]:
     """Return what the templates `run.html` and `model_card.md` need."""
     return {
         "facts": facts,
-        "summary": sentences(trained_on(facts), how_good(facts), against_baselines(facts)),
+        "summary": sentences(
+            trained_on(facts), how_good(facts), combination(facts), against_baselines(facts)
+        ),
         "card": score_card(facts),
         "examples": example_texts(facts),
         "warnings": sentences(*run_warnings(facts)),
@@ -180,6 +185,17 @@ def how_good(facts: RunFacts) -> str:
             f"{_accuracy(fewer)}."
         )
     return sentence
+
+
+def combination(facts: RunFacts) -> str:
+    """Say how GPT-2 and n-grams are combined; empty without n-grams."""
+    if not facts.ngram_weights:
+        return ""
+    gpt2, ngrams = facts.ngram_weights
+    return (
+        f"Its answers combine GPT-2 (weight {gpt2:.2f}) with n-grams of words and characters (weight "
+        f"{ngrams:.2f}). GPT-2 alone: {percent(facts.alone)}."
+    )
 
 
 def found_and_marked(scores: Evaluation) -> str:
@@ -317,7 +333,8 @@ def ranked(facts: RunFacts) -> list[tuple[str, Evaluation, Paired | None]]:
     """List this run and its baselines, the most accurate first; empty without baselines."""
     if not facts.baselines or not facts.classified:
         return []
-    this = (f"GPT-2 {file_name(facts.model)}, this run", facts.classified, None)
+    ngrams = " with n-grams" if facts.ngram_weights else ""
+    this = (f"GPT-2 {file_name(facts.model)}{ngrams}, this run", facts.classified, None)
     return sorted([this, *facts.baselines], key=lambda found: -found[1].accuracy)
 
 
@@ -454,6 +471,8 @@ def _selected_on_validation(facts: RunFacts) -> str:
         selected.append(f"the epoch ({best_epoch(facts.history).epoch} of {len(facts.history)})")
     if facts.assessment and facts.assessment.temperature != 1:
         selected.append(f"the temperature ({facts.assessment.temperature:.2f})")
+    if facts.ngram_weights:
+        selected.append("the weights of GPT-2 and the n-grams")
     if (facts.assessment and facts.assessment.thresholds) or getattr(
         facts.scores, "thresholds", {}
     ):

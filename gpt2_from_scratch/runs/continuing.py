@@ -42,12 +42,12 @@ FORMS = {  # forms of heads, by number of hidden layers, activation, and whether
 def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     """The settings of a saved classifier's head and LoRA, changed as asked.
 
-    `asked` are the settings that the user gave, by name. Only the labels, the class weights and the
-    label smoothing may differ from the classifier's. Raises UsageError if another setting differs.
+    `asked` are the settings that the user gave, by name. Only the labels, the class weights, the
+    label smoothing and the use of n-grams may differ from the classifier's. Raises UsageError if another setting differs.
     Also raises it if `train` cannot make such a classifier, for example one with several heads.
     """
     path = saved_file(start)
-    description = read_classifier(path)[0]
+    description, _, ngrams = read_classifier(path)
     head, lora = description.head, description.lora
     form = FORMS.get((len(head.hidden), head.activation, head.one_output))
     odd_lora = lora is not None and (lora.head or {*lora.matrices} != {*MATRICES})
@@ -67,11 +67,12 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
         "causal_mask": description.causal_mask,
         "dropout": head.dropout,
         "name": head.name,
+        "with_ngrams": ngrams is not None,
     }
     if lora:
         found |= {"lora": lora.rank, "lora_alpha": float(lora.alpha), "lora_dropout": lora.dropout}
         found |= {"lora_blocks": -1 if lora.n_last_blocks is None else lora.n_last_blocks}
-    free = {"class_weights", "label_smoothing"}
+    free = {"class_weights", "label_smoothing", "with_ngrams"}
     if head.task not in ("regression", "span"):
         free.add("labels")
     inherited = HeadSettings(**found | {name: asked[name] for name in free & asked.keys()})
@@ -89,7 +90,7 @@ def inherited_training(start: str | Path) -> dict[str, Any]:
 
     `start` is the saved classifier. The result has the fields of `TrainConfig` to set, by name.
     """
-    description, tensors = read_classifier(saved_file(start))
+    description, tensors, _ = read_classifier(saved_file(start))
     names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     top = max(blocks, default=-1) + 1 if description.head.layer is None else description.head.layer
@@ -124,6 +125,7 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     one output would get other labels.
     """
     classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
+    classifier.ngrams = None  # fitted again after the training
     old, n_embd = classifier.description.head, classifier.model.config.n_embd
     found = label_names([*split.train, *split.val, *split.test], old.task)
     new = config.head.head_config(_labels(old, found, config), split.train, n_embd)

@@ -70,6 +70,7 @@ LATER = {
     "delimiter",
     "start",
     "autotune",
+    "with_ngrams",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -19,9 +20,9 @@ import torch
 from gpt2_from_scratch.classifier.autotune import read_tries
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
+from gpt2_from_scratch.classifier.ngrams import NGrams
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
-from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.tasks.multi_label import label_probabilities
 from gpt2_from_scratch.classifier.tasks.task import Scores, has_target
 from gpt2_from_scratch.classifier.train import Epoch, loss_and_scores, to_labelled
@@ -81,14 +82,15 @@ def class_logits_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first head's class logits (N, K), float64, and the true classes (N,).
 
-    Raises UsageError unless the head is for classification, and DataError for an unknown label.
+    The logits include the classifier's n-grams. Raises UsageError unless the head is for classification, and DataError for an unknown label.
     """
     head = classifier.description.head
     if head.task != "classification":
         raise UsageError(f"head {head.name!r} is for {head.task}; this needs classification")
     labelled = to_labelled(classifier, messages)
-    logits = logit_per_class(head, classifier.logits(labelled.texts))
-    return logits.double().numpy(), labelled.labels.numpy()
+    texts = [message.text for message in messages]
+    logits = classifier.class_logits(classifier.logits(labelled.texts), texts)
+    return logits.numpy(), labelled.labels.numpy()
 
 
 def predictions_at(
@@ -140,6 +142,21 @@ def calibrate(classifier: Classifier, messages: Sequence[Message]) -> LabelledPr
     heads = (replace(first, temperature=temperature), *others)
     classifier.description = replace(classifier.description, heads=heads)
     return predictions_at(temperature, classifier, messages, logits, true)
+
+
+def add_ngrams(classifier: Classifier, split: Split) -> None:
+    """Fit n-grams, and combine the first head's answers with theirs from now on.
+
+    The n-grams are fitted on the training set. The weights of the combination are fitted on the
+    validation set. If the texts have no n-grams, the reason is logged, and nothing changes. Raises
+    the errors of `class_logits_of` and DataError if the training or validation set is empty.
+    """
+    first, *others = classifier.description.heads
+    logits, true = class_logits_of(classifier, split.val)
+    if ngrams := NGrams.fitted(split, first.labels):
+        classifier.ngrams = ngrams.weighted(logits, split.val, true)
+        heads = (replace(first, temperature=1.0), *others)
+        classifier.description = replace(classifier.description, heads=heads)
 
 
 def choose_thresholds(classifier: Classifier, messages: Sequence[Message]) -> None:
@@ -259,7 +276,7 @@ class Run:
             split=SPLIT_RULE if config.recipe == "lecture" else "",
             assessment=self.assessment,
             predictions=predictions,
-            baselines=_baselines(split, predictions) if predictions else [],
+            baselines=_baselines(split, predictions, classifier.ngrams) if predictions else [],
             task_baselines=[] if predictions else _task_baselines(split, description.head),
             tries=read_tries(self.folder),
             start=config.start,
@@ -267,6 +284,8 @@ class Run:
             n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),
             max_tokens=description.max_tokens,
             n_cut=sum(classifier.encode(texts)[1]),
+            ngram_weights=classifier.ngrams.weights if classifier.ngrams else None,
+            alone=_gpt2_alone(classifier, split.test) if classifier.ngrams else None,
         )
 
 
@@ -275,13 +294,16 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
 
     The manifest is written and the states for resuming are removed. For a classification, the
     predictions are saved. The temperature is first fitted on the validation set, except with the
-    lecture's recipe. The thresholds of several labels are also chosen on the validation set.
+    lecture's recipe. With n-grams, their weights are fitted instead. The thresholds of several labels are also chosen on the validation set.
     """
     head = classifier.description.head
     assessment: Assessment | None = None
     if head.task == "classification":
+        if config.head.with_ngrams:
+            add_ngrams(classifier, split)
         calibrated = config.recipe != "lecture"
-        val = (calibrate if calibrated else labelled_predictions)(classifier, split.val)
+        calibrates = calibrated and not classifier.ngrams  # their weights already calibrate
+        val = (calibrate if calibrates else labelled_predictions)(classifier, split.val)
         if calibrated:
             classifier.save(folder / "best.safetensors")
         near_duplicates = _near_duplicates(split, head.task)
@@ -331,6 +353,9 @@ def score_again(
 
 def evaluate_classifier(classifier: Classifier, messages: Sequence[Message]) -> Any:
     """Score a classifier's first head on labelled messages: an Evaluation, or its task's scores."""
+    if classifier.ngrams:
+        found = labelled_predictions(classifier, messages)
+        return evaluate_predictions(found.true, found.predicted, found.labels)
     labelled = to_labelled(classifier, messages)
     return loss_and_scores(classifier, labelled)[1][classifier.description.head.name]
 
@@ -398,12 +423,19 @@ def _near_duplicates(split: Split, task: str) -> np.ndarray | None:
     return has_near_duplicate(test, train)
 
 
+def _gpt2_alone(classifier: Classifier, messages: Sequence[Message]) -> float:
+    """The accuracy of a classifier with n-grams if they are left out."""
+    alone = copy(classifier)
+    alone.ngrams = None
+    return evaluate_classifier(alone, messages).accuracy
+
+
 def _baselines(
-    split: Split, predictions: LabelledPredictions
+    split: Split, predictions: LabelledPredictions, ngrams: NGrams | None
 ) -> list[tuple[str, Evaluation, Paired]]:
     """Fit text baselines on the same split, and compare the classifier with each of them.
 
-    Returns (name, scores, comparison) per baseline, with p-values adjusted by Holm. The list is
+    The classifier's own n-grams are one of them, and not fitted again. Returns (name, scores, comparison) per baseline, with p-values adjusted by Holm. The list is
     empty if there are too many training texts.
     """
     if len(split.train) > MOST_FOR_BASELINES:
@@ -417,7 +449,8 @@ def _baselines(
         )
     found: list[tuple[str, Evaluation, Paired]] = []
     labels = list(predictions.labels)
-    for baseline in fit_baselines(split, labels, quick=quick):
+    fitted = [ngrams.as_baseline()] if ngrams else []
+    for baseline in fit_baselines(split, labels, quick=quick, fitted=fitted):
         theirs = predictions_of(baseline, split.test, labels)
         evaluation = evaluate_predictions(theirs.true, theirs.predicted, labels)
         found.append(

@@ -27,7 +27,8 @@ from gpt2_from_scratch.storage.paths import expanded
 
 LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,000
 OURS = "gpt2_from_scratch"  # key in the file's metadata for this package's metadata, as JSON
-DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64}
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+DTYPES |= {torch.uint8, torch.int32, torch.int64}
 CHECKSUM = "sha256"  # key of the checksum in this package's metadata
 
 
@@ -62,11 +63,13 @@ def write_tensors(
             ) from error
 
 
-def read_tensors(path: str | Path, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(
+    path: str | Path, format: str, *, newer: str | None = None
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read the metadata and the tensors of a file written by `write_tensors`.
 
-    Raises CheckpointError if the file's format is not `format`, or if the file was changed or damaged
-    after it was written.
+    Raises CheckpointError if the file's format is neither `format` nor `newer`, or if the file was
+    changed or damaged after it was written.
     """
     path = expanded(path)
     with open_tensors(path) as file:
@@ -77,9 +80,11 @@ def read_tensors(path: str | Path, format: str) -> tuple[dict[str, str], dict[st
             raise CheckpointError(f"{path}: the metadata are not JSON: {error}") from None
         if not isinstance(metadata, dict) or {type(v) for v in metadata.values()} - {str}:
             raise CheckpointError(f"{path}: the metadata are not all strings: {ours!r:.100}")
-        if metadata.get("format") != format:
+        known = [format, newer] if newer else [format]
+        if metadata.get("format") not in known:
+            expected = " or ".join(map(repr, known))
             raise CheckpointError(
-                f"{path}: the format is {metadata.get('format')!r}, not {format!r}"
+                f"{path}: the format is {metadata.get('format')!r}, not {expected}"
             )
         for name in file.keys():  # the library does not check a shape that contains a 0
             if 0 in (shape := file.get_slice(name).get_shape()):

@@ -34,7 +34,12 @@ from gpt2_from_scratch.gpt2.weights import random_twin
 from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.runs.folder import PROVENANCE, RunConfig
 from gpt2_from_scratch.runs.recipes import new_classifier
-from gpt2_from_scratch.runs.results import TEST_PREDICTIONS, VAL_PREDICTIONS, calibrate
+from gpt2_from_scratch.runs.results import (
+    TEST_PREDICTIONS,
+    VAL_PREDICTIONS,
+    add_ngrams,
+    calibrate,
+)
 from gpt2_from_scratch.speed.batching import by_length
 from gpt2_from_scratch.speed.devices import DTYPES
 from gpt2_from_scratch.speed.feature_store import FeatureStore
@@ -288,12 +293,15 @@ class Finetuned(Row):
                 twin = random_twin(setup.model, Path(folder) / "twin", split.seed)
                 # features of random weights belong to one seed, so they are not kept on disk
                 setup = replace(setup, model=twin, cache=False)
-            classifier, parts = self._prepared(setup, parts)
+            classifier, labelled = self._prepared(setup, parts)
             classifier.store = FeatureStore() if setup.cache else None
-            history = finetune(classifier, parts, training, run)
+            history = finetune(classifier, labelled, training, run)
             n_trainable = count_trainable(classifier.model)
             if classifier.description.head.task == "classification":
-                calibrate(classifier, parts.val)
+                if head.with_ngrams:
+                    add_ngrams(classifier, parts)
+                if not classifier.ngrams:
+                    calibrate(classifier, labelled.val)
             classifier.merge()
             fitted = Baseline("", lambda texts: _probabilities(classifier, texts, setup.labels))
             known = {"n_train": len(parts.train), "epochs": len(history)}

@@ -85,7 +85,7 @@ def prepare(folder: Path) -> dict[str, tuple[int, Path, Reader, bool]]:
     shard = store.save("space", keys).path
 
     def classifier() -> object:
-        description, saved = read_classifier(run / "best.safetensors")
+        description, saved, _ = read_classifier(run / "best.safetensors")
         return asdict(description), {name: value.tolist() for name, value in saved.items()}
 
     def listed() -> object:

@@ -74,7 +74,7 @@ def look(folder: Path, safe: int) -> int:
     assert not found or all(bool((t == step).all()) for t in found[1].values())
     assert not list(folder.glob("*.bad")), "a damaged state"
     if (path := folder / "best.safetensors").exists():
-        description, saved = read_classifier(path)
+        description, saved, _ = read_classifier(path)
         assert description == DESCRIPTION and saved["head.bias"][0] >= safe
     if (path := folder / "config.json").exists():
         assert read_json(path)["step"] >= safe
@@ -209,7 +209,7 @@ def crafted(count: int, seed: int, folder: Path) -> Counter:
     classifier = Classifier.on_base(base, heads=heads, lora=LoRAConfig(rank=2))
     classifier.model.requires_grad_(False)
     classifier.save(folder / "c.safetensors")
-    _, tensors = read_classifier(folder / "c.safetensors")
+    _, tensors, _ = read_classifier(folder / "c.safetensors")
     described = json.loads(json.dumps(asdict(classifier.description)))
     sizes, record = read_json(base / "hparams.json"), {"settings": {"lr": 0.1}, "progress": {}}
 

@@ -328,7 +328,7 @@ def test_weights_trained_while_merged_are_saved(tiny_checkpoint: Path, tmp_path:
     adapted.model.blocks[0].mlp.c_fc.weight.data[3, 4] += 0.01
     adapted.unmerge()
     adapted.save(tmp_path / "best.safetensors")
-    _, tensors = read_classifier(tmp_path / "best.safetensors")
+    _, tensors, _ = read_classifier(tmp_path / "best.safetensors")
     others = tensors.keys() - {*lora_names(adapted.model)}
     assert others == {"head.weight", "head.bias", "blocks.0.mlp.c_fc.weight"}
 
@@ -545,7 +545,7 @@ def test_a_file_without_one_of_its_adapters_is_refused(
     Classifier.on_base(tiny_checkpoint, ["ham", "spam"], lora=LORA).save(
         tmp_path / "best.safetensors"
     )
-    description, tensors = read_classifier(tmp_path / "best.safetensors")
+    description, tensors, _ = read_classifier(tmp_path / "best.safetensors")
     del tensors["blocks.1.mlp.c_fc.lora_B"]
     write_classifier(tmp_path / "best.safetensors", description, tensors)
     with pytest.raises(CheckpointError, match=r"missing \['blocks.1.mlp.c_fc.lora_B'\]"):
