@@ -206,7 +206,7 @@ def print_table(rows: dict[tuple, dict[str, Any]]) -> None:
     groups = defaultdict(list)
     for (name, n, method, seed), row in rows.items():
         # `compared` reads the part and, at place 5 of the key, the seed
-        groups[name, n, method].append({"key": [0, 0, 0, 0, 0, seed], "test": row} | row)
+        groups[name, n, method].append(row | {"key": [0, 0, 0, 0, 0, seed], "test": row})
     print(
         f"{'data':8}{'texts':>7} {'method':24}{'acc':>6}{'- TF-IDF':>22}{'- fastText':>22}{'s':>6}"
     )
