@@ -33,8 +33,8 @@ from gpt2_from_scratch.storage.settings import record_from_json
 log = logging.getLogger(__name__)
 
 TRIES = "autotune.jsonl"  # one line per try
-# {share of the steps: share of the budget after which the next round begins}
-ROUNDS = {1 / 9: 0.35, 1 / 3: 0.65}
+FIRST = 1 / 9  # share of the texts and steps in the first round
+ROUNDS = (0.35, 0.65)  # shares of the budget after which the second and the last round begin
 KEPT = 3  # one of so many candidates reaches the next round
 FEWEST_TEXTS, FEWEST_STEPS = 500, 125  # fewer say little about a candidate
 LORA_RANK = 8
@@ -180,9 +180,9 @@ class _Search:
     def run(self) -> Try:
         """Search, and return the best try on all training texts."""
         alive = candidates(self.training, self._most_blocks(), self.fixed)
-        for share, until in ROUNDS.items():
+        for number, until in enumerate(ROUNDS, 1):
             found = sorted(
-                self._compared(alive, share, until * self.seconds),
+                self._compared(alive, number, until * self.seconds),
                 key=lambda one: one.rank,
                 reverse=True,
             )
@@ -211,18 +211,20 @@ class _Search:
         """The number of epochs of a complete training."""
         return self.changed(settings)[0].for_texts(len(self.split.train)).epochs
 
-    def _compared(self, alive: list[Settings], share: float, until: float) -> Iterator[Try]:
-        """Train each candidate with a share of the texts and of the steps, until time is up."""
+    def _compared(self, alive: list[Settings], number: int, until: float) -> Iterator[Try]:
+        """Train each candidate as far as this round goes, until time is up."""
         n = len(self.split.train)
-        n_texts = min(n, max(FEWEST_TEXTS, round(share * n)))
-        for number, settings in enumerate(alive):
-            if number and self.used >= until:
+        for position, settings in enumerate(alive):
+            if position and self.used >= until:
                 return
             training, enough = self.changed(settings)[0], self._enough(settings)
-            steps = max(FEWEST_STEPS, share * enough * n / training.batch_size)
-            epochs = round(steps * training.batch_size / n_texts)
-            epochs = min(enough, max(epochs, training.all_unfrozen_in))
-            yield self._try(settings, n_texts, epochs, until if number else math.inf)
+            steps = enough * n / training.batch_size  # of a complete training
+            first = max(FIRST, min(1.0, FEWEST_STEPS / steps))
+            share = first if number == 1 else math.sqrt(first)
+            n_texts = min(n, max(FEWEST_TEXTS, round(share * n)))
+            epochs = round(share * steps * training.batch_size / n_texts)
+            epochs = min(enough, max(1, epochs, training.all_unfrozen_in))
+            yield self._try(settings, n_texts, epochs, until if position else math.inf)
 
     def _train_fully(self, settings: Settings, epochs: int) -> bool:
         """Train on all texts, for fewer epochs if there is no time for all; False if there is none."""
@@ -302,18 +304,27 @@ def candidates(
     Learning rates are multiples of the given one: a head alone bears a higher one, and many blocks
     need a lower one. Candidates that change a setting in `fixed` are left out.
     """
-    lr = training.lr
-    every: list[Settings] = [{}, {"lr": 3 * lr}]
-    for pooling in ({"pooling": "mean"}, {}):
-        every += [
-            pooling,
-            pooling | {"lr": 3 * lr},
-            pooling | {"n_last_blocks": 3},
-            pooling | {"n_last_blocks": 0, "lr": 10 * lr},
-            pooling | {"n_last_blocks": 0, "lora": LORA_RANK, "lr": 3 * lr},
-            pooling | {"n_last_blocks": n_blocks},
-            pooling | {"n_last_blocks": n_blocks, "lr": lr / 3},
-        ]
+    low, lr, high = training.lr / 3, training.lr, 3 * training.lr
+    mean = {"pooling": "mean"}
+    few, many, none = ({"n_last_blocks": n} for n in (3, n_blocks, 0))
+    lora = none | {"lora": LORA_RANK, "lr": high}
+    every: list[Settings] = [
+        {},
+        {"lr": high},
+        few,
+        mean | {"lr": high},
+        mean | few,
+        many | {"lr": low},
+        mean | none | {"lr": 10 * lr},
+        lora,
+        mean | many | {"lr": low},
+        none | {"lr": 10 * lr},
+        mean,
+        mean | lora,
+        few | {"lr": high},
+        mean | few | {"lr": low},
+        many,
+    ]
     found = list[Settings]()
     for settings in every:
         is_new = settings not in found and settings.get("n_last_blocks") != training.n_last_blocks

@@ -263,17 +263,22 @@ def _train(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
     )
-    lines = format_ledger(
-        ledger(classifier.model, config.training, classifier.description.heads)
-    ).splitlines()
-    log.debug("\n".join(lines[:-1]))
-    log.info(lines[-1])  # the number of trainable parameters
     classifier.store = FeatureStore() if config.cache else None
     if config.autotune:
         config, classifier = _tuned(folder, config, split, classifier)
+        _log_ledger(classifier, config.training)
     else:
+        _log_ledger(classifier, config.training)
         finetune(classifier, split, config.training, folder, resume=resume)
     return score_run(folder, config, classifier, split)
+
+
+def _log_ledger(classifier: Classifier, training: TrainConfig) -> None:
+    """Log the number of trainable parameters; the whole ledger only if debug lines are shown."""
+    found = ledger(classifier.model, training, classifier.description.heads)
+    *parts, total = format_ledger(found).splitlines()
+    log.debug("\n".join(parts))
+    log.info(total)
 
 
 def _tuned(
