@@ -313,9 +313,10 @@ class Classifier:
         if old is None:
             raise UsageError(f"no head is named {head!r}; there are {', '.join(layers)}")
         before = layers[old.name]
-        renamed = len(labels) == len(old.labels) and not {*labels} & {*old.labels}
-        if old is self.description.head and not renamed:
-            self.refuse_ngrams("other labels")
+        if self.ngrams and old is self.description.head:
+            known = [label for label in labels if label in old.labels]
+            if known or len(labels) != len(old.labels):  # not merely new names
+                self.refuse_ngrams("other labels")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             new, made = relabelled(old, before, labels, self.model)
@@ -679,9 +680,9 @@ class Classifier:
         The n-grams of the texts are included if the classifier has them.
         """
         logits = logit_per_class(self.description.head, outputs.float()).double().cpu()
-        return (
-            torch.from_numpy(self.ngrams.combined(logits.numpy(), texts)) if self.ngrams else logits
-        )
+        if self.ngrams:
+            return torch.from_numpy(self.ngrams.combined(logits.numpy(), texts))
+        return logits
 
     def _answers_to(
         self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor
