@@ -313,12 +313,10 @@ class Classifier:
         if old is None:
             raise UsageError(f"no head is named {head!r}; there are {', '.join(layers)}")
         before = layers[old.name]
-        renamed = len(labels) == len(old.labels) and not {*labels} & {*old.labels}
-        if self.ngrams and old is self.description.head and not renamed:
-            raise UsageError(
-                f"head {old.name!r} was trained with_ngrams, which know only its labels. Set "
-                "classifier.ngrams = None to use GPT-2 alone."
-            )
+        if self.ngrams and old is self.description.head:
+            known = [label for label in labels if label in old.labels]
+            if known or len(labels) != len(old.labels):  # not merely new names
+                self.refuse_ngrams("other labels")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             new, made = relabelled(old, before, labels, self.model)
@@ -339,11 +337,9 @@ class Classifier:
         """
         path = saved_file(path)
         description, tensors, ngrams = read_classifier(path)
-        if ngrams or self.ngrams:
-            raise UsageError(
-                f"{path if ngrams else 'this classifier'} was trained with_ngrams, which belong to a "
-                "single head. Train it without them to combine heads."
-            )
+        self.refuse_ngrams("other heads")
+        if ngrams:
+            raise UsageError(f"{path} was trained with_ngrams, which belong to its only head")
         refuse_other_base(path, description, "this one", self.description.base_sha256)
         for name in ("max_tokens", "pad_to", "causal_mask"):
             there, here = getattr(description, name), getattr(self.description, name)
@@ -630,11 +626,7 @@ class Classifier:
         shown as U+FFFD. Raises UsageError for a head that answers for every token, and for a
         classifier with n-grams, which are not read token by token.
         """
-        if self.ngrams:
-            raise UsageError(
-                "this classifier was trained with_ngrams, which have no answer after each token. Set "
-                "classifier.ngrams = None to see GPT-2 alone."
-            )
+        self.refuse_ngrams("answers after each token")
         if others := [head.name for head in self.description.heads if not head.reads_one_state]:
             raise UsageError(f"head {others[0]!r} answers for every token; use predict")
         (ids,), _ = self.encode([text])
@@ -674,15 +666,23 @@ class Classifier:
                 answers[n] = answer
         return answers
 
+    def refuse_ngrams(self, what: str) -> None:
+        """Raise UsageError if the classifier has n-grams; `what` is what they cannot give."""
+        if self.ngrams:
+            raise UsageError(
+                f"this classifier was trained with_ngrams, which do not allow {what}. Set "
+                "classifier.ngrams = None to use GPT-2 alone."
+            )
+
     def class_logits(self, outputs: Tensor, texts: Sequence[str]) -> Tensor:
         """The first head's logit of each class (N, K), from its outputs for N texts.
 
         The n-grams of the texts are included if the classifier has them.
         """
         logits = logit_per_class(self.description.head, outputs.float()).double().cpu()
-        return (
-            torch.from_numpy(self.ngrams.combined(logits.numpy(), texts)) if self.ngrams else logits
-        )
+        if self.ngrams:
+            return torch.from_numpy(self.ngrams.combined(logits.numpy(), texts))
+        return logits
 
     def _answers_to(
         self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor

@@ -55,8 +55,8 @@ def generate_with_heads(
         seed: Random seed of the draws.
 
     Raises:
-        UsageError: No head generates, the text could become longer than the classifier can read, or
-            `generate` refuses a setting.
+        UsageError: No head generates, the classifier has n-grams, the text could become longer than
+            the classifier can read, or `generate` refuses a setting.
         CheckpointError: Outputs are not finite.
     """
     heads, tokenizer = classifier.description.heads, classifier.tokenizer
@@ -66,6 +66,7 @@ def generate_with_heads(
             "this classifier has no head that generates; add HeadConfig(name='next', "
             "task='language'), GPT-2's own"
         )
+    classifier.refuse_ngrams("answers after each token")
     ids = torch.tensor(tokenizer.encode(prompt), dtype=torch.int64)
     longest, n_prompt = classifier.description.max_tokens, len(ids)
     if n_prompt + max_new_tokens > longest:

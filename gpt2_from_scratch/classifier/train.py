@@ -248,11 +248,7 @@ def finetune(
     if config.vary_endings:
         _refuse_labels_of_words(classifier)
         messages = with_other_endings(messages)
-    if classifier.ngrams:
-        raise UsageError(
-            "this classifier was trained with_ngrams, and their weights fit only its present answers. "
-            "Set classifier.ngrams = None before training it further."
-        )
+    classifier.refuse_ngrams("further training")
     train, val = to_labelled(classifier, messages), to_labelled(classifier, split.val)
     _refuse_nothing_to_learn(classifier, {"training": train, "validation": val})
     training = TrainingRun(classifier, split, train, config, run)

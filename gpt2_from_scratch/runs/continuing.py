@@ -43,8 +43,9 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     """The settings of a saved classifier's head and LoRA, changed as asked.
 
     `asked` are the settings that the user gave, by name. Only the labels, the class weights, the
-    label smoothing and the use of n-grams may differ from the classifier's. Raises UsageError if another setting differs.
-    Also raises it if `train` cannot make such a classifier, for example one with several heads.
+    label smoothing and the use of n-grams may differ from the classifier's. Raises UsageError if
+    another setting differs. Also raises it if `train` cannot make such a classifier, for example
+    one with several heads.
     """
     path = saved_file(start)
     description, _, ngrams = read_classifier(path)

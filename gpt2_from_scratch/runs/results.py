@@ -82,7 +82,8 @@ def class_logits_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first head's class logits (N, K), float64, and the true classes (N,).
 
-    The logits include the classifier's n-grams. Raises UsageError unless the head is for classification, and DataError for an unknown label.
+    The logits include the classifier's n-grams. Raises UsageError unless the head is for
+    classification, and DataError for an unknown label.
     """
     head = classifier.description.head
     if head.task != "classification":
@@ -148,10 +149,11 @@ def add_ngrams(classifier: Classifier, split: Split) -> None:
     """Fit n-grams, and combine the first head's answers with theirs from now on.
 
     The n-grams are fitted on the training set. The weights of the combination are fitted on the
-    validation set. If the texts have no n-grams, the reason is logged, and nothing changes. Raises
-    the errors of `class_logits_of` and DataError if the training or validation set is empty.
+    validation set. If the texts have no n-grams, the reason is logged, and GPT-2 is left alone.
+    Raises the errors of `class_logits_of` and DataError if the training or validation set is empty.
     """
     first, *others = classifier.description.heads
+    classifier.ngrams = None
     logits, true = class_logits_of(classifier, split.val)
     if ngrams := NGrams.fitted(split, first.labels):
         classifier.ngrams = ngrams.weighted(logits, split.val, true)
@@ -294,7 +296,8 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
 
     The manifest is written and the states for resuming are removed. For a classification, the
     predictions are saved. The temperature is first fitted on the validation set, except with the
-    lecture's recipe. With n-grams, their weights are fitted instead. The thresholds of several labels are also chosen on the validation set.
+    lecture's recipe. With n-grams, their weights are fitted instead. The thresholds of several
+    labels are also chosen on the validation set.
     """
     head = classifier.description.head
     assessment: Assessment | None = None
@@ -435,8 +438,9 @@ def _baselines(
 ) -> list[tuple[str, Evaluation, Paired]]:
     """Fit text baselines on the same split, and compare the classifier with each of them.
 
-    The classifier's own n-grams are one of them, and not fitted again. Returns (name, scores, comparison) per baseline, with p-values adjusted by Holm. The list is
-    empty if there are too many training texts.
+    The classifier's own n-grams are one of them, and not fitted again. Returns (name, scores,
+    comparison) per baseline, with p-values adjusted by Holm. The list is empty if there are too many
+    training texts.
     """
     if len(split.train) > MOST_FOR_BASELINES:
         log.warning("too many texts: no text baselines were fitted; use gpt2-classifier compare")

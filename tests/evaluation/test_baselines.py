@@ -71,6 +71,13 @@ def test_the_order_of_all_baselines_and_of_the_quick_ones(
     assert quick == [*QUICK] == [*baseline_fits(quick=True)]
 
 
+def test_fitted_baselines_are_not_fitted_again(demo: Split) -> None:
+    known = [Baseline("length alone: x", len), Baseline("another", len)]  # type: ignore[arg-type]
+    found = list(fit_baselines(demo, ["ham", "spam"], quick=True, fitted=known))
+    assert [baseline.kind for baseline in found] == [*QUICK, "another"]
+    assert [found[1], found[3]] == known
+
+
 @pytest.mark.slow
 def test_probabilities_have_the_requested_order_of_labels(
     fitted: dict[str, Baseline], demo: Split

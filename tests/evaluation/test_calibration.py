@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score
 
@@ -21,6 +21,7 @@ from gpt2_from_scratch.evaluation.calibration import (
     calibration,
     choose_threshold,
     fit_temperature,
+    fit_weights,
     format_threshold,
 )
 
@@ -439,3 +440,56 @@ def test_the_mean_cost_by_hand():
 def test_what_is_not_a_cost(cost):
     with pytest.raises(UsageError, match=f"cost .* {cost}"):
         at_cost(P_SPAM, IS_SPAM, "spam", cost)
+
+
+# --- the weights of several classifiers ---
+
+
+def two_opinions(seed: int, N: int = 400, K: int = 3) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two noisy readings of the same logits, and classes that were drawn from these."""
+    z, true = made_up(seed, N=N, K=K, sharpness=1.0)
+    rng = np.random.default_rng(seed + 100)
+    return [z + rng.normal(size=z.shape), z + 2 * rng.normal(size=z.shape)], true
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_weights_minimise_the_loss(seed):
+    logits, true = two_opinions(seed)
+    expected = minimize(
+        lambda w: smoothed_loss(w[0] * logits[0] + w[1] * logits[1], true, 1.0),
+        [0.5, 0.1],
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-13},
+    )
+    found = fit_weights(logits, true)
+    assert found == pytest.approx(expected.x, abs=1e-5)
+    total = found[0] * logits[0] + found[1] * logits[1]
+    assert fit_temperature(total, true) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_weight_of_one_classifier_is_its_inverse_temperature():
+    z, true = made_up(8, sharpness=3.0)
+    assert fit_weights([z], true) == pytest.approx([1 / fit_temperature(z, true)], rel=1e-4)
+
+
+def test_weights_are_bounded_and_finite():
+    true = np.array([0, 1] * 25)
+    right = np.where(true[:, None] == np.arange(2), 4.0, 0.0)
+    assert np.isfinite(fit_weights([right, right], true)).all()
+    assert fit_weights([1e-3 * right, -right], true) == pytest.approx([20, 0.05])
+    assert fit_weights([1e-3 * right], true) == pytest.approx([20])
+    assert fit_weights([0 * right], true) == pytest.approx([1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "true"),
+    [
+        (np.zeros((0, 2)), np.zeros(0, int)),
+        (np.zeros((3, 2)), np.array([0, 1])),
+        (np.full((2, 2), np.nan), np.array([0, 1])),
+        (np.zeros((2, 2)), np.array([0, 2])),
+    ],
+)
+def test_weights_need_finite_logits_of_labelled_texts(logits, true):
+    with pytest.raises(DataError):
+        fit_weights([logits], true)

@@ -21,11 +21,13 @@ from gpt2_from_scratch.evaluation.metrics import ClassScores, evaluate_predictio
 from gpt2_from_scratch.reports.findings import (
     RunFacts,
     against_baselines,
+    combination,
     confused,
     found_and_marked,
     how_good,
     listed,
     python_lines,
+    ranked,
     ranked_scores,
     run_findings,
     shell_commands,
@@ -47,6 +49,17 @@ def test_the_first_lines():
 def test_the_score_without_near_duplicates_is_next_to_it():
     facts = run_facts(assessment=assessed(n_near=100))
     assert "without a near duplicate" in how_good(facts) and "92.5% (185 of 200" in how_good(facts)
+
+
+def test_the_weights_of_ngrams_and_the_score_of_gpt2_alone():
+    assert combination(run_facts()) == ""
+    facts = run_facts(ngram_weights=(0.367, 1.5), alone=0.8881)
+    reported = combination(facts)
+    assert all(fact in reported for fact in ("0.37", "1.50", "GPT-2 alone: 88.8%"))
+    assert reported in run_findings(facts)["summary"]
+    assert "GPT-2 mini with n-grams, this run" in [name for name, *_ in ranked(facts)]
+    [_, selected] = warned(replace(facts, history=[]))
+    assert "the weights of GPT-2 and the n-grams" in selected
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,8 @@ EVERY_TOKEN = Finetuned("every token", extra="tokens")
         Finetuned("language", head={"pooling": "last_token"}, extra="language"),
         Finetuned("all", head={"class_weights": "balanced"}, all_messages=True),
         Finetuned("bidirectional", head={"causal_mask": False}),
+        Finetuned("n-grams", head={"with_ngrams": True}),
+        Finetuned("both", head={"pooling": "last_token", "with_ngrams": True}, extra="language"),
         Finetuned("padded", head={"pooling": "mean_position", "pad_to": -1}),
         Finetuned("far", head={"pooling": "last_position", "pad_to": 32}),
         Finetuned("LoRA", "", None, {"n_last_blocks": 0}, {"lora": 2, "lora_blocks": 1}),
