@@ -1,13 +1,16 @@
 """The two recipes: from a model and a data set to a finished run, in one call each."""
 
 import logging
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gpt2_from_scratch.classifier.adaptation import adapt
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
@@ -28,6 +31,8 @@ from gpt2_from_scratch.runs.continuing import (
     resumed_classifier,
 )
 from gpt2_from_scratch.runs.folder import (
+    ADAPTATION,
+    ADAPTED,
     CONFIG,
     READING,
     SOURCES,
@@ -39,6 +44,7 @@ from gpt2_from_scratch.runs.folder import (
     refuse_missing_data,
     refuse_other_classifier,
     refuse_other_messages,
+    refuse_other_unlabelled,
     working_in,
     write_frame,
     write_parts,
@@ -117,10 +123,10 @@ def train_classifier(
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
     frame = data if hasattr(data, "to_csv") and hasattr(data, "columns") else None
     data = DataConfig.of(TABLE if frame is not None else data)
-    val, test = (data_name(name) if name else "" for name in (data.val_source, data.test_source))
+    files: dict[str, Any] = {n: data_name(path) for n in SOURCES if (path := getattr(data, n))}
     config = RunConfig(
         model=model_name("mini" if model is None else model),
-        data=replace(data, source=data_name(data.source), val_source=val, test_source=test),
+        data=replace(data, **files),
         training=training,
         head=head,
         dtype=dtype,
@@ -134,6 +140,7 @@ def train_classifier(
         with TemporaryDirectory() as temporary:
             table = write_frame(Path(temporary) / TABLE, frame)
             split = replace(config, data=replace(config.data, source=str(table))).load_split()
+    unlabelled = config.load_unlabelled(split)
     config = replace(config, training=training.for_texts(len(split.train)))
     before = TrainedOn.of(config.start) if config.start else None
     if before and (n := before.count(split.test)):
@@ -153,12 +160,13 @@ def train_classifier(
         if frame is not None:
             table = write_frame(folder / TABLE, frame)
             config = replace(config, data=replace(config.data, source=data_name(table)))
-        write_parts(folder, split, head.task, before)  # an interrupted run can also be scored
+        # an interrupted run can also be scored
+        write_parts(folder, split, head.task, before, unlabelled)
         if config.start:
             classifier.save(folder / START)
-        write_provenance(folder, split, classifier, config.start)
+        write_provenance(folder, split, classifier, config.start, unlabelled)
         config.write(folder)
-        return _train(folder, config, split, classifier, resume=False)
+        return _train(folder, config, split, unlabelled, classifier, resume=False)
 
 
 def resume_training(
@@ -200,25 +208,28 @@ def resume_training(
     set_threads(config.threads)
     where = choose_device(str(device))
     if is_complete(folder):
-        split = _split_of(folder, config) if data is not None else None
+        split = _texts_of(folder, config)[0] if data is not None else None
         log.info(f"{folder} is complete")
         remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
+        if config.training.adapt:  # the file contains all of GPT-2
+            freeze(classifier, config.training)
         if split:
             with working_in(folder):
                 config.write(folder)
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
-    split = _split_of(folder, config)
+    split, unlabelled = _texts_of(folder, config)
+    started = config.start or (folder / START).exists()
     classifier = (
-        resumed_classifier(folder, config) if config.start else new_classifier(config, split)
+        resumed_classifier(folder, config) if started else new_classifier(config, split)
     ).to(where)
     with working_in(folder):
         refuse_other_classifier(folder, classifier)
         config.write(folder)
         before = TrainedOn.of(folder) if config.start else None
-        write_parts(folder, split, config.head.task, before)
-        return _train(folder, config, split, classifier, resume=True)
+        write_parts(folder, split, config.head.task, before, unlabelled)
+        return _train(folder, config, split, unlabelled, classifier, resume=True)
 
 
 def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
@@ -230,16 +241,27 @@ def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
     return replace(before, **found)
 
 
-def _split_of(folder: Path, config: RunConfig) -> Split:
-    """Read and split a run's messages again. Raises UsageError if they have changed."""
+def _texts_of(folder: Path, config: RunConfig) -> tuple[Split, list[str]]:
+    """Read a run's messages and its texts without labels again.
+
+    Raises UsageError if they have changed.
+    """
     refuse_missing_data(folder, config.data)
     split = config.load_split()
     refuse_other_messages(folder, split, config.data.source)
-    return split
+    unlabelled = config.load_unlabelled(split)
+    refuse_other_unlabelled(folder, unlabelled, config.data.unlabelled)
+    return split, unlabelled
 
 
 def _train(
-    folder: Path, config: RunConfig, split: Split, classifier: Classifier, *, resume: bool
+    folder: Path,
+    config: RunConfig,
+    split: Split,
+    unlabelled: Sequence[str],
+    classifier: Classifier,
+    *,
+    resume: bool,
 ) -> Run:
     if config.head.pooling in OF_PADS and not config.head.pad_to:
         log.warning(
@@ -258,6 +280,12 @@ def _train(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
     )
+    if config.training.adapt and not (folder / START).exists():
+        where = folder / ADAPTATION
+        found = adapt(classifier, split, unlabelled, config.training, where, resume=resume)
+        write_json(folder / ADAPTED, asdict(found))
+        classifier.save(folder / START)
+        shutil.rmtree(where)
     lines = format_ledger(
         ledger(classifier.model, config.training, classifier.description.heads)
     ).splitlines()
