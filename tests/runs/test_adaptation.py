@@ -14,6 +14,7 @@ from said import listen
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import trainable_names
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
+from gpt2_from_scratch.classifier.train import TrainingRun
 from gpt2_from_scratch.data.messages import DataConfig
 from gpt2_from_scratch.errors import DataError, Interrupted, UsageError
 from gpt2_from_scratch.evaluation.metrics import read_predictions
@@ -141,6 +142,37 @@ def test_a_stopped_adaptation_ends_bit_identical(
     assert described(run) == described(unbroken) and run.load_adaptation().seconds is None
     names = [{path.name for path in each.folder.iterdir()} for each in (run, unbroken)]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 20, 26, 30])
+def test_a_killed_run_ends_bit_identical(
+    tiny_checkpoint, folder, unbroken, tmp_path, monkeypatch, steps
+) -> None:
+    """Nothing is saved when it is killed; the state of the step before is on disk."""
+
+    class Killed(BaseException):
+        pass
+
+    plain, done = TrainingRun.step, []
+
+    def step(self: TrainingRun, batch: list[int]) -> float:
+        done.append(self.folder)
+        if len(done) == steps:
+            raise Killed
+        return plain(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "step", step)
+        patch.setattr("gpt2_from_scratch.classifier.train.SAVE_EVERY", 0.0)
+        with pytest.raises(Killed):
+            train(tiny_checkpoint, folder, tmp_path / "run")
+    in_adaptation = steps <= 26
+    assert (tmp_path / "run" / "start.safetensors").exists() != in_adaptation
+    assert len({*done}) == (1 if in_adaptation else 2)
+    run = resume_training(tmp_path / "run", device="cpu")
+    assert digests(run.folder) == digests(unbroken.folder)
+    assert described(run) == described(unbroken)
 
 
 @pytest.mark.slow
