@@ -26,6 +26,7 @@ from gpt2_from_scratch.data.messages import (
     Message,
     count_labels,
     on_one_line,
+    source_path,
 )
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import (
@@ -447,6 +448,8 @@ def new_study(
         "n_folds": n_folds,
         "messages_sha256": messages_sha256(Split(messages, [], [])),
     }
+    if data.unlabelled:
+        settings["unlabelled_sha256"] = sha256_of(source_path(data.unlabelled))
     if not n_folds:
         settings.pop("seed")  # each split has its own seed
     return Study(

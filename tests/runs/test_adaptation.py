@@ -247,6 +247,8 @@ def test_contradictions_are_refused(tiny_checkpoint, folder, tmp_path, capsys) -
     assert code == 2 and "adapt" in err
     with pytest.raises(UsageError, match="many.txt.*--adapt"):
         compare(tiny_checkpoint, data(folder), out=tmp_path / "study")
+    with pytest.raises(DataError, match="no.txt"):
+        compare(tiny_checkpoint, data(folder, "no.txt"), CONFIG, out=tmp_path / "study")
     assert not (tmp_path / "run").exists() and not (tmp_path / "study").exists()
 
 
