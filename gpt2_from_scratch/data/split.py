@@ -503,7 +503,13 @@ def load_unlabelled(data: DataConfig, split: Split) -> list[str]:
     found = dict.fromkeys(text for text in texts if text.strip())
     contexts = _contexts_by_text([*split.val, *split.test])
     scored = {comparable(text) for text in (*contexts, *contexts.values())}
-    kept = [text for text in found if comparable(text) not in scored]
+    are_questions = any(text != context for text, context in contexts.items())
+    kept = [
+        text
+        for text in found
+        if comparable(text) not in scored
+        and not (are_questions and comparable(context_of(text)) in scored)
+    ]
     if len(kept) < len(found):
         log.info(
             f"{len(found) - len(kept):,} of {len(found):,} unlabelled texts are left out, because they are in "
