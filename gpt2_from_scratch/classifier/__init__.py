@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "rate_factor",
             "to_labelled",
         ],
+        "adaptation": ["Adaptation", "adapt"],
         "generate": ["GeneratedText", "generate_with_heads"],
     },
 )

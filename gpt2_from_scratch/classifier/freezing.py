@@ -139,7 +139,8 @@ def frozen_depth(model: GPT2) -> tuple[int, str]:
     next block is trainable.
     """
     if model.wte.weight.requires_grad or model.wpe.weight.requires_grad:
-        return 0, "the embeddings are trainable"
+        first_learns = any(parameter.requires_grad for parameter in model.blocks[0].parameters())
+        return 0, "" if first_learns else "the embeddings are trainable"
     depth, reason = plain_depth(model)
     for n, block in enumerate(model.blocks[: depth + 1]):
         if any(parameter.requires_grad for parameter in block.parameters()):

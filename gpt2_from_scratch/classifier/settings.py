@@ -39,6 +39,7 @@ HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
 LARGEST_VALUE = 1e250  # limit for center and scale; scale times any float32 is then finite
+ADAPT_LR = 3e-4  # selected on the miniature among 1e-4, 3e-4, 5e-4 and 1e-3
 EPOCHS, ENOUGH_STEPS, PATIENCE = 10, 500, 4  # the least that a training gets by default
 RESERVED_NAMES = ("number", "n_tokens", "truncated", "empty", "replaced")  # keys of a prediction
 
@@ -91,6 +92,13 @@ class TrainConfig:
     vary_endings: bool = setting(
         False, "train on each text also with one punctuation mark more or less at its end"
     )
+    adapt: int = setting(
+        0,
+        "epochs in which GPT-2 itself first learns to predict the texts' next tokens; the saved "
+        "classifier then contains all of GPT-2",
+        at_least=0,
+    )
+    adapt_lr: float = setting(0.0, f"peak learning rate of --adapt; 0: {ADAPT_LR:g}", at_least=0)
     balance_losses: bool = setting(
         False, "divide the loss of each of several heads by its running mean"
     )
@@ -107,6 +115,8 @@ class TrainConfig:
             raise UsageError(
                 f"micro_batch = {self.micro_batch} must be at most batch_size = {self.batch_size}"
             )
+        if self.adapt_lr and not self.adapt:
+            raise UsageError(f"adapt_lr = {self.adapt_lr:g} needs epochs: set adapt")
         if self.unfreeze_every and self.trainable:
             raise UsageError(
                 "unfreeze_every works with n_last_blocks, not with patterns in trainable"

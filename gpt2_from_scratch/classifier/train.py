@@ -222,7 +222,8 @@ def finetune(
     Args:
         classifier: The classifier to train.
         split: The training and validation messages; the test messages are not used.
-        config: The settings of training.
+        config: The settings of training. `adapt` has no effect here; call the function `adapt`
+            before.
         run: The folder for `metrics.jsonl` (one line per epoch), `best.safetensors`, the state of
             the run (saved every minute) and, at the end, `last.safetensors`.
         resume: Continue from the newest state. On the same processor, torch version and number of
@@ -504,7 +505,7 @@ class TrainingRun:
         kept = "; best.safetensors contains the best epoch so far" if at.history else ""
         return GPT2Error(
             f"the {what} became {value} in epoch {at.epoch}, step {at.step + 1} ({report}){kept}; "
-            f"try a lower --lr than {self.config.lr}"
+            f"try a lower learning rate than {self.config.lr}"
         )
 
     # --- an epoch ---
@@ -575,7 +576,7 @@ class TrainingRun:
             log.info(f"stopped early: no better validation score for {self.config.patience} epochs")
         elif all(epoch.val_score < last.val_score for epoch in earlier) and earlier:
             log.info(
-                f"the last epoch was the best: train longer, for example with --epochs {2 * last.epoch}"
+                f"the last epoch was the best: train longer, for example {2 * last.epoch} epochs"
             )
         self.classifier.save(self.folder / "last.safetensors")
         self._restore_best()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
@@ -72,6 +73,7 @@ def add_train(commands: Any) -> None:
         "gpt2-classifier train --data train.conll --task token-classification --n-last-blocks 2",
         "gpt2-classifier train --data squad.json --task span --model 124M --lora 16",
         "gpt2-classifier train --model 124M --data sms --recipe lecture",
+        "gpt2-classifier train --data few.csv --adapt 3 --unlabelled many.csv",
         "gpt2-classifier train --from runs/reviews --data newer.csv --lr 1e-4",
         "gpt2-classifier train --data reviews.csv --autotune 5m",
         "gpt2-classifier train --resume runs/reviews",
@@ -225,7 +227,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     If its data has moved, --data says where it is now. It must be the same data. Raises UsageError
     for options that contradict the run's settings.
     """
-    from gpt2_from_scratch.runs.folder import READING, RunConfig
+    from gpt2_from_scratch.runs.folder import READING, SOURCES, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.states import refuse_changes
@@ -239,7 +241,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
     typed = given(args, "model", "dtype", "cache", "threads", "autotune", *names)
     called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
-    called |= dict.fromkeys(("source", "val_source", "test_source"), data_name)
+    called |= dict.fromkeys(SOURCES, data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
     moved = {name: typed.pop(name) for name in READING if name in typed}
     refuse_changes(saved, saved | typed, args.resume)
@@ -273,6 +275,7 @@ def add_find_rate(commands: Any) -> None:
 
 def run_find_rate(args: argparse.Namespace) -> None:
     """Print the learning rate that a short run with a rising rate suggests; plot the losses."""
+    from gpt2_from_scratch.classifier.adaptation import adapt
     from gpt2_from_scratch.data.split import load_split
     from gpt2_from_scratch.reports.plots import plot_rates, save_picture
     from gpt2_from_scratch.runs.folder import RunConfig
@@ -289,6 +292,9 @@ def run_find_rate(args: argparse.Namespace) -> None:
     )
     split = load_split(config.data, config.head.task, config.training.seed)
     classifier = new_classifier(config, split).to(device)
+    if config.training.adapt:
+        with TemporaryDirectory() as folder:
+            adapt(classifier, split, config.load_unlabelled(split), config.training, folder)
     found = find_learning_rate(classifier, split, config.training, steps=args.steps)
     out = args.out or free_path(Path("rates.png"))
     save_picture(plot_rates(found.rates, found.losses, found.suggested), out)

@@ -129,6 +129,7 @@ class DataConfig:
         "file with the validation set; needs a test file; default: part of the training file",
     )
     test_source: str = setting("", "file with the test set; default: part of the training file")
+    unlabelled: str = setting("", "file with texts without labels; needs --adapt, which uses them")
     text_column: str = setting(TEXT, "column of the texts, or several to join: a,b")
     label_column: str = setting(LABEL, "column of the labels, or several of numbers: a,b")
     header: bool = setting(
@@ -153,7 +154,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("source", "val_source", "test_source"):
+        for name in ("source", "val_source", "test_source", "unlabelled"):
             if isinstance(getattr(self, name), str | Path):
                 object.__setattr__(self, name, known_data(str(getattr(self, name))))
         check_keep_together(self.keep_together)

@@ -7,6 +7,7 @@ questions, it is the context that is never in two parts, and near duplicates are
 import hashlib
 import json
 import logging
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -482,6 +483,44 @@ def with_known_labels(
         for message in messages
         if other or message.label in known
     ]
+
+
+def load_unlabelled(data: DataConfig, split: Split) -> list[str]:
+    """Read the distinct texts of `data.unlabelled`, without those of validation and test set.
+
+    Empty texts are left out. Columns, header and encoding are those of the source. A .conll file has one word per line, a
+    .json file SQuAD's questions, and a file that is not a table one text per line. Texts that
+    differ only in white space or Unicode composition count as equal. For questions, the contexts of
+    validation and test set are left out too.
+    """
+    if not data.unlabelled:
+        return []
+    task = {".conll": "token-classification", ".json": "span"}.get(
+        Path(data.unlabelled).suffix.lower(), "features"
+    )
+    source = replace(data, source=data.unlabelled, val_source="", test_source="", keep_empty=True)
+    texts = (message.text for message in load_examples(source, task))
+    found = dict.fromkeys(text for text in texts if text.strip())
+    contexts = _contexts_by_text([*split.val, *split.test])
+    scored = {comparable(text) for text in (*contexts, *contexts.values())}
+    are_questions = any(text != context for text, context in contexts.items())
+    kept = [
+        text
+        for text in found
+        if comparable(text) not in scored
+        and not (are_questions and comparable(context_of(text)) in scored)
+    ]
+    if len(kept) < len(found):
+        log.info(
+            f"{len(found) - len(kept):,} of {len(found):,} unlabelled texts are left out, because they are in "
+            "the validation or test set"
+        )
+    return kept
+
+
+def comparable(text: str) -> str:
+    """A form that is equal for texts that differ only in white space or Unicode composition."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 # --- drawing texts and dividing them into parts ---

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_from_scratch.classifier.adaptation import Adaptation
 from gpt2_from_scratch.classifier.autotune import Try, best_try
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.tasks.task import Scores
@@ -45,7 +46,16 @@ FEW_KNOWN = 0.02  # if a smaller proportion of texts was trained on, scores hard
 ALPHA = 0.05  # differences with a larger p-value are not significant
 MOST_NAMED = 8  # most names listed in a sentence
 TO_SEPARATE = '"train --keep-together near-duplicates"'
-PATHS = ("source", "val_source", "test_source", "model", "data", "val_data", "test_data")
+PATHS = (
+    "source",
+    "val_source",
+    "test_source",
+    "unlabelled",
+    "model",
+    "data",
+    "val_data",
+    "test_data",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class RunFacts:
     task_baselines: Sequence[tuple[str, Scores]] = ()
     tries: Sequence[Try] = ()  # the trainings of autotune
     start: str = ""  # the trained classifier that the run continues from
+    adaptation: Adaptation | None = None  # how GPT-2 was adapted to the texts before
     n_trained_on: int = 0  # test texts on which the run or `start` was trained
     # test texts with a near duplicate in training; None if unknown
     n_near_duplicates: int | None = None
@@ -169,6 +180,12 @@ def trained_on(facts: RunFacts) -> str:
         f"{file_name(facts.data.source)} {purpose}. {facts.n_trained:,} of its "
         f"{facts.n_parameters:,} parameters were trained, with seed {facts.seed}."
         + (" Training continued from another run's classifier." if facts.start else "")
+        + (
+            " Before that, all of GPT-2 was adapted to the texts by next-token prediction: "
+            f"{facts.adaptation.in_words()}."
+            if facts.adaptation
+            else ""
+        )
     )
 
 

@@ -22,7 +22,7 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import MATRICES
-from gpt2_from_scratch.runs.folder import START, RunConfig
+from gpt2_from_scratch.runs.folder import ADAPTED, START, RunConfig
 from gpt2_from_scratch.speed.devices import DTYPES
 from gpt2_from_scratch.storage.paths import MODELS
 
@@ -89,8 +89,13 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
 def inherited_training(start: str | Path) -> dict[str, Any]:
     """The training settings that train the same last blocks and final norm as before.
 
-    `start` is the saved classifier. The result has the fields of `TrainConfig` to set, by name.
+    `start` is the saved classifier. The result has the fields of `TrainConfig` to set, by name. They
+    are those of its run if GPT-2 was adapted there, because all blocks are then in the file.
     """
+    run = saved_file(start).parent
+    if (run / ADAPTED).exists():
+        training = RunConfig.read(run).training
+        return {n: getattr(training, n) for n in ("n_last_blocks", "final_norm", "trainable")}
     description, tensors, _ = read_classifier(saved_file(start))
     names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
@@ -168,7 +173,7 @@ def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[s
 
 
 def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
-    """The classifier with which a continuing run started, from the run's own folder."""
+    """The classifier with which the training of a run starts, from the run's own folder."""
     classifier = Classifier.load(run / START, config.model, dtype=DTYPES[config.dtype])
     freeze(classifier, config.training)
     return classifier

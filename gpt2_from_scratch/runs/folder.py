@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -23,7 +22,13 @@ from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.data.formats import load_examples, write_examples
 from gpt2_from_scratch.data.messages import DataConfig, Message, write_messages
-from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
+from gpt2_from_scratch.data.split import (
+    Split,
+    comparable,
+    load_split,
+    load_unlabelled,
+    messages_sha256,
+)
 from gpt2_from_scratch.data.tables import LABEL, TEXT
 from gpt2_from_scratch.errors import (
     CheckpointError,
@@ -71,11 +76,16 @@ LATER = {
     "start",
     "autotune",
     "with_ngrams",
+    "unlabelled",
+    "adapt",
+    "adapt_lr",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
 TABLE = "data.csv"  # the texts and labels, if they were given as a DataFrame
-START = "start.safetensors"  # the classifier that an unfinished run continues from
+START = "start.safetensors"  # the classifier with which the training of an unfinished run starts
+ADAPTED = "adaptation.json"  # how GPT-2 was adapted to the texts
+ADAPTATION = "adaptation"  # folder with the state of an adaptation that has not finished
 FILES = (  # files that a run writes; any other file in its folder is the user's
     CONFIG,
     PROVENANCE,
@@ -83,6 +93,7 @@ FILES = (  # files that a run writes; any other file in its folder is the user's
     TABLE,
     "test.csv",
     "test.jsonl",
+    ADAPTED,
     "metrics.jsonl",
     "autotune.jsonl",
     "trace.json",
@@ -94,7 +105,12 @@ FILES = (  # files that a run writes; any other file in its folder is the user's
     "val-answers.jsonl",
 )
 # settings that name a file of data, and the options for them
-SOURCES = {"source": "data", "val_source": "val-data", "test_source": "test-data"}
+SOURCES = {
+    "source": "data",
+    "val_source": "val-data",
+    "test_source": "test-data",
+    "unlabelled": "unlabelled",
+}
 # these settings may change when a run is resumed, but the messages may not
 READING = (*SOURCES, "text_column", "label_column", "header", "delimiter", "encoding")
 AND_OTHERS = "and others"  # last line of the file if not all texts are known
@@ -119,6 +135,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", known_name(self.model))
         check_settings(self)
+        if self.data.unlabelled and not self.training.adapt:
+            raise UsageError(
+                f"only --adapt uses the texts in {self.data.unlabelled} (unlabelled). Add --adapt 3, "
+                "or leave out --unlabelled."
+            )
+        if self.start and self.training.adapt:
+            raise UsageError(
+                f"--adapt starts from a pretrained GPT-2, but {self.start} was trained to classify and "
+                "would forget it. Leave out --from or --adapt."
+            )
 
     def settings(self) -> dict[str, Any]:
         """All settings by name, in one flat dictionary, for comparing and for display."""
@@ -138,6 +164,10 @@ class RunConfig:
         """
         fewest = 1 if self.start else 2
         return load_split(self.data, self.head.task, self.training.seed, fewest_labels=fewest)
+
+    def load_unlabelled(self, split: Split) -> list[str]:
+        """Read the texts without labels, if there are any, without those that `split` scores."""
+        return load_unlabelled(self.data, split)
 
     @classmethod
     def read(cls, run: str | Path) -> "RunConfig":
@@ -264,11 +294,17 @@ def saying_how_to_resume(run: Path) -> Iterator[None]:
 # --- what a run was made from ---
 
 
-def write_provenance(run: Path, split: Split, classifier: Classifier, start: str = "") -> None:
+def write_provenance(
+    run: Path,
+    split: Split,
+    classifier: Classifier,
+    start: str = "",
+    unlabelled: Sequence[str] = (),
+) -> None:
     """Write `provenance.json`: the data, the classifier, the environment, and `start`.
 
-    The data are described by the number of messages and their hash. `start` is the classifier that
-    was continued, described by its path and hash.
+    The data are described by the number of messages and their hash, and so are texts without
+    labels. `start` is the classifier that was continued, described by its path and hash.
     """
     found = {
         "messages": {part: len(messages) for part, messages in vars(split).items()},
@@ -277,9 +313,16 @@ def write_provenance(run: Path, split: Split, classifier: Classifier, start: str
         "environment": environment(classifier.device)
         | {"gpt2_from_scratch": version("gpt2-from-scratch")},
     }
+    if unlabelled:
+        found["unlabelled"] = _described(unlabelled)
     if start:
         found["start"] = {"path": start, "sha256": sha256_of(saved_file(start))}
     write_json(run / PROVENANCE, found)
+
+
+def _described(texts: Sequence[str]) -> dict[str, Any]:
+    messages = [Message(text, None) for text in texts]
+    return {"texts": len(texts), "sha256": messages_sha256(Split(messages, [], []))}
 
 
 def refuse_missing_data(run: Path, data: DataConfig) -> None:
@@ -319,6 +362,19 @@ def refuse_other_messages(run: Path, split: Split, source: str) -> None:
         )
 
 
+def refuse_other_unlabelled(run: Path, texts: Sequence[str], source: str) -> None:
+    """Raise UsageError unless the run was started with these texts without labels.
+
+    `source` is their file, for the error message.
+    """
+    then, now = read_json(run / PROVENANCE).get("unlabelled"), _described(texts)
+    if texts and then != now:
+        raise UsageError(
+            f"{run} was started with other texts without labels than those in {source}: {then}, now "
+            f"{now}. Give the file it was started with, or start a new run."
+        )
+
+
 def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
     """Raise UsageError unless the run was started with this base model, head and LoRA."""
     now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists in JSON
@@ -329,10 +385,16 @@ def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
 # --- the test set, and the texts a run was trained on ---
 
 
-def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" = None) -> None:
+def write_parts(
+    run: Path,
+    split: Split,
+    task: str,
+    before: "TrainedOn | None" = None,
+    unlabelled: Sequence[str] = (),
+) -> None:
     """Write the test set, and the hashes of all texts that the classifier was trained on.
 
-    The hashes are those of the training set and those in `before`. The test set is written to
+    The hashes are those of the training set, of `unlabelled` and those in `before`. The test set is written to
     `test.csv`, or to `test.jsonl` for tasks other than classification.
 
     Args:
@@ -340,10 +402,12 @@ def write_parts(run: Path, split: Split, task: str, before: "TrainedOn | None" =
         split: The messages.
         task: The task of the run.
         before: The texts on which the classifier was trained before this run; None without any.
+        unlabelled: The texts without labels to which GPT-2 is adapted.
     """
     write = write_messages if task == "classification" else write_examples
     write(_test_part(run, task), split.test)
-    now = frozenset(_text_hash(message.text) for message in split.train)
+    texts = (*(message.text for message in split.train), *unlabelled)
+    now = frozenset(map(_text_hash, texts))
     TrainedOn(now | before.hashes if before else now, not before or before.complete).write(run)
 
 
@@ -413,8 +477,7 @@ class TrainedOn:
 
 
 def _text_hash(text: str) -> str:
-    same = " ".join(unicodedata.normalize("NFC", text).split())
-    return hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return hashlib.blake2b(comparable(text).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 # --- the checks of a run ---

@@ -1,13 +1,16 @@
 """The two recipes: from a model and a data set to a finished run, in one call each."""
 
 import logging
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gpt2_from_scratch.classifier.adaptation import adapt, copy_gpt2
 from gpt2_from_scratch.classifier.autotune import autotune as autotuned
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
@@ -29,6 +32,8 @@ from gpt2_from_scratch.runs.continuing import (
     resumed_classifier,
 )
 from gpt2_from_scratch.runs.folder import (
+    ADAPTATION,
+    ADAPTED,
     CONFIG,
     READING,
     SOURCES,
@@ -40,6 +45,7 @@ from gpt2_from_scratch.runs.folder import (
     refuse_missing_data,
     refuse_other_classifier,
     refuse_other_messages,
+    refuse_other_unlabelled,
     working_in,
     write_frame,
     write_parts,
@@ -121,10 +127,10 @@ def train_classifier(
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
     frame = data if hasattr(data, "to_csv") and hasattr(data, "columns") else None
     data = DataConfig.of(TABLE if frame is not None else data)
-    val, test = (data_name(name) if name else "" for name in (data.val_source, data.test_source))
+    files: dict[str, Any] = {n: data_name(path) for n in SOURCES if (path := getattr(data, n))}
     config = RunConfig(
         model=model_name("mini" if model is None else model),
-        data=replace(data, source=data_name(data.source), val_source=val, test_source=test),
+        data=replace(data, **files),
         training=training,
         head=head,
         dtype=dtype,
@@ -139,6 +145,7 @@ def train_classifier(
         with TemporaryDirectory() as temporary:
             table = write_frame(Path(temporary) / TABLE, frame)
             split = replace(config, data=replace(config.data, source=str(table))).load_split()
+    unlabelled = config.load_unlabelled(split)
     if not autotune:  # the search chooses the epochs
         config = replace(config, training=training.for_texts(len(split.train)))
     before = TrainedOn.of(config.start) if config.start else None
@@ -159,12 +166,13 @@ def train_classifier(
         if frame is not None:
             table = write_frame(folder / TABLE, frame)
             config = replace(config, data=replace(config.data, source=data_name(table)))
-        write_parts(folder, split, head.task, before)  # an interrupted run can also be scored
+        # an interrupted run can also be scored
+        write_parts(folder, split, head.task, before, unlabelled)
         if config.start:
             classifier.save(folder / START)
-        write_provenance(folder, split, classifier, config.start)
+        write_provenance(folder, split, classifier, config.start, unlabelled)
         config.write(folder)
-        return _train(folder, config, split, classifier, resume=False)
+        return _train(folder, config, split, unlabelled, classifier, resume=False)
 
 
 def resume_training(
@@ -206,24 +214,26 @@ def resume_training(
     set_threads(config.threads)
     where = choose_device(str(device))
     if is_complete(folder):
-        split = _split_of(folder, config) if data is not None else None
+        split = _texts_of(folder, config)[0] if data is not None else None
         log.info(f"{folder} is complete")
         remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
+        if config.training.adapt:  # the file contains all of GPT-2
+            freeze(classifier, config.training)
         if split:
             with working_in(folder):
                 config.write(folder)
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
-    split = _split_of(folder, config)
+    split, unlabelled = _texts_of(folder, config)
     classifier = _untrained(folder, config, split).to(where)
     with working_in(folder):
         if not config.autotune:  # the search chooses the classifier
             refuse_other_classifier(folder, classifier)
         config.write(folder)
         before = TrainedOn.of(folder) if config.start else None
-        write_parts(folder, split, config.head.task, before)
-        return _train(folder, config, split, classifier, resume=True)
+        write_parts(folder, split, config.head.task, before, unlabelled)
+        return _train(folder, config, split, unlabelled, classifier, resume=True)
 
 
 def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
@@ -235,16 +245,27 @@ def _moved(before: DataConfig, now: str | Path | DataConfig) -> DataConfig:
     return replace(before, **found)
 
 
-def _split_of(folder: Path, config: RunConfig) -> Split:
-    """Read and split a run's messages again. Raises UsageError if they have changed."""
+def _texts_of(folder: Path, config: RunConfig) -> tuple[Split, list[str]]:
+    """Read a run's messages and its texts without labels again.
+
+    Raises UsageError if they have changed.
+    """
     refuse_missing_data(folder, config.data)
     split = config.load_split()
     refuse_other_messages(folder, split, config.data.source)
-    return split
+    unlabelled = config.load_unlabelled(split)
+    refuse_other_unlabelled(folder, unlabelled, config.data.unlabelled)
+    return split, unlabelled
 
 
 def _train(
-    folder: Path, config: RunConfig, split: Split, classifier: Classifier, *, resume: bool
+    folder: Path,
+    config: RunConfig,
+    split: Split,
+    unlabelled: Sequence[str],
+    classifier: Classifier,
+    *,
+    resume: bool,
 ) -> Run:
     if config.head.pooling in OF_PADS and not config.head.pad_to:
         log.warning(
@@ -263,9 +284,15 @@ def _train(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
     )
+    if config.training.adapt and not (folder / START).exists():
+        where = folder / ADAPTATION
+        found = adapt(classifier, split, unlabelled, config.training, where, resume=resume)
+        write_json(folder / ADAPTED, asdict(found))
+        classifier.save(folder / START)
+        shutil.rmtree(where)
     classifier.store = FeatureStore() if config.cache else None
     if config.autotune:
-        config, classifier = _tuned(folder, config, split, classifier)
+        config, classifier = _tuned(folder, config, split, unlabelled, classifier)
         _log_ledger(classifier, config.training)
     else:
         _log_ledger(classifier, config.training)
@@ -282,7 +309,11 @@ def _log_ledger(classifier: Classifier, training: TrainConfig) -> None:
 
 
 def _tuned(
-    folder: Path, config: RunConfig, split: Split, classifier: Classifier
+    folder: Path,
+    config: RunConfig,
+    split: Split,
+    unlabelled: Sequence[str],
+    classifier: Classifier,
 ) -> tuple[RunConfig, Classifier]:
     """Search for settings; return the run's new settings, and its trained classifier.
 
@@ -291,7 +322,14 @@ def _tuned(
     device, store = classifier.device, classifier.store
 
     def make(training: TrainConfig, head: HeadSettings) -> Classifier:
-        made = _untrained(folder, replace(config, training=training, head=head), split).to(device)
+        changed = replace(config, training=training, head=head)
+        if config.start:
+            made = resumed_classifier(folder, changed)
+        else:
+            made = new_classifier(changed, split)
+        if training.adapt:
+            copy_gpt2(classifier.model, made.model)
+        made = made.to(device)
         made.store = store
         return made
 
@@ -301,18 +339,22 @@ def _tuned(
     )
     training = training.for_texts(len(split.train))
     config = replace(config, training=training, head=head, autotune=0.0)
+    if training.adapt:
+        make(training, head).save(folder / START)
     classifier = Classifier.load(
         folder, config.model, dtype=DTYPES[config.dtype], device=device, store=store
     )
     freeze(classifier, training)
-    write_provenance(folder, split, classifier, config.start)
+    write_provenance(folder, split, classifier, config.start, unlabelled)
     config.write(folder)  # last, because a run without autotune checks its provenance
     return config, classifier
 
 
 def _untrained(folder: Path, config: RunConfig, split: Split) -> Classifier:
-    """The classifier with which the run in this folder starts."""
-    return resumed_classifier(folder, config) if config.start else new_classifier(config, split)
+    """The classifier with which the training of the run in this folder starts."""
+    if (folder / START).exists():
+        return resumed_classifier(folder, config)
+    return new_classifier(config, split)
 
 
 def new_classifier(config: RunConfig, split: Split) -> Classifier:

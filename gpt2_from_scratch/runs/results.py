@@ -5,6 +5,7 @@ N texts, K classes.
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2_from_scratch.classifier.adaptation import Adaptation
 from gpt2_from_scratch.classifier.autotune import read_tries
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
@@ -46,6 +48,8 @@ from gpt2_from_scratch.reports.findings import RunFacts
 from gpt2_from_scratch.reports.plots import plot_epochs, plot_training
 from gpt2_from_scratch.reports.render import write_run_report
 from gpt2_from_scratch.runs.folder import (
+    ADAPTATION,
+    ADAPTED,
     FILES,
     PROVENANCE,
     START,
@@ -219,6 +223,11 @@ class Run:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         return [Epoch(**json.loads(line)) for line in lines]
 
+    def load_adaptation(self) -> Adaptation | None:
+        """Read how GPT-2 was adapted to the texts; None if it was not."""
+        path = self.folder / ADAPTED
+        return Adaptation(**read_json(path)) if path.exists() else None
+
     def write_report(self) -> None:
         """Write the page `report.html`, the card `model_card.md`, and `curves.png`.
 
@@ -282,6 +291,7 @@ class Run:
             task_baselines=[] if predictions else _task_baselines(split, description.head),
             tries=read_tries(self.folder),
             start=config.start,
+            adaptation=self.load_adaptation(),
             n_trained_on=TrainedOn.of(self.folder).count(split.test),
             n_near_duplicates=None if near_duplicates is None else int(near_duplicates.sum()),
             max_tokens=description.max_tokens,
@@ -329,6 +339,7 @@ def score_run(folder: Path, config: RunConfig, classifier: Classifier, split: Sp
 def remove_what_resumes(folder: Path) -> None:
     """Remove the files of a complete run that only serve for resuming."""
     remove_states(folder)
+    shutil.rmtree(folder / ADAPTATION, ignore_errors=True)
     (folder / START).unlink(missing_ok=True)
 
 

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from gpt2_from_scratch.classifier.adaptation import adapt
 from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.freezing import count_trainable
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune, freeze
-from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.data.messages import DataConfig, Message, Span
 from gpt2_from_scratch.data.split import Split, load_split, messages_sha256
 from gpt2_from_scratch.errors import DataError, GPT2Error, UsageError
 from gpt2_from_scratch.evaluation.baselines import (
@@ -65,10 +66,22 @@ class Setup:
     model: str | Path = "mini"
     training: TrainConfig = field(default_factory=TrainConfig)  # each split has its own seed
     head: HeadSettings = field(default_factory=HeadSettings)
+    data: DataConfig = field(default_factory=DataConfig)  # its texts without labels, for `adapt`
     labels: tuple[str, ...] = ()  # the K classes, in the order of probabilities
     device: torch.device | str = "cpu"
     dtype: str = "float32"  # precision of the frozen blocks
     cache: bool = True
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of a run that trains the same classifier."""
+        return RunConfig(
+            model=str(self.model),
+            data=self.data,
+            training=self.training,
+            head=self.head,
+            dtype=self.dtype,
+        )
 
 
 @dataclass(frozen=True)
@@ -294,6 +307,9 @@ class Finetuned(Row):
                 # features of random weights belong to one seed, so they are not kept on disk
                 setup = replace(setup, model=twin, cache=False)
             classifier, labelled = self._prepared(setup, parts)
+            if training.adapt:
+                unlabelled = setup.config.load_unlabelled(parts)
+                adapt(classifier, labelled, unlabelled, training, run / "adaptation")
             classifier.store = FeatureStore() if setup.cache else None
             history = finetune(classifier, labelled, training, run)
             n_trainable = count_trainable(classifier.model)
@@ -309,10 +325,7 @@ class Finetuned(Row):
 
     def _prepared(self, setup: Setup, parts: Split) -> tuple[Classifier, Split]:
         """The untrained classifier of this row, and messages with labels for its heads."""
-        config = RunConfig(
-            model=str(setup.model), training=setup.training, head=setup.head, dtype=setup.dtype
-        )
-        classifier = new_classifier(config, parts)
+        classifier = new_classifier(setup.config, parts)
         if self.extra:
             head = classifier.description.head
             heads = [head, HeadConfig("next", "language", loss_weight=AUXILIARY)]
@@ -374,6 +387,8 @@ def finetuned(setup: Setup) -> Finetuned:
         trains = f"trainable {training.trainable}"
     elif lora:
         trains = f"LoRA {lora}" + (f" and {trains}" if training.n_last_blocks else "")
+    if training.adapt:
+        trains += f", adapted for {training.adapt} epochs"
     return Finetuned(f"GPT-2 {Path(setup.model).name}, {trains}", "finetuned")
 
 

@@ -26,6 +26,7 @@ from gpt2_from_scratch.data.messages import (
     Message,
     count_labels,
     on_one_line,
+    source_path,
 )
 from gpt2_from_scratch.data.near_duplicates import has_near_duplicate
 from gpt2_from_scratch.data.split import (
@@ -53,7 +54,7 @@ from gpt2_from_scratch.gpt2.config import read_config
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.reports.render import write_study_report
 from gpt2_from_scratch.reports.study_findings import StudyFacts, StudyRow
-from gpt2_from_scratch.runs.folder import TrainedOn
+from gpt2_from_scratch.runs.folder import RunConfig, TrainedOn
 from gpt2_from_scratch.runs.results import TEST_PREDICTIONS
 from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
@@ -325,7 +326,8 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                     f"{folder} is from another version of this package; choose another --out"
                 )
             # an older study does not have the newer settings, so it used their defaults
-            defaults = {n: v for n, v in asdict(DataConfig()).items() if n in settings}
+            newest = asdict(DataConfig()) | asdict(TrainConfig())
+            defaults = {name: value for name, value in newest.items() if name in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
         sweep(folder)
         write_json(path, {"version": VERSION} | settings)
@@ -425,6 +427,8 @@ def new_study(
         raise UsageError("folds are cut from one file; leave out val_source and test_source")
     if n_folds and data.rare_labels == "keep":
         raise UsageError("a rare label cannot be in every fold; drop it or merge it with others")
+    RunConfig(data=data, training=setup.training)  # raises UsageError for contradictions
+    setup = replace(setup, data=data)
     refuse_unfit(setup, rows)
     read_config(model_folder(setup.model))  # fails early if there is no such model
     files = load_parts(data)
@@ -438,11 +442,14 @@ def new_study(
         "source": data_name(data.source),
         "val_source": data_name(data.val_source) if data.val_source else "",
         "test_source": data_name(data.test_source) if data.test_source else "",
+        "unlabelled": data_name(data.unlabelled) if data.unlabelled else "",
         "model": model_name(setup.model),
         "dtype": setup.dtype,
         "n_folds": n_folds,
         "messages_sha256": messages_sha256(Split(messages, [], [])),
     }
+    if data.unlabelled:
+        settings["unlabelled_sha256"] = sha256_of(source_path(data.unlabelled))
     if not n_folds:
         settings.pop("seed")  # each split has its own seed
     return Study(

@@ -249,8 +249,8 @@ def test_by_default_few_texts_are_trained_on_in_500_steps(
 @pytest.mark.parametrize(
     ("scores", "epochs", "said_at_the_end"),
     [
-        ([0.5, 0.9], 2, "train longer, for example with --epochs 4"),
-        ([0.9, 0.5, 0.95], 3, "train longer, for example with --epochs 6"),
+        ([0.5, 0.9], 2, "train longer, for example 4 epochs"),
+        ([0.9, 0.5, 0.95], 3, "train longer, for example 6 epochs"),
         ([0.9, 0.9], 2, ""),  # an earlier epoch was as good
         ([0.5, 0.9, 0.9], 3, ""),
         ([0.5, 0.9, 0.8], 3, ""),
@@ -286,7 +286,7 @@ def test_a_run_says_how_long_it_may_take_and_whether_that_was_enough(
     assert "up to 2 epochs of 3 steps" in said
     first, last = [epoch.val_score for epoch in history]
     assert last > first if lr == 0.002 else last == first
-    proposed = "the last epoch was the best: train longer, for example with --epochs 4"
+    proposed = "the last epoch was the best: train longer, for example 4 epochs"
     assert (proposed in said) == (lr == 0.002)
 
 

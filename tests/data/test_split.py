@@ -26,6 +26,7 @@ from gpt2_from_scratch.data.split import (
     Split,
     folds,
     load_split,
+    load_unlabelled,
     split_messages,
     texts_with_two_labels,
     with_known_labels,
@@ -728,6 +729,43 @@ def test_contexts_of_an_earlier_file_are_left_out(tmp_path: Path) -> None:
     alone = written(tmp_path / "alone.jsonl", other[:3])
     with pytest.raises(DataError, match="all contexts are in an earlier part"):
         load_split(DataConfig(files[0], test_source=alone), "span")
+
+
+# --- texts without labels ---
+
+HELD = Split([Message("one", "a")], [Message("two  cafe\u0301", "a")], [Message("three", "b")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("more.txt", "one\ntwo caf\u00e9\n\nfour\n three\nfour\n", {}),
+        ("more.csv", "id,text\n1,one\n2,two caf\u00e9\n3,\n4,four\n5,three\n", {}),
+        ("more.tsv", "1\tone\n2\ttwo caf\u00e9\n4\tfour\n", {"header": False, "text_column": "2"}),
+        ("more.jsonl", '{"text": "one"}\n{"text": "three "}\n{"text": "four"}\n', {}),
+        ("more.conll", "one\tO\n\nthree\tO\n\nfour\tO\n\n", {}),
+    ],
+)
+def test_unlabelled_texts_of_every_format(tmp_path, name, content, options) -> None:
+    """Each once, without empty ones, and without those of the validation and test set."""
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    said = listen()
+    assert load_unlabelled(DataConfig(unlabelled=str(path), **options), HELD) == ["one", "four"]
+    assert any("unlabelled texts are left out" in line for line in said)
+    assert load_unlabelled(DataConfig(), HELD) == []
+
+
+def test_unlabelled_texts_with_a_held_out_context_are_left_out(tmp_path: Path) -> None:
+    messages = questions(12)
+    split = split_messages(messages)
+    held = contexts_of([*split.val, *split.test])
+    texts = [*(f"Why?\n{context}" for context in contexts_of(messages)), *contexts_of(messages)]
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    kept = load_unlabelled(DataConfig(unlabelled=str(path)), split)
+    expected = [text for text in texts if text.removeprefix("Why?\n") not in held]
+    assert kept == expected and len(expected) < len(texts)
 
 
 # --- reading and splitting: one source or three ---

@@ -665,7 +665,10 @@ def test_settings_of_another_type_are_refused(tiny_checkpoint, table, tmp_path, 
 def test_settings_of_a_later_version_may_be_missing(unbroken, tmp_path):
     """Before they were settings, they had their default values."""
     saved = json.loads((unbroken / "config.json").read_text())
-    less = saved | {"data": {k: v for k, v in saved["data"].items() if k not in LATER}}
+    less = saved | {
+        part: {k: v for k, v in saved[part].items() if k not in LATER}
+        for part in ("data", "training")
+    }
     assert less != saved
     (tmp_path / "config.json").write_text(json.dumps(less))
     assert RunConfig.read(tmp_path) == RunConfig.read(unbroken)
