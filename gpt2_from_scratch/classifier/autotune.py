@@ -65,7 +65,8 @@ class Try:
     @property
     def in_words(self) -> str:
         """The settings that the search changed."""
-        return ", ".join(f"{name} {value}" for name, value in self.settings.items()) or "as given"
+        values = {n: f"{v:g}" if isinstance(v, float) else v for n, v in self.settings.items()}
+        return ", ".join(f"{name} {value}" for name, value in values.items()) or "as given"
 
 
 def read_tries(folder: Path) -> list[Try]:
@@ -304,7 +305,7 @@ def candidates(
     Learning rates are multiples of the given one: a head alone bears a higher one, and many blocks
     need a lower one. Candidates that change a setting in `fixed` are left out.
     """
-    low, lr, high = training.lr / 3, training.lr, 3 * training.lr
+    low, high, highest = (float(f"{x * training.lr:.2g}") for x in (0.3, 3, 10))
     mean = {"pooling": "mean"}
     few, many, none = ({"n_last_blocks": n} for n in (3, n_blocks, 0))
     lora = none | {"lora": LORA_RANK, "lr": high}
@@ -315,10 +316,10 @@ def candidates(
         mean | {"lr": high},
         mean | few,
         many | {"lr": low},
-        mean | none | {"lr": 10 * lr},
+        mean | none | {"lr": highest},
         lora,
         mean | many | {"lr": low},
-        none | {"lr": 10 * lr},
+        none | {"lr": highest},
         mean,
         mean | lora,
         few | {"lr": high},
