@@ -1,28 +1,34 @@
-"""The named entities of WNUT17: tagged words of tweets and comments (Derczynski et al. 2017).
+"""Each task other than classification, next to its baseline.
 
     python benchmarks/tasks.py --wnut folder/of/wnut17
+    python benchmarks/tasks.py --tasks numbers labels spans
 
-The model is trained on the published training set, selected on the development set, and tested on
-the test set. The baseline gives each word its most frequent tag.
+Tags are the named entities of WNUT17 (tweets and comments, Derczynski et al. 2017). The model is
+trained on the published training set, selected on the development set, and tested on the test set.
+The other tasks use the SMS collection, with labels that follow from a message by a rule.
 """
 
 import argparse
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from bench import SHARED, first_that_exists
+from several_heads import MARKS
 
 from gpt2_from_scratch import DataConfig, TrainConfig
 from gpt2_from_scratch.classifier.settings import HeadSettings
 from gpt2_from_scratch.classifier.tasks.tagging import entities, tag_scores
 from gpt2_from_scratch.classifier.train import format_epoch
-from gpt2_from_scratch.data.formats import load_examples
-from gpt2_from_scratch.data.messages import Span
+from gpt2_from_scratch.data.formats import Task, load_examples, write_examples
+from gpt2_from_scratch.data.messages import Message, Span, load_messages
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.evaluation.significance import format_p
 from gpt2_from_scratch.evaluation.task_baselines import fit_most_frequent_tag
+from gpt2_from_scratch.progress import silenced
+from gpt2_from_scratch.reports.findings import against_baselines
 from gpt2_from_scratch.runs.folder import read_test_part
 from gpt2_from_scratch.runs.recipes import train_classifier
 from gpt2_from_scratch.storage.files import sha256_of
@@ -103,19 +109,62 @@ def _counted(true: Sequence[str], found: Sequence[str]) -> tuple[int, int, int]:
     return len(there & called), len(called), len(there)
 
 
+# --- tasks whose labels follow from the message, by a rule ---
+
+
+def numbers(message: Message) -> Message:
+    """How many words it has."""
+    return Message(message.text, (float(len(message.text.split())),))
+
+
+def labels(message: Message) -> Message:
+    """Which of four properties it has."""
+    return Message(message.text, tuple(n for n, holds in MARKS.items() if holds(message.text)))
+
+
+def span(message: Message) -> Message | None:
+    """Where its first word with a digit is; None if it has none."""
+    question = "Which word has a digit?\n"
+    found = re.search(r"\S*\d\S*", message.text)
+    if not found:
+        return None
+    start, end = (len(question) + at for at in found.span())
+    return Message(question + message.text, Span(start, end))
+
+
+RULES: dict[str, tuple[Task, Callable[[Message], Message | None]]] = {
+    "numbers": ("regression", numbers),
+    "labels": ("multi-label", labels),
+    "spans": ("span", span),
+}
+
+
+def by_rule(name: str) -> None:
+    """Train on the SMS collection with the default settings, and print the comparison."""
+    task, rule = RULES[name]
+    messages = [made for message in load_messages("sms") if (made := rule(message))]
+    with tempfile.TemporaryDirectory() as folder, silenced():
+        path = Path(folder) / "messages.jsonl"
+        write_examples(path, messages)
+        run = train_classifier(data=path, head=HeadSettings(task), run=Path(folder) / "run")
+        print(f"\n{name} ({task}, {len(messages):,} messages): {against_baselines(run.facts)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=["tags", *RULES], choices=["tags", *RULES])
     parser.add_argument(
         "--wnut", type=Path, default=SHARED / "data" / "wnut17", help="the data set's folder"
     )
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--n-last-blocks", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="for tags")
+    parser.add_argument("--n-last-blocks", type=int, default=3, help="for tags")
     args = parser.parse_args()
-    wnut(
-        first_that_exists("WNUT17's files", args.wnut / PARTS[0]).parent,
-        args.epochs,
-        args.n_last_blocks,
-    )
+    for task in args.tasks:
+        if task in RULES:
+            by_rule(task)
+        else:
+            folder = first_that_exists("WNUT17's files", args.wnut / PARTS[0]).parent
+            wnut(folder, args.epochs, args.n_last_blocks)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ LONG = {  # a quarter of a minute and more, or files of another machine
     "gpt2-classifier compare --data reviews.csv --quick --seeds 1 2 --out runs/compared",
     "gpt2-classifier compare --data sms --balance --seeds 1 2 3 4 5",
     "gpt2-classifier experiments --data sms --balance --epochs 5",
+    "gpt2-classifier train --data reviews.csv --autotune 5m --out runs/tuned",
     "python benchmarks/miniature.py weights/mini runs/next --corpus CORPUS",
     "python benchmarks/miniature.py weights/mini --quick",
     "python benchmarks/gpu/parts.py join folder weights/next",

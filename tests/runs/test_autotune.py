@@ -1,12 +1,13 @@
 """Runs whose settings were searched for: what they keep, and how they resume."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from interrupted import interrupted_after
 
-from gpt2_from_scratch.classifier.autotune import best_try, read_tries
+from gpt2_from_scratch.classifier.autotune import TRIES, best_try, read_tries
 from gpt2_from_scratch.classifier.settings import TrainConfig
 from gpt2_from_scratch.cli.options import duration
 from gpt2_from_scratch.errors import Interrupted
@@ -99,6 +100,37 @@ def test_a_run_killed_after_its_search_resumes(run, tiny_checkpoint, table, tmp_
     again = resume_training(tmp_path / "run", device="cpu")
     assert sha256_of(again.folder / BEST) == sha256_of(run.folder / BEST)
     assert again.scores == run.scores
+
+
+@pytest.mark.slow
+def test_a_search_starts_from_the_adapted_gpt2(tiny_checkpoint, table, tmp_path, monkeypatch):
+    """Its run equals a run with the settings that were found, also if it was killed."""
+    training = replace(TRAINING, adapt=1)
+
+    def killed(*args: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(recipes, "score_run", killed)
+        train_classifier(
+            tiny_checkpoint, table, training, run=tmp_path / "run", device="cpu", autotune=1000
+        )
+    after_search = sha256_of(tmp_path / "run" / "last.safetensors")
+    run = resume_training(tmp_path / "run", device="cpu")
+    plain = train_classifier(
+        tiny_checkpoint,
+        table,
+        run.config.training,
+        run.config.head,
+        run=tmp_path / "plain",
+        device="cpu",
+    )
+    for made in (run, plain):
+        assert sha256_of(made.folder / "last.safetensors") == after_search
+    assert run.scores == plain.scores
+    assert sorted(p.name for p in run.folder.iterdir() if p.name != TRIES) == sorted(
+        p.name for p in plain.folder.iterdir()
+    )
 
 
 @pytest.mark.slow
