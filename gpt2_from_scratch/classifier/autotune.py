@@ -33,8 +33,7 @@ from gpt2_from_scratch.storage.settings import record_from_json
 log = logging.getLogger(__name__)
 
 TRIES = "autotune.jsonl"  # one line per try
-FIRST = 1 / 9  # share of the texts and steps in the first round
-ROUNDS = (0.35, 0.65)  # shares of the budget after which the second and the last round begin
+ROUNDS = (0.3, 0.5)  # shares of the budget after which the second and the last round begin
 KEPT = 3  # one of so many candidates reaches the next round
 FEWEST_TEXTS, FEWEST_STEPS = 500, 125  # fewer say little about a candidate
 LORA_RANK = 8
@@ -181,26 +180,27 @@ class _Search:
     def run(self) -> Try:
         """Search, and return the best try on all training texts."""
         alive = candidates(self.training, self._most_blocks(), self.fixed)
+        dropped: list[Settings] = [{}]
         for number, until in enumerate(ROUNDS, 1):
-            found = sorted(
-                self._compared(alive, number, until * self.seconds),
-                key=lambda one: one.rank,
-                reverse=True,
-            )
-            kept = [
-                t.settings for t in found[: math.ceil(len(found) / KEPT)] if t.score is not None
-            ]
-            alive = kept or alive
+            found = [*self._compared(alive, number, until * self.seconds)]
+            found = sorted((t for t in found if t.score is not None), key=lambda t: t.rank)[::-1]
+            possible = [one.settings for one in found if self._epochs_possible(one.settings)]
+            if possible:
+                alive = possible[: math.ceil(len(found) / KEPT)]
+            dropped = [one.settings for one in found if one.settings not in alive] + dropped
         for settings in alive:
-            self._train_fully(settings, self._enough(settings))
+            self._train_fully(settings)
+        for settings in dropped:
+            if not self.best:  # too slow for the time that is left
+                self._train_fully(settings)
+        if not self.best:
+            self._try({}, len(self.split.train), self._enough({}), math.inf)
         while best := self.best:
+            near = neighbours(best, self.training, self.fixed)
             tried = [(one.settings, one.epochs) for one in self.tries]
-            new = (
-                near for near in neighbours(best, self.training, self.fixed) if near not in tried
-            )
-            if not any(self._train_fully(*near) for near in new):
+            if not any(self._train_fully(*one) for one in near if one not in tried):
                 return best
-        raise GPT2Error("autotune: no training succeeded")
+        raise AssertionError("the try without a limit succeeds or raises an error")
 
     def _most_blocks(self) -> int:
         """The number of blocks that can be trained."""
@@ -213,32 +213,43 @@ class _Search:
         return self.changed(settings)[0].for_texts(len(self.split.train)).epochs
 
     def _compared(self, alive: list[Settings], number: int, until: float) -> Iterator[Try]:
-        """Train each candidate as far as this round goes, until time is up."""
+        """Train each candidate as far as this round goes, if there is time for it."""
         n = len(self.split.train)
-        for position, settings in enumerate(alive):
-            if position and self.used >= until:
-                return
+        for settings in alive:
             training, enough = self.changed(settings)[0], self._enough(settings)
             steps = enough * n / training.batch_size  # of a complete training
-            first = max(FIRST, min(1.0, FEWEST_STEPS / steps))
+            first = min(1.0, FEWEST_STEPS / steps)
             share = first if number == 1 else math.sqrt(first)
             n_texts = min(n, max(FEWEST_TEXTS, round(share * n)))
             epochs = round(share * steps * training.batch_size / n_texts)
             epochs = min(enough, max(1, epochs, training.all_unfrozen_in))
-            yield self._try(settings, n_texts, epochs, until if position else math.inf)
+            if not self.tries:
+                yield self._try(settings, n_texts, epochs, math.inf)
+            elif self.used + self._seconds_per_text(settings) * n_texts * epochs < until:
+                yield self._try(settings, n_texts, epochs, until)
 
-    def _train_fully(self, settings: Settings, epochs: int) -> bool:
-        """Train on all texts, for fewer epochs if there is no time for all; False if there is none."""
-        n, seconds = len(self.split.train), self.seconds - self.used
-        per_text = [t.seconds / t.n_texts / t.epochs for t in self.tries if _as_fast(t, settings)]
-        possible = int(seconds / per_text[-1] / n) if per_text else epochs
-        if self.best is None:
-            self._try(settings, n, max(1, min(epochs, possible)), math.inf)
-        elif min(epochs, possible) >= epochs / 2 and seconds > 0:
-            self._try(settings, n, min(epochs, possible), self.seconds)
-        else:
-            return False
-        return True
+    def _seconds_per_text(self, settings: Settings) -> float:
+        """The seconds per text and epoch in similar tries; 0 if there is none."""
+        similar = (one for one in self.tries if _as_fast(one, settings))
+        return min((t.seconds / t.n_texts / t.epochs for t in similar), default=0.0)
+
+    def _epochs_possible(self, settings: Settings, wanted: int = 0) -> int:
+        """The number of epochs on all texts for which there is time, at most `wanted`.
+
+        0 if there is not even time for half of them. By default `wanted` is a complete training.
+        """
+        wanted = wanted or self._enough(settings)
+        seconds = self._seconds_per_text(settings) * len(self.split.train)  # of an epoch
+        left = self.seconds - self.used
+        possible = min(wanted, int(left / seconds)) if seconds else wanted
+        return possible if left > 0 and possible >= wanted / 2 else 0
+
+    def _train_fully(self, settings: Settings, wanted: int = 0) -> bool:
+        """Train on all texts, and say whether there was time for it."""
+        epochs = self._epochs_possible(settings, wanted)
+        if epochs:
+            self._try(settings, len(self.split.train), epochs, self.seconds)
+        return epochs > 0
 
     def _try(self, settings: Settings, n_texts: int, epochs: int, until: float) -> Try:
         """Train on some of the texts, or find the result of the same training.
