@@ -80,12 +80,16 @@ def main() -> None:
         if (name, n, method, seed) in rows:
             continue
         split = parts_of(name, n, seed, args.data)
-        for found, row in measured(method, split, seed, args.threads or 2).items():
-            key = name, n, found, seed
-            rows[key] = {"key": key, "n": len(split.train), "n_val": len(split.val)} | row
+        sizes = {"n": len(split.train), "n_val": len(split.val)}
+        new = {
+            (name, n, found, seed): {"key": (name, n, found, seed)} | sizes | row
+            for found, row in measured(method, split, seed, args.threads or 2).items()
+        }
+        rows |= new
+        for key, row in new.items():
             note(f"{key}: {100 * np.mean(row['correct']):.1f}% in {row['seconds']:.0f} s")
-            with args.out.open("a") as file:
-                file.write(json.dumps(rows[key]) + "\n")
+        with args.out.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in new.values()))
     print_table(rows)
     print(measure_machine().describe())
 

@@ -25,7 +25,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import TEXT_TASKS, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import Epoch, OutOfTime, best_epoch, finetune
 from gpt2_from_scratch.data.split import Split
-from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, ResourceError, is_out_of_memory
 from gpt2_from_scratch.progress import progress_bar, silenced
 from gpt2_from_scratch.storage.files import write_text
 from gpt2_from_scratch.storage.settings import record_from_json
@@ -80,10 +80,15 @@ def read_tries(folder: Path) -> list[Try]:
         raise CheckpointError(f"{path} cannot be read: {error!s:.200}. Remove it.") from None
 
 
-def best_try(tries: Iterable[Try], n_texts: int) -> Try | None:
-    """The best of the tries on all `n_texts` training texts; None if there is none."""
-    finished = (one for one in tries if one.score is not None and one.n_texts == n_texts)
-    return max(finished, key=lambda one: one.rank, default=None)
+def best_try(tries: Iterable[Try], n_texts: int, epochs: int = 0) -> Try | None:
+    """The best of the tries on all `n_texts` training texts; None if there is none.
+
+    With `epochs`, only tries with so many epochs count.
+    """
+    possible = [one for one in tries if one.score is not None and one.n_texts == n_texts]
+    if epochs:
+        possible = [one for one in possible if one.epochs == epochs]
+    return max(possible, key=lambda one: one.rank, default=None)
 
 
 def autotune(
@@ -125,11 +130,11 @@ def autotune(
         f"autotune: {len(search.tries)} tries in {search.used:.0f} seconds; best: "
         f"{best.in_words}, {best.epochs} epochs"
     )
-    place = search.place(best)
     for name in TRAINED:
-        if (place / name).exists():  # an interrupted search may have moved it already
-            (place / name).replace(folder / name)
-    shutil.rmtree(place, ignore_errors=True)
+        trained = search.place(best.number) / name
+        if trained.exists():  # an interrupted search may have moved it already
+            trained.replace(folder / name)
+    search.remove_places()
     return search.changed(best.settings, best.epochs)
 
 
@@ -152,6 +157,9 @@ class _Search:
         self.known = read_tries(folder)  # of an interrupted search
         self.tries: list[Try] = []
         self.bar: Any = None
+        kept = best_try(self.known, len(split.train), self._only_epochs)
+        # the last one may have been interrupted
+        self.remove_places(but={kept.number if kept else 0, len(self.known) + 1})
 
     @property
     def used(self) -> float:
@@ -161,11 +169,22 @@ class _Search:
     @property
     def best(self) -> Try | None:
         """The best try so far."""
-        return best_try(self.tries, len(self.split.train))
+        return best_try(self.tries, len(self.split.train), self._only_epochs)
 
-    def place(self, one: Try) -> Path:
+    @property
+    def _only_epochs(self) -> int:
+        """The given number of epochs; 0 if the search may choose it."""
+        return self.training.epochs if "epochs" in self.fixed else 0
+
+    def place(self, number: int) -> Path:
         """The folder of a try's training."""
-        return self.folder / f"try-{one.number:03}"
+        return self.folder / f"try-{number:03}"
+
+    def remove_places(self, but: Set[int] = frozenset()) -> None:
+        """Remove the folders of all tries, except those with these numbers."""
+        kept = {self.place(number) for number in but}
+        for place in {*self.folder.glob("try-*")} - kept:
+            shutil.rmtree(place, ignore_errors=True)
 
     def changed(self, settings: Settings, epochs: int = 0) -> tuple[TrainConfig, HeadSettings]:
         """The run's settings with these changes."""
@@ -239,26 +258,29 @@ class _Search:
         0 if there is not even time for half of them. By default `wanted` is a complete training.
         """
         wanted = wanted or self._enough(settings)
+        fewest = self._only_epochs or max(wanted / 2, self.training.all_unfrozen_in)
         seconds = self._seconds_per_text(settings) * len(self.split.train)  # of an epoch
         left = self.seconds - self.used
         possible = min(wanted, int(left / seconds)) if seconds else wanted
-        return possible if left > 0 and possible >= wanted / 2 else 0
+        return possible if left > 0 and possible >= fewest else 0
 
     def _train_fully(self, settings: Settings, wanted: int = 0) -> bool:
-        """Train on all texts, and say whether there was time for it."""
-        epochs = self._epochs_possible(settings, wanted)
+        """Train on all texts if there is time for it, and say whether this was a new try."""
+        n_before, epochs = len(self.tries), self._epochs_possible(settings, wanted)
         if epochs:
             self._try(settings, len(self.split.train), epochs, self.seconds)
-        return epochs > 0
+        return len(self.tries) > n_before
 
     def _try(self, settings: Settings, n_texts: int, epochs: int, until: float) -> Try:
         """Train on some of the texts, or find the result of the same training.
 
-        `until` is the number of seconds of the search after which the training is given up.
+        `until` is the number of seconds of the search after which the training is given up. A try
+        that was given up is repeated if there is no limit now.
         """
         what = settings, n_texts, epochs
         for one in self.tries:
-            if (one.settings, one.n_texts, one.epochs) == what:
+            same = (one.settings, one.n_texts, one.epochs) == what
+            if same and (one.score is not None or until < math.inf):
                 return one
         number = len(self.tries) + 1
         if self.known:
@@ -267,24 +289,24 @@ class _Search:
                 self.tries.append(one)
                 return one
             self.known.clear()  # the rest belongs to other decisions
-        one, before = Try(number, *what, 0.0, None, None), self.best
+            self.remove_places(but={self.best.number} if self.best else set())
+        one = Try(number, *what, 0.0, None, None)
         started = time.monotonic()
         try:
             best = self._trained(one, started + until - self.used)
             one = replace(one, score=best.val_score, loss=best.val_loss)
-        except ResourceError:
-            raise
-        except GPT2Error as error:  # out of time, NaN, or settings that contradict each other
-            if not settings and not isinstance(error, OutOfTime):
+        except GPT2Error as error:  # out of time or memory, NaN, contradictory settings
+            disk = isinstance(error, ResourceError) and not is_out_of_memory(
+                error.__cause__ or error
+            )
+            if disk or not (settings or isinstance(error, OutOfTime)):
                 raise
             log.debug(f"autotune {number}: {one.in_words}: {error}")
         one = replace(one, seconds=time.monotonic() - started)
         self.tries.append(one)
         lines = (json.dumps(asdict(each)) + "\n" for each in self.tries)
         write_text(self.folder / TRIES, "".join(lines))
-        for loser in (one, before):
-            if loser and loser is not self.best:
-                shutil.rmtree(self.place(loser), ignore_errors=True)
+        self.remove_places(but={self.best.number} if self.best else set())
         self.bar.update(one.seconds)
         score = "not finished" if one.score is None else f"{100 * one.score:.1f}%"
         log.info(
@@ -299,7 +321,7 @@ class _Search:
         every = self.split.train
         order = np.random.RandomState(training.seed).permutation(len(every))[: one.n_texts]
         split = replace(self.split, train=[every[n] for n in sorted(order)])
-        place = self.place(one)
+        place = self.place(one.number)
         with silenced():
             classifier = self.make(training, head)
             resume = any(place.glob("state-*"))
@@ -313,7 +335,7 @@ def candidates(
 ) -> list[Settings]:
     """The settings that the first round compares, the most promising first.
 
-    Learning rates are multiples of the given one: a head alone bears a higher one, and many blocks
+    Learning rates are multiples of the given one: a head alone tolerates a higher one, and many blocks
     need a lower one. Candidates that change a setting in `fixed` are left out.
     """
     low, high, highest = (float(f"{x * training.lr:.2g}") for x in (0.3, 3, 10))
@@ -364,7 +386,7 @@ def fixed_settings(training: TrainConfig, head: HeadSettings, keep: Collection[s
         fixed |= {f.name for f in fields(given) if getattr(given, f.name) != f.default}
     if head.task not in TEXT_TASKS:  # a head that reads every token has no pooling
         fixed.add("pooling")
-    # these decide together which parameters are trained
+    # without the causal mask only the last block can be trained; the others say what is trained
     if fixed & {"n_last_blocks", "lora", "trainable", "unfreeze_every", "causal_mask"}:
         fixed |= {"n_last_blocks", "lora"}
     return fixed

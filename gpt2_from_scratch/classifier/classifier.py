@@ -160,7 +160,7 @@ class Classifier:
     `dtype` is the precision of the frozen blocks and their features; trainable parameters stay
     float32. `store` caches the features of texts that `texts` prepared; without a store they are
     kept in memory. If `ngrams` is set, the first head's answers are combined with those of n-grams;
-    None leaves GPT-2 alone. Several threads may use a classifier at once. It can be copied with
+    None means GPT-2 alone. Several threads may use a classifier at once. It can be copied with
     `copy.deepcopy`. It can also be used after a fork, where torch then computes with one thread.
     """
 
@@ -667,10 +667,10 @@ class Classifier:
         return answers
 
     def refuse_ngrams(self, what: str) -> None:
-        """Raise UsageError if the classifier has n-grams; `what` is what they cannot give."""
+        """Raise UsageError if the classifier has n-grams; `what` is what they rule out."""
         if self.ngrams:
             raise UsageError(
-                f"this classifier was trained with_ngrams, which do not allow {what}. Set "
+                f"this classifier was trained with_ngrams, which rules out {what}. Set "
                 "classifier.ngrams = None to use GPT-2 alone."
             )
 

@@ -100,8 +100,8 @@ def add_train(commands: Any) -> None:
         "--autotune",
         type=duration,
         metavar="TIME",
-        help="search for the best settings for so long, for example 90s, 5m or 1h; settings that "
-        "are not the default are kept (default: no search)",
+        help="search for the best settings for this long: 90s, 5m or 1h; settings that differ "
+        "from their defaults are kept (default: no search)",
     )
     parser.add_argument(
         "--recipe",
@@ -227,6 +227,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     If its data has moved, --data says where it is now. It must be the same data. Raises UsageError
     for options that contradict the run's settings.
     """
+    from gpt2_from_scratch.classifier.autotune import TRIES
     from gpt2_from_scratch.runs.folder import READING, SOURCES, RunConfig
     from gpt2_from_scratch.runs.recipes import resume_training
     from gpt2_from_scratch.speed.devices import choose_device
@@ -244,6 +245,8 @@ def _resume(args: argparse.Namespace) -> "Run":
     called |= dict.fromkeys(SOURCES, data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
     moved = {name: typed.pop(name) for name in READING if name in typed}
+    if not config.autotune and (args.resume / TRIES).exists():
+        typed.pop("autotune", None)  # the search is over
     refuse_changes(saved, saved | typed, args.resume)
     data = replace(config.data, **moved) if moved else None
     return resume_training(args.resume, data=data, device=choose_device(args.device))

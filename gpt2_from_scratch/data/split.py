@@ -488,10 +488,10 @@ def with_known_labels(
 def load_unlabelled(data: DataConfig, split: Split) -> list[str]:
     """Read the distinct texts of `data.unlabelled`, without those of validation and test set.
 
-    Empty texts are left out. Columns, header and encoding are those of the source. A .conll file has one word per line, a
-    .json file SQuAD's questions, and a file that is not a table one text per line. Texts that
-    differ only in white space or Unicode composition count as equal. For questions, the contexts of
-    validation and test set are left out too.
+    Empty texts are left out. Columns, header and encoding are those of the source. A .conll file
+    has one word per line, a .json file SQuAD's questions, and a file that is not a table one text
+    per line. Texts that differ only in white space or Unicode composition count as equal. For
+    questions, the contexts of validation and test set are left out too.
     """
     if not data.unlabelled:
         return []

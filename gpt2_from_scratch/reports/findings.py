@@ -104,7 +104,8 @@ class RunFacts:
     @property
     def chosen(self) -> Try | None:
         """The try whose settings autotune chose."""
-        return best_try(self.tries, self.n_texts("train"))
+        epochs = self.training.epochs if self.training else 0
+        return best_try(self.tries, self.n_texts("train"), epochs)
 
     @property
     def classified(self) -> Evaluation | None:

@@ -22,7 +22,7 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import MATRICES
-from gpt2_from_scratch.runs.folder import ADAPTED, START, RunConfig
+from gpt2_from_scratch.runs.folder import CONFIG, START, RunConfig
 from gpt2_from_scratch.speed.devices import DTYPES
 from gpt2_from_scratch.storage.paths import MODELS
 
@@ -43,8 +43,9 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     """The settings of a saved classifier's head and LoRA, changed as asked.
 
     `asked` are the settings that the user gave, by name. Only the labels, the class weights, the
-    label smoothing and the use of n-grams may differ from the classifier's. Raises UsageError if
-    another setting differs. Also raises it if `train` cannot make such a classifier, for example
+    label smoothing and the use of n-grams may differ from the classifier's; n-grams are not
+    inherited, because they would be fitted to other texts. Raises UsageError if another setting
+    differs. Also raises it if `train` cannot make such a classifier, for example
     one with several heads.
     """
     path = saved_file(start)
@@ -68,7 +69,6 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
         "causal_mask": description.causal_mask,
         "dropout": head.dropout,
         "name": head.name,
-        "with_ngrams": ngrams is not None,
     }
     if lora:
         found |= {"lora": lora.rank, "lora_alpha": float(lora.alpha), "lora_dropout": lora.dropout}
@@ -83,6 +83,8 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
                 f"{name} = {value!r} contradicts {path}, which has {has!r}. Leave this setting out to "
                 "continue from that classifier, or train without --from."
             )
+    if ngrams and not inherited.with_ngrams:
+        log.info(f"the n-grams of {path} are not kept; --with-ngrams fits new ones")
     return inherited
 
 
@@ -90,13 +92,13 @@ def inherited_training(start: str | Path) -> dict[str, Any]:
     """The training settings that train the same last blocks and final norm as before.
 
     `start` is the saved classifier. The result has the fields of `TrainConfig` to set, by name. They
-    are those of its run if GPT-2 was adapted there, because all blocks are then in the file.
+    are those of its run if the file contains all of GPT-2, because GPT-2 was adapted to texts.
     """
-    run = saved_file(start).parent
-    if (run / ADAPTED).exists():
-        training = RunConfig.read(run).training
+    path = saved_file(start)
+    description, tensors, _ = read_classifier(path)
+    if "wte.weight" in tensors and (path.parent / CONFIG).exists():
+        training = RunConfig.read(path.parent).training
         return {n: getattr(training, n) for n in ("n_last_blocks", "final_norm", "trainable")}
-    description, tensors, _ = read_classifier(saved_file(start))
     names = [name for name in tensors if not name.endswith(("lora_A", "lora_B"))]
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     top = max(blocks, default=-1) + 1 if description.head.layer is None else description.head.layer

@@ -315,8 +315,9 @@ def write_provenance(
     }
     if unlabelled:
         found["unlabelled"] = _described(unlabelled)
-    if start:
-        found["start"] = {"path": start, "sha256": sha256_of(saved_file(start))}
+    if start:  # if it was described before, it may since have been moved
+        known = read_json(run / PROVENANCE).get("start") if (run / PROVENANCE).exists() else None
+        found["start"] = known or {"path": start, "sha256": sha256_of(saved_file(start))}
     write_json(run / PROVENANCE, found)
 
 
@@ -367,18 +368,24 @@ def refuse_other_unlabelled(run: Path, texts: Sequence[str], source: str) -> Non
 
     `source` is their file, for the error message.
     """
-    then, now = read_json(run / PROVENANCE).get("unlabelled"), _described(texts)
-    if texts and then != now:
+    then = read_json(run / PROVENANCE).get("unlabelled")
+    now = _described(texts) if texts else None
+    if then != now:
         raise UsageError(
             f"{run} was started with other texts without labels than those in {source}: {then}, now "
             f"{now}. Give the file it was started with, or start a new run."
         )
 
 
-def refuse_other_classifier(run: Path, classifier: Classifier) -> None:
-    """Raise UsageError unless the run was started with this base model, head and LoRA."""
+def refuse_other_classifier(run: Path, classifier: Classifier, *, autotune: bool = False) -> None:
+    """Raise UsageError unless the run was started with this base model, head and LoRA.
+
+    With `autotune` only the base model must be the same, because the search chooses the others.
+    """
     now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists in JSON
     then = read_json(run / PROVENANCE).get("classifier")
+    if autotune and isinstance(then, dict):
+        then, now = ({"base_sha256": each.get("base_sha256")} for each in (then, now))
     refuse_changes({"classifier": then}, {"classifier": now}, run)
 
 
@@ -394,8 +401,8 @@ def write_parts(
 ) -> None:
     """Write the test set, and the hashes of all texts that the classifier was trained on.
 
-    The hashes are those of the training set, of `unlabelled` and those in `before`. The test set is written to
-    `test.csv`, or to `test.jsonl` for tasks other than classification.
+    The hashes are those of the training set, of `unlabelled` and those in `before`. The test set is
+    written to `test.csv`, or to `test.jsonl` for tasks other than classification.
 
     Args:
         run: The run's folder.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpt2_from_scratch.classifier.adaptation import adapt, copy_gpt2
+from gpt2_from_scratch.classifier.autotune import TRIES
 from gpt2_from_scratch.classifier.autotune import autotune as autotuned
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
@@ -218,8 +219,7 @@ def resume_training(
         log.info(f"{folder} is complete")
         remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
-        if config.training.adapt:  # the file contains all of GPT-2
-            freeze(classifier, config.training)
+        freeze(classifier, config.training)  # the file may contain more than what was trained
         if split:
             with working_in(folder):
                 config.write(folder)
@@ -228,8 +228,7 @@ def resume_training(
     split, unlabelled = _texts_of(folder, config)
     classifier = _untrained(folder, config, split).to(where)
     with working_in(folder):
-        if not config.autotune:  # the search chooses the classifier
-            refuse_other_classifier(folder, classifier)
+        refuse_other_classifier(folder, classifier, autotune=config.autotune > 0)
         config.write(folder)
         before = TrainedOn.of(folder) if config.start else None
         write_parts(folder, split, config.head.task, before, unlabelled)
@@ -293,7 +292,8 @@ def _train(
     classifier.store = FeatureStore() if config.cache else None
     if config.autotune:
         config, classifier = _tuned(folder, config, split, unlabelled, classifier)
-        _log_ledger(classifier, config.training)
+    elif resume and (folder / TRIES).exists():  # the search has trained it
+        classifier = _best_of_search(folder, config, classifier)
     else:
         _log_ledger(classifier, config.training)
         finetune(classifier, split, config.training, folder, resume=resume)
@@ -341,13 +341,24 @@ def _tuned(
     config = replace(config, training=training, head=head, autotune=0.0)
     if training.adapt:
         make(training, head).save(folder / START)
-    classifier = Classifier.load(
-        folder, config.model, dtype=DTYPES[config.dtype], device=device, store=store
-    )
-    freeze(classifier, training)
-    write_provenance(folder, split, classifier, config.start, unlabelled)
+    best = _best_of_search(folder, config, classifier)
+    write_provenance(folder, split, best, config.start, unlabelled)
     config.write(folder)  # last, because a run without autotune checks its provenance
-    return config, classifier
+    return config, best
+
+
+def _best_of_search(folder: Path, config: RunConfig, before: Classifier) -> Classifier:
+    """The classifier that a search left in the run's folder, on the device of the one `before`."""
+    found = Classifier.load(
+        folder,
+        config.model,
+        dtype=DTYPES[config.dtype],
+        device=before.device,
+        store=before.store,
+    )
+    freeze(found, config.training)
+    _log_ledger(found, config.training)
+    return found
 
 
 def _untrained(folder: Path, config: RunConfig, split: Split) -> Classifier:

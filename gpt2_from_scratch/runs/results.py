@@ -40,6 +40,7 @@ from gpt2_from_scratch.evaluation.metrics import (
     LabelledPredictions,
     evaluate_predictions,
     read_predictions,
+    several,
     write_predictions,
 )
 from gpt2_from_scratch.evaluation.significance import Paired, compare_paired, holm
@@ -153,13 +154,19 @@ def add_ngrams(classifier: Classifier, split: Split) -> None:
     """Fit n-grams, and combine the first head's answers with theirs from now on.
 
     The n-grams are fitted on the training set. The weights of the combination are fitted on the
-    validation set. If the texts have no n-grams, the reason is logged, and GPT-2 is left alone.
+    validation set. If the texts have no n-grams, the reason is logged, and GPT-2 answers alone.
     Raises the errors of `class_logits_of` and DataError if the training or validation set is empty.
     """
     first, *others = classifier.description.heads
     classifier.ngrams = None
     logits, true = class_logits_of(classifier, split.val)
+    log.info("fitting n-grams")
     if ngrams := NGrams.fitted(split, first.labels):
+        unseen = [label for k, label in enumerate(first.labels) if k not in ngrams.seen]
+        if unseen:
+            log.warning(
+                f"labels without training texts are hardly ever predicted: {several(unseen)}"
+            )
         classifier.ngrams = ngrams.weighted(logits, split.val, true)
         heads = (replace(first, temperature=1.0), *others)
         classifier.description = replace(classifier.description, heads=heads)
@@ -205,7 +212,7 @@ class Run:
         Raises DataError if the data have changed since the run.
         """
         config = self.config
-        refuse_missing_data(self.folder, config.data)
+        refuse_missing_data(self.folder, replace(config.data, unlabelled=""))
         if config.recipe == "lecture":
             split = read_lecture_split(config.data.source, config.training.seed)
         else:
@@ -341,6 +348,8 @@ def remove_what_resumes(folder: Path) -> None:
     remove_states(folder)
     shutil.rmtree(folder / ADAPTATION, ignore_errors=True)
     (folder / START).unlink(missing_ok=True)
+    for place in folder.glob("try-*"):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def score_again(

@@ -389,6 +389,8 @@ def finetuned(setup: Setup) -> Finetuned:
         trains = f"LoRA {lora}" + (f" and {trains}" if training.n_last_blocks else "")
     if training.adapt:
         trains += f", adapted for {training.adapt} epochs"
+    if setup.head.with_ngrams:
+        trains += ", with n-grams"
     return Finetuned(f"GPT-2 {Path(setup.model).name}, {trains}", "finetuned")
 
 

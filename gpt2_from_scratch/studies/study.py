@@ -326,7 +326,7 @@ def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
                     f"{folder} is from another version of this package; choose another --out"
                 )
             # an older study does not have the newer settings, so it used their defaults
-            newest = asdict(DataConfig()) | asdict(TrainConfig())
+            newest = asdict(DataConfig()) | asdict(TrainConfig()) | asdict(HeadSettings())
             defaults = {name: value for name, value in newest.items() if name in settings}
             refuse_changes(defaults | saved, {"version": VERSION} | settings, folder)
         sweep(folder)

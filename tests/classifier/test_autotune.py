@@ -2,13 +2,17 @@
 
 import json
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from interrupted import interrupted_after
 
+from gpt2_from_scratch.classifier import autotune as module
 from gpt2_from_scratch.classifier.autotune import (
     TRIES,
     Try,
@@ -21,10 +25,10 @@ from gpt2_from_scratch.classifier.autotune import (
 )
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.train import OutOfTime, finetune, freeze
+from gpt2_from_scratch.classifier.train import Epoch, OutOfTime, finetune, freeze
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
-from gpt2_from_scratch.errors import CheckpointError, Interrupted, UsageError
+from gpt2_from_scratch.errors import CheckpointError, GPT2Error, Interrupted, UsageError
 from gpt2_from_scratch.storage.files import sha256_of
 
 LABELS = ["ham", "spam"]
@@ -190,3 +194,101 @@ def test_neighbours_keep_what_is_fixed():
     ]
     assert [*neighbours(best, TrainConfig(), {"lr", "epochs"})] == []
     assert math.isclose(best.rank[1], -0.1)
+
+
+# --- decisions of a search, with a simulated clock ---
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+class Simulated:
+    """Trainings that take simulated seconds and have random scores.
+
+    The seconds depend on the texts, the epochs and the settings, except the learning rate. Some
+    trainings fail. `make` is not called, because the head reads a given layer.
+    """
+
+    def __init__(self, seed: int, n: int, patch: pytest.MonkeyPatch):
+        self.seed, self.now, self.n_trained = seed, 0.0, 0
+        self.killed_after = 10**6  # so many tries
+        self.split = Split([Message(f"text {k}", LABELS[k % 2]) for k in range(n)], [], [])
+        patch.setattr(module.time, "monotonic", lambda: self.now)
+
+        def trained(search: Any, one: Try, deadline: float) -> Epoch:
+            return self.trained(search, one, deadline)
+
+        patch.setattr(module._Search, "_trained", trained)
+
+    def trained(self, search: Any, one: Try, deadline: float) -> Epoch:
+        if self.n_trained == self.killed_after:
+            raise Killed
+        self.n_trained += 1
+        assert self.n_trained < 200, "it does not end"
+        search.changed(one.settings, one.epochs)  # raises UsageError for contradictions
+        what = json.dumps({**one.settings, "lr": 0}, sort_keys=True)
+        speed = np.random.RandomState([self.seed, zlib.crc32(what.encode())]).lognormal(-7, 2)
+        draw = np.random.RandomState([self.seed, self.n_trained])
+        seconds = one.n_texts * one.epochs * speed * draw.uniform(0.7, 1.3)
+        self.now = min(self.now + seconds, max(self.now, deadline))
+        if self.now >= deadline:
+            raise OutOfTime("not finished")
+        if draw.rand() < 0.05 and one.settings:
+            raise GPT2Error("the loss became NaN")
+        place = search.place(one.number)
+        place.mkdir(parents=True)
+        for name in FILES:
+            (place / name).write_text(f"{one.settings} {one.n_texts} {one.epochs}")
+        return Epoch(1, 0.5, 0.5, draw.rand(), draw.randint(10) / 10, {})
+
+    def search(self, training: TrainConfig, seconds: float, folder: Path) -> Any:
+        def never(training: TrainConfig, head: HeadSettings) -> Classifier:
+            raise AssertionError
+
+        return autotune(never, self.split, training, HeadSettings(layer=6), seconds, folder)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"epochs": 20}, {"unfreeze_every": 2}, {"lr": 1e-3}], ids=str
+)
+@pytest.mark.parametrize("n", [30, 800, 20_000])
+def test_a_search_ends_in_time_with_the_files_of_its_settings(given, n, tmp_path, monkeypatch):
+    training = TrainConfig(**given)
+    for seed in range(6):
+        folder, budget = tmp_path / f"{seed}", (3.0, 30.0, 300.0)[seed % 3]
+        folder.mkdir()
+        simulated = Simulated(seed, n, monkeypatch)
+        found, _ = simulated.search(training, budget, folder)
+        tries = read_tries(folder)
+        best = best_try(tries, n, found.epochs)
+        assert best is not None and best.epochs == found.epochs
+        assert (folder / FILES[0]).read_text() == f"{best.settings} {n} {best.epochs}"
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, TRIES])
+        for name, value in given.items():
+            assert getattr(found, name) == value
+        # only the first try, and one that makes up for all others, may take longer
+        in_time = [one for one in tries[1:] if one.settings or one.n_texts < n]
+        assert sum(one.seconds for one in in_time) <= budget + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [30, 800, 20_000])
+def test_a_search_that_was_killed_anywhere_ends_the_same(n, tmp_path, monkeypatch):
+    whole = Simulated(7, n, monkeypatch)
+    (tmp_path / "whole").mkdir()
+    expected = whole.search(TrainConfig(), 100.0, tmp_path / "whole")
+    tries = [replace(one, seconds=0.0) for one in read_tries(tmp_path / "whole")]
+    for killed in range(1, len(tries), 4):
+        folder = tmp_path / f"{killed}"
+        folder.mkdir()
+        part = Simulated(7, n, monkeypatch)
+        part.killed_after = killed
+        with pytest.raises(Killed):
+            part.search(TrainConfig(), 100.0, folder)
+        assert len(read_tries(folder)) == killed
+        rest = Simulated(7, n, monkeypatch)
+        rest.n_trained = killed  # the same draws as in the whole search
+        assert rest.search(TrainConfig(), 100.0, folder) == expected
+        assert [replace(one, seconds=0.0) for one in read_tries(folder)] == tries
+        assert (folder / FILES[0]).read_text() == (tmp_path / "whole" / FILES[0]).read_text()
