@@ -213,24 +213,31 @@ class Simulated:
     def __init__(self, seed: int, n: int, patch: pytest.MonkeyPatch):
         self.seed, self.now, self.n_trained = seed, 0.0, 0
         self.killed_after = 10**6  # so many tries
+        self.n_asked, self.slower = 0, 1.0  # the factor of the seconds of all tries but the first
         self.split = Split([Message(f"text {k}", LABELS[k % 2]) for k in range(n)], [], [])
         patch.setattr(module.time, "monotonic", lambda: self.now)
 
         def trained(search: Any, one: Try, deadline: float) -> Epoch:
             return self.trained(search, one, deadline)
 
+        def asked(*args: Any) -> Any:
+            self.n_asked += 1
+            assert self.n_asked < 200, "it does not end"
+            return neighbours(*args)
+
         patch.setattr(module._Search, "_trained", trained)
+        patch.setattr(module, "neighbours", asked)
 
     def trained(self, search: Any, one: Try, deadline: float) -> Epoch:
         if self.n_trained == self.killed_after:
             raise Killed
         self.n_trained += 1
-        assert self.n_trained < 200, "it does not end"
         search.changed(one.settings, one.epochs)  # raises UsageError for contradictions
         what = json.dumps({**one.settings, "lr": 0}, sort_keys=True)
         speed = np.random.RandomState([self.seed, zlib.crc32(what.encode())]).lognormal(-7, 2)
         draw = np.random.RandomState([self.seed, self.n_trained])
         seconds = one.n_texts * one.epochs * speed * draw.uniform(0.7, 1.3)
+        seconds *= self.slower if one.number > 1 else 1
         self.now = min(self.now + seconds, max(self.now, deadline))
         if self.now >= deadline:
             raise OutOfTime("not finished")
@@ -242,11 +249,13 @@ class Simulated:
             (place / name).write_text(f"{one.settings} {one.n_texts} {one.epochs}")
         return Epoch(1, 0.5, 0.5, draw.rand(), draw.randint(10) / 10, {})
 
-    def search(self, training: TrainConfig, seconds: float, folder: Path) -> Any:
+    def search(
+        self, training: TrainConfig, seconds: float, folder: Path, **head: Any
+    ) -> tuple[TrainConfig, HeadSettings]:
         def never(training: TrainConfig, head: HeadSettings) -> Classifier:
             raise AssertionError
 
-        return autotune(never, self.split, training, HeadSettings(layer=6), seconds, folder)
+        return autotune(never, self.split, training, HeadSettings(layer=6, **head), seconds, folder)
 
 
 @pytest.mark.parametrize(
@@ -267,9 +276,23 @@ def test_a_search_ends_in_time_with_the_files_of_its_settings(given, n, tmp_path
         assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, TRIES])
         for name, value in given.items():
             assert getattr(found, name) == value
+        if "epochs" in given and n > 500:  # the rounds before use fewer texts
+            assert {one.epochs for one in tries if one.n_texts == n} == {20}
         # only the first try, and one that makes up for all others, may take longer
         in_time = [one for one in tries[1:] if one.settings or one.n_texts < n]
         assert sum(one.seconds for one in in_time) <= budget + 1e-6
+
+
+def test_a_training_that_was_given_up_is_repeated_if_there_is_no_other(tmp_path, monkeypatch):
+    """There seemed to be enough time, but all trainings except the first take ten times as long."""
+    simulated = Simulated(1, 800, monkeypatch)
+    simulated.slower = 10.0
+    training = TrainConfig(lr=1e-3, n_last_blocks=2)
+    found, _ = simulated.search(training, 70.0, tmp_path, pooling="mean")
+    tries = read_tries(tmp_path)
+    assert [one.score is None for one in tries if one.n_texts == 800][0]
+    assert tries[-1].score is not None and tries[-1].epochs == found.epochs
+    assert (tmp_path / FILES[0]).exists()
 
 
 @pytest.mark.slow
