@@ -227,6 +227,9 @@ def test_missing_moved_and_changed_unlabelled_texts(
     new.write_text(text + "one more\n")
     code, _, err = call(capsys, "train", "--resume", tmp_path / "run", "--unlabelled", new)
     assert code == 2 and str(new) in err and "without labels" in err
+    new.write_text("\n")
+    code, _, err = call(capsys, "train", "--resume", tmp_path / "run", "--unlabelled", new)
+    assert code != 0 and str(new) in err
     new.write_text(text)
     code, _, err = call(capsys, "train", "--resume", tmp_path / "run", "--unlabelled", new)
     assert code == 0, err
@@ -265,6 +268,20 @@ def test_an_adapted_classifier_can_be_continued_but_not_adapted(
     there = parameters_by_name(unbroken.classifier.model)
     assert all(here[n].equal(there[n]) for n in here if n.startswith(("wte", "wpe", "blocks.0")))
     assert run.load_adaptation() is None
+    # the next one trains the same block again, although the file contains all of GPT-2
+    assert inherited_training(run.folder)["n_last_blocks"] == 1
+    again = resume_training(run.folder, device="cpu")
+    assert trainable_names(again.classifier.model) == trainable_names(run.classifier.model)
+
+
+@pytest.mark.slow
+def test_the_report_needs_no_unlabelled_texts(tiny_checkpoint, folder, unbroken, tmp_path) -> None:
+    moved = tmp_path / "few.csv"
+    moved.write_bytes((folder / "few.csv").read_bytes())
+    (tmp_path / "many.txt").write_bytes((folder / "many.txt").read_bytes())
+    run = train(tiny_checkpoint, tmp_path, tmp_path / "run")
+    (tmp_path / "many.txt").unlink()
+    assert replace(run, split=None).load_split() == run.split
 
 
 @pytest.mark.slow

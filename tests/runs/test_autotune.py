@@ -1,10 +1,12 @@
 """Runs whose settings were searched for: what they keep, and how they resume."""
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command import call
 from interrupted import interrupted_after
 
 from gpt2_from_scratch.classifier.autotune import TRIES, best_try, read_tries
@@ -15,7 +17,7 @@ from gpt2_from_scratch.runs import recipes
 from gpt2_from_scratch.runs.folder import RunConfig, verify_run
 from gpt2_from_scratch.runs.recipes import resume_training, train_classifier
 from gpt2_from_scratch.runs.results import Run
-from gpt2_from_scratch.storage.files import sha256_of
+from gpt2_from_scratch.storage.files import read_json, sha256_of
 
 # with the same learning rate in all trainings, there are few of them
 TRAINING = TrainConfig(epochs=1, lr=0.01, batch_size=8, seed=3)
@@ -97,9 +99,26 @@ def test_a_run_killed_after_its_search_resumes(run, tiny_checkpoint, table, tmp_
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(recipes, "score_run", killed)
         tuned(tiny_checkpoint, table, tmp_path / "run")
-    again = resume_training(tmp_path / "run", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "finetune", None)  # nothing is trained again
+        again = resume_training(tmp_path / "run", device="cpu")
     assert sha256_of(again.folder / BEST) == sha256_of(run.folder / BEST)
     assert again.scores == run.scores
+
+
+@pytest.mark.slow
+def test_the_command_that_began_a_search_resumes_its_run(
+    run, tiny_checkpoint, table, tmp_path, monkeypatch, capsys
+):
+    options = ["--autotune", "1000s", "--device", "cpu", "--model", str(tiny_checkpoint)]
+    with interrupted_after(3, monkeypatch), pytest.raises(Interrupted):
+        tuned(tiny_checkpoint, table, tmp_path / "run")
+    code, _, err = call(capsys, "train", "--resume", tmp_path / "run", "--autotune", "1s")
+    assert code == 2 and "autotune" in err
+    for _ in range(2):  # during the search, and after it
+        code, _, err = call(capsys, "train", "--resume", tmp_path / "run", *options)
+        assert code == 0, err
+    assert sha256_of(tmp_path / "run" / BEST) == sha256_of(run.folder / BEST)
 
 
 @pytest.mark.slow
@@ -148,6 +167,27 @@ def test_a_search_continues_from_another_run(run, tiny_checkpoint, table, tmp_pa
     changed = {name for one in read_tries(made.folder) for name in one.settings}
     assert not changed & {"pooling", "lora"}
     assert made.config.head.pooling == run.config.head.pooling
+
+
+@pytest.mark.slow
+def test_the_earlier_run_is_not_needed_at_the_end_of_a_search(
+    run, tiny_checkpoint, table, tmp_path, monkeypatch
+):
+    earlier = Path(shutil.copytree(run.folder, tmp_path / "earlier"))
+    with interrupted_after(3, monkeypatch), pytest.raises(Interrupted):
+        train_classifier(
+            tiny_checkpoint,
+            table,
+            TRAINING,
+            start=earlier,
+            run=tmp_path / "run",
+            device="cpu",
+            autotune=1000,
+        )
+    known = read_json(tmp_path / "run" / "provenance.json")["start"]
+    shutil.rmtree(earlier)
+    resume_training(tmp_path / "run", device="cpu")
+    assert read_json(tmp_path / "run" / "provenance.json")["start"] == known
 
 
 def test_times(capsys):

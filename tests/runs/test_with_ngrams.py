@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import call
+from said import listen
 
 from gpt2_from_scratch import Classifier, HeadSettings, TrainConfig, train_classifier
 from gpt2_from_scratch.evaluation.baselines import (
@@ -110,17 +111,21 @@ def test_texts_without_ngrams_leave_gpt2_alone(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_continuing_run_fits_them_again(run: Run, tmp_path: Path) -> None:
-    assert inherited_head(run.folder, {}).with_ngrams
-    assert not inherited_head(run.folder, {"with_ngrams": False}).with_ngrams
+def test_a_continuing_run_fits_new_ones_if_asked(run: Run, tmp_path: Path) -> None:
+    said = listen()
+    assert not inherited_head(run.folder, {}).with_ngrams
+    assert any("--with-ngrams" in line for line in said)
+    assert inherited_head(run.folder, {"with_ngrams": True}).with_ngrams
     table = tmp_path / "bc.csv"
     rows = [f"{['three of', 'no other'][n % 2]} {n},{'bc'[n % 2]}" for n in range(60)]
     table.write_text("text,label\n" + "\n".join(rows) + "\n")
-    found = train_classifier(
-        run.config.model, table, CONFIG, start=run.folder, run=tmp_path / "run", device="cpu"
-    )
+    options = {"start": run.folder, "device": "cpu"}
+    without = train_classifier(run.config.model, table, CONFIG, run=tmp_path / "no", **options)
+    assert without.classifier.ngrams is None
+    found = train_classifier(run.config.model, table, CONFIG, WITH, run=tmp_path / "run", **options)
     ngrams = found.classifier.ngrams
     assert ngrams and found.config.head.with_ngrams
+    assert any("'a'" in line or " a" in line for line in said if "hardly ever" in line)
     assert found.classifier.description.labels == ["a", "b", "c"]
     assert ngrams.seen.tolist() == [1, 2] and "three of" in ngrams.words
     assert not {"goal", "pill"} & {*ngrams.words}
