@@ -246,6 +246,7 @@ def against_baselines(facts: RunFacts) -> str:
         return (
             f"{name[0].upper()}{name[1:]} reaches {article} {scores.measure} of "
             f"{scores.main_in_words}; this classifier reaches {facts.scores.main_in_words}."
+            + _what_may_help(facts, scores.main > facts.scores.main)
         )
     if not facts.best_baseline or not facts.classified:
         return ""
@@ -259,7 +260,20 @@ def against_baselines(facts: RunFacts) -> str:
     direction = "more" if points > 0 else "less"
     compared = f"{abs(points):.1f} points {direction} accurate than" if points else "as accurate as"
     verdict = "significant" if paired.p <= ALPHA else "not significant"
-    return f"With one seed, it is {compared} {best}. The difference is {verdict} ({chance})."
+    return (
+        f"With one seed, it is {compared} {best}. The difference is {verdict} ({chance})."
+        + _what_may_help(facts, points < 0)
+    )
+
+
+def _what_may_help(facts: RunFacts, is_worse: bool) -> str:
+    """Name the options that make classifiers more accurate and were not used."""
+    if not is_worse or facts.split:  # the lecture's recipe has fixed settings
+        return ""
+    options = [] if facts.tries else ["--autotune 5m"]
+    if facts.classified and not facts.ngram_weights:
+        options.append("--with-ngrams")
+    return f" Try {' and '.join(options)}." if options else ""
 
 
 def score_card(facts: RunFacts) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 from run_facts_example import answers, assessed, baseline, run_facts, scored
 from scipy.stats import binomtest
 
+from gpt2_from_scratch.classifier.autotune import Try
 from gpt2_from_scratch.classifier.tasks.language import LanguageScores
 from gpt2_from_scratch.classifier.tasks.multi_label import multi_label_scores
 from gpt2_from_scratch.classifier.tasks.regression import RegressionScores
@@ -60,6 +61,20 @@ def test_the_weights_of_ngrams_and_the_score_of_gpt2_alone():
     assert "GPT-2 mini with n-grams, this run" in [name for name, *_ in ranked(facts)]
     [_, selected] = warned(replace(facts, history=[]))
     assert "the weights of GPT-2 and the n-grams" in selected
+
+
+def test_options_that_were_not_used_are_named_if_a_baseline_is_better():
+    def named(**facts: Any) -> set[str]:
+        said = against_baselines(run_facts(**facts))
+        return {option for option in ("--autotune", "--with-ngrams") if option in said}
+
+    better, worse = [baseline("bag of words", 5)], [baseline("bag of words", 45)]
+    tries = [Try(1, {}, 1050, 10, 1.0, 0.9, 0.1)]
+    assert named(baselines=worse) == set()
+    assert named(baselines=better) == {"--autotune", "--with-ngrams"}
+    assert named(baselines=better, tries=tries) == {"--with-ngrams"}
+    assert named(baselines=better, ngram_weights=(1.0, 1.0), alone=0.9) == {"--autotune"}
+    assert named(baselines=better, split="as in the lecture") == set()
 
 
 @pytest.mark.parametrize(
