@@ -64,7 +64,7 @@ def test_the_weights_of_ngrams_and_the_score_of_gpt2_alone():
 
 
 def test_options_that_were_not_used_are_named_if_a_baseline_is_better():
-    def named(**facts: Any) -> set[str]:
+    def named(**facts) -> set[str]:
         said = against_baselines(run_facts(**facts))
         return {option for option in ("--autotune", "--with-ngrams") if option in said}
 
