@@ -17,6 +17,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,14 +145,17 @@ def fasttext(split: Split, minutes: int, threads: int, seed: int) -> Found:
         paths = [Path(folder) / name for name in ("train.txt", "val.txt")]
         for path, part in zip(paths, (split.train, split.val), strict=True):
             path.write_text("".join(map(line, part)), "utf-8")
-        model = library.train_supervised(
-            input=str(paths[0]),
-            autotuneValidationFile=str(paths[1]),
-            autotuneDuration=60 * minutes,
-            thread=threads,
-            seed=seed,
-            verbose=0,
-        )
+        for again in range(5):
+            with suppress(RuntimeError):  # its last training may end with NaN
+                model = library.train_supervised(
+                    input=str(paths[0]),
+                    autotuneValidationFile=str(paths[1]),
+                    autotuneDuration=60 * minutes,
+                    thread=threads,
+                    seed=seed + 1000 * again,
+                    verbose=0,
+                )
+                break
     found, _ = model.predict([in_words(message.text) for message in split.test])
     settings = {name: getattr(model.f.getArgs(), name) for name in ("dim", "epoch", "lr")}
     return [labels[int(one[0].removeprefix("__label__"))] for one in found], settings
