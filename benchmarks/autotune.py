@@ -13,13 +13,14 @@ and a second call trains only what is missing.
 
 import argparse
 import json
+import multiprocessing
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from queue import Empty
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -42,6 +43,7 @@ GRID = {  # the grid search: all combinations, with the default number of epochs
     "lr": (5e-4, 1.5e-3, 1.7e-4),
 }
 WITH_NGRAMS = " + n-grams"
+PATIENCE = 10  # minutes after which fastText's search is given up, beside its own time
 METHODS = ("default", "TF-IDF", "autotune 2m", "fastText 2m", "autotune 5m", "fastText 5m")
 
 
@@ -88,7 +90,8 @@ def main() -> None:
         }
         rows |= new
         for key, row in new.items():
-            note(f"{key}: {100 * np.mean(row['correct']):.1f}% in {row['seconds']:.0f} s")
+            score = f"{100 * np.mean(row['correct']):.1f}%" if row["correct"] else "no answers"
+            note(f"{key}: {score} in {row['seconds']:.0f} s")
         with args.out.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in new.values()))
     print_table(rows)
@@ -111,7 +114,7 @@ def measured(method: str, split: Split, seed: int, threads: int) -> dict[str, di
     return {
         name: {
             "texts": texts,
-            "correct": [int(a == b) for a, b in zip(answers, true, strict=True)],
+            "correct": [int(a == b) for a, b in zip(answers, true, strict=bool(answers))],
             "seconds": time.monotonic() - started,
             "settings": settings,
         }
@@ -132,10 +135,27 @@ def tf_idf(split: Split) -> Found:
 
 
 def fasttext(split: Split, minutes: int, threads: int, seed: int) -> Found:
-    """fastText with its own search for settings."""
+    """fastText with its own search for settings, in a process of its own.
+
+    With few texts the search may never end, or end with NaN. It then has no answers.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = split, minutes, threads, seed, queue
+    process = context.Process(target=put_fasttext, args=arguments, daemon=True)
+    process.start()
+    try:
+        return queue.get(timeout=60 * (minutes + PATIENCE))
+    except Empty:
+        return [], "did not end"
+    finally:
+        process.kill()
+
+
+def put_fasttext(split: Split, minutes: int, threads: int, seed: int, queue: Any) -> None:
+    """Put fastText's answers to the test texts, and its settings, into a queue."""
     import fasttext as library
 
-    library.FastText.eprint = lambda *_: None  # it would warn about its own method `load_model`
     labels = label_names([*split.train, *split.val, *split.test], "classification")
 
     def line(message: Message) -> str:
@@ -145,20 +165,21 @@ def fasttext(split: Split, minutes: int, threads: int, seed: int) -> Found:
         paths = [Path(folder) / name for name in ("train.txt", "val.txt")]
         for path, part in zip(paths, (split.train, split.val), strict=True):
             path.write_text("".join(map(line, part)), "utf-8")
-        for again in range(5):
-            with suppress(RuntimeError):  # its last training may end with NaN
-                model = library.train_supervised(
-                    input=str(paths[0]),
-                    autotuneValidationFile=str(paths[1]),
-                    autotuneDuration=60 * minutes,
-                    thread=threads,
-                    seed=seed + 1000 * again,
-                    verbose=0,
-                )
-                break
+        try:
+            model = library.train_supervised(
+                input=str(paths[0]),
+                autotuneValidationFile=str(paths[1]),
+                autotuneDuration=60 * minutes,
+                thread=threads,
+                seed=seed,
+                verbose=0,
+            )
+        except RuntimeError as error:
+            queue.put(([], str(error)))
+            return
     found, _ = model.predict([in_words(message.text) for message in split.test])
     settings = {name: getattr(model.f.getArgs(), name) for name in ("dim", "epoch", "lr")}
-    return [labels[int(one[0].removeprefix("__label__"))] for one in found], settings
+    queue.put(([labels[int(one[0].removeprefix("__label__"))] for one in found], settings))
 
 
 def in_words(text: str) -> str:
@@ -213,6 +234,9 @@ def print_table(rows: dict[tuple, dict[str, Any]]) -> None:
     """Print the accuracies, and the difference of each method from fastText and from TF-IDF."""
     groups = defaultdict(list)
     for (name, n, method, seed), row in rows.items():
+        if not row["correct"]:
+            print(f"{name:8}{row['n']:7} {method:24}no answers: {row['settings']}")
+            continue
         # `compared` reads the part and, at place 5 of the key, the seed
         groups[name, n, method].append(row | {"key": [0, 0, 0, 0, 0, seed], "test": row})
     print(
