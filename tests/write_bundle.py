@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_from_scratch.gpt2.openai_checkpoint import (
+    BFLOAT16,
     DTYPES,
     FOOTER,
     MAGIC,
@@ -26,18 +27,35 @@ HEADER = bytes.fromhex("0801 1a02 0801")  # 1 shard, little endian, version {pro
 NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
 
 
-def write_bundle(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write `model.ckpt.index` and `model.ckpt.data-00000-of-00001` into `folder`."""
+def write_bundle(
+    folder: Path, arrays: dict[str, np.ndarray], prefix: str = "model.ckpt", shards: int = 1
+) -> None:
+    """Write `model.ckpt.index` and `model.ckpt.data-00000-of-00001` into `folder`.
+
+    With more shards, each array is in the next data file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    entries, offset = [], 0
-    with (folder / "model.ckpt.data-00000-of-00001").open("wb") as file:
-        for name, array in sorted(arrays.items(), key=lambda item: item[0].encode()):
-            shape, raw = array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    entries, offsets = [], [0] * shards
+    paths = [folder / f"{prefix}.data-{n:05d}-of-{shards:05d}" for n in range(shards)]
+    for path in paths:
+        path.write_bytes(b"")
+    ordered = sorted(arrays.items(), key=lambda item: item[0].encode())
+    for number, (name, array) in enumerate(ordered):
+        shape, raw = array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        shard = number % shards
+        with paths[shard].open("ab") as file:
             file.write(raw.data)
-            crc = masked_crc32c(raw)
-            entries.append(TensorEntry(name, array.dtype, shape, offset, len(raw), crc))
-            offset += len(raw)
-    (folder / "model.ckpt.index").write_bytes(index_bytes(entries))
+        crc = masked_crc32c(raw)
+        entry = TensorEntry(name, array.dtype, shape, offsets[shard], len(raw), crc, shard)
+        entries.append(entry)
+        offsets[shard] += len(raw)
+    (folder / f"{prefix}.index").write_bytes(index_bytes(entries, shards=shards))
+
+
+def as_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Return float32 values cut to bfloat16, as `write_bundle` writes them."""
+    upper = (np.ascontiguousarray(array, "<f4").view("<u4") >> 16).astype("<u2")
+    return upper.view(BFLOAT16)
 
 
 def write_random_gpt2(folder: Path, hparams: dict[str, int], seed: int = 0) -> None:
@@ -81,9 +99,12 @@ def random_gpt2(hparams: dict[str, int], seed: int = 0, std: float = 0.2) -> dic
     return arrays
 
 
-def index_bytes(entries: Iterable[TensorEntry], block_size: int = BLOCK_SIZE) -> bytes:
+def index_bytes(
+    entries: Iterable[TensorEntry], block_size: int = BLOCK_SIZE, shards: int = 1
+) -> bytes:
     """The index file of these entries, which are sorted by name."""
-    records = [(b"", HEADER)] + [(entry.name.encode(), _entry(entry)) for entry in entries]
+    header = HEADER[:1] + varint(shards) + HEADER[2:]
+    records = [(b"", header)] + [(entry.name.encode(), _entry(entry)) for entry in entries]
     return table_bytes(records, block_size)
 
 
@@ -151,6 +172,8 @@ def _entry(entry: TensorEntry) -> bytes:
     sizes = [b"\x08" + varint(size) for size in entry.shape]
     shape = b"".join(b"\x12" + varint(len(size)) + size for size in sizes)
     raw = b"\x08" + varint(NUMBER_OF[entry.dtype]) + b"\x12" + varint(len(shape)) + shape
+    if entry.shard:
+        raw += b"\x18" + varint(entry.shard)
     if entry.offset:
         raw += b"\x20" + varint(entry.offset)
     raw += b"\x28" + varint(entry.size)

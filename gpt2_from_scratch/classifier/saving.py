@@ -193,7 +193,7 @@ def assemble(
             raise UsageError(
                 f"head {head.name!r} reads layer {head.layer}; this model has layers 0 to {n_layer}"
             )
-    if tokenizer.n_vocab != model.config.n_vocab:
+    if not tokenizer.fits(model.config.n_vocab):
         raise CheckpointError(
             f"the tokenizer of {description.base} has {tokenizer.n_vocab} tokens, but its model has "
             f"{model.config.n_vocab}: they do not belong together"

@@ -6,18 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
+from gpt2_from_scratch.gpt2.folders import refuse_without_sizes
 from gpt2_from_scratch.storage.files import read_json, write_json
 from gpt2_from_scratch.storage.paths import expanded
 from gpt2_from_scratch.storage.settings import check_settings, setting
 
-# fixed in GPT-2, but Hugging Face's config.json can contain other values
-GPT2_CHOICES = {
-    "model_type": "gpt2",
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
+# fixed in GPT-2, but Hugging Face's config.json can contain other values; the first is GPT-2's own
+GPT2_CHOICES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # the same function
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "quantization_config": (None,),
+}
+# {our size: its names in config.json}, as in the attribute_map of transformers' GPT2Config
+HUGGING_FACE_SIZES = {
+    "n_vocab": ("vocab_size",),
+    "n_ctx": ("n_positions", "max_position_embeddings"),
+    "n_embd": ("n_embd", "hidden_size"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "n_layer": ("n_layer", "num_hidden_layers"),
 }
 LARGEST = {"n_vocab": 10**7, "n_ctx": 10**6, "n_embd": 10**5, "n_head": 10**4, "n_layer": 500}
 
@@ -167,19 +178,33 @@ class LoRAConfig:
             )
 
 
+SIZE_FILES = ("hparams.json", "config.json")
+
+
 def read_config(folder: str | Path) -> GPT2Config:
     """Read a model's sizes from OpenAI's `hparams.json` or Hugging Face's `config.json`.
 
-    Raises CheckpointError if a value is missing, unknown or invalid, or if the architecture is not
-    GPT-2.
+    Raises CheckpointError if a value is missing, unknown or invalid, if the architecture is not
+    GPT-2, or if the two files contradict each other.
     """
     folder = expanded(folder)
-    path = folder / "hparams.json"
-    if path.exists() or not (folder / "config.json").exists():
-        sizes = read_json(path)
-    else:
-        path = folder / "config.json"
-        sizes = _from_hugging_face(read_json(path), path)
+    paths = [path for name in SIZE_FILES if (path := folder / name).exists()]
+    if not paths:
+        refuse_without_sizes(folder)
+    read = [_read_sizes(path) for path in paths or [folder / SIZE_FILES[0]]]
+    for name, value in asdict(read[0]).items():
+        if (other := getattr(read[-1], name)) != value:
+            raise CheckpointError(
+                f"{paths[0]}: {name} is {value}, but {paths[-1].name} in the same folder says {other}. "
+                "Correct or remove the wrong file."
+            )
+    return read[0]
+
+
+def _read_sizes(path: Path) -> GPT2Config:
+    sizes = read_json(path)
+    if path.name == "config.json":
+        sizes = _from_hugging_face(sizes, path)
     expected = [field.name for field in fields(GPT2Config)]
     if sorted(sizes) != sorted(expected):
         raise CheckpointError(f"{path}: expected exactly the keys {expected}, found {sizes!r:.200}")
@@ -196,12 +221,23 @@ def write_hparams(path: str | Path, config: GPT2Config) -> None:
 
 
 def _from_hugging_face(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name, ours in GPT2_CHOICES.items():
-        if config.get(name, ours) != ours:
-            raise CheckpointError(f"{path}: {name} is {config[name]!r:.80}; GPT-2 uses {ours!r}")
-    inner, width = config.get("n_inner"), config.get("n_embd")
+    for name, allowed in GPT2_CHOICES.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(
+                f"{path}: {name} is {config[name]!r:.80}; GPT-2 uses {allowed[0]!r}"
+            )
+    sizes = {}
+    for ours, names in HUGGING_FACE_SIZES.items():
+        present = [name for name in names if name in config]
+        if not present:
+            continue
+        sizes[ours] = config[present[0]]
+        if sizes[ours] != config[present[-1]]:
+            raise CheckpointError(
+                f"{path}: {present[0]} is {sizes[ours]!r:.80}, but {present[-1]}, which means the same, "
+                f"is {config[present[-1]]!r:.80}. Correct or remove the wrong one."
+            )
+    inner, width = config.get("n_inner"), sizes.get("n_embd")
     if inner is not None and not (type(width) is int and inner == 4 * width):
         raise CheckpointError(f"{path}: n_inner is {inner!r:.80}; GPT-2 uses 4 n_embd")
-    theirs = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
-    ours = (field.name for field in fields(GPT2Config))
-    return {name: config[key] for name, key in zip(ours, theirs, strict=True) if key in config}
+    return sizes

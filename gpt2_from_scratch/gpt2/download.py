@@ -4,17 +4,20 @@ A file gets its final name only after its size, hash and contents have been chec
 transfers are resumed. Requests and redirects go only to https servers on a list. If a server is too
 slow, the download from it is aborted.
 
-For the 124M model, the SHA-256 of three files and the MD5 of the data file are pinned. OpenAI never
-published SHA-256 hashes of its data files. The package does not need them: `model.ckpt.index` contains
-a CRC-32C of every tensor, so the pinned index verifies the data. For the other sizes, the index must
-match its own checksums and describe data of the correct size. OpenAI's files `checkpoint` and
+For the 124M model, the SHA-256 of four files is pinned. OpenAI never published hashes of its data files,
+but two public copies of the 124M model agree. `model.ckpt.index` contains a CRC-32C of every tensor, so
+the index verifies the data, too. For the other sizes, the index must match its own checksums and
+describe data of the correct size. Facts from only one source are listed as unconfirmed; nothing is
+refused because of them. OpenAI's files `checkpoint` and
 `model.ckpt.meta` are not needed.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,13 +67,24 @@ VOCABULARY: dict[str, Known] = {  # the same for all sizes; tiktoken pins the sa
 WEIGHTS: dict[str, dict[str, Known]] = {
     "124M": {
         INDEX: (5_215, "sha256:71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687"),
-        # MD5 detects accidental damage only
-        DATA: (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162"),
+        DATA: (
+            497_759_232,
+            "sha256:2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
+        ),
     },
     "355M": {INDEX: (10_399, None), DATA: (1_419_292_672, None)},
     # the sizes of these data files are computed from the shapes
     "774M": {INDEX: (None, None), DATA: (3_096_120_320, None)},
     "1558M": {INDEX: (None, None), DATA: (6_230_444_800, None)},
+}
+# from one public copy only (355M), or computed from the shapes; a difference is only logged
+UNCONFIRMED: dict[str, dict[str, Known]] = {
+    "355M": {
+        INDEX: (None, "sha256:4490e7b1f5ec0abfc1e111fcd27cdda7cb280c597ba0a885c364134e62ce43aa"),
+        DATA: (None, "sha256:22b4212602a087d1cdeec3509648f4d7b1f181eaa33ce0f3c688fbfb732d622f"),
+    },
+    "774M": {INDEX: (15_535, None)},
+    "1558M": {INDEX: (20_724, None)},
 }
 
 
@@ -139,9 +153,21 @@ def download_model(name: str, folder: str | Path | None = None) -> Path:
         INDEX: partial(_check_index, WEIGHTS[name][DATA][0]),
         DATA: partial(_check_data, folder),
     }
-    for file in model_files(name):
-        path = fetch(file, folder / file.name, checks.get(file.name))
+    files = model_files(name)
+    for number, file in enumerate(files):
+        try:
+            path = fetch(file, folder / file.name, checks.get(file.name))
+        except DownloadError as error:
+            missing = [f for f in files[number + 1 :] if not (folder / f.name).exists()]
+            lines = [f"{f.name} ({f.facts()}): {' or '.join(f.urls)}" for f in missing]
+            if not missing:
+                raise
+            also = "\n  ".join([f"These files are missing in {folder}, too:", *lines])
+            raise DownloadError(f"{error}\n{also}") from None
         log.info(f"{path}: {path.stat().st_size:,} bytes, checked")
+        seen = PinnedFile(file.name, *UNCONFIRMED.get(name, {}).get(file.name, (None, None)))
+        if difference := seen.difference(path):
+            log.warning(f"{path} is valid, but it {difference} (unconfirmed, from one source only)")
     return folder
 
 
@@ -329,6 +355,8 @@ class Transfer:
                     raise DownloadError(fault)
                 raise _TryAgain(fault)  # perhaps only the bytes of the earlier transfer were wrong
             except (_TryAgain, requests.RequestException) as error:
+                if not best and has_no_network(error):
+                    raise DownloadError(f"there is no network ({error})") from None
                 done, _ = self._begun()
                 failures, best = (1, done) if done >= best + PROGRESS else (failures + 1, best)
                 if failures >= self.limits.attempts:
@@ -419,6 +447,19 @@ class Transfer:
             raise DownloadError(f"received more than {most:,} bytes")
         if size is not None and done < size:
             raise _TryAgain(f"cut off after {done:,} of {size:,} bytes")
+
+
+def has_no_network(error: BaseException | None) -> bool:
+    """Return whether a server's name or address cannot be reached at all from this machine.
+
+    Another attempt would not help soon.
+    """
+    while error is not None:
+        unreachable = (errno.ENETUNREACH, errno.EHOSTUNREACH)
+        if isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _seconds(retry_after: str) -> float:

@@ -7,8 +7,11 @@ LevelDB table of protobuf messages:
     ""             -> BundleHeaderProto: number of data files, byte order
     <tensor name>  -> BundleEntryProto: type, shape, offset in the data file, CRC-32C of the data
 
+A large checkpoint can have several data files, called shards. Other programs use other names in place
+of `model.ckpt`, for example `model-1000`.
+
 An index of 5 kB thus verifies 498 MB of data. Every byte is checked, because the tensors must fill
-the data file without a gap. A CRC detects accidental changes only; a SHA-256 of the files also
+the data files without a gap. A CRC detects accidental changes only; a SHA-256 of the files also
 detects deliberate ones.
 
 In OpenAI's files, names look like `model/h0/attn/c_attn/w`. The matrices of the blocks are stored as
@@ -25,7 +28,7 @@ LevelDB, doc/table_format.md; https://protobuf.dev/programming-guides/encoding.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ import google_crc32c
 import numpy as np
 
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.gpt2.folders import tensorflow_prefix
 from gpt2_from_scratch.storage.files import HEAD, and_is, open_regular
 from gpt2_from_scratch.storage.paths import expanded
 
@@ -43,7 +47,9 @@ LARGEST_INDEX = 1 << 20  # bytes; the index of the largest GPT-2, 1558M, has abo
 MOST_DIMENSIONS = 8
 
 # {number in TensorFlow's types.proto: numpy type}, for the types allowed here; "<" is little-endian
-DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # numpy has no such type: the upper half of a float32
+DTYPES: dict[int, Any] = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 14: BFLOAT16, 19: "<f2"}
+MOST_SHARDS = 1000
 
 # fields of the messages, {tag: name}
 HEADER = {0o10: "num_shards", 0o20: "endianness", 0o32: "version"}
@@ -62,6 +68,7 @@ class TensorEntry:
     offset: int  # bytes from the start of the data file
     size: int  # bytes
     crc32c: int  # masked, as on disk
+    shard: int = 0  # number of the data file
 
 
 class Arrays(Mapping[str, np.ndarray]):
@@ -73,17 +80,29 @@ class Arrays(Mapping[str, np.ndarray]):
     become shorter.
     """
 
-    def __init__(self, entries: dict[str, TensorEntry], path: Path):
-        self.entries, self.path = entries, path
+    def __init__(self, entries: dict[str, TensorEntry], paths: Sequence[Path]):
+        self.entries, self.paths = entries, paths
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self.values_of(self.raw(name))
+
+    def raw(self, name: str) -> np.ndarray:
+        """Map an array as it is stored. Its bytes are those of the checksum."""
         e = self.entries[name]
+        path = self.paths[e.shard]
         try:
             # copy on write ("c"), because torch warns about read-only arrays
-            mapped = np.memmap(self.path, e.dtype, mode="c", offset=e.offset, shape=e.shape)
+            mapped = np.memmap(path, e.dtype, mode="c", offset=e.offset, shape=e.shape)
         except (OSError, ValueError) as error:
-            raise _unreadable(self.path, error) from None
+            raise _unreadable(path, error) from None
         return np.asarray(mapped)  # as an ordinary array
+
+    @staticmethod
+    def values_of(raw: np.ndarray) -> np.ndarray:
+        """Return the values of a stored array. bfloat16 becomes float32, without rounding."""
+        if raw.dtype != BFLOAT16:
+            return raw
+        return (raw["bfloat16"].astype("<u4") << 16).view("<f4")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -97,7 +116,11 @@ def read_index(path: Path | str) -> dict[str, TensorEntry]:
 
     Returns the entries in the order of the data file. Raises CheckpointError if the index is damaged.
     """
-    path = Path(path)
+    return _read_index(Path(path))[0]
+
+
+def _read_index(path: Path) -> tuple[dict[str, TensorEntry], int]:
+    """Read an index. Returns its entries and the number of data files."""
     try:
         with open_regular(path) as file:
             raw = file.read(LARGEST_INDEX + 1)
@@ -106,22 +129,24 @@ def read_index(path: Path | str) -> dict[str, TensorEntry]:
     if len(raw) > LARGEST_INDEX:
         raise CheckpointError(f"{path} is too large for the index of a GPT-2{and_is(raw)}")
     try:
-        return _read_entries(read_table(raw))
+        records = read_table(raw)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}{and_is(raw)}. Download the file again.") from None
+    try:
+        return _read_entries(records)
+    except ValueError as error:  # the CRCs are correct, so another file would not help
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def open_arrays(folder: Path | str) -> Arrays:
     """Open a checkpoint as {name: array in the shape on disk}.
 
     The arrays are read later, when they are used. `folder` contains `model.ckpt.*`; a path such as
-    `folder/model.ckpt` is also accepted. This checks the index and the size of the data file, but
-    not the data (see `check_tensors`). The files must not become shorter while the arrays are in
-    use. Raises CheckpointError if a file is missing or damaged.
+    `folder/model.ckpt` or `folder/model-1000` is also accepted. This checks the index and the size of
+    the data files, but not the data (see `check_tensors`). The files must not become shorter while the
+    arrays are in use. Raises CheckpointError if a file is missing or damaged.
     """
-    folder = expanded(folder)
-    index, data = _files(folder)
-    return _open(read_index(index), data)
+    return _open(_prefix(expanded(folder)))
 
 
 def check_tensors(
@@ -133,10 +158,9 @@ def check_tensors(
     file in the folder. Raises CheckpointError before the first tensor if the files are not a valid
     checkpoint.
     """
-    index, own_data = _files(folder)
-    arrays = _open(read_index(index), data or own_data)
+    arrays = _open(_prefix(Path(folder)), data)
     for name, entry in arrays.entries.items():
-        found = masked_crc32c(arrays[name])
+        found = masked_crc32c(arrays.raw(name))
         yield entry, found == entry.crc32c, entry.crc32c, found
 
 
@@ -152,25 +176,36 @@ def masked_crc32c(data: bytes | np.ndarray) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _files(folder: Path | str) -> tuple[Path, Path]:
-    prefix = Path(folder) / "model.ckpt" if os.path.isdir(folder) else Path(folder)
-    return Path(f"{prefix}.index"), Path(f"{prefix}.data-00000-of-00001")
+def _prefix(folder: Path) -> Path:
+    """Return the path of a checkpoint without the endings of its files."""
+    if not os.path.isdir(folder):
+        return folder
+    return folder / (tensorflow_prefix(folder) or "model.ckpt")
 
 
-def _open(entries: dict[str, TensorEntry], path: Path) -> Arrays:
-    """Open the arrays of a data file, and check its size."""
-    expected = sum(entry.size for entry in entries.values())  # there are no gaps between tensors
-    try:
-        with open_regular(path) as file:
-            found, kind = os.fstat(file.fileno()).st_size, and_is(file.read(HEAD))
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if found != expected:
-        raise CheckpointError(
-            f"{path} has {found:,} bytes{kind}, but its index describes {expected:,}. "
-            "Download the file again."
-        )
-    return Arrays(entries, path)
+def data_files(prefix: Path, shards: int) -> list[Path]:
+    """Return the paths of a checkpoint's data files."""
+    return [Path(f"{prefix}.data-{n:05d}-of-{shards:05d}") for n in range(shards)]
+
+
+def _open(prefix: Path, data: Path | None = None) -> Arrays:
+    """Open the arrays of a checkpoint, and check the sizes of its data files."""
+    entries, shards = _read_index(Path(f"{prefix}.index"))
+    paths = data_files(prefix, shards) if data is None else [data]
+    for shard, path in enumerate(paths):
+        # there are no gaps between tensors
+        expected = sum(entry.size for entry in entries.values() if entry.shard == shard)
+        try:
+            with open_regular(path) as file:
+                found, kind = os.fstat(file.fileno()).st_size, and_is(file.read(HEAD))
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if found != expected:
+            raise CheckpointError(
+                f"{path} has {found:,} bytes{kind}, but its index describes {expected:,}. "
+                "Download the file again."
+            )
+    return Arrays(entries, paths)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -178,33 +213,41 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read: {reason}")
 
 
-def _read_entries(records: list[tuple[bytes, bytes]]) -> dict[str, TensorEntry]:
-    """Convert the table's records to entries. The tensors must not have gaps between them."""
+def _read_entries(records: list[tuple[bytes, bytes]]) -> tuple[dict[str, TensorEntry], int]:
+    """Convert the table's records to entries, and return the number of data files.
+
+    The tensors of a data file must not have gaps between them.
+    """
     if not records or records[0][0] != b"":
         raise ValueError("it has no header")
     header = read_fields(records[0][1], HEADER)
-    if header["num_shards"] != 1 or header["endianness"] != 0:
-        raise ValueError("the tensors must be in one data file and in little-endian byte order")
-    entries, end, previous = {}, 0, b""
+    shards = header["num_shards"]
+    if not 1 <= shards <= MOST_SHARDS or header["endianness"] != 0:
+        raise ValueError(
+            f"there must be 1 to {MOST_SHARDS} data files, and values in little-endian byte order"
+        )
+    entries, previous = {}, b""
+    ends, last = [0] * shards, [b""] * shards  # of each data file
     for key, value in records[1:]:
         if key <= previous:
             raise ValueError(f"{key!r} follows {previous!r}: a name is repeated or out of order")
         try:
-            entry = _read_entry(key.decode(), value)
+            entry = _read_entry(key.decode(), value, shards)
         except ValueError as error:
             raise ValueError(f"tensor {key!r}: {error}") from None
-        if entry.offset != end:
+        shard = entry.shard
+        if entry.offset != ends[shard]:
             raise ValueError(
-                f"{key!r} begins at byte {entry.offset}, but {previous!r} ends at {end}"
+                f"{key!r} begins at byte {entry.offset}, but {last[shard]!r} ends at {ends[shard]}"
             )
         entries[entry.name] = entry
-        end, previous = end + entry.size, key
+        ends[shard], last[shard], previous = ends[shard] + entry.size, key, key
     if not entries:
         raise ValueError("it describes no tensors")
-    return entries
+    return entries, shards
 
 
-def _read_entry(name: str, raw: bytes) -> TensorEntry:
+def _read_entry(name: str, raw: bytes, shards: int) -> TensorEntry:
     fields = read_fields(raw, ENTRY)
     if fields["dtype"] not in DTYPES:
         raise ValueError(f"unknown TensorFlow type {fields['dtype']}; known types: {DTYPES}")
@@ -215,10 +258,10 @@ def _read_entry(name: str, raw: bytes) -> TensorEntry:
         raise ValueError(f"a shape of {shape} is not expected in a GPT-2")
     if math.prod(shape) * dtype.itemsize != fields["size"]:
         raise ValueError(f"{fields['size']} bytes do not fit {dtype} values of shape {shape}")
-    if fields["shard"] != 0:
-        raise ValueError(f"it is in shard {fields['shard']}, but there is only shard 0")
+    if fields["shard"] >= shards:
+        raise ValueError(f"it is in shard {fields['shard']}, but the last one is {shards - 1}")
     crc = int.from_bytes(fields["crc32c"], "little")
-    return TensorEntry(name, dtype, shape, fields["offset"], fields["size"], crc)
+    return TensorEntry(name, dtype, shape, fields["offset"], fields["size"], crc, fields["shard"])
 
 
 # --- The LevelDB table: sorted (key, value) pairs of bytes. ---

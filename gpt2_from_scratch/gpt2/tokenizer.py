@@ -1,7 +1,7 @@
 """The byte-level BPE of a checkpoint, run by tiktoken.
 
-The vocabulary is stored in `vocab.bpe` and `encoder.json`. Nothing is downloaded or cached. This module
-reads the two files itself, because tiktoken's own loader caches local files and returns the old
+The vocabulary is stored in `vocab.bpe` and `encoder.json`, or in Hugging Face's `tokenizer.json`. Nothing is downloaded or cached. This module
+reads the files itself, because tiktoken's own loader caches local files and returns the old
 contents after a file has changed.
 
 Sources: https://github.com/openai/gpt-2/blob/master/src/encoder.py and
@@ -12,7 +12,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
@@ -20,6 +22,7 @@ from gpt2_from_scratch.errors import CheckpointError, DataError
 from gpt2_from_scratch.storage.files import and_is, read_bounded, read_json, write_text
 from gpt2_from_scratch.storage.paths import expanded, model_folder
 
+TOKENIZER_JSON = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_MERGES = 1 << 25  # bytes; OpenAI's vocab.bpe has half a million
 
@@ -43,7 +46,7 @@ class Tokenizer:
 
     def __init__(self, model: str | Path):
         folder = model_folder(model)
-        ranks, end_of_text = _read_bpe(folder)
+        ranks, end_of_text, self.n_added = _read_bpe(folder)
         self.end_of_text_id = end_of_text  # also used as padding, because no text encodes to it
         self.n_vocab = len(ranks) + 1
         self.longest_token = max(map(len, ranks))  # bytes
@@ -57,6 +60,15 @@ class Tokenizer:
             special_tokens={END_OF_TEXT: end_of_text},
             explicit_n_vocab=self.n_vocab,
         )
+
+    def fits(self, n_vocab: int) -> bool:
+        """Return whether a model with `n_vocab` embeddings can use this tokenizer.
+
+        The model may have embeddings of tokens that were added, such as [PAD]. Some programs pad the
+        number to a multiple of 64 or 128. No text contains these tokens.
+        """
+        more = n_vocab - self.n_vocab - self.n_added
+        return more == 0 or (n_vocab % 64 == 0 and 0 < more < 128)
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. The string `<|endoftext|>` in it is encoded as ordinary text.
@@ -109,43 +121,129 @@ def bytes_to_characters() -> dict[int, str]:
     }
 
 
-def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int]:
-    """Read `vocab.bpe` and `encoder.json`.
+def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int, int]:
+    """Read the vocabulary of a model.
 
-    Returns {token bytes: id} and the id of <|endoftext|>. `vocab.bpe` lists the merges in the
-    order in which they were learned. `encoder.json` contains the id of every token. A token's id
-    must be 256 plus the rank of its merge, because tiktoken uses ids as ranks. Hugging Face names
-    the same two files `merges.txt` and `vocab.json`.
+    Returns {token bytes: id}, the id of <|endoftext|>, and the number of tokens added after it.
+    `vocab.bpe` lists the merges in the order in which they were learned. `encoder.json` contains the
+    id of every token. A token's id must be 256 plus the rank of its merge, because tiktoken uses ids
+    as ranks. Hugging Face names the same two files `merges.txt` and `vocab.json`, and its
+    `tokenizer.json` contains both. All of these files that exist must be equal.
     """
-    merges_path = _first_that_exists(folder, "vocab.bpe", "merges.txt")
-    ids_path = _first_that_exists(folder, "encoder.json", "vocab.json")
+    merges = {path: _read_merges(path) for path in _existing(folder, "vocab.bpe", "merges.txt")}
+    ids = {path: read_json(path) for path in _existing(folder, "encoder.json", "vocab.json")}
+    added = 0
+    if (path := folder / TOKENIZER_JSON).exists():
+        merges[path], ids[path], added = _read_tokenizer_json(path)
+    merges = merges or {folder / "vocab.bpe": _read_merges(folder / "vocab.bpe")}
+    ids = ids or {folder / "encoder.json": read_json(folder / "encoder.json")}
+    merges_path, merged = next(iter(merges.items()))
+    for path, other in merges.items():
+        if other != merged:
+            pairs = zip_longest(merged, other, fillvalue="nothing")
+            rank, (ours, theirs) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
+            raise CheckpointError(
+                f"{merges_path}: merge {rank} makes {ours!r:.80}, but in {path.name} in the same folder "
+                f"it makes {theirs!r:.80}. Remove the file that belongs to another model."
+            )
     characters = bytes_to_characters()
-    tokens = [*characters.values(), *_read_merges(merges_path)]
+    tokens = [*characters.values(), *merged]
     expected = {token: rank for rank, token in enumerate([*tokens, END_OF_TEXT])}
-    found = read_json(ids_path)
-    if found != expected or len(expected) != len(tokens) + 1:
-        first_difference = "a merge is listed twice"
-        for token in [*expected, *found]:
-            is_id, should_be = found.get(token), expected.get(token)
-            if is_id != should_be:
-                first_difference = f"{token!r:.80} has id {is_id!r:.80} instead of {should_be}"
-                break
-        raise CheckpointError(
-            f"{ids_path} ({len(found)} tokens) does not list the 256 bytes, the "
-            f"{len(tokens) - 256} merges of {merges_path.name} and {END_OF_TEXT} in this order; "
-            f"first difference: {first_difference}. "
-            "Check that the two files belong to the same model."
-        )
+    for path, found in ids.items():
+        _check_ids(path, found, expected, merges_path, len(tokens))
     to_byte = {character: byte for byte, character in characters.items()}
     try:
         ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
     except KeyError as error:
         raise CheckpointError(f"{merges_path}: {error} does not represent a byte") from None
-    return ranks, len(tokens)
+    return ranks, len(tokens), added
 
 
-def _first_that_exists(folder: Path, *names: str) -> Path:
-    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+def _check_ids(
+    path: Path, found: dict[str, Any], expected: dict[str, int], merges_path: Path, n_tokens: int
+) -> None:
+    if found == expected and len(expected) == n_tokens + 1:
+        return
+    first_difference = "a merge is listed twice"
+    for token in [*expected, *found]:
+        is_id, should_be = found.get(token), expected.get(token)
+        if is_id != should_be:
+            first_difference = f"{token!r:.80} has id {is_id!r:.80} instead of {should_be}"
+            break
+    raise CheckpointError(
+        f"{path} ({len(found)} tokens) does not list the 256 bytes, the "
+        f"{n_tokens - 256} merges of {merges_path.name} and {END_OF_TEXT} in this order; "
+        f"first difference: {first_difference}. "
+        "Check that the two files belong to the same model."
+    )
+
+
+# settings of tokenizer.json: (path in the file, values that GPT-2's BPE has; None also if missing)
+BPE_SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
+    ("model", "type"): ("BPE", None),  # older files have no type
+    ("model", "dropout"): (None,),
+    ("model", "continuing_subword_prefix"): ("", None),
+    ("model", "end_of_word_suffix"): ("", None),
+    ("model", "byte_fallback"): (False, None),
+    ("model", "ignore_merges"): (False, None),
+    ("normalizer",): (None,),
+    ("pre_tokenizer", "type"): ("ByteLevel",),
+    ("pre_tokenizer", "add_prefix_space"): (False,),
+    ("pre_tokenizer", "use_regex"): (True, None),
+    ("decoder", "type"): ("ByteLevel", None),
+    ("post_processor", "type"): ("ByteLevel", "TemplateProcessing", None),
+}
+
+
+def _read_tokenizer_json(path: Path) -> tuple[list[str], dict[str, Any], int]:
+    """Read Hugging Face's tokenizer.json.
+
+    Returns the tokens that the merges produce, {token: id}, and the number of tokens that were added
+    after <|endoftext|>. Raises CheckpointError if it is not a byte-level BPE like GPT-2's, which gives
+    other tokens.
+    """
+    contents = read_json(path)
+    for keys, allowed in BPE_SETTINGS.items():
+        value: Any = contents
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value not in allowed:
+            raise CheckpointError(
+                f"{path}: {'.'.join(keys)} is {value!r:.80}, but GPT-2's byte-level BPE has "
+                f"{allowed[0]!r}. This tokenizer gives other tokens than GPT-2's."
+            )
+    try:
+        template = (contents.get("post_processor") or {}).get("single") or []
+        if any("SpecialToken" in part for part in template):
+            raise CheckpointError(f"{path}: post_processor adds tokens to a text; GPT-2's does not")
+        merges = [
+            pair.split(" ") if isinstance(pair, str) else pair
+            for pair in contents["model"]["merges"]
+        ]
+        if any(len(pair) != 2 for pair in merges):
+            raise ValueError("a merge does not have two tokens")
+        tokens, ids = ["".join(pair) for pair in merges], dict(contents["model"]["vocab"])
+        added = {token["content"]: token for token in contents.get("added_tokens") or []}
+        more = {
+            name: token["id"] for name, token in added.items() if token["id"] > len(tokens) + 256
+        }
+        if END_OF_TEXT in added:
+            ids[END_OF_TEXT] = added[END_OF_TEXT]["id"]
+        for name in added.keys() - {END_OF_TEXT}:
+            if name not in more or not added[name]["special"]:
+                raise CheckpointError(
+                    f"{path}: the added token {name!r:.80} is found in texts, which GPT-2's BPE does not do"
+                )
+        if sorted(more.values()) != [len(tokens) + 257 + n for n in range(len(more))]:
+            raise ValueError(f"the ids of added tokens are {sorted(more.values())!r:.80}")
+        ids = {token: number for token, number in ids.items() if token not in more}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a valid tokenizer: {error!r:.200}") from None
+    return tokens, ids, len(more)
+
+
+def _existing(folder: Path, *names: str) -> list[Path]:
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def _read_merges(path: Path) -> list[str]:

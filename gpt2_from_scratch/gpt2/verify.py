@@ -16,15 +16,26 @@ from torch import Tensor, nn
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config
 from gpt2_from_scratch.gpt2.download import DATA, INDEX, PinnedFile, model_files
+from gpt2_from_scratch.gpt2.folders import (
+    SAFETENSORS,
+    SHARDS,
+    tensor_files,
+    tensorflow_prefix,
+    weight_files,
+)
 from gpt2_from_scratch.gpt2.generate import generate
 from gpt2_from_scratch.gpt2.model import GPT2
-from gpt2_from_scratch.gpt2.openai_checkpoint import check_tensors, read_index
-from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.openai_checkpoint import (
+    check_tensors,
+    data_files,
+    open_arrays,
+    read_index,
+)
+from gpt2_from_scratch.gpt2.tokenizer import TOKENIZER_JSON, Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2, meta_gpt2, stored_parameters
 from gpt2_from_scratch.storage.files import SUMS, read_sums
 from gpt2_from_scratch.storage.paths import model_folder
 
-SAFETENSORS = "model.safetensors"
 INDEX_124M = next(file for file in model_files("124M") if file.name == INDEX)
 HUGGING_FACE_124M = PinnedFile(  # openai-community/gpt2, revision 607a30d7
     SAFETENSORS,
@@ -98,18 +109,21 @@ def verify_model(model: str | Path) -> Iterator[Check]:
     Raises CheckpointError only if the folder does not exist.
     """
     folder = model_folder(model)
-    openai = any((folder / name).exists() for name in (INDEX, DATA))
+    check, prefix = attempt("checkpoint", lambda: tensorflow_prefix(folder), str)
+    if not check.ok:
+        yield check
+    prefix = prefix or ("model.ckpt" if (folder / DATA).exists() else "")
     sizes, config = attempt("sizes", lambda: _sizes(folder), str)
-    yield from _check_files(folder, config, openai)
+    yield from _check_files(folder, config, prefix)
     yield sizes
     check, tokenizer = attempt(
         "tokenizer", lambda: _tokenizer(folder, config), lambda found: f"{found.n_vocab:,} tokens"
     )
     yield check
-    if openai:
-        yield from _check_checkpoint(folder)
+    if prefix:
+        yield from _check_checkpoint(folder / prefix)
     yield from _check_parameters(folder, config)
-    known = INDEX_124M if openai else HUGGING_FACE_124M
+    known = INDEX_124M if prefix else HUGGING_FACE_124M
     _, difference = attempt(known.name, lambda: known.difference(folder / known.name), str)
     if difference == "":
         yield from _check_published(folder, tokenizer)
@@ -124,22 +138,22 @@ def _sizes(folder: Path) -> GPT2Config:
 
 def _tokenizer(folder: Path, config: GPT2Config | None) -> Tokenizer:
     tokenizer = Tokenizer(folder)
-    if config and tokenizer.n_vocab != config.n_vocab:
+    if config and not tokenizer.fits(config.n_vocab):
         raise CheckpointError(f"found {tokenizer.n_vocab} tokens, but n_vocab = {config.n_vocab}")
     return tokenizer
 
 
 # --- Files. ---
 
-# (OpenAI's name, Hugging Face's name) of the same file
-TWO_NAMES = (
+# names of the same file; the first is OpenAI's, and the others are Hugging Face's
+NAMES = (
     ("hparams.json", "config.json"),
-    ("vocab.bpe", "merges.txt"),
-    ("encoder.json", "vocab.json"),
+    ("vocab.bpe", "merges.txt", TOKENIZER_JSON),
+    ("encoder.json", "vocab.json", TOKENIZER_JSON),
 )
 
 
-def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Iterator[Check]:
+def _check_files(folder: Path, config: GPT2Config | None, prefix: str) -> Iterator[Check]:
     """Compare files with their published sizes and hashes, and with `SHA256SUMS`.
 
     The files are those that the model needs and those that `SHA256SUMS` lists.
@@ -147,11 +161,11 @@ def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Itera
     check, listed = attempt(SUMS, lambda: read_sums(folder), lambda sums: f"{len(sums)} files")
     if listed is None or listed:
         yield check
-    published = _published_files(folder, config, openai)
+    published = _published_files(folder, config, prefix)
     needed = [
-        next((name for name in names if (folder / name).exists()), names[0]) for names in TWO_NAMES
+        next((name for name in names if (folder / name).exists()), names[0]) for names in NAMES
     ]
-    needed += [INDEX, DATA] if openai else [SAFETENSORS]
+    needed += _weights(folder, prefix)
     for name in dict.fromkeys([*needed, *(listed or ())]):
         pins = {}
         if name in published:
@@ -162,6 +176,21 @@ def _check_files(folder: Path, config: GPT2Config | None, openai: bool) -> Itera
         if listed and name not in listed:
             check = Check(name, False, f"not in {SUMS}; {check.detail}")
         yield check
+
+
+def _weights(folder: Path, prefix: str) -> list[str]:
+    """Return the names of the files with the weights, also of files that are missing."""
+    names = []
+    if prefix:
+        _, arrays = attempt("", lambda: open_arrays(folder / prefix), str)
+        data = arrays.paths if arrays else data_files(folder / prefix, 1)
+        names += [f"{prefix}.index", *(path.name for path in data)]
+    if (folder / SHARDS).exists():
+        _, files = attempt("", lambda: tensor_files(folder / SHARDS), str)
+        names += [SHARDS, *sorted({path.name for path in (files or {}).values()})]
+    if (folder / SAFETENSORS).exists() or not names:
+        names.append(SAFETENSORS)
+    return names
 
 
 def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
@@ -176,31 +205,33 @@ def _check_file(path: Path, pins: dict[str, PinnedFile]) -> str:
     )
 
 
-def _published_files(
-    folder: Path, config: GPT2Config | None, openai: bool
-) -> dict[str, PinnedFile]:
+def _published_files(folder: Path, config: GPT2Config | None, prefix: str) -> dict[str, PinnedFile]:
     """Return the published sizes and hashes of the files of a folder.
 
-    Returns {} if the folder does not look like one of OpenAI's models.
+    Returns {} if the folder does not contain one of OpenAI's models. The size alone does not show
+    that, because a finetuned model has the same size. A folder is OpenAI's if its name says so, or if
+    its index is the published one.
     """
     named = folder.name if folder.name in SIZES else None
-    if openai:
-        size = named or next((name for name, known in SIZES.items() if known == config), None)
-        return {file.name: file for file in model_files(size)} if size else {}
-    return {SAFETENSORS: HUGGING_FACE_124M} if named == "124M" else {}
+    if not prefix:
+        return {SAFETENSORS: HUGGING_FACE_124M} if named == "124M" else {}
+    _, difference = attempt(INDEX, lambda: INDEX_124M.difference(folder / INDEX), str)
+    if config == SIZES["124M"] and difference == "":
+        named = "124M"
+    return {file.name: file for file in model_files(named)} if named else {}
 
 
 # --- Weights. ---
 
 
-def _check_checkpoint(folder: Path) -> Iterator[Check]:
+def _check_checkpoint(prefix: Path) -> Iterator[Check]:
     """Check the index and the tensors of OpenAI's format.
 
     The index is checked by its own CRCs, and the tensors by the CRCs in the index.
     """
     check, entries = attempt(
         "index",
-        lambda: read_index(folder / INDEX),
+        lambda: read_index(f"{prefix}.index"),
         lambda found: f"{len(found)} arrays, CRCs correct",
     )
     yield check
@@ -208,7 +239,7 @@ def _check_checkpoint(folder: Path) -> Iterator[Check]:
         yield not_possible("tensors' checksums", "the index cannot be read")
         return
     try:
-        for entry, ok, expected, found in check_tensors(folder):
+        for entry, ok, expected, found in check_tensors(prefix):
             detail = f"CRC-32C {found:08x}" + ("" if ok else f", expected {expected:08x}")
             yield Check(f"{TENSOR}{entry.name}", ok, detail)
     except CheckpointError as error:
@@ -231,7 +262,7 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
             # without the CRCs, because `check_tensors` has already compared them
             for parameter, value in stored_parameters(folder, meta_gpt2(config), check_crcs=False)
         ],
-        lambda found: f"{len(found)} arrays, one for each parameter",
+        lambda found: f"{len(found)} arrays, one for each parameter{_equal(folder)}",
     )
     yield check
     if found is None:
@@ -242,6 +273,14 @@ def _check_parameters(folder: Path, config: GPT2Config | None) -> Iterator[Check
     if bad:
         detail = f"NaN or infinite in {len(bad)} parameters: {', '.join(bad[:5])}"
     yield Check(numbers, not bad, detail)
+
+
+def _equal(folder: Path) -> str:
+    """Mention that a folder contains the weights in several formats, which were compared."""
+    first, *others = weight_files(folder)
+    if not others:
+        return ""
+    return f"; {first.name} and {' and '.join(path.name for path in others)} have equal weights"
 
 
 # --- Outputs published by others for OpenAI's 124M weights. ---

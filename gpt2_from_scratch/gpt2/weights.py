@@ -9,14 +9,19 @@ these peculiarities:
   OpenAI's matrices have an additional first axis of length 1, because they were 1x1 convolutions.
 - The output head is not stored, because its weight is `wte`. Some files contain a copy, `lm_head`.
 - Hugging Face's files contain causal masks (`h.0.attn.bias`, `attn.masked_bias`), which are not
-  weights.
+  weights. TensorFlow's can contain the state of the optimizer.
+- nanoGPT uses Hugging Face's names, but stores its matrices as (out, in). Its biases may be missing,
+  which means that they are zero.
 """
 
 import hashlib
+import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +31,21 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
-from gpt2_from_scratch.gpt2.config import GPT2Config, read_config, write_hparams
+from gpt2_from_scratch.gpt2.config import SIZE_FILES, GPT2Config, read_config, write_hparams
+from gpt2_from_scratch.gpt2.folders import files_of_weights, tensor_files, weight_files
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
-from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+from gpt2_from_scratch.gpt2.tokenizer import TOKENIZER_JSON, Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
 from gpt2_from_scratch.storage.paths import expanded, model_folder
 from gpt2_from_scratch.storage.tensors import (
     each_sha256,
     joined_sha256,
     mapped_tensors,
-    open_tensors,
     write_tensors,
 )
+
+log = logging.getLogger(__name__)
 
 # {parameter: (name of OpenAI's array, name of Hugging Face's tensor)}; `{}` is the block's number
 NAME_MAP = {
@@ -72,7 +79,34 @@ FOREIGN = {
     "transformer.layer.": "DistilBERT",
     "blocks.": "a saved classifier or another program's network",
 }
-CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a program stores the parameters of a GPT-2."""
+
+    program: str
+    column: int  # of NAME_MAP
+    prefixes: tuple[str, ...]  # removed from the beginning of names, in this order
+    transposes: bool  # stores the matrices of the blocks as (in, out)
+    ignored: re.Pattern[str]  # names of tensors that are not weights
+    other_heads: dict[str, str]  # {beginning of names: a head that is left out}
+
+
+CAUSAL_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+OPTIMIZER = re.compile(
+    r"(.*/)?(Adam(_\d+)?|Adafactor|Momentum|RMSProp(_\d+)?|Adagrad|Adadelta(_\d+)?|v[rc]?|m)"
+    r"|(.*/)?(beta[12]_power|global_step)(_\d+)?"
+)
+HEADS = {  # of transformers' other GPT-2 classes
+    "score.": "GPT2ForSequenceClassification",
+    "classifier.": "GPT2ForTokenClassification",
+    "multiple_choice_head.": "GPT2DoubleHeadsModel",
+    "qa_outputs.": "GPT2ForQuestionAnswering",
+}
+OPENAI = Dialect("OpenAI", 0, (), True, OPTIMIZER, {})
+HUGGING_FACE = Dialect("Hugging Face", 1, ("transformer.",), True, CAUSAL_MASKS, HEADS)
+NANOGPT = Dialect("nanoGPT", 1, ("_orig_mod.", "transformer."), False, CAUSAL_MASKS, {})
 
 
 def names_on_disk(config: GPT2Config) -> dict[str, tuple[str, str]]:
@@ -96,14 +130,17 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
 
     Names are "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl". A folder contains OpenAI's
     checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's (`config.json` or `hparams.json`,
-    `model.safetensors`). The weights are loaded as float32 on the CPU.
+    `model.safetensors`, which may be sharded). nanoGPT's state dict is read as well, if it was saved
+    as `model.safetensors`. The weights are loaded as float32 on the CPU.
 
     Raises CheckpointError if an array is missing, is not used by GPT-2, has another shape or is not
-    finite, or if a checksum in the index or the folder does not match.
+    finite, if a checksum in the index or the folder does not match, or if the folder contains two
+    different models.
     """
     folder = model_folder(model)
-    check_sums(folder, ("hparams.json", "config.json", "model.safetensors", "model.ckpt.index"))
+    check_sums(folder, SIZE_FILES)
     gpt2 = meta_gpt2(read_config(folder))
+    check_sums(folder, [file.name for file in files_of_weights(folder)])
     state = {}
     for parameter, value in stored_parameters(folder, gpt2):
         # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity
@@ -144,94 +181,171 @@ def stored_parameters(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter of a checkpoint: (name, float32 copy).
 
-    The copies have the shapes that this package uses: (out, in) for the matrices of the blocks.
+    The copies have the shapes that this package uses: (out, in) for the matrices of the blocks. If a
+    folder contains the weights in several formats, all of them are read and compared.
 
     Args:
-        folder: contains a checkpoint in OpenAI's or Hugging Face's format.
+        folder: contains a checkpoint in OpenAI's, Hugging Face's or nanoGPT's format.
         gpt2: a model of the checkpoint's size, for its names and shapes (see `meta_gpt2`).
         check_crcs: whether to compare OpenAI's arrays with the CRC-32C in the index.
 
     Raises:
-        CheckpointError: a name, shape, type or checksum is wrong.
+        CheckpointError: a name, shape, type or checksum is wrong, or two formats have different
+            weights.
     """
-    if (folder / "model.ckpt.index").exists():
-        yield from _openai_parameters(folder, gpt2, check_crcs)
-    elif (folder / "model.safetensors").exists():
-        yield from _safetensors_parameters(folder / "model.safetensors", gpt2)
-    else:
-        raise CheckpointError(
-            f"{folder} has neither model.ckpt.index (OpenAI) nor model.safetensors (Hugging Face)"
-        )
+    first, *others = weight_files(folder)
+    copies = [_parameters(other, gpt2, check_crcs) for other in others]
+    for parameter, value in _parameters(first, gpt2, check_crcs):
+        for path, copy in zip(others, copies, strict=True):
+            if not torch.equal(value, next(copy)[1]):
+                raise CheckpointError(
+                    f"{first} and {path.name} in the same folder contain different weights (first "
+                    f"difference: {parameter}). Move the wrong one to another folder."
+                )
+        yield parameter, value
 
 
-def _openai_parameters(folder: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
-    arrays = open_arrays(folder)
+def _parameters(source: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of one of `weight_files`. Their order does not depend on the format."""
+    if source.suffix == ".index":
+        return _openai_parameters(source, gpt2, check_crcs)
+    return _safetensors_parameters(source, gpt2)
+
+
+def _openai_parameters(index: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
+    arrays = open_arrays(index.with_suffix(""))
     shapes = {  # without the first axis, of length 1, of a 1x1 convolution
         name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
         for name, entry in arrays.entries.items()
+        if not OPENAI.ignored.fullmatch(name)
     }
-    for parameter, name in _match(shapes, gpt2, folder, openai=True).items():
-        array = arrays[name]  # mapped only until it is copied, so only one array is in memory
+    places = _match(shapes, gpt2, index.parent, OPENAI)
+    for parameter in (parameter for group in _groups(places) for parameter in group):
+        name = places[parameter]
+        # mapped only until it is copied, so only one array is in memory
+        raw, entry = arrays.raw(name), arrays.entries[name]
         # the checks take 0.1 s for the whole 124M model
-        if check_crcs and masked_crc32c(array) != arrays.entries[name].crc32c:
-            raise CheckpointError(f"{folder}: {name} is damaged; download the data file again")
-        if array.dtype.kind != "f":
-            raise CheckpointError(f"{folder}: {name} is {array.dtype}, but weights must be floats")
-        yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])))
-
-
-def _safetensors_parameters(path: Path, gpt2: GPT2) -> Iterator[tuple[str, Tensor]]:
-    with open_tensors(path) as file:
-        names = {name.removeprefix("transformer."): name for name in file.keys()}
-        if len(names) != len(file.keys()):
+        if check_crcs and masked_crc32c(raw) != entry.crc32c:
             raise CheckpointError(
-                f"{path} contains a tensor both with and without the prefix 'transformer.'"
+                f"{index.parent}: {name} is damaged; download the data file again"
             )
-        repeated_head = names.pop("lm_head.weight", None)
-        shapes = {
-            short: tuple(file.get_slice(name).get_shape())
-            for short, name in names.items()
-            if not CAUSAL_MASK.fullmatch(short)
-        }
-    places = _match(shapes, gpt2, path, openai=False)
-    groups = defaultdict(list)  # by block; wte, wpe and ln_f are groups of their own
-    for parameter in places:
-        groups[tuple(parameter.split(".")[:2])].append(parameter)
-    for group in groups.values():
+        array = arrays.values_of(raw)
+        if array.dtype.kind != "f":
+            raise CheckpointError(
+                f"{index.parent}: {name} is {array.dtype}, but weights must be floats"
+            )
+        yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])), OPENAI)
+
+
+def _safetensors_parameters(source: Path, gpt2: GPT2) -> Iterator[tuple[str, Tensor]]:
+    files = tensor_files(source)
+    dialect, names, shapes = _dialect(source, files)
+    repeated_head = names.pop("lm_head.weight", None)
+    shapes.pop("lm_head.weight", None)
+    heads = {}
+    for short in [*names]:
+        if head := next(
+            (h for start, h in dialect.other_heads.items() if short.startswith(start)), ""
+        ):
+            heads[short] = head
+    if heads:
+        log.warning(
+            f"{source} contains the head of a {min(heads.values())}, which is not part of GPT-2: "
+            f"{', '.join(sorted(heads))}"
+        )
+    shapes = {
+        short: shape
+        for short, shape in shapes.items()
+        if short not in heads and not dialect.ignored.fullmatch(short)
+    }
+    places = _match(shapes, gpt2, source, dialect)
+    for group in _groups(places):
         # mapped again for each group, because everything read stays in memory while it is mapped
-        with mapped_tensors(path) as file:
+        with ExitStack() as stack:
+            wanted = {files[names[places[parameter]]] for parameter in group if places[parameter]}
+            if "wte.weight" in group and repeated_head is not None:
+                wanted.add(files[repeated_head])
+            opened = {path: stack.enter_context(mapped_tensors(path)) for path in sorted(wanted)}
             for parameter in group:
+                if not places[parameter]:  # a bias that nanoGPT does not have
+                    yield parameter, torch.zeros(gpt2.get_parameter(parameter).shape)
+                    continue
                 name = names[places[parameter]]
-                value = file.get_tensor(name)
+                value = opened[files[name]].get_tensor(name)
                 if not value.is_floating_point():
                     raise CheckpointError(
-                        f"{path}: {name} is {value.dtype}, but weights must be floats"
+                        f"{files[name]}: {name} is {value.dtype}, but weights must be floats"
                     )
                 if parameter == "wte.weight" and repeated_head is not None:
-                    if not torch.equal(value, file.get_tensor(repeated_head)):
-                        raise CheckpointError(f"{path}: lm_head.weight differs from wte.weight")
-                yield parameter, _copied(parameter, value)
+                    if not torch.equal(
+                        value, opened[files[repeated_head]].get_tensor(repeated_head)
+                    ):
+                        raise CheckpointError(
+                            f"{files[repeated_head]}: lm_head.weight differs from wte.weight"
+                        )
+                yield parameter, _copied(parameter, value, dialect)
 
 
-def _copied(parameter: str, stored: Tensor) -> Tensor:
-    return _transposed_if_matrix(parameter, stored).to(
-        torch.float32, copy=True, memory_format=torch.contiguous_format
-    )
+def _dialect(
+    source: Path, files: Mapping[str, Path]
+) -> tuple[Dialect, dict[str, str], dict[str, tuple[int, ...]]]:
+    """Find out which program wrote safetensors.
+
+    Returns its dialect, {name without prefixes: name on disk} and {name without prefixes: shape}.
+    """
+    names: dict[str, str] = {}
+    for name in files:
+        short = name
+        for prefix in NANOGPT.prefixes:  # Hugging Face's are among them
+            short = short.removeprefix(prefix)
+        if short in names:
+            raise CheckpointError(
+                f"{source} contains {short} twice, as {names[short]} and as {name}"
+            )
+        names[short] = name
+    shapes = {}
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(mapped_tensors(path)) for path in {*files.values()}}
+        for short, name in names.items():
+            shapes[short] = tuple(opened[files[name]].get_slice(name).get_shape())
+    # (3 C, C) for nanoGPT's, (C, 3 C) for Hugging Face's
+    queries = [shape for short, shape in shapes.items() if short.endswith("attn.c_attn.weight")]
+    linear = queries and all(len(s) == 2 and s[0] == 3 * s[1] for s in queries)
+    return NANOGPT if linear else HUGGING_FACE, names, shapes
+
+
+def _groups(parameters: Iterable[str]) -> Iterable[list[str]]:
+    """Group parameters by block; wte, wpe and ln_f are groups of their own."""
+    groups = defaultdict(list)
+    for parameter in parameters:
+        first, second, *_ = parameter.split(".")
+        groups[f"blocks.{second}" if first == "blocks" else first].append(parameter)
+    return groups.values()
+
+
+def _copied(parameter: str, stored: Tensor, dialect: Dialect) -> Tensor:
+    value = _transposed_if_matrix(parameter, stored) if dialect.transposes else stored
+    return value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _match(
-    shapes: Mapping[str, tuple[int, ...]], gpt2: GPT2, where: Path, *, openai: bool
+    shapes: Mapping[str, tuple[int, ...]], gpt2: GPT2, where: Path, dialect: Dialect
 ) -> dict[str, str]:
-    """Return {parameter: name on disk}.
+    """Return {parameter: name on disk}, with an empty name for a bias that nanoGPT does not have.
 
     Raises CheckpointError if names or shapes differ. The message lists the first differences.
     """
     on_disk = names_on_disk(gpt2.config)
-    places = {parameter: on_disk[parameter][0 if openai else 1] for parameter in on_disk}
+    places = {parameter: on_disk[parameter][dialect.column] for parameter in on_disk}
     expected = {
-        places[parameter]: tuple(_transposed_if_matrix(parameter, value).shape)
+        places[parameter]: tuple(
+            (_transposed_if_matrix(parameter, value) if dialect.transposes else value).shape
+        )
         for parameter, value in parameters_by_name(gpt2).items()
     }
+    if dialect is NANOGPT and not any(name.endswith(".bias") for name in shapes):
+        places = {p: "" if name.endswith(".bias") else name for p, name in places.items()}
+        expected = {name: shape for name, shape in expected.items() if not name.endswith(".bias")}
     differences = [
         f"{name}: found {shapes.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
         for name in sorted(expected.keys() | shapes.keys())
@@ -245,6 +359,11 @@ def _match(
             f"{where} does not fit {gpt2.config}"
             f"{f' and looks like {foreign[0]}' if foreign else ''}. "
             f"{len(differences)} arrays differ; the first are\n  " + "\n  ".join(differences[:5])
+        )
+    if dialect is NANOGPT:
+        log.warning(
+            f"{where} is nanoGPT's. Its current code computes the exact GELU, and this package the "
+            "approximation that GPT-2 was trained with, so logits differ slightly."
         )
     return places
 
@@ -305,7 +424,7 @@ def parameters_sha256(model: GPT2) -> dict[str, str]:
 # --- random twin: a model of the same size without pretraining, to measure what pretraining adds ---
 
 
-TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json")
+TOKENIZER_FILES = ("vocab.bpe", "encoder.json", "merges.txt", "vocab.json", TOKENIZER_JSON)
 
 
 def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:

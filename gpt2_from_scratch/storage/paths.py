@@ -20,7 +20,12 @@ HUB_NAMES = {  # {name on Hugging Face's hub: our name of the same model}
     "gpt2-xl": "1558M",
 }
 HUB_NAMES |= {f"openai-community/{name}": ours for name, ours in HUB_NAMES.items()}
-MODEL_FILES = ("hparams.json", "model.safetensors", "model.ckpt.index")  # any of them marks a model
+MODEL_FILES = (  # any of them marks a model
+    "hparams.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.ckpt.index",
+)
 RUN_FILES = ("provenance.json", "best.safetensors")  # any of them marks a run
 DATA_SETS = {  # {name: file in data/, which ships with the package}
     "sms": "sms_spam/SMSSpamCollection",

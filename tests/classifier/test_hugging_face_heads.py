@@ -4,6 +4,8 @@ B texts, T tokens of the longest, C = n_embd, K outputs of a head. Numbers count
 differ by at most 1e-5, or by 1e-5 of the largest number in their tensor.
 """
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Targets
 from gpt2_from_scratch.data.messages import Message, Span
+from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.speed.batching import pad_batch
 
 transformers = pytest.importorskip("transformers")
@@ -357,3 +360,62 @@ def test_language(tiny_checkpoint: Path, kind: str) -> None:
     close(loss, expected.loss)
     assert targets.weights.sum().item() == sum(len(row) - 1 for row in encoded)
     same_gradients(ours, loss, theirs, expected.loss)
+
+
+# --- classifiers that transformers saved ---
+
+
+def saved_by_transformers(folder: Path, base: Path, **settings: Any) -> nn.Module:
+    """Save GPT2ForSequenceClassification with the weights and the vocabulary of `base`."""
+    ours = our_classifier(base, HeadConfig(labels=LABELS, pooling="last_token"))
+    theirs = their_model(
+        "GPT2ForSequenceClassification", ours, id2label=dict(enumerate(LABELS)), **settings
+    )
+    with torch.no_grad():
+        theirs.score.weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(9))
+    theirs.save_pretrained(folder)
+    for name in ("vocab.bpe", "encoder.json"):
+        shutil.copyfile(base / name, folder / name)
+    return theirs
+
+
+@pytest.mark.slow
+def test_a_saved_sequence_classifier_gives_the_same_probabilities(tiny_checkpoint, tmp_path):
+    theirs = saved_by_transformers(tmp_path, tiny_checkpoint)
+    ours = Classifier.load(tmp_path)
+    predictions = list(ours.predict(TEXTS))
+    encoded, _ = ours.encode(TEXTS)
+    for text, ids, prediction in zip(TEXTS, encoded, predictions, strict=True):
+        with torch.no_grad():
+            expected = theirs(torch.tensor([ids])).logits[0].softmax(-1)
+        assert prediction.label == LABELS[int(expected.argmax())], text
+        for label, probability in zip(LABELS, expected.tolist(), strict=True):
+            assert prediction.probabilities[label] == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad_token_id": 5}, "pad_token_id is 5"),
+        ({"problem_type": "regression"}, "problem_type is 'regression'"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
+        ({"id2label": {"0": "a", "1": "b"}}, r"\(3, 32\)"),
+    ],
+)
+def test_a_sequence_classifier_that_would_answer_otherwise(
+    tiny_checkpoint, tmp_path, change, message
+):
+    saved_by_transformers(tmp_path, tiny_checkpoint)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["GPT2ForTokenClassification", "GPT2DoubleHeadsModel"])
+def test_another_head_is_named(tiny_checkpoint, tmp_path, kind):
+    saved_by_transformers(tmp_path, tiny_checkpoint)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [kind]}))
+    with pytest.raises(CheckpointError, match=f"{kind}.* --model"):
+        Classifier.load(tmp_path)

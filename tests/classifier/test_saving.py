@@ -686,7 +686,7 @@ def test_appendix_e_on_124m_has_2_666_528_trainable_parameters() -> None:
         model = GPT2(GPT2Config())
     lora = LoRAConfig(rank=16, alpha=16, head=True)
     description = Description("124M", "0" * 64, (HeadConfig(labels=("ham", "spam")),), lora=lora)
-    assemble(description, model, SimpleNamespace(n_vocab=50257), seed=123)  # type: ignore[arg-type]
+    assemble(description, model, SimpleNamespace(fits=lambda n_vocab: n_vocab == 50257), seed=123)  # type: ignore[arg-type]
     set_trainable(model, 0, final_norm=False, heads=description.heads)
     assert trainable_names(model) == lora_names(model)
     by_block = [16 * (768 + out) for out in 3 * [768]]  # query, key, value

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config, read_config, write_hparams
@@ -114,3 +115,67 @@ def test_a_size_missing_from_hugging_faces_config(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="expected .*keys"):
         read_config(tmp_path)
+
+
+# --- two files, and two names of one setting ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vocab_size", 280), ("n_positions", 32), ("n_embd", 16), ("n_head", 4), ("n_layer", 3)],
+)
+def test_two_files_that_contradict_each_other(tmp_path, name, value):
+    write_hparams(tmp_path / "hparams.json", GPT2Config(**HPARAMS))
+    (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE | {name: value}))
+    with pytest.raises(CheckpointError, match=rf"hparams.json.*config.json.* {value}\b") as error:
+        read_config(tmp_path)
+    assert f" {HUGGING_FACE[name]}" in str(error.value)
+
+
+def test_two_files_that_agree(tmp_path):
+    write_hparams(tmp_path / "hparams.json", GPT2Config(**HPARAMS))
+    (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
+    assert read_config(tmp_path) == GPT2Config(**HPARAMS)
+
+
+def test_a_config_with_another_activation_is_refused_next_to_hparams(tmp_path):
+    write_hparams(tmp_path / "hparams.json", GPT2Config(**HPARAMS))
+    (tmp_path / "config.json").write_text(
+        json.dumps(HUGGING_FACE | {"activation_function": "relu"})
+    )
+    with pytest.raises(CheckpointError, match="config.json: activation_function is 'relu'"):
+        read_config(tmp_path)
+
+
+def aliases() -> dict[str, str]:
+    return pytest.importorskip("transformers").GPT2Config.attribute_map
+
+
+def test_aliases_are_read_as_transformers_reads_them(tmp_path):
+    alias_of = {name: alias for alias, name in aliases().items()}
+    renamed = {alias_of.get(name, name): value for name, value in HUGGING_FACE.items()}
+    assert len(HUGGING_FACE.keys() - renamed.keys()) == 4
+    (tmp_path / "config.json").write_text(json.dumps(renamed))
+    assert read_config(tmp_path) == GPT2Config(**HPARAMS)
+
+
+def test_an_alias_that_contradicts_its_setting(tmp_path):
+    for alias, name in aliases().items():
+        config = HUGGING_FACE | {alias: HUGGING_FACE[name]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert read_config(tmp_path) == GPT2Config(**HPARAMS)
+        (tmp_path / "config.json").write_text(json.dumps(config | {alias: 5}))
+        with pytest.raises(
+            CheckpointError, match=rf"{name} is {HUGGING_FACE[name]}\b.*{alias}.* 5"
+        ):
+            read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast"])
+def test_other_names_of_gpt2s_activation(tmp_path, name):
+    activations = pytest.importorskip("transformers.activations").ACT2FN
+    x = torch.linspace(-6, 6, 1001)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    torch.testing.assert_close(activations[name](x), expected, atol=1e-6, rtol=0)
+    (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE | {"activation_function": name}))
+    assert read_config(tmp_path) == GPT2Config(**HPARAMS)

@@ -5,8 +5,10 @@ The server can be made to fail in many ways.
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -23,13 +25,14 @@ import numpy as np
 import pytest
 from folders import read_only_folder
 from said import listen
-from write_bundle import write_random_gpt2
+from write_bundle import index_bytes, write_random_gpt2
 
 from gpt2_from_scratch.errors import CheckpointError, DownloadError, ResourceError, UsageError
 from gpt2_from_scratch.gpt2 import download
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.download import CHUNK, DATA, INDEX, Limits, PinnedFile, fetch
-from gpt2_from_scratch.gpt2.openai_checkpoint import read_index
+from gpt2_from_scratch.gpt2.openai_checkpoint import TensorEntry, read_index
+from gpt2_from_scratch.gpt2.weights import meta_gpt2, names_on_disk
 
 TINY = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
 CONTENT = np.random.default_rng(1).bytes(900_000)
@@ -672,6 +675,7 @@ def tiny_model(server, nearby, monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(download, "MIRROR", f"{server.origin}/mirror")
     known = {name: ((folder / name).stat().st_size, None) for name in (INDEX, DATA)}
     monkeypatch.setitem(download.WEIGHTS, "355M", known)
+    monkeypatch.setitem(download.UNCONFIRMED, "355M", {})
     monkeypatch.setitem(download.SIZES, "355M", GPT2Config(**TINY))
     offer(server, folder)
     return folder
@@ -752,7 +756,7 @@ def test_openais_own_files_are_right(openai_124M, tmp_path, monkeypatch):
     for file in download.model_files("124M")[:4]:
         shutil.copyfile(openai_124M / file.name, tmp_path / file.name)
     lines = listen()
-    with pytest.raises(DownloadError, match="497,759,232 bytes, md5 f48b9cf1a525a603"):
+    with pytest.raises(DownloadError, match="497,759,232 bytes, sha256 2060c885360cc0cf"):
         download.download_model("124M", tmp_path)
     assert len(lines) == 4
 
@@ -760,3 +764,45 @@ def test_openais_own_files_are_right(openai_124M, tmp_path, monkeypatch):
 def test_an_unknown_model():
     with pytest.raises(UsageError, match="'117M'.* 124M, 355M"):
         download.download_model("117M")
+
+
+# --- without a network, and facts from one source only ---
+
+
+def test_without_a_network_all_missing_files_are_listed_at_once(tmp_path, monkeypatch, pauses):
+    def unknown_host(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown_host)
+    with pytest.raises(DownloadError, match="no network") as error:
+        download.download_model("124M", tmp_path)
+    assert pauses == []  # no second attempt
+    for file in download.model_files("124M"):
+        for fact in (file.name, file.facts(), *file.urls):
+            assert fact in str(error.value)
+
+
+@pytest.mark.slow
+def test_index_sizes_from_the_shapes():
+    """An index written in TensorFlow's way has the size that is known or derived."""
+    known = {name: download.WEIGHTS[name][INDEX][0] for name in ("124M", "355M")}
+    known |= {name: download.UNCONFIRMED[name][INDEX][0] for name in ("774M", "1558M")}
+    for name, size in known.items():
+        entries, offset = [], 0
+        names = names_on_disk(SIZES[name])
+        shapes = {names[p][0]: tuple(v.shape) for p, v in meta_gpt2(SIZES[name]).named_parameters()}
+        for array, shape in sorted(shapes.items()):
+            if array.endswith("/w"):
+                shape = (1, *shape[::-1])
+            n_bytes = 4 * math.prod(shape)
+            entries.append(TensorEntry(array, np.dtype("<f4"), shape, offset, n_bytes, 1))
+            offset += n_bytes
+        assert len(index_bytes(entries)) == size, name
+
+
+def test_an_unconfirmed_hash_is_only_a_warning(server, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(download.UNCONFIRMED, "355M", {INDEX: (None, f"sha256:{'0' * 64}")})
+    offer(server, tiny_model)
+    lines = listen()
+    download.download_model("355M", tmp_path / "other")
+    assert [line for line in lines if "unconfirmed" in line and INDEX in line]

@@ -419,3 +419,105 @@ def test_a_tokenizer_is_found_by_its_models_name(tmp_path, monkeypatch):
             Tokenizer(name)
     with pytest.raises(CheckpointError, match="small"):
         Tokenizer("small")
+
+
+# --- tokenizer.json ---
+
+
+@pytest.fixture(scope="module")
+def saved_by_transformers(tmp_path_factory) -> Path:
+    """A folder that transformers 5 wrote: it contains tokenizer.json only."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("transformers")
+    write_bpe(folder / "openai", TINY_MERGES)
+    ids = json.loads((folder / "openai" / "encoder.json").read_text("utf-8"))
+    theirs = transformers.GPT2TokenizerFast(vocab=ids, merges=TINY_MERGES)
+    theirs.save_pretrained(folder / "saved")
+    assert not (folder / "saved" / "merges.txt").exists()
+    return folder / "saved"
+
+
+def test_tokenizer_json_gives_the_tokens_of_tokenizers(saved_by_transformers, tiny):
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_file(str(saved_by_transformers / "tokenizer.json"))
+    ours = Tokenizer(saved_by_transformers)
+    assert (ours.n_vocab, ours.sha256, ours.n_added) == (tiny.n_vocab, tiny.sha256, 0)
+    rng = random.Random(5)
+    for text in [*TEXTS, *(random_text(rng) for _ in range(500))]:
+        text = text.replace("<|endoftext|>", "")  # a special token for them, ordinary text for us
+        assert ours.encode(text) == theirs.encode(text).ids == tiny.encode(text), repr(text)
+
+
+def change_json(folder: Path, source: Path, change) -> None:
+    contents = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    change(contents)
+    (folder / "tokenizer.json").write_text(json.dumps(contents), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda j: j["model"].update(type="WordPiece"), "model.type is 'WordPiece'"),
+        (lambda j: j["model"].update(dropout=0.1), "model.dropout"),
+        (lambda j: j["model"].update(ignore_merges=True), "model.ignore_merges"),
+        (lambda j: j.update(normalizer={"type": "NFC"}), "normalizer"),
+        (lambda j: j.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer.type"),
+        (lambda j: j["pre_tokenizer"].update(add_prefix_space=True), "add_prefix_space is True"),
+        (lambda j: j["pre_tokenizer"].update(use_regex=False), "use_regex is False"),
+        (lambda j: j["model"]["merges"].pop(), "first difference"),
+        (lambda j: j["model"]["merges"].reverse(), "first difference"),
+        (lambda j: j["model"]["vocab"].update(he=260), "first difference"),
+        (lambda j: j["model"].update(merges=[["a"]]), "two tokens"),
+        (lambda j: j.update(model=None), "not a valid tokenizer"),
+        (
+            lambda j: j["added_tokens"].append({"id": 277, "content": "<x>", "special": False}),
+            "'<x>' is found in texts",
+        ),
+        (
+            lambda j: j["added_tokens"].append({"id": 290, "content": "<x>", "special": True}),
+            "290",
+        ),
+        (
+            lambda j: j["post_processor"].update(
+                single=[{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}]
+            ),
+            "adds tokens",
+        ),
+    ],
+)
+def test_another_tokenizer_is_refused(tmp_path, saved_by_transformers, change, message):
+    change_json(tmp_path, saved_by_transformers, change)
+    assert message in outcome(tmp_path, "tokenizer.json")
+
+
+def test_an_older_tokenizer_json(tmp_path, saved_by_transformers, tiny):
+    """Before 2024, merges were strings, and the model had no type."""
+
+    def as_before(contents):
+        del contents["model"]["type"], contents["model"]["ignore_merges"]
+        contents["model"]["merges"] = [" ".join(pair) for pair in contents["model"]["merges"]]
+        contents["post_processor"] = {"type": "ByteLevel"}
+
+    change_json(tmp_path, saved_by_transformers, as_before)
+    assert Tokenizer(tmp_path).encode("you and the rest") == tiny.encode("you and the rest")
+
+
+def test_an_added_padding_token_is_counted(tmp_path, saved_by_transformers):
+    added = {"id": 277, "content": "[PAD]", "special": True}
+    change_json(tmp_path, saved_by_transformers, lambda j: j["added_tokens"].append(added))
+    tokenizer = Tokenizer(tmp_path)
+    assert (tokenizer.n_vocab, tokenizer.n_added, tokenizer.end_of_text_id) == (277, 1, 276)
+    assert tokenizer.fits(278) and not tokenizer.fits(277) and not tokenizer.fits(279)
+
+
+def test_a_padded_vocabulary_fits(tiny):
+    fitting = [n for n in range(500) if tiny.fits(n)]
+    assert fitting == [277, 320, 384]
+
+
+def test_two_vocabularies_in_one_folder(folder, saved_by_transformers, tiny):
+    change_json(folder, saved_by_transformers, lambda j: None)
+    assert Tokenizer(folder).sha256 == tiny.sha256
+    write_bpe(folder, [*TINY_MERGES[:-1], ("a", "w")])
+    message = outcome(folder, "vocab.bpe")
+    assert "'aw'" in message and "'you'" in message and "tokenizer.json" in message

@@ -16,6 +16,7 @@ from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.cli.main import main
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2 import verify
+from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.gpt2.download import PinnedFile
 from gpt2_from_scratch.gpt2.openai_checkpoint import read_index
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer, write_bpe
@@ -315,3 +316,41 @@ def test_a_finished_run_is_checked_file_by_file(tiny_checkpoint, tmp_path, capsy
     assert "not part of the run, not checked: notes.txt" in out
     (run / "best.safetensors").unlink()
     assert main(["verify", str(run)]) == 4 and "is missing" in capsys.readouterr().out
+
+
+# --- folders of other programs ---
+
+
+def test_a_finetuned_model_of_openais_size_is_not_taken_for_openais(openai, monkeypatch):
+    monkeypatch.setitem(verify.SIZES, "124M", GPT2Config(**TINY))  # the test does not write 500 MB
+    assert failed(openai) == []
+
+
+def test_several_data_files_under_another_name(tmp_path, openai):
+    folder = tmp_path / "other"
+    write_bundle(folder, random_gpt2(TINY, seed=8), "model-1000", shards=2)
+    (folder / "hparams.json").write_text(json.dumps(TINY))
+    write_bpe(folder, MERGES)
+    assert failed(folder) == []
+    path = folder / "model-1000.data-00001-of-00002"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert path.name in format_checks(failed(folder))
+
+
+def test_two_formats_are_compared(openai, safetensors):
+    shutil.copyfile(safetensors / "model.safetensors", openai / "model.safetensors")
+    assert failed(openai) == []
+    assert "model.ckpt.index and model.safetensors have equal" in format_checks(
+        verify_model(openai)
+    )
+    tensors = load_file(openai / "model.safetensors")
+    save_file(tensors | {"ln_f.bias": tensors["ln_f.bias"] + 1}, openai / "model.safetensors")
+    (check,) = failed(openai)[:1]
+    assert check.what == "names and shapes" and "ln_f.bias" in check.detail
+
+
+def test_contradicting_sizes_are_reported(openai):
+    config = {"vocab_size": 277, "n_positions": 16, "n_embd": 8, "n_head": 4, "n_layer": 1}
+    (openai / "config.json").write_text(json.dumps(config))
+    (check,) = [check for check in failed(openai) if check.what == "sizes"]
+    assert "n_head is 2" in check.detail and "4" in check.detail

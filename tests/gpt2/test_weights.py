@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import oracle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from said import listen
 from torch import Tensor
-from write_bundle import random_gpt2, write_bundle, write_random_gpt2
+from write_bundle import as_bfloat16, random_gpt2, write_bundle, write_random_gpt2
 
 from gpt2_from_scratch.errors import CheckpointError
 from gpt2_from_scratch.gpt2 import weights
@@ -564,3 +567,325 @@ def test_files_are_compared_with_their_sums(tmp_path, arrays, name):
 def test_a_pipe_instead_of_the_sums_does_not_hang(openai: Path) -> None:
     os.mkfifo(openai / "SHA256SUMS")
     assert "SHA256SUMS" in outcome(openai)
+
+
+# --- several files in one folder ---
+
+
+def test_equal_weights_in_two_formats(tmp_path, openai, arrays):
+    expected = load_gpt2(openai)
+    write_hugging_face(openai, hugging_face_tensors(arrays))
+    assert_equal_models(load_gpt2(openai), expected)
+
+
+def test_different_weights_in_two_formats_are_refused(openai, arrays):
+    tensors = hugging_face_tensors(arrays)
+    tensors["h.1.mlp.c_fc.bias"] = tensors["h.1.mlp.c_fc.bias"] + 1e-6
+    write_hugging_face(openai, tensors)
+    message = outcome(openai)
+    assert "blocks.1.mlp.c_fc.bias" in message
+    assert "model.ckpt.index" in message and "model.safetensors" in message
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], n: int = 3) -> Path:
+    """Write tensors in n files and an index, as transformers does."""
+    folder.mkdir(exist_ok=True)
+    (folder / "hparams.json").write_text(json.dumps(HPARAMS))
+    weight_map = {}
+    for shard in range(n):
+        name = f"model-{shard + 1:05d}-of-{n:05d}.safetensors"
+        part = {t: tensors[t] for t in sorted(tensors)[shard::n]}
+        save_file(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("change", [as_stored, with_everything])
+def test_shards_give_the_same_model(tmp_path, openai, arrays, change):
+    folder = write_shards(tmp_path / "sharded", change(hugging_face_tensors(arrays)))
+    assert_equal_models(load_gpt2(folder), load_gpt2(openai))
+
+
+def change_weight_map(folder: Path, tensor: str, name: object) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][tensor] = name
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model-00001-of-00003.safetensors",
+        "/tmp/x.safetensors",
+        "..",
+        "sub/x.safetensors",
+        "a\\x.safetensors",
+        ".safetensors",
+        "x.bin",
+        "x.safetensors\n",
+        7,
+        None,
+    ],
+)
+def test_an_index_that_leaves_its_folder_is_refused(tmp_path, arrays, name):
+    folder = write_shards(tmp_path / "sharded", hugging_face_tensors(arrays))
+    save_file({"wte.weight": torch.ones(277, 8)}, tmp_path / "model-00001-of-00003.safetensors")
+    change_weight_map(folder, "wte.weight", name)
+    assert "is not a safetensors file of this folder" in outcome(folder)
+
+
+def test_a_tensor_in_another_shard_is_refused(tmp_path, arrays):
+    folder = write_shards(tmp_path / "sharded", hugging_face_tensors(arrays))
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    other = next(name for name in weight_map.values() if name != weight_map["wte.weight"])
+    change_weight_map(folder, "wte.weight", other)
+    message = outcome(folder)
+    assert "wte.weight is only in" in message
+
+
+def test_a_tensor_that_the_index_does_not_list_is_refused(tmp_path, arrays):
+    tensors = hugging_face_tensors(arrays)
+    folder = write_shards(tmp_path / "sharded", tensors)
+    path = folder / "model-00002-of-00003.safetensors"
+    save_file(load_file(path) | {"wte.weight": tensors["wte.weight"]}, path)
+    assert f"wte.weight is only in {path.name}" in outcome(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path, arrays):
+    folder = write_shards(tmp_path / "sharded", hugging_face_tensors(arrays))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002-of-00003.safetensors is missing" in outcome(folder)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": ["x"]}])
+def test_an_index_without_files_is_refused(tmp_path, arrays, index):
+    folder = write_shards(tmp_path / "sharded", hugging_face_tensors(arrays))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "weight_map" in outcome(folder)
+
+
+@pytest.mark.slow
+def test_shards_written_by_transformers(tmp_path, hugging_face):
+    hugging_face.float().save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_gpt2(tmp_path)(ids), hugging_face(ids).logits, atol=1e-4, rtol=0
+        )
+
+
+# --- nanoGPT ---
+
+
+class NanoGPT(torch.nn.Module):
+    """A network with the names and layers of nanoGPT's: nn.Linear, tied head, optional biases."""
+
+    def __init__(self, sizes: dict[str, int], bias: bool, approximate: str = "none"):
+        super().__init__()
+        C, nn = sizes["n_embd"], torch.nn
+
+        def block() -> torch.nn.ModuleDict:
+            attn = {"c_attn": nn.Linear(C, 3 * C, bias=bias), "c_proj": nn.Linear(C, C, bias=bias)}
+            mlp = {"c_fc": nn.Linear(C, 4 * C, bias=bias), "c_proj": nn.Linear(4 * C, C, bias=bias)}
+            return nn.ModuleDict(
+                {
+                    "ln_1": nn.LayerNorm(C, bias=bias),
+                    "attn": nn.ModuleDict(attn),
+                    "ln_2": nn.LayerNorm(C, bias=bias),
+                    "mlp": nn.ModuleDict(mlp),
+                }
+            )
+
+        parts = {
+            "wte": nn.Embedding(sizes["n_vocab"], C),
+            "wpe": nn.Embedding(sizes["n_ctx"], C),
+            "h": nn.ModuleList(block() for _ in range(sizes["n_layer"])),
+            "ln_f": nn.LayerNorm(C, bias=bias),
+        }
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(C, sizes["n_vocab"], bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight
+        self.n_head, self.approximate = sizes["n_head"], approximate
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                gain = ".ln_" in name and name.endswith("weight")
+                parameter.normal_(1.0 if gain else 0.0, 0.2, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        parts = self.transformer
+        x = parts["wte"](ids) + parts["wpe"](torch.arange(ids.shape[1]))
+        for block in parts["h"]:
+            B, T, C = x.shape
+            qkv = block["attn"]["c_attn"](block["ln_1"](x)).split(C, dim=2)
+            q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv)
+            y = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+            y = y.masked_fill(~torch.ones(T, T).tril().bool(), -math.inf).softmax(-1) @ v
+            x = x + block["attn"]["c_proj"](y.transpose(1, 2).reshape(B, T, C))
+            up = block["mlp"]["c_fc"](block["ln_2"](x))
+            up = torch.nn.functional.gelu(up, approximate=self.approximate)
+            x = x + block["mlp"]["c_proj"](up)
+        return self.lm_head(parts["ln_f"](x))
+
+
+def write_nanogpt(folder: Path, model: NanoGPT, compiled: bool, sizes: dict[str, int]) -> Path:
+    start = "_orig_mod." if compiled else ""  # torch.compile adds it
+    state = {f"{start}{name}": value.clone() for name, value in model.state_dict().items()}
+    folder.mkdir(exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    (folder / "hparams.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nanogpts_state_dict_gives_its_logits(tmp_path, bias, compiled):
+    """With the tanh approximation, that is; nanoGPT's exact GELU gives slightly other logits."""
+    sizes = HPARAMS | {"n_vocab": 320}  # 277 padded to a multiple of 64
+    theirs = NanoGPT(sizes, bias, approximate="tanh")
+    folder = write_nanogpt(tmp_path / "nano", theirs, compiled, sizes)
+    said = listen()
+    ours = load_gpt2(folder)
+    assert "nanoGPT" in "".join(said)
+    ids = torch.randint(320, (3, 16), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids), atol=1e-4, rtol=0)
+        theirs.approximate = "none"
+        difference = (ours(ids) - theirs(ids)).abs().max().item()
+    assert 1e-5 < difference < 0.02
+
+
+def test_nanogpts_state_dict_without_sizes_names_them(tmp_path):
+    folder = write_nanogpt(tmp_path / "nano", NanoGPT(HPARAMS, bias=False), True, HPARAMS)
+    (folder / "hparams.json").unlink()
+    message = outcome(folder)
+    for fact in ('"n_vocab": 277', '"n_ctx": 16', '"n_embd": 8', '"n_layer": 2', "n_head"):
+        assert fact in message
+
+
+def test_some_missing_biases_are_not_taken_for_zeros(tmp_path):
+    model = NanoGPT(HPARAMS, bias=True)
+    folder = write_nanogpt(tmp_path / "nano", model, False, HPARAMS)
+    state = load_file(folder / "model.safetensors")
+    del state["transformer.h.0.mlp.c_fc.bias"]
+    save_file(state, folder / "model.safetensors")
+    assert "h.0.mlp.c_fc.bias: found nothing" in outcome(folder)
+
+
+# --- checkpoints of other heads ---
+
+
+@pytest.mark.parametrize(
+    "kind", ["GPT2ForSequenceClassification", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"]
+)
+def test_the_gpt2_of_a_model_with_another_head(tmp_path, hugging_face, kind):
+    transformers = pytest.importorskip("transformers")
+    theirs = getattr(transformers, kind)(hugging_face.config).float()
+    theirs.transformer.load_state_dict(hugging_face.float().transformer.state_dict())
+    theirs.save_pretrained(tmp_path)
+    said = listen()
+    ours = load_gpt2(tmp_path)
+    assert kind in "".join(said)
+    ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), hugging_face(ids).logits, atol=1e-4, rtol=0)
+
+
+# --- folders without readable weights ---
+
+
+@pytest.mark.slow
+def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path):
+    """The command is run as it is printed."""
+    sizes = HPARAMS | {"n_layer": 1}
+    theirs = NanoGPT(sizes, bias=False, approximate="tanh")
+    names = {"vocab_size": "n_vocab", "block_size": "n_ctx"}
+    arguments = {name: sizes[names.get(name, name)] for name in ("n_layer", "n_head", "n_embd")}
+    arguments |= {name: sizes[ours] for name, ours in names.items()} | {"bias": False}
+    torch.save({"model": theirs.state_dict(), "model_args": arguments}, tmp_path / "ckpt.pt")
+    torch.save({}, tmp_path / "optimizer.pt")
+    message = outcome(tmp_path)
+    assert "ckpt.pt is a pickle" in message
+    command = message[message.index("python - ") :].removeprefix("python")
+    subprocess.run(f"{sys.executable}{command}", shell=True, check=True)
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_gpt2(tmp_path)(ids), theirs(ids), atol=1e-4, rtol=0)
+
+
+def test_an_adapter_alone_is_refused(tmp_path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "openai-community/gpt2"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    message = outcome(tmp_path)
+    for fact in ("adapter_config.json", "openai-community/gpt2", "merge_and_unload", "-merged"):
+        assert fact in message
+
+
+def test_other_formats_are_named(tmp_path):
+    (tmp_path / "hparams.json").write_text(json.dumps(HPARAMS))
+    (tmp_path / "tf_model.h5").write_bytes(b"")
+    assert "tf_model.h5" in outcome(tmp_path)
+
+
+# --- TensorFlow's checkpoints of other programs ---
+
+
+@pytest.mark.parametrize("prefix", ["model-1000", "model.ckpt-1000"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_other_names_of_tensorflows_files(tmp_path, openai, arrays, prefix, shards):
+    folder = tmp_path / "renamed"
+    write_bundle(folder, arrays, prefix, shards)
+    (folder / "hparams.json").write_text(json.dumps(HPARAMS))
+    assert_equal_models(load_gpt2(folder), load_gpt2(openai))
+
+
+def test_of_several_checkpoints_the_newest_is_read(tmp_path, openai, arrays):
+    older = {name: array + 1 for name, array in arrays.items()}
+    write_bundle(tmp_path / "two", older, "model-1000")
+    write_bundle(tmp_path / "two", arrays, "model-2000")
+    (tmp_path / "two" / "hparams.json").write_text(json.dumps(HPARAMS))
+    assert "model-1000, model-2000" in outcome(tmp_path / "two")
+    lines = 'model_checkpoint_path: "/content/run1/model-2000"\nall_model_checkpoint_paths: "model-1000"\n'
+    (tmp_path / "two" / "checkpoint").write_text(lines)
+    assert_equal_models(load_gpt2(tmp_path / "two"), load_gpt2(openai))
+    (tmp_path / "two" / "checkpoint").write_text('model_checkpoint_path: "../model-3000"\n')
+    assert "several checkpoints" in outcome(tmp_path / "two")
+
+
+def test_the_state_of_the_optimizer_is_not_read(openai, arrays):
+    expected = load_gpt2(openai)
+    slots = {f"{name}/Adam": array * 0 for name, array in arrays.items()}
+    slots |= {f"{name}/Adam_1": array * 0 for name, array in arrays.items()}
+    slots |= {"beta1_power": np.float32(0.9).reshape(()), "global_step": np.array(7, "i8")}
+    write_bundle(openai, arrays | slots)
+    assert_equal_models(load_gpt2(openai), expected)
+    write_bundle(openai, arrays | {"model/Adam/w": np.ones((3, 4), "f4")})
+    assert "model/Adam/w: found (3, 4), expected nothing" in outcome(openai)
+
+
+def test_bfloat16_in_tensorflows_format(tmp_path, openai, arrays):
+    write_bundle(openai, {name: as_bfloat16(array) for name, array in arrays.items()})
+    found = dict(load_gpt2(openai).named_parameters())
+    wte = torch.from_numpy(arrays["model/wte"])
+    assert torch.equal(found["wte.weight"].bfloat16().float(), found["wte.weight"])  # exact
+    error = (found["wte.weight"] - wte).abs()
+    assert 0 < error.max() and (error <= wte.abs() / 128).all()  # cut to 8 bits
+
+
+def test_attention_that_is_computed_in_another_order_is_the_same(tmp_path, hugging_face):
+    """`reorder_and_upcast_attn` matters in half precision only, so it is accepted."""
+    hugging_face.float().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["reorder_and_upcast_attn"] is False
+    config["reorder_and_upcast_attn"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = type(hugging_face).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = torch.randint(277, (3, 32), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(load_gpt2(tmp_path)(ids), expected, atol=1e-4, rtol=0)
