@@ -254,6 +254,13 @@ def test_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
+def test_thresholds_are_in_the_readme(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    head = HeadConfig(task="multi-label", labels=LABELS, thresholds=(0.25, 0.5, 0.75))
+    export(made(tiny_checkpoint, head), tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "ham 0.25, other 0.5, spam 0.75" in readme
+
+
 def test_places_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
     (tmp_path / "file").write_text("mine")
