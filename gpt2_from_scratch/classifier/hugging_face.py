@@ -16,6 +16,7 @@ B texts, C = n_embd, K outputs of a head.
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 from unicodedata import category
 
@@ -106,7 +107,7 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
             "Use --to hugging-face."
         )
     _, _, task_type, layer = KINDS[head.task]
-    kept = {name: value for name, value in _output_layer(classifier, head).items()}
+    kept = _output_layer(classifier, head)
     for name, value in parameters_by_name(classifier.model.ln_f).items():
         kept.setdefault(f"transformer.ln_f.{name}", value.detach())
     tensors = {f"base_model.model.{name}": value for name, value in kept.items()}
@@ -117,8 +118,7 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
         ranks[theirs] = len(tensors[f"base_model.model.{theirs}.lora_A.weight"])
         alphas[theirs] = adapter.scale * ranks[theirs]
     _refuse_infinite(tensors)
-    base = classifier.description.base
-    lora = classifier.description.lora
+    base, lora = classifier.description.base, classifier.description.lora
     adapter_config = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -376,12 +376,7 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 def _tidying() -> dict[str, Any]:
     """The normalizer that does what `batching.tidied` does."""
-    invisible = [
-        code
-        for code in range(sys.maxunicode + 1)
-        if code in IGNORABLE or category(chr(code)) in INVISIBLE
-    ]
-    some = f"[{''.join(_ranges(invisible))}]"
+    some = _invisible()
     # without the part before it, the time would be quadratic in the length of a run of spaces
     steps = [("\\r\\n?", "\n"), (f"(?<!{some}){some}+\\z", "")]
     return {
@@ -394,6 +389,14 @@ def _tidying() -> dict[str, Any]:
             ),
         ],
     }
+
+
+@cache
+def _invisible() -> str:
+    """The characters that `batching.tidied` removes, as a regular expression."""
+    codes = range(sys.maxunicode + 1)
+    found = [code for code in codes if code in IGNORABLE or category(chr(code)) in INVISIBLE]
+    return f"[{''.join(_ranges(found))}]"
 
 
 def _ranges(codes: Sequence[int]) -> Iterable[str]:

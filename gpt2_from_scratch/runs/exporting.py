@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from gpt2_from_scratch.classifier.classifier import Classifier
-from gpt2_from_scratch.classifier.hugging_face import HUB, KINDS, to_peft, to_transformers
+from gpt2_from_scratch.classifier.hugging_face import (
+    HUB,
+    KINDS,
+    Converted,
+    to_peft,
+    to_transformers,
+)
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.reports.render import render
 from gpt2_from_scratch.storage.files import atomic_folder, read_bounded, write_json, write_text
@@ -40,36 +46,39 @@ def export(
     folder = expanded(folder)
     if to not in CONVERSIONS:
         raise UsageError(f"unknown format {to!r:.80}; choose from: {', '.join(CONVERSIONS)}")
-    found = CONVERSIONS[to](classifier, head)
-    description = classifier.description
-    exported = next(h for h in description.heads if h.name == (head or h.name))
-    usage = render(
-        "export.md",
-        description=description,
-        head=exported,
-        name=folder.name,
-        kind=KINDS[exported.task][0].removeprefix("GPT2For"),
-        base=HUB.get(description.base, Path(description.base).name) if found.adapter_config else "",
-    )
-    card = expanded(run) / "model_card.md" if run else None
-    readme = _with_head(
-        read_bounded(card, LARGEST_CARD).decode("utf-8") if card and card.is_file() else "",
-        "peft" if found.adapter_config else "transformers",
-        "token-classification"
-        if exported.task == "token-classification"
-        else "text-classification",
-    )
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:  # first, because it refuses an existing folder
+        found = CONVERSIONS[to](classifier, head)
         write_json(temporary / "config.json", found.config)
         write_json(temporary / "tokenizer.json", found.tokenizer)
         write_json(temporary / "tokenizer_config.json", found.tokenizer_config)
-        write_text(temporary / "README.md", f"{readme}\n{usage}")
+        write_text(temporary / "README.md", _readme(classifier, head, found, folder.name, run))
         weights = "model.safetensors"
         if found.adapter_config:
             weights = "adapter_model.safetensors"
             write_json(temporary / "adapter_config.json", found.adapter_config)
         # without a checksum, because transformers accepts only {"format": "pt"} as metadata
         write_tensors(temporary / weights, found.tensors, {"format": "pt"}, checksum=False)
+
+
+def _readme(
+    classifier: Classifier, head_name: str, found: Converted, name: str, run: str | Path | None
+) -> str:
+    """The run's model card, if there is one, and how to use the exported folder `name`."""
+    description = classifier.description
+    head = next(head for head in description.heads if head.name == (head_name or head.name))
+    kind = KINDS[head.task][0].removeprefix("GPT2For")
+    base = HUB.get(description.base, Path(description.base).name) if found.adapter_config else ""
+    path = expanded(run) / "model_card.md" if run else None
+    card = (
+        read_bounded(path, LARGEST_CARD).decode("utf-8", "replace")
+        if path and path.is_file()
+        else ""
+    )
+    tokens = head.task == "token-classification"
+    pipeline = "token-classification" if tokens else "text-classification"
+    card = _with_head(card, "peft" if base else "transformers", pipeline)
+    usage = render("export.md", description=description, head=head, name=name, kind=kind, base=base)
+    return f"{card}\n{usage}"
 
 
 def _with_head(card: str, library: str, pipeline: str) -> str:

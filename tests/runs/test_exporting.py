@@ -88,7 +88,6 @@ def test_every_batch_and_padding(tiny_checkpoint: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "head, options",
     [
@@ -120,7 +119,6 @@ def test_the_pipeline_gives_our_answers(
             assert theirs[0]["label"] == answer.label
 
 
-@pytest.mark.slow
 def test_a_last_token_reading(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = made(tiny_checkpoint, HeadConfig(labels=LABELS, pooling="last_token"))
     export(ours, tmp_path / "out")
@@ -129,7 +127,6 @@ def test_a_last_token_reading(tiny_checkpoint: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found, our_logits(ours, texts), atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
 def test_token_classification(tiny_checkpoint: Path, tmp_path: Path) -> None:
     head = HeadConfig(task="token-classification", labels=("O", "B-x", "I-x"))
     ours = made(tiny_checkpoint, head)
@@ -142,7 +139,6 @@ def test_token_classification(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert found[word.start]["score"] == pytest.approx(word.probability, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
     heads = [HeadConfig("kind", labels=LABELS), HeadConfig("tone", labels=("bad", "good"))]
     ours = made(tiny_checkpoint, *heads)
@@ -160,7 +156,6 @@ def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert found["score"] == pytest.approx(answer.probabilities[answer.label], abs=1e-5)
 
 
-@pytest.mark.slow
 def test_merged_adapters_and_the_classifier_stay(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = made(tiny_checkpoint, HeadConfig(labels=LABELS), lora=LORA)
     before = {name: value.clone() for name, value in ours.model.state_dict().items()}
