@@ -365,7 +365,7 @@ class Classifier:
             )
         # a head's adapters count too: loading would expect them in every head
         adapters_here = {*lora_names(self.model), *(f"{name}.lora_A" for name in self._merged)}
-        if others := sorted(self._changed_names() | adapters_here):
+        if others := sorted(self.changed_names() | adapters_here):
             raise CheckpointError(
                 f"{others[0]} was trained here, so the heads of {path} would read unknown states"
             )
@@ -435,12 +435,12 @@ class Classifier:
                 "without this change"
             )
         self._unsaved = reason
-        saved = self._changed_names() | added_names(parameters, config)
+        saved = self.changed_names() | added_names(parameters, config)
         saved |= {name for name, parameter in parameters.items() if parameter.requires_grad}
         tensors = {name: p for name, p in parameters.items() if name in saved}
         write_classifier(path, description, tensors, self.ngrams)
 
-    def _changed_names(self) -> set[str]:
+    def changed_names(self) -> set[str]:
         """The names of parameters that differ from the base; all of GPT-2's if it is not found."""
         # the model was passed in, so it may already have been trained
         if self._base_hashes is None:

@@ -1,4 +1,4 @@
-"""The commands that use a classifier: evaluate, predict, features.
+"""The commands that use a classifier: evaluate, predict, export, features.
 
 Each command imports what it needs only when it runs, so --help answers at once.
 """
@@ -47,6 +47,7 @@ END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
 # a cell that a spreadsheet reads as a number, never as a formula
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)
 NEWEST = 3  # most runs that an error message names, the newest first
+FORMATS = ("hugging-face", "peft")  # of `export`
 # settings for reading texts without labels
 READING = ("text_column", "header", "delimiter", "encoding", "on_error")
 
@@ -376,6 +377,51 @@ def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
         used.add(for_spreadsheet(name))
         names.append(name)
     return names
+
+
+# --- export ---
+
+
+def add_export(commands: Any) -> None:
+    """Add `export`."""
+    parser = commands.add(
+        "export",
+        run_export,
+        "write a classifier for other tools",
+        "gpt2-classifier export runs/demo --to hugging-face exported",
+        "gpt2-classifier export runs/lora --to peft adapter",
+    )
+    parser.add_argument(
+        "classifier",
+        type=existing_or_new_path,
+        metavar="RUN",
+        help="a run's folder, or its best.safetensors",
+    )
+    parser.add_argument("folder", type=new_path, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="hugging-face: a complete model of transformers; peft: the LoRA adapters alone "
+        "(default: hugging-face)",
+    )
+    parser.add_argument(
+        "--head", type=non_empty, metavar="NAME", help="the head to export, if there are several"
+    )
+    add_base(parser)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write a classifier to a folder that other tools can read; print its path."""
+    from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.runs.exporting import export
+
+    _refuse_missing(args.classifier)
+    classifier = Classifier.load(args.classifier, args.model)
+    run = args.classifier if args.classifier.is_dir() else args.classifier.parent
+    export(classifier, args.folder, run=run, **given(args, "to", "head"))
+    log.info("README.md in the folder shows how to use it")
+    print(args.folder)
 
 
 # --- features ---

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_train(added)
     classifying.add_predict(added)
     classifying.add_evaluate(added)
+    classifying.add_export(added)
     studies.add_compare(added)
     studies.add_experiments(added)
     training.add_find_rate(added)

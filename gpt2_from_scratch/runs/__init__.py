@@ -2,7 +2,8 @@
 
 `recipes` trains and resumes runs. `results` scores a classifier and keeps its predictions.
 `folder` keeps what a run needs to resume. `continuing` prepares runs that start from a trained
-classifier. `lecture` is the lecture's recipe, with the same random draws.
+classifier. `lecture` is the lecture's recipe, with the same random draws. `exporting` writes a
+classifier for other tools.
 """
 
 import lazy_loader
@@ -18,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "folder": ["RunConfig", "TrainedOn", "verify_run"],
         "results": ["Run", "calibrate", "evaluate_classifier"],
         "lecture": ["Trace"],
+        "exporting": ["export"],
     },
 )

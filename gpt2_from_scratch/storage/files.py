@@ -62,6 +62,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write files to, and rename it to `folder` after the block.
+
+    If the block raises an error, nothing is left. Raises UsageError if something exists at `folder`,
+    and ResourceError if there is no space or no permission.
+    """
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} exists already; choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        around = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        try:
+            temporary = around / folder.name
+            temporary.mkdir()
+            yield temporary
+            _sync(temporary)
+            temporary.rename(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
+    except OSError as error:
+        raise ResourceError(f"{folder} could not be written: {error.strerror or error}") from error
+
+
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":  # Windows cannot open a folder to sync it
         return

@@ -1,0 +1,89 @@
+"""Write a classifier to a folder for other tools, with its model card as README.md."""
+
+from pathlib import Path
+
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.hugging_face import (
+    HUB,
+    KINDS,
+    Converted,
+    to_peft,
+    to_transformers,
+)
+from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.reports.render import render
+from gpt2_from_scratch.storage.files import atomic_folder, read_bounded, write_json, write_text
+from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.tensors import write_tensors
+
+CONVERSIONS = {"hugging-face": to_transformers, "peft": to_peft}
+LARGEST_CARD = 1 << 22  # bytes
+
+
+def export(
+    classifier: Classifier,
+    folder: str | Path,
+    *,
+    to: str = "hugging-face",
+    head: str = "",
+    run: str | Path | None = None,
+) -> None:
+    """Write a classifier to a new folder that other tools can read. All files appear at once.
+
+    Args:
+        classifier: The classifier, which does not change.
+        folder: A folder that does not exist yet.
+        to: "hugging-face" for a complete model of transformers, or "peft" for the LoRA adapters
+            alone.
+        head: The name of the head to export; only needed if there are several.
+        run: The folder of the classifier's run, whose model card becomes the README.
+
+    Raises:
+        UsageError: The folder exists, or the tool cannot give the same answers.
+        CheckpointError: A weight is NaN or infinite.
+        ResourceError: There is no space or no permission.
+    """
+    folder = expanded(folder)
+    if to not in CONVERSIONS:
+        raise UsageError(f"unknown format {to!r:.80}; choose from: {', '.join(CONVERSIONS)}")
+    with atomic_folder(folder) as temporary:  # first, because it refuses an existing folder
+        found = CONVERSIONS[to](classifier, head)
+        write_json(temporary / "config.json", found.config)
+        write_json(temporary / "tokenizer.json", found.tokenizer)
+        write_json(temporary / "tokenizer_config.json", found.tokenizer_config)
+        write_text(temporary / "README.md", _readme(classifier, head, found, folder.name, run))
+        weights = "model.safetensors"
+        if found.adapter_config:
+            weights = "adapter_model.safetensors"
+            write_json(temporary / "adapter_config.json", found.adapter_config)
+        # without a checksum, because transformers accepts only {"format": "pt"} as metadata
+        write_tensors(temporary / weights, found.tensors, {"format": "pt"}, checksum=False)
+
+
+def _readme(
+    classifier: Classifier, head_name: str, found: Converted, name: str, run: str | Path | None
+) -> str:
+    """The run's model card, if there is one, and how to use the exported folder `name`."""
+    description = classifier.description
+    head = next(head for head in description.heads if head.name == (head_name or head.name))
+    kind = KINDS[head.task][0].removeprefix("GPT2For")
+    base = HUB.get(description.base, Path(description.base).name) if found.adapter_config else ""
+    path = expanded(run) / "model_card.md" if run else None
+    card = (
+        read_bounded(path, LARGEST_CARD).decode("utf-8", "replace")
+        if path and path.is_file()
+        else ""
+    )
+    tokens = head.task == "token-classification"
+    pipeline = "token-classification" if tokens else "text-classification"
+    card = _with_head(card, "peft" if base else "transformers", pipeline)
+    usage = render("export.md", description=description, head=head, name=name, kind=kind, base=base)
+    return f"{card}\n{usage}"
+
+
+def _with_head(card: str, library: str, pipeline: str) -> str:
+    """The card with the lines in its YAML head by which the hub knows the library and the task."""
+    lines = f"library_name: {library}\npipeline_tag: {pipeline}\n"
+    if card.startswith("---\n"):
+        return card.replace("---\n", f"---\n{lines}", 1)
+    return f"---\n{lines}tags:\n- gpt2\n- gpt2-from-scratch\n---\n\n{card}"
