@@ -274,7 +274,7 @@ def _config(classifier: Classifier, head: HeadConfig, sizes: GPT2Config) -> dict
     labels = dict(enumerate(head.labels))
     return {
         "architectures": [architecture],
-        **GPT2_CHOICES,
+        **{name: own for name, (own, *_) in GPT2_CHOICES.items() if own is not None},
         "vocab_size": sizes.n_vocab,
         "n_positions": sizes.n_ctx,
         "n_embd": sizes.n_embd,

@@ -136,6 +136,10 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (2, [run, *kept, "--threshold", f"{NAME}=2", NAME]),
             (4, [table, NAME]),
         ],
+        "export": [
+            (0, [run, out / f"exported {NAME}", *kept]),
+            (2, [run, out / "adapter", *kept, "--to", "peft"]),
+        ],
         "features": [
             (0, ["--file", place / f"{NAME}.txt", *kept, "--out", out / f"{NAME}.npy"]),
             (6, ["--file", place / f"{NAME}.txt", *kept, "--out", table / "x.npy"]),
