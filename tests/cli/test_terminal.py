@@ -195,7 +195,7 @@ def test_no_command_writes_characters_that_control_a_terminal(
                 wrong.append((command, *arguments, code, out, err))
     assert not wrong
     written = [path for path in place.rglob("*") if path.suffix in (".md", ".html")]
-    assert len(written) == 6 and not [path for path in written if obeyed(path.read_text("utf-8"))]
+    assert len(written) == 7 and not [path for path in written if obeyed(path.read_text("utf-8"))]
     assert r"\x1b" in (place / f"run {NAME}" / "model_card.md").read_text("utf-8")
 
 
