@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,26 +138,24 @@ def autotune(
     return search.changed(best.settings, best.epochs)
 
 
+@dataclass
 class _Search:
-    """A search in progress."""
+    """A search in progress; `autotune` describes its fields."""
 
-    def __init__(
-        self,
-        make: Make,
-        split: Split,
-        training: TrainConfig,
-        head: HeadSettings,
-        seconds: float,
-        folder: Path,
-        keep: Collection[str],
-    ):
-        self.make, self.split, self.training, self.head = make, split, training, head
-        self.seconds, self.folder = seconds, folder
-        self.fixed = fixed_settings(training, head, keep)
-        self.known = read_tries(folder)  # of an interrupted search
-        self.tries: list[Try] = []
-        self.bar: Any = None
-        kept = best_try(self.known, len(split.train), self._only_epochs)
+    make: Make
+    split: Split
+    training: TrainConfig
+    head: HeadSettings
+    seconds: float
+    folder: Path
+    keep: Collection[str]
+    tries: list[Try] = field(default_factory=list)
+    bar: Any = None
+
+    def __post_init__(self) -> None:
+        self.fixed = fixed_settings(self.training, self.head, self.keep)
+        self.known = read_tries(self.folder)  # of an interrupted search
+        kept = best_try(self.known, len(self.split.train), self._only_epochs)
         # the last one may have been interrupted
         self.remove_places(but={kept.number if kept else 0, len(self.known) + 1})
 

@@ -1,6 +1,5 @@
 """Runs whose settings were searched for: what they keep, and how they resume."""
 
-import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +21,6 @@ from gpt2_from_scratch.storage.files import read_json, sha256_of
 # with the same learning rate in all trainings, there are few of them
 TRAINING = TrainConfig(epochs=1, lr=0.01, batch_size=8, seed=3)
 BEST = "best.safetensors"
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "kinds.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(
-            [f"{'the goal' if n % 2 else 'a pill'} {n}", "ab"[n % 2]] for n in range(40)
-        )
-    return path
 
 
 def tuned(base: Path, table: Path, out: Path) -> Run:

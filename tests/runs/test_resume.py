@@ -39,18 +39,6 @@ CONFIG = TrainConfig(epochs=4, batch_size=5, lr=0.01, patience=4, seed=3)
 LASTING = ("best.safetensors", "last.safetensors", "metrics.jsonl", "evaluation.json", "test.csv")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "kinds.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(
-            [f"{'the goal' if n % 2 else 'a pill'} {n}", "ab"[n % 2]] for n in range(40)
-        )
-    return path
-
-
 @pytest.fixture
 def every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "SAVE_EVERY", 0.0)
