@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from bench import SHARED, first_that_exists
+from bench import SHARED
 from several_heads import MARKS
 
 from gpt2_from_scratch import DataConfig, TrainConfig
@@ -163,8 +163,7 @@ def main() -> None:
         if task in RULES:
             by_rule(task)
         else:
-            folder = first_that_exists("WNUT17's files", args.wnut / PARTS[0]).parent
-            wnut(folder, args.epochs, args.n_last_blocks)
+            wnut(args.wnut, args.epochs, args.n_last_blocks)
 
 
 if __name__ == "__main__":
