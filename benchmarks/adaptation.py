@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from bench import SHARED, measure_machine, note, timed
-from reading import compared, given_parts, own_parts
+from reading import compared, parts_of
 
 from gpt2_from_scratch import Classifier, Message, Split, TrainConfig, finetune
 from gpt2_from_scratch.classifier.adaptation import adapt
@@ -77,10 +77,7 @@ def measured(
     name: str, n: int, epochs: int, to: str, lr: float, seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Adapt GPT-2, train one classifier, and score it on the development and test texts."""
-    if name in ("sms", "topics"):
-        parts = own_parts(name, seed, **({"balance": True} if name == "sms" else {}))
-    else:
-        parts = given_parts(args.data / name, seed)
+    parts = parts_of(name, seed, args.data)
     shuffled = np.random.RandomState(seed).permutation(len(parts.train))
     train = [parts.train[k] for k in shuffled[:n]]
     more = [parts.train[k].text for k in shuffled[n : n + args.more]]

@@ -80,6 +80,13 @@ def given_parts(folder: Path, seed: int) -> Parts:
     return Parts(split.train, split.val, split.test, test)
 
 
+def parts_of(name: str, seed: int, data: Path) -> Parts:
+    """A data set of the package, or one in the folder `data`."""
+    if name in ("sms", "topics"):
+        return own_parts(name, seed, **({"balance": True} if name == "sms" else {}))
+    return given_parts(data / name, seed)
+
+
 def main() -> None:
     """Train, score and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,10 +125,7 @@ def measured(
     name: str, n: int, steps: int, blocks: int, where: str, seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train one classifier, and score it on the development and test texts."""
-    if name in ("sms", "topics"):
-        parts = own_parts(name, seed, **({"balance": True} if name == "sms" else {}))
-    else:
-        parts = given_parts(args.data / name, seed)
+    parts = parts_of(name, seed, args.data)
     shuffled = np.random.RandomState(seed).permutation(len(parts.train))
     train = [parts.train[k] for k in shuffled[:n]]
     val = parts.val[: max(20, len(train) // 7)]  # a user with few texts has few to stop at

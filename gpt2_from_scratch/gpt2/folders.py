@@ -87,9 +87,8 @@ def tensor_files(source: Path) -> dict[str, Path]:
     Raises CheckpointError if a shard is missing, if it contains other tensors than the index says,
     or if the index names a file outside its folder.
     """
-    from gpt2_from_scratch.storage.tensors import (
-        open_tensors,
-    )  # imported here, because torch is slow
+    # imported here, because torch is slow
+    from gpt2_from_scratch.storage.tensors import open_tensors
 
     if source.name != SHARDS:
         with open_tensors(source) as file:
@@ -160,9 +159,8 @@ def refuse_without_sizes(folder: Path) -> None:
 
     The weights contain every size except n_head, which changes the outputs.
     """
-    from gpt2_from_scratch.storage.tensors import (
-        open_tensors,
-    )  # imported here, because torch is slow
+    # imported here, because torch is slow
+    from gpt2_from_scratch.storage.tensors import open_tensors
 
     source = next(
         (folder / name for name in (SAFETENSORS, SHARDS) if (folder / name).exists()), None
