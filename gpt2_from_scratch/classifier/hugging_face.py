@@ -34,6 +34,7 @@ from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names
 from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_characters
 from gpt2_from_scratch.gpt2.weights import STORED_TRANSPOSED, names_on_disk
 from gpt2_from_scratch.speed.batching import IGNORABLE, INVISIBLE, end_tokens
+from gpt2_from_scratch.storage.paths import HUB
 
 # {task: (transformers' class, its problem_type, PEFT's task_type, the name of its last layer)}
 SEQUENCE, TOKENS = "GPT2ForSequenceClassification", "GPT2ForTokenClassification"
@@ -42,12 +43,6 @@ KINDS = {
     "multi-label": (SEQUENCE, "multi_label_classification", "SEQ_CLS", "score"),
     "regression": (SEQUENCE, "regression", "SEQ_CLS", "score"),
     "token-classification": (TOKENS, None, "TOKEN_CLS", "classifier"),
-}
-HUB = {  # OpenAI's models on the Hugging Face hub
-    "124M": "openai-community/gpt2",
-    "355M": "openai-community/gpt2-medium",
-    "774M": "openai-community/gpt2-large",
-    "1558M": "openai-community/gpt2-xl",
 }
 LARGEST_ERROR = 1e-5  # of an output in float32, in units of its scale, from moving the bias
 

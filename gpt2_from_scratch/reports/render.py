@@ -37,7 +37,7 @@ from gpt2_from_scratch.reports.plots import (
 )
 from gpt2_from_scratch.reports.study_findings import MOST_MISTAKES, StudyFacts, study_findings
 from gpt2_from_scratch.storage.files import write_text
-from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.paths import HUB, expanded
 
 DPI = 96  # pixels per inch on a page: a figure of 9 inches is 864 pixels wide
 SHARPNESS = 2  # pixels of a picture per pixel of the page, for high-resolution screens
@@ -127,6 +127,7 @@ def environment(suffix: str) -> Environment:
     }
     made.globals |= {
         "ALPHA": ALPHA,
+        "HUB": HUB,
         "MOST_MISTAKES": MOST_MISTAKES,
         "NARROWEST": NARROWEST,
     }

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.hugging_face import (
-    HUB,
     KINDS,
     Converted,
     to_peft,
@@ -13,7 +12,7 @@ from gpt2_from_scratch.classifier.hugging_face import (
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.reports.render import render
 from gpt2_from_scratch.storage.files import atomic_folder, read_bounded, write_json, write_text
-from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.paths import HUB, expanded
 from gpt2_from_scratch.storage.tensors import write_tensors
 
 CONVERSIONS = {"hugging-face": to_transformers, "peft": to_peft}

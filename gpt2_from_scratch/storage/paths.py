@@ -19,7 +19,8 @@ HUB_NAMES = {  # {name on Hugging Face's hub: our name of the same model}
     "gpt2-large": "774M",
     "gpt2-xl": "1558M",
 }
-HUB_NAMES |= {f"openai-community/{name}": ours for name, ours in HUB_NAMES.items()}
+HUB = {ours: f"openai-community/{name}" for name, ours in HUB_NAMES.items()}
+HUB_NAMES |= {full: ours for ours, full in HUB.items()}
 MODEL_FILES = (  # any of them marks a model
     "hparams.json",
     "model.safetensors",
