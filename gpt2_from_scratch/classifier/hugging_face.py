@@ -14,7 +14,7 @@ B texts, C = n_embd, K outputs of a head.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -69,16 +69,19 @@ def to_transformers(classifier: Classifier, head_name: str = "") -> Converted:
     # the positions end at max_tokens, so a longer text is an error unless it is cut
     n_ctx = classifier.description.max_tokens
     sizes = replace(model.config, n_ctx=n_ctx, **({"n_layer": layer} if layer else {}))
-    weights = {f"{name}.weight": part for name, part in _adapters(model)}
-    state = parameters_by_name(model)
+    state = merged_parameters(model)
     tensors = {}
     for name, (_, theirs) in names_on_disk(sizes).items():
-        value = weights[name].whole_weight() if name in weights else state[name]
-        value = value[:n_ctx] if name == "wpe.weight" else value
+        value = state[name][:n_ctx] if name == "wpe.weight" else state[name]
         tensors[f"transformer.{theirs}"] = _as_stored(name, value)
     tensors |= _output_layer(classifier, head)
-    _refuse_infinite(tensors)
-    return Converted(_config(classifier, head, sizes), tensors, *_tokenizer_files(classifier, head))
+    refuse_infinite_weights(tensors)
+    return Converted(
+        _config(classifier, head, sizes),
+        tensors,
+        tokenizer_json(classifier),
+        _tokenizer_config(classifier),
+    )
 
 
 def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
@@ -112,7 +115,7 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
         tensors |= {f"base_model.model.{theirs}.{key}": v for key, v in _joined(adapter).items()}
         ranks[theirs] = len(tensors[f"base_model.model.{theirs}.lora_A.weight"])
         alphas[theirs] = adapter.scale * ranks[theirs]
-    _refuse_infinite(tensors)
+    refuse_infinite_weights(tensors)
     base, lora = classifier.description.base, classifier.description.lora
     adapter_config = {
         "peft_type": "LORA",
@@ -130,8 +133,13 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
         "modules_to_save": [layer, "ln_f"],
     }
     sizes = replace(classifier.model.config, n_layer=layer_read(head, classifier.model))
-    files = _tokenizer_files(classifier, head)
-    return Converted(_config(classifier, head, sizes), tensors, *files, adapter_config)
+    return Converted(
+        _config(classifier, head, sizes),
+        tensors,
+        tokenizer_json(classifier),
+        _tokenizer_config(classifier),
+        adapter_config,
+    )
 
 
 # --- what can be converted ---
@@ -144,7 +152,7 @@ def _head_to_export(classifier: Classifier, name: str) -> HeadConfig:
         what = f"no head is named {name!r:.80}" if name else "transformers has one head per model"
         raise UsageError(f"{what}. Choose one with --head: {', '.join(heads)}.")
     head = heads[name] if name else classifier.description.head
-    _refuse_other_model(classifier)
+    refuse_other_model(classifier)
     if classifier.ngrams and head is classifier.description.head:
         classifier.refuse_ngrams("an export, because transformers has no n-grams")
     reason = ""
@@ -163,7 +171,7 @@ def _head_to_export(classifier: Classifier, name: str) -> HeadConfig:
     return head
 
 
-def _refuse_other_model(classifier: Classifier) -> None:
+def refuse_other_model(classifier: Classifier) -> None:
     """Raise UsageError if the model is not the one that the description describes."""
     model, description = classifier.model, classifier.description
     if description.lora and not lora_names(model):  # the adapters are merged
@@ -172,10 +180,11 @@ def _refuse_other_model(classifier: Classifier) -> None:
     expected = parameters_by_name(described)
     reason = misfit(parameters_by_name(model), expected, expected.keys())
     if reason := reason or unsaved_change(model, described):
-        raise UsageError(f"the model is not the GPT-2 that transformers has: {reason}.")
+        raise UsageError(f"the model is not the GPT-2 that other tools have: {reason}.")
 
 
-def _refuse_infinite(tensors: dict[str, Tensor]) -> None:
+def refuse_infinite_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a tensor contains NaN or infinite values."""
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{name} contains NaN or infinite values; not exported")
@@ -186,6 +195,16 @@ def _refuse_infinite(tensors: dict[str, Tensor]) -> None:
 
 def _adapters(model: nn.Module) -> Iterable[tuple[str, LoRALinear]]:
     return ((name, part) for name, part in model.named_modules() if isinstance(part, LoRALinear))
+
+
+def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters of a model by name, with LoRA merged; the model does not change."""
+    merged = {f"{name}.weight".lstrip("."): part.whole_weight() for name, part in _adapters(model)}
+    return {
+        name: merged.get(name, value).detach()
+        for name, value in parameters_by_name(model).items()
+        if not name.endswith(("lora_A", "lora_B"))
+    }
 
 
 def _as_stored(name: str, value: Tensor) -> Tensor:
@@ -287,11 +306,18 @@ def _config(classifier: Classifier, head: HeadConfig, sizes: GPT2Config) -> dict
 
 # --- tokenizer.json ---
 
+SPECIAL = {  # the settings of the token <|endoftext|>
+    "content": END_OF_TEXT,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
 
-def _tokenizer_files(
-    classifier: Classifier, head: HeadConfig
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of tokenizer.json and tokenizer_config.json."""
+
+def tokenizer_json(classifier: Classifier) -> dict[str, Any]:
+    """The contents of tokenizer.json, which tidies and appends the end token if it is read."""
     tokenizer = classifier.tokenizer
     end = end_tokens(tokenizer) if classifier.description.reads_end_token else []
     characters = bytes_to_characters()
@@ -299,25 +325,17 @@ def _tokenizer_files(
         "".join(characters[byte] for byte in tokenizer.token_bytes(token))
         for token in range(tokenizer.n_vocab - 1)
     ]
-    special = {
-        "content": END_OF_TEXT,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
         "trim_offsets": True,
         "use_regex": True,
     }
-    contents = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": tokenizer.end_of_text_id} | special],
+        "added_tokens": [{"id": tokenizer.end_of_text_id} | SPECIAL],
         "normalizer": _tidying() if end else None,
         "pre_tokenizer": byte_level,
         "post_processor": _appending(names[end[0]], end[0]) if end else byte_level,
@@ -334,7 +352,11 @@ def _tokenizer_files(
             "merges": [f"{names[left]} {names[right]}" for left, right in merges_of(tokenizer)],
         },
     }
-    return contents, {
+
+
+def _tokenizer_config(classifier: Classifier) -> dict[str, Any]:
+    """The contents of tokenizer_config.json."""
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": classifier.description.max_tokens,
         "pad_token": END_OF_TEXT,
@@ -343,7 +365,7 @@ def _tokenizer_files(
         "split_special_tokens": True,  # the string <|endoftext|> in a text is ordinary text
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "added_tokens_decoder": {str(tokenizer.end_of_text_id): special},
+        "added_tokens_decoder": {str(classifier.tokenizer.end_of_text_id): SPECIAL},
     }
 
 
@@ -371,7 +393,7 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 def _tidying() -> dict[str, Any]:
     """The normalizer that does what `batching.tidied` does."""
-    some = _invisible()
+    some = _characters(_is_invisible)
     # without the part before it, the time would be quadratic in the length of a run of spaces
     steps = [("\\r\\n?", "\n"), (f"(?<!{some}){some}+\\z", "")]
     return {
@@ -386,11 +408,21 @@ def _tidying() -> dict[str, Any]:
     }
 
 
+def whitespace_only() -> dict[str, Any]:
+    """The normalizer that empties texts of white space alone, and changes no others."""
+    pattern = f"\\A{_characters(str.isspace)}+\\z"
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+
+
+def _is_invisible(character: str) -> bool:
+    """Whether `batching.tidied` removes a character at the end of a text."""
+    return ord(character) in IGNORABLE or category(character) in INVISIBLE
+
+
 @cache
-def _invisible() -> str:
-    """The characters that `batching.tidied` removes, as a regular expression."""
-    codes = range(sys.maxunicode + 1)
-    found = [code for code in codes if code in IGNORABLE or category(chr(code)) in INVISIBLE]
+def _characters(wanted: Callable[[str], bool]) -> str:
+    """The characters for which a function is true, as a regular expression."""
+    found = [code for code in range(sys.maxunicode + 1) if wanted(chr(code))]
     return f"[{''.join(_ranges(found))}]"
 
 

@@ -47,7 +47,7 @@ END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
 # a cell that a spreadsheet reads as a number, never as a formula
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)
 NEWEST = 3  # most runs that an error message names, the newest first
-FORMATS = ("hugging-face", "peft")  # of `export`
+FORMATS = ("hugging-face", "peft", "onnx")  # of `export`
 # settings for reading texts without labels
 READING = ("text_column", "header", "delimiter", "encoding", "on_error")
 
@@ -390,6 +390,7 @@ def add_export(commands: Any) -> None:
         "write a classifier for other tools",
         "gpt2-classifier export runs/demo --to hugging-face exported",
         "gpt2-classifier export runs/lora --to peft adapter",
+        "gpt2-classifier export runs/demo --to onnx --int8 served",
     )
     parser.add_argument(
         "classifier",
@@ -402,11 +403,18 @@ def add_export(commands: Any) -> None:
         "--to",
         choices=FORMATS,
         default=FORMATS[0],
-        help="hugging-face: a complete model of transformers; peft: the LoRA adapters alone "
-        "(default: hugging-face)",
+        help="hugging-face: a complete model of transformers; peft: the LoRA adapters alone; onnx: "
+        "a graph for onnxruntime, compared with PyTorch on the run's test set (default: hugging-face)",
     )
     parser.add_argument(
         "--head", type=non_empty, metavar="NAME", help="the head to export, if there are several"
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        default=None,
+        help="with --to onnx: also write a version with int8 weights, and report its size, its speed "
+        "and how it changes the answers on the run's validation set",
     )
     add_base(parser)
 
@@ -419,7 +427,7 @@ def run_export(args: argparse.Namespace) -> None:
     _refuse_missing(args.classifier)
     classifier = Classifier.load(args.classifier, args.model)
     run = args.classifier if args.classifier.is_dir() else args.classifier.parent
-    export(classifier, args.folder, run=run, **given(args, "to", "head"))
+    export(classifier, args.folder, run=run, **given(args, "to", "head", "int8"))
     log.info("README.md in the folder shows how to use it")
     print(args.folder)
 

@@ -412,7 +412,7 @@ def write_parts(
         unlabelled: The texts without labels to which GPT-2 is adapted.
     """
     write = write_messages if task == "classification" else write_examples
-    write(_test_part(run, task), split.test)
+    write(test_part(run, task), split.test)
     texts = (*(message.text for message in split.train), *unlabelled)
     now = frozenset(map(_text_hash, texts))
     TrainedOn(now | before.hashes if before else now, not before or before.complete).write(run)
@@ -420,12 +420,13 @@ def write_parts(
 
 def read_test_part(run: Path, task: str) -> list[Message]:
     """Read the test set, including empty texts, and check it against the run's manifest."""
-    path = _test_part(run, task)
+    path = test_part(run, task)
     check_listed(path)
     return load_examples(DataConfig(source=str(path), keep_empty=True), task)
 
 
-def _test_part(run: Path, task: str) -> Path:
+def test_part(run: Path, task: str) -> Path:
+    """Return the file of the test set."""
     return run / ("test.csv" if task == "classification" else "test.jsonl")
 
 

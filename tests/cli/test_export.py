@@ -48,3 +48,20 @@ def test_what_cannot_be_exported(
     code, _, err = call(capsys, "export", tmp_path / "nothing", out)
     assert code == 4 and "nothing" in err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_to_onnx(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("onnxruntime")
+    Classifier.on_base(tiny_checkpoint, ["ham", "spam"]).save(tmp_path / "run" / "best.safetensors")
+    words = ("export", tmp_path / "run", "--to", "onnx", tmp_path / "out")
+    code, out, err = call(capsys, *words, "--model", tiny_checkpoint, "--int8")
+    assert (code, out.strip()) == (0, str(tmp_path / "out")), err
+    assert "against PyTorch" in err and "not measured" in err
+    assert (tmp_path / "out" / "model_int8.onnx").is_file()
+    code, _, err = call(
+        capsys, "export", tmp_path / "run", tmp_path / "o", "--model", tiny_checkpoint, "--int8"
+    )
+    assert code == 2 and "int8" in err
