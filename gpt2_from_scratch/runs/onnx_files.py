@@ -46,8 +46,8 @@ FLOAT, INT8 = "model.onnx", "model_int8.onnx"
 SCRIPT = "classify.py"
 LARGEST_ERROR = 1e-4  # of a logit, in units of the largest logit, or of 1 if that is larger
 MOST_CHANGED = 0.01  # proportion of labels; if int8 changes more, a warning is logged
-MOST_TEXTS = 500  # that are compared
-MOST_TIMED, ROUNDS = 64, 5  # texts whose answers are timed, and how often
+MOST_TEXTS, MOST_TOKENS = 500, 50_000  # that are compared; more would take minutes
+MOST_TIMED, ROUNDS = 4_000, 5  # tokens of the texts that are timed, and how often
 BATCH = 32
 IN_ONE_FILE = 1_900_000_000  # bytes; protobuf's limit is 2 GiB
 KEY = "classifier"  # of the graph's metadata
@@ -163,7 +163,13 @@ def write_onnx(
             "pip install 'gpt2-from-scratch[onnx]'"
         )
     proto, how = to_onnx(classifier, head)
+    of_heads = [
+        node.name
+        for node in proto.graph.node
+        if any(name.startswith("head.") for name in node.input)
+    ]
     _save(proto, folder / FLOAT, how)
+    del proto  # as large as the model
     write_json(folder / "tokenizer.json", padding_tokenizer(classifier))
     write_json(folder / "classifier.json", how)
     script = files("gpt2_from_scratch.reports") / "templates" / SCRIPT
@@ -174,7 +180,7 @@ def write_onnx(
     measured: dict[str, Any] = {"float32": asdict(agreement)}
     quantized = None
     if int8:
-        _quantize(folder / FLOAT, folder / INT8)
+        _quantize(folder / FLOAT, folder / INT8, of_heads)
         quantized = _quantized(classifier, heads, folder, run)
         for line in quantized.in_words():
             log.info(f"{INT8}: {line}")
@@ -203,33 +209,26 @@ def _save(proto: Any, path: Path, how: dict[str, Any]) -> None:
     )
 
 
-def _quantize(path: Path, to: Path) -> None:
+def _quantize(path: Path, to: Path, of_heads: Sequence[str]) -> None:
     """Save a version of a graph with int8 weights, by onnxruntime's dynamic quantisation.
 
-    The heads stay in float32, because they are small and decide. Weights have 7 bits, because the
-    products of 8 bits overflow on processors without VNNI.
+    The nodes of heads stay in float32, because they are small and decide. Weights have 7 bits,
+    because sums of products of 8 bits overflow on processors without VNNI.
     """
-    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    proto = onnx.load_model(path)
-    heads = [
-        node.name
-        for node in proto.graph.node
-        if any(name.startswith("head.") for name in node.input)
-    ]
     # the quantizer logs to the root logger, which prints every package's lines from then on if it
     # has no handler
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
         quantize_dynamic(
-            proto,
+            path,
             to,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,
             reduce_range=True,
-            nodes_to_exclude=heads,
+            nodes_to_exclude=[*of_heads],
             use_external_data_format=path.with_name(f"{path.name}.data").exists(),
         )
     finally:
@@ -311,7 +310,7 @@ def _agreement(
     texts: list[str] = []
     if run and test_part(run, task).is_file():
         texts = [message.text for message in read_test_part(run, task)][:MOST_TEXTS]
-    encoded = classifier.encode(texts)[0] if texts else _random_ids(classifier)
+    encoded = _first(classifier.encode(texts)[0] if texts else _random_ids(classifier))
     source = "texts of the test set" if texts else "texts of random tokens"
     # answers that depend on the padding are compared one text at a time
     of_pads = any(head.pooling in OF_PADS for head in classifier.description.heads)
@@ -339,9 +338,15 @@ def _random_ids(classifier: Classifier) -> list[list[int]]:
     generator = np.random.default_rng(5)
     end = classifier.encode([""])[0][0] if classifier.description.reads_end_token else []
     most = classifier.description.max_tokens - len(end)
-    lengths = [*np.unique(np.geomspace(1, most, 20).round().astype(int))] if most else [0]
+    lengths = [*np.unique(np.geomspace(1, most, 8).round().astype(int))] if most else [0]
     n = classifier.tokenizer.n_vocab
     return [[*generator.integers(n, size=length).tolist(), *end] for length in lengths]
+
+
+def _first(encoded: Sequence[Sequence[int]], most: int = MOST_TOKENS) -> Sequence[Sequence[int]]:
+    """The first texts, with at most `most` tokens together, but at least one text."""
+    n = int((np.cumsum([len(ids) for ids in encoded]) <= most).sum())
+    return encoded[: max(1, n)]
 
 
 def _quantized(
@@ -355,13 +360,11 @@ def _quantized(
     messages, reason = list[Message](), "the classifier has several heads"
     if len(classifier.description.heads) == 1:
         messages, reason = _validation_set(classifier, run)
-    encoded = (
-        classifier.encode([message.text for message in messages])[0]
-        if messages
-        else _random_ids(classifier)
-    )
+    texts = [message.text for message in messages]
+    encoded = _first(classifier.encode(texts)[0] if texts else _random_ids(classifier))
+    messages = messages[: len(encoded)]
     change = _change(classifier, heads[0], messages, encoded, *sessions) if messages else None
-    timed = encoded[:MOST_TIMED]
+    timed = _first(encoded, MOST_TIMED)
     _graph_outputs(sessions[0], timed, 1)  # the first run allocates memory
     _graph_outputs(sessions[1], timed, 1)
     ratios = []

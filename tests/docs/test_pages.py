@@ -9,6 +9,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -18,7 +20,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 
-from gpt2_from_scratch import Classifier, load_messages
+from gpt2_from_scratch import Classifier, export, load_messages
 from gpt2_from_scratch.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,7 @@ NETWORK = {  # or a fresh environment
     "pip download --constraint constraints.txt --dest wheels . hatchling",
     "pip install --no-index --find-links wheels .",
     'pip install --constraint constraints.txt --editable ".[notebooks]"',
+    'pip install --constraint constraints.txt ".[onnx]"',
 }
 OPENAI = {  # these need OpenAI's weights
     "gpt2-classifier download 124M",
@@ -60,6 +63,12 @@ ELSEWHERE = {  # other tests run these: they need an interrupted run, or empty t
     "gpt2-classifier demo",  # the fixture below runs it; it makes the run of the first tutorial
     "gpt2-classifier train --data sms --balance --verbose --out runs/first",
 }
+# programs that an export wrote, run after it
+EXPORTED = {'python served/classify.py "See you at six" "WINNER!! Call 09061701461 now"'}
+WITHOUT_TORCH = (
+    "import runpy, sys; sys.argv = sys.argv[1:]; sys.modules['torch'] = None; "
+    "sys.modules['gpt2_from_scratch'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 THINGS = (
     "soup bread coffee room bed lamp chair view garden lift key towel pillow shower tea cake plate "
     "spoon window carpet"
@@ -137,7 +146,7 @@ def test_every_command_exists(page: Path, tmp_path: Path, monkeypatch) -> None:
         elif program == "make":
             assert rest[0] in targets, command
         elif program == "python":
-            assert (ROOT / rest[0]).is_file(), command
+            assert command in EXPORTED or (ROOT / rest[0]).is_file(), command
         else:
             assert command in NETWORK, f"{command}: list it in this test, or correct it"
 
@@ -151,9 +160,21 @@ def test_every_command_that_is_not_run_is_on_a_page() -> None:
 def test_the_commands_of_a_page_run(
     page: Path, folder: Path, demo: tuple[Path, str], capsys
 ) -> None:
+    if any("--to onnx" in command for command in commands(page)):
+        pytest.importorskip("onnxruntime")
     for run in ("first", "other"):
         shutil.copytree(demo[0], folder / "runs" / run)
     for command in commands(page):
+        if command in EXPORTED:
+            program, *arguments = words(command)
+            answers = subprocess.run(
+                [sys.executable, "-c", WITHOUT_TORCH, program, *arguments],
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout.splitlines()
+            labels = [json.loads(answer)["label"]["label"] for answer in answers]
+            assert labels == [p.label for p in Classifier.load(demo[0]).predict(arguments)]
         if command not in NOT_RUN and command.startswith("gpt2-classifier"):
             code = main(words(command))
             assert code == 0, f"{command}: {capsys.readouterr().err[-2000:]}"
@@ -161,8 +182,14 @@ def test_the_commands_of_a_page_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "number"), PYTHON, ids=lambda it: getattr(it, "stem", str(it)))
-def test_the_python_of_a_page_runs(page: Path, number: int, folder: Path, capsys) -> None:
+def test_the_python_of_a_page_runs(
+    page: Path, number: int, folder: Path, demo: tuple[Path, str], capsys
+) -> None:
     code = blocks(page, "python")[number]
+    if "onnxruntime" in code:
+        pytest.importorskip("onnxruntime")
+        export(Classifier.load(demo[0]), folder / "served", to="onnx")
+        capsys.readouterr()
     exec(compile(code, str(page), "exec"), {})
     printed = capsys.readouterr().out
     assert printed
