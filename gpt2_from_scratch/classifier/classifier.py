@@ -38,7 +38,7 @@ from gpt2_from_scratch.classifier.heads import (
     put_heads,
     relabelled,
 )
-from gpt2_from_scratch.classifier.importing import is_sequence_classifier, read_head
+from gpt2_from_scratch.classifier.importing import kind_of_classifier, read_head
 from gpt2_from_scratch.classifier.ngrams import NGrams
 from gpt2_from_scratch.classifier.saving import (
     Description,
@@ -261,8 +261,8 @@ class Classifier:
 
         Args:
             path: A file, or a run's folder, whose `best.safetensors` is loaded.
-                It may also be a folder that transformers' GPT2ForSequenceClassification saved, which
-                is its own base.
+                It may also be a folder that transformers' GPT2ForSequenceClassification or
+                GPT2ForTokenClassification saved, which is its own base.
             base: The name or folder of its base; only needed if that is not a known model.
             device: Where to compute.
             dtype: Precision of the frozen blocks.
@@ -272,12 +272,12 @@ class Classifier:
             CheckpointError: The file is damaged or differs from its run's manifest, or the weights
                 of the base are not those it was trained on.
         """
-        if is_sequence_classifier(expanded(path)):
-            head, weight = read_head(expanded(path), Tokenizer(path))
+        if kind := kind_of_classifier(expanded(path)):
+            head, weight, bias = read_head(expanded(path), kind, Tokenizer(path))
             imported = cls.on_base(path, heads=[head], dtype=dtype, store=store)
             with torch.no_grad():
                 imported.model.head.weight.copy_(weight)
-                imported.model.head.bias.zero_()
+                imported.model.head.bias.copy_(bias)
             imported.model.requires_grad_(False)
             return imported.to(device)
         path = saved_file(path)

@@ -46,7 +46,7 @@ class Tokenizer:
 
     def __init__(self, model: str | Path):
         folder = model_folder(model)
-        ranks, end_of_text, self.n_added = _read_bpe(folder)
+        ranks, end_of_text, self.n_added, self.appends_newline = _read_bpe(folder)
         self.end_of_text_id = end_of_text  # also used as padding, because no text encodes to it
         self.n_vocab = len(ranks) + 1
         self.longest_token = max(map(len, ranks))  # bytes
@@ -121,10 +121,11 @@ def bytes_to_characters() -> dict[int, str]:
     }
 
 
-def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int, int]:
+def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int, int, bool]:
     """Read the vocabulary of a model.
 
-    Returns {token bytes: id}, the id of <|endoftext|>, and the number of tokens added after it.
+    Returns {token bytes: id}, the id of <|endoftext|>, the number of tokens added after it, and
+    whether the tokenizer.json appends a newline (see `_appends_newline`).
     `vocab.bpe` lists the merges in the order in which they were learned. `encoder.json` contains the
     id of every token. A token's id must be 256 plus the rank of its merge, because tiktoken uses ids
     as ranks. Hugging Face names the same two files `merges.txt` and `vocab.json`, and its
@@ -132,9 +133,9 @@ def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int, int]:
     """
     merges = {path: _read_merges(path) for path in _existing(folder, "vocab.bpe", "merges.txt")}
     ids = {path: read_json(path) for path in _existing(folder, "encoder.json", "vocab.json")}
-    added = 0
+    added, appends_newline = 0, False
     if (path := folder / TOKENIZER_JSON).exists():
-        merges[path], ids[path], added = _read_tokenizer_json(path)
+        merges[path], ids[path], added, appends_newline = _read_tokenizer_json(path)
     merges = merges or {folder / "vocab.bpe": _read_merges(folder / "vocab.bpe")}
     ids = ids or {folder / "encoder.json": read_json(folder / "encoder.json")}
     merges_path, merged = next(iter(merges.items()))
@@ -156,7 +157,7 @@ def _read_bpe(folder: Path) -> tuple[dict[bytes, int], int, int]:
         ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
     except KeyError as error:
         raise CheckpointError(f"{merges_path}: {error} does not represent a byte") from None
-    return ranks, len(tokens), added
+    return ranks, len(tokens), added, appends_newline
 
 
 def _check_ids(
@@ -195,14 +196,45 @@ BPE_SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
 }
 
 
-def _read_tokenizer_json(path: Path) -> tuple[list[str], dict[str, Any], int]:
+def _appends_newline(contents: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json tidies each text and appends a newline, as those of `export` do.
+
+    Its classifier then reads the newline. The tokens of a text are still GPT-2's, because this
+    package tidies texts and appends the newline itself. The characters in the last pattern are not
+    compared, because they depend on the version of Unicode.
+    """
+    try:
+        (sequence, ending), steps = (
+            contents["post_processor"]["single"],
+            contents["normalizer"]["normalizers"],
+        )
+        newline = bytes_to_characters()[ord("\n")]
+        ids = contents["post_processor"]["special_tokens"][newline]["ids"]
+        kinds = [step["type"] for step in steps]
+        patterns = [step["pattern"]["Regex"] for step in steps[1:]]
+        return (
+            "Sequence" in sequence
+            and ending["SpecialToken"]["id"] == newline
+            and ids == [contents["model"]["vocab"][newline]]
+            and kinds == ["NFC", "Replace", "Replace"]
+            and [step["content"] for step in steps[1:]] == ["\n", ""]
+            and patterns[0] == "\\r\\n?"
+            and re.fullmatch(r"\(\?<!(\[[^\]]+\])\)\1\+\\z", patterns[1]) is not None
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _read_tokenizer_json(path: Path) -> tuple[list[str], dict[str, Any], int, bool]:
     """Read Hugging Face's tokenizer.json.
 
-    Returns the tokens that the merges produce, {token: id}, and the number of tokens that were added
-    after <|endoftext|>. Raises CheckpointError if it is not a byte-level BPE like GPT-2's, which gives
+    Returns the tokens that the merges produce, {token: id}, the number of tokens that were added
+    after <|endoftext|>, and whether it appends a newline (see `_appends_newline`). Raises CheckpointError if it is not a byte-level BPE like GPT-2's, which gives
     other tokens.
     """
     contents = read_json(path)
+    if appends_newline := _appends_newline(contents):
+        contents |= {"normalizer": None, "post_processor": None}
     for keys, allowed in BPE_SETTINGS.items():
         value: Any = contents
         for key in keys:
@@ -239,7 +271,7 @@ def _read_tokenizer_json(path: Path) -> tuple[list[str], dict[str, Any], int]:
         ids = {token: number for token, number in ids.items() if token not in more}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a valid tokenizer: {error!r:.200}") from None
-    return tokens, ids, len(more)
+    return tokens, ids, len(more), appends_newline
 
 
 def _existing(folder: Path, *names: str) -> list[Path]:

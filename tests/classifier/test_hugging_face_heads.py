@@ -22,6 +22,7 @@ from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Targets
 from gpt2_from_scratch.data.messages import Message, Span
 from gpt2_from_scratch.errors import CheckpointError
+from gpt2_from_scratch.runs.exporting import export
 from gpt2_from_scratch.speed.batching import pad_batch
 
 transformers = pytest.importorskip("transformers")
@@ -365,14 +366,21 @@ def test_language(tiny_checkpoint: Path, kind: str) -> None:
 # --- classifiers that transformers saved ---
 
 
-def saved_by_transformers(folder: Path, base: Path, **settings: Any) -> nn.Module:
-    """Save GPT2ForSequenceClassification with the weights and the vocabulary of `base`."""
+def saved_by_transformers(
+    folder: Path,
+    base: Path,
+    kind: str = "GPT2ForSequenceClassification",
+    labels: Sequence[str] = LABELS,
+    **settings: Any,
+) -> nn.Module:
+    """Save a classifier of transformers with the weights and the vocabulary of `base`."""
     ours = our_classifier(base, HeadConfig(labels=LABELS, pooling="last_token"))
-    theirs = their_model(
-        "GPT2ForSequenceClassification", ours, id2label=dict(enumerate(LABELS)), **settings
-    )
+    theirs = their_model(kind, ours, id2label=dict(enumerate(labels)), **settings)
+    generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
-        theirs.score.weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(9))
+        for name, parameter in theirs.named_parameters():
+            if not name.startswith("transformer."):
+                parameter.normal_(0.0, 0.2, generator=generator)
     theirs.save_pretrained(folder)
     for name in ("vocab.bpe", "encoder.json"):
         shutil.copyfile(base / name, folder / name)
@@ -397,7 +405,8 @@ def test_a_saved_sequence_classifier_gives_the_same_probabilities(tiny_checkpoin
     ("change", "message"),
     [
         ({"pad_token_id": 5}, "pad_token_id is 5"),
-        ({"problem_type": "regression"}, "problem_type is 'regression'"),
+        ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
+        ({"id2label": {"0": "a"}, "problem_type": "single_label_classification"}, "1 outputs"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ({"id2label": {"0": "a", "1": "b"}}, r"\(3, 32\)"),
     ],
@@ -412,10 +421,115 @@ def test_a_sequence_classifier_that_would_answer_otherwise(
         Classifier.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["GPT2ForTokenClassification", "GPT2DoubleHeadsModel"])
+@pytest.mark.parametrize("kind", ["GPT2ForQuestionAnswering", "GPT2DoubleHeadsModel"])
 def test_another_head_is_named(tiny_checkpoint, tmp_path, kind):
     saved_by_transformers(tmp_path, tiny_checkpoint)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [kind]}))
     with pytest.raises(CheckpointError, match=f"{kind}.* --model"):
         Classifier.load(tmp_path)
+
+
+def on_single_texts(theirs: nn.Module, encoded: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Their logits for each text: (K,) or (T, K)."""
+    with torch.no_grad():
+        return [theirs(torch.tensor([ids])).logits[0] for ids in encoded]
+
+
+SAVED: list[tuple[str, Sequence[str], str | None, str]] = [  # class, labels, problem, our task
+    ("GPT2ForSequenceClassification", LABELS, None, "classification"),
+    ("GPT2ForSequenceClassification", LABELS, "single_label_classification", "classification"),
+    ("GPT2ForSequenceClassification", LABELS, "multi_label_classification", "multi-label"),
+    ("GPT2ForSequenceClassification", ["one"], "multi_label_classification", "multi-label"),
+    ("GPT2ForSequenceClassification", ["stars"], None, "regression"),
+    ("GPT2ForSequenceClassification", ["stars"], "regression", "regression"),
+    ("GPT2ForSequenceClassification", ["a", "b"], "regression", "regression"),
+    ("GPT2ForTokenClassification", TAGS, None, "token-classification"),
+]
+
+
+@pytest.mark.parametrize(("kind", "labels", "problem", "task"), SAVED)
+def test_a_saved_classifier_gives_the_same_logits_there_and_back(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    kind: str,
+    labels: Sequence[str],
+    problem: str | None,
+    task: str,
+) -> None:
+    """Saved by transformers, loaded here, exported, loaded by transformers, and loaded here."""
+    settings = {"problem_type": problem} if problem else {}
+    theirs = saved_by_transformers(tmp_path / "saved", tiny_checkpoint, kind, labels, **settings)
+    ours = Classifier.load(tmp_path / "saved")
+    assert ours.description.head.task == task
+    assert ours.description.labels == [*labels]
+    export(ours, tmp_path / "exported")
+    again = getattr(transformers, kind).from_pretrained(tmp_path / "exported").eval()
+    back = Classifier.load(tmp_path / "exported")
+    assert back.description.heads == ours.description.heads
+    encoded, _ = ours.encode(TEXTS)
+    expected = on_single_texts(theirs, encoded)
+    for logits in (on_single_texts(again, encoded), ours_on(ours, encoded), ours_on(back, encoded)):
+        for found, wanted in zip(logits, expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def ours_on(ours: Classifier, encoded: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Our outputs for each text: (K,) or (T, K)."""
+    rows: dict[int, Tensor] = {}
+    for numbers, outputs, lengths in ours.outputs(encoded):
+        for n, row, length in zip(numbers, outputs["label"], lengths, strict=True):
+            rows[n] = row if row.dim() == 1 else row[:length]
+    return [rows[n] for n in range(len(encoded))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head",
+    [
+        HeadConfig(labels=LABELS, temperature=1.5),
+        HeadConfig(labels=("a", "b"), one_output=True),
+        HeadConfig(task="multi-label", labels=LABELS),
+        HeadConfig(task="regression", labels=("stars",), center=(3.0,), scale=(1.5,)),
+        HeadConfig(labels=LABELS, pooling="last_token"),
+    ],
+)
+def test_our_own_export_is_read_again(
+    tiny_checkpoint: Path, tmp_path: Path, head: HeadConfig
+) -> None:
+    """Also with an end token, and after transformers saved model and tokenizer again."""
+    ours = our_classifier(tiny_checkpoint, head)
+    export(ours, tmp_path / "exported")
+    texts = [*TEXTS, "cafe\u0301 \r\n\u200b", "and where is the mat " * 9]
+    kind = transformers.AutoModelForSequenceClassification
+    kind.from_pretrained(tmp_path / "exported").save_pretrained(tmp_path / "saved")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for name in ("exported", "saved"):
+        back = Classifier.load(tmp_path / name)
+        assert back.description.head.pooling == head.pooling
+        assert back.encode(texts) == ours.encode(texts)
+        for found, expected in zip(back.predict(texts), ours.predict(texts), strict=True):
+            ours_of, theirs_of = (
+                getattr(each.answer, "probabilities", None) or each.answer.values
+                for each in (expected, found)
+            )
+            assert theirs_of == pytest.approx(ours_of, abs=1e-5)
+
+
+def test_another_template_is_still_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A tokenizer that appends another token, or tidies otherwise, would give other answers."""
+    export(our_classifier(tiny_checkpoint, HeadConfig(labels=LABELS)), tmp_path / "out")
+    path = tmp_path / "out" / "tokenizer.json"
+    contents = json.loads(path.read_text())
+    other = contents | {"normalizer": None}
+    path.write_text(json.dumps(other))
+    with pytest.raises(CheckpointError, match="adds tokens"):
+        Classifier.load(tmp_path / "out")
+    path.write_text(json.dumps(contents | {"post_processor": None}))
+    with pytest.raises(CheckpointError, match="normalizer"):
+        Classifier.load(tmp_path / "out")
+    contents["normalizer"]["normalizers"][0]["type"] = "NFKC"
+    path.write_text(json.dumps(contents))
+    with pytest.raises(CheckpointError, match="normalizer"):
+        Classifier.load(tmp_path / "out")
