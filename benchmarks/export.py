@@ -1,22 +1,27 @@
-"""Compare the answers of an exported classifier in transformers with this package's.
+"""Compare an exported classifier in transformers and onnxruntime with this package's.
 
     python benchmarks/export.py runs/demo
 
-Prints one row per batch size and padding side: equal labels, and the largest difference of a
-probability. With padding on the left, GPT-2 needs the positions of the tokens; the last row shows what
-happens without them.
+Prints one row per program, batch size and padding side: equal labels, and the largest difference of a
+probability. With padding on the left, transformers' GPT-2 needs the positions of the tokens; one row
+shows what happens without them. Then it prints the messages per second of this package and of both
+ONNX files, all with one thread: the median of several rounds in turn, tokenizing included.
 """
 
 import argparse
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
 from gpt2_from_scratch import Classifier, export, load_messages
 
-N_TEXTS = 500
+N_TEXTS, ROUNDS, BATCH = 500, 5, 32
 
 
 def main() -> None:
@@ -47,6 +52,23 @@ def main() -> None:
         print(
             "pipeline", 32, *differences(torch.tensor([[r[k] for k in labels] for r in rows]), ours)
         )
+        served = Path(place) / "served"
+        export(classifier, served, to="onnx", int8=True, run=args.run)
+        ways: dict[str, Callable[[], object]] = {
+            "PyTorch, all texts": lambda: classifier.predict(texts),
+            "PyTorch, one text": lambda: [classifier.predict([text]) for text in texts],
+        }
+        for name in ("model.onnx", "model_int8.onnx"):
+            answers = onnx_answers(served, name)
+            for size in (1, BATCH):
+                print(name, size, *differences(torch.from_numpy(answers(texts, size)), ours))
+            ways[f"{name}, one text"] = lambda answers=answers: answers(texts, 1)  # type: ignore[misc]
+            ways[f"{name}, batches of {BATCH}"] = lambda answers=answers: answers(texts, BATCH)  # type: ignore[misc]
+        seconds = timed_in_turn(ways)
+        for name, some in seconds.items():
+            ratios = [a / b for a, b in zip(seconds["PyTorch, one text"], some, strict=True)]
+            rate = len(texts) / statistics.median(some)
+            print(f"{name}: {rate:.0f} messages/s, {statistics.median(ratios):.2f} times")
 
 
 @torch.no_grad()
@@ -68,6 +90,44 @@ def compared(
             batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         rows.append(model(**batch).logits.softmax(1))
     return differences(torch.cat(rows), ours)
+
+
+def onnx_answers(folder: Path, name: str) -> Callable[[list[str], int], np.ndarray]:
+    """A function that computes the probabilities (N, K) of texts in batches of similar length."""
+    from onnxruntime import InferenceSession, SessionOptions
+    from tokenizers import Tokenizer
+
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    session = InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def answers(texts: list[str], size: int) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
+        rows: dict[int, np.ndarray] = {}
+        for first in range(0, len(texts), size):
+            numbers = order[first : first + size]
+            batch = tokenizer.encode_batch([texts[n] for n in numbers])
+            given = {
+                "input_ids": np.array([each.ids for each in batch]),
+                "attention_mask": np.array([each.attention_mask for each in batch]),
+            }
+            rows |= zip(numbers, session.run(["probabilities"], given)[0], strict=True)
+        return np.stack([rows[n] for n in range(len(texts))])
+
+    return answers
+
+
+def timed_in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """The seconds of each way in each round, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for n in range(ROUNDS + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if n:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
 
 
 def differences(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[int, str]:

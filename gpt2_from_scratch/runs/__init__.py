@@ -3,7 +3,7 @@
 `recipes` trains and resumes runs. `results` scores a classifier and keeps its predictions.
 `folder` keeps what a run needs to resume. `continuing` prepares runs that start from a trained
 classifier. `lecture` is the lecture's recipe, with the same random draws. `exporting` writes a
-classifier for other tools.
+classifier for other tools; `onnx_files` compares its ONNX graphs with PyTorch.
 """
 
 import lazy_loader

@@ -316,7 +316,9 @@ def _agreement(
     of_pads = any(head.pooling in OF_PADS for head in classifier.description.heads)
     batch_size = 1 if of_pads else BATCH
     found = _graph_outputs(_session(graph), encoded, batch_size)
-    expected = _torch_outputs(classifier, heads, encoded, batch_size)
+    # in float32, whatever the precision of the classifier's frozen blocks
+    plain = Classifier(classifier.model, classifier.tokenizer, classifier.description)
+    expected = _torch_outputs(plain, heads, encoded, batch_size)
     difference, decisions, equal = 0.0, 0, 0
     for head in heads:
         theirs, ours = found[_output_name(head, len(heads) > 1)], expected[head.name]
@@ -447,10 +449,11 @@ def _change(
             pairs = zip(answers, labels, strict=True)
             correct.append(np.array([answer.label == label for answer, label in pairs]))
     weights = targets.weights.double().numpy()
-    difference = (losses[1] - losses[0]).sum() / weights.sum()
+    total = weights.sum() or 1.0  # 0 if all tagged words were cut off
+    difference = (losses[1] - losses[0]).sum() / total
     spread = (losses[1] - losses[0] - difference * weights) ** 2
     n = len(messages)
-    error = 1.96 * math.sqrt(spread.sum() * n / max(1, n - 1)) / weights.sum()
+    error = 1.96 * math.sqrt(spread.sum() * n / max(1, n - 1)) / total
     return Change(
         n,
         len(decisions[0]),
@@ -461,7 +464,7 @@ def _change(
         float(scores[0].main),
         float(scores[1].main),
         compare_paired(correct[1], correct[0]).interval if correct else None,
-        float(losses[0].sum() / weights.sum()),
-        float(losses[1].sum() / weights.sum()),
+        float(losses[0].sum() / total),
+        float(losses[1].sum() / total),
         (float(difference - error), float(difference + error)),
     )

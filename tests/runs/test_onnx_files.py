@@ -261,6 +261,18 @@ def test_tasks_whose_answers_the_graph_cannot_compute(
     assert not [*tmp_path.iterdir()]
 
 
+def test_rounded_frozen_blocks_are_exported_in_float32(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    rounded = made(tiny_checkpoint, HeadConfig(labels=LABELS), dtype=torch.bfloat16)
+    rounded.model.requires_grad_(False)
+    export(rounded, tmp_path / "out", to="onnx")
+    plain = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    found = loaded(tmp_path / "out").classify(TEXTS)
+    for theirs, prediction in zip(found, plain.predict(TEXTS), strict=True):
+        same_answer(plain.description.head, theirs["label"], prediction.answer, "")
+
+
 def test_a_changed_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
     hook = ours.model.ln_f.register_forward_hook(lambda module, inputs, output: output * 2)
