@@ -414,7 +414,12 @@ def add_export(commands: Any) -> None:
         action="store_true",
         default=None,
         help="with --to onnx: also write a version with int8 weights, and report its size, its speed "
-        "and how it changes the answers on the run's validation set",
+        "and how it changes the answers",
+    )
+    parser.add_argument(
+        "--data",
+        type=non_empty,
+        help="with --int8: labelled texts on which it is measured (default: the run's validation set)",
     )
     add_base(parser)
 
@@ -427,7 +432,7 @@ def run_export(args: argparse.Namespace) -> None:
     _refuse_missing(args.classifier)
     classifier = Classifier.load(args.classifier, args.model)
     run = args.classifier if args.classifier.is_dir() else args.classifier.parent
-    export(classifier, args.folder, run=run, **given(args, "to", "head", "int8"))
+    export(classifier, args.folder, run=run, **given(args, "to", "head", "int8", "data"))
     log.info("README.md in the folder shows how to use it")
     print(args.folder)
 

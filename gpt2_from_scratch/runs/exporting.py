@@ -29,6 +29,7 @@ def export(
     head: str = "",
     run: str | Path | None = None,
     int8: bool = False,
+    data: str | Path = "",
 ) -> None:
     """Write a classifier to a new folder that other tools can read. All files appear at once.
 
@@ -40,8 +41,8 @@ def export(
         head: The name of the head to export, if there are several. By default, "onnx" exports all.
         run: The folder of the classifier's run, whose model card becomes the README. A graph is
             compared with PyTorch on its test set.
-        int8: For "onnx", also write a version with int8 weights, and measure it on the run's
-            validation set.
+        int8: For "onnx", also write a version with int8 weights, and measure it on `data`.
+        data: Labelled texts in the format of training; by default the run's validation set.
 
     Raises:
         UsageError: The folder exists, the tool cannot give the same answers, or a package that
@@ -56,9 +57,13 @@ def export(
         )
     if int8 and to != ONNX:
         raise UsageError(f"int8 weights are for {ONNX}, not for {to}")
+    if data and not int8:
+        raise UsageError(f"int8 weights are measured on {data}; without int8, leave it out")
     with atomic_folder(folder) as temporary:  # first, because it refuses an existing folder
         if to == ONNX:
-            how, agreement, quantized = write_onnx(temporary, classifier, head, run, int8=int8)
+            how, agreement, quantized = write_onnx(
+                temporary, classifier, head, run, int8=int8, data=str(data)
+            )
             usage = render(
                 "onnx.md", how=how, agreement=agreement, quantized=quantized, name=folder.name
             )

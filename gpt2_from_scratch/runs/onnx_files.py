@@ -32,7 +32,8 @@ from gpt2_from_scratch.classifier.settings import OF_PADS, HeadConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.multi_label import label_probabilities, thresholds_of
 from gpt2_from_scratch.classifier.tasks.task import Batch
-from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.data.formats import load_examples
+from gpt2_from_scratch.data.messages import DataConfig, Message
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.significance import compare_paired
 from gpt2_from_scratch.runs.folder import CONFIG, RunConfig, read_test_part, test_part
@@ -77,6 +78,7 @@ class Change:
     """How int8 weights change a graph's answers to labelled texts."""
 
     texts: int
+    source: str
     decisions: int  # 0 for values
     equal: int
     equal_in_batches: int  # answers of int8 that stay equal in batches of BATCH
@@ -143,7 +145,13 @@ class Quantized:
 
 
 def write_onnx(
-    folder: Path, classifier: Classifier, head: str, run: Path | None, *, int8: bool
+    folder: Path,
+    classifier: Classifier,
+    head: str,
+    run: Path | None,
+    *,
+    int8: bool,
+    data: str = "",
 ) -> tuple[dict[str, Any], Agreement, Quantized | None]:
     """Write the graph, its tokenizer, what to know about it, and a program that uses it.
 
@@ -156,6 +164,7 @@ def write_onnx(
         head: The name of the only head to export; empty for all.
         run: The folder of the classifier's run, or None.
         int8: Also write a version with int8 weights.
+        data: Labelled texts on which int8 is measured, instead of the run's validation set.
     """
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise UsageError(
@@ -181,7 +190,7 @@ def write_onnx(
     quantized = None
     if int8:
         _quantize(folder / FLOAT, folder / INT8, of_heads)
-        quantized = _quantized(classifier, heads, folder, run)
+        quantized = _quantized(classifier, heads, folder, run, data)
         for line in quantized.in_words():
             log.info(f"{INT8}: {line}")
         if quantized.change is None or quantized.change.is_large:
@@ -352,20 +361,23 @@ def _first(encoded: Sequence[Sequence[int]], most: int = MOST_TOKENS) -> Sequenc
 
 
 def _quantized(
-    classifier: Classifier, heads: Sequence[HeadConfig], folder: Path, run: Path | None
+    classifier: Classifier, heads: Sequence[HeadConfig], folder: Path, run: Path | None, data: str
 ) -> Quantized:
-    """Measure the int8 version of a graph on the run's validation set."""
+    """Measure the int8 version of a graph on `data`, or on the run's validation set."""
     sessions = [_session(folder / name) for name in (FLOAT, INT8)]
     sizes = [
         sum(path.stat().st_size for path in folder.glob(f"{name}*")) / 1e6 for name in (FLOAT, INT8)
     ]
     messages, reason = list[Message](), "the classifier has several heads"
     if len(classifier.description.heads) == 1:
-        messages, reason = _validation_set(classifier, run)
+        messages, reason = _labelled(classifier, run, data)
     texts = [message.text for message in messages]
     encoded = _first(classifier.encode(texts)[0] if texts else _random_ids(classifier))
     messages = messages[: len(encoded)]
-    change = _change(classifier, heads[0], messages, encoded, *sessions) if messages else None
+    change = None
+    if messages:
+        source = f"texts of {data or 'the validation set'}"
+        change = _change(classifier, heads[0], messages, source, encoded, *sessions)
     timed = _first(encoded, MOST_TIMED)
     _graph_outputs(sessions[0], timed, 1)  # the first run allocates memory
     _graph_outputs(sessions[1], timed, 1)
@@ -388,25 +400,26 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _validation_set(classifier: Classifier, run: Path | None) -> tuple[list[Message], str]:
-    """The labelled texts of the run's validation set, or why there are none."""
-    if run is None or not (run / CONFIG).is_file():
+def _labelled(classifier: Classifier, run: Path | None, data: str) -> tuple[list[Message], str]:
+    """The labelled texts of `data` or of the run's validation set, or why there are none."""
+    if data:
+        messages = load_examples(DataConfig(source=data), classifier.description.head.task)
+    elif run is None or not (run / CONFIG).is_file():
         return [], "there is no run, so there is no validation set"
-    try:
-        messages = Run(run, RunConfig.read(run), classifier, None).load_split().val
-    except (
-        DataError,
-        UsageError,
-    ) as error:  # the data were moved, or another version wrote the run
-        return [], str(error)
+    else:
+        try:
+            messages = Run(run, RunConfig.read(run), classifier, None).load_split().val
+        except (DataError, UsageError) as error:  # the data were moved, or an old run
+            return [], str(error)
     labelled = [message for message in messages if message.label is not None]
-    return labelled[:MOST_TEXTS], "the validation set has no labels"
+    return labelled[:MOST_TEXTS], "no text has a label"
 
 
 def _change(
     classifier: Classifier,
     head: HeadConfig,
     messages: Sequence[Message],
+    source: str,
     encoded: Sequence[Sequence[int]],
     session: Any,
     session_int8: Any,
@@ -456,6 +469,7 @@ def _change(
     error = 1.96 * math.sqrt(spread.sum() * n / max(1, n - 1)) / total
     return Change(
         n,
+        source,
         len(decisions[0]),
         equal,
         equal_in_batches,

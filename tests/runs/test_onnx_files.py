@@ -433,11 +433,19 @@ def test_int8_without_the_data(tiny_checkpoint: Path, tmp_path: Path, table: Pat
     export(run.classifier, tmp_path / "out", to="onnx", int8=True, run=run.folder)
     found = json.loads((tmp_path / "out" / "measured.json").read_text())["int8"]
     assert found["change"] is None and "data.csv" in found["reason"]
+    export(
+        run.classifier, tmp_path / "again", to="onnx", int8=True, run=run.folder, data=str(table)
+    )
+    found = json.loads((tmp_path / "again" / "measured.json").read_text())["int8"]["change"]
+    assert found["texts"] == 40 and table.name in found["source"]
+    assert f"40 texts of {table}" in (tmp_path / "again" / "README.md").read_text()
+    with pytest.raises(UsageError, match="int8"):
+        export(run.classifier, tmp_path / "third", to="onnx", data=str(table))
 
 
 def test_when_a_change_is_large() -> None:
     change = onnx_files.Change(
-        300, 300, 297, 300, 0.1, "accuracy", 0.9, 0.9, None, 0.2, 0.2, (-0.1, 0.1)
+        300, "texts", 300, 297, 300, 0.1, "accuracy", 0.9, 0.9, None, 0.2, 0.2, (-0.1, 0.1)
     )
     assert not change.is_large
     assert replace(change, equal=296).is_large
