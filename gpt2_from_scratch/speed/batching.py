@@ -81,7 +81,8 @@ def refuse_no_list(texts: object) -> None:
     """
     if isinstance(texts, str | bytes | bytearray):
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
-    if (columns := getattr(texts, "columns", None)) is not None:
+    columns = getattr(texts, "columns", getattr(texts, "column_names", None))
+    if columns is not None:  # a DataFrame, or a Dataset of Hugging Face
         names = ", ".join(map(str, columns))
         raise DataError(f'give one column of the table, such as df["text"] (columns: {names:.80})')
     if isinstance(texts, Mapping | set | frozenset) or not hasattr(texts, "__iter__"):
