@@ -284,6 +284,8 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         max_tokens: Longer texts are cut to this many tokens; 0 means n_ctx.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
         dtype: The precision of the blocks, "float32" or "bfloat16".
+        cache: Keep the blocks' output for the texts of `fit_transform` on disk, where other fits on
+            these texts find it. `transform` never writes to disk.
     """
 
     def __init__(
@@ -296,6 +298,7 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         max_tokens: int = 0,
         device: torch.device | str = "auto",
         dtype: str = "float32",
+        cache: bool = True,
     ):
         self.model = model
         self.layer = layer
@@ -304,12 +307,21 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.max_tokens = max_tokens
         self.device = device
         self.dtype = dtype
+        self.cache = cache
 
     def fit(self, X: Iterable[str], y: Any = None) -> "GPT2Features":
         """Check the texts and load the model; nothing is learned from the texts."""
-        texts_of(X, at_least_one=True)
-        self._loaded = self.get_params(), self._load()
+        self._fitted(X)
         return self
+
+    def fit_transform(self, X: Iterable[str], y: Any = None) -> np.ndarray:
+        """Compute the same as `fit` and `transform`, up to rounding, with the cache."""
+        texts, classifier = self._fitted(X)
+        encoded, _ = classifier.encode(texts)
+        if not self.cache:
+            return classifier.logits(encoded).numpy()
+        with silenced():
+            return classifier.logits(classifier.texts(encoded)).numpy()
 
     def transform(self, X: Iterable[str]) -> np.ndarray:
         """Compute the features of texts, including empty ones: (N, C) float32."""
@@ -318,6 +330,11 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if parameters != self.get_params():
             classifier = self._load()
         return classifier.logits(classifier.encode(texts)[0]).numpy()
+
+    def _fitted(self, X: Iterable[str]) -> tuple[list[str], Classifier]:
+        texts, classifier = texts_of(X, at_least_one=True), self._load()
+        self._loaded = self.get_params(), classifier
+        return texts, classifier
 
     def _load(self) -> Classifier:
         refuse_padding(self.pooling)
@@ -331,13 +348,16 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         )
         config = RunConfig(model=model_name(self.model), head=settings, dtype=self.dtype)
         with torch.inference_mode(False):
-            return Classifier.on_base(
+            classifier = Classifier.on_base(
                 config.model,
                 heads=[head],
                 max_tokens=self.max_tokens or None,
                 device=choose_device(str(self.device)),
                 dtype=DTYPES[self.dtype],
+                store=FeatureStore() if self.cache else None,
             )
+        classifier.model.requires_grad_(False)  # all blocks are frozen, so `texts` can cache them
+        return classifier
 
     @property
     def _n_features_out(self) -> int:

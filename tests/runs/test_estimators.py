@@ -164,6 +164,9 @@ class FeaturesOfRows(OfRows, GPT2Features):
     def fit(self, X, y=None):
         return super().fit(as_texts(X))
 
+    def fit_transform(self, X, y=None):
+        return super().fit_transform(as_texts(X))
+
     def transform(self, X):
         return super().transform(as_texts(X))
 
@@ -412,6 +415,21 @@ def test_fits_share_the_frozen_features(model: str, tmp_path: Path, monkeypatch)
     assert len(FeatureStore().spaces()) == 1
     alone = small(model, lr=1e-3, cache=False).fit(TEXTS, LABELS)
     assert (alone.predict_proba(TEXTS) == found.predict_proba(TEXTS)).all()
+
+
+def test_features_of_the_same_texts_are_computed_once(
+    model: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("GPT2_FROM_SCRATCH_CACHE", str(tmp_path))
+    rows: list[int] = []
+    monkeypatch.setattr(Trunk, "pack", spied(Trunk.pack, rows))
+    found = [GPT2Features(model).fit_transform(TEXTS) for _ in range(2)]
+    assert sum(rows) == len(TEXTS) and (found[0] == found[1]).all()
+    alone = GPT2Features(model, cache=False).fit_transform(TEXTS)
+    np.testing.assert_allclose(found[0], alone, atol=1e-5)
+    shards = [path.name for path in tmp_path.rglob("*.safetensors")]
+    GPT2Features(model).transform(["another text"])  # writes nothing
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == shards and len(shards) == 1
 
 
 def spied(function: Any, calls: list) -> Any:
