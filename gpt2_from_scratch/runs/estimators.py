@@ -8,6 +8,7 @@ N texts, K classes, C = n_embd.
 """
 
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,8 @@ from gpt2_from_scratch.storage.paths import model_folder, model_name
 from gpt2_from_scratch.storage.settings import plain
 
 SAVED = "classifier.safetensors"
+# new heads are drawn with torch's random state, of which there is one for all threads
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class GPT2Classifier(ClassifierMixin, BaseEstimator):
@@ -157,17 +160,20 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
             torch.enable_grad(),
             TemporaryDirectory() as folder,
         ):
-            classifier = new_classifier(config, split).to(choose_device(str(self.device)))
+            with _ONE_AT_A_TIME:
+                classifier = new_classifier(config, split)
+            classifier.to(choose_device(str(self.device)))
             classifier.store = FeatureStore() if self.cache else None
             try:
                 history = finetune(classifier, split, config.training, folder)
             except Interrupted:
                 raise KeyboardInterrupt("fit was interrupted, and nothing was kept") from None
             if not self.validation_fraction:
-                last = Path(folder) / "last.safetensors"
-                classifier = Classifier.load(
-                    last, self.model, dtype=classifier.dtype, device=classifier.device
-                )
+                last, where = Path(folder) / "last.safetensors", classifier.device
+                with _ONE_AT_A_TIME:
+                    classifier = Classifier.load(
+                        last, self.model, dtype=classifier.dtype, device=where
+                    )
             elif self.with_ngrams:
                 add_ngrams(classifier, split)
             if self.validation_fraction and not classifier.ngrams:
@@ -195,17 +201,18 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
     def classifier_(self) -> Classifier:
         """The trained classifier."""
         check_is_fitted(self)
-        if "_classifier" not in vars(self):
-            with TemporaryDirectory() as folder, torch.inference_mode(False):
-                path = Path(folder) / SAVED
-                path.write_bytes(self._saved)
-                self._classifier = Classifier.load(
-                    path,
-                    self._base,
-                    dtype=DTYPES[self.dtype],
-                    device=choose_device(str(self.device)),
-                )
-            del self._saved
+        with _ONE_AT_A_TIME:
+            if "_classifier" not in vars(self):
+                with TemporaryDirectory() as folder, torch.inference_mode(False):
+                    path = Path(folder) / SAVED
+                    path.write_bytes(self._saved)
+                    self._classifier = Classifier.load(
+                        path,
+                        self._base,
+                        dtype=DTYPES[self.dtype],
+                        device=choose_device(str(self.device)),
+                    )
+                del self._saved
         return self._classifier
 
     def _config(self) -> RunConfig:
@@ -347,7 +354,7 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             pooling=self.pooling,  # type: ignore[arg-type]
         )
         config = RunConfig(model=model_name(self.model), head=settings, dtype=self.dtype)
-        with torch.inference_mode(False):
+        with _ONE_AT_A_TIME, torch.inference_mode(False):
             classifier = Classifier.on_base(
                 config.model,
                 heads=[head],

@@ -93,7 +93,10 @@ def refuse_no_list(texts: object) -> None:
 
 def no_string(text: object, number: int) -> str:
     """Return the error message for a text that is not a string."""
-    return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
+    kind = type(text).__name__
+    is_missing = kind in ("NoneType", "NAType") or (isinstance(text, float) and text != text)
+    hint = ". It is a missing value; leave it out, for example with dropna()" if is_missing else ""
+    return f"text {number}, counted from 0, must be a string, not {kind}{hint}"
 
 
 def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:

@@ -54,11 +54,11 @@ REFUSED = {
     "tensor": (torch.zeros(2), "text 0, counted from 0, must be a string, not Tensor"),
     "lists": ([TEXTS], "text 0, counted from 0, must be a string, not list"),
     "dictionaries": ([{"text": "the cat"}], "text 0, .* not dict"),
-    "None inside": (["a", None], "text 1, .* not NoneType"),
+    "None inside": (["a", None], "text 1, .* not NoneType.*dropna"),
     "bytes inside": (["a", "b", b"c"], "text 2, .* not bytes"),
-    "NaN in a series": (pd.Series(["a", np.nan]), "text 1, .* not float"),
-    "NA": (pd.Series(["a", None], dtype="string"), "text 1, .* must be a string"),
-    "numbers": (pd.Series([1, 2]), "text 0, .* must be a string, not int"),
+    "NaN in a series": (pd.Series(["a", np.nan]), "text 1, .* not float.*dropna"),
+    "NA": (pd.Series(["a", None], dtype="string"), "text 1, .* must be a string.*dropna"),
+    "numbers": (pd.Series([1, 2]), "text 0, .* must be a string, not int$"),
     "messages": ([Message("the cat", "a")], "text 0, .* not Message"),
 }
 USES: dict[str, Callable] = {

@@ -3,6 +3,7 @@
 import logging
 import pickle  # the package itself never unpickles; joblib's processes do
 import pickletools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from gpt2_from_scratch.classifier.settings import HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import finetune
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split, hold_out
-from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.errors import Interrupted, UsageError
+from gpt2_from_scratch.progress import silenced
 from gpt2_from_scratch.runs.folder import RunConfig
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.speed.batching import encode_texts
@@ -367,6 +369,44 @@ def test_torch_and_numpy_are_left_as_they_were(model: str, capfd, caplog) -> Non
     assert capfd.readouterr() == ("", "") and not caplog.records
     # what was loaded in inference mode can be trained
     copy.classifier_.model.head.weight.requires_grad_(True).sum().backward()
+
+
+def test_the_log_returns_after_the_last_thread() -> None:
+    package = logging.getLogger("gpt2_from_scratch")
+    before = package.level
+    first, second = silenced(), silenced()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert package.level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert package.level == before
+
+
+@pytest.mark.slow
+def test_fits_in_threads_are_those_of_one_thread(model: str) -> None:
+    """And an unpickled estimator may be used by several threads."""
+    estimators = [small(model, seed=seed) for seed in range(6)]
+    expected = [clone(one).fit(TEXTS, LABELS).predict_proba(TEXTS) for one in estimators]
+    with ThreadPoolExecutor(3) as pool:
+        fitted = [*pool.map(lambda one: one.fit(TEXTS, LABELS), estimators)]
+        for one, p in zip(fitted, expected, strict=True):
+            assert (one.predict_proba(TEXTS) == p).all()
+        copy = pickle.loads(pickle.dumps(fitted[0]))  # noqa: S301  # written by this test
+        for p in pool.map(lambda _: copy.predict_proba(TEXTS), range(3)):
+            assert (p == expected[0]).all()
+
+
+def test_an_interruption_ends_fit(model: str, monkeypatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise Interrupted("stopped after step 3; the state is saved")
+
+    monkeypatch.setattr("gpt2_from_scratch.runs.estimators.finetune", interrupted)
+    estimator = small(model)
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
+        estimator.fit(TEXTS, LABELS)
+    with pytest.raises(NotFittedError):
+        estimator.predict(TEXTS)
 
 
 def test_verbose_writes_a_line_per_epoch(model: str, capsys) -> None:
