@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
@@ -561,6 +562,15 @@ def test_a_pipeline(model: str) -> None:
     logistic = make_pipeline(GPT2Features(model), StandardScaler(), LogisticRegression())
     assert logistic.fit(TEXTS, LABELS).score(TEXTS, LABELS) > 0.9
     assert cross_val_score(logistic, TEXTS, LABELS, cv=3).mean() > 0.5
+
+
+def test_a_column_of_a_table(model: str) -> None:
+    """Next to columns of numbers, which pass through."""
+    table = pd.DataFrame({"text": TEXTS, "length": [*map(len, TEXTS)]})
+    columns = [("text", GPT2Features(model), "text"), ("length", "passthrough", ["length"])]
+    found = ColumnTransformer(columns).fit_transform(table)
+    np.testing.assert_allclose(found[:, :32], GPT2Features(model).transform(TEXTS), atol=1e-5)
+    assert found[:, 32].tolist() == table["length"].tolist()
 
 
 @pytest.mark.slow
