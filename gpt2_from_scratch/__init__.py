@@ -87,6 +87,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "runs.recipes": ["resume_training", "train_as_the_lecture", "train_classifier"],
         "runs.results": ["evaluate_classifier"],
         "runs.exporting": ["export"],
+        "runs.estimators": ["GPT2Classifier", "GPT2Features"],
         "runs.lecture": ["LABELS", "lecture", "lecture_split", "make_loaders"],
         "studies.probes": ["format_probes", "plot_probes", "pooled_states", "probe_layers"],
         "studies.learning_rate": ["find_learning_rate"],

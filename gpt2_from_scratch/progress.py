@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 NAME = "gpt2-classifier"  # the name of the command
 PACKAGE_LOG = logging.getLogger("gpt2_from_scratch")
+_LOCK = threading.Lock()
+_LEVELS: list[int] = []  # the log's level before each block of `silenced` that has not ended
 
 # --- characters that control a terminal ---
 
@@ -127,17 +130,33 @@ def log_to(stream: TextIO) -> None:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Suppress log lines and progress bars during the block.
-
-    Use it for a step of a larger task that logs its own summary.
-    """
-    level = PACKAGE_LOG.level
-    PACKAGE_LOG.setLevel(logging.ERROR)
+def shown(stream: TextIO) -> Iterator[None]:
+    """Write the package's log lines to a stream during the block only."""
+    handlers, level = [*PACKAGE_LOG.handlers], PACKAGE_LOG.level
+    log_to(stream)
     try:
         yield
     finally:
+        PACKAGE_LOG.handlers[:] = handlers
         PACKAGE_LOG.setLevel(level)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Suppress log lines and progress bars during the block.
+
+    Use it for a step of a larger task that logs its own summary. If several threads do this at
+    once, the last one to finish restores the log.
+    """
+    with _LOCK:
+        _LEVELS.append(PACKAGE_LOG.level)
+        PACKAGE_LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            before = _LEVELS.pop()
+            PACKAGE_LOG.setLevel(logging.ERROR if _LEVELS else before)
 
 
 def progress_bar(*args: Any, desc: str = "", **options: Any) -> "tqdm":

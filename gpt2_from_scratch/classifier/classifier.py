@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ from gpt2_from_scratch.classifier.settings import (
     Pooling,
     in_given_order,
 )
-from gpt2_from_scratch.classifier.tasks import TASKS
+from gpt2_from_scratch.classifier.tasks import TASKS, answer_columns
 from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, refuse_alike, short
@@ -96,8 +96,12 @@ from gpt2_from_scratch.speed.partial_blocks import real_positions
 from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
 from gpt2_from_scratch.storage.tensors import each_sha256
 
+if TYPE_CHECKING:
+    import pandas
+
 log = logging.getLogger(__name__)
 
+READ_AS = ("n_tokens", "truncated", "empty", "replaced")  # facts in a Prediction
 BATCH = 32  # texts in a padded batch without gradients
 # texts per window of a stream; the first windows are small so that answers come soon
 FIRST, LARGEST = 64, 4096
@@ -628,6 +632,27 @@ class Classifier:
             )
         )
         return [next(predictions) if isinstance(text, str) else None for text in texts]
+
+    def predict_frame(self, texts: Iterable[str]) -> "pandas.DataFrame":
+        """Answer texts as a table with one row per text, and the index of `texts` if it has one.
+
+        The columns are `label` (several labels are separated by bars), one column per probability
+        or value, and the facts about how each text was read: `n_tokens`, `truncated`, `empty` and
+        `replaced`. Raises the errors of `predict` and of `answer_columns`.
+        """
+        import pandas
+
+        columns = answer_columns(self.description.heads, [], READ_AS)
+        n_numbers = len(self.description.labels)
+        rows = []
+        for one in self.predict(texts):
+            assert one  # only "skip" leaves texts without an answer
+            found = one.answer.as_dict()
+            numbers = found["values"] if "values" in found else found["probabilities"]
+            chosen = one.answer.as_row()[: len(columns) - len(READ_AS) - n_numbers]
+            rows.append([*chosen, *numbers.values(), *(getattr(one, name) for name in READ_AS)])
+        index = texts.index if isinstance(texts, pandas.Series) else None
+        return pandas.DataFrame(rows, index=index, columns=columns)
 
     def predict_by_token(self, text: str) -> list[tuple[str, dict[str, Any]]]:
         """Answer the text so far after each of its tokens: [(token, {head's name: answer})].

@@ -333,28 +333,21 @@ class PredictionTable:
 
     The columns are number, label, probabilities, truncated and, if wanted, the text. Several labels
     are separated by bars; each value has its own column. `truncated` is true for a text that was
-    longer than what the model reads. If a label has the name of another column, its column is in
-    parentheses: "(number)". No label or text becomes a formula in a spreadsheet. Raises UsageError
-    for several heads, and for a head whose answers do not fit into rows.
+    longer than what the model reads. No label or text becomes a formula in a spreadsheet. Raises the
+    errors of `answer_columns`.
     """
 
     def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
-        from gpt2_from_scratch.classifier.tasks import TASKS
+        from gpt2_from_scratch.classifier.tasks import answer_columns
 
-        head, columns = heads[0], TASKS[heads[0].task].columns(heads[0])
-        if len(heads) > 1 or columns is None:
-            what = f"{head.task} answers" if len(heads) == 1 else "the answers of several heads"
-            raise UsageError(f"{what} do not fit into the columns of --csv. Use --json.")
+        *columns, text = answer_columns(heads, ["number"], ["truncated", "text"], for_spreadsheet)
         # quote every cell if one may have a \r: csv does not, and readers take it for a line end
-        odd = with_text or any("\r" in label for label in head.labels)
+        odd = with_text or any("\r" in label for label in heads[0].labels)
         self._writer = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
         )
         self._with_text = with_text
-        own = ["number", *columns[: len(columns) - len(head.labels)]]  # then one column per label
-        self._write(
-            [*own, *_distinct(head.labels, [*own, "truncated", "text"]), "truncated"], "text"
-        )
+        self._write(columns, text)
 
     def write(self, number: int, text: str, prediction: "Prediction") -> None:
         """Write one prediction as a row."""
@@ -364,19 +357,6 @@ class PredictionTable:
     def _write(self, cells: list[str], text: str) -> None:
         row = [cell if NUMBER.fullmatch(cell) else for_spreadsheet(cell) for cell in cells]
         self._writer.writerow([*row, for_spreadsheet(text)] if self._with_text else row)
-
-
-def _distinct(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """A column name for each label; the names differ from those taken and from each other."""
-    names, used = list[str](), {*taken}
-    of_labels = {for_spreadsheet(label) for label in labels}
-    for label in labels:
-        name, others = label, used
-        while for_spreadsheet(name) in others:
-            name, others = f"({name})", used | of_labels
-        used.add(for_spreadsheet(name))
-        names.append(name)
-    return names
 
 
 # --- export ---

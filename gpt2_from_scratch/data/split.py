@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 TENTHS = (7, 1, 2)  # training, validation and test set
 EIGHTHS = (7, 1)  # training and validation set, if the test set is separate
+MILLION = 1_000_000  # parts into which `hold_out` divides the texts
 FEWEST = 10  # fewest texts per class; a tenth of fewer texts is less than one text
 CHOICES = "drop, keep, or join:LABEL with a label that then has enough training texts"
 ALL = ""  # used as the label if there are no classes
@@ -248,6 +249,27 @@ def folds(
             Split(*(_in_random_order([texts[n] for n in part], copies, random) for part in parts))
         )
     return found
+
+
+def hold_out(
+    messages: Sequence[Message], fraction: float, seed: int = 123
+) -> tuple[list[Message], list[Message]]:
+    """Divide messages into a training set and a validation set, in random order.
+
+    About `fraction` of each class's distinct texts is for validation, and at least one text of each
+    class is for training. Copies of a text are kept, and all are in the same set.
+
+    Raises DataError if no class has two texts.
+    """
+    copies, by_label = _copies_and_texts(messages, balance=False, fewest=0)
+    if max(map(len, by_label.values())) < 2:
+        raise DataError(
+            f"{len(copies):,} texts are too few to draw a validation set from them. Give at least two "
+            "texts of a class."
+        )
+    parts = max(1, round(MILLION * fraction))
+    train, val = _cut(copies, by_label, (MILLION - parts, parts), False, "copies", 0, seed)
+    return train, val
 
 
 def messages_sha256(split: Split) -> str:

@@ -3,7 +3,8 @@
 `recipes` trains and resumes runs. `results` scores a classifier and keeps its predictions.
 `folder` keeps what a run needs to resume. `continuing` prepares runs that start from a trained
 classifier. `lecture` is the lecture's recipe, with the same random draws. `exporting` writes a
-classifier for other tools; `onnx_files` compares its ONNX graphs with PyTorch.
+classifier for other tools; `onnx_files` compares its ONNX graphs with PyTorch. `estimators` are
+for scikit-learn.
 """
 
 import lazy_loader
@@ -20,5 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "results": ["Run", "calibrate", "evaluate_classifier"],
         "lecture": ["Trace"],
         "exporting": ["export"],
+        "estimators": ["GPT2Classifier", "GPT2Features"],
     },
 )

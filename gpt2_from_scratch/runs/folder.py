@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -212,17 +212,67 @@ def _refuse_missing(kind: type, values: dict[str, Any]) -> None:
 # --- a new folder, and one process in it ---
 
 
-def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
-    """Write the columns text and label of a DataFrame to a csv file, and return its path.
+def labelled_frame(data: Any) -> "pandas.DataFrame | None":
+    """The columns text and label of a DataFrame or of a Hugging Face Dataset.
 
-    The file reads back unchanged. Raises DataError unless the DataFrame has each of these columns
-    exactly once. Also raises it for a text that no file can contain, with a lone surrogate.
+    A Dataset's class numbers are replaced by the names of their classes. Returns None for anything
+    else, such as the name of a file. Raises DataError unless each column occurs exactly once, for a
+    missing label, for a text that is missing, empty or not a string, and for a Dataset of several
+    parts.
     """
-    if sorted(name for name in frame.columns if name in (TEXT, LABEL)) != sorted([TEXT, LABEL]):
+    is_frame = hasattr(data, "to_csv") and hasattr(data, "columns")
+    names = data.columns if is_frame else getattr(data, "column_names", None)
+    if names is None:
+        return None
+    kind = type(data).__name__
+    if isinstance(names, Mapping):
         raise DataError(
-            f"the DataFrame has the columns {', '.join(map(repr, frame.columns))}; it needs one "
-            f"called {TEXT!r} and one called {LABEL!r}. Use data.rename(columns=...)."
+            f"the {kind} has several parts, {', '.join(map(repr, names))}. Give one of them, such as "
+            f"data[{next(iter(names), '')!r}]."
         )
+    if sorted(name for name in names if name in (TEXT, LABEL)) != sorted([TEXT, LABEL]):
+        how = "rename(columns=...)" if is_frame else "rename_columns(...)"
+        raise DataError(
+            f"the {kind} has the columns {', '.join(map(repr, names))}; it needs one called "
+            f"{TEXT!r} and one called {LABEL!r}. Use data.{how}."
+        )
+    import pandas
+
+    if is_frame:
+        frame = data[[TEXT, LABEL]]
+    else:
+        known = getattr((getattr(data, "features", None) or {}).get(LABEL), "names", None)
+        labels = [*data[LABEL]]
+        if known:  # -1 means that the text has no label
+            labels = [known[n] if n is not None and n >= 0 else None for n in labels]
+        frame = pandas.DataFrame({TEXT: pandas.Series([*data[TEXT]], dtype=object), LABEL: labels})
+    _refuse_faulty_cells(frame, kind)
+    return frame
+
+
+def _refuse_faulty_cells(frame: "pandas.DataFrame", kind: str) -> None:
+    for column in (TEXT, LABEL):
+        is_missing = frame[column].isna()
+        for n, (cell, missing) in enumerate(zip(frame[column], is_missing, strict=True)):
+            what = ""
+            if missing:
+                what = f"has no {column}: it is {cell!r}"
+            elif column == TEXT and not isinstance(cell, str):
+                what = f"has a {type(cell).__name__} as its text"
+            elif column == TEXT and not cell.strip():
+                what = "has an empty text"
+            if what:
+                raise DataError(
+                    f"row {n} of the {kind}, counted from 0, {what}. Correct it or leave it out."
+                )
+
+
+def write_frame(path: Path, frame: "pandas.DataFrame") -> Path:
+    """Write a `labelled_frame` to a csv file, and return its path.
+
+    The file reads back unchanged. Raises DataError for a text that no file can contain, with a lone
+    surrogate.
+    """
     # quote every cell: otherwise csv would not quote a \r, and readers take it for a line end
     table = frame[[TEXT, LABEL]].to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     try:

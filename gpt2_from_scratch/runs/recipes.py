@@ -42,6 +42,7 @@ from gpt2_from_scratch.runs.folder import (
     TABLE,
     RunConfig,
     TrainedOn,
+    labelled_frame,
     new_run_folder,
     refuse_missing_data,
     refuse_other_classifier,
@@ -74,7 +75,7 @@ log = logging.getLogger(__name__)
 
 def train_classifier(
     model: str | Path | None = None,
-    data: "str | Path | DataConfig | pandas.DataFrame" = "sms",
+    data: "str | Path | DataConfig | pandas.DataFrame | Any" = "sms",
     training: TrainConfig | None = None,
     head: HeadSettings | None = None,
     *,
@@ -90,8 +91,8 @@ def train_classifier(
     Args:
         model: "mini", "124M", ... or a model's folder. Default: "mini", or the base of `start`.
         data: "sms", "hard", "topics", a file, a DataConfig with the settings for reading and
-            splitting, or a DataFrame with the columns text and label, which is kept in the run's
-            folder.
+            splitting, or a DataFrame or a Hugging Face Dataset with the columns text and label.
+            These are kept in the run's folder.
         training: The settings of training. By default the last block, the final norm and the head
             are trained. With LoRA, the adapters are trained instead of the last block.
         head: The settings of the head. By default it chooses one class per text.
@@ -126,7 +127,7 @@ def train_classifier(
         training = training or TrainConfig(**inherited_training(start))
         model = known_base(start) if model is None else model
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
-    frame = data if hasattr(data, "to_csv") and hasattr(data, "columns") else None
+    frame = labelled_frame(data)
     data = DataConfig.of(TABLE if frame is not None else data)
     files: dict[str, Any] = {n: data_name(path) for n in SOURCES if (path := getattr(data, n))}
     config = RunConfig(

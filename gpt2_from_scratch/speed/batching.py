@@ -81,7 +81,8 @@ def refuse_no_list(texts: object) -> None:
     """
     if isinstance(texts, str | bytes | bytearray):
         raise DataError(f"give a list of texts, not one string: [{texts!r:.80}]")
-    if (columns := getattr(texts, "columns", None)) is not None:
+    columns = getattr(texts, "columns", getattr(texts, "column_names", None))
+    if columns is not None:  # a DataFrame, or a Dataset of Hugging Face
         names = ", ".join(map(str, columns))
         raise DataError(f'give one column of the table, such as df["text"] (columns: {names:.80})')
     if isinstance(texts, Mapping | set | frozenset) or not hasattr(texts, "__iter__"):
@@ -92,7 +93,10 @@ def refuse_no_list(texts: object) -> None:
 
 def no_string(text: object, number: int) -> str:
     """Return the error message for a text that is not a string."""
-    return f"text {number}, counted from 0, must be a string, not {type(text).__name__}"
+    kind = type(text).__name__
+    is_missing = kind in ("NoneType", "NAType") or (isinstance(text, float) and text != text)
+    hint = ". It is a missing value; leave it out, for example with dropna()" if is_missing else ""
+    return f"text {number}, counted from 0, must be a string, not {kind}{hint}"
 
 
 def check_ids(encoded: Sequence[Sequence[int]], n_vocab: int) -> None:

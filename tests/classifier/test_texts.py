@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hub_dataset import Column, Dataset
 from three_blocks import LABEL, LANGUAGE, classifier_with
 
 from gpt2_from_scratch.classifier.classifier import Classifier
@@ -30,6 +31,7 @@ ACCEPTED = {
     "objects": np.array(TEXTS, dtype=object),
     "fixed width": np.array(TEXTS),
     "numpy strings": [np.str_(text) for text in TEXTS],
+    "column of a data set": Column(TEXTS),
     "deque": deque(TEXTS),
     "keys": dict.fromkeys(TEXTS).keys(),
     "values": dict(enumerate(TEXTS)).values(),
@@ -37,6 +39,7 @@ ACCEPTED = {
 REFUSED = {
     "frame": (FRAME, r'df\["text"\] \(columns: text, label\)'),
     "frame of one column": (FRAME[["text"]], r'df\["text"\]'),
+    "data set": (Dataset({"text": TEXTS}), r'df\["text"\] \(columns: text\)'),
     "string": ("the cat", "not one string"),
     "bytes": (b"the cat", "not one string"),
     "None": (None, "not NoneType"),
@@ -51,11 +54,11 @@ REFUSED = {
     "tensor": (torch.zeros(2), "text 0, counted from 0, must be a string, not Tensor"),
     "lists": ([TEXTS], "text 0, counted from 0, must be a string, not list"),
     "dictionaries": ([{"text": "the cat"}], "text 0, .* not dict"),
-    "None inside": (["a", None], "text 1, .* not NoneType"),
+    "None inside": (["a", None], "text 1, .* not NoneType.*dropna"),
     "bytes inside": (["a", "b", b"c"], "text 2, .* not bytes"),
-    "NaN in a series": (pd.Series(["a", np.nan]), "text 1, .* not float"),
-    "NA": (pd.Series(["a", None], dtype="string"), "text 1, .* must be a string"),
-    "numbers": (pd.Series([1, 2]), "text 0, .* must be a string, not int"),
+    "NaN in a series": (pd.Series(["a", np.nan]), "text 1, .* not float.*dropna"),
+    "NA": (pd.Series(["a", None], dtype="string"), "text 1, .* must be a string.*dropna"),
+    "numbers": (pd.Series([1, 2]), "text 0, .* must be a string, not int$"),
     "messages": ([Message("the cat", "a")], "text 0, .* not Message"),
 }
 USES: dict[str, Callable] = {

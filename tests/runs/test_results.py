@@ -11,6 +11,7 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
+from hub_dataset import ClassLabel, Dataset, DatasetDict
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import f1_score
 
@@ -462,6 +463,57 @@ def test_a_frame_is_kept_as_a_table(tiny_checkpoint: Path, tmp_path: Path) -> No
     ):
         assert torch.equal(p, q), name
     assert resume_training(tmp_path / "ours").scores == ours.scores
+
+
+FRAME = pandas.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", "x"]}, index=[7, 7, 8])
+FAULTY = {
+    "missing text": (FRAME.assign(text=["a", "b", None]), "row 2 of the DataFrame, .* no text"),
+    "NaN": (FRAME.assign(text=["a", float("nan"), "c"]), "row 1 .* no text: it is nan"),
+    "number": (FRAME.assign(text=["a", 5, "c"]), "row 1 .* int as its text"),
+    "empty": (FRAME.assign(text=["a", "b", " "]), "row 2 .* empty text"),
+    "missing label": (FRAME.assign(label=["x", None, "y"]), "row 1 .* no label"),
+    "missing number": (FRAME.assign(label=[1, 2, None]), "row 2 .* no label: it is nan"),
+    "another name": (FRAME.rename(columns={"label": "stars"}), "'stars'.*'label'.*rename"),
+    "parts": (
+        DatasetDict(train=Dataset({"text": ["a"]}), test=Dataset({"text": ["b"]})),
+        r"several parts, 'train', 'test'.*data\['train'\]",
+    ),
+    "column of a data set": (Dataset({"text": ["a"], "stars": [1]}), "Dataset.*'stars'.*rename"),
+    "without a label": (
+        Dataset({"text": ["a", "b"], "label": [0, -1]}, {"label": ClassLabel(["x", "y"])}),
+        "row 1 of the Dataset, .* no label",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_a_faulty_cell_of_a_frame_is_named(kind: str, tmp_path: Path) -> None:
+    data, message = FAULTY[kind]
+    with pytest.raises(DataError, match=message):
+        train_classifier("mini", data, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_is_a_frame(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Class numbers get the names of their classes; a Dataset without them keeps its labels."""
+    texts, numbers = [f"see you {n}" for n in range(40)], [n % 2 for n in range(40)]
+    numbered = Dataset(
+        {"id": [*range(40)], "text": texts, "label": numbers}, {"label": ClassLabel(["ham", "win"])}
+    )
+    named = Dataset({"text": texts, "label": ["ham" if n == 0 else "win" for n in numbers]})
+    runs = [
+        train_classifier(
+            str(tiny_checkpoint), data, TrainConfig(epochs=1), run=tmp_path / f"run-{n}"
+        )
+        for n, data in enumerate([numbered, named])
+    ]
+    assert runs[0].classifier.description.labels == ["ham", "win"]
+    table = pandas.read_csv(tmp_path / "run-0" / "data.csv")
+    assert table["text"].tolist() == texts and table["label"].tolist() == [*named["label"]]
+    assert runs[0].scores == runs[1].scores == resume_training(tmp_path / "run-0").scores
+    answers = runs[0].classifier.predict(numbered["text"])
+    assert answers == runs[1].classifier.predict(texts)
 
 
 @pytest.mark.parametrize("columns", [["text", "stars"], ["text", "label", "text"], []])
