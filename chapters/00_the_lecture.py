@@ -208,7 +208,7 @@ for name, right in rows.items():
 
 # %% [markdown]
 # The head alone is the lowest, here as in the book. All intervals overlap, so this table does not show
-# which of the others is best. Chapter 6 is about freezing, chapter 9 about intervals, and chapter 10
+# which of the others is best. Chapter 8 is about freezing, chapter 12 about intervals, and chapter 7
 # about what is wrong with the last position.
 
 # %% check

@@ -108,7 +108,7 @@ print(f"checked: every row has a text and a label; {len(distinct):,} texts are d
 # ## Three parts, and no text in two of them
 #
 # We train on one part, the training set. With a second part, the validation set, we decide after
-# which epoch (pass over the training set) the classifier was best (chapter 8). We report results on
+# which epoch (pass over the training set) the classifier was best (chapter 10). We report results on
 # the third, the test set, and they mean something only if training has not seen its messages. But
 # people forward messages, and adverts go out many times. This is what happens when the rows are
 # divided at random, first in the whole collection and then in the lecture's split (which is

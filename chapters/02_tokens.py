@@ -111,7 +111,7 @@ print(f"{ids}\nids {tuple(ids.shape)}, lengths {lengths.tolist()}")
 # A padding token costs as much computation as a real one. The lecture pads every message to the length
 # of the longest training message. Padding each batch only to its own longest message needs less
 # padding, and sorting the messages by length first (`by_length`) reduces it further. On the right of the
-# picture, texts are packed one after another without padding, as in chapter 11.
+# picture, texts are packed one after another without padding, as in chapter 14.
 
 # %%
 counts = [len(text) for text in encoded]
@@ -132,7 +132,7 @@ print(
 # ## Why padding matters
 #
 # GPT-2 has no token for padding, so `<|endoftext|>` is used. To the network it is a token like any
-# other. But attention only looks back (chapter 3): what comes after a token cannot change that
+# other. But attention only looks back (chapter 4): what comes after a token cannot change that
 # token's logits, which are the scores of all possible next tokens. So we can replace the padding
 # with any other token, and the logits of the real tokens stay the same.
 
@@ -148,7 +148,7 @@ print(
 
 # %% [markdown]
 # If we read a message at its last real token, the answer depends on the message alone. The lecture
-# reads it at the last *position*, which is usually padding (chapter 10). Padding on the left is worse:
+# reads it at the last *position*, which is usually padding (chapter 7). Padding on the left is worse:
 # the real tokens attend to it, and they move to other positions, so all their logits change.
 # `pad_right` moves such padding to the right.
 

@@ -30,7 +30,7 @@ CHAPTERS = ROOT / "chapters"
 SCRIPTS = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
 SOLUTIONS = sorted((CHAPTERS / "solutions").glob("[0-9][0-9]_*.py"))
 NAMES = [path.stem for path in SCRIPTS]
-BUILT_TWICE = "03_network"  # it has tensors, sources and pictures
+BUILT_TWICE = "04_network"  # it has tensors, sources and pictures
 
 # phrases with numbers that a chapter quotes from elsewhere, and the test or page that holds them
 QUOTED = {

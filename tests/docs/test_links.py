@@ -86,5 +86,5 @@ def test_links_out_of_docs_are_changed() -> None:
 
 
 def test_a_line_number_of_code_is_left_out() -> None:
-    page, link = ROOT / "chapters" / "LECTURE.md", "[x](05_head.py#L53)"
-    assert collector().with_links_of_the_site(link, page) == "[x](05_head.py)"
+    page, link = ROOT / "chapters" / "LECTURE.md", "[x](06_head.py#L53)"
+    assert collector().with_links_of_the_site(link, page) == "[x](06_head.py)"

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 5. A new head
+# # 6. A new head
 #
 # GPT-2 answers one question: which token comes next? A classifier answers another one: which class does
 # this text belong to? To turn one into the other, we replace a single layer: the last one.
@@ -86,7 +86,7 @@ print("checked: each head is one product with the final states; wte is still in 
 # ## Why the last token
 #
 # The network now gives T answers for one text, one per token, and we want a single one. Attention only
-# looks back (chapter 3). To see what this means, we change one token at a time and note at which
+# looks back (chapter 4). To see what this means, we change one token at a time and note at which
 # positions the logits change at all:
 
 # %%
@@ -106,13 +106,13 @@ for token, row in zip(tokens, moved.tolist(), strict=True):
 # Only the last row has a "yes" in every column. So the last token is the only one that has seen the
 # whole text, and we take its logits as the answer. The logits at another token are an answer for
 # the text up to that token, and they cost nothing extra. We train a classifier on some of the
-# messages (chapter 8 explains how). Then we look at its answers after each token of a message from
+# messages (chapter 10 explains how). Then we look at its answers after each token of a message from
 # the book that the lecture follows:
 
 # %%
 config = TrainConfig(epochs=5, lr=0.256 / model.config.n_embd)  # high, as training is short
 split = split_messages(load_messages(DATA)[:1500], balance=True)
-# by default a classifier appends a token to each text and reads that one; chapter 10 explains why
+# by default a classifier appends a token to each text and reads that one; chapter 7 explains why
 spam_filter = Classifier.on_base(MODEL, LABELS, pooling="last_token")
 with TemporaryDirectory() as folder:
     finetune(spam_filter, split, config, Path(folder))
@@ -120,7 +120,7 @@ WINNER = "You are a winner you have been specially selected to receive $1000 cas
 encoded = tokenizer.encode(WINNER)
 with torch.no_grad():
     answers = spam_filter.model(torch.tensor([encoded]))[0].softmax(dim=1)[:, 1].tolist()
-picture(draw_label_by_token([tokenizer.decode([n]) for n in encoded], answers, "spam"), "05-tokens")
+picture(draw_label_by_token([tokenizer.decode([n]) for n in encoded], answers, "spam"), "06-tokens")
 
 # %% check
 assert torch.equal(moved, torch.ones(T, T).tril().bool()), "a token changes itself and later ones"
@@ -134,7 +134,7 @@ print(f"checked: one pass over the text gives the answers for all its {len(answe
 # The lecture mentions another example with three classes: technology, sports and medicine. The data
 # set `topics` has short texts with these labels. `train_classifier` reads and splits a data set, trains
 # on it as above, and evaluates the result on the test set. The head gets one row for each label in the
-# data. (Chapter 9 explains the columns of the table.)
+# data. (Chapter 12 explains the columns of the table.)
 
 # %%
 with TemporaryDirectory() as folder:
@@ -168,4 +168,4 @@ print(f"checked: three labels, three rows; {scores.correct} of {scores.total} te
 # 3. Label all texts of `topics` that are not about medicine `other`, save them as a `.csv` file, and
 #    train on it. What is the accuracy of a classifier that always answers `other`?
 #
-# Solutions: [`solutions/05_head.py`](solutions/05_head.py).
+# Solutions: [`solutions/06_head.py`](solutions/06_head.py).

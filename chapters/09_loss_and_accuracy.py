@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 7. Before training
+# # 9. Before training
 #
 # How well does a classifier do before it has learned anything? You need to know this in order to see
 # what training adds.
@@ -31,7 +31,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## A new head is a guess
 #
 # The head reads the state of a message's last token: C numbers that GPT-2 computes from the
-# message. If all of GPT-2 is frozen (chapter 6), these numbers never change, so we compute them
+# message. If all of GPT-2 is frozen (chapter 8), these numbers never change, so we compute them
 # once, for 200 training messages. Then we create twenty heads with twenty different seeds. Each has
 # its own random weights, and all of them read the same states. The accuracy of a single head can be
 # far above or below one half, because by chance it may separate ham from spam, or do the opposite.
@@ -129,7 +129,7 @@ print(f"checked: backward() computes the slope of the loss, {gradient:.6f}; that
 #
 # With OpenAI's weights, the lecture prints the accuracy on ten batches of eight messages from each
 # part, and the loss on five batches. The fewer messages there are, the less certain a percentage
-# is. The 95% interval (Wilson's, see chapter 9) shows how uncertain it is. One half lies inside all
+# is. The 95% interval (Wilson's, see chapter 12) shows how uncertain it is. One half lies inside all
 # three intervals, so none of these accuracies differs significantly from guessing. The losses are
 # far above ln 2, because the large model's states give large logits (exercise 1).
 
@@ -159,4 +159,4 @@ print(f"checked: {held} of {len(drawn)} intervals, each of 80 messages, contain 
 # 3. Select the best of a thousand random heads. Then train one head for a hundred steps of gradient
 #    descent on the same states. Which of the two has the higher accuracy?
 #
-# Solutions: [`solutions/07_before_training.py`](solutions/07_before_training.py).
+# Solutions: [`solutions/09_loss_and_accuracy.py`](solutions/09_loss_and_accuracy.py).

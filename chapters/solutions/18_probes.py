@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 15
+# # Solutions to chapter 18
 
 # %%
 import torch

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 14
+# # Solutions to chapter 16
 
 # %%
 from pathlib import Path

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10. The last token
+# # 7. The last token
 #
 # GPT-2 gives an answer at every position, and a classifier has to read one of them. The lecture says
 # that it reads the last token, and its code reads `logits[:, -1, :]`. In a padded batch, these are
@@ -97,7 +97,7 @@ with TemporaryDirectory() as folder:
 
 # %% [markdown]
 # The last token is better with both seeds. Two seeds are not many, and each accuracy has an
-# interval of several points (chapter 9), but the book finds the same order with OpenAI's weights:
+# interval of several points (chapter 12), but the book finds the same order with OpenAI's weights:
 # 95.00% for the last position and 98.33% for the last token.
 
 # %% check
@@ -153,7 +153,7 @@ with torch.no_grad():
     row, _ = pad_batch([ids], pad_id, len(ids) + 15)
     after = made["last_token", 1].model(row).softmax(dim=2)[0, :, 1]
 tokens = [base.tokenizer.decode([token]) for token in ids] + ["(pad)"] * 15
-picture(draw_label_by_token(tokens, after.tolist(), "spam", pads=15), "10-pads")
+picture(draw_label_by_token(tokens, after.tolist(), "spam", pads=15), "07-pads")
 
 # %% check
 spread = {pooling: max(row) - min(row) for pooling, row in p_spam.items()}
@@ -240,4 +240,4 @@ print("checked: what nobody can see changes answers at the last token, and none 
 # 3. Append the newline's id by hand, to `tokenizer.encode(text + " ")`, and read there. Does the space
 #    still change the answer?
 #
-# Solutions: [`solutions/10_last_token.py`](solutions/10_last_token.py).
+# Solutions: [`solutions/07_last_token.py`](solutions/07_last_token.py).

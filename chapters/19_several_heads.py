@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 16. Several heads at once
+# # 19. Several heads at once
 #
 # A head is one small layer, and nearly all of the work is in the network below it. So it is cheap to
 # answer several questions from the same states. But what do heads do to each other when they are
@@ -58,7 +58,7 @@ whole = split_messages(load_messages(DATA), balance=True)
 parts = whole.train[:200], whole.val[:40], whole.test[:160]  # to save time
 split = Split(*([by_rule(message) for message in part] for part in parts))
 store = FeatureStore()  # keeps the frozen blocks' output for the next head
-# heads that share a text with tags or the next token cannot have an end token (chapter 10)
+# heads that share a text with tags or the next token cannot have an end token (chapter 7)
 LABEL = HeadConfig("label", labels=("ham", "spam"), pooling="last_token")
 LENGTH = HeadConfig("length", "regression", ("characters",), pooling="last_token")
 WORDS = HeadConfig("words", "token-classification", KINDS, top - 1, hidden=(C,), activation="gelu")
@@ -173,7 +173,7 @@ curves = {"P(spam)": spam, "length": [a.values["characters"] for a in text.answe
 figure = draw_heads_by_token(text.tokens, curves, kinds, n_prompt=text.n_prompt)
 figure.axes[0].set_ylim(0, 1)
 figure.suptitle("What three heads say after each token")
-picture(figure, "16-generated")
+picture(figure, "19-generated")
 
 # %% [markdown]
 # `words` was trained on the first token of each word only. What it says at a later token, such as an
@@ -193,4 +193,4 @@ print("checked: after each token of the prompt, the answer is that for the text 
 # 2. Let `next` train the block too (`gradient=True`). What happens to its predictions, and to `label`?
 # 3. Count the multiply-adds of one pass for `label` and `length`, and of two passes, one for each.
 #
-# Solutions: [`solutions/16_several_heads.py`](solutions/16_several_heads.py).
+# Solutions: [`solutions/19_several_heads.py`](solutions/19_several_heads.py).

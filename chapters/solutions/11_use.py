@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 12
+# # Solutions to chapter 11
 
 # %%
 import shutil

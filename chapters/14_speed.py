@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11. Why it is fast
+# # 14. Why it is fast
 #
 # The textbook loop computes the same numbers again and again, and most of them are never read. We
 # count what it computes, leave out what is not needed, and check that the answers stay the same.
@@ -149,7 +149,7 @@ work = {
     "textbook loop": {"frozen blocks": again, "last block": EPOCHS * len(batches) * step - again},
     "ours": {"frozen blocks": once, "last block": EPOCHS * steps},
 }
-picture(plot_seconds(work, unit="multiply-adds", title="Multiply-adds of five epochs"), "11-work")
+picture(plot_seconds(work, unit="multiply-adds", title="Multiply-adds of five epochs"), "14-work")
 
 # %% check
 torch.testing.assert_close(losses["ours"], losses["textbook"], atol=1e-4, rtol=0)
@@ -165,4 +165,4 @@ print(f"checked: the same {len(batches)} losses, with less than a fifteenth of t
 # 3. Train both loops without weight decay. Part of one bias changes in only one of them. Which part,
 #    and why?
 #
-# Solutions: [`solutions/11_speed.py`](solutions/11_speed.py).
+# Solutions: [`solutions/14_speed.py`](solutions/14_speed.py).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 13
+# # Solutions to chapter 15
 
 # %%
 import math

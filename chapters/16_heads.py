@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 14. Heads
+# # 16. Heads
 #
 # The lecture's head is one linear layer that chooses a class. The same network can also predict several
 # labels at once, a number, a tag for each word, or a piece of the text. A single dataclass describes
@@ -47,7 +47,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # enough: its sigmoid is the softmax of 0 and $z$.
 #
 # The dataclass describes all of this. Some of its fields are for later: `center` and `scale` set the
-# unit of a predicted number, and `gradient` and `loss_weight` are for several heads (chapter 16).
+# unit of a predicted number, and `gradient` and `loss_weight` are for several heads (chapter 19).
 
 # %%
 show(HeadConfig)
@@ -131,7 +131,7 @@ def written(n, some):
             yield Message(ask[kind] + text, {"answer": Span(a + (n := len(ask[kind])), b + n)})
 
 
-AT_LAST = "last_token"  # heads that share a text with tags cannot have an end token (chapter 10)
+AT_LAST = "last_token"  # heads that share a text with tags cannot have an end token (chapter 7)
 heads = (
     HeadConfig("tags", "token-classification", ("other", "person", "place")),
     HeadConfig("holds", "multi-label", ("person", "place", "question"), pooling=AT_LAST),
@@ -181,4 +181,4 @@ print(f"checked: one tag per word; the {len(tags) - 18} tokens that continue a w
 # 3. Heads may read any `layer`, with or without the final norm. From which layer is the number of words
 #    read best? And spam?
 #
-# Solutions: [`solutions/14_heads.py`](solutions/14_heads.py).
+# Solutions: [`solutions/16_heads.py`](solutions/16_heads.py).

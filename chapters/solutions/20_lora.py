@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 17
+# # Solutions to chapter 20
 
 # %%
 from pathlib import Path

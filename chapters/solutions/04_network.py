@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 3
+# # Solutions to chapter 4
 
 # %%
 import copy

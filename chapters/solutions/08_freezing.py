@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 6
+# # Solutions to chapter 8
 
 # %%
 import torch

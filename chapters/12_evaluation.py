@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9. Evaluation
+# # 12. Evaluation
 #
 # A single number on a small test set says less than it seems to. How certain is it? What would a
 # simpler method have scored? Were test messages also in the training set? And which messages does
@@ -39,7 +39,7 @@ HARD = "hard"  # in this chapter instead of DATA
 # %% [markdown]
 # ## How certain is the score?
 #
-# First we train a classifier, as in chapter 8. With other test messages its score would have been
+# First we train a classifier, as in chapter 10. With other test messages its score would have been
 # different. To see by how much, we suppose that its true accuracy is the one measured here, and
 # simulate ten thousand test sets of the same size. The 95% interval (Wilson's) is designed to
 # contain the true accuracy in 95 of 100 such tests.
@@ -77,7 +77,7 @@ print("checked: the formula; 97% of 300 can come from a true 95%, 97% of 1000 ha
 #
 # A score means little until you know what simpler methods score on the same split. The first one is
 # a bag of words: it counts how often each word occurs in a message, and learns a weight for each
-# word and label. This is logistic regression. It is trained with the loop of chapter 8, but its
+# word and label. This is logistic regression. It is trained with the loop of chapter 10, but its
 # inputs are the counts and not the states of a network. The other baselines are: always the same
 # label, one regular expression, and the length (a message is called spam if it has more characters
 # than a limit, which is selected on the training set).
@@ -153,7 +153,7 @@ print("checked: both learn something; all rows are for the same messages; copies
 # network is least certain.
 
 # %%
-picture(plot_confusion(scores), "09-confusion")
+picture(plot_confusion(scores), "12-confusion")
 
 # %% tags=["varies"]
 sure = {m.text: a.probabilities["spam"] for a, m in zip(answers, test, strict=True)}
@@ -179,4 +179,4 @@ print(f"checked: precision and recall follow from the matrix; it has all {len(wr
 # 3. Find words for the regular expression by counting in the training set. How well do they do on the
 #    test set?
 #
-# Solutions: [`solutions/09_evaluation.py`](solutions/09_evaluation.py).
+# Solutions: [`solutions/12_evaluation.py`](solutions/12_evaluation.py).

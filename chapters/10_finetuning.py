@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 8. Finetuning
+# # 10. Finetuning
 #
 # Training is a short loop: show the network some messages, measure how wrong its answers are, change
 # the trainable parameters a little so that the error shrinks, and repeat. This chapter has the loop
@@ -48,7 +48,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## The loop
 #
 # The messages are split as in chapter 1 (only some of them, to save time), the head is the one of
-# chapter 5, and the other layers are frozen as in chapter 6. These are the lines of the loop:
+# chapter 6, and the other layers are frozen as in chapter 8. These are the lines of the loop:
 #
 # - `zero_grad` deletes the gradients of the previous batch. Otherwise the new ones would be added to
 #   them.
@@ -91,7 +91,7 @@ print("checked: the loss equals its formula, and it fell")
 #
 # The package takes the same steps (`_gradients` does all of them except the last). There are two
 # differences. Its learning rate first rises and then falls to zero, and it computes the output of the
-# frozen blocks only once per message (chapter 11). The picture shows loss and accuracy in each epoch.
+# frozen blocks only once per message (chapter 14). The picture shows loss and accuracy in each epoch.
 # On the training set they are measured during the epoch, while the model is still learning; on the
 # validation set, after it. The training curves soon become the better ones, because the model begins
 # to memorise its training messages, and that does not help with new ones. So the validation set
@@ -104,7 +104,7 @@ show(TrainingRun.step)
 classifier, config = Classifier.on_base(MODEL, LABELS), TrainConfig(epochs=5, lr=LR)
 with TemporaryDirectory() as folder:
     history = finetune(classifier, split, config, Path(folder))
-picture(plot_epochs(history), "08-training")
+picture(plot_epochs(history), "10-training")
 
 # %%
 test = evaluate_classifier(classifier, split.test)
@@ -197,4 +197,4 @@ print(f"checked: one pass begins with messages {passes[0]}, the next with {passe
 # 3. During training, the lecture computes accuracies on forty messages. Draw forty messages of our
 #    test set many times. How much do their accuracies differ?
 #
-# Solutions: [`solutions/08_finetuning.py`](solutions/08_finetuning.py).
+# Solutions: [`solutions/10_finetuning.py`](solutions/10_finetuning.py).

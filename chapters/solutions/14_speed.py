@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 11
+# # Solutions to chapter 14
 
 # %%
 import torch

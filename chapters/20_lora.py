@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 17. LoRA
+# # 20. LoRA
 #
 # LoRA ([Hu et al.](https://arxiv.org/abs/2106.09685)) leaves a weight matrix as it is. It trains two
 # narrow matrices instead, and adds their product to the wide one.
@@ -134,7 +134,7 @@ for name, (way, loss, size) in ways.items():
     print(f"{loss:>6.2f}{100 * test.accuracy:>7.1f}%, {low:.0f} to {high:.0f}")
     bars[name[:-6]] = {"trained and saved": count / 1000}  # the same at each learning rate
 picture(
-    plot_seconds(bars, unit="thousand parameters", title="What is trained and saved"), "17-numbers"
+    plot_seconds(bars, unit="thousand parameters", title="What is trained and saved"), "20-numbers"
 )
 
 # %% [markdown]
@@ -150,7 +150,7 @@ picture(
 #
 # LoRA saves trainable parameters, AdamW's two running averages for each of them, and most of the file.
 # It does not save time. In the last block it takes about as long as training the block whole. With
-# adapters in every block no block is frozen, so the shortcut of chapter 11 is gone: a step runs 6
+# adapters in every block no block is frozen, so the shortcut of chapter 14 is gone: a step runs 6
 # blocks instead of 1, and keeps their outputs for the gradient.
 #
 # So use LoRA if you need many classifiers on one base, at 25 to 452 kilobytes each instead of
@@ -196,4 +196,4 @@ print(f"checked: the same logits for {len(ids)} messages with adapters, merged, 
 # 3. Train the last block whole. How much of the change of one of its matrices would fit into a
 #    matrix of low rank?
 #
-# Solutions: [`solutions/17_lora.py`](solutions/17_lora.py).
+# Solutions: [`solutions/20_lora.py`](solutions/20_lora.py).

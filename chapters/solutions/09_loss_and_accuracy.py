@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 7
+# # Solutions to chapter 9
 
 # %%
 import math
@@ -65,7 +65,7 @@ assert min(found, key=lambda p: found[p]) == 0.87 and found[0.87] < math.log(2)
 # %% [markdown]
 # ## 3. Luck against slopes
 #
-# The trained head is clearly better, on these messages (chapter 9 is about new ones). Each step follows
+# The trained head is clearly better, on these messages (chapter 12 is about new ones). Each step follows
 # the slope of the loss in all weights at once. A random guess learns nothing from the guesses before
 # it.
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 9
+# # Solutions to chapter 12
 
 # %%
 import re

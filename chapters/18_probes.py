@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 15. Probes
+# # 18. Probes
 #
 # After half of its blocks, does a network already know whether a message is spam? After which block
 # is this easiest to see? A probe answers such questions without training the network.
@@ -88,13 +88,13 @@ print("checked: the gradient is zero at the minimum, and the probe is better tha
 LAST = ("last_token", "last_position")
 probes = probe_layers(model, base.tokenizer, split, poolings=(*LAST, "first_token", "mean"))
 print(format_probes(probes))
-picture(plot_probes(probes), "15-probes")
+picture(plot_probes(probes), "18-probes")
 
 # %% [markdown]
 # **Mean:** at layer 0 no block has run. The state of a token is its embedding plus that of its position,
 # so the mean is a bag of words, in which each word is a vector. It is already about as good as any
-# deeper layer, and as the finetuned classifiers of chapter 10. So for an accuracy like this it is enough
-# to know which words occur. An ordinary bag of words also does well on this collection (chapter 9).
+# deeper layer, and as the finetuned classifiers of chapter 7. So for an accuracy like this it is enough
+# to know which words occur. An ordinary bag of words also does well on this collection (chapter 12).
 #
 # **Last token:** at layer 0 it is a single token. The first blocks bring in the rest of the text by
 # attention, and accuracy rises. The last blocks prepare the prediction of the next token, which is
@@ -121,9 +121,9 @@ print(
 # ## Why the last block
 #
 # So even at a padding position the last layer knows whether the text is spam. Yet in Raschka's book
-# (chapter 6, table of additional experiments, rows 3 and 1), a 124M model reaches 72.00% on the test
+# (chapter 8, table of additional experiments, rows 3 and 1), a 124M model reaches 72.00% on the test
 # set if only the head is trained, and 95.00% with the last block. Both rows read the last *position*,
-# which is padding in 1,044 of 1,045 training messages (chapter 10). Why does the head not find what
+# which is padding in 1,044 of 1,045 training messages (chapter 7). Why does the head not find what
 # is there?
 #
 # We train such a head here, on the output of the last layer, with the lecture's AdamW, batch size and
@@ -197,4 +197,4 @@ print("checked: a probe memorizes noise, so only its accuracy on the test set co
 # 2. A block writes `x_after - x_before` into the stream. Probe that difference instead of the stream.
 # 3. Fit the last layer's probe to fewer and fewer training messages. Which pooling needs the fewest?
 #
-# Solutions: [`solutions/15_probes.py`](solutions/15_probes.py).
+# Solutions: [`solutions/18_probes.py`](solutions/18_probes.py).

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 4. Weights
+# # 5. Weights
 #
-# The network of chapter 3 is useless without its trained weights, and a loader can put them in the
+# The network of chapter 4 is useless without its trained weights, and a loader can put them in the
 # wrong place without any error. So we look at the weights, and prove that each is where it belongs.
 #
 # **At the end you will know** what is in a model's files, which mistake the shapes cannot reveal, and
@@ -169,4 +169,4 @@ print(f"checked: one of {len(raw):,} bytes was changed: {refused}")
 # 3. Save the model with `save_gpt2` as `torch.float16` and as `torch.bfloat16`. Which of the two comes
 #    back unchanged?
 #
-# Solutions: [`solutions/04_weights.py`](solutions/04_weights.py).
+# Solutions: [`solutions/05_weights.py`](solutions/05_weights.py).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 5
+# # Solutions to chapter 6
 
 # %%
 import csv

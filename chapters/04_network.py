@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 3. The network
+# # 4. The network
 #
 # GPT-2 is a short program and a large table of numbers. In this chapter we write the program
 # ourselves, run it on the real weights and a real message, and compare each part with the
@@ -45,7 +45,7 @@ _ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %%
 model = load_gpt2(MODEL).double()  # float64, so differences are mistakes, not rounding
-picture(draw_architecture(model.config), "03-architecture")
+picture(draw_architecture(model.config), "04-architecture")
 
 # %%
 tokenizer = Tokenizer(model_folder(MODEL))
@@ -104,7 +104,7 @@ def attend_by_hand(a: Tensor, attn: CausalSelfAttention) -> tuple[Tensor, Tensor
 
 
 y, weights = attend_by_hand(a, block.attn)
-picture(draw_attention(weights[0], tokens), "03-attention")
+picture(draw_attention(weights[0], tokens), "04-attention")
 
 # %%
 show(CausalSelfAttention.attend)
@@ -168,4 +168,4 @@ print(f"checked: GELU, one block, and the logits after all {model.config.n_layer
 #    one block? After two?
 # 3. Multiply the stream by ten and add three, just before the final norm. What happens to the logits?
 #
-# Solutions: [`solutions/03_network.py`](solutions/03_network.py).
+# Solutions: [`solutions/04_network.py`](solutions/04_network.py).

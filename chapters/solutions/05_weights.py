@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 4
+# # Solutions to chapter 5
 
 # %%
 from pathlib import Path

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 8
+# # Solutions to chapter 10
 
 # %%
 import numpy as np

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 6. What is trained, and what stays
+# # 8. What is trained, and what stays
 #
 # Finetuning changes some of the network's parameters and leaves the others as they are. You have to
 # decide which; PyTorch does not do it for you.
@@ -36,7 +36,7 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # Each parameter tensor has a switch, `requires_grad`. It decides whether `backward()` computes a
 # gradient for this tensor. The optimizer does not change a tensor that has no gradient, and that is all
-# that *frozen* means. In a loaded model every switch is on. The new head of chapter 5 does not turn
+# that *frozen* means. In a loaded model every switch is on. The new head of chapter 6 does not turn
 # any of them off, and its own two tensors are trainable as well.
 
 # %%
@@ -81,7 +81,7 @@ set_trainable(model, n_last_blocks=1)
 print(format_ledger(ledger(model)))
 
 # %%
-picture(draw_ledger(ledger(model)), "06-ledger")
+picture(draw_ledger(ledger(model)), "08-ledger")
 
 # %% check
 C, last_block = model.config.n_embd, f"blocks.{model.config.n_layer - 1}"
@@ -173,4 +173,4 @@ print("checked: each method changed exactly what it trains; frozen tensors have 
 # 3. Make only `blocks.0` trainable. Which parts have a gradient after `backward()`? How can the
 #    gradient get there through frozen blocks?
 #
-# Solutions: [`solutions/06_freezing.py`](solutions/06_freezing.py).
+# Solutions: [`solutions/08_freezing.py`](solutions/08_freezing.py).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 12. Use
+# # 11. Use
 #
 # A classifier is trained once and then used for a long time, often by people who did not train it.
 # In this chapter we save one and load it again, see which files are refused, and classify new
@@ -191,4 +191,4 @@ print("checked: the shell and Python give the same answers")
 # 3. Reading a spam message costs one minute; losing a good message costs twenty. Which threshold is
 #    the cheapest?
 #
-# Solutions: [`solutions/12_use.py`](solutions/12_use.py).
+# Solutions: [`solutions/11_use.py`](solutions/11_use.py).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 10
+# # Solutions to chapter 7
 
 # %%
 import torch

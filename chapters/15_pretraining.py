@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 13. Pretraining
+# # 15. Pretraining
 #
 # The other chapters began with weights that somebody else had trained. Here we begin with nothing
 # but some text. We learn a vocabulary from it, and then a network with random weights learns to
@@ -134,7 +134,7 @@ for ids in (before, generate(model, start, 40, temperature=0.7, seed=2)[1:]):
 # %%
 packed = 8 * len(gzip.compress("\n".join(unseen).encode(), 9)) / size
 seen = range(0, config.steps * config.tokens + 1, 20 * config.tokens)
-picture(plot_pretraining(seen, bits, {"gzip of these messages": packed}), "13-bits-per-byte")
+picture(plot_pretraining(seen, bits, {"gzip of these messages": packed}), "15-bits-per-byte")
 
 # %% check
 ids, n = torch.tensor(held_out.tokens.astype(int))[None], config.n_ctx
@@ -181,4 +181,4 @@ print(
 # 2. Use `n_vocab=300`. Is the loss lower? Are the bits per byte?
 # 3. Let gzip read the training text first (`zlib.compressobj(zdict=...)`). How much better does it get?
 #
-# Solutions: [`solutions/13_pretraining.py`](solutions/13_pretraining.py).
+# Solutions: [`solutions/15_pretraining.py`](solutions/15_pretraining.py).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions to chapter 16
+# # Solutions to chapter 19
 
 # %%
 from pathlib import Path
