@@ -268,8 +268,8 @@ def assert_up_to_date(now: list[dict[str, Any]], kept: list[dict[str, Any]]) -> 
                 assert words(new.get("text", "")) == words(old.get("text", ""))
 
 
-# links, code, where else to look, the chapter's own number
-BESIDE = r"\]\([^)]*\)|`[^`]*`|[Cc]hapters? \d+|^# \d+\. |^\d\. "
+# the reading time, links, code, where else to look, the chapter's own number
+BESIDE = r"\*\*Reading time:\*\* \d+|\]\([^)]*\)|`[^`]*`|[Cc]hapters? \d+|^# \d+\. |^\d\. "
 NUMBER = r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\w)"
 
 
