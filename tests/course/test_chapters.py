@@ -206,6 +206,8 @@ def shell(monkeypatch, tmp_path) -> Iterator[InteractiveShell]:
     shell.kernel = None  # what `course.in_notebook` looks for
     with torch.set_grad_enabled(True), torch.random.fork_rng(devices=[]):
         yield shell
+    torch.set_default_dtype(torch.float32)  # a chapter computes with 64-bit numbers
+    torch.set_printoptions(profile="default")
     InteractiveShell.clear_instance()
 
 
