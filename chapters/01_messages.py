@@ -36,10 +36,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## How many messages are in this file?
 #
-# Our messages come from the SMS Spam Collection: text messages that people labelled as *spam* (unwanted
-# advertising and fraud) or *ham* (everything else). The file has one message per line. Each line
-# contains a label, a tab and the text. Here are five lines of the same form. Before you run the cell,
-# guess how many messages pandas finds in them.
+# Our messages come from the SMS Spam Collection: text messages that people labelled as *spam*
+# (unwanted advertising and fraud) or *ham* (everything else). The file has one message per line. Each
+# line contains a label, a tab and the text. Here are five lines of the same form. Before you run the
+# cell, guess how many messages pandas finds in them.
 
 # %%
 LINES = [
@@ -85,8 +85,8 @@ print(f"{len(altered)} of them are not the text of any line")
 # One message has swallowed two others, and many more have lost their quotation marks. That is a small
 # loss in this file. In your own file it may be a large one, and you would not be told. So count the
 # lines, and count the messages. `load_messages` stops with an error at the first row that it cannot
-# read, and it never repairs a row silently. `gpt2-classifier check FILE` in the shell reads all rows of
-# your own file and reports what it finds.
+# read, and it never repairs a row silently. `gpt2-classifier check FILE` in the shell reads all rows
+# of your own file and reports what it finds.
 
 # %% [markdown]
 # ## What do the messages look like?
@@ -105,9 +105,9 @@ for label, count in counts.items():
     print(f"{label:<5} {count:>5,} messages, {count / len(messages):.1%}")
 
 # %% [markdown]
-# `messages` is a plain list. Each item has a `label` and a `text`. There is far more ham than spam: most
-# text messages are from friends. Remember this. A program that answers *ham* to everything is correct
-# for 86.6% of these messages, and it finds no spam at all.
+# `messages` is a plain list. Each item has a `label` and a `text`. There is far more ham than spam:
+# most text messages are from friends. Remember this. A program that answers *ham* to everything is
+# correct for 86.6% of these messages, and it finds no spam at all.
 #
 # Which kind of message is longer, do you think? The next cell draws how many of each kind there are
 # (left), and how many characters they have (right).
@@ -128,17 +128,17 @@ right.set(title="Spam fills the SMS; ham is short", xlabel="characters", ylabel=
 picture(figure, "01-messages")
 
 # %% [markdown]
-# One SMS has room for 160 characters. Senders of spam pay for each message, so they fill it: most spam
-# is just below the limit. Most ham is much shorter. So you could guess the label from the length alone,
-# without reading a word, and you would often be correct. A network can use such a shortcut too.
+# One SMS has room for 160 characters. Senders of spam pay for each message and seem to fill it: most
+# spam is just below the limit. Most ham is much shorter. So you could guess the label from the length
+# alone, without reading a word, and you would often be correct. A network can use such a shortcut too.
 # Chapter 12 compares the network with methods that are as simple as this.
 
 # %% [markdown]
 # ## Is the test set really new?
 #
-# We want to know how well a classifier does on messages that it has never seen. So we set some messages
-# aside, the test set, and train only on others. But people forward messages, and advertisements are
-# sent many times. Some texts are in the collection more than once:
+# We want to know how well a classifier does on messages that it has never seen. So we set some
+# messages aside, the test set, and train only on others. But people forward messages, and
+# advertisements are sent many times. Some texts are in the collection more than once:
 
 # %%
 copies = Counter(message.text for message in messages)
@@ -175,9 +175,9 @@ print(
 )
 
 # %% [markdown]
-# A network can answer these 37 messages from memory. The test score then says that the network is good,
-# although it may only have a good memory. This mistake is called *leakage*: part of the test set has
-# leaked into the training set. Again, there is no error message.
+# A network can answer these 37 messages from memory. The test score then says that the network is
+# good, although it may only have a good memory. This mistake is called *leakage*: part of the test set
+# has leaked into the training set. Again, there is no error message.
 
 # %% [markdown]
 # ## Three sets that share no text
@@ -197,15 +197,16 @@ print(f"in training and in test: {len(set(train) & set(test))}")
 # Why are there three sets, and not two?
 #
 # - The **training set** is what the network learns from.
-# - With the **validation set** we make choices during training. For example, we measure after each pass
-#   over the training set whether the classifier has become better, and keep the best state (chapter 10).
-# - The **test set** is used once, at the very end, for the number that we report. If we had also used it
-#   to make choices, then we would have chosen what happens to work on exactly these messages.
+# - With the **validation set** we make choices during training. For example, we measure after each
+#   pass over the training set whether the classifier has become better, and keep the best state
+#   (chapter 10).
+# - The **test set** is used once, at the very end, for the number that we report. If we also used it
+#   to make choices, its messages would no longer be new.
 #
-# The package's function is `split_messages`. It adds three things to our four lines. It cuts the ham and
-# the spam separately, so that each set contains the same proportion of spam. It raises an error if the
-# same text is labelled both ham and spam. And its `seed` makes the split repeatable. (It can also keep
-# texts together that are almost the same, for example except for a phone number.)
+# The package's function is `split_messages`. It adds three things to our four lines. It cuts the ham
+# and the spam separately, so that each set contains the same proportion of spam. It raises an error if
+# the same text is labelled both ham and spam. And its `seed` makes the split repeatable. (It can also
+# keep texts together that are almost the same, for example except for a phone number.)
 
 # %%
 split = split_messages(messages, seed=123)
@@ -218,7 +219,7 @@ for name, part in (("training", split.train), ("validation", split.val), ("test"
 #
 # The lecture does one more thing before it splits: it draws as many ham messages as there are spam
 # messages. This is called *balancing*. Now guessing is correct for half of the messages, so you see at
-# once whether a classifier has learned something. We do the same, but with different texts:
+# once whether a classifier has learned something. We do the same, but each text counts once:
 
 # %%
 balanced = split_messages(messages, balance=True)
@@ -227,9 +228,9 @@ print("all messages", counts)
 print("balanced    ", kept)
 
 # %% [markdown]
-# There are fewer than 747 spam messages, because each text counts once. The price of balance is that
-# most of the ham is left out. This is a choice for teaching, and it makes training faster. If you build
-# a filter for real use, train it on all messages.
+# There are fewer than 747 spam messages now, because the copies are left out. The price of balance is
+# that most of the ham is left out. This is a choice for teaching, and it makes training faster. If you
+# build a filter for real use, train it on all messages.
 
 # %% [markdown]
 # ## What you know now
@@ -240,7 +241,8 @@ print("balanced    ", kept)
 # - Some texts occur many times. If rows are split at random, 37 of the lecture's 300 test messages are
 #   also in its training set.
 # - If different texts are split instead of rows, no text is in two sets.
-# - A balanced set has as many ham messages as spam messages. Guessing is then correct half of the time.
+# - A balanced set has as many ham messages as spam messages. Guessing is then correct half of the
+#   time.
 
 # %% [markdown]
 # ## Checks
@@ -277,10 +279,13 @@ assert [len(part) for part in vars(lectures).values()] == [1045, 149, 300] and r
 print(f"checked: the lecture's split has 1,045, 149 and 300 messages; {repeated} of them leak")
 
 # %% check
-parts = [{message.text for message in part} for part in (split.train, split.val, split.test)]
-assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
-assert set.union(*parts) == set(copies) == {*train, *val, *test}
-assert sum(len(part) for part in parts) == len(train) + len(val) + len(test) == len(copies)
+in_train = {message.text for message in split.train}
+in_val = {message.text for message in split.val}
+in_test = {message.text for message in split.test}
+assert not in_train & in_val and not in_train & in_test and not in_val & in_test
+assert in_train | in_val | in_test == set(copies) == {*train, *val, *test}
+n_rows = len(split.train) + len(split.val) + len(split.test)
+assert n_rows == len(train) + len(val) + len(test) == len(copies)
 print("checked: no text is in two sets, and every text is in one")
 
 # %% check

@@ -7,8 +7,8 @@
 # tokenizer does this: it cuts the text into tokens, and each token has a number. Then messages of
 # different lengths have to fit into one rectangular tensor.
 #
-# **At the end you will know** how GPT-2 cuts a word into tokens, why it can encode any text at all, what
-# a batch looks like, and whether the padding in it does any harm.
+# **At the end you will know** how GPT-2 cuts a word into tokens, why it can encode any text at all,
+# what a batch looks like, and whether the padding in it does any harm.
 #
 # **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
@@ -38,7 +38,8 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## What is a token?
 #
 # Is a token a word, a letter, or something between the two? Let us ask the tokenizer. The next cell
-# encodes three texts, and prints each token as text and as its number, which is called the token's *id*.
+# encodes three texts, and prints each token as text and as its number, which is called the token's
+# *id*.
 
 # %%
 tokenizer = Tokenizer(model_folder(MODEL))
@@ -49,17 +50,17 @@ for text in ("Do you have time", "You are a winner!", "unbelievable"):
 
 # %% [markdown]
 # Frequent words are one token each, together with the space before them. Rarer words are cut into
-# several pieces. Nobody wrote the rules for this: they were learned by counting, from a large collection
-# of texts, and they are stored with the model. The method is called *byte pair encoding*, BPE for short.
-# The next three sections explain its three words.
+# several pieces. Nobody wrote the rules for this: they were learned by counting, from a large
+# collection of texts, and they are stored with the model. The method is called *byte pair encoding*,
+# BPE for short. The next three sections explain its three words.
 
 # %% [markdown]
 # ## Bytes: where every text begins
 #
 # Which alphabet should a tokenizer start from? Letters are not enough: people also write `£`, `é` and
 # emoji. GPT-2 starts from *bytes*. A computer stores every text as a sequence of bytes, usually in the
-# encoding UTF-8, and a byte has only 256 different values. So 256 tokens are enough to write down
-# any text in any language. Here are a few texts as bytes:
+# encoding UTF-8, and a byte has only 256 different values. So 256 tokens are enough to write down any
+# text in any language. Here are a few texts as bytes:
 
 # %%
 characters = bytes_to_characters()  # {byte: a printable character for it}
@@ -69,16 +70,16 @@ for text in ("win", " win", "£5", "😀"):
     print(f"{text!r:<7} {as_bytes!s:<21} {' '.join(characters[byte] for byte in as_bytes)}")
 
 # %% [markdown]
-# An English letter is one byte, `£` is two and the emoji is four. The last column is how bytes appear in
-# the model's files. Some bytes cannot be printed, so each of them is replaced by a character that can.
-# You will meet one of these often: `Ġ` is the space.
+# An English letter is one byte, `£` is two and the emoji is four. The last column is how bytes appear
+# in the model's files. Some bytes cannot be printed, so each of them is replaced by a character that
+# can. You will meet one of these often: `Ġ` is the space.
 
 # %% [markdown]
 # ## Merges: pairs become pieces
 #
 # Bytes alone would work, but even a short message would be long. So frequent pairs of neighbours are
-# joined. The file `vocab.bpe` lists these *merges* in the order in which they were learned, so the most
-# frequent pairs come first. A merge's place in the list is its *rank*.
+# joined. The file `vocab.bpe` lists these *merges* in the order in which they were learned, so the
+# most frequent pairs come first. A merge's place in the list is its *rank*.
 
 # %%
 lines = (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()
@@ -87,9 +88,9 @@ ranks = {pair: rank for rank, pair in enumerate(merges)}
 print(f"{len(merges):,} merges; the first four are {merges[:4]}")
 
 # %% [markdown]
-# To cut a word, begin with its bytes. Among all pairs of neighbours, find the one with the lowest rank,
-# and join the two pieces to one. Repeat this until no pair of neighbours is in the list. The pieces that
-# are left are the tokens.
+# To cut a word, begin with its bytes. Among all pairs of neighbours, find the one with the lowest
+# rank, and join the two pieces to one. Repeat this until no pair of neighbours is in the list. The
+# pieces that are left are the tokens.
 
 
 # %%
@@ -117,17 +118,17 @@ tokens = merge_by_rank(" winner", verbose=True)
 print("the tokens:", tokens)
 
 # %% [markdown]
-# The first line shows the bytes, and each line after it is one merge. The first merge joins `i` and `n`,
-# one of the most frequent pairs of letters in English. The second joins the space and the `w`, because many
-# words begin with `w`. In the end `Ġwin` and `ner` are left. This pair is not in the list, so the word has
-# two tokens.
+# The first line shows the bytes, and each line after it is one merge. The first merge joins `i` and
+# `n`, one of the most frequent pairs of letters in English. The second joins the space and the `w`,
+# because many words begin with `w`. In the end `Ġwin` and `ner` are left. This pair is not in the
+# list, so the word has two tokens.
 
 # %% [markdown]
 # ## From a text to ids, and back
 #
 # Each word of a text is merged separately. A regular expression, `SPLIT_PATTERN`, finds the words. It
-# keeps the space before a word as part of the word. What does that mean for `winner` at the beginning of
-# a text?
+# keeps the space before a word as part of the word. What does that mean for `winner` at the beginning
+# of a text?
 
 # %%
 for text in ("winner", " winner", "You are a winner!"):
@@ -136,9 +137,9 @@ for text in ("winner", " winner", "You are a winner!"):
 
 # %% [markdown]
 # The same word is cut differently when there is no space before it, and for the network these are
-# different tokens. What is left is to number the tokens. An id is a position in the *vocabulary*, which
-# lists all tokens: first the bytes, then one token per merge, and last one special token,
-# `<|endoftext|>`. OpenAI put it between documents in pretraining.
+# different tokens. What is left is to number the tokens. An id is a position in the *vocabulary*,
+# which lists all tokens: first the bytes, then one token per merge, and last one special token,
+# `<|endoftext|>`. When OpenAI trained GPT-2, this token was put between two documents.
 
 # %%
 vocabulary = list(characters.values())
@@ -160,12 +161,12 @@ print("tokenizer", tokenizer.encode(text))
 print("decoded  ", tokenizer.decode(by_hand))
 
 # %% [markdown]
-# Our ids are those of the package's `Tokenizer`, which leaves the merging to the fast library `tiktoken`.
-# Decoding looks each id up and puts the bytes together again, so it always returns exactly the text that
-# was encoded.
+# Our ids are those of the package's `Tokenizer`, which leaves the merging to the fast library
+# `tiktoken`. Decoding looks each id up and puts the bytes together again, so it always returns exactly
+# the text that was encoded.
 #
-# Can the sender of a message put the special token into it, by typing its name? No. The name is encoded
-# as ordinary text:
+# Can the sender of a message put the special token into it, by typing its name? No. The name is
+# encoded as ordinary text:
 
 # %%
 print(f"the special token: {tokenizer.end_of_text_id}")
@@ -174,10 +175,11 @@ print(f"its name, typed:   {tokenizer.encode(END_OF_TEXT)}")
 # %% [markdown]
 # ## A batch
 #
-# The network processes several messages at once. Its input is a tensor `ids` with one row for each of B
-# messages and one column for each of T tokens; the course uses these two letters throughout. But messages
-# have different lengths, and the rows of a tensor do not. So shorter messages are filled up at the end.
-# This is called *padding*.
+# It is faster to process several messages together than one after the other. Together they are called
+# a *batch*. The network's input is a tensor `ids` with one row for each of B messages and one column
+# for each of T tokens. (The course uses these two letters throughout.) But messages have different
+# lengths, and the rows of a tensor do not. So shorter messages are filled up at the end. This is
+# called *padding*.
 
 # %%
 encoded = [tokenizer.encode(message.text) for message in messages]
@@ -187,8 +189,8 @@ padded = [row + [tokenizer.end_of_text_id] * (T - len(row)) for row in few]
 print(torch.tensor(padded))
 
 # %% [markdown]
-# The package's `pad_batch` returns the same tensor. It also returns `lengths`, the number of real tokens
-# in each row. Later chapters need it to find the end of a message.
+# The package's `pad_batch` returns the same tensor. It also returns `lengths`, the number of real
+# tokens in each row. Later chapters need it to find the end of a message.
 
 # %%
 ids, lengths = pad_batch(few, tokenizer.end_of_text_id)  # (B, T), (B,)
@@ -200,23 +202,27 @@ print(
 # ## What padding costs
 #
 # The network computes as much for a padding token as for a real one. The lecture pads every message to
-# the length of the longest training message. How much of its work is padding, would you guess? Each row
-# of the picture is one of the first 96 messages, and each orange cell is wasted work.
+# the length of the longest training message. How much of its work is padding, would you guess? Each
+# row of the picture is one of the first 96 messages, and each orange cell is wasted work.
 
 # %%
 counts = [len(row) for row in encoded]
 picture(draw_batches(counts[:96], batch_size=8), "02-batches")
 
 # %% [markdown]
-# On the left, all messages are as long as the longest of them. In the middle, each batch of eight is only
-# as long as its own longest message. On the right, messages follow each other in one long row without
-# padding (chapter 14 shows how). There is one more way: sort the messages by length first, so that those
-# of a batch are about equally long. This is what it saves in the whole collection:
+# On the left, all messages are as long as the longest of them. In the middle, each batch of eight is
+# only as long as its own longest message. On the right, messages follow each other in one long row
+# without padding (chapter 14 shows how). There is one more way: sort the messages by length first, so
+# that those of a batch are about equally long. This is what it saves in the whole collection:
 
 
 # %%
 def cells_of(batches):
-    return sum(len(batch) * max(counts[n] for n in batch) for batch in batches)
+    total = 0
+    for batch in batches:
+        longest = max(counts[n] for n in batch)
+        total += len(batch) * longest
+    return total
 
 
 N = len(counts)
@@ -230,13 +236,13 @@ for name, proportion in padding.items():
 # %% [markdown]
 # ## Which token fills up the rows?
 #
-# GPT-2 has no token for padding, because it was never trained with any. So people use `<|endoftext|>`. To
-# the network this is a token like any other: it does not know that it is padding. Does it harm the
+# GPT-2 has no token for padding, because it was never trained with any. So people use `<|endoftext|>`.
+# To the network this is a token like any other: it does not know that it is padding. Does it harm the
 # message?
 #
-# We can try it without knowing how the network works. `model(ids)` returns many numbers for each position
-# (chapter 4 explains which). We replace the padding by another token, and ask at which positions any of
-# the numbers change.
+# We can try it without knowing how the network works. `model(ids)` returns many numbers for each
+# position (chapter 4 explains which). We replace the padding by another token, and ask at which
+# positions any of the numbers change.
 
 # %%
 model = load_gpt2(MODEL)
@@ -247,18 +253,19 @@ print("first message, padded in two ways:", ids[0].tolist(), other_padding[0].to
 print("change at each position:", [f"{number:.1f}" for number in change[0].tolist()])
 
 # %% [markdown]
-# Only the padding position has changed. The numbers at the real tokens are the same as before, so padding
-# at the end cannot harm a message. Why is that so? A position of GPT-2 looks at itself and at the
-# positions before it, and never at those after it. The next chapter shows how this works.
+# Only the padding position has changed. The numbers at the real tokens are the same as before, so
+# padding at the end cannot harm a message. Why is that so? A position of GPT-2 looks at itself and at
+# the positions before it, and never at those after it. The next chapter shows how this works.
 #
 # But be careful: this is true for real tokens only. If you read the network's answer at the *last
-# position*, as the lecture's code does, you usually read it at padding. That is the subject of chapter 7.
+# position*, as the lecture's code does, you usually read it at padding. That is the subject of
+# chapter 7.
 
 # %% [markdown]
 # ## What you know now
 #
-# - A tokenizer starts from bytes, so it can encode every text. It joins pairs of neighbouring pieces, the
-#   pair with the lowest rank first.
+# - A tokenizer starts from bytes, so it can encode every text. It joins pairs of neighbouring pieces,
+#   the pair with the lowest rank first.
 # - An id is a position in the vocabulary: 256 bytes, then one token per merge, then `<|endoftext|>`.
 # - A word with a space before it and the same word without one have different ids.
 # - A batch is a tensor of ids with B rows and T columns. Short messages are padded at the end.
@@ -297,7 +304,9 @@ assert lengths.tolist() == [len(row) for row in few]
 print("checked: torch's own function pads in the same way")
 
 # %% check
-batched = [n for batch in ways["sorted by length"] for n in batch]
+batched = []
+for batch in ways["sorted by length"]:
+    batched.extend(batch)
 assert sorted(batched) == list(range(N)), "each message is in one batch"
 assert padding["one length for all"] > padding["one length per batch"] > 0.5
 assert 0 <= padding["sorted by length"] < 0.05

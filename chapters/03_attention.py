@@ -3,13 +3,13 @@
 #
 # **You are here:** the lecture · messages → tokens → **attention** → network → weights → head → last token → freezing → loss → finetuning → use
 #
-# A word alone says little: what does `it` mean, or `bank`, or `free`? A token has to find out which tokens
-# come before it. Attention is the only part of GPT-2 in which tokens exchange information. It is also the
-# part that looks hardest, but it consists of six short steps. In this chapter we take them one at a time,
-# with a sentence of four tokens and with real, trained weights.
+# A word alone says little: what does `it` mean, or `bank`, or `free`? A token has to find out which
+# tokens come before it. Attention is the only part of GPT-2 in which tokens exchange information. It
+# is also the part that looks hardest, but it consists of six short steps. In this chapter we take them
+# one at a time, with a sentence of four tokens and with real, trained weights.
 #
-# **At the end you will know** what queries, keys and values are, how the mask keeps tokens from looking
-# ahead, why there are several heads, and that all of this fits into about ten lines.
+# **At the end you will know** what queries, keys and values are, how the mask keeps tokens from
+# looking ahead, why there are several heads, and that all of this fits into about ten lines.
 #
 # **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
@@ -33,9 +33,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## Before attention, every token is alone
 #
-# The network begins by replacing each token id with a vector: a row of C numbers. (Chapter 4 shows how.
-# Until then, `vectors_of` is a black box.) We compare the vector of ` time` in two sentences, in both of
-# which it is the fourth token. Do you expect the two vectors to be different?
+# The network begins by replacing each token id with a vector: a row of C numbers. (Chapter 4 shows
+# how. Until then, `vectors_of` is a black box.) We compare the vector of ` time` in two sentences, in
+# both of which it is the fourth token. Do you expect the two vectors to be different?
 
 # %%
 torch.set_grad_enabled(False)  # nothing is trained in this chapter
@@ -57,16 +57,16 @@ print("' time' in 'Do you have time':", x[3, :5])
 print("' time' in 'What is the time':", other[3, :5])
 
 # %% [markdown]
-# They are equal. (The first five numbers are printed. A check at the end compares all of them.) At this
-# point the vector tells which token this is and at which position it is, but nothing about the words
-# before it. Attention will change that.
+# They are equal. (The first five numbers are printed. A check at the end compares all of them.) At
+# this point the vector says which token this is and at which position it is, but nothing about the
+# words before it. Attention will change that.
 
 # %% [markdown]
 # ## Step 1: query, key and value
 #
-# Each token makes three vectors from its own: a *query* (what am I looking for?), a *key* (what can I be
-# found by?) and a *value* (what do I pass on?). Think of a library: you come with a question, you compare
-# it with the titles on the shelf, and you take home what is in the books.
+# Each token makes three vectors from its own: a *query* (what am I looking for?), a *key* (what can I
+# be found by?) and a *value* (what do I pass on?). Think of a library: you come with a question, you
+# compare it with the titles on the shelf, and you take home what is in the books.
 #
 # In GPT-2 one matrix makes all three at once. It is called `c_attn`, and its result is three times as
 # wide as its input.
@@ -92,9 +92,9 @@ print(f"C = {C} columns are H = {H} heads of D = {D} columns")
 # ## Step 2: scores
 #
 # How well does a key fit a query? We multiply the two vectors number by number and add everything up.
-# This is their dot product, and it is large if they point in the same direction. A matrix product does it
-# for all pairs of tokens. The more columns there are, the larger the sums become, so they are divided by
-# the square root of D.
+# This is their dot product, and it is large if they point in the same direction. A matrix product does
+# it for all pairs of tokens. The more columns there are, the larger the sums become, so they are
+# divided by the square root of D.
 
 # %%
 scores = q @ k.T / math.sqrt(D)  # (T, D) @ (D, T) -> (T, T)
@@ -122,10 +122,10 @@ print(masked)
 # %% [markdown]
 # ## Step 4: weights
 #
-# Scores can be any numbers, but we want proportions: how much of its attention does a token give to each
-# token it may look at? Softmax turns the scores into such proportions. It takes the exponential of each
-# score, which is never negative, and divides it by the sum of the row. The exponential of minus infinity
-# is 0.
+# Scores can be any numbers, but we want proportions: how much of its attention does a token give to
+# each token it may look at? Softmax turns the scores into such proportions. It takes the exponential
+# of each score, which is never negative, and divides it by the sum of the row. The exponential of
+# minus infinity is 0.
 
 # %%
 exponentials = masked.exp()
@@ -150,7 +150,7 @@ print("result for the first token:", result[0, :5])
 print("result for the last token: ", result[3, :5])
 
 # %% [markdown]
-# That is the whole idea. In one function, it is five lines:
+# That is the whole idea. Written as a function, steps 2 to 5 are four lines:
 
 
 # %%
@@ -164,9 +164,9 @@ def one_head(q, k, v):
 # %% [markdown]
 # ## Step 6: several heads
 #
-# A head has only one set of weights, so it can look for only one thing at a time. GPT-2 therefore has several, which all do the same with
-# different columns. Their results are placed next to each other, which gives C columns again, and a last
-# matrix, `c_proj`, mixes them.
+# A head has only one set of weights, so it can look for only one thing at a time. GPT-2 therefore has
+# several, which all do the same with different columns. Their results are placed next to each other,
+# which gives C columns again, and a last matrix, `c_proj`, mixes them.
 
 
 # %%
@@ -197,9 +197,9 @@ print("' time' in 'What is the time':", y_other[3, :5])
 # %% [markdown]
 # ## What do heads look at?
 #
-# We can watch them. The picture shows the weights of all heads for one sentence. A row is the token that
-# looks. The darker a square, the more attention the token in this row gives to the token in this column.
-# Can you say what each head does?
+# We can watch them. The picture shows the weights of all heads for one sentence. A row is the token
+# that looks. The darker a square, the more attention the token in this row gives to the token in this
+# column. Can you say what each head does?
 
 # %%
 sentence = "The dog ran because the dog was afraid"
@@ -208,10 +208,10 @@ _, weights_of_sentence = attention_by_hand(vectors_of(sentence), attn)
 picture(draw_attention(weights_of_sentence, tokens), "03-attention")
 
 # %% [markdown]
-# In the miniature, head 0 has a clear job: most tokens look at the token directly before them. It lets the
-# network read a word together with the one before it. Head 1 gives much of its attention to the first
-# token. The other two spread their attention over many tokens. Nobody programmed any of this. It is what
-# training has found.
+# In the miniature, head 0 has a clear job: most tokens look at the token directly before them. It lets
+# the network read a word together with the one before it. Head 1 gives much of its attention to the
+# first token. The other two spread their attention over many tokens. Nobody programmed any of this. It
+# is what training has found.
 
 # %% [markdown]
 # ## The package's version
@@ -222,10 +222,10 @@ picture(draw_attention(weights_of_sentence, tokens), "03-attention")
 show(CausalSelfAttention.attend)
 
 # %% [markdown]
-# It adds two things. It works on a whole batch and on all heads at once: `view` and `transpose` turn the
-# C columns into H heads of D columns, so there is no loop. And steps 2 to 5 are one function of PyTorch,
-# `scaled_dot_product_attention`, which is faster. The `seen` argument is for special cases (chapter 14).
-# The result is the same as ours:
+# It adds two things. It works on a whole batch and on all heads at once: `view` and `transpose` turn
+# the C columns into H heads of D columns, so there is no loop. And steps 2 to 5 are one function of
+# PyTorch, `scaled_dot_product_attention`, which is faster. The `seen` argument is for special cases
+# (chapter 14). The result is the same as ours:
 
 # %%
 by_package = attn(x[None])[0]  # the package expects a batch: (1, T, C)
@@ -237,8 +237,8 @@ print(f"largest difference: {(y - by_package).abs().max():.0e}")
 # - Each token makes a query, a key and a value from its vector. One matrix, `c_attn`, makes all three.
 # - A score is the dot product of a query and a key, divided by the square root of D.
 # - The mask removes the scores of later tokens. A token attends to itself and to the tokens before it.
-# - Softmax turns the scores of a row into weights that add up to 1. The result is the weighted sum of the
-#   values.
+# - Softmax turns the scores of a row into weights that add up to 1. The result is the weighted sum of
+#   the values.
 # - Several heads do this next to each other, and `c_proj` mixes their results.
 # - After attention, the vector of a token depends on the tokens before it.
 

@@ -3,12 +3,12 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → **network** → weights → head → last token → freezing → loss → finetuning → use
 #
-# In chapter 3 we built attention. What else is in GPT-2? Surprisingly little: two tables, a way to keep
-# numbers in range, and a small network that is applied to each token. In this chapter we write these parts
-# ourselves, put them together, and let the result finish a sentence.
+# In chapter 3 we built attention. What else is in GPT-2? Surprisingly little: two tables, a way to
+# keep numbers in range, and a small network that is applied to each token. In this chapter we write
+# these parts ourselves, put them together, and let the result finish a sentence.
 #
-# **At the end you will know** what each line of `print(model)` means, what a block computes, and how the
-# network turns a text into its guess of the next token.
+# **At the end you will know** what each line of `print(model)` means, what a block computes, and how
+# the network turns a text into its guess of the next token.
 #
 # **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
@@ -48,22 +48,24 @@ print(model)
 # %% [markdown]
 # Each line is a part of the network, and indented lines are parts of a part:
 #
-# - `wte` and `wpe` are tables. `wte` has one row per token of the vocabulary, and `wpe` has one row per
-#   position. `Embedding(4096, 256)` means 4096 rows of 256 numbers. We call this width C, so C = 256.
+# - `wte` and `wpe` are tables. `wte` has one row per token of the vocabulary, and `wpe` has one row
+#   per position. `Embedding(4096, 256)` means 4096 rows of 256 numbers. We call this width C, so C =
+#   256.
 # - A `Linear` is a matrix and a *bias*, which is added to the product. `Linear(in_features=256,
 #   out_features=768, bias=True)` turns 256 numbers into 768.
 # - `blocks` is a list of blocks. `(0-5): 6 x` means that there are six, numbered from 0, all with the
 #   same parts but each with its own numbers. OpenAI's 124M has twelve.
-# - In a block, `attn` is the attention of chapter 3, with its two matrices `c_attn` and `c_proj`. `mlp` is
-#   a small network with two matrices. Before each of the two there is a norm, `ln_1` and `ln_2`.
-# - After the last block there is one more norm, `ln_f`, and the output layer, `head`. It has one output
-#   per token of the vocabulary.
+# - In a block, `attn` is the attention of chapter 3, with its two matrices `c_attn` and `c_proj`.
+#   `mlp` is a small network with two matrices. Before each of the two there is a norm, `ln_1` and
+#   `ln_2`.
+# - After the last block there is one more norm, `ln_f`, and the output layer, `head`. It has one
+#   output per token of the vocabulary.
 #
 # The lecture has longer names for these: `tok_emb`, `pos_emb`, `trf_blocks`, `final_norm`, `out_head`.
-# Ours are the ones in OpenAI's files.
+# Most of ours are the ones in OpenAI's files.
 #
-# `print(model)` does not show how the parts are connected. The picture does. Read it from the bottom up.
-# The right side shows one block in detail. Below we build the parts in this order.
+# `print(model)` does not show how the parts are connected. The picture does. Read it from the bottom
+# up. The right side shows one block in detail. Below we build the parts in this order.
 
 # %%
 picture(draw_architecture(model.config), "04-architecture")
@@ -71,9 +73,11 @@ picture(draw_architecture(model.config), "04-architecture")
 # %% [markdown]
 # ## Embeddings: from ids to vectors
 #
-# How does a token id become a vector? It is a row number. Token 758 gets row 758 of `wte`. But then `Do`
-# would have the same vector at the beginning of a sentence and at its end, and word order matters. So the
-# row of `wpe` for the token's position is added. The numbers in both tables were learned in pretraining.
+# How does a token id become a vector? It is a row number. Token 758 gets row 758 of `wte`. But then
+# `Do` would have the same vector at the beginning of a sentence and at its end, and word order
+# matters. So the row of `wpe` for the token's position is added. The numbers in both tables were
+# learned from a large amount of text, before we got the model. This is called *pretraining*
+# (chapter 15).
 
 # %%
 tokenizer = Tokenizer(model_folder(MODEL))
@@ -87,16 +91,16 @@ print("their sum:                ", x[0, 0, :5])
 print("shape (B, T, C):", tuple(x.shape))
 
 # %% [markdown]
-# `x` is called the *residual stream*. It runs through the whole network and always keeps this shape. Each
-# of the following parts reads it and adds something to it.
+# `x` is called the *residual stream*. It runs through the whole network and always keeps this shape.
+# Attention and the MLP read it and add something to it.
 
 # %% [markdown]
 # ## LayerNorm: numbers in range
 #
-# If parts keep adding to the stream, its numbers grow. A part that reads it would get larger and larger
-# inputs. So each part first normalises what it reads: for every token it subtracts the mean of the C
-# numbers and divides by their standard deviation. Then it multiplies by a learned number per column, the
-# *gain*, and adds another one, the *shift*.
+# If parts keep adding to the stream, its numbers grow. A part that reads it would get larger and
+# larger inputs. So each part first normalises what it reads: for every token it subtracts the mean of
+# the C numbers and divides by their standard deviation. Then it multiplies by a learned number per
+# column, the *gain*, and adds another one, the *shift*.
 
 
 # %%
@@ -114,16 +118,17 @@ print("standard deviation of each token after: ", normalised[0].std(dim=1))
 print("with the learned gain and shift:        ", norm_by_hand(x, block.ln_1)[0].std(dim=1))
 
 # %% [markdown]
-# After the norm, the numbers of every token are equally spread. The tiny `1e-5` prevents a division by
-# zero. Each norm has its own gain and shift, with which it makes some columns count more than others.
+# After the norm, the standard deviation of every token is 1. (Here the learned gain then makes the
+# numbers smaller.) The tiny `1e-5` prevents a division by zero. Each norm has its own gain and shift,
+# with which it makes some columns count more than others.
 
 # %% [markdown]
 # ## MLP: each token by itself
 #
 # Attention has collected information from other tokens. What happens with it? The MLP (*multi-layer
-# perceptron*) processes each token alone, without looking at the others. Its first matrix, `c_fc`, makes
-# the vector four times as wide. Then a curve called GELU is applied to each number. The second matrix,
-# `c_proj`, makes the vector as narrow as before.
+# perceptron*) processes each token alone, without looking at the others. Its first matrix, `c_fc`,
+# makes the vector four times as wide. Then a curve called GELU is applied to each number. The second
+# matrix, `c_proj`, makes the vector as narrow as before.
 
 
 # %%
@@ -136,6 +141,10 @@ def mlp_by_hand(x: Tensor, mlp: nn.Module) -> Tensor:
     return mlp.c_proj(gelu_by_hand(wide))  # (B, T, 4C) -> (B, T, C)
 
 
+print("numbers:   ", torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
+print("after GELU:", gelu_by_hand(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])))
+
+# %%
 figure = Figure(figsize=(6, 2.8), layout="constrained")
 axes = figure.subplots()
 inputs = torch.linspace(-4, 4, 200)
@@ -148,16 +157,17 @@ axes.grid(alpha=0.3)
 picture(figure, "04-gelu")
 
 # %% [markdown]
-# GELU keeps large positive numbers and turns negative ones into almost 0. Each of the wide numbers thus
-# works like a switch that is on for some tokens and off for others. Without such a curve, two matrices in
-# a row could do no more than one. (There is an exact GELU and an approximation of it with `tanh`. OpenAI
-# trained GPT-2 with the approximation, so we use it too. Exercise 3 shows what the other one costs.)
+# GELU keeps large positive numbers and turns negative ones into almost 0. Each of the wide numbers
+# thus works like a switch that is on for some tokens and off for others. Without such a curve, two
+# matrices in a row could do no more than one. (There is an exact GELU and an approximation of it with
+# `tanh`. OpenAI trained GPT-2 with the approximation, so we use it too. Exercise 3 shows what the
+# other one costs.)
 
 # %% [markdown]
 # ## A block: read, compute, add
 #
-# Now we can put a block together. It is only two lines: attention reads the stream and adds its result to
-# it, and then the MLP does the same.
+# Now we can put a block together. It is only two lines: attention reads the stream and adds its result
+# to it, and then the MLP does the same.
 
 
 # %%
@@ -175,8 +185,8 @@ print(
 
 # %% [markdown]
 # The important sign is the plus. A block does not replace the stream, it adds to it. So what an early
-# block has found out is still there for the later ones. You also see how fast the numbers grow, and why
-# the norms are needed. This is the package's block:
+# block has found out is still there for the later ones. You also see how fast the numbers grow, and
+# why the norms are needed. This is the package's block:
 
 # %%
 show(TransformerBlock)
@@ -188,9 +198,9 @@ show(TransformerBlock)
 # ## The whole network
 #
 # The network is the embeddings, one block after the other, and one last norm. Then comes the head. It
-# compares the final vector of each token with every row of `wte`, by a dot product, and a row that fits
-# well gets a high score. Such a score is called a *logit*. `wte` is therefore used twice: at the beginning
-# to turn ids into vectors, and at the end to turn vectors into scores of ids.
+# compares the final vector of each token with every row of `wte`, by a dot product, and a row that
+# fits well gets a high score. Such a score is called a *logit*. `wte` is therefore used twice: at the
+# beginning to turn ids into vectors, and at the end to turn vectors into scores of ids.
 
 
 # %%
@@ -213,9 +223,9 @@ print("largest difference from the package:", f"{(logits - model(ids)).abs().max
 # %% [markdown]
 # ## From logits to the next token
 #
-# Softmax turns logits into probabilities, just as it turned scores into weights in chapter 3. What does
-# the network think comes after `Do you have time`? Take the last position, because it has seen the whole
-# text.
+# Softmax turns logits into probabilities, just as it turned scores into weights in chapter 3. What
+# does the network think comes after `Do you have time`? Take the last position, because it has seen
+# the whole text.
 
 # %%
 probabilities = logits[0, -1].softmax(dim=0)  # (V,)
@@ -224,8 +234,7 @@ for probability, token in zip(best.values.tolist(), best.indices.tolist(), stric
     print(f"{probability:6.1%}  {tokenizer.decode([token])!r}")
 
 # %% [markdown]
-# To write text, we append the most probable token and ask again. This is all that a language model does
-# when it writes:
+# To write text, we append the most probable token and ask again. This is how a language model writes:
 
 # %%
 written = ids
@@ -235,18 +244,20 @@ for _step in range(8):
     print(repr(tokenizer.decode(written[0].tolist())))
 
 # %% [markdown]
-# The miniature is small, so do not expect long stories from it. But it has finished the question and begun
-# an answer, and you have written every part of it. In chapter 6 it gets a new head and another task.
+# The miniature is small, so do not expect long stories from it. But it has finished the question and
+# begun an answer, and you have written every part of it. In chapter 6 it gets a new head and another
+# task.
 
 # %% [markdown]
 # ## What you know now
 #
-# - `wte` and `wpe` turn each token and its position into a vector of C numbers. Their sum is the residual
-#   stream, (B, T, C).
+# - `wte` and `wpe` turn each token and its position into a vector of C numbers. Their sum is the
+#   residual stream, (B, T, C).
 # - A block adds the result of attention to the stream, and then the result of the MLP. Both read the
 #   stream through a norm.
 # - Attention mixes tokens. The MLP and the norms treat each token by itself.
-# - After the last block, `ln_f` and the head turn each vector into one logit per token of the vocabulary.
+# - After the last block, `ln_f` and the head turn each vector into one logit per token of the
+#   vocabulary.
 # - The logits at the last position say which token probably comes next.
 
 # %% [markdown]

@@ -3,12 +3,13 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → network → **weights** → head → last token → freezing → loss → finetuning → use
 #
-# The network of chapter 4 knows English only because of its weights, the numbers that somebody else has
-# trained. Loading them looks like a matter of copying. But a loader can put a matrix in the wrong way round,
-# and there is no error: the network still writes sentences. How would you notice?
+# The network of chapter 4 can write English only because of its weights: the numbers in its tables and
+# matrices, which were learned from a large amount of text. Loading them looks like a matter of
+# copying. But a loader can put a matrix in the wrong way round, and there is no error: the network
+# still writes sentences. How would you notice?
 #
-# **At the end you will know** what is in a model's files, how to load them, which mistake the shapes cannot
-# reveal, and how a second, independent program reveals it.
+# **At the end you will know** what is in a model's files, how to load them, which mistake the shapes
+# cannot reveal, and how a second, independent program reveals it.
 #
 # **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
@@ -40,12 +41,13 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## What is in the files?
 #
 # A model's folder contains the sizes of the network, the files of the tokenizer (chapter 2), and the
-# weights: a few dozen arrays of numbers, each with a name. OpenAI stores them in a TensorFlow checkpoint,
-# and Hugging Face in one file, `model.safetensors`. Neither format can contain a program. (Many older model
-# files are Python pickles, and opening a pickle can run any program. This package never opens one.)
+# weights: a few dozen arrays of numbers, each with a name. OpenAI stores them in a TensorFlow
+# checkpoint, and Hugging Face in one file, `model.safetensors`. Neither format can contain a program.
+# (Many older model files are Python pickles, and opening a pickle can run any program. This package
+# never opens one.)
 #
-# The next cell reads the arrays. In OpenAI's files their names are different, so we change them to Hugging
-# Face's.
+# The next cell reads the arrays. In OpenAI's files their names are different, so we change them to
+# Hugging Face's.
 
 # %%
 torch.set_grad_enabled(False)  # nothing is trained in this chapter
@@ -97,9 +99,9 @@ print("loaded, column:   ", [f"{number:.3f}" for number in loaded[:4, 0].tolist(
 # %% [markdown]
 # ## A loader
 #
-# This is all that a loader has to do: go through the parameters of a new network, take the array with the
-# right name, transpose it if it is one of these matrices, and copy it. Parameter by parameter we also cross
-# out the array that was used. At the end none should be left.
+# This is all that a loader has to do: go through the parameters of a new network, take the array with
+# the right name, transpose it if it is one of these matrices, and copy it. Parameter by parameter we
+# also cross out the array that was used. At the end none should be left.
 
 # %%
 network = GPT2(model.config)  # with random weights
@@ -127,17 +129,17 @@ print("largest difference from load_gpt2:", float((network(ids) - model(ids)).ab
 show(load_gpt2)
 
 # %% [markdown]
-# It adds more reasons to stop. It raises an error if an array is missing, is not used, has another shape,
-# or contains a number that is not finite. It also compares checksums, because a file can be damaged during
-# a download. And it does not spend time on random weights that are replaced at once.
+# It adds more reasons to stop. It raises an error if an array is missing, is not used, has another
+# shape, or contains a number that is not finite. It also compares checksums, because a file can be
+# damaged during a download. And it does not spend time on random weights that are replaced at once.
 
 # %% [markdown]
 # ## A mistake that raises no error
 #
-# Shapes protect us from most mistakes. If you forget to transpose `c_attn`, the shapes do not match and the
-# loader stops. But `attn.c_proj` is square: it has C rows and C columns, and so has its transpose. Let us
-# forget to transpose this matrix in the last block, and see what happens. One of the two texts below is
-# from the right network. Which one would you choose?
+# Shapes protect us from most mistakes. If you forget to transpose `c_attn`, the shapes do not match
+# and the loader stops. But `attn.c_proj` is square: it has C rows and C columns, and so has its
+# transpose. Let us forget to transpose this matrix in the last block, and see what happens. One of the
+# two texts below is from the right network. Which one would you choose?
 
 # %%
 wrong = load_gpt2(MODEL).double()
@@ -148,13 +150,13 @@ for one in (wrong, model):
     print(repr(PROMPT + greedy_continuation(one, tokenizer, PROMPT, 15)))
 
 # %% [markdown]
-# The first text is from the wrong network. There was no error, and the text looks as good as the other one.
-# (For OpenAI's 124M the right text is known, and `gpt2-classifier verify 124M` compares it.)
+# The first text is from the wrong network. There was no error, and the text looks as good as the other
+# one. (For OpenAI's 124M the right text is known, and `gpt2-classifier verify 124M` compares it.)
 #
 # Numbers are better witnesses than impressions. We can measure how well each network predicts real
-# messages. For each token, take the probability that the network gave to the token that really came next.
-# If it is one half, we say that the network needed 1 bit for this token. For one quarter it needed 2 bits,
-# for one eighth 3 bits. Fewer bits are better.
+# messages. For each token, take the probability that the network gave to the token that really came
+# next. If it is one half, we say that the network needed 1 bit for this token. For one quarter it
+# needed 2 bits, for one eighth 3 bits. Fewer bits are better.
 
 
 # %%
@@ -173,18 +175,19 @@ wrong_bits = bits_per_token(wrong)
 print(f"right: {right_bits:.2f} bits per token, wrong: {wrong_bits:.2f}")
 
 # %% [markdown]
-# The wrong network needs more bits. But this tells you something only if you know how many bits the right
-# network needs. If you had only the wrong one, its number would look as good as any.
+# The wrong network needs more bits. But this tells you something only if you know how many bits the
+# right network needs. If you had only the wrong one, its number would look as good as any.
 
 # %% [markdown]
 # ## A witness that shares no code
 #
-# So we need somebody who knows what the right logits are. We write GPT-2 a second time, in numpy: with no
-# torch, and none of the code of chapter 4. Programmers call such a second program an *oracle*. Two programs
-# that share nothing rarely make the same mistake. If both give the same logits, both are probably right.
+# So we need a witness that knows the right logits. We write GPT-2 a second time, in numpy: with no
+# torch, and none of the code of chapter 4. Programmers call such a second program an *oracle*. Two
+# programs that share nothing rarely make the same mistake. If both give the same logits, both are
+# probably right.
 #
-# The oracle uses the arrays exactly as they are stored, for `x @ w`. So there is no matrix that it could
-# forget to transpose.
+# The oracle uses the arrays exactly as they are stored, for `x @ w`. So there is no matrix that it
+# could forget to transpose.
 
 
 # %%
@@ -267,8 +270,8 @@ for axes in (left, right):
 picture(figure, "05-logits")
 
 # %% [markdown]
-# The cloud follows the line: a token with a high logit often has a high one in the wrong network too. This is
-# why the wrong network still writes English, and why it is not enough to look at its text.
+# The cloud follows the line: a token with a high logit often has a high one in the wrong network too.
+# This is why the wrong network still writes English, and why it is not enough to look at its text.
 
 # %% [markdown]
 # ## What you know now
@@ -277,7 +280,8 @@ picture(figure, "05-logits")
 # - OpenAI's matrices are stored as (in, out), and those of `nn.Linear` are (out, in). So they must be
 #   transposed.
 # - Shapes reveal most mistakes, but not the transpose of a square matrix.
-# - A wrong network can still write plausible text. Its loss is worse, but you have to know the right one.
+# - A wrong network can still write plausible text. It predicts real messages worse, but to notice this
+#   you must know how well the right one does.
 # - An oracle, a second program that shares no code, knows the right logits.
 
 # %% [markdown]
@@ -315,11 +319,11 @@ print(f"checked: all logits of {len(texts)} messages equal the oracle's")
 right_shapes = [parameter.shape for parameter in model.parameters()]
 assert [parameter.shape for parameter in wrong.parameters()] == right_shapes
 assert (wrong_logits - expected).abs().max() > 0.1, "the oracle notices"
-assert wrong_bits > right_bits + 0.05, "the loss notices"
+assert wrong_bits > right_bits + 0.05, "the bits per token notice"
 text_of_right = greedy_continuation(model, tokenizer, PROMPT, 15)
 assert greedy_continuation(wrong, tokenizer, PROMPT, 15) != text_of_right, "the text notices"
 assert MODEL != "124M" or text_of_right == CONTINUATION
-print("checked: the shapes are equal; the oracle, the loss and the text reveal the mistake")
+print("checked: the shapes are equal; the oracle, the bits and the text reveal the mistake")
 
 # %% check
 leans = torch.corrcoef(torch.stack([expected[-1], wrong_logits[-1]]))[0, 1]

@@ -34,8 +34,8 @@ print(refused)
 assert "Call me back" in refused
 
 # %% [markdown]
-# With `on_error="skip"` it leaves out every copy of such a text, and logs a warning. Without the check,
-# the text would keep the label of its first copy, and nobody would know.
+# With `on_error="skip"` it leaves out every copy of such a text, and logs a warning. Without the
+# check, the text would keep the label of its first copy, and nobody would know.
 
 # %%
 split = split_messages(with_both, on_error="skip")
@@ -49,10 +49,11 @@ assert kept == {message.text for message in messages}
 # > Save `LINES` as a `.csv` file with the header `label,text` and commas instead of tabs. Where does
 # > `load_messages` stop, and does `on_error="skip"` help?
 #
-# In a .csv file quotation marks do have a meaning: a field that begins with one continues until the next
-# one. The second message opens a quotation, and the file's next quotation mark is in the fourth message.
-# It is not the end of a field, so the reader stops there and names line 3, where the quotation began.
-# `on_error="skip"` does not help, because nobody can say how many rows belong to the faulty field.
+# In a .csv file quotation marks do have a meaning: a field that begins with one continues until the
+# next one. The second message opens a quotation, and the file's next quotation mark is in the fourth
+# message. It is not the end of a field, so the reader stops there and names line 3, where the
+# quotation began. `on_error="skip"` does not help, because nobody can say how many rows belong to the
+# faulty field.
 
 # %%
 LINES = [
@@ -75,8 +76,8 @@ with TemporaryDirectory() as folder:
         assert "line 3" in refused
 
 # %% [markdown]
-# A program that writes such files correctly, such as Python's `csv.writer`, puts quotation marks around
-# such a field and doubles the ones inside it. Then every message is read back unchanged.
+# A program that writes such files correctly, such as Python's `csv.writer`, puts quotation marks
+# around such a field and doubles the ones inside it. Then every message is read back unchanged.
 
 # %%
 rows = [line.split(",", 1) for line in LINES]

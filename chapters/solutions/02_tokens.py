@@ -17,12 +17,12 @@ tokens = sum(len(tokenizer.encode(text)) for text in texts)
 # %% [markdown]
 # ## 1. Capitals
 #
-# > Write all messages in capital letters. By what factor does the number of tokens grow, and why? Guess
-# > first.
+# > Write all messages in capital letters. By what factor does the number of tokens grow, and why?
+# > Guess first.
 #
 # Merges are learned from what is frequent, and whole words in capital letters are rare in most texts.
-# `PRIZE` consists of other bytes than `prize`, and few merges contain those bytes. So such words are cut
-# into pieces of one or two letters.
+# `PRIZE` consists of other bytes than `prize`, and few merges contain those bytes. So such words are
+# cut into pieces of one or two letters.
 
 # %%
 capitals = sum(len(tokenizer.encode(text.upper())) for text in texts)
@@ -34,12 +34,12 @@ assert capitals > 1.3 * tokens
 # %% [markdown]
 # ## 2. A tenth of the merges
 #
-# > Keep only the first tenth of the merges. Does decoding still return every message, and how much longer
-# > do the messages become?
+# > Keep only the first tenth of the merges. Does decoding still return every message, and how much
+# > longer do the messages become?
 #
 # Yes, decoding still returns every message; the bytes alone would be enough for that. Merges only make
-# texts shorter. But the network would be useless with this tokenizer: it was trained on the tokens of the
-# full list, and it expects text that is cut in that way.
+# texts shorter. But the network would be useless with this tokenizer: it was trained on the tokens of
+# the full list, and it expects text that is cut in that way.
 
 # %%
 lines = (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()
@@ -63,8 +63,9 @@ assert tokens < longer < n_bytes
 # > Take the longest message. Give the network only its first half, then only its second half. In which
 # > half do the network's numbers stay the same as in the whole message?
 #
-# In the first half, except for rounding. No position looks ahead, so none of these tokens ever used what
-# was cut off. The second half has lost the text before it, and its tokens are now at other positions.
+# In the first half, except for rounding. No position looks ahead, so none of these tokens ever used
+# what was cut off. The second half has lost the text before it, and its tokens are now at other
+# positions.
 
 # %%
 model = load_gpt2(MODEL)

@@ -46,8 +46,8 @@ x = block.ln_1(model.embed(ids_of("Do you have time")))[0]
 #
 # > Leave out the division by the square root of D. What happens to the largest weight of each row?
 #
-# It becomes larger, often nearly 1: the scores are larger, so softmax decides almost completely for one
-# token. Such a head passes on the value of one token only. The first row is always 1.
+# It becomes larger, often nearly 1: the scores are larger, so softmax decides almost completely for
+# one token. Such a head passes on the value of one token only. The first row is always 1.
 
 # %%
 divided, _ = attend(x, block.attn)
@@ -63,8 +63,8 @@ assert (not_divided.amax(dim=2)[:, 1:] > divided.amax(dim=2)[:, 1:]).all()
 # > Leave out the mask, and replace the last token of the sentence with another one. Which rows of the
 # > result change, and which rows change with the mask?
 #
-# With the mask only the last row changes: no other token can see the last one. Without the mask all rows
-# change. A network without a mask could look at the token that it is asked to predict.
+# With the mask only the last row changes: no other token can see the last one. Without the mask all
+# rows change. A network without a mask could look at the token that it is asked to predict.
 
 # %%
 changed = block.ln_1(model.embed(ids_of("Do you have money")))[0]

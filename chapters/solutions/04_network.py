@@ -22,8 +22,8 @@ ids = torch.tensor([tokenizer.encode("Claim your prize before midnight")])
 # > Multiply the stream by ten and add three, just before the final norm. What happens to the logits?
 #
 # Almost nothing. The norm subtracts the three together with the mean, and it divides by a standard
-# deviation that is also ten times as large. Only the 1e-5 that is added to the variance counts for less
-# now, and that moves the logits by far less than a thousandth.
+# deviation that is also ten times as large. Only the 1e-5 that is added to the variance counts for
+# less now, and that moves the logits by far less than a thousandth.
 
 # %%
 x = model.embed(ids)
@@ -41,10 +41,10 @@ assert 0 < (moved - logits).abs().max() < 1e-3
 # > Set `wpe` to zero and shuffle all tokens except the last. Does the last token's vector change after
 # > one block? After two?
 #
-# After one block nothing has changed. Without `wpe` the last token sees a bag of tokens, and a sum does
-# not depend on their order. After two blocks it has changed. Each of the *other* tokens sees only those
-# before it, so what it collected in the first block depends on its place. The mask alone therefore gives
-# the network some information about the order.
+# After one block nothing has changed. Without `wpe` the last token sees a bag of tokens, and a sum
+# does not depend on their order. After two blocks it has changed. Each of the *other* tokens sees only
+# those before it, so what it collected in the first block depends on its place. The mask alone
+# therefore gives the network some information about the order.
 
 # %%
 without_positions = copy.deepcopy(model)
@@ -66,15 +66,15 @@ assert changes[0] < 1e-9 and changes[1] > 1e-3
 # %% [markdown]
 # ## 3. Which mistakes a test sees
 #
-# > Make these mistakes on purpose: the exact GELU, C - 1 instead of C in the variance, no square root of D
-# > in attention, a transposed `attn.c_proj`. How far do the logits move with the real weights, and with
-# > untrained ones?
+# > Make these mistakes on purpose: the exact GELU, C - 1 instead of C in the variance, no square root
+# > of D in attention, a transposed `attn.c_proj`. How far do the logits move with the real weights,
+# > and with untrained ones?
 #
 # Untrained weights ("untrained" below) have a standard deviation of 0.02 or less. With them, attention
 # gives all tokens about the same weight, and GELU is nearly a straight line. So a test that allows a
-# difference of 0.01 misses two of the four mistakes. With the real weights each mistake moves the logits
-# at least five times as far. The wrong GELU is still the smallest mistake, at about 0.01. This is why the
-# tests of this project use real or large weights, and allow a difference of 0.0001.
+# difference of 0.01 misses two of the four mistakes. With the real weights each mistake moves the
+# logits at least five times as far. The wrong GELU is still the smallest mistake, at about 0.01. This
+# is why the tests of this project use real or large weights, and allow a difference of 0.0001.
 
 
 # %%

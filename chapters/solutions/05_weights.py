@@ -47,9 +47,9 @@ right_logits = model(texts[0][None])
 # > Swap `ln_1` and `ln_2` of the first block. Do the shapes reveal it? How many bits per token does it
 # > cost?
 #
-# The shapes do not reveal it: both norms have C gains and C shifts. The biases of the two `c_proj` have
-# this shape too. So six arrays of a block have the same shape as another one, and a wrong table of names
-# could swap any of them without an error. But the loss is much worse.
+# The shapes do not reveal it: both norms have C gains and C shifts. The biases of the two `c_proj`
+# have this shape too. So six arrays of a block have the same shape as another one, and a wrong table
+# of names could swap any of them without an error. But the network predicts messages much worse.
 
 # %%
 swapped = load_gpt2(MODEL)
@@ -66,13 +66,13 @@ assert len(same_shape) == 6 and cost > 0.1
 # %% [markdown]
 # ## 2. A single changed bit
 #
-# > Save a tiny model with `save_gpt2`, change one bit of its file, and load it. Is there an error? Is there
-# > one if the folder has a file `SHA256SUMS`?
+# > Save a tiny model with `save_gpt2`, change one bit of its file, and load it. Is there an error? Is
+# > there one if the folder has a file `SHA256SUMS`?
 #
 # Without that file there is no error: a changed bit in a weight gives another number, and every number
 # could be right. With it, the checksum of the file is compared, and a single changed bit changes the
-# checksum completely. OpenAI's checkpoint contains a checksum of each array. A safetensors file contains
-# none, so the folder of the miniature has a file `SHA256SUMS`.
+# checksum completely. OpenAI's checkpoint contains a checksum of each array. A safetensors file
+# contains none, so the folder of the miniature has a file `SHA256SUMS`.
 
 # %%
 torch.manual_seed(123)
@@ -101,13 +101,13 @@ assert differing == 1 and "the file was changed" in refused
 # %% [markdown]
 # ## 3. The transpose, block by block
 #
-# > Leave out the transpose of `attn.c_proj` in each block in turn. In which blocks would you not notice it
-# > in the text?
+# > Leave out the transpose of `attn.c_proj` in each block in turn. In which blocks would you not
+# > notice it in the text?
 #
 # The mistake costs most in the first two blocks, because all later blocks build on them. In the other
-# blocks the text reads like most texts of the miniature, and the loss is only a little worse, so nobody
-# would suspect a mistake. But in every case the logits of one message change far more than rounding could
-# explain, and the oracle notices that.
+# blocks the text reads like most texts of the miniature, and it needs only a few tenths of a bit more
+# per token, so nobody would suspect a mistake. But in every case the logits of one message change far
+# more than rounding could explain, and the oracle notices that.
 
 # %%
 costs = []
