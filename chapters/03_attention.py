@@ -69,7 +69,7 @@ print("' time' in 'What is the time':", other[3, :5])
 # compare it with the titles on the shelf, and you take home what is in the books.
 #
 # In GPT-2 one matrix makes all three at once. It is called `c_attn`, and its result is three times as
-# wide as its input.
+# wide as its input. (A vector, the *bias*, is added to the product.)
 
 # %%
 attn = model.blocks[0].attn

@@ -59,13 +59,16 @@ print(model)
 #   `mlp` is a small network with two matrices. Before each of the two there is a norm, `ln_1` and
 #   `ln_2`.
 # - After the last block there is one more norm, `ln_f`, and the output layer, `head`. It has one
-#   output per token of the vocabulary.
+#   output per token of the vocabulary. It has nothing to do with the heads of attention: the field
+#   uses this word for both.
 #
 # The lecture has longer names for these: `tok_emb`, `pos_emb`, `trf_blocks`, `final_norm`, `out_head`.
 # Most of ours are the ones in OpenAI's files.
 #
 # `print(model)` does not show how the parts are connected. The picture does. Read it from the bottom
-# up. The right side shows one block in detail. Below we build the parts in this order.
+# up. The right side shows one block in detail. The number in a box counts its *parameters*: the
+# numbers in its tables, matrices and biases, which training has found. Below we build the parts in
+# this order.
 
 # %%
 picture(draw_architecture(model.config), "04-architecture")
