@@ -10,7 +10,7 @@
 # **At the end you will know** how a quotation mark can swallow a message, what ham and spam look like,
 # why duplicates make a test score too high, and how messages are split into three sets.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import csv

@@ -10,7 +10,7 @@
 # **At the end you will know** how GPT-2 cuts a word into tokens, why it can encode any text at all,
 # what a batch looks like, and whether the padding in it does any harm.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 from itertools import pairwise

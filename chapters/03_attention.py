@@ -11,7 +11,7 @@
 # **At the end you will know** what queries, keys and values are, how the mask keeps tokens from
 # looking ahead, why there are several heads, and that all of this fits into about ten lines.
 #
-# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import math

@@ -10,7 +10,7 @@
 # **At the end you will know** what each line of `print(model)` means, what a block computes, and how
 # the network turns a text into its guess of the next token.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import math

@@ -20,6 +20,7 @@ ids = torch.tensor([tokenizer.encode("Claim your prize before midnight")])
 # ## 1. What the norm takes away
 #
 # > Multiply the stream by ten and add three, just before the final norm. What happens to the logits?
+# > Guess first.
 #
 # Almost nothing. The norm subtracts the three together with the mean, and it divides by a standard
 # deviation that is also ten times as large. Only the 1e-5 that is added to the variance counts for
