@@ -10,7 +10,8 @@ import re
 import types
 from base64 import b64decode
 from collections.abc import Iterator
-from io import BytesIO
+from contextlib import redirect_stdout
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 from building import CHAPTERS, NAMES, ROOT, SCRIPTS, SOLUTIONS, read
 from contents import NOTEBOOKS, PARTS, reading_time, with_facts
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 # phrases with numbers that a chapter quotes from elsewhere, and the test or page that holds them
@@ -29,33 +29,7 @@ QUOTED = {
         ("00", minute): "a minute of the lecture, LECTURE.md"
         for minute in "26:04 27:22 28:28 28:50 29:15 29:59 30:36 31:46".split()
     },
-    ("02", "There are only 256 different"): "a byte has 8 bits",
-    ("07", "The 95% interval"): "metrics.wilson_interval, test_metrics.py",
-    ("07", "87 of 100 messages are ham"): "data.SMS_SPAM_COUNTS, test_data.py",
-    (
-        "08",
-        "learning rate of 5e-5 was chosen for a network with 768 numbers per\ntoken",
-    ): "lecture.LR, config.SIZES",
-    ("09", "the 600 messages of `hard`"): "tests/data/test_messages.py",
-    (
-        "09",
-        "a bag of words gets 95.67%",
-    ): "published of the lecture; of a bag of words: test_lecture.py",
-    ("09", "37 of 300 are such"): "test_lecture.py",
-    ("10", "1,044 of 1,045"): "test_lecture.py",
-    (
-        "10",
-        "95.00% for the last position and 98.33% for the last token",
-    ): "the book's table",
-    ("11", "20 to 35 times faster"): "benchmarks/finetune.py",
-    ("13", "forty gigabytes"): "GPT-2's paper",
-    ("13", "on\n119.5 MB of text: the steps processed 49 million tokens"): "weights/mini/README.md",
-    ("13", "needed 1.488 bits per byte"): "weights/mini/README.md",
-    (
-        "15",
-        "reaches 72.00% on the test\nset if only the head is trained, and 95.00%",
-    ): "the book's table, rows 3 and 1",
-    ("15", "1,044 of 1,045"): "test_lecture.py",
+    ("03", "24:09"): "a minute of the lecture, LECTURE.md",
 }
 
 
@@ -213,15 +187,21 @@ def shell(monkeypatch, tmp_path) -> Iterator[InteractiveShell]:
 
 def run(cells: list[dict[str, Any]], shell: InteractiveShell) -> None:
     """Run the code cells and keep what they print and show as a notebook does, in place."""
+    values: list[Any] = []
+    shell.display_trap.hook = values.append  # the value of a cell's last line
     for cell in cells:
         if cell["cell_type"] != "code":
             continue
-        with capture_output() as captured:
-            result = shell.run_cell(cell["source"])
-        result.raise_error()
-        printed = {"output_type": "stream", "name": "stdout", "text": captured.stdout}
-        shown = [{"output_type": "execute_result", "data": out.data} for out in captured.outputs]
-        cell["outputs"] = [*([printed] if captured.stdout else []), *shown]
+        values.clear()
+        with redirect_stdout(StringIO()) as printed:
+            shell.run_cell(cell["source"]).raise_error()
+        text = printed.getvalue()
+        stream = {"output_type": "stream", "name": "stdout", "text": text}
+        cell["outputs"] = [stream] if text else []
+        for value in values:
+            if value is not None:
+                data, _ = shell.display_formatter.format(value)
+                cell["outputs"].append({"output_type": "execute_result", "data": data})
 
 
 def kinds(output: dict[str, Any]) -> list[str]:
