@@ -82,6 +82,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "draw_heads_by_token",
             "draw_label_by_token",
             "draw_ledger",
+            "draw_outputs",
         ],
         "reports.plots": ["plot_confusion", "plot_epochs", "plot_pretraining", "plot_seconds"],
         "runs.recipes": ["resume_training", "train_as_the_lecture", "train_classifier"],

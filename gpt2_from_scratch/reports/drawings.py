@@ -223,6 +223,64 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     return figure
 
 
+# --- from tokens to a label ---
+
+
+def draw_outputs(outputs: Any, tokens: list[str], labels: Sequence[str]) -> Figure:
+    """Draw how each token of a text gets its logits, and how the last row becomes a label.
+
+    Args:
+        outputs: The logits of one text, (T, K), a tensor or an array.
+        tokens: T tokens as text.
+        labels: The names of the K classes.
+
+    Raises:
+        DataError: The shape of `outputs` does not match `tokens` and `labels`.
+    """
+    if hasattr(outputs, "detach"):
+        outputs = outputs.detach().cpu().float()
+    rows = np.asarray(outputs, dtype=float)
+    T, K = len(tokens), len(labels)
+    if rows.shape != (T, K) or not rows.size:
+        raise DataError(f"{T} tokens and {K} labels need outputs ({T}, {K}), found {rows.shape}")
+    exponentials = np.exp(rows[-1] - rows[-1].max())
+    percents = 100 * exponentials / exponentials.sum()
+    top = 2.95 + 0.26 * K  # upper end of the logits, in inches
+    end = 1.6 * T  # right end of the network
+    figure = Figure(figsize=(end + 2.6, top + 0.75), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, end + 2.6), ylim=(0, top + 0.3))
+    axes.set_axis_off()
+    axes.set_title(f"One text, {T} tokens, {K} classes: outputs of shape (1, {T}, {K})")
+    body = "GPT-2: embeddings, blocks, final norm"
+    _box(axes, (end / 2, 1.15), (end - 0.2, 0.5), body, SKY)
+    _box(axes, (end / 2, 2.15), (end - 0.2, 0.4), f"head: {K} outputs", VERMILION)
+    for t, token in enumerate(tokens):
+        x, last = 1.6 * t + 0.8, t == T - 1
+        _box(axes, (x, 0.3), (1.4, 0.4), shown_token(token, LONGEST), GREEN)
+        _up(axes, x, 0.5, 0.9)
+        _up(axes, x, 1.4, 1.95, "state")
+        _up(axes, x, 2.35, 2.75)
+        lines = [f"{shown(n, LONGEST)} {v:.2f}" for n, v in zip(labels, rows[t], strict=True)]
+        middle = (2.75 + top) / 2
+        _box(axes, (x, middle), (1.5, top - 2.75), "\n".join(lines), DARK if last else GREY, 0.2)
+    axes.annotate("", (end + 0.75, middle), (end - 0.1, middle), arrowprops=ARROW)
+    axes.text(end + 0.32, middle + 0.1, "softmax", ha="center", va="bottom", fontsize=8)
+    best = int(rows[-1].argmax())
+    for k, name in enumerate(labels):
+        y = middle + 0.26 * ((K - 1) / 2 - k)
+        weight = "bold" if k == best else "normal"
+        text = f"{shown(name, LONGEST)} {percents[k]:.0f}%"
+        axes.text(end + 0.85, y, text, va="center", fontsize=9, weight=weight)
+    axes.text(
+        end + 0.85,
+        middle - 0.85,
+        f"argmax: {best}\nlabel: {shown(labels[best], LONGEST)}",
+        va="center",
+    )
+    return figure
+
+
 # --- answers that change token by token ---
 
 

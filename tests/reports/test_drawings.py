@@ -30,6 +30,7 @@ from gpt2_from_scratch.reports.drawings import (
     draw_heads_by_token,
     draw_label_by_token,
     draw_ledger,
+    draw_outputs,
     parameter_counts,
 )
 
@@ -195,6 +196,29 @@ def test_a_ledger_of_48_blocks_is_legible():
 def test_no_ledger():
     with pytest.raises(UsageError, match="no lines"):
         draw_ledger([])
+
+
+# --- from tokens to a label ---
+
+
+def test_outputs_have_a_box_per_token_and_the_last_one_becomes_a_label():
+    outputs = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, -1.0], [0.0, 1.0, -0.5]])
+    figure = draw_outputs(outputs, ["Do", " you", " have"], ["tech", "sports", "medicine"])
+    texts = said(figure)
+    assert {"Do", "·you", "·have", "head: 3 outputs"} <= {*texts}
+    assert "tech 0.50\nsports 0.25\nmedicine -1.00" in texts
+    percents = (100 * outputs[-1].softmax(dim=0)).tolist()
+    for name, percent in zip(("tech", "sports", "medicine"), percents, strict=True):
+        assert f"{name} {percent:.0f}%" in texts
+    bold = [text.get_text() for text, _ in words(figure) if text.get_weight() == "bold"]
+    assert bold == [f"sports {percents[1]:.0f}%"] and "argmax: 1\nlabel: sports" in texts
+    assert legible(figure)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (0, 3)])
+def test_outputs_that_do_not_fit(shape):
+    with pytest.raises(DataError, match="need outputs"):
+        draw_outputs(torch.zeros(shape), ["a"] * (0 if shape[0] == 0 else 3), ["x", "y", "z"])
 
 
 # --- where each head looks ---
