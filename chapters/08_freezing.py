@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from gpt2_from_scratch import (
     Classifier,
     class_logits,
-    draw_ledger,
+    draw_ledgers,
     format_ledger,
     ledger,
     load_gpt2,
@@ -81,7 +81,7 @@ set_trainable(model, n_last_blocks=1)
 print(format_ledger(ledger(model)))
 
 # %%
-picture(draw_ledger(ledger(model)), "08-ledger")
+picture(draw_ledgers({"the lecture": ledger(model)}), "08-ledger")
 
 # %% check
 C, last_block = model.config.n_embd, f"blocks.{model.config.n_layer - 1}"
