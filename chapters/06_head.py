@@ -60,12 +60,12 @@ for message in (WINNER, DINNER):
     print("GPT-2 continues:", greedy_continuation(model, tokenizer, question(message), 20))
 
 # %% [markdown]
-# It says neither. GPT-2 was trained on one task, to continue texts, and that is what it does here. Nobody
-# trained it to follow an instruction. Chatbots have had that training, and they are much larger. The
-# book asks OpenAI's 124M model in the same way, and gets no useful answer either.
+# It says neither. GPT-2 was trained on one task, to continue texts, and that is what it does here.
+# Nobody trained it to follow an instruction. Chatbots have had that training, and they are much
+# larger. The book asks OpenAI's 124M model in the same way, and gets no useful answer either.
 #
-# Perhaps GPT-2 knows the answer, and other words are just more probable. So we look only at two tokens,
-# ` yes` and ` no`. Which of them is more probable as the next token?
+# Perhaps GPT-2 knows the answer, and other words are just more probable. So we look only at two
+# tokens, ` yes` and ` no`. Which of them is more probable as the next token?
 
 # %%
 yes = tokenizer.encode(" yes")[0]
@@ -77,17 +77,18 @@ for message in (WINNER, DINNER):
     print(f"P(yes) {next_token[yes]:.4f}   P(no) {next_token[no]:.4f}   {message[:40]} ...")
 
 # %% [markdown]
-# Both probabilities are tiny. And with the miniature, the larger one is wrong for both messages. (Exercise 2
-# tries forty.) But GPT-2 has read a lot of text. The numbers that it computes inside may well contain
-# what we need. We only have to get it out in another way.
+# Both probabilities are tiny. And with the miniature, the larger one is wrong for both messages.
+# (Exercise 2 tries forty.) But GPT-2 has read a lot of text. The numbers that it computes inside may
+# well contain what we need. We only have to get it out in another way.
 
 # %% [markdown]
 # ## What the last layer does
 #
 # The last layer is called the *head*. Before the head, the blocks turn each token of a text into a
 # *state*, which consists of C numbers. The head turns each state into *logits*, one score for every
-# entry of the vocabulary. The token with the highest score is the most probable next token. The lecture uses the
-# sentence "Do you have time", which has four tokens in OpenAI's vocabulary and in the miniature's.
+# entry of the vocabulary. The token with the highest score is the most probable next token. The
+# lecture uses the sentence "Do you have time", which has four tokens in OpenAI's vocabulary and in the
+# miniature's.
 
 # %%
 ids = torch.tensor([tokenizer.encode("Do you have time")])
@@ -147,8 +148,8 @@ print("old head is the table wte:", old_head.weight is model.wte.weight)
 # %% [markdown]
 # It has become a little larger. The old head had no weights of its own: it used the token table `wte`
 # again, as chapter 4 showed. The table stays, because the model still needs it to look up its tokens.
-# The parameters of the new head are added. What we save is computation: two scores per token instead of
-# thousands.
+# The parameters of the new head are added. What we save is computation: two scores per token instead
+# of thousands.
 #
 # The picture shows what the two heads compute from the same state, that of the last token.
 

@@ -3,12 +3,12 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → network → weights → head → **last token** → freezing → loss → finetuning → use
 #
-# The new head gives an answer at every token, and we want one answer per text. The lecture reads the last
-# token. In this chapter we see why that is a good idea. Then we see that the lecture's code does
+# The new head gives an answer at every token, and we want one answer per text. The lecture reads the
+# last token. In this chapter we see why that is a good idea. Then we see that the lecture's code does
 # something else as soon as texts of different lengths share a batch.
 #
-# **At the end you will know** what each token has seen, what is at the last position of a padded batch,
-# how to read each text at its own last token, and why padding on the left is no way out.
+# **At the end you will know** what each token has seen, what is at the last position of a padded
+# batch, how to read each text at its own last token, and why padding on the left is no way out.
 #
 # **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
 
@@ -89,9 +89,9 @@ print("lengths:", lengths)
 print("read at the last position:", [tokenizer.decode([token]) for token in batch[:, -1]])
 
 # %% [markdown]
-# Two of the three messages are read at `<|endoftext|>`, which is padding. The lecture pads every message
-# to the length of the longest training message. How many of our training messages does it then read
-# at their last token? Guess, and count:
+# Two of the three messages are read at `<|endoftext|>`, which is padding. The lecture pads every
+# message to the length of the longest training message. How many of our training messages does it then
+# read at their last token? Guess, and count:
 
 # %%
 train = split_messages(load_messages(DATA), balance=True).train
@@ -102,9 +102,9 @@ print(f"longest message: {longest} tokens")
 print(f"{padded} of {len(train)} messages are read at padding")
 
 # %% [markdown]
-# In the lecture's own training set, it is 1,044 of 1,045 messages. So the lecture says "the last token",
-# and its code reads the last *position*, which is nearly always padding. The picture shows both places
-# for eight messages.
+# In the lecture's own training set, it is 1,044 of 1,045 messages. So the lecture says "the last
+# token", and its code reads the last *position*, which is nearly always padding. The picture shows
+# both places for eight messages.
 
 # %%
 few, few_lengths = pad_batch(encoded_train[:8], pad_id)
@@ -155,8 +155,8 @@ with torch.no_grad():
 # ## More padding, another answer
 #
 # Does it matter where we read, as long as we always do the same? The last position does see the whole
-# text, because the text comes before it. But it also sees the padding. We take one message, put more and
-# more padding after it, and read both places:
+# text, because the text comes before it. But it also sees the padding. We take one message, put more
+# and more padding after it, and read both places:
 
 # %%
 message = "Ringtone Club: Gr8 new polys direct to your mobile every week !"
@@ -173,10 +173,10 @@ for pads in (0, 1, 2, 5, 20, 50):
     print(f"{pads:>4} {position_answers[-1]:>15.4f} {token_answers[-1]:>12.4f}")
 
 # %% [markdown]
-# The message has not changed, and the answer at the last position changes with every row. The answer at
-# the last token stays the same, because that token comes before the padding and cannot see it. So with
-# the last position, the answer for a message depends on how long the other messages in its batch are.
-# The head is random here. Chapter 13 shows the same with classifiers that have been trained.
+# The message has not changed, and the answer at the last position changes with every row. The answer
+# at the last token stays the same, because that token comes before the padding and cannot see it. So
+# with the last position, the answer for a message depends on how long the other messages in its batch
+# are. The head is random here. Chapter 13 shows the same with classifiers that have been trained.
 #
 # What does GPT-2 itself make of the padding? We put its own head back and look at the tokens that it
 # expects after "Do you have time", first without padding and then after one `<|endoftext|>`.
@@ -200,15 +200,15 @@ picture(figure, "07-next")
 # %% [markdown]
 # After the last token, GPT-2 expects the sentence to go on. After one padding token, it expects the
 # beginning of a new text: `<|endoftext|>` is what stood between two documents in its training data. So
-# at a padding position GPT-2 has turned to the next document. This is a strange place to ask about the one
-# before. Training can learn to do it, and the lecture shows that it does. But it has to learn against
-# what GPT-2 already knows.
+# at a padding position GPT-2 has turned to the next document. This is a strange place to ask about the
+# one before. Training can learn to do it, and the lecture shows that it does. But it has to learn
+# against what GPT-2 already knows.
 
 # %% [markdown]
 # ## Is padding on the left better?
 #
-# If the padding comes first, the last token of every text is at the last position, and
-# `outputs[:, -1, :]` reads it. That looks like a simple way out. Guess: does the answer stay the same now?
+# If the padding comes first, the last token of every text is at the last position, and `outputs[:, -1,
+# :]` reads it. That looks like a simple way out. Guess: does the answer stay the same now?
 
 # %%
 print("pads on the left   P(spam)")
@@ -221,9 +221,9 @@ for pads in (0, 1, 2, 5, 20, 50):
     print(f"{pads:>16} {left_answers[-1]:>9.4f}")
 
 # %% [markdown]
-# It does not, for two reasons. Every real token now looks back at the padding. And each token has moved
-# to a later position, so GPT-2 adds another row of `wpe` to it. If a batch comes from somewhere else
-# with padding on the left, `pad_right` moves the real tokens to the front:
+# It does not, for two reasons. Every real token now looks back at the padding. And each token has
+# moved to a later position, so GPT-2 adds another row of `wpe` to it. If a batch comes from somewhere
+# else with padding on the left, `pad_right` moves the real tokens to the front:
 
 # %%
 left_padded = torch.tensor([[pad_id] * 5 + message_ids])
@@ -233,8 +233,8 @@ with torch.no_grad():
 print(f"after pad_right: {repaired[0, 1].item():.4f}; without padding: {token_answers[0]:.4f}")
 
 # %% [markdown]
-# So we pad on the right and read at the last token. Then a text has one answer, with any padding and in
-# any batch.
+# So we pad on the right and read at the last token. Then a text has one answer, with any padding and
+# in any batch.
 
 # %% [markdown]
 # ## What you know now
@@ -243,8 +243,8 @@ print(f"after pad_right: {repaired[0, 1].item():.4f}; without padding: {token_an
 #   everything.
 # - In a padded batch, `outputs[:, -1, :]` reads padding for all texts but the longest.
 # - `outputs[rows, lengths - 1]` reads each text at its own last token.
-# - The answer at the last position changes with the amount of padding. The answer at the last token does
-#   not.
+# - The answer at the last position changes with the amount of padding. The answer at the last token
+#   does not.
 # - At padding, GPT-2 expects a new text.
 # - Padding on the left changes the answer at every token.
 
@@ -303,8 +303,8 @@ print("checked: padding on the left changes the answer, and pad_right repairs it
 # 2. (medium) Other libraries take the first `<|endoftext|>` of a row as the end of its text. For which
 #    texts does that fail?
 #    <details><summary>Hint</summary>Two documents that somebody has joined.</details>
-# 3. (hard) Padding on the left does harm for two reasons. Give each token its right position, but let it
-#    see the padding. Then hide the padding as well. When is the answer the same as without padding?
+# 3. (hard) Padding on the left does harm for two reasons. Give each token its right position, but let
+#    it see the padding. Then hide the padding as well. When is the answer the same as without padding?
 #    <details><summary>Hint</summary>`block.attn.attend` takes a table that says who may see whom.</details>
 #
 # Solutions: [`solutions/07_last_token.py`](solutions/07_last_token.py).

@@ -7,9 +7,9 @@
 # new task needs. So we freeze most parameters and train the others. You have to decide which. PyTorch
 # does not do it for you, and it does not tell you if you made a mistake.
 #
-# **At the end you will know** how to freeze parameters, how a single missing letter can undo it, what the
-# lecture trains, which weights are really random before training, and how to prove that frozen weights
-# have not changed.
+# **At the end you will know** how to freeze parameters, how a single missing letter can undo it, what
+# the lecture trains, which weights are really random before training, and how to prove that frozen
+# weights have not changed.
 #
 # **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
 
@@ -42,11 +42,11 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## Freeze everything
 #
-# A model's parameters are stored in tensors: a weight and a bias for most layers. Each of these tensors
-# has a switch, `requires_grad`. It says whether `backward()` computes a gradient for the tensor: the
-# direction in which training will change it. The optimizer, which makes these changes, leaves a tensor
-# without a gradient as it is. That is all that *frozen* means. In a loaded model, how many of the
-# switches are on? Guess first.
+# A model's parameters are stored in tensors: a weight and a bias for most layers. Each of these
+# tensors has a switch, `requires_grad`. It says whether `backward()` computes a gradient for the
+# tensor: the direction in which training will change it. The optimizer, which makes these changes,
+# leaves a tensor without a gradient as it is. That is all that *frozen* means. In a loaded model, how
+# many of the switches are on? Guess first.
 
 # %%
 model = load_gpt2(MODEL)
@@ -65,8 +65,8 @@ count = sum(parameter.requires_grad for parameter in model.parameters())
 print(f"{count} of {total} tensors are trainable")
 
 # %% [markdown]
-# Nothing was frozen, because an "s" is missing: `require_grad` is not `requires_grad`. Python lets us put
-# any new attribute on a tensor, so there is no error. The method `requires_grad_` is safer. One
+# Nothing was frozen, because an "s" is missing: `require_grad` is not `requires_grad`. Python lets us
+# put any new attribute on a tensor, so there is no error. The method `requires_grad_` is safer. One
 # call freezes the whole model, and a misspelt method raises an error.
 
 # %%
@@ -91,8 +91,8 @@ trainable = [name for name, parameter in model.named_parameters() if parameter.r
 print("trainable:", trainable)
 
 # %% [markdown]
-# The order matters. If the head is replaced first and everything is frozen afterwards, the head is frozen
-# too, and it stays random during the whole training. Exercise 2 shows what happens then.
+# The order matters. If the head is replaced first and everything is frozen afterwards, the head is
+# frozen too, and it stays random during the whole training. Exercise 2 shows what happens then.
 
 # %% [markdown]
 # ## The last block and the final norm
@@ -107,18 +107,18 @@ print(len(trainable), "tensors are trainable:")
 print("\n".join(trainable))
 
 # %% [markdown]
-# The package has one function for all of this, `set_trainable`. It freezes everything, and then unfreezes
-# the head, the last blocks and the final norm. The function `ledger` counts the parameters of each part
-# and says which are trainable. Read its table before you train. It would have shown at once that the
-# misspelt loop froze nothing.
+# The package has one function for all of this, `set_trainable`. It freezes everything, and then
+# unfreezes the head, the last blocks and the final norm. The function `ledger` counts the parameters
+# of each part and says which are trainable. Read its table before you train. It would have shown at
+# once that the misspelt loop froze nothing.
 
 # %%
 set_trainable(model, n_last_blocks=1, final_norm=True)
 print(format_ledger(ledger(model)))
 
 # %% [markdown]
-# What would happen with the old head? It is the table `wte` itself (chapter 6). Unfreezing it would also
-# unfreeze the token embeddings, at the other end of the network. So `set_trainable` refuses:
+# What would happen with the old head? It is the table `wte` itself (chapter 6). Unfreezing it would
+# also unfreeze the token embeddings, at the other end of the network. So `set_trainable` refuses:
 
 # %%
 try:
@@ -129,9 +129,9 @@ except GPT2Error as error:
 # %% [markdown]
 # ## The lecturer's experiments
 #
-# The lecturer suggests trying other choices (29:59): train the last two blocks, or leave the final norm
-# frozen. Training comes later, but we can already count. Guess: how many of all parameters does the final
-# norm add, and how many does a second block add?
+# The lecturer suggests trying other choices (29:59): train the last two blocks, or leave the final
+# norm frozen. Training comes later, but we can already count. Guess: how many of all parameters does
+# the final norm add, and how many does a second block add?
 
 # %%
 ledgers = {}
@@ -148,18 +148,18 @@ ledgers["everything"] = ledger(model)
 picture(draw_ledgers(ledgers), "08-ledgers")
 
 # %% [markdown]
-# The final norm has so few parameters that it does not change the percentage. A second block doubles the
-# count. The arrows show something that the counts do not: how far `backward()` has to go down from the
-# loss. It can stop at the lowest trainable part. That is why training the last block takes less time
-# than training everything (chapter 14). Chapter 0 has trained some of these, and shows how accurate they
-# became.
+# The final norm has so few parameters that it does not change the percentage. A second block doubles
+# the count. The arrows show something that the counts do not: how far `backward()` has to go down from
+# the loss. It can stop at the lowest trainable part. That is why training the last block takes less
+# time than training everything (chapter 14). Chapter 0 has trained some of these, and shows how
+# accurate they became.
 
 # %% [markdown]
 # ## Which weights are random?
 #
 # Freezing says which parameters may change. It says nothing about their values. The lecturer says that
-# before training, the last block and the final norm are "still random", like the head (31:21). Is that so?
-# We make two models with different seeds. Whatever is random must differ between them.
+# before training, the last block and the final norm are "still random", like the head (31:21). Is that
+# so? We make two models with different seeds. Whatever is random must differ between them.
 
 # %%
 torch.manual_seed(1)
@@ -175,17 +175,17 @@ for name in ("wte.weight", f"{last_block}.attn.c_attn.weight", "ln_f.weight", "h
     print(f"{name:<28} {'equal' if torch.equal(a, b) else 'different'}")
 
 # %% [markdown]
-# Only the head is random. The last block and the final norm contain GPT-2's pretrained weights, whether
-# they are frozen or not. This is important: training does not teach the last block from nothing. It
-# adjusts a block that already works.
+# Only the head is random. The last block and the final norm contain GPT-2's pretrained weights,
+# whether they are frozen or not. This is important: training does not teach the last block from
+# nothing. It adjusts a block that already works.
 
 # %% [markdown]
 # ## What does a training step change?
 #
 # We want to see that frozen really means unchanged. We compare two methods that are easily confused,
-# because both are called "GPT-2 with a new head". With **frozen features**, only the head is trained. With
-# **finetuning**, the last block and the final norm are trained too. We take five training steps with
-# each, on eight messages. (Chapters 9 and 10 explain the loss and the steps.)
+# because both are called "GPT-2 with a new head". With **frozen features**, only the head is trained.
+# With **finetuning**, the last block and the final norm are trained too. We take five training steps
+# with each, on eight messages. (Chapters 9 and 10 explain the loss and the steps.)
 
 # %%
 tokenizer = Tokenizer(model_folder(MODEL))
@@ -315,15 +315,15 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# 1. (easy) Try what the lecturer suggests: two blocks, and no final norm. Compute the number of trainable
-#    parameters from the width C before you run it.
+# 1. (easy) Try what the lecturer suggests: two blocks, and no final norm. Compute the number of
+#    trainable parameters from the width C before you run it.
 #    <details><summary>Hint</summary>A block has 12 C² + 13 C parameters, the head 2 C + 2.</details>
 # 2. (medium) Replace the head first and then freeze everything. Then unfreeze the last block and the
 #    final norm. What is trained? Does the loss fall?
 #    <details><summary>Hint</summary>Look at the ledger, and then take twelve steps.</details>
 # 3. (hard) The lecture gives all parameters to the optimizer. Its weight decay makes weights a little
-#    smaller at each step. Does it also shrink the frozen ones? What if their gradient were zeros instead
-#    of `None`?
+#    smaller at each step. Does it also shrink the frozen ones? What if their gradient were zeros
+#    instead of `None`?
 #    <details><summary>Hint</summary>Set `parameter.grad` to zeros by hand, and compare `wte`.</details>
 #
 # Solutions: [`solutions/08_freezing.py`](solutions/08_freezing.py).

@@ -3,13 +3,13 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → network → weights → head → last token → freezing → **loss** → finetuning → use
 #
-# The new head is random, so its answers are guesses. How good are guesses? We need to know this, in order
-# to see later what training has added. And we need a number that training can improve step by step.
-# Accuracy is not that number.
+# The new head is random, so its answers are guesses. How good are guesses? We need to know this, in
+# order to see later what training has added. And we need a number that training can improve step by
+# step. Accuracy is not that number.
 #
-# **At the end you will know** how accurate a random head is and why, what cross-entropy measures, why a
-# classifier that knows nothing should have a loss of ln 2, and why training follows the loss and not the
-# accuracy.
+# **At the end you will know** how accurate a random head is and why, what cross-entropy measures, why
+# a classifier that knows nothing should have a loss of ln 2, and why training follows the loss and not
+# the accuracy.
 #
 # **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
 
@@ -40,9 +40,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## A new head is a guess
 #
-# The head reads the state of a message's last token: C numbers, which GPT-2 computes. In this chapter all
-# of GPT-2 is frozen. Then these states never change, and we need to compute them only once. We take
-# 200 training messages, about half of them spam, and keep at most 40 tokens of each to save time.
+# The head reads the state of a message's last token: C numbers, which GPT-2 computes. In this chapter
+# all of GPT-2 is frozen. Then these states never change, and we need to compute them only once. We
+# take 200 training messages, about half of them spam, and keep at most 40 tokens of each to save time.
 
 # %%
 model = load_gpt2(MODEL)
@@ -59,8 +59,8 @@ labels = torch.tensor([LABELS.index(message.label) for message in messages])
 print("states", tuple(states.shape), " labels", labels[:10].tolist(), "...")
 
 # %% [markdown]
-# *Accuracy* is the proportion of correct answers. What accuracy do you expect from a random head? We try
-# twenty, each with its own seed. They all read the same states.
+# *Accuracy* is the proportion of correct answers. What accuracy do you expect from a random head? We
+# try twenty, each with its own seed. They all read the same states.
 
 # %%
 heads = []
@@ -77,12 +77,13 @@ mean = sum(accuracies) / len(accuracies)
 print(f"lowest {min(accuracies):.1%}, mean {mean:.1%}, highest {max(accuracies):.1%}")
 
 # %% [markdown]
-# The mean is near one half. But single heads can be far away from it, as the lowest one is. None of them has
-# learned anything. How can a random head be much worse than guessing?
+# The mean is near one half. But single heads can be far away from it, as the lowest one is. None of
+# them has learned anything. How can a random head be much worse than guessing?
 #
-# A head divides the messages into two groups, and messages with similar states end up in the same group. So
-# a random head may happen to put most of the spam into one group. But which group it calls spam is chance.
-# Each head has a mirror image: change the sign of every weight, and every answer is the opposite.
+# A head divides the messages into two groups, and messages with similar states end up in the same
+# group. So a random head may happen to put most of the spam into one group. But which group it calls
+# spam is chance. Each head has a mirror image: change the sign of every weight, and every answer is
+# the opposite.
 
 # %%
 print("seed   accuracy   mirror image   sum")
@@ -99,9 +100,10 @@ for seed in range(4):
 # %% [markdown]
 # ## The loss
 #
-# Accuracy looks only at which logit is larger. Two heads with the same answers may differ in how sure they
-# are. The *loss* takes that into account. Softmax turns the logits into probabilities. The loss of a
-# message is minus the logarithm of the probability of its correct class. It is called *cross-entropy*.
+# Accuracy looks only at which logit is larger. Two heads with the same answers may differ in how sure
+# they are. The *loss* takes that into account. Softmax turns the logits into probabilities. The loss
+# of a message is minus the logarithm of the probability of its correct class. It is called
+# *cross-entropy*.
 
 # %%
 ham, spam = heads[0](states)[0].tolist()
@@ -113,11 +115,11 @@ print(f"P(correct class) = {p_correct:.4f}, loss = {-math.log(p_correct):.4f}")
 print(f"torch: {F.cross_entropy(heads[0](states)[:1], labels[:1]).item():.4f}")
 
 # %% [markdown]
-# If the correct class has a probability of 1, the loss is 0. The smaller that probability, the larger the
-# loss. The loss of several messages is the mean.
+# If the correct class has a probability of 1, the loss is 0. The smaller that probability, the larger
+# the loss. The loss of several messages is the mean.
 #
-# Suppose a classifier knows nothing. It can admit that and always say 50%. Or it can pretend to be sure,
-# and then it is wrong half of the time. Which costs less? Guess, and then read the last column:
+# Suppose a classifier knows nothing. It can admit that and always say 50%. Or it can pretend to be
+# sure, and then it is wrong half of the time. Which costs less? Guess, and then read the last column:
 
 # %%
 print("P(its answer)   loss if correct   loss if wrong   mean")
@@ -128,10 +130,10 @@ for p in (0.5, 0.6, 0.9, 0.99):
 print(f"ln 2 = {math.log(2):.3f}")
 
 # %% [markdown]
-# It is cheapest to admit it. A confident wrong answer costs more than a confident correct answer saves. So
-# for two classes, a loss of ln 2 is what a classifier has that knows nothing and says so. Remember this
-# number: a loss above it means that the classifier is more confident than it should be. Our random
-# heads, without training:
+# It is cheapest to admit it. A confident wrong answer costs more than a confident correct answer
+# saves. So for two classes, a loss of ln 2 is what a classifier has that knows nothing and says so.
+# Remember this number: a loss above it means that the classifier is more confident than it should be.
+# Our random heads, without training:
 
 # %%
 losses = [F.cross_entropy(head(states), labels).item() for head in heads]
@@ -140,9 +142,9 @@ print(f"lowest {min(losses):.3f}, mean {sum(losses) / len(losses):.3f}, highest 
 # %% [markdown]
 # ## Why training follows the loss
 #
-# Training changes each weight a little, in the direction in which the result gets better. That works only
-# if a small change makes a difference. To see whether it does, we walk from one random head to another in
-# 400 small steps. At each step we compute the loss and the accuracy on 40 messages.
+# Training changes each weight a little, in the direction in which the result gets better. That works
+# only if a small change makes a difference. To see whether it does, we walk from one random head to
+# another in 400 small steps. At each step we compute the loss and the accuracy on 40 messages.
 
 # %%
 start, goal = heads[0](states[:40]), heads[3](states[:40])
@@ -167,11 +169,12 @@ for panel in (upper, lower):
 picture(figure, "09-slope-and-stairs")
 
 # %% [markdown]
-# The accuracy changes only when a message crosses from one answer to the other. Between two crossings it
-# is flat, and a flat line does not say which way is better. The loss changes with every step.
+# The accuracy changes only when a message crosses from one answer to the other. Between two crossings
+# it is flat, and a flat line does not say which way is better. The loss changes with every step.
 #
-# Now we look closer, at a single weight of the head and all 200 messages. We change the weight by a lot, and
-# then by less and less. The third column is the change in loss divided by the change of the weight.
+# Now we look closer, at a single weight of the head and all 200 messages. We change the weight by a
+# lot, and then by less and less. The third column is the change in loss divided by the change of the
+# weight.
 
 # %%
 head = heads[0]
@@ -194,18 +197,18 @@ for change in (1.0, 0.1, 0.01, 0.0001, 0.000001):
 print(f"the gradient from backward(): {gradient:.6f}")
 
 # %% [markdown]
-# The smaller the change, the closer the third column comes to a fixed number. This number is the slope of
-# the loss, and it is exactly what `backward()` has computed as the gradient. The accuracy has no slope: if
-# the change is small enough, not one answer changes. So training follows the loss. We report the
-# accuracy, because it is easier to understand.
+# The smaller the change, the closer the third column comes to a fixed number. This number is the slope
+# of the loss, and it is exactly what `backward()` has computed as the gradient. The accuracy has no
+# slope: if the change is small enough, not one answer changes. So training follows the loss. We report
+# the accuracy, because it is easier to understand.
 
 # %% [markdown]
 # ## What the book prints before training
 #
-# With OpenAI's weights, the book's notebook prints accuracy and loss at this point. It takes 80 messages of
-# each part for the accuracy. Are these accuracies different from guessing? With so few messages, a
-# percentage is uncertain. The 95% interval shows how uncertain (chapter 12): the true accuracy probably
-# lies between its two ends.
+# With OpenAI's weights, the book's notebook prints accuracy and loss at this point. It takes 80
+# messages of each part for the accuracy. Are these accuracies different from guessing? With so few
+# messages, a percentage is uncertain. The 95% interval shows how uncertain (chapter 12): the true
+# accuracy probably lies between its two ends.
 
 # %%
 PUBLISHED = {"training": (46.25, 2.453), "validation": (45.00, 2.583), "test": (48.75, 2.322)}
@@ -216,16 +219,18 @@ for part, (percent, published_loss) in PUBLISHED.items():
     print(f", loss {published_loss}")
 
 # %% [markdown]
-# One half lies in all three intervals, so none of the accuracies is significantly different from guessing.
-# The losses are far above ln 2. So this untrained head is wrong with great confidence. The states of the
-# large model are large numbers, which make large logits (exercise 1 shows what that does to a loss).
+# One half lies in all three intervals, so none of the accuracies is significantly different from
+# guessing. The losses are far above ln 2. So this untrained head is wrong with great confidence. The
+# states of the large model are large numbers, which make large logits (exercise 1 shows what that does
+# to a loss).
 
 # %% [markdown]
 # ## What you know now
 #
 # - A random head has an accuracy of one half on average. A single one can be far above or below.
 # - Cross-entropy is minus the logarithm of the probability of the correct class.
-# - A two-class classifier that knows nothing and says so has a loss of ln 2. False confidence costs more.
+# - A two-class classifier that knows nothing and says so has a loss of ln 2. False confidence costs
+#   more.
 # - The loss has a slope, which `backward()` computes. The accuracy is a staircase and has none.
 # - On 80 messages, the accuracies that the book prints before training cannot be told from guessing.
 
@@ -294,14 +299,14 @@ print(f"checked: {contained} of 500 intervals, each of 80 messages, contain the 
 # %% [markdown]
 # ## Exercises
 #
-# 1. (easy) Multiply the logits of a head by four and by sixteen. What happens to its accuracy, and what to
-#    its loss?
+# 1. (easy) Multiply the logits of a head by four and by sixteen. What happens to its accuracy, and
+#    what to its loss?
 #    <details><summary>Hint</summary>Which logit is the larger one afterwards?</details>
-# 2. (medium) In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for every
-#    message. What are its accuracy and its loss? Would another number give a lower loss?
+# 2. (medium) In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for
+#    every message. What are its accuracy and its loss? Would another number give a lower loss?
 #    <details><summary>Hint</summary>Of 100 messages, 87 have one loss and 13 another.</details>
-# 3. (hard) Select the best of a thousand random heads. Then train one head for a hundred steps of gradient
-#    descent on the same states. Which has the higher accuracy on them?
+# 3. (hard) Select the best of a thousand random heads. Then train one head for a hundred steps of
+#    gradient descent on the same states. Which has the higher accuracy on them?
 #    <details><summary>Hint</summary>A step subtracts 0.5 times the gradient from each weight.</details>
 #
 # Solutions: [`solutions/09_loss_and_accuracy.py`](solutions/09_loss_and_accuracy.py).

@@ -3,9 +3,9 @@
 #
 # **You are here:** evaluation → **where to read** → speed
 #
-# Chapter 7 showed that the lecture's code reads most messages at padding. But there the head was random. Does
-# it matter once the classifier has been trained? In this chapter we train classifiers that read in
-# different places, and try to mislead them with things that nobody can see.
+# Chapter 7 showed that the lecture's code reads most messages at padding. But there the head was
+# random. Does it matter once the classifier has been trained? In this chapter we train classifiers
+# that read in different places, and try to mislead them with things that nobody can see.
 #
 # **At the end you will know** how padding and other messages can change an answer, how an invisible
 # character can do the same, and how one more token at the end of every text prevents both.
@@ -42,10 +42,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## Last position against last token
 #
-# We train with 256 messages of at most 56 tokens, to save time. One classifier reads the last position, as
-# the lecture does: every message is padded to 56 tokens. The other one reads each message at its last
-# token. We train each of them twice, with two seeds. The `FeatureStore` keeps what the frozen blocks
-# compute, so that the second seed need not compute it again (chapter 14).
+# We train with 256 messages of at most 56 tokens, to save time. One classifier reads the last
+# position, as the lecture does: every message is padded to 56 tokens. The other one reads each message
+# at its last token. We train each of them twice, with two seeds. The `FeatureStore` keeps what the
+# frozen blocks compute, so that the second seed need not compute it again (chapter 14).
 
 # %%
 LONGEST = 56
@@ -91,16 +91,16 @@ token_scores_2 = print_accuracy("last token, seed 2", by_token_2)
 
 # %% [markdown]
 # Which reading is better? We cannot tell. With so few test messages the intervals are wide, and they
-# overlap. Even two seeds of the same reading can differ by several points. (The book reports
-# 95.00% for the last position and 98.33% for the last token, with one seed each.) So we leave the accuracy
+# overlap. Even two seeds of the same reading can differ by several points. (The book reports 95.00%
+# for the last position and 98.33% for the last token, with one seed each.) So we leave the accuracy
 # aside, and look at single answers.
 
 # %% [markdown]
 # ## The answer depends on the padding
 #
 # Here is a spam message of the test set. We put more and more padding after it, and ask all four
-# classifiers. What do you expect? (Attention only looks back. So a single pass over the message with 60
-# tokens of padding gives the answers for any number of them, from 0 to 60.)
+# classifiers. What do you expect? (Attention only looks back. So a single pass over the message with
+# 60 tokens of padding gives the answers for any number of them, from 0 to 60.)
 
 # %%
 TEXT = "85233 FREE>Ringtone!Reply REAL"
@@ -141,19 +141,19 @@ axes.legend(loc="lower left", fontsize=8)
 picture(figure, "13-padding")
 
 # %% [markdown]
-# The message never changes. Yet at the last position its probability of spam rises and then falls, and one
-# of the two classifiers calls it ham if there is enough padding. At the last token the answer stays the
-# same, because that token cannot see the padding after it.
+# The message never changes. Yet at the last position its probability of spam rises and then falls, and
+# one of the two classifiers calls it ham if there is enough padding. At the last token the answer
+# stays the same, because that token cannot see the padding after it.
 #
-# The dotted line shows how much padding this message had during training. The lecture always pads to the
-# same length, so its answers stay as they are. But that length is then part of the model. Whoever uses the
-# model has to know it, and pad to it.
+# The dotted line shows how much padding this message had during training. The lecture always pads to
+# the same length, so its answers stay as they are. But that length is then part of the model. Whoever
+# uses the model has to know it, and pad to it.
 
 # %% [markdown]
 # ## The answer depends on the other messages
 #
-# Perhaps we could pad each batch only to its own longest message? Then the other messages in the batch decide
-# how much padding there is. We classify the message alone, and then together with a long one:
+# Perhaps we could pad each batch only to its own longest message? Then the other messages in the batch
+# decide how much padding there is. We classify the message alone, and then together with a long one:
 
 # %%
 for message in load_messages(DATA):
@@ -172,16 +172,16 @@ with torch.no_grad():
         print(f"{name:<9} last position {answers[name][0]:.4f}   last token {answers[name][1]:.4f}")
 
 # %% [markdown]
-# At the last position, somebody else's message changes the answer for this one. At the last token it does
-# not.
+# At the last position, somebody else's message changes the answer for this one. At the last token it
+# does not.
 
 # %% [markdown]
 # ## What nobody can see
 #
-# Should we read the last token, then? It has a weakness of its own. The last token differs from text to text:
-# it is a full stop, a word or half a word. The classifier has learned what to expect from each of them. Now
-# somebody copies a message, and an invisible character is copied with it: a newline, a space, or the mark
-# U+FEFF, which some programs put into files.
+# Should we read the last token, then? It has a weakness of its own. The last token differs from text
+# to text: it is a full stop, a word or half a word. The classifier has learned what to expect from
+# each of them. Now somebody copies a message, and an invisible character is copied with it: a newline,
+# a space, or the mark U+FEFF, which some programs put into files.
 
 # %%
 ENDS = {"nothing": "", "a newline": "\n", "a space": " ", "a mark U+FEFF": "\ufeff"}
@@ -200,10 +200,10 @@ for name, end in ENDS.items():
 # %% [markdown]
 # ## One more token for every text
 #
-# That suggests a reading with both advantages. Remove white space and invisible characters from the end of
-# the text. Then append one token, the same for every text, and read there. This is
-# `pooling="end_token"`, the default of the package. The token is a newline, which GPT-2 often saw after
-# a text when it was pretrained.
+# That suggests a reading with both advantages. Remove white space and invisible characters from the
+# end of the text. Then append one token, the same for every text, and read there. This is
+# `pooling="end_token"`, the default of the package. The token is a newline, which GPT-2 often saw
+# after a text when it was pretrained.
 
 # %%
 by_end = train_reader("end_token", seed=1)
@@ -216,8 +216,8 @@ for name, end in ENDS.items():
 
 # %% [markdown]
 # All four texts have become the same tokens, so they must get the same answer. Now we count. We put
-# each ending after 60 test messages. How many labels change? For comparison we also add or remove a full
-# stop, which one can see.
+# each ending after 60 test messages. How many labels change? For comparison we also add or remove a
+# full stop, which one can see.
 
 # %%
 texts = [message.text for message in split.test[:60]]
@@ -243,13 +243,14 @@ for name, classifier in readers.items():
 
 # %% [markdown]
 # With the last token, some labels change although nobody can see a difference. With the end token none
-# does, and that is no luck: the tokens are the same. A full stop can be seen, and it may still change an
-# answer. If you do not want that, show every text with both endings during training:
+# does, and that is no luck: the tokens are the same. A full stop can be seen, and it may still change
+# an answer. If you do not want that, show every text with both endings during training:
 # `TrainConfig(vary_endings=True)`.
 #
 # Our training was short, which makes the last token look worse than it has to. After training with all
-# messages, about three in a hundred labels change with an invisible ending. On questions and on film reviews
-# it is about one in three, even then. The page *Where a text is read* of the documentation has the numbers.
+# messages, about three in a hundred labels change with an invisible ending. On questions and on film
+# reviews it is about one in three, even then. The page *Where a text is read* of the documentation has
+# the numbers.
 
 # %% [markdown]
 # ## What it costs
@@ -268,8 +269,8 @@ print(f"last position: {padded_tokens:>6,} ({padded_tokens / real_tokens - 1:.0%
 # %% [markdown]
 # In return for these few tokens, a text has one answer: with any padding, in any batch, and with any
 # invisible characters at its end. Is the accuracy better too? Our few messages cannot answer that. The
-# same page of the documentation compares the readings on four data sets, with five seeds. There the end
-# token is sometimes better and sometimes worse than the last token.
+# same page of the documentation compares the readings on four data sets, with five seeds. There the
+# end token is sometimes better and sometimes worse than the last token.
 
 # %% [markdown]
 # ## What you know now
@@ -328,11 +329,11 @@ print("checked: invisible endings change labels at the last token, and not a bit
 # 1. (easy) In which tokens do the training messages end? Count the different ones, and print the most
 #    common.
 #    <details><summary>Hint</summary>`collections.Counter` counts them.</details>
-# 2. (medium) Append the newline by hand, but do not remove anything: encode `text + " "`, add the id of the
-#    newline, and read there. Does the space still change the answer?
+# 2. (medium) Append the newline by hand, but do not remove anything: encode `text + " "`, add the id
+#    of the newline, and read there. Does the space still change the answer?
 #    <details><summary>Hint</summary>The newline attends to the space.</details>
-# 3. (hard) Another reading takes the mean of the states of all tokens, `pooling="mean"`. Train it. Does
-#    padding change its answers? Does a newline? How many labels?
+# 3. (hard) Another reading takes the mean of the states of all tokens, `pooling="mean"`. Train it.
+#    Does padding change its answers? Does a newline? How many labels?
 #    <details><summary>Hint</summary>Train as in this chapter, and count as in its table.</details>
 #
 # Solutions: [`solutions/13_where_to_read.py`](solutions/13_where_to_read.py).

@@ -30,8 +30,8 @@ assert nn.Linear(C, 2).weight.numel() == 2 * C
 # %% [markdown]
 # ## 2. Forty questions
 #
-# > Ask GPT-2 about 20 spam and 20 ham messages, and call a message spam if ` yes` is more probable than
-# > ` no`. How many answers are correct? Compare with a coin.
+# > Ask GPT-2 about 20 spam and 20 ham messages, and call a message spam if ` yes` is more probable
+# > than ` no`. How many answers are correct? Compare with a coin.
 #
 # The miniature is no better than a coin, which is correct about 20 times. The question is the same in
 # all prompts. Most of what decides between ` yes` and ` no` has nothing to do with spam.
@@ -59,9 +59,9 @@ assert 10 <= correct <= 30, "between these numbers, a coin is a good explanation
 #
 # > For two classes, one output is enough. Are two outputs enough for three classes?
 #
-# Yes. Softmax does not change if the same number is subtracted from all logits. So we subtract the first
-# logit from all three. The first one is then always 0 and needs no output. In general, K classes need
-# K - 1 outputs. K outputs are simpler, because all classes are treated alike.
+# Yes. Softmax does not change if the same number is subtracted from all logits. So we subtract the
+# first logit from all three. The first one is then always 0 and needs no output. In general, K classes
+# need K - 1 outputs. K outputs are simpler, because all classes are treated alike.
 
 # %%
 torch.manual_seed(123)

@@ -43,8 +43,8 @@ assert len(different) == len(first_tokens) < len(messages)
 # %% [markdown]
 # ## 2. The end of a text
 #
-# > Other libraries take the first `<|endoftext|>` of a row as the end of its text. For which texts does
-# > that fail?
+# > Other libraries take the first `<|endoftext|>` of a row as the end of its text. For which texts
+# > does that fail?
 #
 # It fails for a text that contains this token itself, for instance because somebody has joined two
 # documents. The first one is then taken as the whole text, and nothing after it is read. Here are two
@@ -75,12 +75,12 @@ assert (whole[0] - whole[1]).abs().max() > 1e-3
 # %% [markdown]
 # ## 3. Two reasons
 #
-# > Padding on the left does harm for two reasons. Give each token its right position, but let it see the
-# > padding. Then hide the padding as well. When is the answer the same as without padding?
+# > Padding on the left does harm for two reasons. Give each token its right position, but let it see
+# > the padding. Then hide the padding as well. When is the answer the same as without padding?
 #
 # Only if both are repaired. With the right positions alone, the tokens still look back at the padding.
-# With the padding hidden, but the wrong positions, GPT-2 adds the wrong rows of `wpe`. Libraries that pad
-# on the left therefore pass both on to the network: a mask, and the number of each position.
+# With the padding hidden, but the wrong positions, GPT-2 adds the wrong rows of `wpe`. Libraries that
+# pad on the left therefore pass both on to the network: a mask, and the number of each position.
 
 # %%
 PADS = 5

@@ -44,8 +44,8 @@ def loss_of(model):
 # > Try what the lecturer suggests: two blocks, and no final norm. Compute the number of trainable
 # > parameters from the width C before you run it.
 #
-# Two blocks and the head have 2 (12 C² + 13 C) + 2 C + 2 parameters. The final norm would add 2 C, a gain
-# and a shift for each of the C numbers.
+# Two blocks and the head have 2 (12 C² + 13 C) + 2 C + 2 parameters. The final norm would add 2 C, a
+# gain and a shift for each of the C numbers.
 
 # %%
 model = new_model()
@@ -66,9 +66,9 @@ assert with_norm == computed + 2 * C
 # > Replace the head first and then freeze everything. Then unfreeze the last block and the final norm.
 # > What is trained? Does the loss fall?
 #
-# The block and the norm are trained, and the head keeps its random values. The loss still falls: the block
-# learns to make states that the random head happens to classify correctly. So the loss does not reveal
-# the mistake. The ledger does.
+# The block and the norm are trained, and the head keeps its random values. The loss still falls: the
+# block learns to make states that the random head happens to classify correctly. So the loss does not
+# reveal the mistake. The ledger does.
 
 # %%
 model = new_model()
@@ -93,12 +93,13 @@ assert losses[-1] < 0.7 * losses[0]
 # %% [markdown]
 # ## 3. All parameters for the optimizer
 #
-# > The lecture gives all parameters to the optimizer. Its weight decay makes weights a little smaller at
-# > each step. Does it also shrink the frozen ones? What if their gradient were zeros instead of `None`?
+# > The lecture gives all parameters to the optimizer. Its weight decay makes weights a little smaller
+# > at each step. Does it also shrink the frozen ones? What if their gradient were zeros instead of
+# > `None`?
 #
-# AdamW skips a parameter whose gradient is `None`, and its weight decay skips it too. So frozen parameters
-# stay the same to the bit. A gradient of zeros is different: the step itself is 0, but the weight decay
-# is applied. Whoever fills gradients with zeros by hand shrinks the "frozen" weights.
+# AdamW skips a parameter whose gradient is `None`, and its weight decay skips it too. So frozen
+# parameters stay the same to the bit. A gradient of zeros is different: the step itself is 0, but the
+# weight decay is applied. Whoever fills gradients with zeros by hand shrinks the "frozen" weights.
 
 # %%
 ratios = {}

@@ -42,8 +42,9 @@ def accuracy_of(logits):
 # > Multiply the logits of a head by four and by sixteen. What happens to its accuracy, and what to its
 # > loss?
 #
-# The larger logit is still the larger one, so no answer changes, and the accuracy stays exactly the same.
-# But the answers become more confident. The wrong ones then cost more and more, and the loss grows.
+# The larger logit is still the larger one, so no answer changes, and the accuracy stays exactly the
+# same. But the answers become more confident. The wrong ones then cost more and more, and the loss
+# grows.
 
 # %%
 torch.manual_seed(123)
@@ -61,12 +62,12 @@ assert losses[3] > losses[2] > losses[0]
 # %% [markdown]
 # ## 2. A constant answer
 #
-# > In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for every message.
-# > What are its accuracy and its loss? Would another number give a lower loss?
+# > In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for every
+# > message. What are its accuracy and its loss? Would another number give a lower loss?
 #
-# Its answer is always ham, so its accuracy is 87%, and it has not read a single message. No other number
-# gives a lower loss: it is lowest where P(ham) is the proportion of ham. There it is lower than ln 2. So
-# do not compare with one half and ln 2 if the messages are not balanced.
+# Its answer is always ham, so its accuracy is 87%, and it has not read a single message. No other
+# number gives a lower loss: it is lowest where P(ham) is the proportion of ham. There it is lower than
+# ln 2. So do not compare with one half and ln 2 if the messages are not balanced.
 
 # %%
 constant_losses = {}
@@ -83,11 +84,12 @@ assert min(constant_losses.values()) == constant_losses[0.87] < math.log(2)
 # %% [markdown]
 # ## 3. Luck against slopes
 #
-# > Select the best of a thousand random heads. Then train one head for a hundred steps of gradient descent
-# > on the same states. Which has the higher accuracy on them?
+# > Select the best of a thousand random heads. Then train one head for a hundred steps of gradient
+# > descent on the same states. Which has the higher accuracy on them?
 #
-# The trained head is clearly better on these messages. (Chapter 12 is about new ones.) Each step follows
-# the slope of the loss in all weights at once. A random guess learns nothing from the guesses before it.
+# The trained head is clearly better on these messages. (Chapter 12 is about new ones.) Each step
+# follows the slope of the loss in all weights at once. A random guess learns nothing from the guesses
+# before it.
 
 # %%
 best = 0.0

@@ -32,8 +32,8 @@ split = Split(parts.train[:128], parts.val[:20], parts.test[:60])
 #
 # > In which tokens do the training messages end? Count the different ones, and print the most common.
 #
-# A full stop is the most common one, but there are many others. For most of them, the classifier has seen
-# only one or two examples. No wonder that it does not know what to make of a space or a newline.
+# A full stop is the most common one, but there are many others. For most of them, the classifier has
+# seen only one or two examples. No wonder that it does not know what to make of a space or a newline.
 
 # %%
 last_tokens = Counter()
@@ -47,13 +47,13 @@ assert len(last_tokens) > 20 and last_tokens["\n"] == 0
 # %% [markdown]
 # ## 2. The end token alone
 #
-# > Append the newline by hand, but do not remove anything: encode `text + " "`, add the id of the newline,
-# > and read there. Does the space still change the answer?
+# > Append the newline by hand, but do not remove anything: encode `text + " "`, add the id of the
+# > newline, and read there. Does the space still change the answer?
 #
-# Yes. Both texts are read at the same token now, but this token attends to the space before it. So both
-# are needed: a fixed token to read, and the same tokens before it. The classifier that reads the end
-# token removes the space first. Then its logits are equal to the bit. (The head is random here, which is
-# enough to see it.)
+# Yes. Both texts are read at the same token now, but this token attends to the space before it. So
+# both are needed: a fixed token to read, and the same tokens before it. The classifier that reads the
+# end token removes the space first. Then its logits are equal to the bit. (The head is random here,
+# which is enough to see it.)
 
 # %%
 newline = tokenizer.encode("\n")
@@ -72,12 +72,12 @@ assert torch.equal(removed[0], removed[1])
 # %% [markdown]
 # ## 3. The mean of all tokens
 #
-# > Another reading takes the mean of the states of all tokens, `pooling="mean"`. Train it. Does padding
-# > change its answers? Does a newline? How many labels?
+# > Another reading takes the mean of the states of all tokens, `pooling="mean"`. Train it. Does
+# > padding change its answers? Does a newline? How many labels?
 #
-# Padding does not: only real tokens are counted. A newline does change the probability, because it is one
-# more state in the mean. But it is one among many, so few labels change, if any. The price is time: the
-# last block has to be computed for every token.
+# Padding does not: only real tokens are counted. A newline does change the probability, because it is
+# one more state in the mean. But it is one among many, so few labels change, if any. The price is
+# time: the last block has to be computed for every token.
 
 # %%
 by_mean = Classifier.on_base("mini", LABELS, pooling="mean", seed=1)
