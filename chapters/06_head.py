@@ -10,7 +10,7 @@
 # **At the end you will know** why we cannot simply ask GPT-2, what changes when the last layer is
 # replaced, how a tensor of numbers becomes a label, and how little changes for three classes.
 #
-# **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import math
@@ -131,7 +131,7 @@ print(model.head.weight[:, :4].detach())
 show(replace_head)
 
 # %% [markdown]
-# Many outputs have gone. Has the model become smaller? Guess, and then look:
+# Thousands of outputs are gone. Has the model become smaller? Guess, and then look:
 
 # %%
 plain = load_gpt2(MODEL)
@@ -225,8 +225,8 @@ for seed in range(5):
     print(f"seed {seed}: {LABELS[answer]}")
 
 # %% [markdown]
-# The label depends on the seed, so it says nothing about the sentence. The head has to be trained.
-# Chapters 8 to 10 show how.
+# The label depends on the head's random weights, so it says nothing about the sentence. The head has
+# to be trained. Chapters 8 to 10 show how.
 
 # %% [markdown]
 # ## One output or two?

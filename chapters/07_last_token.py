@@ -8,9 +8,9 @@
 # something else as soon as texts of different lengths share a batch.
 #
 # **At the end you will know** what each token has seen, what is at the last position of a padded
-# batch, how to read each text at its own last token, and why padding on the left is no way out.
+# batch, how to read each text at its own last token, and why padding on the left does not help.
 #
-# **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import torch
@@ -38,8 +38,8 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # Attention only looks back (chapter 3). So the answer at a token can depend on this token and on the
 # ones before it, and on nothing else. We can watch this happen. We change one token of "Do you have
-# time" at a time, and note at which tokens the two logits change. Guess first: if we change ` have`,
-# at which tokens do they change?
+# time" at a time, and note where the two logits change. Guess first: if we change ` have`, at which
+# tokens do they change?
 
 # %%
 model = load_gpt2(MODEL)
@@ -199,16 +199,17 @@ picture(figure, "07-next")
 
 # %% [markdown]
 # After the last token, GPT-2 expects the sentence to go on. After one padding token, it expects the
-# beginning of a new text: `<|endoftext|>` is what stood between two documents in its training data. So
-# at a padding position GPT-2 has turned to the next document. This is a strange place to ask about the
-# one before. Training can learn to do it, and the lecture shows that it does. But it has to learn
-# against what GPT-2 already knows.
+# beginning of a new text: in its training data, `<|endoftext|>` separated one document from the next.
+# So at a padding position GPT-2 has already turned to the next document. That is a strange place to
+# ask about the previous one. Training can learn to do it, and the lecture shows that it does. But it
+# has to learn against what GPT-2 already knows.
 
 # %% [markdown]
 # ## Is padding on the left better?
 #
-# If the padding comes first, the last token of every text is at the last position, and `outputs[:, -1,
-# :]` reads it. That looks like a simple way out. Guess: does the answer stay the same now?
+# If the padding comes first, the last token of every text is at the last position, and
+# `outputs[:, -1, :]` reads it. That looks like a simple solution. Guess: does the answer stay the
+# same?
 
 # %%
 print("pads on the left   P(spam)")
@@ -305,6 +306,6 @@ print("checked: padding on the left changes the answer, and pad_right repairs it
 #    <details><summary>Hint</summary>Two documents that somebody has joined.</details>
 # 3. (hard) Padding on the left does harm for two reasons. Give each token its right position, but let
 #    it see the padding. Then hide the padding as well. When is the answer the same as without padding?
-#    <details><summary>Hint</summary>`block.attn.attend` takes a table that says who may see whom.</details>
+#    <details><summary>Hint</summary>`block.attn.attend` takes a table of who may see whom.</details>
 #
 # Solutions: [`solutions/07_last_token.py`](solutions/07_last_token.py).

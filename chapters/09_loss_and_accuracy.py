@@ -11,7 +11,7 @@
 # a classifier that knows nothing should have a loss of ln 2, and why training follows the loss and not
 # the accuracy.
 #
-# **Reading time:** 15 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import math
@@ -118,8 +118,9 @@ print(f"torch: {F.cross_entropy(heads[0](states)[:1], labels[:1]).item():.4f}")
 # If the correct class has a probability of 1, the loss is 0. The smaller that probability, the larger
 # the loss. The loss of several messages is the mean.
 #
-# Suppose a classifier knows nothing. It can admit that and always say 50%. Or it can pretend to be
-# sure, and then it is wrong half of the time. Which costs less? Guess, and then read the last column:
+# Suppose a classifier knows nothing. It can admit that and always say one half. Or it can pretend to
+# be sure, and then it is wrong half of the time. Which costs less? Guess, and then read the last
+# column:
 
 # %%
 print("P(its answer)   loss if correct   loss if wrong   mean")
@@ -304,7 +305,7 @@ print(f"checked: {contained} of 500 intervals, each of 80 messages, contain the 
 #    <details><summary>Hint</summary>Which logit is the larger one afterwards?</details>
 # 2. (medium) In the collection, 87 of 100 messages are ham. A classifier answers `P(ham) = 0.87` for
 #    every message. What are its accuracy and its loss? Would another number give a lower loss?
-#    <details><summary>Hint</summary>Of 100 messages, 87 have one loss and 13 another.</details>
+#    <details><summary>Hint</summary>Ham has one loss and spam another. Take the weighted mean.</details>
 # 3. (hard) Select the best of a thousand random heads. Then train one head for a hundred steps of
 #    gradient descent on the same states. Which has the higher accuracy on them?
 #    <details><summary>Hint</summary>A step subtracts 0.5 times the gradient from each weight.</details>

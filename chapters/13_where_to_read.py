@@ -10,7 +10,7 @@
 # **At the end you will know** how padding and other messages can change an answer, how an invisible
 # character can do the same, and how one more token at the end of every text prevents both.
 #
-# **Reading time:** 15 minutes. **Running time:** about half a minute, offline.
+# **Reading time:** 25 minutes. **Running time:** about half a minute, offline.
 
 # %%
 from dataclasses import replace
@@ -59,6 +59,7 @@ store = FeatureStore(Path(folder.name) / "features")
 print(f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test messages")
 
 
+# %%
 def train_reader(pooling, seed):
     classifier = Classifier.on_base(MODEL, LABELS, pooling=pooling, seed=seed)
     if pooling == "last_position":
@@ -110,6 +111,7 @@ PADS = 60
 padded = torch.tensor([ids + [pad_id] * PADS])
 
 
+# %%
 def answers_after_padding(classifier):
     with torch.no_grad():
         p_spam = classifier.model(padded).softmax(dim=-1)[0, :, 1]
@@ -224,6 +226,8 @@ texts = [message.text for message in split.test[:60]]
 full_stop = []
 for text in texts:
     full_stop.append(text[:-1] if text.endswith(".") else text + ".")
+
+# %%
 readers = {"last position": by_position, "last token": by_token, "end token": by_end}
 flips = {}
 print("of 60 labels change:    newline   space   U+FEFF   full stop")
