@@ -44,9 +44,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # A model's parameters are stored in tensors: a weight and a bias for most layers. Each of these
 # tensors has a switch, `requires_grad`. It says whether `backward()` computes a gradient for the
-# tensor: the direction in which training will change it. The optimizer, which makes these changes,
-# leaves a tensor without a gradient as it is. That is all that *frozen* means. In a loaded model, how
-# many of the switches are on? Guess first.
+# tensor, that is, how the loss would change if the tensor changed. The optimizer, which changes the
+# tensors in training, leaves a tensor without a gradient as it is. That is all that *frozen* means. In
+# a loaded model, how many of the switches are on? Guess first.
 
 # %%
 model = load_gpt2(MODEL)
@@ -117,7 +117,7 @@ set_trainable(model, n_last_blocks=1, final_norm=True)
 print(format_ledger(ledger(model)))
 
 # %% [markdown]
-# What would happen with the old head? It is the table `wte` itself (chapter 6). Unfreezing it would
+# What would happen if we unfroze the old head? It is the table `wte` itself (chapter 6). That would
 # also unfreeze the token embeddings, at the other end of the network. So `set_trainable` refuses:
 
 # %%
@@ -176,8 +176,8 @@ for name in ("wte.weight", f"{last_block}.attn.c_attn.weight", "ln_f.weight", "h
 
 # %% [markdown]
 # Only the head is random. The last block and the final norm contain GPT-2's pretrained weights,
-# whether they are frozen or not. This is important: training does not teach the last block from
-# nothing. It adjusts a block that already works.
+# whether they are frozen or not. This is important: the last block does not learn from scratch.
+# Training adjusts a block that already works.
 
 # %% [markdown]
 # ## What does a training step change?

@@ -133,8 +133,8 @@ print(f"ln 2 = {math.log(2):.3f}")
 # %% [markdown]
 # It is cheapest to admit it. A confident wrong answer costs more than a confident correct answer
 # saves. So for two classes, a loss of ln 2 is what a classifier has that knows nothing and says so.
-# Remember this number: a loss above it means that the classifier is more confident than it should be.
-# Our random heads, without training:
+# Remember this number: on balanced messages, a loss above it means that the classifier is more
+# confident than it should be. Our random heads, without training:
 
 # %%
 losses = [F.cross_entropy(head(states), labels).item() for head in heads]

@@ -174,8 +174,8 @@ with torch.no_grad():
         print(f"{name:<9} last position {answers[name][0]:.4f}   last token {answers[name][1]:.4f}")
 
 # %% [markdown]
-# At the last position, somebody else's message changes the answer for this one. At the last token it
-# does not.
+# At the last position, somebody else's message changes the answer for this one. (The long message
+# brings more padding than the classifier has seen in training.) At the last token it changes nothing.
 
 # %% [markdown]
 # ## What nobody can see
@@ -209,20 +209,18 @@ for name, end in ENDS.items():
 
 # %%
 by_end = train_reader("end_token", seed=1)
-by_end_2 = train_reader("end_token", seed=2)
 end_scores = print_accuracy("end token, seed 1", by_end)
-end_scores_2 = print_accuracy("end token, seed 2", by_end_2)
 for name, end in ENDS.items():
     encoded, _ = by_end.encode([TEXT + end])
     print(f"{name:<15} last tokens {encoded[0][-3:]}")
 
 # %% [markdown]
 # All four texts have become the same tokens, so they must get the same answer. Now we count. We put
-# each ending after 60 test messages. How many labels change? For comparison we also add or remove a
+# each ending after 40 test messages. How many labels change? For comparison we also add or remove a
 # full stop, which one can see.
 
 # %%
-texts = [message.text for message in split.test[:60]]
+texts = [message.text for message in split.test[:40]]
 full_stop = []
 for text in texts:
     full_stop.append(text[:-1] if text.endswith(".") else text + ".")
@@ -230,7 +228,7 @@ for text in texts:
 # %%
 readers = {"last position": by_position, "last token": by_token, "end token": by_end}
 flips = {}
-print("of 60 labels change:    newline   space   U+FEFF   full stop")
+print("of 40 labels change:    newline   space   U+FEFF   full stop")
 for name, classifier in readers.items():
     usual = [answer.label for answer in classifier.predict(texts)]
     counts = []
@@ -247,14 +245,14 @@ for name, classifier in readers.items():
 
 # %% [markdown]
 # With the last token, some labels change although nobody can see a difference. With the end token none
-# does, and that is no luck: the tokens are the same. A full stop can be seen, and it may still change
+# does, and that is not luck: the tokens are the same. A full stop can be seen, and it may still change
 # an answer. If you do not want that, show every text with both endings during training:
 # `TrainConfig(vary_endings=True)`.
 #
 # Our training was short, which makes the last token look worse than it has to. After training with all
-# messages, about three in a hundred labels change with an invisible ending. On questions and on film
-# reviews it is about one in three, even then. The page *Where a text is read* of the documentation has
-# the numbers.
+# messages, only a few labels in a hundred change with an invisible ending. On questions and on film
+# reviews it is about a third, even then. The page *Where a text is read* of the documentation has the
+# numbers.
 
 # %% [markdown]
 # ## What it costs
@@ -295,10 +293,10 @@ print(f"last position: {padded_tokens:>6,} ({padded_tokens / real_tokens - 1:.0%
 
 # %% check
 all_scores = [position_scores, position_scores_2, token_scores, token_scores_2]
-all_scores += [end_scores, end_scores_2]
+all_scores.append(end_scores)
 assert all(scores.interval[0] > 0.5 for scores in all_scores)
 assert {scores.total for scores in all_scores} == {len(split.test)}
-print("checked: all six are significantly better than guessing")
+print("checked: all five are significantly better than guessing")
 
 # %% check
 for pads in (0, 1, 20, 60):  # one pass gave all answers; here each has a pass of its own
