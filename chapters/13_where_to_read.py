@@ -66,7 +66,7 @@ def train_reader(pooling, seed):
         padded = replace(classifier.description, max_tokens=LONGEST, pad_to=LONGEST)
         classifier.description = padded
     classifier.store = store
-    config = TrainConfig(epochs=4, seed=seed, lr=LR)
+    config = TrainConfig(epochs=3, seed=seed, lr=LR)
     finetune(classifier, split, config, Path(folder.name) / f"{pooling}-{seed}")
     return classifier
 
@@ -135,7 +135,7 @@ axes.plot([100 * p for p in position_curve_2], "--", color="#D55E00", label="las
 axes.axhline(100 * token_answer, color="#009E73", label="last token, seed 1")
 axes.axhline(100 * token_answer_2, ls="--", color="#009E73", label="last token, seed 2")
 axes.axvline(LONGEST - len(ids), color="#404040", lw=1, ls=":")
-axes.text(LONGEST - len(ids) + 0.5, 12, "padding in training")
+axes.text(LONGEST - len(ids) + 0.5, 62, "padded as in training")
 axes.text(1, 43, "below 50%: ham")
 axes.set(xlabel="tokens of padding after the message", ylabel="P(spam) (%)", ylim=(0, 102))
 axes.set_title(f"One message, more and more padding: {TEXT}")
@@ -144,12 +144,12 @@ picture(figure, "13-padding")
 
 # %% [markdown]
 # The message never changes. Yet at the last position its probability of spam rises and then falls, and
-# one of the two classifiers calls it ham if there is enough padding. At the last token the answer
-# stays the same, because that token cannot see the padding after it.
+# with enough padding both classifiers call it ham. At the last token the answer stays the same,
+# because that token cannot see the padding after it.
 #
-# The dotted line shows how much padding this message had during training. The lecture always pads to
-# the same length, so its answers stay as they are. But that length is then part of the model. Whoever
-# uses the model has to know it, and pad to it.
+# The dotted line is where the message has been padded to 56 tokens, like every training message. The
+# lecture always pads to the same length, so its answers stay as they are. But that length is then part
+# of the model. Whoever uses the model has to know it, and pad to it.
 
 # %% [markdown]
 # ## The answer depends on the other messages
