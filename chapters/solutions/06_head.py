@@ -2,86 +2,78 @@
 # # Solutions to chapter 6
 
 # %%
-import csv
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import torch
+from torch import nn
 
-from gpt2_from_scratch import (
-    Classifier,
-    DataConfig,
-    TrainConfig,
-    count_labels,
-    load_messages,
-    train_classifier,
-)
+from gpt2_from_scratch import Tokenizer, load_gpt2, load_messages, model_folder
+
+model = load_gpt2("mini")
+tokenizer = Tokenizer(model_folder("mini"))
 
 # %% [markdown]
-# ## 1. One output for two classes
+# ## 1. The work of the two heads
 #
-# One is enough. The softmax of two logits depends only on their difference: P(spam) =
-# 1 / (1 + exp(ham - spam)). So a single row, the second minus the first, gives the same probability
-# through the sigmoid function. The package keeps two rows because then three classes need no other
-# code.
+# > For one token, how many multiplications does the old head need, and how many the new one?
+#
+# Each weight of a linear layer is multiplied once per token. So the old head needs one multiplication
+# for each of its weights, and the new head needs 2 C. In between lies the size of the vocabulary,
+# divided by the number of classes.
 
 # %%
+V = model.config.n_vocab
+C = model.config.n_embd
+print(f"the old head: {V * C:,} multiplications per token")
+print(f"the new head: {2 * C:,} multiplications per token, {V // 2:,} times fewer")
+assert model.head.weight.numel() == V * C
+assert nn.Linear(C, 2).weight.numel() == 2 * C
+
+# %% [markdown]
+# ## 2. Forty questions
+#
+# > Ask GPT-2 about 20 spam and 20 ham messages, and call a message spam if ` yes` is more probable
+# > than ` no`. How many answers are correct? Compare with a coin.
+#
+# The miniature is no better than a coin, which is correct about 20 times. The question is the same in
+# all prompts. Most of what decides between ` yes` and ` no` has nothing to do with spam.
+
+# %%
+yes = tokenizer.encode(" yes")[0]
+no = tokenizer.encode(" no")[0]
 messages = load_messages("sms")
-classifier = Classifier.on_base("mini", ["ham", "spam"])
-head = classifier.model.head
-encoded, _ = classifier.encode([message.text for message in messages[:20]])
-two = classifier.logits(encoded).softmax(dim=1)[:, 1]
+spam = [message for message in messages if message.label == "spam"][:20]
+ham = [message for message in messages if message.label == "ham"][:20]
+correct = 0
+said_yes = 0
+for message in spam + ham:
+    prompt = f"Is the following text 'spam'? Answer with 'yes' or 'no': '{message.text}'\nAnswer:"
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer.encode(prompt)]))[0, -1]
+    answer = "spam" if logits[yes] > logits[no] else "ham"
+    correct += answer == message.label
+    said_yes += answer == "spam"
+print(f"{correct} of 40 answers are correct; {said_yes} answers are yes")
+assert 10 <= correct <= 30, "between these numbers, a coin is a good explanation"
+
+# %% [markdown]
+# ## 3. Two outputs for three classes
+#
+# > For two classes, one output is enough. Are two outputs enough for three classes?
+#
+# Yes. Softmax does not change if the same number is subtracted from all logits. So we subtract the
+# first logit from all three. The first one is then always 0 and needs no output. In general, K classes
+# need K - 1 outputs. K outputs are simpler, because all classes are treated alike.
+
+# %%
+torch.manual_seed(123)
+three = nn.Linear(C, 3)
+states = torch.randn(5, C)
 with torch.no_grad():
-    row, bias = head.weight[1] - head.weight[0], head.bias[1] - head.bias[0]
-    states = [classifier.model.hidden(torch.tensor([ids]))[0, -1] for ids in encoded]
-    one = torch.sigmoid(torch.stack(states) @ row + bias)
-print(f"P(spam) of 20 messages: the largest difference is {(one - two).abs().max():.0e}")
-assert torch.allclose(one, two, atol=1e-5)
-
-# %% [markdown]
-# ## 2. Read at the first token
-#
-# The first token has seen only itself. So messages that begin with the same token get the same answer,
-# whatever follows it and however the classifier was trained. There are at most as many different
-# answers as there are different first tokens.
-
-# %%
-first = Classifier.on_base("mini", ["ham", "spam"], pooling="first_token")
-encoded, _ = first.encode([message.text for message in messages[:100]])
-answer_of: dict[int, torch.Tensor] = {}
-for ids, logits in zip(encoded, first.logits(encoded), strict=True):
-    assert torch.allclose(answer_of.setdefault(ids[0], logits), logits, atol=1e-4)
-distinct = torch.stack([*answer_of.values()]).round(decimals=3).unique(dim=0)
-print(f"{len(encoded)} messages, {len(answer_of)} first tokens, {len(distinct)} answers")
-assert len(distinct) <= len(answer_of) < len(encoded)
-
-# %% [markdown]
-# ## 3. Medicine or not
-#
-# The file has two labels, so the head has two rows; nothing else changes. A classifier that always
-# answers `other` is correct for two texts in three, so the accuracy must be compared with two thirds
-# and not with one half. With `balance=True`, only as many `other` texts are drawn as there are texts
-# about medicine. Then guessing is correct half of the time again.
-
-# %%
-topics = load_messages("topics")
-rows = [(m.text, m.label if m.label == "medicine" else "other") for m in topics]
-with TemporaryDirectory() as folder:
-    path = Path(folder) / "medicine.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
-    counts = count_labels(load_messages(path))
-    run = train_classifier(
-        "mini",
-        DataConfig(source=str(path), balance=True),
-        TrainConfig(epochs=2, lr=1e-3),
-        run=Path(folder) / "run",
-        cache=False,
-    )
-    trained, scores = run.classifier, run.scores
-always = counts["other"] / sum(counts.values())
-low, high = scores.interval
-print(f"{counts}: 'always other' is correct for {always:.1%}")
-print(f"trained, balanced: {scores.accuracy:.1%} ({low:.1%} to {high:.1%}); guessing: 50.0%")
-assert always == 2 / 3 and tuple(trained.model.head.weight.shape) == (2, 256)
-assert scores.accuracy > 0.55
+    expected = three(states).softmax(dim=1)
+    weight = three.weight[1:] - three.weight[0]  # (2, C)
+    bias = three.bias[1:] - three.bias[0]
+    two = states @ weight.T + bias  # (5, 2)
+    logits = torch.cat([torch.zeros(5, 1), two], dim=1)  # (5, 3)
+    found = logits.softmax(dim=1)
+print("probabilities from three outputs:", expected[0])
+print("probabilities from two outputs:  ", found[0])
+assert torch.allclose(found, expected, atol=1e-5)

@@ -5,67 +5,112 @@
 import torch
 
 from gpt2_from_scratch import (
-    Classifier,
+    Tokenizer,
     class_logits,
+    encode_texts,
+    load_gpt2,
+    load_messages,
+    model_folder,
     pad_batch,
-    pad_right,
+    replace_head,
 )
 
-# its head is random, which is enough here
-base = Classifier.on_base("mini", ["ham", "spam"], pooling="last_token")
-pad_id = base.tokenizer.end_of_text_id
-(ids, other), _ = base.encode(["Claim your prize now", "Claim what you spent at the office"])
-plain = class_logits(base.model, *pad_batch([ids], pad_id), "last_token").detach()
+model = load_gpt2("mini")
+tokenizer = Tokenizer(model_folder("mini"))
+pad_id = tokenizer.end_of_text_id
+torch.manual_seed(123)
+replace_head(model, num_classes=2)  # its weights are random, which is enough here
 
 # %% [markdown]
-# ## 1. Padding on the left
+# ## 1. Read at the first token
 #
-# Attention looks back, and now the padding comes first: every token sees it. And GPT-2 counts
-# positions from the first column, so each token gets a position that is six too high. `pad_right`
-# moves the real tokens to the front, and the answer is again the same as without padding.
+# > Read 100 messages at their first token. How many different answers are there, and why?
+#
+# The first token has seen only itself. So all messages that begin with the same token get the same
+# answer, whatever follows it. There are exactly as many answers as there are different first tokens.
 
 # %%
-left = torch.tensor([[pad_id] * 6 + ids])
-wrong = base.model(left)[:, -1].detach()
-moved, lengths = pad_right(left, left != pad_id)
-fixed = class_logits(base.model, moved, lengths, "last_token").detach()
-print(f"padding on the left changes the logits by {(wrong - plain).abs().max():.3f}, ", end="")
-print(f"after pad_right they differ by {(fixed - plain).abs().max():.0e}")
-assert (wrong - plain).abs().max() > 1e-3 and (fixed - plain).abs().max() < 1e-5
+messages = load_messages("sms")[:100]
+encoded, _ = encode_texts([message.text for message in messages], tokenizer, 384)
+batch, lengths = pad_batch(encoded, pad_id)
+with torch.no_grad():
+    answers = class_logits(model, batch, lengths, "first_token")
+different = answers.round(decimals=3).unique(dim=0)
+first_tokens = batch[:, 0].unique()
+print(f"{len(messages)} messages, {len(first_tokens)} first tokens, {len(different)} answers")
+assert len(different) == len(first_tokens) < len(messages)
 
 # %% [markdown]
-# ## 2. Finding the end by the padding id
+# ## 2. The end of a text
 #
-# A text may contain the id of `<|endoftext|>`, for instance because somebody has joined two
-# documents. The first one is then taken as the end, and nothing after it is read, so it does not
-# matter what comes there. This does not happen if the lengths are counted before padding. (Our
-# tokenizer never makes that id from text.)
+# > Other libraries take the first `<|endoftext|>` of a row as the end of its text. For which texts
+# > does that fail?
+#
+# It fails for a text that contains this token itself, for instance because somebody has joined two
+# documents. The first one is then taken as the whole text, and nothing after it is read. Here are two
+# such texts with the same first document and different second ones. They get the same answer. This
+# does not happen if the lengths are counted before padding. (Our tokenizer never makes this token from
+# a text.)
 
 # %%
-joined = [ids + [pad_id] + other, ids + [pad_id] + other[::-1]]
+first = tokenizer.encode("Claim your prize now")
+second = tokenizer.encode("Claim what you spent at the office")
+third = tokenizer.encode("See you at six")
+joined = [first + [pad_id] + second, first + [pad_id] + third]
 batch, lengths = pad_batch(joined, pad_id)
-by_id = (batch == pad_id).int().argmax(dim=1)  # number of tokens before the first padding
-cut = class_logits(base.model, batch, by_id, "last_token").detach()
-counted = class_logits(base.model, batch, lengths, "last_token").detach()
-print(f"{lengths.tolist()} tokens, according to the padding id: {by_id.tolist()}")
-assert by_id.tolist() == [len(ids)] * 2 and lengths[0] == len(ids) + 1 + len(other)
-assert (cut - plain).abs().max() < 1e-5, "the rest was not read"
-assert (counted[0] - counted[1]).abs().max() > 1e-3, "read to the end, the two differ"
+by_padding = (batch == pad_id).int().argmax(dim=1)  # the number of tokens before the first padding
+with torch.no_grad():
+    cut = class_logits(model, batch, by_padding, "last_token")
+    whole = class_logits(model, batch, lengths, "last_token")
+    alone = model(torch.tensor([first]))[0, -1]
+print("lengths:", lengths.tolist(), "according to the padding:", by_padding.tolist())
+print("read at the first <|endoftext|>:")
+print(cut)
+print("read at the end:")
+print(whole)
+assert by_padding.tolist() == [len(first), len(first)]
+assert torch.allclose(cut[0], alone, atol=1e-4) and torch.allclose(cut[1], alone, atol=1e-4)
+assert (whole[0] - whole[1]).abs().max() > 1e-3
 
 # %% [markdown]
-# ## 3. The end token alone
+# ## 3. Two reasons
 #
-# Yes. The answer is now read at the same token for both texts, but this token attends to the space
-# before it, and the logits change. So both are needed: a fixed token to read, and the same tokens before
-# it. The classifier that reads the end token removes the space first, and its logits are equal to the
-# last bit.
+# > Padding on the left does harm for two reasons. Give each token its right position, but let it see
+# > the padding. Then hide the padding as well. When is the answer the same as without padding?
+#
+# Only if both are repaired. With the right positions alone, the tokens still look back at the padding.
+# With the padding hidden, but the wrong positions, GPT-2 adds the wrong rows of `wpe`. Libraries that
+# pad on the left therefore pass both on to the network: a mask, and the number of each position.
 
 # %%
-encode, newline = base.tokenizer.encode, base.tokenizer.encode("\n")
-texts = ["Claim your prize now", "Claim your prize now "]
-appended = base.logits([encode(text) + newline for text in texts])
-reader = Classifier.on_base("mini", ["ham", "spam"])  # by default it reads the end token
-removed = reader.logits(reader.encode(texts)[0])
-print(f"one space changes the logits by {(appended[0] - appended[1]).abs().max():.3f}; ", end="")
-print(f"if it is removed, by {(removed[0] - removed[1]).abs().max():.0f}")
-assert (appended[0] - appended[1]).abs().max() > 1e-3 and torch.equal(removed[0], removed[1])
+PADS = 5
+ids = torch.tensor([[pad_id] * PADS + first])
+T = ids.shape[1]
+shifted = (torch.arange(T) - PADS).clamp(min=0)  # the first real token has position 0
+sees = torch.ones(T, T).tril().bool()
+hides = sees.clone()
+hides[:, :PADS] = False
+hides = hides | torch.eye(T).bool()  # a padding token still sees itself
+
+
+def logits_of(positions, seen):
+    x = model.wte(ids) + model.wpe(positions)
+    for block in model.blocks:
+        x = x + block.attn.c_proj(block.attn.attend(block.attn.c_attn(block.ln_1(x)), seen))
+        x = x + block.mlp(block.ln_2(x))
+    return model.head(model.ln_f(x))[0, -1]
+
+
+with torch.no_grad():
+    neither = logits_of(torch.arange(T), sees)
+    right_positions = logits_of(shifted, sees)
+    hidden_padding = logits_of(torch.arange(T), hides)
+    both = logits_of(shifted, hides)
+print("without padding:   ", alone)
+print("padding on the left:", neither)
+print("right positions:   ", right_positions)
+print("hidden padding:    ", hidden_padding)
+print("both:              ", both)
+for wrong in (neither, right_positions, hidden_padding):
+    assert (wrong - alone).abs().max() > 1e-3
+assert torch.allclose(both, alone, atol=1e-4)

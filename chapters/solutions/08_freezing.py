@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from gpt2_from_scratch import (
     Tokenizer,
-    class_logits,
     encode_texts,
+    format_ledger,
     ledger,
     load_gpt2,
     load_messages,
@@ -19,87 +19,101 @@ from gpt2_from_scratch import (
     split_messages,
 )
 
-batch = split_messages(load_messages("sms"), balance=True).train[:16]
-encoded, _ = encode_texts([message.text for message in batch], Tokenizer(model_folder("mini")), 384)
-ids, lengths = pad_batch(encoded, pad_id=0)
-answers = torch.tensor([message.label == "spam" for message in batch]).long()
+messages = split_messages(load_messages("sms"), balance=True).train[:16]
+tokenizer = Tokenizer(model_folder("mini"))
+encoded, _ = encode_texts([message.text for message in messages], tokenizer, 60)
+ids, lengths = pad_batch(encoded, tokenizer.end_of_text_id)
+rows = torch.arange(len(ids))
+labels = torch.tensor([int(message.label == "spam") for message in messages])
 
 
-def loss_of(model):
-    return F.cross_entropy(class_logits(model, ids, lengths, "last_token"), answers)
-
-
-# %% [markdown]
-# ## 1. All parameters for the optimizer
-#
-# AdamW skips a parameter whose gradient is `None`, and does not apply weight decay to it either. So
-# frozen parameters stay the same to the last bit. A gradient of zeros is different: the step itself is
-# then 0, but weight decay is still applied. If you fill gradients with zeros by hand, the "frozen"
-# weights shrink.
-
-# %%
-changed = {}
-for gradient in ("None", "zeros"):
+def new_model():
     torch.manual_seed(123)
     model = load_gpt2("mini")
     replace_head(model, num_classes=2)
-    set_trainable(model)
-    before = model.wte.weight.detach().clone()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    loss_of(model).backward()
-    for parameter in model.parameters():
-        if gradient == "zeros" and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    changed[gradient] = (model.wte.weight / before).median().item()
-    print(f"gradient {gradient:<5}: wte is {changed[gradient]:.6f} times what it was")
-    assert torch.equal(model.wte.weight, before) == (gradient == "None")
-assert changed["None"] == 1
-assert abs(changed["zeros"] - (1 - 1e-3 * 0.1)) < 1e-6, "one step of decay: 1 - lr * weight_decay"
+    return model
+
+
+def loss_of(model):
+    return F.cross_entropy(model(ids)[rows, lengths - 1], labels)
+
+
+# %% [markdown]
+# ## 1. The lecturer's experiments, counted
+#
+# > Try what the lecturer suggests: two blocks, and no final norm. Compute the number of trainable
+# > parameters from the width C before you run it.
+#
+# Two blocks and the head have 2 (12 C² + 13 C) + 2 C + 2 parameters. The final norm would add 2 C, a
+# gain and a shift for each of the C numbers.
+
+# %%
+model = new_model()
+C = model.config.n_embd
+computed = 2 * (12 * C**2 + 13 * C) + 2 * C + 2
+set_trainable(model, n_last_blocks=2, final_norm=False)
+print(f"computed: {computed:,}")
+print(format_ledger(ledger(model)))
+counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+assert counted == computed
+set_trainable(model, n_last_blocks=2, final_norm=True)
+with_norm = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+assert with_norm == computed + 2 * C
 
 # %% [markdown]
 # ## 2. The head, frozen by mistake
 #
-# The block and the norm are trained, because they are unfrozen afterwards. The head keeps its random
-# values. The loss still falls, because the block learns to produce states that the random head
-# classifies correctly. You notice the mistake only if you look at the list of trainable parts, or at
-# the head itself. `set_trainable` avoids it: it unfreezes all three after it has frozen everything.
+# > Replace the head first and then freeze everything. Then unfreeze the last block and the final norm.
+# > What is trained? Does the loss fall?
+#
+# The block and the norm are trained, and the head keeps its random values. The loss still falls: the
+# block learns to make states that the random head happens to classify correctly. So the loss does not
+# reveal the mistake. The ledger does.
 
 # %%
-torch.manual_seed(123)
-model = load_gpt2("mini")
-replace_head(model, num_classes=2)
+model = new_model()
 model.requires_grad_(False)
 model.blocks[-1].requires_grad_(True)
 model.ln_f.requires_grad_(True)
-print("trainable:", [line.part for line in ledger(model) if line.trainable])
-head = model.head.weight.clone()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+print(format_ledger(ledger(model)))
+head_before = model.head.weight.clone()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 losses = []
 for _ in range(12):
     optimizer.zero_grad()
-    losses.append(loss_of(model))
-    losses[-1].backward()
+    loss = loss_of(model)
+    loss.backward()
     optimizer.step()
+    losses.append(loss.item())
 print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
 assert [line.part for line in ledger(model) if line.trainable] == ["blocks.5", "ln_f"]
-assert torch.equal(model.head.weight, head) and losses[-1] < 0.7 * losses[0]
+assert torch.equal(model.head.weight, head_before)
+assert losses[-1] < 0.7 * losses[0]
 
 # %% [markdown]
-# ## 3. A gradient through frozen blocks
+# ## 3. All parameters for the optimizer
 #
-# Only `blocks.0` has a gradient. If a block is frozen, no gradient is computed for its own weights.
-# But the gradient with respect to its input is still computed, because it is needed to get from the
-# loss back to `blocks.0`. So freezing the later blocks saves only about a quarter of the work of
-# training all of them. If only the last part is trainable, freezing the rest saves more than half.
+# > The lecture gives all parameters to the optimizer. Its weight decay makes weights a little smaller
+# > at each step. Does it also shrink the frozen ones? What if their gradient were zeros instead of
+# > `None`?
+#
+# AdamW skips a parameter whose gradient is `None`, and its weight decay skips it too. So frozen
+# parameters stay the same to the bit. A gradient of zeros is different: the step itself is 0, but the
+# weight decay is applied. Whoever fills gradients with zeros by hand shrinks the "frozen" weights.
 
 # %%
-model.requires_grad_(False)
-model.zero_grad()
-model.blocks[0].requires_grad_(True)
-loss_of(model).backward()
-parts = {line.part: model.get_submodule(line.part) for line in ledger(model)}
-found = [name for name, part in parts.items() if any(p.grad is not None for p in part.parameters())]
-print("a gradient:", found)
-assert found == ["blocks.0"]
-assert model.blocks[0].attn.c_attn.weight.grad.abs().max() > 0
+ratios = {}
+for gradient in ("None", "zeros"):
+    model = new_model()
+    set_trainable(model, n_last_blocks=1, final_norm=True)
+    before = model.wte.weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    loss_of(model).backward()
+    if gradient == "zeros":
+        model.wte.weight.grad = torch.zeros_like(model.wte.weight)
+    optimizer.step()
+    ratios[gradient] = (model.wte.weight / before).median().item()
+    print(f"gradient {gradient:<5}: wte is {ratios[gradient]:.6f} times what it was")
+    assert torch.equal(model.wte.weight, before) == (gradient == "None")
+assert ratios["None"] == 1
+assert abs(ratios["zeros"] - (1 - 1e-3 * 0.1)) < 1e-6  # one step of decay: 1 - lr * weight_decay
