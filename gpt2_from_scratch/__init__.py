@@ -69,6 +69,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "best_epoch",
             "finetune",
             "loss_and_scores",
+            "rate_factor",
             "to_labelled",
         ],
         "classifier.classifier": ["Classifier"],
