@@ -46,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data.split": ["Split", "load_split", "split_messages"],
         "data.check": ["check_data"],
         "data.tables": ["tab_separated"],
+        "evaluation.baselines": ["fit_baselines", "predictions_of"],
         "evaluation.metrics": ["evaluate_predictions", "format_evaluation", "wilson_interval"],
         "classifier.settings": ["HeadConfig", "HeadSettings", "POOLINGS", "TrainConfig"],
         "classifier.heads": [
@@ -69,6 +70,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "best_epoch",
             "finetune",
             "loss_and_scores",
+            "rate_factor",
             "to_labelled",
         ],
         "classifier.classifier": ["Classifier"],
