@@ -13,85 +13,120 @@ import torch.nn.functional as F
 from gpt2_from_scratch import (
     GPT2,
     GPT2Config,
-    PretrainConfig,
     Tokenizer,
     init_weights,
     load_messages,
     split_messages,
+    train_bpe,
     write_bpe,
 )
-from gpt2_from_scratch.gpt2 import corpus, pretrain
+from gpt2_from_scratch.course import setting
 
-split = split_messages(load_messages("sms"), balance=True)
-texts, unseen = ([m.text for m in part] for part in (split.train + split.val, split.test[:100]))
-SMALL = {"n_ctx": 64, "n_embd": 64, "n_head": 4, "n_layer": 2, "row": 64, "tokens": 512}
-
-
-# %%
-def learned(texts: list[str], n_vocab: int, steps: int) -> tuple[float, float]:
-    """(training loss over the last ten steps, bits per byte of the unseen messages)."""
-    config = PretrainConfig(n_vocab=n_vocab, steps=steps, warmup=10, decay=0.5, **SMALL)
-    with TemporaryDirectory() as folder:
-        write_bpe(Path(folder), corpus.train_bpe(texts, n_vocab))
-        tokenizer = Tokenizer(Path(folder))
-    source = corpus.encode_source("ours", texts, tokenizer, 1.0)
-    aside = corpus.encode_source("unseen", unseen, tokenizer, 1.0)
-    model = GPT2(GPT2Config(n_vocab, config.n_ctx, config.n_embd, config.n_head, config.n_layer))
-    init_weights(model, torch.Generator().manual_seed(config.seed))
-    optimizers, losses = pretrain.make_optimizers(model, config), []
-    for step in range(steps):
-        rows = pretrain.draw_rows([source], config, step)
-        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()
-        losses.append(loss.item())
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * pretrain.learning_rate_factor(step, config)
-            optimizer.step()
-            optimizer.zero_grad()
-    bits = pretrain.bits_per_byte(model, [aside], corpus.n_bytes(aside, tokenizer))
-    return sum(losses[-10:]) / 10, bits
-
+MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
+split = split_messages(load_messages(DATA), balance=True)
+texts = [message.text for message in split.train + split.val]
+unseen = [message.text for message in split.test[:100]]
 
 # %% [markdown]
-# ## 1. An eighth of the messages
+# ## 1. gzip that has read something
 #
-# The training loss is lower, because few messages are easier to memorize. The held-out messages need
-# more bits. That is why a lot of text helps: the network need not see the same text again and again.
+# > Let gzip read the training text first (`zlib.compressobj(zdict=...)`). How much better does it get?
+#
+# gzip looks back 32 kilobytes, so we give it the end of the training text as its dictionary. Words and
+# phrases that occur there cost it little, and it needs far fewer bits. But all it can do is copy what it has
+# seen. It does not predict.
 
 # %%
-loss, bits = learned(texts, 400, 60)
-few_loss, few_bits = learned(texts[::8], 400, 60)
-print(f"all messages   training loss {loss:.2f}, held out {bits:.2f} bits per byte")
-print(f"one in eight   training loss {few_loss:.2f}, held out {few_bits:.2f} bits per byte")
-assert few_loss < loss - 0.1 and few_bits > bits + 0.1
+raw = "\n".join(unseen).encode()
+dictionary = "\n".join(texts).encode()[-32768:]
+packer = zlib.compressobj(9)
+alone = 8 * len(packer.compress(raw) + packer.flush()) / len(raw)
+packer = zlib.compressobj(9, zdict=dictionary)
+prepared = 8 * len(packer.compress(raw) + packer.flush()) / len(raw)
+print(f"gzip alone                    {alone:.2f} bits per byte")
+print(f"gzip after the training text  {prepared:.2f} bits per byte")
+assert prepared < alone - 0.1
 
 # %% [markdown]
 # ## 2. Fewer tokens
 #
-# The loss per token is lower: there are fewer tokens to choose from, and each is a shorter piece of text.
-# But the bits per byte are higher: a text has more tokens, and the network sees less of it at a time.
-# So compare bits per byte, not losses per token.
+# > Use a vocabulary of 300 tokens. Is the loss lower? Are the bits per byte?
+#
+# We put the steps of the chapter into a function, with a network that is smaller still. The loss per token is
+# lower with 300 tokens: there are fewer tokens to choose from, and each is a shorter piece of text. But the
+# bits per byte are higher, because a text has more tokens, and the network sees less of it at a time. So
+# compare bits per byte, not losses per token.
+
 
 # %%
-small_loss, small_bits = learned(texts, 300, 60)
-print(f"300 tokens   training loss {small_loss:.2f}, held out {small_bits:.2f} bits per byte")
-print(f"400 tokens   training loss {loss:.2f}, held out {bits:.2f} bits per byte")
-assert small_loss < loss - 0.1 and math.log(300) < math.log(400)
-assert small_bits > bits + 0.05, "lower loss, more bits"
+def joined(texts, tokenizer):
+    ids = []
+    for text in texts:
+        ids += tokenizer.encode(text)
+        ids.append(tokenizer.end_of_text_id)
+    return torch.tensor(ids)
+
+
+def losses_of(model, pieces):
+    logits = model(pieces[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), pieces[:, 1:].flatten(), reduction="none")
+
+
+def learned(texts, n_vocab, steps=60, n_ctx=64):
+    """(mean training loss of the last ten steps, bits per byte of the unseen messages)."""
+    with TemporaryDirectory() as folder:
+        write_bpe(Path(folder), train_bpe(texts, n_vocab))
+        tokenizer = Tokenizer(Path(folder))
+    stream = joined(texts, tokenizer)
+    model = GPT2(GPT2Config(n_vocab, n_ctx, n_embd=64, n_head=4, n_layer=2))
+    init_weights(model, torch.Generator().manual_seed(123))
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim == 1] + [model.wte.weight, model.wpe.weight]
+    muon = torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95))
+    torch.manual_seed(123)
+    losses = []
+    for step in range(steps):
+        rate = 0.006 * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
+        starts = torch.randint(len(stream) - n_ctx, (8,)).tolist()
+        pieces = torch.stack([stream[start : start + n_ctx + 1] for start in starts])
+        for optimizer in (muon, adamw):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+        loss = losses_of(model, pieces).mean()
+        loss.backward()
+        muon.step()
+        adamw.step()
+        losses.append(loss.item())
+
+    ids = joined(unseen, tokenizer)
+    n_bytes = sum(len(text.encode()) + 1 for text in unseen)
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, n_ctx):
+            nats += losses_of(model, ids[None, start : start + n_ctx + 1]).sum().item()
+    return sum(losses[-10:]) / 10, nats / math.log(2) / n_bytes
+
+
+# %%
+loss, bits = learned(texts, 400)
+small_loss, small_bits = learned(texts, 300)
+print(f"400 tokens   training loss {loss:.2f}, unseen {bits:.2f} bits per byte")
+print(f"300 tokens   training loss {small_loss:.2f}, unseen {small_bits:.2f} bits per byte")
+assert small_loss < loss - 0.1
+assert small_bits > bits + 0.03, "lower loss, more bits"
 
 # %% [markdown]
-# ## 3. gzip that has read something
+# ## 3. An eighth of the messages
 #
-# gzip looks back 32 KB, so we give it the end of the training text as its dictionary. Words and phrases
-# that occur there cost it little, and it needs far fewer bits. But all it can do is copy what it has
-# seen; it does not predict.
+# > Train on one in eight of the messages, for the same number of steps. What happens to the loss on the
+# > training messages, and to the bits per byte of the unseen ones?
+#
+# The training loss is lower, because few messages are easier to memorize. The unseen messages need more bits.
+# That is why a lot of text helps: the network need not see the same text again and again.
 
 # %%
-raw, before = "\n".join(unseen).encode(), "\n".join(texts).encode()[-32768:]
-sizes = {}
-for name, dictionary in {"alone": b"", "after the training text": before}.items():
-    packer = zlib.compressobj(9, zdict=dictionary) if dictionary else zlib.compressobj(9)
-    sizes[name] = 8 * len(packer.compress(raw) + packer.flush()) / len(raw)
-    print(f"{name:<24} {sizes[name]:.2f} bits per byte")
-assert sizes["after the training text"] < sizes["alone"] - 0.1
+few_loss, few_bits = learned(texts[::8], 400)
+print(f"all messages   training loss {loss:.2f}, unseen {bits:.2f} bits per byte")
+print(f"one in eight   training loss {few_loss:.2f}, unseen {few_bits:.2f} bits per byte")
+assert few_loss < loss - 0.1 and few_bits > bits + 0.1
