@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint,notebooks]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
 	@touch $(READY) $@
 
 notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, executed (two minutes)

@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 0. The lecture
 #
-# This chapter follows the lecture cell by cell, in the lecture's order: load GPT-2's weights, print the
-# model, freeze it, give it a new head, make the last block trainable, send a sentence through it, and
-# train. Then it tries what the lecturer suggests at 29:59. The later chapters take each of these steps
-# apart. Only the names differ from the lecture's: `blocks`, `ln_f` and `head` are its `trf_blocks`,
-# `final_norm` and `out_head`.
+# **You are here:** **the lecture** · messages → tokens → attention → network → weights → head → last token → freezing → loss → finetuning → use
 #
-# **At the end you will know** what the lecture does, and what it prints. **Time:** about half a minute,
-# offline. It runs on the miniature. With `setting("124M")` the same cells run on OpenAI's weights.
+# This chapter follows the lecture cell by cell, in the lecture's order. It loads GPT-2's weights, prints
+# the model, freezes it, gives it a new head, makes the last block trainable, sends a sentence through it,
+# and trains. Then it tries what the lecturer suggests at 29:59. If something goes too fast here, go on
+# reading: each of the later chapters takes one of these steps apart.
+#
+# **At the end you will know** all steps of the lecture, and what each of them prints.
+#
+# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import nn
 
 from gpt2_from_scratch import (
@@ -25,120 +28,171 @@ from gpt2_from_scratch import (
     split_messages,
     wilson_interval,
 )
-from gpt2_from_scratch.course import setting
+from gpt2_from_scratch.course import picture, setting
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
 # %% [markdown]
+# The cells run on the miniature, a small GPT-2 that ships with the package. To run them on OpenAI's
+# weights, write `setting("124M")` in the cell above. Only the names of the parts differ from the
+# lecture's: `blocks`, `ln_f` and `head` are its `trf_blocks`, `final_norm` and `out_head`.
+#
 # ## The model
 #
-# We load the weights and print the model. It reads from top to bottom: two tables that turn tokens and
-# positions into vectors, the transformer blocks, the final norm, and the head, which has one output for
-# each entry of the vocabulary.
+# We load the weights and the tokenizer that belongs to them, and print the model. Read the output from
+# top to bottom: `wte` and `wpe` are two tables, which turn tokens and positions into vectors. Then come
+# the transformer blocks, and after them the final norm. The head is last. It has one output per entry of
+# the vocabulary, because GPT-2 predicts the next token.
 
 # %%
-model, tokenizer = load_gpt2(MODEL), Tokenizer(model_folder(MODEL))
+model = load_gpt2(MODEL)
+tokenizer = Tokenizer(model_folder(MODEL))
+config = model.config
 print(model)
 
-# %% check
-config = model.config
-assert len(model.blocks) == config.n_layer and model.head.out_features == config.n_vocab
-count = sum(parameter.numel() for parameter in model.parameters())
-print(f"checked: {config.n_layer} blocks, {config.n_vocab:,} outputs, {count:,} parameters")
-
 # %% [markdown]
-# ## Freeze, replace, unfreeze
+# ## Freeze everything
 #
-# First everything is frozen. Then a new head takes the place of the old one. It has two outputs, one per
-# class. A new layer has `requires_grad=True` by default, so at this point the head alone would be
-# trained (28:50). For three classes, such as technology, sports and medicine (26:04), only one number
-# would be different.
+# A parameter that is *frozen* is not changed by training. At first all parameters are trainable. The
+# lecture freezes all of them, and afterwards it makes a few trainable again (27:22).
 
 # %%
 for parameter in model.parameters():
     parameter.requires_grad = False
-torch.manual_seed(123)
-model.head = nn.Linear(in_features=config.n_embd, out_features=2)
-print(model.head, [name for name, p in model.named_parameters() if p.requires_grad])
-print(nn.Linear(in_features=config.n_embd, out_features=3), "for three classes")
+
+total = sum(parameter.numel() for parameter in model.parameters())
+print(f"{total:,} parameters, all frozen")
 
 # %% [markdown]
-# Then the last block and the final norm become trainable again (29:15).
+# ## A new head
+#
+# A new head takes the place of the old one (28:28). It has two outputs, one per class: ham, which is a
+# good message, and spam. A new layer has `requires_grad=True` by default, so at this point the head
+# alone would be trained (28:50).
 
 # %%
-for parameter in [*model.blocks[-1].parameters(), *model.ln_f.parameters()]:
-    parameter.requires_grad = True
-trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-count = sum(p.numel() for p in model.parameters())
-print(f"{trained:,} of {count:,} parameters are trainable ({trained / count:.1%})")
+torch.manual_seed(123)
+model.head = nn.Linear(in_features=config.n_embd, out_features=2)
+print(model.head)
+print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
-# %% check
-trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-last = f"blocks.{config.n_layer - 1}."
-assert all(name.startswith((last, "ln_f.", "head.")) for name in trainable)
-assert MODEL != "124M" or (trained, count) == (7_090_946, 124_441_346)
-print(f"checked: {len(trainable)} tensors are trainable, all in {last[:-1]}, ln_f or head")
+# %% [markdown]
+# What if there are three classes, such as technology, sports and medicine (26:04)? Then one number is
+# different.
+
+# %%
+print(nn.Linear(in_features=config.n_embd, out_features=3))
+
+# %% [markdown]
+# ## Unfreeze the last block and the final norm
+#
+# A head alone cannot change what the network says about a message. So the last block and the final norm
+# are made trainable again (29:15).
+
+# %%
+for parameter in model.blocks[-1].parameters():
+    parameter.requires_grad = True
+for parameter in model.ln_f.parameters():
+    parameter.requires_grad = True
+
+total = sum(parameter.numel() for parameter in model.parameters())
+trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+print(f"{trained:,} of {total:,} parameters are trainable ({trained / total:.1%})")
 
 # %% [markdown]
 # ## "Do you have time"
 #
 # A sentence of four tokens goes through the model (30:36). The output has one row per token and one
-# column per class. The last row is the answer, because only the last token has seen all the others.
+# column per class.
 
 # %%
-ids = torch.tensor(tokenizer.encode("Do you have time")).unsqueeze(0)
-print("inputs:", ids, ids.shape)
+inputs = torch.tensor(tokenizer.encode("Do you have time")).unsqueeze(0)
+print("inputs:", inputs, inputs.shape)
+
 with torch.no_grad():
-    outputs = model(ids)
+    outputs = model(inputs)
 print("outputs:", outputs, outputs.shape, sep="\n")
 
+# %% [markdown]
+# The last row is the answer, because only the last token has seen all the others (31:46). Softmax turns
+# the two logits of this row into probabilities, and argmax says which of them is larger.
+
 # %%
-print("last token:", outputs[:, -1, :])
-probabilities = torch.softmax(outputs[:, -1, :], dim=-1)
+last = outputs[:, -1, :]
+probabilities = torch.softmax(last, dim=-1)
 label = torch.argmax(probabilities, dim=-1).item()
+print("last row:     ", last)
 print("probabilities:", probabilities)
-print("class:", label, LABELS[label])
+print("label:        ", label, LABELS[label])
 
 # %% [markdown]
-# The head is still random, so this answer means nothing yet. The larger logit also has the larger
-# probability, so the class can be read from the logits, without a softmax. With OpenAI's weights and this
-# seed, the book prints the output below. The miniature has other weights, so its output is another one.
+# The head is still random, so this answer means nothing yet. The larger logit always has the larger
+# probability, so the label can also be read from the logits, without a softmax.
+#
+# With OpenAI's weights and this seed, the book prints the output below. The miniature has other weights,
+# so its output is another one.
 
 # %%
 PUBLISHED = [[-1.5854, 0.9904], [-3.7235, 7.4548], [-2.2661, 6.6049], [-3.5983, 3.9902]]
 print("published for 124M:", torch.tensor([PUBLISHED]), sep="\n")
 
-# %% check
-assert outputs.shape == (1, 4, 2) and outputs[:, -1, :].argmax().item() == label
-assert MODEL != "124M" or torch.allclose(outputs, torch.tensor([PUBLISHED]), atol=1e-3)
-print("checked: one row per token, one column per class, and the same class from logits")
-
 # %% [markdown]
-# ## Loss, loop, accuracy
+# ## Loss and accuracy
 #
-# Each message is cut or padded to the same length, and its answer is read at the last position. The
-# loss is the cross-entropy. The loop is the usual one: delete the old gradients, compute the loss, go
-# back, take a step. (To save time we use 320 training messages and 40 tokens, and for the miniature a
-# learning rate ten times the lecture's.)
+# Now we need messages. All messages of a batch must have the same length: a longer one is cut, and a
+# shorter one is padded with `<|endoftext|>`. The answer is read at the last position. (To save time, we
+# use 240 training messages and 32 tokens per message.)
 
 # %%
+LENGTH = 32
 split = split_messages(load_messages(DATA), balance=True)
-LENGTH, LR = 40, 5e-4 if MODEL == "mini" else 5e-5
+train = split.train[:240]
+test = split.test
 
 
 def to_tensors(messages):
     texts = [tokenizer.encode(message.text)[:LENGTH] for message in messages]
     ids, _ = pad_batch(texts, tokenizer.end_of_text_id, LENGTH)
-    return ids, torch.tensor([LABELS.index(message.label) for message in messages])
+    labels = [LABELS.index(message.label) for message in messages]
+    return ids, torch.tensor(labels)
+
+
+# %% [markdown]
+# Training needs a *loss*: a number that says how wrong the answers are. It is the cross-entropy, which
+# is low if the right class has a high probability. People want to know the *accuracy*: how many of the
+# answers are right. The head is still random, so its accuracy before training is luck. (Chapter 9 shows
+# why luck can be far from one half.)
+
+
+# %%
+def loss_of(network, messages):
+    ids, labels = to_tensors(messages)
+    logits = network(ids)[:, -1, :]
+    return F.cross_entropy(logits, labels)
 
 
 def count_correct(network, messages):
-    right = 0
-    with torch.no_grad():
-        for first in range(0, len(messages), 32):
-            ids, labels = to_tensors(messages[first : first + 32])
-            right += (network(ids)[:, -1, :].argmax(dim=-1) == labels).sum().item()
-    return right
+    correct = 0
+    for first in range(0, len(messages), 32):
+        ids, labels = to_tensors(messages[first : first + 32])
+        with torch.no_grad():
+            answers = network(ids)[:, -1, :].argmax(dim=-1)
+        correct += (answers == labels).sum().item()
+    return correct
+
+
+before = count_correct(model, test)
+print(f"loss of eight messages: {loss_of(model, train[:8]):.3f}")
+print(f"test accuracy before training: {before / len(test):.1%}")
+
+# %% [markdown]
+# ## The loop
+#
+# The training loop is the usual one. For each batch: delete the old gradients, compute the loss, compute
+# the gradients, and take a step. (The miniature needs a learning rate ten times the lecture's.)
+
+# %%
+LR = 5e-4 if MODEL == "mini" else 5e-5
 
 
 def train_epochs(network, messages, epochs=2):
@@ -147,80 +201,139 @@ def train_epochs(network, messages, epochs=2):
     for epoch in range(epochs):
         losses = []
         for batch in torch.randperm(len(messages)).split(8):
-            ids, labels = to_tensors([messages[n] for n in batch])
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(ids)[:, -1, :], labels)
+            loss = loss_of(network, [messages[n] for n in batch])
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1}: mean loss {sum(losses) / len(losses):.3f}")
-    return losses
 
 
-# %%
-train, test = split.train[:320], split.test
-before = count_correct(model, test)
-losses = train_epochs(model, train)
+train_epochs(model, train)
 after = count_correct(model, test)
-print(f"test accuracy {before / len(test):.1%} before, {after / len(test):.1%} after")
-
-# %% check
-with torch.no_grad():
-    ids, labels = to_tensors(test[:4])
-    by_hand = -model(ids)[:, -1, :].log_softmax(dim=1)[torch.arange(4), labels].mean()
-    assert torch.allclose(by_hand, F.cross_entropy(model(ids)[:, -1, :], labels), atol=1e-6)
-assert after > before and after / len(test) > 0.7
-print("checked: the loss equals its formula, and training has helped")
+print(f"test accuracy: {before / len(test):.1%} before, {after / len(test):.1%} after")
 
 # %% [markdown]
 # ## What the lecturer suggests to try
 #
 # At 29:59 the lecturer suggests other choices: two blocks instead of one, and no final norm. We also train
-# the head alone. Each starts again from GPT-2's weights. The interval is the 95% interval of the
-# accuracy on our test messages. The last column is what the book reports for 124M with all training
-# messages and five epochs, so the two columns need not agree. Their order can be compared.
+# the head alone. Each choice starts again from GPT-2's weights.
 
 # %%
-TRIED = {  # name: (last blocks, final norm, the book's test accuracy for 124M)
-    "head alone": (0, False, "72.00%"),
-    "last block, no final norm": (1, False, "-"),
-    "last block, final norm": (1, True, "95.00%"),
-    "last two blocks, final norm": (2, True, "98.33%"),
+CHOICES = {  # name: (number of last blocks, with the final norm)
+    "head alone": (0, False),
+    "last block, no final norm": (1, False),
+    "last two blocks, final norm": (2, True),
 }
-rows = {}
-for name, (blocks, norm, _) in TRIED.items():
+correct = {"last block, final norm": after}  # trained above
+for name, (blocks, norm) in CHOICES.items():
     print(name)
     network = load_gpt2(MODEL)
     network.requires_grad_(False)
     torch.manual_seed(123)
     network.head = nn.Linear(config.n_embd, 2)
-    for part in [*network.blocks[config.n_layer - blocks :], *([network.ln_f] if norm else [])]:
-        part.requires_grad_(True)
+    for block in network.blocks[config.n_layer - blocks :]:
+        block.requires_grad_(True)
+    if norm:
+        network.ln_f.requires_grad_(True)
     train_epochs(network, train)
-    rows[name] = count_correct(network, test)
-
-# %%
-print(f"{'trained':<28} here    95% interval      the book, 124M")
-for name, right in rows.items():
-    low, high = wilson_interval(right, len(test))
-    accuracy = right / len(test)
-    print(f"{name:<28} {accuracy:.1%}   {low:.1%} to {high:.1%}   {TRIED[name][2]}")
+    correct[name] = count_correct(network, test)
 
 # %% [markdown]
-# The head alone is the lowest, here as in the book. All intervals overlap, so this table does not show
-# which of the others is best. Chapter 6 is about freezing, chapter 9 about intervals, and chapter 10
-# about what is wrong with the last position.
+# An accuracy that is measured on a few hundred messages is not exact. The 95% interval says which true
+# accuracies fit what was measured. The last column of the table is what the book reports for 124M with
+# all training messages and five epochs. The two columns need not agree, but their order can be compared.
+
+# %%
+BOOK = {  # test accuracy for 124M
+    "head alone": "72.00%",
+    "last block, final norm": "95.00%",
+    "last two blocks, final norm": "98.33%",
+}
+order = ["head alone", "last block, no final norm", *list(BOOK)[1:]]
+intervals = {name: wilson_interval(correct[name], len(test)) for name in order}
+
+print(f"{'trained':<28} here    95% interval      the book, 124M")
+for name in order:
+    low, high = intervals[name]
+    accuracy = correct[name] / len(test)
+    print(f"{name:<28} {accuracy:.1%}   {low:.1%} to {high:.1%}   {BOOK.get(name, '-')}")
+
+# %%
+figure = Figure(figsize=(8, 2.4), layout="constrained")
+axes = figure.subplots()
+for name in reversed(order):
+    low, high = intervals[name]
+    axes.plot([100 * low, 100 * high], [name, name], color="#0072B2", linewidth=3)
+    axes.plot(100 * correct[name] / len(test), name, "o", color="#0072B2")
+axes.set_title("Test accuracy and its 95% interval, by what is trained")
+axes.set_xlabel("accuracy (%)")
+picture(figure, "00-choices")
+
+# %% [markdown]
+# The head alone is the lowest, here as in the book. But all intervals overlap, so these messages do not
+# show which choice is best.
+#
+# ## What you know now
+#
+# - Everything is frozen first. A new head is trainable by default. Then the last block and the final norm
+#   are made trainable.
+# - The output has one row per token and one column per class. The last row is the answer.
+# - Cross-entropy is what training lowers; accuracy is what people read.
+# - Which parts are trained matters. How much it matters can only be seen with intervals.
+#
+# Chapter 7 shows what is wrong with the last position, chapter 8 is about freezing, and chapter 12 about
+# intervals. [LECTURE.md](LECTURE.md) lists every minute of the lecture with the line that does the same
+# here, and where the lecture is wrong.
+
+# %% [markdown]
+# ## Checks
+#
+# These cells check what the chapter said. They are folded in the notebook; an error here means that
+# something is wrong.
 
 # %% check
-assert rows["head alone"] == min(rows.values()) and min(rows.values()) > 0.7 * len(test)
-assert rows["last block, final norm"] == after, "the same training twice gives the same weights"
-print("checked: the head alone is the lowest, and the training can be repeated")
+fresh = load_gpt2(MODEL)
+assert len(fresh.blocks) == config.n_layer and fresh.head.out_features == config.n_vocab
+assert fresh.head.weight is fresh.wte.weight, "the old head is the table of tokens"
+print(f"checked: {config.n_layer} blocks, {config.n_vocab:,} outputs of the old head")
+
+# %% check
+trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+last_block = f"blocks.{config.n_layer - 1}."
+assert all(name.startswith((last_block, "ln_f.", "head.")) for name in trainable)
+assert MODEL != "124M" or (trained, total) == (7_090_946, 124_441_346), "as the book counts"
+print(f"checked: {len(trainable)} tensors are trainable, all in the last block, ln_f or head")
+
+# %% check
+assert outputs.shape == (1, 4, 2) and last.argmax().item() == label
+assert MODEL != "124M" or torch.allclose(outputs, torch.tensor([PUBLISHED]), atol=1e-3)
+print("checked: one row per token, one column per class, and the same label from the logits")
+
+# %% check
+ids, labels = to_tensors(test[:4])
+with torch.no_grad():
+    log_probabilities = model(ids)[:, -1, :].log_softmax(dim=1)
+    by_hand = -log_probabilities[torch.arange(4), labels].mean()
+    assert torch.allclose(by_hand, loss_of(model, test[:4]), atol=1e-6)
+print("checked: the loss is the mean of -log(probability of the right class)")
+
+# %% check
+assert after > before and after > 0.7 * len(test), "training has helped"
+assert correct["head alone"] == min(correct.values())
+print("checked: training has helped, and the head alone is the lowest")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Leave out the loop that freezes. Which parameters are trained then? Is the test accuracy better?
-# 2. Give the sentence a fifth token. Which rows of the output change, and which stay the same?
-# 3. Train with the labels in the opposite order, `["spam", "ham"]`. What changes, and what does not?
+# 1. (easy) Give the sentence a fifth token. Which rows of the output change, and which stay the same?
+#    <details><summary>Hint</summary>Compare `outputs` of "Do you have time" and of "Do you have time
+#    now".</details>
+# 2. (medium) Leave out the loop that freezes. Which parameters are trained then? Is the test accuracy better?
+#    <details><summary>Hint</summary>Collect the names of the parameters with `requires_grad`, before and
+#    after.</details>
+# 3. (hard) Train with the labels in the opposite order, `["spam", "ham"]`. What changes, and what does not?
+#    <details><summary>Hint</summary>Swap the two rows of the head's weight and bias too, before you
+#    train.</details>
 #
 # Solutions: [`solutions/00_the_lecture.py`](solutions/00_the_lecture.py).

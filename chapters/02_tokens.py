@@ -1,12 +1,16 @@
 # %% [markdown]
 # # 2. Tokens
 #
-# The network reads numbers, so text must become numbers first. A tokenizer cuts a text into tokens,
-# and each token has a number. The rules for cutting were learned once and are stored with the
-# model. Then messages of different lengths are put into one rectangular tensor.
+# **You are here:** the lecture · messages → **tokens** → attention → network → weights → head → last token → freezing → loss → finetuning → use
 #
-# **At the end you will know** how byte-level BPE cuts a word, why it can encode any text, what a
-# batch looks like, and what the padding in it changes. **Time:** a few seconds, offline.
+# A network computes with numbers, so a message must become numbers before the network can read it. A
+# tokenizer does this: it cuts the text into tokens, and each token has a number. Then messages of
+# different lengths have to fit into one rectangular tensor.
+#
+# **At the end you will know** how GPT-2 cuts a word into tokens, why it can encode any text at all,
+# what a batch looks like, and whether the padding in it does any harm.
+#
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 from itertools import pairwise
@@ -21,161 +25,313 @@ from gpt2_from_scratch import (
     by_length,
     bytes_to_characters,
     draw_batches,
-    encode_texts,
     load_gpt2,
     load_messages,
     model_folder,
     pad_batch,
-    pad_right,
 )
 from gpt2_from_scratch.course import picture, setting
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
 # %% [markdown]
-# ## Bytes and merges
+# ## What is a token?
 #
-# BPE (byte pair encoding) begins with the bytes of a text in UTF-8. There are only 256 different
-# bytes, so every text can be encoded. In the model's files each byte is written as a printable
-# character; the space, for example, is `Ġ`.
+# Is a token a word, a letter, or something between the two? Let us ask the tokenizer. The next cell
+# encodes three texts, and prints each token as text and as its number, which is called the token's
+# *id*.
 
 # %%
-characters = bytes_to_characters()  # of all 256 bytes
+tokenizer = Tokenizer(model_folder(MODEL))
+for text in ("Do you have time", "You are a winner!", "unbelievable"):
+    ids_of_text = tokenizer.encode(text)
+    print([tokenizer.decode([number]) for number in ids_of_text])
+    print(ids_of_text)
+
+# %% [markdown]
+# Frequent words are one token each, together with the space before them. Rarer words are cut into
+# several pieces. Nobody wrote the rules for this: they were learned by counting, from a large
+# collection of texts, and they are stored with the model. The method is called *byte pair encoding*,
+# BPE for short. The next three sections explain its three words.
+
+# %% [markdown]
+# ## Bytes: where every text begins
+#
+# Which alphabet should a tokenizer start from? Letters are not enough: people also write `£`, `é` and
+# emoji. GPT-2 starts from *bytes*. A computer stores every text as a sequence of bytes, usually in the
+# encoding UTF-8, and a byte has only 256 different values. So 256 tokens are enough to write down any
+# text in any language. Here are a few texts as bytes:
+
+# %%
+characters = bytes_to_characters()  # {byte: a printable character for it}
+print(f"{len(characters)} different bytes")
 for text in ("win", " win", "£5", "😀"):
-    print(f"{text!r:<7} {list(text.encode())!s:<21} {' '.join(map(characters.get, text.encode()))}")
+    as_bytes = list(text.encode("utf-8"))
+    print(f"{text!r:<7} {as_bytes!s:<21} {' '.join(characters[byte] for byte in as_bytes)}")
 
 # %% [markdown]
-# `vocab.bpe` lists *merges*: pairs of neighbouring pieces, in the order in which they were learned.
-# The position of a pair in the list is its rank. To cut a word, begin with its bytes as the pieces.
-# Find the pair of neighbours with the lowest rank and join it to one piece. Repeat this until no
-# pair of neighbours is in the list. The pieces that are left are the tokens.
-
-# %%
-lines = (
-    (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()[1:]
-)  # without the version
-ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(lines)}
-
-
-def merge_by_rank(word: str, steps: list[str]) -> list[str]:
-    parts = [characters[byte] for byte in word.encode()]
-    while pairs := [pair for pair in pairwise(parts) if pair in ranks]:
-        first = min(pairs, key=ranks.__getitem__)
-        n = [*pairwise(parts)].index(first)
-        parts[n : n + 2] = ["".join(first)]
-        steps.append(f"rank {ranks[first]:>5}: {' '.join(parts)}")
-    return parts
-
-
-merge_by_rank(" winner", steps := [f"{len(ranks)} merges, the first ones {lines[:4]}"])
-print("\n".join(steps))
+# An English letter is one byte, `£` is two and the emoji is four. The last column is how bytes appear
+# in the model's files. Some bytes cannot be printed, so each of them is replaced by a character that
+# can. You will meet one of these often: `Ġ` is the space.
 
 # %% [markdown]
-# Each word is merged separately. A regular expression finds the words, and it keeps the space before
-# a word as part of that word. So `winner` at the beginning of a text and ` winner` after a space are
-# different tokens. A token's id is its position in the vocabulary: first come the bytes (the printable
-# ones before the others), then one token per merge, then the special token `<|endoftext|>`. No message
-# can contain this special token: if someone types its name, it is encoded as ordinary text.
+# ## Merges: pairs become pieces
+#
+# Bytes alone would work, but even a short message would be long. So frequent pairs of neighbours are
+# joined. The file `vocab.bpe` lists these *merges* in the order in which they were learned, so the
+# most frequent pairs come first. A merge's place in the list is its *rank*.
 
 # %%
-tokenizer, messages = Tokenizer(model_folder(MODEL)), load_messages(DATA)
-for text in (messages[1].text, "winner", " winner", END_OF_TEXT):
-    tokens = [merge_by_rank(word, []) for word in regex.findall(SPLIT_PATTERN, text)]
-    print(" | ".join(sum(tokens, [])), tokenizer.encode(text), sep="\n")
+lines = (model_folder(MODEL) / "vocab.bpe").read_text("utf-8").splitlines()
+merges = [tuple(line.split(" ")) for line in lines[1:]]  # the first line is a version number
+ranks = {pair: rank for rank, pair in enumerate(merges)}
+print(f"{len(merges):,} merges; the first four are {merges[:4]}")
 
-# %% check
-vocabulary = [*characters.values(), *("".join(pair) for pair in ranks), END_OF_TEXT]
-for text in [*(message.text for message in messages[:600]), "😀 Ω 日本", " \n\t", END_OF_TEXT]:
-    found = tokenizer.encode(text)
-    by_hand = [merge_by_rank(word, []) for word in regex.findall(SPLIT_PATTERN, text)]
-    assert [vocabulary[n] for n in found] == sum(by_hand, []), text
-    assert tokenizer.decode(found) == text and tokenizer.end_of_text_id not in found
-assert tokenizer.encode("winner") != tokenizer.encode(" winner")
-print("checked: merging by hand equals Tokenizer.encode, and decoding returns every text")
+# %% [markdown]
+# To cut a word, begin with its bytes. Among all pairs of neighbours, find the one with the lowest
+# rank, and join the two pieces to one. Repeat this until no pair of neighbours is in the list. The
+# pieces that are left are the tokens.
+
+
+# %%
+def rank_of(pair):
+    return ranks.get(pair, len(ranks))  # a pair that is not in the list comes last
+
+
+def merge_by_rank(word, verbose=False):
+    pieces = [characters[byte] for byte in word.encode("utf-8")]
+    if verbose:
+        print(f"the bytes:  {' '.join(pieces)}")
+    while len(pieces) > 1:
+        pairs = list(pairwise(pieces))
+        best = min(pairs, key=rank_of)
+        if best not in ranks:
+            break
+        place = pairs.index(best)
+        pieces[place : place + 2] = [best[0] + best[1]]
+        if verbose:
+            print(f"rank {ranks[best]:>5}: {' '.join(pieces)}")
+    return pieces
+
+
+tokens = merge_by_rank(" winner", verbose=True)
+print("the tokens:", tokens)
+
+# %% [markdown]
+# The first line shows the bytes, and each line after it is one merge. The first merge joins `i` and
+# `n`, one of the most frequent pairs of letters in English. The second joins the space and the `w`,
+# because many words begin with `w`. In the end `Ġwin` and `ner` are left. This pair is not in the
+# list, so the word has two tokens.
+
+# %% [markdown]
+# ## From a text to ids, and back
+#
+# Each word of a text is merged separately. A regular expression, `SPLIT_PATTERN`, finds the words. It
+# keeps the space before a word as part of the word. What does that mean for `winner` at the beginning
+# of a text?
+
+# %%
+for text in ("winner", " winner", "You are a winner!"):
+    words = regex.findall(SPLIT_PATTERN, text)
+    print(words, [merge_by_rank(word) for word in words])
+
+# %% [markdown]
+# The same word is cut differently when there is no space before it, and for the network these are
+# different tokens. What is left is to number the tokens. An id is a position in the *vocabulary*,
+# which lists all tokens: first the bytes, then one token per merge, and last one special token,
+# `<|endoftext|>`. When OpenAI trained GPT-2, this token was put between two documents.
+
+# %%
+vocabulary = list(characters.values())
+for first, second in merges:
+    vocabulary.append(first + second)
+vocabulary.append(END_OF_TEXT)
+print(f"256 bytes + {len(merges):,} merges + 1 special token = {len(vocabulary):,} tokens")
+print(f"OpenAI's tokenizer: 256 + 50,000 + 1 = {256 + 50_000 + 1:,} tokens")
+
+# %%
+messages = load_messages(DATA)
+text = messages[1].text
+by_hand = []
+for word in regex.findall(SPLIT_PATTERN, text):
+    for piece in merge_by_rank(word):
+        by_hand.append(vocabulary.index(piece))
+print("by hand  ", by_hand)
+print("tokenizer", tokenizer.encode(text))
+print("decoded  ", tokenizer.decode(by_hand))
+
+# %% [markdown]
+# Our ids are those of the package's `Tokenizer`, which leaves the merging to the fast library
+# `tiktoken`. Decoding looks each id up and puts the bytes together again, so it always returns exactly
+# the text that was encoded.
+#
+# Can the sender of a message put the special token into it, by typing its name? No. The name is
+# encoded as ordinary text:
+
+# %%
+print(f"the special token: {tokenizer.end_of_text_id}")
+print(f"its name, typed:   {tokenizer.encode(END_OF_TEXT)}")
 
 # %% [markdown]
 # ## A batch
 #
-# The network processes several messages at once, as a tensor `ids` with one row for each of B texts
-# and one column for each of T tokens. Shorter messages are filled up with padding on the right, and
-# `lengths` holds the number of real tokens of each text.
+# It is faster to process several messages together than one after the other. Together they are called
+# a *batch*. The network's input is a tensor `ids` with one row for each of B messages and one column
+# for each of T tokens. (The course uses these two letters throughout.) But messages have different
+# lengths, and the rows of a tensor do not. So shorter messages are filled up at the end. This is
+# called *padding*.
+
+# %%
+encoded = [tokenizer.encode(message.text) for message in messages]
+few = sorted(encoded[:100], key=len)[:4]  # four short messages
+T = max(len(row) for row in few)
+padded = [row + [tokenizer.end_of_text_id] * (T - len(row)) for row in few]
+print(torch.tensor(padded))
+
+# %% [markdown]
+# The package's `pad_batch` returns the same tensor. It also returns `lengths`, the number of real
+# tokens in each row. Later chapters need it to find the end of a message.
+
+# %%
+ids, lengths = pad_batch(few, tokenizer.end_of_text_id)  # (B, T), (B,)
+print(
+    f"ids {tuple(ids.shape)}, lengths {lengths.tolist()}, the same as by hand: {ids.tolist() == padded}"
+)
+
+# %% [markdown]
+# ## What padding costs
+#
+# The network computes as much for a padding token as for a real one. The lecture pads every message to
+# the length of the longest training message. How much of its work is padding, would you guess? Each
+# row of the picture is one of the first 96 messages, and each orange cell is wasted work.
+
+# %%
+counts = [len(row) for row in encoded]
+picture(draw_batches(counts[:96], batch_size=8), "02-batches")
+
+# %% [markdown]
+# On the left, all messages are as long as the longest of them. In the middle, each batch of eight is
+# only as long as its own longest message. On the right, messages follow each other in one long row
+# without padding (chapter 14 shows how). There is one more way: sort the messages by length first, so
+# that those of a batch are about equally long. This is what it saves in the whole collection:
+
+
+# %%
+def cells_of(batches):
+    total = 0
+    for batch in batches:
+        longest = max(counts[n] for n in batch)
+        total += len(batch) * longest
+    return total
+
+
+N = len(counts)
+in_order = [range(first, min(first + 8, N)) for first in range(0, N, 8)]
+ways = {"one length for all": [range(N)], "one length per batch": in_order}
+ways["sorted by length"] = list(by_length(encoded, 8))
+padding = {name: 1 - sum(counts) / cells_of(batches) for name, batches in ways.items()}
+for name, proportion in padding.items():
+    print(f"{name:<21} {proportion:>6.1%} of all cells are padding")
+
+# %% [markdown]
+# ## Which token fills up the rows?
+#
+# GPT-2 has no token for padding, because it was never trained with any. So people use `<|endoftext|>`.
+# To the network this is a token like any other: it does not know that it is padding. Does it harm the
+# message?
+#
+# We can try it without knowing how the network works. `model(ids)` returns many numbers for each
+# position (chapter 4 explains which). We replace the padding by another token, and ask at which
+# positions any of the numbers change.
 
 # %%
 model = load_gpt2(MODEL)
-encoded, _ = encode_texts([m.text for m in messages], tokenizer, model.config.n_ctx)
-few = sorted(encoded[:100], key=len)[:4]
-ids, lengths = pad_batch(few, tokenizer.end_of_text_id)  # (B, T), (B,)
-print(f"{ids}\nids {tuple(ids.shape)}, lengths {lengths.tolist()}")
-
-# %% [markdown]
-# A padding token costs as much computation as a real one. The lecture pads every message to the length
-# of the longest training message. Padding each batch only to its own longest message needs less
-# padding, and sorting the messages by length first (`by_length`) reduces it further. On the right of the
-# picture, texts are packed one after another without padding, as in chapter 11.
-
-# %%
-counts = [len(text) for text in encoded]
-picture(draw_batches(counts[:96], batch_size=8), "02-batches")
-
-# %% check
-ways = [range(len(counts))], torch.arange(len(counts)).split(8), by_length(encoded, 8)
-cells = [sum(len(batch) * max(counts[n] for n in batch) for batch in way) for way in ways]
-assert cells[0] > cells[1] > cells[2] >= sum(counts), "sorting saves padding"
-same = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, few)], True, tokenizer.end_of_text_id)
-assert torch.equal(ids, same), "torch's own function pads in the same way"
-padding = [f"{1 - sum(counts) / n:.1%}" for n in cells]
-print(
-    f"checked; padding: one length for all {padding[0]}, per batch {padding[1]}, sorted {padding[2]}"
-)
-
-# %% [markdown]
-# ## Why padding matters
-#
-# GPT-2 has no token for padding, so `<|endoftext|>` is used. To the network it is a token like any
-# other. But attention only looks back (chapter 3): what comes after a token cannot change that
-# token's logits, which are the scores of all possible next tokens. So we can replace the padding
-# with any other token, and the logits of the real tokens stay the same.
-
-# %%
-real = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
+other_padding = torch.where(ids == tokenizer.end_of_text_id, few[0][0], ids)
 with torch.no_grad():
-    logits, on_others = model(ids), model(torch.where(real, ids, ids[-1, 0]))  # (B, T, V)
-change = (on_others - logits).abs().amax(dim=2)  # (B, T)
-at_real, at_padding = change[real].max(), change[0, -1]
-print(
-    f"logits change by {at_real:.0e} at real tokens, by {at_padding:.1f} at the last padding token"
-)
+    change = (model(other_padding) - model(ids)).abs().amax(dim=2)  # (B, T)
+print("first message, padded in two ways:", ids[0].tolist(), other_padding[0].tolist())
+print("change at each position:", [f"{number:.1f}" for number in change[0].tolist()])
 
 # %% [markdown]
-# If we read a message at its last real token, the answer depends on the message alone. The lecture
-# reads it at the last *position*, which is usually padding (chapter 10). Padding on the left is worse:
-# the real tokens attend to it, and they move to other positions, so all their logits change.
-# `pad_right` moves such padding to the right.
+# Only the padding position has changed. The numbers at the real tokens are the same as before, so
+# padding at the end cannot harm a message. Why is that so? A position of GPT-2 looks at itself and at
+# the positions before it, and never at those after it. The next chapter shows how this works.
+#
+# But be careful: this is true for real tokens only. If you read the network's answer at the *last
+# position*, as the lecture's code does, you usually read it at padding. That is the subject of
+# chapter 7.
 
-# %%
-on_the_left = torch.stack(
-    [row.roll(len(row) - len(text)) for row, text in zip(ids, few, strict=True)]
-)
-shifted = (model(on_the_left)[0, -1] - logits[0, lengths[0] - 1]).abs().max()
-print(f"{on_the_left[0].tolist()}\nthe logits of its last token change by {shifted:.1f}")
+# %% [markdown]
+# ## What you know now
+#
+# - A tokenizer starts from bytes, so it can encode every text. It joins pairs of neighbouring pieces,
+#   the pair with the lowest rank first.
+# - An id is a position in the vocabulary: 256 bytes, then one token per merge, then `<|endoftext|>`.
+# - A word with a space before it and the same word without one have different ids.
+# - A batch is a tensor of ids with B rows and T columns. Short messages are padded at the end.
+# - Padding to one length for all wastes most of the work. Sorting by length saves nearly all of it.
+# - Padding after a message does not change what the network computes for the message itself.
+
+# %% [markdown]
+# ## Checks
+#
+# These cells check what the chapter said. They are folded in the notebook; an error here means that
+# something is wrong.
 
 # %% check
-assert all(map(torch.equal, pad_right(on_the_left, real.flip(1)), (ids, lengths)))
-alone = model(torch.tensor(few[:1]))[0]
-torch.testing.assert_close(logits[0, : len(alone)], alone, atol=1e-3, rtol=1e-4)
-assert at_real < 1e-3 < 0.1 < min(at_padding, shifted)
-print(
-    "checked: padding on the right does not change the logits of a text; padding on the left does"
-)
+samples = [message.text for message in messages[:600]]
+for sample in [*samples, "😀 Ω 日本", " \n\t", END_OF_TEXT]:
+    pieces = []
+    for word in regex.findall(SPLIT_PATTERN, sample):
+        pieces.extend(merge_by_rank(word))
+    found = tokenizer.encode(sample)
+    assert [vocabulary[number] for number in found] == pieces, sample
+    assert tokenizer.decode(found) == sample and tokenizer.end_of_text_id not in found
+assert tokenizer.encode("winner") != tokenizer.encode(" winner")
+print("checked: merging by hand equals Tokenizer.encode, and decoding returns every text")
+
+# %% check
+assert len(vocabulary) == len(set(vocabulary)) == tokenizer.n_vocab
+assert vocabulary.index(END_OF_TEXT) == tokenizer.end_of_text_id
+assert by_hand == tokenizer.encode(text)
+print(f"checked: {len(vocabulary):,} different tokens, and ids are positions in the list")
+
+# %% check
+as_tensors = [torch.tensor(row) for row in few]
+by_torch = torch.nn.utils.rnn.pad_sequence(as_tensors, True, tokenizer.end_of_text_id)
+assert torch.equal(ids, by_torch) and ids.tolist() == padded
+assert lengths.tolist() == [len(row) for row in few]
+print("checked: torch's own function pads in the same way")
+
+# %% check
+batched = []
+for batch in ways["sorted by length"]:
+    batched.extend(batch)
+assert sorted(batched) == list(range(N)), "each message is in one batch"
+assert padding["one length for all"] > padding["one length per batch"] > 0.5
+assert 0 <= padding["sorted by length"] < 0.05
+print("checked: most cells are padding, and sorting saves nearly all of it")
+
+# %% check
+is_real = torch.arange(T) < lengths[:, None]  # (B, T)
+assert change[is_real].max() < 1e-3 < 0.1 < change[~is_real].min()
+with torch.no_grad():
+    alone = model(torch.tensor(few[:1]))[0]
+    together = model(ids)[0, : len(few[0])]
+torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-4)
+print("checked: real tokens get the same numbers, whatever the padding, and without any")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write all messages in capital letters. By what factor does the number of tokens grow, and why?
+# 1. (easy) Write all messages in capital letters. By what factor does the number of tokens grow, and why?
 #    Guess first.
-# 2. Keep only the first tenth of the merges (`write_bpe` writes a tokenizer's files into a folder).
-#    Does decoding still return every message, and how much longer do the messages become?
-# 3. Keep only the first half of a message, then only its second half. In which half do the tokens keep
-#    their logits?
+#    <details><summary>Hint</summary>Merges are learned from what is frequent.</details>
+# 2. (medium) Keep only the first tenth of the merges. Does decoding still return every message, and how
+#    much longer do the messages become?
+#    <details><summary>Hint</summary>`write_bpe(folder, merges)` writes a tokenizer's files.</details>
+# 3. (hard) Take the longest message. Give the network only its first half, then only its second half. In
+#    which half do the network's numbers stay the same as in the whole message?
+#    <details><summary>Hint</summary>Compare `model(ids[:, :half])` with `model(ids)[:, :half]`.</details>
 #
 # Solutions: [`solutions/02_tokens.py`](solutions/02_tokens.py).

@@ -1,14 +1,17 @@
-"""Build `notebooks/` from the chapter scripts: convert them, run them, keep their output.
+"""Build `notebooks/` from the scripts of the course: convert them, run them, keep their output.
 
-    python chapters/build.py                    all chapters, into chapters/notebooks
-    python chapters/build.py 03 05              two of them
+    python chapters/build.py                    all chapters and solutions, into chapters/notebooks
+    python chapters/build.py 03 05              two chapters and their solutions
     python chapters/build.py --out somewhere    elsewhere
 
 The scripts are the source; nobody edits a notebook. On one machine, two builds give the same bytes:
-the cells are numbered, the miniature and the shipped messages are used, each chapter has one thread
+the cells are numbered, the miniature and the shipped messages are used, each script has one thread
 and an empty feature cache, and standard error (progress) is left out. The output of cells tagged
-`clock` is left out too, because another machine takes other times. A build also updates the line
-numbers in LECTURE.md.
+`clock` is left out too, because another machine takes other times.
+
+What follows from the scripts and from pyproject.toml is brought up to date: the road maps and reading
+times in the chapters, the line numbers in LECTURE.md, and the lines of the README that need this
+repository's address.
 """
 
 import argparse
@@ -24,28 +27,40 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from contents import CHAPTERS, NOTEBOOKS, reading_time, with_facts
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from gpt2_from_scratch.storage.files import write_text
 
-CHAPTERS = Path(__file__).parent
-NOTEBOOKS = CHAPTERS / "notebooks"
 LECTURE = CHAPTERS / "LECTURE.md"
+README = CHAPTERS.parent / "README.md"
 SECONDS = 900  # time limit of a cell
-AT_ONCE = 2  # chapters; each has one thread
+AT_ONCE = 2  # scripts; each has one thread
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-COLAB = "https://colab.research.google.com/github/"
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")  # to a file
 
 
 def scripts(names: list[str]) -> list[Path]:
-    """The chapters' scripts whose names begin with one of `names`; all of them if it is empty."""
-    found = sorted(CHAPTERS.glob("[0-9][0-9]_*.py"))
+    """The scripts of the chapters whose names begin with one of `names`, and of their solutions.
+
+    All of them if `names` is empty.
+    """
+    found = [
+        path
+        for folder in (CHAPTERS, CHAPTERS / "solutions")
+        for path in sorted(folder.glob("[0-9][0-9]_*.py"))
+    ]
     return [path for path in found if not names or path.name.startswith(tuple(names))]
+
+
+def notebook_of(script: Path) -> Path:
+    """Where the notebook of a script is kept."""
+    return NOTEBOOKS / script.relative_to(CHAPTERS).with_suffix(".ipynb")
 
 
 def environment(scratch: Path) -> dict[str, str]:
@@ -66,42 +81,64 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def repository() -> str:
-    """The project's address on GitHub, if pyproject.toml has one under [project.urls]."""
+    """The address of this repository: `Repository` under [project.urls] in pyproject.toml, or "".
+
+    It is written there and nowhere else; the links to Colab and `git clone` follow from it.
+    """
     with (CHAPTERS.parent / "pyproject.toml").open("rb") as file:
         return tomllib.load(file)["project"].get("urls", {}).get("Repository", "")
 
 
+# --- from a script to a notebook ---
+
+
 def to_notebook(script: Path, address: str = "") -> NotebookNode:
-    """The script's cells, not executed, with what Colab needs after the title."""
+    """The script's cells, not executed, and after the title what Colab needs."""
     notebook = jupytext.reads(script.read_text("utf-8"), fmt="py:percent")
-    title, *rest = notebook.cells
-    cells = [title, *_opening(script, address), *rest]
+    for cell in notebook.cells:
+        cell.metadata = _metadata(cell.metadata)
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(lambda link: f"]({_target(link[1], script)}", cell.source)
+    cells = [notebook.cells[0], *_opening(script, address), *notebook.cells[1:]]
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number:02}"  # jupytext draws a new one each time
-        if cell.cell_type == "markdown":  # links are from the scripts' folder, one above
-            cell.source = re.sub(r"\]\((?![a-z]+:|#|\.\./)", "](../", cell.source)
-        tags = cell.metadata.get("tags")
-        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
 
 
+def _metadata(found: NotebookNode) -> NotebookNode:
+    """A cell's tags; a check is folded (Jupyter knows `source_hidden`, other tools the tag)."""
+    tags = list(found.get("tags", []))
+    if found.get("title") == "check":
+        return NotebookNode(tags=["hide-input", *tags], jupyter=NotebookNode(source_hidden=True))
+    return NotebookNode(tags=tags) if tags else NotebookNode()
+
+
+def _target(target: str, script: Path) -> str:
+    """Where a link of the script leads from its notebook: a notebook if it leads to a script."""
+    file = (script.parent / target).resolve()
+    return _from_notebook(notebook_of(file) if file in scripts([]) else file, script)
+
+
+def _from_notebook(file: Path, script: Path) -> str:
+    """The relative path of a file from the folder of the script's notebook."""
+    return Path(os.path.relpath(file, notebook_of(script).parent)).as_posix()
+
+
 def _opening(script: Path, address: str) -> list[NotebookNode]:
-    """How to open the notebook in Colab, and the cell that installs the package there."""
-    place = f"{address.removeprefix('https://github.com/')}/blob/main/chapters/notebooks"
-    link = f"{COLAB}{place}/{script.stem}.ipynb" if address else COLAB
-    how = (
-        "" if address else ": enter the address of this repository there, and also in the next cell"
-    )
-    text = (
-        f"*This notebook is built from [`chapters/{script.name}`](../{script.name}); edit that file. "
-        f"[Open in Colab]({link}){how}.*"
-    )
+    """Where the notebook comes from; with an address, how to open it in Colab."""
+    name = script.relative_to(CHAPTERS.parent).as_posix()
+    how = f"This notebook is built from [`{name}`]({_from_notebook(script, script)})"
+    how = f"*{how}. To change it, edit that file.*"
+    if not address:
+        return [nbformat.v4.new_markdown_cell(how)]
+    place = notebook_of(script).relative_to(CHAPTERS.parent).as_posix()
+    page = f"{address.removeprefix('https://github.com/')}/blob/main/{place}"
+    colab = f"[Open in Colab](https://colab.research.google.com/github/{page})."
     code = (
-        f'REPOSITORY = "{address}"  # in Colab: https://github.com/NAME/PROJECT; here: leave it\n'
-        'if REPOSITORY and "google.colab" in str(get_ipython()):\n'
-        '    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{REPOSITORY}"'
+        'if "google.colab" in str(get_ipython()):\n'
+        f'    %pip install --quiet "gpt2-from-scratch[pretrain] @ git+{address}"'
     )
-    return [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code)]
+    return [nbformat.v4.new_markdown_cell(f"{colab} {how}"), nbformat.v4.new_code_cell(code)]
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:
@@ -117,7 +154,12 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     )
     asyncio.run(client.async_execute())  # closes its event loop, as `execute` does not
     notebook.metadata = NotebookNode(METADATA)  # without this Python's version
-    for cell in notebook.cells:
+    without_this_machine(notebook.cells)
+
+
+def without_this_machine(cells: list[NotebookNode]) -> None:
+    """Leave out, in place, what another machine or another run would print differently."""
+    for cell in cells:
         if cell.cell_type == "code":
             clocked = "clock" in cell.metadata.get("tags", [])
             cell.outputs = [
@@ -126,28 +168,34 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 def build(script: Path, out: Path, address: str) -> float:
-    """Build the executed notebook of a chapter in `out`; return the seconds it took."""
+    """Build the executed notebook of a script in `out`; return the seconds it took."""
     began = time.perf_counter()
     notebook = to_notebook(script, address)
     with tempfile.TemporaryDirectory() as folder:
         execute(notebook, Path(folder))
+    if script.parent == CHAPTERS:
+        title = notebook.cells[0]
+        title.source = with_facts(title.source, script.stem, reading_time(notebook.cells))
     nbformat.validate(notebook)
-    write_text(out / f"{script.stem}.ipynb", nbformat.writes(notebook) + "\n")
+    path = out / notebook_of(script).relative_to(NOTEBOOKS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, nbformat.writes(notebook) + "\n")
     return time.perf_counter() - began
 
 
 def build_all(chosen: list[Path], out: Path, address: str) -> list[str]:
-    """Build chapters, two at a time, and print how long each took; return the errors."""
+    """Build notebooks, two at a time, and print how long each took; return the errors."""
     failed = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = [pool.submit(build, script, out, address) for script in chosen]
-        for script, chapter in zip(chosen, running, strict=True):
+        for script, notebook in zip(chosen, running, strict=True):
+            name = script.relative_to(CHAPTERS).with_suffix("").as_posix()
             try:
-                print(f"{script.stem:<20} {chapter.result():5.1f} s", flush=True)
+                print(f"{name:<30} {notebook.result():5.1f} s", flush=True)
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
                 message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours
-                failed.append(f"{script.name} failed\n{message}")
-                print(f"{script.stem:<20} failed", flush=True)
+                failed.append(f"{name}.py failed\n{message}")
+                print(f"{name:<30} failed", flush=True)
     return failed
 
 
@@ -168,20 +216,35 @@ def point_to_lines(page: str) -> str:
     return re.sub(r"\(([\w./]+\.py)#L\d*\) `([^`]+)`", pointed, page)
 
 
+def state_facts(script: Path) -> None:
+    """Put the road map and the reading time of its notebook into the title of a chapter."""
+    cells = nbformat.read(notebook_of(script), as_version=4).cells
+    text = script.read_text("utf-8")
+    write_text(script, with_facts(text, script.stem, reading_time(cells)))
+
+
+def with_address(page: str, address: str) -> str:
+    """The README with the lines that get the repository, which need its address."""
+    clone = "This project has no public address yet. In a checkout of the repository, with make:\n\n```sh"
+    if address:
+        folder = address.rpartition("/")[2]
+        clone = f"With git and make:\n\n```sh\ngit clone {address}\ncd {folder}"
+    text = f"<!-- address -->\n{clone}\nmake demo\n```\n<!-- /address -->"
+    return re.sub(r"<!-- address -->.*?<!-- /address -->", lambda _: text, page, flags=re.DOTALL)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "chapters", nargs="*", help="beginnings of their names (default: all chapters)"
-    )
+    parser.add_argument("chapters", nargs="*", help="beginnings of their names (default: all)")
     parser.add_argument(
         "--out",
         type=Path,
         default=NOTEBOOKS,
         help="folder to write to (default: chapters/notebooks)",
     )
-    parser.add_argument("--repository", default=repository(), help="address for the Colab link")
+    parser.add_argument("--repository", default=repository(), help="this repository's address")
     arguments = parser.parse_args()
     chosen = scripts(arguments.chapters)
     if not chosen:
@@ -192,8 +255,12 @@ def main() -> None:
         failed = build_all(chosen, arguments.out, arguments.repository)
     if failed:
         sys.exit("\n".join(failed))
-    if arguments.out.resolve() == NOTEBOOKS.resolve():
+    if arguments.out.resolve() == NOTEBOOKS:
+        for script in chosen:
+            if script.parent == CHAPTERS:
+                state_facts(script)
         write_text(LECTURE, point_to_lines(LECTURE.read_text("utf-8")))
+        write_text(README, with_address(README.read_text("utf-8"), arguments.repository))
 
 
 if __name__ == "__main__":

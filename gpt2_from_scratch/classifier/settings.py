@@ -33,6 +33,8 @@ OF_PADS = ("last_position", "mean_position")  # these depend on the amount of pa
 READ_ALL = ("mean", "mean_position")  # these read more than one position of a text
 READ_LAST = ("end_token", "last_token")  # these read the last token; an end token is the last one
 
+Schedule = Literal["cosine", "constant"]  # of the learning rate after the warm-up
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
@@ -80,10 +82,12 @@ class TrainConfig:
         at_most=1000,  # raised to the number of blocks, it must be finite
     )
     warmup: float = setting(
-        0.1,
-        "proportion of steps during which the learning rate rises; it then falls to 0",
-        at_least=0,
-        at_most=1,
+        0.1, "proportion of steps during which the learning rate rises", at_least=0, at_most=1
+    )
+    schedule: Schedule = setting(
+        "cosine",
+        "after the warm-up, the learning rate falls to 0 along half a cosine, or stays constant",
+        choices=SCHEDULES,
     )
     weight_decay: float = setting(
         0.1, "AdamW's weight decay for matrices; biases and norms have none", at_least=0

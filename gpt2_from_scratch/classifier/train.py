@@ -26,7 +26,7 @@ from gpt2_from_scratch.classifier.freezing import (
     set_trainable,
     trainable_names,
 )
-from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
+from gpt2_from_scratch.classifier.settings import HeadConfig, Schedule, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
 from gpt2_from_scratch.data.messages import Message, checked_messages, with_other_endings
@@ -101,15 +101,17 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.RandomState([seed, epoch]).permutation(n)
 
 
-def rate_factor(step: int, total: int, warmup: float) -> float:
+def rate_factor(step: int, total: int, warmup: float, schedule: Schedule = "cosine") -> float:
     """Return the factor of the peak learning rate: a linear rise, then half a cosine down to 0.
 
     `step` is counted from 0, and `total` is the number of steps. The rate rises during the first
-    `warmup` * `total` steps.
+    `warmup` * `total` steps. With the schedule "constant" it then stays at its peak.
     """
     rise = max(1, round(warmup * total))
     if step < rise:
         return (step + 1) / rise
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
@@ -390,7 +392,8 @@ class TrainingRun:
             except (RuntimeError, MemoryError) as error:
                 self._halve_micro_batch(error)
         if factor is None:
-            factor = rate_factor(self.at.step, self.steps, self.config.warmup)
+            config = self.config
+            factor = rate_factor(self.at.step, self.steps, config.warmup, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         if self.config.clip:

@@ -31,7 +31,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "draw_batches",
             "draw_heads_by_token",
             "draw_label_by_token",
-            "draw_ledger",
+            "draw_ledgers",
+            "draw_outputs",
         ],
     },
 )

@@ -5,7 +5,7 @@ longest, C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import ListedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gpt2_from_scratch.classifier.freezing import LedgerLine
@@ -30,14 +31,12 @@ from gpt2_from_scratch.reports.plots import (
     SMALL,
     VERMILION,
     YELLOW,
-    draw_bar,
-    make_room,
     shown,
     shown_token,
 )
 
 GREY = "#D0D0D0"
-TRAINABLE, PARTLY, FROZEN = VERMILION, PURPLE, SKY
+TRAINABLE, PARTLY, FROZEN = ORANGE, YELLOW, GREY
 REAL, PAD = BLUE, ORANGE
 LONGEST = 14  # most characters of a token that are shown
 
@@ -45,49 +44,58 @@ LONGEST = 14  # most characters of a token that are shown
 # --- what is trained ---
 
 
-def draw_ledger(lines: list[LedgerLine]) -> Figure:
-    """Draw the ledger as a stack of boxes, with the embeddings at the bottom.
+def draw_ledgers(ledgers: Mapping[str, Sequence[LedgerLine]]) -> Figure:
+    """Draw ledgers next to one another, to compare what is trained.
 
-    Colours show what is trainable. All boxes have the same height. Bars and numbers show how many
-    parameters each part has. Raises UsageError for a ledger without lines.
+    Each is a stack of boxes with the embeddings at the bottom and the head on top. All boxes have
+    the same height. An arrow shows how far down `backward()` has to go.
+
+    Args:
+        ledgers: {name of what is trained: the lines of its ledger}.
+
+    Raises:
+        UsageError: There is no ledger, or one without lines.
     """
-    if not lines:
+    if not ledgers or not all(ledgers.values()):
         raise UsageError("there is nothing to draw: the ledger has no lines")
-    height = min(0.32, max(0.15, 7.0 / len(lines)))
-    points = 9 if height > 0.2 else SMALL
-    figure = Figure(figsize=(8.5, 1.3 + height * len(lines)), layout="constrained")
-    stack, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
+    most = max(map(len, ledgers.values()))
+    height = min(0.32, max(0.15, 7.0 / most))  # of a box, in inches
+    width = min(9.5, max(7.0, 1.9 * len(ledgers)))
+    figure = Figure(figsize=(width, 1.5 + height * most), layout="constrained")
+    columns = figure.subplots(1, len(ledgers), squeeze=False).flat
+    for axes, (name, lines) in zip(columns, ledgers.items(), strict=True):
+        _draw_stack(axes, lines, 8 if height > 0.2 else SMALL)
+        axes.set_title(shown(name, 40), fontsize=9)
+        total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
+        below = f"{trainable:,} trainable\n({100 * trainable / total:.2f}%)"
+        axes.text(0.5, -0.7, below, ha="center", va="top", fontsize=9)
+    found = {_colour_of(line) for lines in ledgers.values() for line in lines}
     names = {TRAINABLE: "trainable", PARTLY: "partly trainable", FROZEN: "frozen"}
-    found = set()
-    for y, line in enumerate(lines):
-        colour = FROZEN if not line.trainable else PARTLY
-        colour = TRAINABLE if line.trainable == line.parameters else colour
-        found.add(colour)
-        stack.barh(y, 1, height=0.86, color=colour)
-        stack.text(0.5, y, shown(line.part, 24), ha="center", va="center", fontsize=points)
-        trainable, end = line.trainable / 1e6, line.parameters / 1e6
-        draw_bar(bars, y, 0.0, trainable, TRAINABLE)
-        draw_bar(bars, y, trainable, end - trainable, FROZEN)
-        bars.annotate(
-            f"{line.parameters:,}",
-            (end, y),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=points,
-        )
-    stack.set(xlim=(0, 1), ylim=(-0.6, len(lines) - 0.4), title="Parts, from the bottom up")
-    stack.set_axis_off()
-    bars.set(title="Parameters of each part", xlabel="parameters (millions)")
-    bars.tick_params(left=False, labelleft=False)
-    make_room(bars, max(line.parameters for line in lines) / 1e6, 1.2)
-    total, trainable = sum(x.parameters for x in lines), sum(x.trainable for x in lines)
-    figure.suptitle(
-        f"{trainable:,} of {total:,} parameters are trainable ({100 * trainable / total:.2f}%)"
-    )
-    handles = [Patch(color=c, label=name) for c, name in names.items() if c in found]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    handles: list[Any] = [Patch(color=c, label=name) for c, name in names.items() if c in found]
+    if found != {FROZEN}:
+        handles.append(Line2D([], [], color=TRAINABLE, label="backward() goes down to the arrow"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
+
+
+def _draw_stack(axes: Axes, lines: Sequence[LedgerLine], points: float) -> None:
+    """Draw the parts from the bottom up, and an arrow down to the lowest trainable one."""
+    for y, line in enumerate(lines):
+        axes.barh(y, 1, height=0.86, color=_colour_of(line))
+        text = f"{shown(line.part, 24)}  {line.parameters:,}"
+        axes.text(0.5, y, text, ha="center", va="center", fontsize=points)
+    axes.set(xlim=(-0.02, 1.2), ylim=(-0.6, len(lines) - 0.4))
+    axes.set_axis_off()
+    lowest = next((y for y, line in enumerate(lines) if line.trainable), None)
+    if lowest is not None:
+        arrow = ARROW | {"color": TRAINABLE, "linewidth": 2}
+        axes.annotate("", (1.1, lowest - 0.45), (1.1, len(lines) - 0.55), arrowprops=arrow)
+
+
+def _colour_of(line: LedgerLine) -> str:
+    if line.trainable == line.parameters:
+        return TRAINABLE
+    return PARTLY if line.trainable else FROZEN
 
 
 # --- where each head looks ---
@@ -219,6 +227,64 @@ def draw_batches(lengths: Sequence[int], batch_size: int) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     figure.suptitle(
         f"{N:,} texts of {min(lengths):,} to {longest:,} tokens, in batches of {batch_size:,}"
+    )
+    return figure
+
+
+# --- from tokens to a label ---
+
+
+def draw_outputs(outputs: Any, tokens: list[str], labels: Sequence[str]) -> Figure:
+    """Draw how each token of a text gets its logits, and how the last row becomes a label.
+
+    Args:
+        outputs: The logits of one text, (T, K), a tensor or an array.
+        tokens: T tokens as text.
+        labels: The names of the K classes.
+
+    Raises:
+        DataError: The shape of `outputs` does not match `tokens` and `labels`.
+    """
+    if hasattr(outputs, "detach"):
+        outputs = outputs.detach().cpu().float()
+    rows = np.asarray(outputs, dtype=float)
+    T, K = len(tokens), len(labels)
+    if rows.shape != (T, K) or not rows.size:
+        raise DataError(f"{T} tokens and {K} labels need outputs ({T}, {K}), found {rows.shape}")
+    exponentials = np.exp(rows[-1] - rows[-1].max())
+    percents = 100 * exponentials / exponentials.sum()
+    top = 2.95 + 0.26 * K  # upper end of the logits, in inches
+    end = 1.6 * T  # right end of the network
+    figure = Figure(figsize=(end + 2.6, top + 0.75), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, end + 2.6), ylim=(0, top + 0.3))
+    axes.set_axis_off()
+    axes.set_title(f"One text, {T} tokens, {K} classes: outputs of shape (1, {T}, {K})")
+    body = "GPT-2: embeddings, blocks, final norm"
+    _box(axes, (end / 2, 1.15), (end - 0.2, 0.5), body, SKY)
+    _box(axes, (end / 2, 2.15), (end - 0.2, 0.4), f"head: {K} outputs", VERMILION)
+    for t, token in enumerate(tokens):
+        x, last = 1.6 * t + 0.8, t == T - 1
+        _box(axes, (x, 0.3), (1.4, 0.4), shown_token(token, LONGEST), GREEN)
+        _up(axes, x, 0.5, 0.9)
+        _up(axes, x, 1.4, 1.95, "state")
+        _up(axes, x, 2.35, 2.75)
+        lines = [f"{shown(n, LONGEST)} {v:.2f}" for n, v in zip(labels, rows[t], strict=True)]
+        middle = (2.75 + top) / 2
+        _box(axes, (x, middle), (1.5, top - 2.75), "\n".join(lines), DARK if last else GREY, 0.2)
+    axes.annotate("", (end + 0.75, middle), (end - 0.1, middle), arrowprops=ARROW)
+    axes.text(end + 0.32, middle + 0.1, "softmax", ha="center", va="bottom", fontsize=8)
+    best = int(rows[-1].argmax())
+    for k, name in enumerate(labels):
+        y = middle + 0.26 * ((K - 1) / 2 - k)
+        weight = "bold" if k == best else "normal"
+        text = f"{shown(name, LONGEST)} {percents[k]:.0f}%"
+        axes.text(end + 0.85, y, text, va="center", fontsize=9, weight=weight)
+    axes.text(
+        end + 0.85,
+        middle - 0.85,
+        f"argmax: {best}\nlabel: {shown(labels[best], LONGEST)}",
+        va="center",
     )
     return figure
 

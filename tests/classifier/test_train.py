@@ -100,8 +100,9 @@ def train_plainly(
             batch = [messages[n] for n in order[first : first + config.batch_size]]
             rise = max(1, round(0.1 * steps))
             fall = (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+            later = {"cosine": fall, "constant": 1.0}[config.schedule]
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * ((step + 1) / rise if step < rise else fall)
+                group["lr"] = config.lr * ((step + 1) / rise if step < rise else later)
             optimizer.zero_grad()
             for reported, loss in losses_of(batch):
                 total += reported * len(batch)
@@ -133,9 +134,12 @@ def test_the_loss_falls_and_frozen_tensors_keep_their_bits(
         assert torch.equal(value, before[name]) != trains, name
 
 
-def test_training_equals_a_plain_loop(tiny_checkpoint: Path, split: Split, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_training_equals_a_plain_loop(
+    tiny_checkpoint: Path, split: Split, tmp_path: Path, schedule: Any
+) -> None:
     """The reference uses the same batches, and runs the whole model on one text at a time."""
-    config = replace(CONFIG, epochs=2)
+    config = replace(CONFIG, epochs=2, schedule=schedule)
     _, history = run(tiny_checkpoint, split, tmp_path / "run", config)
     plain = Classifier.on_base(tiny_checkpoint, LABELS, seed=3)
     model = plain.model
@@ -336,6 +340,8 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     assert factors[0] == 0.1 and factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
     assert sorted(factors[10:], reverse=True) == factors[10:]
+    constant = [rate_factor(step, 100, 0.1, "constant") for step in range(101)]
+    assert constant[:10] == factors[:10] and set(constant[10:]) == {1.0}
 
 
 def test_the_order_of_messages_is_pinned() -> None:

@@ -64,7 +64,8 @@ def collector():
 
 def test_the_site_has_every_file_that_a_page_links_to(tmp_path: Path) -> None:
     collector().collect(tmp_path)
-    assert (tmp_path / "repository" / "chapters" / "notebooks" / "01_messages.ipynb").is_file()
+    course = tmp_path / "repository" / "chapters" / "notebooks"
+    assert (course / "01_messages.md").is_file() and (course / "solutions" / "01_messages.md").is_file()
     for page in tmp_path.rglob("*.md"):
         for link in LINK.findall(text_without_code(page)):
             name = link.partition("#")[0]
@@ -72,6 +73,14 @@ def test_the_site_has_every_file_that_a_page_links_to(tmp_path: Path) -> None:
                 target = (page.parent / name).resolve()
                 assert target.is_relative_to(tmp_path.resolve()), f"{page}: {link}"
                 assert target.exists(), f"{page}: {link}"
+
+
+def test_a_notebook_becomes_a_page_with_its_pictures_and_without_the_code_of_checks() -> None:
+    notebook = ROOT / "chapters" / "notebooks" / "01_messages.ipynb"
+    text, pictures = collector().read(notebook)
+    assert pictures and all(raw.startswith(b"\x89PNG") for raw in pictures.values())
+    assert {link for link in LINK.findall(text) if link.endswith(".png")} == set(pictures)
+    assert "checked: " in text and "assert " not in text
 
 
 def test_links_out_of_docs_are_changed() -> None:
@@ -86,5 +95,5 @@ def test_links_out_of_docs_are_changed() -> None:
 
 
 def test_a_line_number_of_code_is_left_out() -> None:
-    page, link = ROOT / "chapters" / "LECTURE.md", "[x](05_head.py#L53)"
-    assert collector().with_links_of_the_site(link, page) == "[x](05_head.py)"
+    page, link = ROOT / "chapters" / "LECTURE.md", "[x](06_head.py#L53)"
+    assert collector().with_links_of_the_site(link, page) == "[x](06_head.py)"

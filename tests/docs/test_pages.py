@@ -21,6 +21,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 
 from gpt2_from_scratch import Classifier, export, load_messages
+from gpt2_from_scratch.classifier import settings
 from gpt2_from_scratch.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -158,10 +159,13 @@ def test_every_command_that_is_not_run_is_on_a_page() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_a_page_run(
-    page: Path, folder: Path, demo: tuple[Path, str], capsys
+    page: Path, folder: Path, demo: tuple[Path, str], monkeypatch, capsys
 ) -> None:
+    """With a short training where the command does not say how long: nobody reads its scores."""
     if any("--to onnx" in command for command in commands(page)):
         pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(settings, "ENOUGH_STEPS", 1)
+    monkeypatch.setattr(settings, "EPOCHS", 2)
     for run in ("first", "other"):
         shutil.copytree(demo[0], folder / "runs" / run)
     for command in commands(page):

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from gpt2_from_scratch.evaluation.baselines import (
 )
 from gpt2_from_scratch.evaluation.metrics import evaluate_predictions
 
+ROOT = Path(__file__).parents[2]
 VECTORIZERS = {
     "bag of words": CountVectorizer,
     "TF-IDF of words": TfidfVectorizer,
@@ -139,6 +141,19 @@ def test_the_numbers_published_in_the_readme(sms_file) -> None:
         answered = predictions_of(found, split.test, ["ham", "spam"])
         evaluation = evaluate_predictions(answered.true, answered.predicted, ["ham", "spam"])
         assert f"{100 * evaluation.accuracy:.1f}" == accuracy and evaluation.total == 262
+
+
+@pytest.mark.slow
+def test_the_numbers_published_for_the_hard_messages() -> None:
+    """They are in data/hard/README.md and in chapter 12, on the same split."""
+    split = split_messages(load_messages("hard"), balance=True)
+    table = (ROOT / "data/hard/README.md").read_text("utf-8")
+    published = [int(row) for row in re.findall(r"^\|[^|]+\| +(\d+) \| [\d.]+% \|", table, re.M)]
+    found = [
+        int(predictions_of(baseline, split.test, ["ham", "spam"]).correct.sum())
+        for baseline in fit_baselines(split, ["ham", "spam"])
+    ]
+    assert found == published and len(split.test) == 120
 
 
 def test_a_baseline_is_skipped_if_texts_have_no_features() -> None:

@@ -29,7 +29,8 @@ from gpt2_from_scratch.reports.drawings import (
     draw_batches,
     draw_heads_by_token,
     draw_label_by_token,
-    draw_ledger,
+    draw_ledgers,
+    draw_outputs,
     parameter_counts,
 )
 
@@ -146,55 +147,74 @@ def test_one_class_is_refused():
 # --- what is trainable ---
 
 
-def test_the_ledger_is_stacked_in_the_order_of_the_network():
+def test_a_ledger_is_stacked_in_the_order_of_the_network():
     model = GPT2(MINI)
     replace_head(model, 2)
     set_trainable(model, 1)
     model.blocks[5].mlp.requires_grad_(False)
     lines = ledger(model)
-    figure = draw_ledger(lines)
-    stack, bars = figure.axes
-    assert [text.get_text() for text in stack.texts] == [
-        "wte",
-        "wpe",
-        *(f"blocks.{n}" for n in range(6)),
-        "ln_f",
-        "head",
-    ]
+    (stack,) = draw_ledgers({"what is trained": lines}).axes
+    *boxes, below = [text.get_text() for text in stack.texts if text.get_text()]
+    assert boxes == [f"{x.part}  {x.parameters:,}" for x in lines]
     assert stack.get_ylim()[0] < stack.get_ylim()[1]  # the first part is at the bottom
     states = [FROZEN] * 7 + [PARTLY] + [TRAINABLE] * 2
     assert [box.get_facecolor()[:3] for box in stack.patches] == [to_rgb(state) for state in states]
-    assert [text.get_text() for text in bars.texts] == [f"{x.parameters:,}" for x in lines]
-    trains = 1e6 * sum(
-        b.get_width() for b in bars.patches if b.get_facecolor()[:3] == to_rgb(TRAINABLE)
-    )
-    assert round(trains) == sum(x.trainable for x in lines)
-    assert len(bars.patches) == 11  # one per part, and two for a partly trainable part
-    assert f"{round(trains):,} of 5,886,466 parameters are trainable (4.51%)" in said(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+    trained = sum(x.trainable for x in lines)
+    assert below == f"{trained:,} trainable\n(4.51%)"
+    assert stack.get_title() == "what is trained"
+
+
+def test_ledgers_next_to_one_another():
+    model, ledgers = GPT2(MINI), {}
+    replace_head(model, 2)
+    for blocks in (0, 1, 2, 6):
+        set_trainable(model, blocks, final_norm=blocks > 0)
+        ledgers[f"{blocks} blocks"] = ledger(model)
+    figure = draw_ledgers(ledgers)
+    assert [axes.get_title() for axes in figure.axes] == [*ledgers]
+    ends = [t.xy[1] for axes in figure.axes for t in axes.texts if t.get_text() == ""]
+    # the arrow ends below the lowest trainable part: the head, blocks.5, blocks.4, blocks.0
+    assert ends == pytest.approx([9 - 0.45, 7 - 0.45, 6 - 0.45, 2 - 0.45])
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == [
         "trainable",
-        "partly trainable",
         "frozen",
     ]
     assert legible(figure)
 
 
-def test_a_part_of_500_parameters_is_visible_next_to_one_of_a_million():
-    figure = draw_ledger([line(38_597_376, 0, "wte"), line(1536, 1536, "ln_f")])
-    image = pixels(figure)
-    left = round(figure.axes[1].get_window_extent().x0)
-    assert has(image[:, left - 5 : left + 15], TRAINABLE) > 10
-
-
 def test_a_ledger_of_48_blocks_is_legible():
-    figure = draw_ledger([line(7 * 10**6, 0, f"blocks.{n}") for n in range(52)])
+    figure = draw_ledgers({"nothing": [line(7 * 10**6, 0, f"blocks.{n}") for n in range(52)]})
     assert nothing_leaves(figure) and nothing_small(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["frozen"]
 
 
-def test_no_ledger():
+@pytest.mark.parametrize("ledgers", [{}, {"nothing": []}])
+def test_no_ledger(ledgers):
     with pytest.raises(UsageError, match="no lines"):
-        draw_ledger([])
+        draw_ledgers(ledgers)
+
+
+# --- from tokens to a label ---
+
+
+def test_outputs_have_a_box_per_token_and_the_last_one_becomes_a_label():
+    outputs = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, -1.0], [0.0, 1.0, -0.5]])
+    figure = draw_outputs(outputs, ["Do", " you", " have"], ["tech", "sports", "medicine"])
+    texts = said(figure)
+    assert {"Do", "·you", "·have", "head: 3 outputs"} <= {*texts}
+    assert "tech 0.50\nsports 0.25\nmedicine -1.00" in texts
+    percents = (100 * outputs[-1].softmax(dim=0)).tolist()
+    for name, percent in zip(("tech", "sports", "medicine"), percents, strict=True):
+        assert f"{name} {percent:.0f}%" in texts
+    bold = [text.get_text() for text, _ in words(figure) if text.get_weight() == "bold"]
+    assert bold == [f"sports {percents[1]:.0f}%"] and "argmax: 1\nlabel: sports" in texts
+    assert legible(figure)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (0, 3)])
+def test_outputs_that_do_not_fit(shape):
+    with pytest.raises(DataError, match="need outputs"):
+        draw_outputs(torch.zeros(shape), ["a"] * (0 if shape[0] == 0 else 3), ["x", "y", "z"])
 
 
 # --- where each head looks ---
@@ -381,7 +401,7 @@ def picture(figure: Figure) -> bytes:
 def test_the_same_input_gives_the_same_bytes():
     draw = [
         lambda: draw_architecture(MINI, 2),
-        lambda: draw_ledger([line(10, 0, "$a_1$"), line(5, 5, "b")]),
+        lambda: draw_ledgers({"$x$": [line(10, 0, "$a_1$"), line(5, 5, "b")]}),
         lambda: draw_batches([3, 1, 2], 2),
         lambda: draw_label_by_token(TOKENS, [0.5] * 8, "spam"),
     ]
