@@ -10,7 +10,7 @@
 # **At the end you will know** what each token has seen, what is at the last position of a padded
 # batch, how to read each text at its own last token, and why padding on the left does not help.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import torch

@@ -11,7 +11,7 @@
 # the lecture trains, which weights are really random before training, and how to prove that frozen
 # weights have not changed.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import torch

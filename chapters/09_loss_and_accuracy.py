@@ -11,7 +11,7 @@
 # a classifier that knows nothing should have a loss of ln 2, and why training follows the loss and not
 # the accuracy.
 #
-# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
 # %%
 import math

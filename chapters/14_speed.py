@@ -11,7 +11,7 @@
 # **At the end you will know** what a training step costs, why frozen blocks need to see each text
 # only once, and how the last block can answer without computing keys and values.
 #
-# **Reading time:** 15 minutes. **Running time:** about ten seconds, offline.
+# **Reading time:** 20 minutes. **Running time:** about ten seconds, offline.
 
 # %%
 import time
@@ -223,7 +223,7 @@ work = {
 }
 figure = Figure(figsize=(9, 2.8), layout="constrained")
 axes = figure.subplots()
-for row, (name, (in_frozen, in_last)) in enumerate(work.items()):
+for row, (in_frozen, in_last) in enumerate(work.values()):
     total = in_frozen + in_last
     axes.barh(row, in_frozen / 1e9, color="#0072B2")
     axes.barh(row, in_last / 1e9, left=in_frozen / 1e9, color="#E69F00")

@@ -10,7 +10,7 @@
 # **At the end you will know** what the residual stream is, how to probe every layer, why the very first
 # layer is enough to find this spam, and what a probe cannot show.
 #
-# **Reading time:** 15 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about fifteen seconds, offline.
 
 # %%
 from pathlib import Path

@@ -59,7 +59,9 @@ written = last[:, 1:] - last[:, :-1]
 found = []
 for n in range(L):
     found.append(accuracy(written[:, n]))
-    print(f"block {n}: what it wrote {found[n]:.1%}, the stream after it {accuracy(last[:, n + 1]):.1%}")
+    print(
+        f"block {n}: what it wrote {found[n]:.1%}, the stream after it {accuracy(last[:, n + 1]):.1%}"
+    )
 assert torch.allclose(last[:, 0] + written.sum(dim=1), last[:, -1], atol=1e-2)
 assert min(found) > 0.6
 
@@ -85,7 +87,9 @@ tokens = torch.stack(tokens)
 places = torch.stack(places)
 only_places = accuracy(places)
 only_tokens = accuracy(tokens)
-print(f"positions {only_places:.1%}, tokens {only_tokens:.1%}, both {accuracy(tokens + places):.1%}")
+print(
+    f"positions {only_places:.1%}, tokens {only_tokens:.1%}, both {accuracy(tokens + places):.1%}"
+)
 assert torch.allclose(tokens + places, means[:, 0], atol=1e-4)
 assert only_tokens > only_places > 0.6
 

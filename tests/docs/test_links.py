@@ -65,7 +65,9 @@ def collector():
 def test_the_site_has_every_file_that_a_page_links_to(tmp_path: Path) -> None:
     collector().collect(tmp_path)
     course = tmp_path / "repository" / "chapters" / "notebooks"
-    assert (course / "01_messages.md").is_file() and (course / "solutions" / "01_messages.md").is_file()
+    assert (course / "01_messages.md").is_file() and (
+        course / "solutions" / "01_messages.md"
+    ).is_file()
     for page in tmp_path.rglob("*.md"):
         for link in LINK.findall(text_without_code(page)):
             name = link.partition("#")[0]

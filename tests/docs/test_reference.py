@@ -82,4 +82,6 @@ def test_reading_times_are_those_of_the_notebooks() -> None:
         for path in sorted((ROOT / "chapters" / "notebooks").glob("*.ipynb"))
     ]
     for path, number in rows:
-        assert int(number) == reading_time(json.loads((ROOT / path).read_text("utf-8"))["cells"]), path
+        assert int(number) == reading_time(json.loads((ROOT / path).read_text("utf-8"))["cells"]), (
+            path
+        )
