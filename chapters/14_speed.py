@@ -295,7 +295,7 @@ head_forward = B * T * C * 2
 assert frozen == (L - 1) * block_forward
 assert step == L * block_forward + head_forward + 2 * (block_forward + head_forward)
 assert frozen / step > 0.5 and sum(lengths) < positions / 2
-print(f"checked by hand: {L} blocks forward, and one block backward at twice the work")
+print(f"checked: by hand, {L} blocks forward, and one block backward at twice the work")
 
 # %% check
 fresh = Classifier.on_base(MODEL, LABELS)

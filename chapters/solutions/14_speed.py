@@ -26,6 +26,9 @@ C, H = plain.model.config.n_embd, plain.model.config.n_head
 # %% [markdown]
 # ## 1. Padding to each batch
 #
+# > Sort the messages by length and pad each batch only to its own longest message. What proportion of
+# > the positions does that save?
+#
 # The work of a step is nearly proportional to its number of positions, so the proportion of padding is
 # what can be saved. With sorted messages nearly all of it is saved. Without sorting, each batch still
 # has a longest message, and the others are padded to it. But a sorted epoch begins with all the short
@@ -43,6 +46,9 @@ assert gone["as they come"] < gone["sorted"] <= pads < gone["sorted"] + 0.05
 
 # %% [markdown]
 # ## 2. Two ways to a score
+#
+# > Is it always cheaper to do without keys and values? Compute the multiply-adds of both ways for
+# > texts of 1, 2, 10, 100 and 1000 tokens.
 #
 # They differ by `q . b_k`, which is the same number for every position. Softmax divides each exponential
 # by their sum, so the common factor `exp(q . b_k)` cancels.
@@ -63,6 +69,9 @@ torch.testing.assert_close(by_keys.softmax(0), carried_back.softmax(0), atol=1e-
 
 # %% [markdown]
 # ## 3. The key bias
+#
+# > Train both loops without weight decay. Part of one bias changes in only one of them. Which part,
+# > and why?
 #
 # The true gradient of the key bias is zero, because no answer depends on it. In the textbook loop, the
 # computed gradient is a tiny rounding error instead. AdamW divides each gradient by its usual size, so

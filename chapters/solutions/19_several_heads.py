@@ -34,7 +34,31 @@ LABEL = HeadConfig("label", labels=("ham", "spam"), pooling="last_token")
 LENGTH = HeadConfig("length", "regression", ("hundreds",), pooling="last_token")
 
 # %% [markdown]
-# ## 1. Half the labels
+# ## 1. One pass or two
+#
+# > Count the multiply-adds of one pass for `label` and `length`, and of two passes, one for each.
+#
+# The heads have a few hundred parameters each, and the network has millions. So one pass for both heads
+# costs about as much as a pass for one of them, and two passes cost twice as much.
+
+
+# %%
+def work(*heads):
+    made = Classifier.on_base("mini", heads=heads).model
+    ids, lengths = torch.arange(40)[None], torch.tensor([40])
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        outputs_from(made, heads, 0, made.embed(ids), lengths)
+    return counter.get_total_flops() // 2
+
+
+together, apart = work(LABEL, LENGTH), work(LABEL) + work(LENGTH)
+print(f"one pass {together / 1e6:.1f}, two passes {apart / 1e6:.1f} million multiply-adds")
+assert 1.99 < apart / together < 2.01
+
+# %% [markdown]
+# ## 2. Half the labels
+#
+# > Leave out `label` for half of the training messages. How many does each head then learn from?
 #
 # Each head learns from the messages that have an answer for it: `label` from half of them, `length` from
 # all. A head's loss on a batch is the mean over the messages that have an answer. So a batch in which
@@ -53,7 +77,9 @@ assert counted == {"label": len(half) // 2, "length": len(half)}
 assert targets["label"].weights.sum() == len(half) // 2
 
 # %% [markdown]
-# ## 2. Let `next` train the block too
+# ## 3. Let `next` train the block too
+#
+# > Let `next` train the block too (`gradient=True`). What happens to its predictions, and to `label`?
 #
 # Then the block also learns to predict the next token of messages like these, and gets better at it than
 # the pretrained network. `label` now shares the block with a head whose loss is several times as
@@ -76,23 +102,3 @@ for gradient in (False, True):
         f"label {scores['label'].accuracy:.1%} of {scores['label'].total}"
     )
 assert guessed[True] < guessed[False] - 0.05
-
-# %% [markdown]
-# ## 3. One pass or two
-#
-# The heads have a few hundred parameters each, and the network has millions. So one pass for both heads
-# costs about as much as a pass for one of them, and two passes cost twice as much.
-
-
-# %%
-def work(*heads):
-    made = Classifier.on_base("mini", heads=heads).model
-    ids, lengths = torch.arange(40)[None], torch.tensor([40])
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        outputs_from(made, heads, 0, made.embed(ids), lengths)
-    return counter.get_total_flops() // 2
-
-
-together, apart = work(LABEL, LENGTH), work(LABEL) + work(LENGTH)
-print(f"one pass {together / 1e6:.1f}, two passes {apart / 1e6:.1f} million multiply-adds")
-assert 1.99 < apart / together < 2.01
