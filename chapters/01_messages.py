@@ -83,7 +83,7 @@ print(f"{len(altered)} of them are not the text of any line")
 
 # %% [markdown]
 # One message has swallowed two others, and many more have lost their quotation marks. That is a small
-# loss in this file. In your own file it may be a large one, and you would not be told. So count the
+# loss in this file. In your own file it may be a large one, and nothing would tell you. So count the
 # lines, and count the messages. `load_messages` stops with an error at the first row that it cannot
 # read, and it never repairs a row silently. `gpt2-classifier check FILE` in the shell reads all rows
 # of your own file and reports what it finds.

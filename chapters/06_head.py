@@ -161,9 +161,9 @@ top = next_probabilities.topk(8)
 names = [repr(tokenizer.decode([number])) for number in top.indices]
 figure = Figure(figsize=(8, 3), layout="constrained")
 left, right = figure.subplots(1, 2, sharex=True)
-left.barh(names[::-1], 100 * top.values.flip(0), color="#404040")
+left.barh(names[::-1], 100 * top.values.flip(0).numpy(), color="#404040")
 left.set_title(f"Old head: which of {len(next_probabilities):,} tokens comes next?", fontsize=10)
-right.barh(LABELS, 100 * class_probabilities, color=["#0072B2", "#D55E00"], height=0.5)
+right.barh(LABELS, 100 * class_probabilities.numpy(), color=["#0072B2", "#D55E00"], height=0.5)
 right.set_title("New head, still random: which of 2 classes?", fontsize=10)
 for panel in (left, right):
     panel.set_xlabel("probability (%)")

@@ -111,12 +111,14 @@ few, few_lengths = pad_batch(encoded_train[:8], pad_id)
 real = torch.arange(few.shape[1]) < few_lengths[:, None]
 figure = Figure(figsize=(9, 3.4), layout="constrained")
 axes = figure.subplots()
-axes.imshow(real, cmap="tab20c_r", vmin=-0.1, vmax=1.1, aspect="auto", alpha=0.4)
+axes.imshow(real.numpy(), cmap="tab20c_r", vmin=-0.1, vmax=1.1, aspect="auto", alpha=0.4)
 axes.text(1, 7, "tokens of the text", va="center")
 axes.text(few.shape[1] - 4, 7, "padding", va="center", ha="right")
 rows = range(len(few))
 last_column = [few.shape[1] - 1] * len(few)
-axes.scatter(few_lengths - 1, rows, color="#009E73", label="last token of the text", zorder=2)
+axes.scatter(
+    (few_lengths - 1).numpy(), rows, color="#009E73", label="last token of the text", zorder=2
+)
 axes.scatter(last_column, rows, color="#D55E00", marker="x", label="last position", zorder=3)
 axes.set(xlabel="position", ylabel="message", title="Where eight messages are read")
 figure.legend(loc="outside lower center", ncols=2)
@@ -189,10 +191,10 @@ with torch.no_grad():
 figure = Figure(figsize=(8, 2.8), layout="constrained")
 left, right = figure.subplots(1, 2, sharex=True)
 names = [repr(tokenizer.decode([token])) for token in without.indices]
-left.barh(names[::-1], 100 * without.values.flip(0), color="#009E73")
+left.barh(names[::-1], 100 * without.values.flip(0).numpy(), color="#009E73")
 left.set(title="after the last token, ' time'", xlabel="probability (%)")
 names = [repr(tokenizer.decode([token])) for token in with_pad.indices]
-right.barh(names[::-1], 100 * with_pad.values.flip(0), color="#D55E00")
+right.barh(names[::-1], 100 * with_pad.values.flip(0).numpy(), color="#D55E00")
 right.set(title="after one <|endoftext|> more", xlabel="probability (%)")
 figure.suptitle("What GPT-2 expects after 'Do you have time'")
 picture(figure, "07-next")

@@ -233,7 +233,7 @@ for part, (percent, published_loss) in PUBLISHED.items():
 # - A two-class classifier that knows nothing and says so has a loss of ln 2. False confidence costs
 #   more.
 # - The loss has a slope, which `backward()` computes. The accuracy is a staircase and has none.
-# - On 80 messages, the accuracies that the book prints before training cannot be told from guessing.
+# - On 80 messages, the accuracies that the book prints before training cannot be distinguished from guessing.
 
 # %% [markdown]
 # ## Checks

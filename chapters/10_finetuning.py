@@ -251,7 +251,7 @@ picture(figure, "10-curves")
 # %% [markdown]
 # ## The test set, once
 #
-# The validation set has told us how training went, and we may have decided things by it: how many
+# The validation set has shown us how training went, and we may have decided things by it: how many
 # epochs, which learning rate. So it is not a fair judge any more. The test set is. We use it once, at
 # the end, and change nothing afterwards.
 

@@ -206,7 +206,7 @@ shown = letters[:12] + letters[-12:]
 figure = Figure(figsize=(8, 3.4), layout="constrained")
 axes = figure.subplots()
 colours = ["#0072B2"] * 12 + ["#D55E00"] * 12
-axes.bar(range(24), scores[shown] - scores[common].mean(), color=colours)
+axes.bar(range(24), (scores[shown] - scores[common].mean()).numpy(), color=colours)
 axes.set_xticks(range(24), [repr(names[token]) for token in shown], rotation=70)
 axes.axhline(0, color="#404040", linewidth=1)
 axes.set_ylabel("score, compared with\nthe mean token")

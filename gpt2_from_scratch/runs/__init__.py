@@ -1,10 +1,9 @@
 """One training run, from the names of a model and a data set to its results.
 
-`recipes` trains and resumes runs. `results` scores a classifier and keeps its predictions.
-`folder` keeps what a run needs to resume. `continuing` prepares runs that start from a trained
-classifier. `lecture` is the lecture's recipe, with the same random draws. `exporting` writes a
-classifier for other tools; `onnx_files` compares its ONNX graphs with PyTorch. `estimators` are
-for scikit-learn.
+`recipes` trains and resumes runs, `continuing` prepares those that start from a trained classifier,
+and `folder` keeps what they need. `results` scores a classifier. `lecture` is the lecture's recipe,
+with the same random draws. `exporting` writes a classifier for other tools; `onnx_files` compares
+ONNX graphs with PyTorch. `estimators` are for scikit-learn.
 """
 
 import lazy_loader

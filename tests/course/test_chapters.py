@@ -18,10 +18,12 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
-from building import CHAPTERS, NAMES, ROOT, SCRIPTS, SOLUTIONS, read
+from building import CHAPTERS, NAMES, SCRIPTS, SOLUTIONS, read
 from contents import NOTEBOOKS, PARTS, reading_time, with_facts
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
+
+import gpt2_from_scratch
 
 # phrases with numbers that a chapter quotes from elsewhere, and the test or page that holds them
 QUOTED = {
@@ -146,17 +148,10 @@ def test_one_variable_sets_the_model(path):
     assert len(re.findall(r'^MODEL, DATA = setting\("mini"\)', text, re.M)) == 1
 
 
-@pytest.fixture(scope="module")
-def functions_of_the_package() -> set[str]:
-    trees = [ast.parse(p.read_text("utf-8")) for p in (ROOT / "gpt2_from_scratch").rglob("*.py")]
-    return {n.name for t in trees for n in t.body if isinstance(n, ast.FunctionDef)}
-
-
-@pytest.mark.slow
-def test_it_defines_nothing_that_the_package_should(functions_of_the_package):
+def test_it_defines_nothing_that_the_package_exports():
     for path in (*SCRIPTS, *SOLUTIONS):
         defined = {node.name for node in nodes_of(path) if isinstance(node, ast.FunctionDef)}
-        assert not defined & functions_of_the_package, f"{path.name}: the package has these"
+        assert not defined & set(gpt2_from_scratch.__all__), f"{path.name}: import it"
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=NAMES)
