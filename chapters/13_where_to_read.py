@@ -101,7 +101,8 @@ token_scores_2 = print_accuracy("last token, seed 2", by_token_2)
 #
 # Here is a spam message of the test set. We put more and more padding after it, and ask all four
 # classifiers. What do you expect? (Attention only looks back. So a single pass over the message with
-# 60 tokens of padding gives the answers for any number of them, from 0 to 60.)
+# 60 tokens of padding gives the answers for any number of them, from 0 to 60.) We chose this message
+# because its curve is clear. With other messages the answer changes less.
 
 # %%
 TEXT = "85233 FREE>Ringtone!Reply REAL"

@@ -1,11 +1,14 @@
 """A GPT-2 small enough to check by hand, as a folder in OpenAI's format."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from write_bundle import write_random_gpt2
 
+from gpt2_from_scratch.classifier.classifier import Classifier
+from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.gpt2.tokenizer import write_bpe
 
 TINY = {"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
@@ -50,3 +53,14 @@ class Halved(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x) / 2
+
+
+def random_classifier(base: Path, *heads: HeadConfig, **options: Any) -> Classifier:
+    """A classifier whose heads, final norm and adapters are all random, with std 0.2."""
+    classifier = Classifier.on_base(base, heads=heads, **options)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in classifier.model.named_parameters():
+            if name.startswith(("head.", "ln_f.")) or "lora_" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return classifier

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import random_classifier
 from torch import Tensor
 
 from gpt2_from_scratch.classifier.classifier import Classifier
@@ -42,17 +43,6 @@ TEXTS = [
 LORA = LoRAConfig(rank=2, alpha=6.0)
 
 
-def made(base: Path, *heads: HeadConfig, **options: Any) -> Classifier:
-    """A classifier whose heads, final norm and adapters are all random, with std 0.2."""
-    classifier = Classifier.on_base(base, heads=heads, **options)
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for name, parameter in classifier.model.named_parameters():
-            if name.startswith(("head.", "ln_f.")) or "lora_" in name:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return classifier
-
-
 def their_logits(
     folder: Path, texts: Sequence[str], batch_size: int = 4, side: str = "right"
 ) -> Tensor:
@@ -79,7 +69,7 @@ def our_logits(classifier: Classifier, texts: Sequence[str]) -> Tensor:
 
 @pytest.mark.slow
 def test_every_batch_and_padding(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     export(ours, tmp_path / "out")
     expected = our_logits(ours, TEXTS)
     for batch_size in (1, 4, 32):
@@ -107,7 +97,7 @@ def test_every_batch_and_padding(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_the_pipeline_gives_our_answers(
     tiny_checkpoint: Path, tmp_path: Path, head: HeadConfig, options: dict[str, Any]
 ) -> None:
-    ours = made(tiny_checkpoint, head, **options)
+    ours = random_classifier(tiny_checkpoint, head, **options)
     export(ours, tmp_path / "out")
     classify = transformers.pipeline("text-classification", model=str(tmp_path / "out"))
     found = classify(TEXTS, truncation=True, top_k=None, batch_size=3)
@@ -120,7 +110,7 @@ def test_the_pipeline_gives_our_answers(
 
 
 def test_a_last_token_reading(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS, pooling="last_token"))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS, pooling="last_token"))
     export(ours, tmp_path / "out")
     texts = [text for text in TEXTS if text]
     found = their_logits(tmp_path / "out", texts)
@@ -129,7 +119,7 @@ def test_a_last_token_reading(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_token_classification(tiny_checkpoint: Path, tmp_path: Path) -> None:
     head = HeadConfig(task="token-classification", labels=("O", "B-x", "I-x"))
-    ours = made(tiny_checkpoint, head)
+    ours = random_classifier(tiny_checkpoint, head)
     export(ours, tmp_path / "out")
     text = TEXTS[0]
     tag = transformers.pipeline("token-classification", model=str(tmp_path / "out"))
@@ -141,7 +131,7 @@ def test_token_classification(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
     heads = [HeadConfig("kind", labels=LABELS), HeadConfig("tone", labels=("bad", "good"))]
-    ours = made(tiny_checkpoint, *heads)
+    ours = random_classifier(tiny_checkpoint, *heads)
     with pytest.raises(UsageError, match="kind, tone"):
         export(ours, tmp_path / "out")
     with pytest.raises(UsageError, match="'topic'"):
@@ -157,7 +147,7 @@ def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_merged_adapters_and_the_classifier_stay(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS), lora=LORA)
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS), lora=LORA)
     before = {name: value.clone() for name, value in ours.model.state_dict().items()}
     export(ours, tmp_path / "separate")
     after = ours.model.state_dict()
@@ -193,14 +183,14 @@ def test_merged_adapters_and_the_classifier_stay(tiny_checkpoint: Path, tmp_path
 def test_what_transformers_cannot_express(
     tiny_checkpoint: Path, tmp_path: Path, head: HeadConfig, options: dict[str, Any], reason: str
 ) -> None:
-    ours = made(tiny_checkpoint, head, **options)
+    ours = random_classifier(tiny_checkpoint, head, **options)
     with pytest.raises(UsageError, match=reason):
         export(ours, tmp_path / "out")
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_bias_that_dependent_rows_cannot_have(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     with torch.no_grad():
         ours.model.head.weight[1] = ours.model.head.weight[0]
     with pytest.raises(UsageError, match="depend on each other"):
@@ -211,7 +201,7 @@ def test_a_bias_that_dependent_rows_cannot_have(tiny_checkpoint: Path, tmp_path:
 
 
 def test_a_changed_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     hook = ours.model.ln_f.register_forward_hook(lambda module, inputs, output: output * 2)
     with pytest.raises(UsageError, match="ln_f"):
         export(ours, tmp_path / "out")
@@ -226,7 +216,7 @@ def test_a_changed_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     run = tmp_path / "run"
     run.mkdir()
     (run / "model_card.md").write_text("---\ntags:\n- gpt2\n---\n\n# Mine\n")
@@ -251,13 +241,13 @@ def test_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_thresholds_are_in_the_readme(tiny_checkpoint: Path, tmp_path: Path) -> None:
     head = HeadConfig(task="multi-label", labels=LABELS, thresholds=(0.25, 0.5, 0.75))
-    export(made(tiny_checkpoint, head), tmp_path / "out")
+    export(random_classifier(tiny_checkpoint, head), tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "ham 0.25, other 0.5, spam 0.75" in readme
 
 
 def test_places_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
@@ -275,7 +265,7 @@ def test_places_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) ->
 def test_nothing_is_left_of_an_export_that_fails(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
 
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -364,7 +354,7 @@ def test_peft_gives_our_answers(
     tiny_checkpoint: Path, tmp_path: Path, lora: LoRAConfig, layer: int | None
 ) -> None:
     peft = pytest.importorskip("peft")
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS, layer=layer), lora=lora)
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS, layer=layer), lora=lora)
     export(ours, tmp_path / "out", to="peft")
     plain = Classifier.on_base(tiny_checkpoint, LABELS)
     export(plain, tmp_path / "base")
@@ -383,11 +373,11 @@ def test_adapters_that_peft_cannot_have(tiny_checkpoint: Path, tmp_path: Path) -
     for lora, reason in ((None, "no LoRA"), (replace(LORA, head=True), "head")):
         with pytest.raises(UsageError, match=reason):
             export(
-                made(tiny_checkpoint, HeadConfig(labels=LABELS), lora=lora),
+                random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS), lora=lora),
                 tmp_path / "out",
                 to="peft",
             )
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS), lora=LORA)
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS), lora=LORA)
     with torch.no_grad():
         ours.model.wpe.weight[0, 0] += 1
     with pytest.raises(UsageError, match="wpe.weight"):

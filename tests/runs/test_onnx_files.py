@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from said import listen
+from tiny import random_classifier
 
-from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import loss_and_scores, to_labelled
 from gpt2_from_scratch.errors import CheckpointError, UsageError
@@ -54,17 +54,6 @@ FILES = {
     "tokenizer.json",
 }
 LORA = LoRAConfig(rank=2, alpha=6.0)
-
-
-def made(base: Path, *heads: HeadConfig, **options: Any) -> Classifier:
-    """A classifier whose heads, final norm and adapters are all random, with std 0.2."""
-    classifier = Classifier.on_base(base, heads=heads, **options)
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for name, parameter in classifier.model.named_parameters():
-            if name.startswith(("head.", "ln_f.")) or "lora_" in name:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return classifier
 
 
 def loaded(folder: Path) -> ModuleType:
@@ -126,7 +115,7 @@ def test_the_program_gives_our_answers(
     tiny_checkpoint: Path, tmp_path: Path, heads: tuple[HeadConfig, ...], options: dict[str, Any]
 ) -> None:
     """In one batch, so that texts are padded, and one text at a time."""
-    ours = made(tiny_checkpoint, *heads, **options)
+    ours = random_classifier(tiny_checkpoint, *heads, **options)
     export(ours, tmp_path / "out", to="onnx")
     program = loaded(tmp_path / "out")
     onnx.checker.check_model(onnx.load(tmp_path / "out" / "model.onnx"), full_check=True)
@@ -154,7 +143,7 @@ def test_padding_on_either_side(tiny_checkpoint: Path, tmp_path: Path, pooling: 
     head = HeadConfig(task="token-classification", labels=LABELS)
     if pooling != "every":
         head = HeadConfig(labels=LABELS, pooling=pooling)
-    ours = made(tiny_checkpoint, head)
+    ours = random_classifier(tiny_checkpoint, head)
     export(ours, tmp_path / "out", to="onnx")
     encoded = ours.encode(TEXTS)[0]
     expected = {}
@@ -170,7 +159,7 @@ def test_padding_on_either_side(tiny_checkpoint: Path, tmp_path: Path, pooling: 
 
 
 def test_rows_without_tokens_are_read_as_empty_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS, pooling="last_token"))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS, pooling="last_token"))
     export(ours, tmp_path / "out", to="onnx")
     expected = ours.logits(ours.encode([""])[0]).numpy()
     for T in (0, 1, 5):
@@ -180,7 +169,9 @@ def test_rows_without_tokens_are_read_as_empty_texts(tiny_checkpoint: Path, tmp_
 
 
 def test_a_text_that_is_too_long_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(made(tiny_checkpoint, HeadConfig(labels=LABELS)), tmp_path / "out", to="onnx")
+    export(
+        random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS)), tmp_path / "out", to="onnx"
+    )
     ids = np.ones((1, 33), np.int64)
     with pytest.raises(Exception, match=r"\b33\b"):
         outputs(tmp_path / "out", ids, ids)
@@ -188,7 +179,7 @@ def test_a_text_that_is_too_long_is_an_error(tiny_checkpoint: Path, tmp_path: Pa
 
 def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
     heads = [HeadConfig("kind", labels=LABELS), HeadConfig("tone", labels=("bad", "good"))]
-    ours = made(tiny_checkpoint, *heads)
+    ours = random_classifier(tiny_checkpoint, *heads)
     with pytest.raises(UsageError, match="'topic'"):
         export(ours, tmp_path / "out", to="onnx", head="topic")
     export(ours, tmp_path / "out", to="onnx", head="tone")
@@ -202,7 +193,7 @@ def test_one_of_several_heads(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     before = {name: value.clone() for name, value in ours.model.state_dict().items()}
     run = tmp_path / "run"
     run.mkdir()
@@ -225,7 +216,9 @@ def test_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_program_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(made(tiny_checkpoint, HeadConfig(labels=LABELS)), tmp_path / "out", to="onnx")
+    export(
+        random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS)), tmp_path / "out", to="onnx"
+    )
     tree = ast.parse((tmp_path / "out" / "classify.py").read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -237,7 +230,7 @@ def test_weights_of_a_large_model_are_in_a_second_file(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_files, "IN_ONE_FILE", 0)
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     export(ours, tmp_path / "out", to="onnx", int8=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == FILES | {
@@ -257,24 +250,26 @@ def test_tasks_whose_answers_the_graph_cannot_compute(
     tiny_checkpoint: Path, tmp_path: Path, task: str
 ) -> None:
     with pytest.raises(UsageError, match=task):
-        export(made(tiny_checkpoint, HeadConfig(task=task)), tmp_path / "out", to="onnx")
+        export(
+            random_classifier(tiny_checkpoint, HeadConfig(task=task)), tmp_path / "out", to="onnx"
+        )
     assert not [*tmp_path.iterdir()]
 
 
 def test_rounded_frozen_blocks_are_exported_in_float32(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    rounded = made(tiny_checkpoint, HeadConfig(labels=LABELS), dtype=torch.bfloat16)
+    rounded = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS), dtype=torch.bfloat16)
     rounded.model.requires_grad_(False)
     export(rounded, tmp_path / "out", to="onnx")
-    plain = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    plain = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     found = loaded(tmp_path / "out").classify(TEXTS)
     for theirs, prediction in zip(found, plain.predict(TEXTS), strict=True):
         same_answer(plain.description.head, theirs["label"], prediction.answer, "")
 
 
 def test_a_changed_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     hook = ours.model.ln_f.register_forward_hook(lambda module, inputs, output: output * 2)
     with pytest.raises(UsageError, match="ln_f"):
         export(ours, tmp_path / "out", to="onnx")
@@ -300,7 +295,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(
         return proto, how
 
     monkeypatch.setattr(onnx_files, "to_onnx", with_another_gelu)
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     with pytest.raises(CheckpointError, match="'label'"):
         export(ours, tmp_path / "out", to="onnx")
     assert not [*tmp_path.iterdir()]
@@ -309,7 +304,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(
 def test_missing_packages_are_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     monkeypatch.setattr(onnx_files, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"onnx and onnxruntime.*\[onnx\]"):
         export(ours, tmp_path / "out", to="onnx")
@@ -325,7 +320,7 @@ def test_missing_packages_are_named(
 def test_int8_without_labelled_texts_is_not_measured(tiny_checkpoint: Path, tmp_path: Path) -> None:
     said = listen()
     handlers = [*logging.getLogger().handlers]
-    ours = made(tiny_checkpoint, HeadConfig(labels=LABELS))
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
     export(ours, tmp_path / "out", to="onnx", int8=True)
     measured = json.loads((tmp_path / "out" / "measured.json").read_text())["int8"]
     assert measured["change"] is None and measured["speed"] > 0
