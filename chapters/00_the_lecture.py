@@ -71,14 +71,15 @@ print(f"{total:,} parameters, all frozen")
 # alone would be trained (28:50).
 
 # %%
+num_classes = len(LABELS)
 torch.manual_seed(123)
-model.head = nn.Linear(in_features=config.n_embd, out_features=2)
+model.head = nn.Linear(in_features=config.n_embd, out_features=num_classes)
 print(model.head)
 print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 # %% [markdown]
-# What if there are three classes, such as technology, sports and medicine (26:04)? Then one number is
-# different.
+# What if there are three classes, such as technology, sports and medicine (26:04)? Then only the number of
+# classes is different. That is why it has a name in the code (25:47).
 
 # %%
 print(nn.Linear(in_features=config.n_embd, out_features=3))
@@ -86,8 +87,8 @@ print(nn.Linear(in_features=config.n_embd, out_features=3))
 # %% [markdown]
 # ## Unfreeze the last block and the final norm
 #
-# A head alone cannot change what the network says about a message. So the last block and the final norm
-# are made trainable again (29:15).
+# A head alone cannot change the states that it reads. So the last block and the final norm are made
+# trainable again (29:15).
 
 # %%
 for parameter in model.blocks[-1].parameters():
@@ -271,8 +272,8 @@ axes.set_xlabel("accuracy (%)")
 picture(figure, "00-choices")
 
 # %% [markdown]
-# The head alone is the lowest, here as in the book. But all intervals overlap, so these messages do not
-# show which choice is best.
+# The head alone is the lowest, here as in the book. The other three differ by a few messages only. To
+# compare two choices properly, one looks at them message by message, as chapter 12 does.
 #
 # ## What you know now
 #

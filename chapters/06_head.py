@@ -115,8 +115,9 @@ for position in range(len(tokens)):
 
 # %%
 old_head = model.head
+num_classes = len(LABELS)  # not 2: the lecturer advises against writing the number itself (25:47)
 torch.manual_seed(123)
-model.head = nn.Linear(model.config.n_embd, 2)
+model.head = nn.Linear(model.config.n_embd, num_classes)
 print("old head:", old_head)  # in OpenAI's models: out_features=50257
 print("new head:", model.head)
 print("the first four weights of each output:")

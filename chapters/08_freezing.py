@@ -86,7 +86,8 @@ print(f"{count} of {total} tensors are trainable")
 
 # %%
 torch.manual_seed(123)
-model.head = nn.Linear(model.config.n_embd, 2)
+num_classes = 2
+model.head = nn.Linear(model.config.n_embd, num_classes)
 trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 print("trainable:", trainable)
 
@@ -97,7 +98,10 @@ print("trainable:", trainable)
 # %% [markdown]
 # ## The last block and the final norm
 #
-# The lecture also trains the last block and the final norm (29:15). We switch these on again:
+# Why not train everything? The embeddings and the lower blocks have learned what all texts have in common,
+# and a classifier needs that too (20:42). Each block that is trained also costs time and memory (22:27). So
+# the lecture trains only the parts that are nearest to the answer: the head, the last block and the final
+# norm (29:15). We switch the last two on again:
 
 # %%
 model.blocks[-1].requires_grad_(True)

@@ -62,7 +62,7 @@ for name in ("train", "val", "test"):
 #
 # This is the classifier of the previous chapters: the pretrained network with a new head that has two
 # outputs. The last block, the final norm and the head are trainable. The rest is frozen. At the end
-# of each text there is one more token, always the same, and the answer is read there (chapter 7).
+# of each text there is one more token, always the same, and the answer is read there (chapter 13 shows why).
 
 # %%
 TOKENS = 40
@@ -106,6 +106,7 @@ print("label:", train_labels[4])
 # one number: the loss (chapter 9).
 #
 # A guess before you look: the head is new and random. What will the loss be, roughly?
+# (Chapter 9 has the answer for a head that knows nothing.)
 
 
 # %%
@@ -244,9 +245,9 @@ right.set_ylim(75, 100)
 picture(figure, "10-curves")
 
 # %% [markdown]
-# In the first epoch, the training accuracy is lower than the validation accuracy. That is not a
-# mistake. The training accuracy is counted during the epoch, so it includes the first batches, when
-# the classifier was still guessing. The validation accuracy is measured at the end.
+# At first the training accuracy is lower than the validation accuracy. That is not a mistake. The
+# training accuracy is counted during the epoch, while the classifier is still learning. The validation
+# accuracy is measured at the end of the epoch, when it has learned more.
 
 # %% [markdown]
 # ## The test set, once
@@ -268,12 +269,18 @@ print(f"test accuracy {test_accuracy:.1%}: {round(test_accuracy * n_test)} of {n
 # %%
 WINNER = "You are a winner you have been specially selected to receive $1000 cash or a $2000 award."
 DINNER = "Hey, just wanted to check if we're still on for dinner tonight? Let me know!"
-for text in (WINNER, DINNER):
+
+
+def classify(text):
     ids, _ = by_hand.encode([text])
     with torch.no_grad():
         probabilities = logits_of(ids).softmax(dim=1)[0]
-    label = LABELS[probabilities.argmax()]
-    print(f"{label}, P(spam) = {probabilities[1]:.3f}: {text}")
+    return LABELS[probabilities.argmax()], probabilities[1].item()
+
+
+for text in (WINNER, DINNER):
+    label, p_spam = classify(text)
+    print(f"{label}, P(spam) = {p_spam:.3f}: {text}")
 
 # %% [markdown]
 # ## The same numbers from the package
@@ -309,8 +316,8 @@ for row, found in zip(epochs, history, strict=True):
     print(f"{row[2]:>12.5f}{found.val_loss:>10.5f}{row[3]:>13.1%}{found.val_score:>10.1%}")
 
 # %% [markdown]
-# The losses agree to about four decimals. They cannot agree to the last bit, because the package adds
-# the same numbers in another order, and each sum is rounded.
+# The losses agree in all five decimals. Further decimals may differ, because the package adds the same
+# numbers in another order, and each sum is rounded.
 
 # %% [markdown]
 # ## What the package adds
@@ -369,7 +376,7 @@ print(f"epoch {kept.epoch} is kept, with a validation accuracy of {kept.val_scor
 # - An epoch is one pass over the training messages, in a new order.
 # - The loss of single batches jumps; the mean over many batches falls.
 # - The validation set is for decisions during training. The test set is used once, at the end.
-# - `finetune` is the same loop, to four decimals. It saves time, changes the learning rate during
+# - `finetune` is the same loop, with the same losses. It saves time, changes the learning rate during
 #   training, and keeps the best epoch.
 
 # %% [markdown]

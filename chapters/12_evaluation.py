@@ -159,8 +159,8 @@ for name, right in correct.items():
     print(f"95% interval {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# The bag of words is about as good as our network, and so are the other methods that count words or
-# characters. They are trained in a second or two. Nothing here shows that GPT-2 was worth the effort.
+# The bag of words is about as good as our network, and so are most methods that count words or characters.
+# They are trained in a second or two. Nothing here shows that this network was worth the effort.
 #
 # Is that so only because these messages are hard? Here are the lecture's own messages, in its own split,
 # on which its GPT-2 reaches a published test accuracy of 95.67%:

@@ -100,8 +100,8 @@ token_scores_2 = print_accuracy("last token, seed 2", by_token_2)
 # ## The answer depends on the padding
 #
 # Here is a spam message of the test set. We put more and more padding after it, and ask all four
-# classifiers. What do you expect? (Attention only looks back. So a single pass over the message with
-# 60 tokens of padding gives the answers for any number of them, from 0 to 60.) We chose this message
+# classifiers. What do you expect? (One pass over the message with 60
+# tokens of padding is enough: no position can see the padding that comes after it.) We chose this message
 # because its curve is clear. With other messages the answer changes less.
 
 # %%
@@ -246,13 +246,14 @@ for name, classifier in readers.items():
 
 # %% [markdown]
 # With the last token, some labels change although nobody can see a difference. With the end token none
-# does, and that is not luck: the tokens are the same. A full stop can be seen, and it may still change
+# does, and that is not luck: the tokens are the same. At the last position none changes here, because the
+# amount of padding is fixed. A full stop can be seen, and it may still change
 # an answer. If you do not want that, show every text with both endings during training:
 # `TrainConfig(vary_endings=True)`.
 #
 # Our training was short, which makes the last token look worse than it has to. After training with all
 # messages, only a few labels in a hundred change with an invisible ending. On questions and on film
-# reviews it is about a third, even then. The page *Where a text is read* of the documentation has the
+# reviews about a third of the labels change, even after a full training. The page *Where a text is read* of the documentation has the
 # numbers.
 
 # %% [markdown]

@@ -153,15 +153,14 @@ print(f"= {math.log2(V) / bytes_per_token:.2f}")
 
 # %% [markdown]
 # Not 8! A guess among 512 tokens costs 9 bits, but it pays for a whole token, which stands for nearly two
-# bytes. So before the network has learned anything, its vocabulary already has: frequent pairs of bytes became
-# tokens. `gzip` still needs fewer bits, although it has seen nothing but these hundred messages.
+# bytes. The network has learned nothing yet, but the vocabulary has: frequent pairs of bytes became tokens. `gzip` still needs fewer bits, although it has seen nothing but these hundred messages.
 #
 # ## Learning
 #
 # The loop is the one of chapter 10, with one target per token instead of one label per message. Besides AdamW
-# we use Muon, a newer rule for matrices, which learns faster here. The learning rate rises at first, and falls
+# we use Muon, a newer rule for the steps of matrices. The learning rate rises at first, and falls
 # to zero at the end. Before and after, we let the network write a message: `generate` draws one token after
-# the other, with the network's own probabilities.
+# the other. It prefers probable tokens a little more than the network does (`temperature=0.7`).
 
 # %% tags=["varies"]
 STEPS = 120
@@ -195,13 +194,13 @@ tokens_seen = range(0, STEPS * 16 * config.n_ctx + 1, 20 * 16 * config.n_ctx)
 picture(plot_pretraining(tokens_seen, bits, {"gzip of these messages": packed}), "15-bits-per-byte")
 
 # %% [markdown]
-# After a few steps the network needs fewer bits than gzip. It has learned what the training messages have in
+# After twenty steps the network already needs fewer bits than gzip. It has learned what the training messages have in
 # common with the unseen ones: words, endings, phone numbers. What it writes looks a little like a message, and
 # it means nothing. It has read far too little text for more.
 #
 # ## What is missing
 #
-# Only size. The miniature of this project was trained in the same way. It is larger, and it was trained on
+# Mostly size. The miniature of this project was trained in the same way. It is larger, and it was trained on
 # 119.5 MB of text: the steps processed 49 million tokens. At the end it needed 1.488 bits per byte on unseen
 # text of the same kinds (`weights/mini/README.md`). The command for that is
 # `gpt2-classifier pretrain --corpus FOLDER --out FOLDER`. It can be
@@ -214,6 +213,11 @@ picture(plot_pretraining(tokens_seen, bits, {"gzip of these messages": packed}),
 theirs = Tokenizer(model_folder(MODEL))
 their_bits = bits_of(load_gpt2(MODEL), encode_all(unseen, theirs))
 print(f"ours {bits[-1]:.2f} bits per byte, {MODEL} {their_bits:.2f}")
+
+# %% [markdown]
+# The miniature is better, although it was not trained on text messages. It needs twice as many bits as on its
+# own kind of text: here it reads short messages in a style that is new to it. What a network has read matters
+# as much as how large it is.
 
 # %% [markdown]
 # ## What you know now

@@ -187,7 +187,7 @@ print(label_scores.as_table())
 # Each label has its own row, because each is a question of its own. *Precision* is the proportion of the
 # messages given this label that really have it, *recall* the proportion of the messages with this label
 # that are found, and F1 combines the two (chapter 12). *Exact match* is harder: all three answers must be
-# right. The rarest label, `question`, is learned last.
+# right. The rarest label, `question`, has the lowest F1.
 #
 # Here are messages that the classifier has never seen. The probabilities of one message need not add up
 # to 1.
@@ -238,7 +238,7 @@ print(
 
 # %% [markdown]
 # The first loss is hundreds of times the second. And the weights would have to grow until the output
-# reaches twenty, but AdamW moves each weight by about one learning rate per step (chapter 10). So we let the
+# reaches twenty, but AdamW moves each weight by about one learning rate per step (exercise 2 of chapter 20). So we let the
 # head predict in a unit of its own. `center` is what an output of 0 means, and `scale` is how much an
 # output of 1 adds. We train the same head with and without them:
 

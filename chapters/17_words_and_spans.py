@@ -169,7 +169,7 @@ picture(figure, "17-tags")
 #
 # In "Jordan is asleep", Jordan is a person. In "Jordan is hot in May" it is a country. A person decides
 # that by reading on. GPT-2 cannot: when it reads the first word, it has not seen the second. Our tags have
-# the same problem. Here "0906" begins a phone number once, and once it does not:
+# the same problem. Here "0906" begins a phone number once, and once it does not. What does the head say?
 
 # %%
 for text in ("Call 0906 170 1461 now", "Call 0906 people who know you"):
@@ -177,8 +177,9 @@ for text in ("Call 0906 170 1461 now", "Call 0906 people who know you"):
     print(f"{text:<31}{word.word}: {word.label}, probability {word.probability:.4f}")
 
 # %% [markdown]
-# The two probabilities are equal, and no training could make them differ. The causal mask hides the rest
-# of the text (chapter 3). For GPT-2 itself this is necessary, because it has to predict that rest. BERT
+# It says the same both times, so it is wrong once, and no training could change that. The tag is read at the
+# word's first token, and the causal mask hides the rest of the text from it, even the rest of the word
+# (chapter 3). This may also be why many phone numbers are missed, as the table above shows. For GPT-2 itself this is necessary, because it has to predict that rest. BERT
 # has no such mask: each of its tokens sees the whole text. That is why taggers are usually built on
 # models like BERT.
 
@@ -261,13 +262,13 @@ print(len(spaced), "of", len(questions.train), "answers in the training set cont
 
 # %% [markdown]
 # The first one is not spam, yet the answer is right: a pound sign was enough. In the second there is no
-# pound sign, and our rule never called a word money that had none, so the head is lost. It is less sure
+# pound sign, and our rule never called a word money that had none, so the answer is not exact. It is less sure
 # of the number with spaces than of the one without, since few answers in the training set contain a
 # space. And it knows only two questions. It answers a third one anyway, because it always has to choose
 # some piece of the text.
 #
-# A different head would help with none of this. More varied training texts would. The head decides what
-# *form* an answer has; the data decides what is learned.
+# More varied training texts would help with this (exercise 3 tries it). The head decides what *form* an
+# answer has; the data decides what is learned.
 
 # %% [markdown]
 # ## What you know now

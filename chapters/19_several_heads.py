@@ -134,8 +134,8 @@ for name, head in (("label", LABEL), ("length", LENGTH)):
     print(f"{name:<7} loss {sizes[name][0]:9.2f}   length of its gradient {sizes[name][1]:9.2f}")
 
 # %% [markdown]
-# A message has about a hundred characters, so a head that says 0 has an error of a hundred, and its square
-# is ten thousand. The gradient of `length` is far larger than that of `label`. What will happen if both
+# A message has about a hundred characters, so a head that says 0 has an error of a hundred, and its square is
+# more than ten thousand on average. The gradient of `length` is far larger than that of `label`. What will happen if both
 # losses are added? Guess, then train `label` alone and both together:
 
 # %%
@@ -217,9 +217,9 @@ print(f"next token predicted correctly: {before:.1%} before training, {after:.1%
 # %% [markdown]
 # ## A head that does not change the network
 #
-# Sometimes a classifier is already in use, and its answers must not change. Can another head be added? Yes:
-# with `gradient=False` a head learns, but its gradient stops before it reaches the block. It has to make do
-# with the states that the other heads want.
+# Sometimes the answers of one head must not change because another one is added. With `gradient=False` a head
+# learns, but its gradient stops before it reaches the block. So `label` stays as it would be alone, and the
+# other head has to make do with the states that `label` wants.
 
 # %%
 QUIET = HeadConfig(

@@ -205,8 +205,8 @@ for name, (classifier, loss, _) in heads.items():
 
 # %% [markdown]
 # (The counts include the final norm, which all of them train.) At the same learning rate, the whole head has
-# the lower loss each time, with fewer parameters. The adapter starts slowly: at the beginning $B$ is
-# zero, and what it changes is $B$ times small numbers from $A$. So the package trains the whole head, next
+# the lower loss each time, with fewer parameters. $B$ starts at zero and $A$ has small numbers, so an
+# adapter's effect is small at first. So the package trains the whole head, next
 # to the adapters in the blocks, unless `head=True` asks for the book's way.
 
 # %% [markdown]
@@ -239,10 +239,10 @@ for name, (classifier, loss, size) in ways.items():
 
 # %% [markdown]
 # **What it saves.** LoRA trains far fewer parameters, and only these have to be saved: the file is many
-# times smaller. AdamW also keeps two running averages for each trained parameter (chapter 10), and those
-# shrink too.
+# times smaller. AdamW also keeps two running averages for each trained parameter, of its gradient and of the
+# square of its gradient. They shrink too.
 #
-# **What it does not save.** Time. In the last block, the big matrix still has to be multiplied. With
+# **What it does not save.** Computation. In the last block, the big matrix still has to be multiplied. With
 # adapters in every block no block is frozen any more, so the shortcut of chapter 14 is gone: every step runs
 # all 6 blocks instead of 1.
 #
@@ -273,8 +273,8 @@ adapted.unmerge()
 # - The change that finetuning makes to a matrix has a structure: a few products of a column and a row hold
 #   most of it.
 # - LoRA trains such products, $B A$, next to a frozen matrix. At the start $B$ is zero, so nothing changes.
-# - LoRA saves trained parameters, memory for AdamW, and file size. It does not save time.
-# - A new head has nothing to preserve, so it is better to train it whole.
+# - LoRA saves trained parameters, memory for AdamW, and file size. It does not save computation.
+# - A new head has nothing to preserve, and here its loss was lower when it was trained whole.
 # - After training, the product can be added to the matrix.
 
 # %% [markdown]
