@@ -10,7 +10,7 @@
 # **At the end you will know** what each line of a training loop does, how to read its curves, and
 # what a library adds to it without changing its results.
 #
-# **Reading time:** 30 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import time

@@ -10,7 +10,7 @@
 # **At the end you will know** what a run saves, how to choose a threshold that keeps good messages,
 # and what to look at before you train on your own table.
 #
-# **Reading time:** 25 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import csv

@@ -10,7 +10,7 @@
 # **At the end you will know** how padding and other messages can change an answer, how an invisible
 # character can do the same, and how one more token at the end of every text prevents both.
 #
-# **Reading time:** 20 minutes. **Running time:** about half a minute, offline.
+# **Reading time:** 20 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 from dataclasses import replace

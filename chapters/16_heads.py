@@ -11,7 +11,7 @@
 # **At the end you will know** what a head can be made of, why two classes need only one output, how a
 # head gives several labels at once, and how it gives a number.
 #
-# **Reading time:** 30 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import re

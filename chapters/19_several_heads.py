@@ -11,7 +11,7 @@
 # the training of another head, what sharing costs, and how a head can learn without changing the
 # network.
 #
-# **Reading time:** 25 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about half a minute, offline.
 
 # %%
 from pathlib import Path

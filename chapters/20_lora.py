@@ -10,7 +10,7 @@
 # **At the end you will know** what the rank of a matrix is, what LoRA computes, what it saves and what it
 # does not save, and a detail of the book's LoRA that is worth changing.
 #
-# **Reading time:** 25 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 from pathlib import Path
