@@ -401,6 +401,12 @@ def add_export(commands: Any) -> None:
         type=non_empty,
         help="with --int8: labelled texts on which it is measured (default: the run's validation set)",
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        default=None,
+        help="with --int8: write it even if it loses more than a point of the score",
+    )
     add_base(parser)
 
 
@@ -412,7 +418,7 @@ def run_export(args: argparse.Namespace) -> None:
     _refuse_missing(args.classifier)
     classifier = Classifier.load(args.classifier, args.model)
     run = args.classifier if args.classifier.is_dir() else args.classifier.parent
-    export(classifier, args.folder, run=run, **given(args, "to", "head", "int8", "data"))
+    export(classifier, args.folder, run=run, **given(args, "to", "head", "int8", "data", "force"))
     log.info("README.md in the folder shows how to use it")
     print(args.folder)
 

@@ -30,6 +30,7 @@ def export(
     run: str | Path | None = None,
     int8: bool = False,
     data: str | Path = "",
+    force: bool = False,
 ) -> None:
     """Write a classifier to a new folder that other tools can read. All files appear at once.
 
@@ -43,11 +44,13 @@ def export(
             compared with PyTorch on its test set.
         int8: For "onnx", also write a version with int8 weights, and measure it on `data`.
         data: Labelled texts in the format of training; by default the run's validation set.
+        force: Write int8 weights even if they lose more than a point of the score.
 
     Raises:
         UsageError: The folder exists, the tool cannot give the same answers, or a package that
             the export needs is missing.
-        CheckpointError: A weight is NaN or infinite, or the graph's answers differ.
+        CheckpointError: A weight is NaN or infinite, the graph's answers differ, or int8 weights
+            lose more than a point of the score.
         ResourceError: There is no space or no permission.
     """
     folder, run = expanded(folder), expanded(run) if run else None
@@ -57,12 +60,14 @@ def export(
         )
     if int8 and to != ONNX:
         raise UsageError(f"int8 weights are for {ONNX}, not for {to}")
+    if force and not int8:
+        raise UsageError("force accepts what int8 weights lose; without int8, leave it out")
     if data and not int8:
         raise UsageError(f"int8 weights are measured on {data}; without int8, leave it out")
     with atomic_folder(folder) as temporary:  # first, because it refuses an existing folder
         if to == ONNX:
             how, agreement, quantized = write_onnx(
-                temporary, classifier, head, run, int8=int8, data=str(data)
+                temporary, classifier, head, run, int8=int8, data=str(data), force=force
             )
             usage = render(
                 "onnx.md", how=how, agreement=agreement, quantized=quantized, name=folder.name

@@ -47,6 +47,7 @@ FLOAT, INT8 = "model.onnx", "model_int8.onnx"
 SCRIPT = "classify.py"
 LARGEST_ERROR = 1e-4  # of a logit, in units of the largest logit, or of 1 if that is larger
 MOST_CHANGED = 0.01  # proportion of labels; if int8 changes more, a warning is logged
+MOST_LOST = 0.01  # of the score; an int8 graph that loses more is refused
 MOST_TEXTS, MOST_TOKENS = 500, 50_000  # that are compared; more would take minutes
 MOST_TIMED, ROUNDS = 4_000, 5  # tokens of the texts that are timed, and how often
 BATCH = 32
@@ -93,10 +94,13 @@ class Change:
 
     @property
     def is_large(self) -> bool:
-        """Whether more answers change than MOST_CHANGED, or the score falls by more than that."""
-        changed = self.decisions - self.equal
-        fall = self.score - self.score_int8
-        return changed > MOST_CHANGED * self.decisions or fall > MOST_CHANGED
+        """Whether more answers change than MOST_CHANGED."""
+        return self.decisions - self.equal > MOST_CHANGED * self.decisions
+
+    @property
+    def loses(self) -> bool:
+        """Whether the score falls by more than MOST_LOST."""
+        return self.score - self.score_int8 > MOST_LOST
 
     def in_words(self) -> list[str]:
         """Format as lines."""
@@ -152,11 +156,13 @@ def write_onnx(
     *,
     int8: bool,
     data: str = "",
+    force: bool = False,
 ) -> tuple[dict[str, Any], Agreement, Quantized | None]:
     """Write the graph, its tokenizer, what to know about it, and a program that uses it.
 
     Returns what to know, and the comparisons. Raises UsageError if onnx or onnxruntime is missing,
-    or if the graph cannot give the same answers. Raises CheckpointError if it does not give them.
+    or if the graph cannot give the same answers. Raises CheckpointError if it does not give them, or
+    if int8 weights lose more than MOST_LOST of the score.
 
     Args:
         folder: An existing folder.
@@ -165,6 +171,7 @@ def write_onnx(
         run: The folder of the classifier's run, or None.
         int8: Also write a version with int8 weights.
         data: Labelled texts on which int8 is measured, instead of the run's validation set.
+        force: Write the int8 version whatever it loses.
     """
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise UsageError(
@@ -193,14 +200,29 @@ def write_onnx(
         quantized = _quantized(classifier, heads, folder, run, data)
         for line in quantized.in_words():
             log.info(f"{INT8}: {line}")
-        if quantized.change is None or quantized.change.is_large:
-            what = "how int8 changes the answers is unknown"
-            if quantized.change:
-                what = f"int8 changes more than {100 * MOST_CHANGED:g}% of the answers or the score"
-            log.warning(f"{what}; use {FLOAT} unless this is acceptable")
+        _judge(quantized.change, force)
         measured["int8"] = asdict(quantized)
     write_json(folder / "measured.json", measured)
     return how, agreement, quantized
+
+
+def _judge(change: Change | None, force: bool) -> None:
+    """Refuse an int8 graph that loses too much; warn if its answers change or are unknown."""
+    if change is None:
+        log.warning(
+            f"how int8 changes the answers is unknown; use {FLOAT} unless this is acceptable"
+        )
+        return
+    if change.loses and not force:
+        raise CheckpointError(
+            f"int8 lowers the {change.measure} of {change.texts} texts from {change.score:.4f} to "
+            f"{change.score_int8:.4f}. Export without --int8, or use --force to accept the loss."
+        )
+    if change.is_large or change.loses:
+        log.warning(
+            f"int8 changes {change.decisions - change.equal} of {change.decisions} answers; use "
+            f"{FLOAT} unless this is acceptable"
+        )
 
 
 # --- files ---

@@ -384,6 +384,40 @@ def test_int8_is_measured_on_the_validation_set(
     assert (found["decisions"] == 0) == (task == "regression")
 
 
+@pytest.mark.slow
+def test_int8_that_loses_more_than_a_point_is_refused_unless_forced(
+    tiny_checkpoint: Path, tmp_path: Path, rows: list[dict[str, Any]], monkeypatch
+) -> None:
+    """The quantizer gets weights that are wrong: the signs of the last matrix are changed."""
+
+    def with_other_signs(path: Path, to: Path, of_heads: Any) -> None:
+        graph = onnx.load(path)
+        for tensor in graph.graph.initializer:
+            if tensor.name.startswith("head."):
+                values = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(-values, tensor.name))
+        onnx.save(graph, to)
+
+    monkeypatch.setattr(onnx_files, "_quantize", with_other_signs)
+    path = tmp_path / "data.jsonl"
+    kept = [{"text": row["text"], "label": row["classification"]} for row in rows]
+    path.write_text("\n".join(map(json.dumps, kept)))
+    config = TrainConfig(epochs=8, lr=0.01, n_last_blocks=2)
+    run = train_classifier(tiny_checkpoint, path, config, run=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="--force") as refused:
+        export(run.classifier, tmp_path / "out", to="onnx", int8=True, run=run.folder)
+    assert "accuracy" in str(refused.value) and not (tmp_path / "out").exists()
+    export(run.classifier, tmp_path / "out", to="onnx", int8=True, run=run.folder, force=True)
+    change = json.loads((tmp_path / "out" / "measured.json").read_text())["int8"]["change"]
+    assert change["score"] - change["score_int8"] > 0.01
+
+
+def test_force_without_int8_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ours = random_classifier(tiny_checkpoint, HeadConfig(labels=LABELS))
+    with pytest.raises(UsageError, match="int8"):
+        export(ours, tmp_path / "out", to="onnx", force=True)
+
+
 def numpy_loss(head: HeadConfig, outputs: np.ndarray, labels: list[Any]) -> float:
     """The mean loss of logits or values (N, K)."""
     if head.task == "classification":
@@ -444,5 +478,6 @@ def test_when_a_change_is_large() -> None:
     )
     assert not change.is_large
     assert replace(change, equal=296).is_large
-    assert replace(change, score_int8=0.88).is_large
-    assert not replace(change, decisions=0, equal=0, score_int8=0.91).is_large
+    assert not replace(change, decisions=0, equal=0).is_large
+    assert not change.loses and not replace(change, score_int8=0.95).loses
+    assert replace(change, score_int8=0.88).loses
