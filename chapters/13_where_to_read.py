@@ -150,7 +150,7 @@ picture(figure, "13-padding")
 #
 # The dotted line is where the message has been padded to 56 tokens, like every training message. The
 # lecture always pads to the same length, so its answers stay as they are. But that length is then part
-# of the model. Whoever uses the model has to know it, and pad to it.
+# of the model. Everybody who uses the model has to pad to the same length.
 
 # %% [markdown]
 # ## The answer depends on the other messages
@@ -283,7 +283,8 @@ print(f"last position: {padded_tokens:>6,} ({padded_tokens / real_tokens - 1:.0%
 #   number that somebody has to remember.
 # - At the last token, the answer depends on the message alone, but also on invisible characters at its
 #   end.
-# - At an end token, which is the same for every text, it depends on neither.
+# - The end token is the same for every text. Read there, the answer depends neither on padding nor on
+#   invisible characters.
 # - A few dozen test messages and two seeds cannot show which reading is more accurate.
 # - The end token costs one token per text. Padding costs more.
 

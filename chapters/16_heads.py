@@ -167,11 +167,12 @@ for message in labelled(test)[:4]:
 
 # %%
 store = FeatureStore()  # keeps what the frozen blocks compute, for the next training
+LR = 1e-3 * 256 / C  # 1e-3 for the miniature; wider networks need a lower rate
 
 
 def train_head(head, split, blocks, epochs):
     classifier = Classifier.on_base(MODEL, heads=[head], store=store)
-    config = TrainConfig(n_last_blocks=blocks, epochs=epochs, lr=0.256 / C)
+    config = TrainConfig(n_last_blocks=blocks, epochs=epochs, lr=LR)
     with TemporaryDirectory() as folder:
         finetune(classifier, split, config, Path(folder))
     scores = loss_and_scores(classifier, to_labelled(classifier, split.test))[1]
@@ -238,8 +239,8 @@ print(
 
 # %% [markdown]
 # The first loss is hundreds of times the second. And the weights would have to grow until the output
-# reaches twenty, but AdamW moves each weight by about one learning rate per step (exercise 2 of chapter 20). So we let the
-# head predict in a unit of its own. `center` is what an output of 0 means, and `scale` is how much an
+# reaches twenty. But AdamW moves each weight by about one learning rate per step (exercise 2 of chapter 20).
+# So we let the head predict in a unit of its own. `center` is what an output of 0 means, and `scale` is how much an
 # output of 1 adds. We train the same head with and without them:
 
 # %%

@@ -230,7 +230,8 @@ tokens = make_pipeline(
 tokens.fit(texts, is_spam(split.train))
 
 finetuned = Classifier.on_base(MODEL, LABELS)
-config = TrainConfig(epochs=5, lr=0.256 / model.config.n_embd)
+LR = 1e-3 * 256 / model.config.n_embd  # 1e-3 for the miniature; wider networks need a lower rate
+config = TrainConfig(epochs=5, lr=LR)
 with TemporaryDirectory() as folder:
     finetune(finetuned, split, config, Path(folder))
 

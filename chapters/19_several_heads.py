@@ -144,7 +144,8 @@ store = FeatureStore()  # keeps what the frozen blocks compute, for the next tra
 
 def train_heads(heads, **changes):
     made = Classifier.on_base(MODEL, heads=heads, store=store)
-    config = TrainConfig(epochs=4, lr=0.256 / made.model.config.n_embd, **changes)
+    lr = 1e-3 * 256 / made.model.config.n_embd  # wider networks need a lower rate
+    config = TrainConfig(epochs=4, lr=lr, **changes)
     with TemporaryDirectory() as folder:
         finetune(made, split, config, Path(folder))
         made = Classifier.load(Path(folder) / "last.safetensors")  # the weights after all epochs

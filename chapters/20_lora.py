@@ -65,7 +65,7 @@ def train_way(lora, blocks, lr):
 
 
 base = load_gpt2(MODEL)
-LR = 0.256 / base.config.n_embd
+LR = 1e-3 * 256 / base.config.n_embd  # 1e-3 for the miniature; wider networks need a lower rate
 block_whole = train_way(None, 1, LR)
 before = base.blocks[-1].mlp.c_fc.weight.detach()
 after = block_whole[0].model.blocks[-1].mlp.c_fc.weight.detach()

@@ -36,6 +36,18 @@ TINY_MERGES = [
     ("y", "ou"),
 ]
 
+ODD_TEXTS = [
+    "the cat is in the house",
+    "win",
+    "",
+    "you and the other one at ten \r\n\u200b",
+    "cafe\u0301 \ufeff",
+    "<|endoftext|>",
+    "in <|endoftext|>",
+    "and where is the mat " * 9,  # cut to 32 tokens
+    "🎉 there and\tthere",
+]
+
 
 def write_checkpoint(folder: Path, seed: int, **sizes: int) -> Path:
     """Write random weights of the tiny sizes, except for `sizes`, and both BPE files."""

@@ -33,8 +33,8 @@ unseen = [message.text for message in split.test[:100]]
 # > Let gzip read the training text first (`zlib.compressobj(zdict=...)`). How much better does it get?
 #
 # gzip looks back 32 kilobytes, so we give it the end of the training text as its dictionary. Words and
-# phrases that occur there cost it little, and it needs far fewer bits. But all it can do is copy what it has
-# seen. It does not predict.
+# phrases that occur there take few bits, so it needs far fewer bits than before. But gzip can only copy what
+# it has seen. It does not predict.
 
 # %%
 raw = "\n".join(unseen).encode()

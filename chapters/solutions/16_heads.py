@@ -36,7 +36,7 @@ store = FeatureStore()
 
 def train_head(head, split):
     classifier = Classifier.on_base(MODEL, heads=[head], store=store)
-    config = TrainConfig(epochs=3, lr=0.256 / C)
+    config = TrainConfig(epochs=3, lr=1e-3)
     with TemporaryDirectory() as folder:
         finetune(classifier, split, config, Path(folder))
     return loss_and_scores(classifier, to_labelled(classifier, split.test))[1]["label"]

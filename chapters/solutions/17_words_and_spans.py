@@ -63,7 +63,7 @@ def asked(texts):
 
 def train_head(head, split, epochs):
     classifier = Classifier.on_base("mini", heads=[head])
-    config = TrainConfig(n_last_blocks=2, epochs=epochs, lr=0.256 / classifier.model.config.n_embd)
+    config = TrainConfig(n_last_blocks=2, epochs=epochs, lr=1e-3)
     with TemporaryDirectory() as folder:
         finetune(classifier, split, config, Path(folder))
     return classifier

@@ -145,16 +145,29 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
 # --- what can be converted ---
 
 
+def heads_of_export(classifier: Classifier, name: str, tool: str) -> list[HeadConfig]:
+    """Return all heads of a classifier, or the one with a name.
+
+    Raises UsageError if there is no such head, if the model is not the one that is described, or if
+    a head's answers are combined with n-grams, which the other `tool` does not have.
+    """
+    heads = {head.name: head for head in classifier.description.heads}
+    if name and name not in heads:
+        what = f"no head is named {name!r:.80}"
+        raise UsageError(f"{what}. Choose one with --head: {', '.join(heads)}.")
+    chosen = [heads[name]] if name else [*heads.values()]
+    refuse_other_model(classifier)
+    if classifier.ngrams and classifier.description.head in chosen:
+        classifier.refuse_ngrams(f"an export, because {tool} has no n-grams")
+    return chosen
+
+
 def _head_to_export(classifier: Classifier, name: str) -> HeadConfig:
     """Return the settings of the head. Raises UsageError if transformers has no such head."""
-    heads = {head.name: head for head in classifier.description.heads}
-    if name not in heads and (name or len(heads) > 1):
-        what = f"no head is named {name!r:.80}" if name else "transformers has one head per model"
-        raise UsageError(f"{what}. Choose one with --head: {', '.join(heads)}.")
-    head = heads[name] if name else classifier.description.head
-    refuse_other_model(classifier)
-    if classifier.ngrams and head is classifier.description.head:
-        classifier.refuse_ngrams("an export, because transformers has no n-grams")
+    head, *others = heads_of_export(classifier, name, "transformers")
+    if others:
+        names = ", ".join(each.name for each in (head, *others))
+        raise UsageError(f"transformers has one head per model. Choose one with --head: {names}.")
     reason = ""
     if head.task not in KINDS:
         reason = f"head {head.name!r} is for {head.task}; it exports {', '.join(KINDS)}"

@@ -64,10 +64,11 @@ def read_head(folder: Path, kind: str, tokenizer: Tokenizer) -> tuple[HeadConfig
     path = folder / "config.json"
     config = read_json(path)
     labels = _labels(config, path)
-    head = HeadConfig(task="token-classification", labels=labels) if len(labels) > 1 else None
     if kind == "GPT2ForSequenceClassification":
         head = _sequence_head(config, labels, path, tokenizer)
-    if head is None:
+    elif len(labels) > 1:
+        head = HeadConfig(task="token-classification", labels=labels)
+    else:
         raise CheckpointError(f"{path}: a {kind} needs at least two labels; found {labels!r:.80}")
     source = weight_files(folder)[-1]  # safetensors
     files = tensor_files(source) if source.suffix != ".index" else {}

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.heads import layer_read, layers_by_name
 from gpt2_from_scratch.classifier.hugging_face import (
+    heads_of_export,
     merged_parameters,
     refuse_infinite_weights,
-    refuse_other_model,
     tokenizer_json,
     whitespace_only,
 )
@@ -38,7 +38,7 @@ from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT
 
 OPSET, IR_VERSION = 20, 9  # the first opset with GPT-2's GELU; onnxruntime 1.17 reads both
 ACTIVATIONS = {nn.Tanh: "Tanh", nn.ReLU: "Relu", nn.GELU: "Gelu"}
-# {task: the function that turns logits into probabilities}
+# {task: the function that turns logits into probabilities; empty for a task whose answers are values}
 PROBABILITIES = {
     "classification": "Softmax",
     "token-classification": "Softmax",
@@ -145,15 +145,7 @@ def to_onnx(classifier: Classifier, head_name: str = "") -> tuple[Any, dict[str,
 
 def heads_to_export(classifier: Classifier, name: str = "") -> list[HeadConfig]:
     """The heads to export. Raises UsageError if the graph cannot give the same answers."""
-    heads = {head.name: head for head in classifier.description.heads}
-    if name and name not in heads:
-        raise UsageError(
-            f"no head is named {name!r:.80}. Choose one with --head: {', '.join(heads)}."
-        )
-    chosen = [heads[name]] if name else [*heads.values()]
-    refuse_other_model(classifier)
-    if classifier.description.head in chosen:
-        classifier.refuse_ngrams("an export, because the graph has no n-grams")
+    chosen = heads_of_export(classifier, name, "the graph")
     if others := [head for head in chosen if head.task not in PROBABILITIES]:
         raise UsageError(
             f"head {others[0].name!r} is for {others[0].task}, whose answers are not computed by the "
@@ -165,10 +157,13 @@ def heads_to_export(classifier: Classifier, name: str = "") -> list[HeadConfig]:
 def expected_outputs(head: HeadConfig, outputs: Tensor) -> Tensor:
     """What the graph's logits or values must be, from a head's outputs in PyTorch."""
     outputs = logit_per_class(head, outputs.double().cpu()) / head.temperature
-    if head.task == "regression":
-        unit = torch.tensor(head.scale or 1.0, dtype=torch.float64)
-        outputs = outputs * unit + torch.tensor(head.center or 0.0, dtype=torch.float64)
-    return outputs
+    unit = torch.tensor(head.scale or 1.0, dtype=torch.float64)  # only values have another unit
+    return outputs * unit + torch.tensor(head.center or 0.0, dtype=torch.float64)
+
+
+def gives_values(head: HeadConfig) -> bool:
+    """Whether a head's answers are numbers instead of labels with probabilities."""
+    return not PROBABILITIES[head.task]
 
 
 def padding_tokenizer(classifier: Classifier) -> dict[str, Any]:
@@ -226,7 +221,7 @@ def _how_to_use(
 
 def _shapes(head: HeadConfig, outputs: dict[str, str], kinds: Any) -> list[tuple[str, Any, list]]:
     axes = ["batch"] if head.reads_one_state else ["batch", "sequence"]
-    number = kinds.DOUBLE if head.task == "regression" else kinds.FLOAT
+    number = kinds.DOUBLE if gives_values(head) else kinds.FLOAT
     return [(name, number, [*axes, len(head.labels)]) for name in outputs.values()]
 
 
@@ -382,7 +377,7 @@ def _outputs(
             }
             x = g("Add", g("MatMul", x, names[0]), names[1])
     prefix = f"{head.name}_" if several else ""
-    if head.task == "regression":
+    if gives_values(head):
         wide = g("Cast", x, to=11)  # float64, because float32 rounds dates in seconds
         scaled = g("Mul", wide, g.constant(*(head.scale or [1.0]), dtype=np.float64))
         center = g.constant(*(head.center or [0.0]), dtype=np.float64)

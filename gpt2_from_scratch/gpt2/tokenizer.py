@@ -204,10 +204,8 @@ def _appends_newline(contents: dict[str, Any]) -> bool:
     compared, because they depend on the version of Unicode.
     """
     try:
-        (sequence, ending), steps = (
-            contents["post_processor"]["single"],
-            contents["normalizer"]["normalizers"],
-        )
+        sequence, ending = contents["post_processor"]["single"]
+        steps = contents["normalizer"]["normalizers"]
         newline = bytes_to_characters()[ord("\n")]
         ids = contents["post_processor"]["special_tokens"][newline]["ids"]
         kinds = [step["type"] for step in steps]
@@ -229,8 +227,8 @@ def _read_tokenizer_json(path: Path) -> tuple[list[str], dict[str, Any], int, bo
     """Read Hugging Face's tokenizer.json.
 
     Returns the tokens that the merges produce, {token: id}, the number of tokens that were added
-    after <|endoftext|>, and whether it appends a newline (see `_appends_newline`). Raises CheckpointError if it is not a byte-level BPE like GPT-2's, which gives
-    other tokens.
+    after <|endoftext|>, and whether it appends a newline (see `_appends_newline`). Raises
+    CheckpointError if it is not a byte-level BPE like GPT-2's, because it then gives other tokens.
     """
     contents = read_json(path)
     if appends_newline := _appends_newline(contents):

@@ -24,6 +24,7 @@ import torch
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.onnx_graph import (
     expected_outputs,
+    gives_values,
     heads_to_export,
     padding_tokenizer,
     to_onnx,
@@ -312,13 +313,13 @@ def _torch_outputs(
 
 
 def _output_name(head: HeadConfig, several: bool) -> str:
-    what = "values" if head.task == "regression" else "logits"
+    what = "values" if gives_values(head) else "logits"
     return f"{head.name}_{what}" if several else what
 
 
 def _decisions(head: HeadConfig, outputs: Sequence[np.ndarray]) -> np.ndarray:
     """The chosen labels: (M, 1) numbers of classes, or (M, K) for several labels; (0, 1) for values."""
-    if head.task == "regression":
+    if gives_values(head):
         return np.zeros((0, 1))
     rows = np.concatenate([row.reshape(-1, row.shape[-1]) for row in outputs])
     if head.task == "multi-label":

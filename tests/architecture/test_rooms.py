@@ -15,7 +15,7 @@ import gpt2_from_scratch
 
 NAME = "gpt2_from_scratch"
 PACKAGE = Path(gpt2_from_scratch.__file__).parent
-ROOMS = "storage gpt2 speed data evaluation classifier reports runs studies cli".split()
+ROOMS = "storage gpt2 speed data evaluation classifier explain reports runs studies web cli".split()
 HEAVY = {"torch", "pandas", "matplotlib", "safetensors", "tokenizers", "sklearn", "onnx"}
 LIGHT_ROOMS = ("data", "evaluation", "cli")
 LIGHT = {  # no torch at import time: --help and the reading of data need none
@@ -33,7 +33,7 @@ LIGHT = {  # no torch at import time: --help and the reading of data need none
 LIBRARIES = set(
     "numpy scipy sklearn torch tiktoken safetensors pandas matplotlib tqdm requests filelock "
     "tokenizers jinja2 joblib google_crc32c platformdirs tabulate lazy_loader argcomplete onnx "
-    "onnxruntime".split()
+    "onnxruntime starlette uvicorn".split()
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ODD_TEXTS as TEXTS
 from tiny import random_classifier
 from torch import Tensor
 
@@ -29,17 +30,6 @@ from gpt2_from_scratch.storage.paths import model_folder
 transformers = pytest.importorskip("transformers")
 
 LABELS = ("ham", "other", "spam")
-TEXTS = [
-    "the cat is in the house",
-    "win",
-    "",
-    "you and the other one at ten \r\n\u200b",
-    "cafe\u0301 \ufeff",
-    "<|endoftext|>",
-    "in <|endoftext|>",
-    "and where is the mat " * 9,  # cut to 32 tokens
-    "🎉 there and\tthere",
-]
 LORA = LoRAConfig(rank=2, alpha=6.0)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from said import listen
-from tiny import random_classifier
+from tiny import ODD_TEXTS, random_classifier
 
 from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings, TrainConfig
 from gpt2_from_scratch.classifier.train import loss_and_scores, to_labelled
@@ -33,18 +33,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
 LABELS = ("ham", "other", "spam")
-TEXTS = [
-    "the cat is in the house",
-    "win",
-    "",
-    " \t\u3000",
-    "you and the other one at ten \r\n\u200b",
-    "cafe\u0301 \ufeff",
-    "<|endoftext|>",
-    "in <|endoftext|>",
-    "and where is the mat " * 9,  # cut to 32 tokens
-    "🎉 there and\tthere",
-]
+TEXTS = [*ODD_TEXTS, " \t\u3000"]
 FILES = {
     "README.md",
     "classifier.json",

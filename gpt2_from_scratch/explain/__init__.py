@@ -1,0 +1,9 @@
+"""Why a classifier gives an answer: what matters in a text, and what each part of GPT-2 adds.
+
+`tokens` says which tokens and words matter, `attribution` what each head and block contributes to a
+logit, and `lenses` what each layer would answer. Each docstring names the limits of its method.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={})
