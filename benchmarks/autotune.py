@@ -12,12 +12,13 @@ and a second call trains only what is missing.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from queue import Empty
@@ -86,7 +87,7 @@ def main() -> None:
         sizes = {"n": len(split.train), "n_val": len(split.val)}
         new = {
             (name, n, found, seed): {"key": (name, n, found, seed)} | sizes | row
-            for found, row in measured(method, split, seed, args.threads or 2).items()
+            for found, row in measured(method, split, seed, args).items()
         }
         rows |= new
         for key, row in new.items():
@@ -98,7 +99,7 @@ def main() -> None:
     print(measure_machine().describe())
 
 
-def measured(method: str, split: Split, seed: int, threads: int) -> dict[str, dict[str, Any]]:
+def measured(method: str, split: Split, seed: int, args: Any) -> dict[str, dict[str, Any]]:
     """Train with a method; return {its name: which answers to the test texts are correct}."""
     kind, _, budget = method.partition(" ")
     minutes = int(budget.removesuffix("m") or 0)
@@ -106,9 +107,14 @@ def measured(method: str, split: Split, seed: int, threads: int) -> dict[str, di
     if kind == "TF-IDF":
         found = {method: tf_idf(split)}
     elif kind == "fastText":
-        found = {method: fasttext(split, minutes, threads, seed)}
+        found = {method: fasttext(split, minutes, args.threads or 2, seed)}
     else:
-        found = gpt2(method, split, minutes, seed)
+        if kind == "grid":
+            of_data = hashlib.sha256("".join(m.text for m in split.train).encode()).hexdigest()[:8]
+            answers = grid_search(split, seed, args.out.with_suffix(f".grid-{of_data}.jsonl"))
+        else:
+            _, answers = gpt2(split, TrainConfig(seed=seed), HeadSettings(), minutes)
+        found = {method: answers[0], method + WITH_NGRAMS: answers[1]}
     texts = [message.text for message in split.test]
     true = [message.label for message in split.test]
     return {
@@ -187,47 +193,55 @@ def in_words(text: str) -> str:
     return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
 
 
-def gpt2(method: str, split: Split, minutes: int, seed: int) -> dict[str, Found]:
-    """The package's own training, alone and together with n-grams."""
+def gpt2(
+    split: Split, training: TrainConfig, head: HeadSettings, minutes: int = 0
+) -> tuple[float, list[Found]]:
+    """Train with the package; return the validation score, and GPT-2's answers without and with n-grams."""
     with TemporaryDirectory() as folder, silenced():
         paths = [Path(folder) / f"{part}.csv" for part in vars(split)]
         for path, messages in zip(paths, vars(split).values(), strict=True):
             write_messages(path, messages)
-        data = DataConfig(*map(str, paths))
-
-        def train(name: str, training: TrainConfig, head: HeadSettings, seconds: float) -> Any:
-            run = Path(folder) / name
-            return train_classifier(
-                data=data, training=training, head=head, run=run, autotune=seconds
-            )
-
-        if method == "grid":
-            run = best_of_grid(train, seed)
-        else:
-            run = train("run", TrainConfig(seed=seed), HeadSettings(), 60.0 * minutes)
+        run = train_classifier(
+            data=DataConfig(*map(str, paths)),
+            training=training,
+            head=head,
+            run=Path(folder) / "run",
+            autotune=60.0 * minutes,
+        )
+        score = max(epoch.val_score for epoch in run.load_history())
         training, head = run.config.training, run.config.head
         settings = {name: getattr(training, name) for name in ("n_last_blocks", "lr", "epochs")}
         settings |= {"pooling": head.pooling, "lora": head.lora}
         alone = answers_of(run.classifier, split.test)
         add_ngrams(run.classifier, split)
         together = answers_of(run.classifier, split.test)
-    return {method: (alone, settings), method + WITH_NGRAMS: (together, settings)}
+    return score, [(alone, settings), (together, settings)]
+
+
+def grid_search(split: Split, seed: int, kept: Path, seconds: float = 3600) -> list[Found]:
+    """Train combinations of settings for an hour of processor time; return the best one's answers.
+
+    Processor time does not depend on what else the machine does. Each try is one line of `kept`, so
+    that an interrupted search goes on where it stopped. Only the validation score chooses.
+    """
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    tries = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for blocks, pooling, lr in list(product(*GRID.values()))[len(tries) :]:
+        if sum(one["seconds"] for one in tries) > seconds:
+            break
+        started = time.process_time()
+        training = TrainConfig(n_last_blocks=blocks, lr=lr, seed=seed)
+        score, found = gpt2(split, training, HeadSettings(pooling=pooling))
+        tries.append({"score": score, "found": found, "seconds": time.process_time() - started})
+        with kept.open("a") as file:
+            file.write(json.dumps(tries[-1], default=vars) + "\n")
+        note(f"try {len(tries)}: {found[0][1]}, {score:.4f} in {tries[-1]['seconds']:.0f} s")
+    return max(tries, key=lambda one: one["score"])["found"]
 
 
 def answers_of(classifier: Any, messages: Sequence[Message]) -> list[str]:
     """The labels that a classifier chooses."""
     return [found.label for found in classifier.predict([message.text for message in messages])]
-
-
-def best_of_grid(train: Callable[..., Any], seed: int, seconds: float = 3600) -> Any:
-    """Train every combination of settings until time is up; return the best run."""
-    started, runs = time.monotonic(), []
-    for blocks, pooling, lr in product(*GRID.values()):
-        if time.monotonic() - started > seconds:
-            break
-        training = TrainConfig(n_last_blocks=blocks, lr=lr, seed=seed)
-        runs.append(train(f"{len(runs)}", training, HeadSettings(pooling=pooling), 0.0))
-    return max(runs, key=lambda run: max(e.val_score for e in run.load_history()))
 
 
 def print_table(rows: dict[tuple, dict[str, Any]]) -> None:
