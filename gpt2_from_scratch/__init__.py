@@ -79,6 +79,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "classifier.generate": ["generate_with_heads"],
         "classifier.tasks": ["TASKS"],
         "classifier.tasks.classification": ["logit_per_class"],
+        "explain.attribution": ["attention", "attention_weights", "contributions"],
+        "explain.lenses": ["answer_by_layer", "next_tokens"],
         "reports.drawings": [
             "draw_architecture",
             "draw_attention",

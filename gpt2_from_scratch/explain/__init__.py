@@ -6,4 +6,16 @@ logit, and `lenses` what each layer would answer. Each docstring names the limit
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "attribution": [
+            "Attention",
+            "Contributions",
+            "attention",
+            "attention_weights",
+            "contributions",
+        ],
+        "lenses": ["AnswerByLayer", "NextTokens", "answer_by_layer", "next_tokens"],
+    },
+)
