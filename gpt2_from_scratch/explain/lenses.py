@@ -9,14 +9,14 @@ Shapes: T tokens of a text, C = n_embd, L blocks, V = n_vocab, K labels.
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
 from gpt2_from_scratch.classifier.heads import layer_read, outputs_from
@@ -99,7 +99,14 @@ def answer_by_layer(classifier: Classifier, text: str, *, head: str = "") -> Ans
 
 
 @torch.no_grad()
-def next_tokens(model: GPT2, tokenizer: Tokenizer, text: str, *, top: int = 5) -> NextTokens:
+def next_tokens(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    top: int = 5,
+    lenses: Mapping[int, nn.Module] | None = None,
+) -> NextTokens:
     """Predict the next token after each token of a text, from each layer: GPT-2's logit lens.
 
     GPT-2's own head shares its weight with `wte`, so it is still there after a classifier's head has
@@ -116,19 +123,29 @@ def next_tokens(model: GPT2, tokenizer: Tokenizer, text: str, *, top: int = 5) -
         tokenizer: Its tokenizer.
         text: The text, of 1 to n_ctx tokens.
         top: The number of tokens k that are returned.
+        lenses: {layer: a module that computes logits (T, V) from the residual stream (T, C)}, for
+            example tuned lenses. The other layers have the logit lens.
 
     Raises:
-        UsageError: `top` is not from 1 to n_vocab, or a part of the model was replaced.
+        UsageError: `top` is not from 1 to n_vocab, a layer does not exist, or a part of the model
+            was replaced.
         DataError: The text has no tokens, or more than n_ctx.
     """
     if not 1 <= top <= model.config.n_vocab:
         raise UsageError(f"top = {top} must be from 1 to n_vocab = {model.config.n_vocab}")
+    lenses = lenses or {}
+    if others := sorted(lenses.keys() - {*range(len(model.blocks) + 1)}):
+        raise UsageError(f"there is a lens for layer {others[0]} of 0 to {len(model.blocks)}")
     encoded = tokenizer.encode(text)
     ids = torch.tensor([encoded], dtype=torch.int64, device=model.wte.weight.device)
     found: list[Tensor] = []
     best: list[Tensor] = []
-    for x in _layers(model, ids, len(model.blocks)):
-        logits = F.linear(model.ln_f(x[0]), model.wte.weight)  # (T, V)
+    for n, x in enumerate(_layers(model, ids, len(model.blocks))):
+        if n in lenses:
+            with in_mode(lenses[n], training=False):
+                logits = lenses[n](x[0])  # (T, V)
+        else:
+            logits = F.linear(model.ln_f(x[0]), model.wte.weight)
         values, numbers = logits.softmax(dim=1).topk(top, dim=1)
         found.append(values)
         best.append(numbers)

@@ -126,6 +126,23 @@ def test_the_last_layer_is_gpt2_itself(tiny_gpt2, tiny_checkpoint: Path):
     np.testing.assert_allclose(found.probabilities.sum(axis=2), 1, atol=1e-5)
 
 
+def test_a_lens_of_its_own_for_one_layer(tiny_gpt2, tiny_checkpoint: Path):
+    """It reads the residual stream after the first block; the other layers have the logit lens."""
+    tokenizer = Tokenizer(tiny_checkpoint)
+    lens = torch.nn.Sequential(torch.nn.Linear(32, 277), torch.nn.Dropout(0.5))
+    plain = next_tokens(tiny_gpt2, tokenizer, TEXT)
+    found = next_tokens(tiny_gpt2, tokenizer, TEXT, lenses={1: lens})
+    with torch.no_grad():
+        x = tiny_gpt2.blocks[0](tiny_gpt2.embed(torch.tensor([tokenizer.encode(TEXT)])))[0]
+        expected = lens[0](x).softmax(dim=1).topk(5)
+    np.testing.assert_allclose(found.probabilities[1], expected.values, atol=1e-6)
+    np.testing.assert_array_equal(found.ids[1], expected.indices)
+    np.testing.assert_array_equal(found.ids[[0, 2]], plain.ids[[0, 2]])
+    assert lens.training
+    with pytest.raises(UsageError, match="layer 3 of 0 to 2"):
+        next_tokens(tiny_gpt2, tokenizer, TEXT, lenses={3: lens})
+
+
 def test_what_no_lens_can_read(tiny_checkpoint: Path):
     classifier = random_classifier(tiny_checkpoint, THREE)
     model, tokenizer = classifier.model, classifier.tokenizer
