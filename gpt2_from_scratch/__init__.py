@@ -79,6 +79,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "classifier.generate": ["generate_with_heads"],
         "classifier.tasks": ["TASKS"],
         "classifier.tasks.classification": ["logit_per_class"],
+        "explain.tokens": ["leave_one_out"],
+        "explain.gradients": ["gradient_times_input", "integrated_gradients"],
         "reports.drawings": [
             "draw_architecture",
             "draw_attention",
