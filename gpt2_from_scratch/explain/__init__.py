@@ -1,7 +1,8 @@
 """Why a classifier gives an answer: what matters in a text, and what each part of GPT-2 adds.
 
-`tokens` says which tokens and words matter, `attribution` what each head and block contributes to a
-logit, and `lenses` what each layer would answer. Each docstring names the limits of its method.
+`tokens` and `gradients` say which tokens and words matter, `attribution` what each head and block
+contributes to a logit, and `lenses` what each layer would answer. Each docstring names the limits of
+its method.
 """
 
 import lazy_loader
@@ -17,5 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "contributions",
         ],
         "lenses": ["AnswerByLayer", "NextTokens", "answer_by_layer", "next_tokens"],
+        "tokens": ["Explanation", "Part", "leave_one_out"],
+        "gradients": ["gradient_times_input", "integrated_gradients"],
     },
 )
