@@ -23,21 +23,12 @@ from gpt2_from_scratch.classifier.heads import layer_read, layers_by_name, pool
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.explain.tokens import Question
 from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import GPT2, LAYER_NORM_EPS, CausalSelfAttention
 from gpt2_from_scratch.speed.batching import pad_batch
 
 LOGIT_TASKS = ("classification", "multi-label", "regression")  # one linear output per label
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A text as a classifier reads it."""
-
-    head: HeadConfig
-    tokens: list[str]  # T tokens, with the end token if one is read
-    ids: Tensor  # (1, T)
-    lengths: Tensor  # (1,), without padding
 
 
 @dataclass(frozen=True)
@@ -123,8 +114,9 @@ def attention(classifier: Classifier, text: str) -> Attention:
 
     Raises UsageError if a part of the model was replaced, or if it has no causal mask.
     """
-    reading = read(classifier, text)
-    return Attention(reading.tokens, attention_weights(classifier.model, reading.ids[0].tolist()))
+    ids, _ = read(classifier, text)
+    weights = attention_weights(classifier.model, ids[0].tolist())
+    return Attention(tokens_of(classifier, ids), weights)
 
 
 # --- contributions to a logit ---
@@ -151,7 +143,8 @@ def contributions(
     Args:
         classifier: A classifier whose head is a single linear layer.
         text: The text.
-        label: The label whose logit is explained; by default the one with the largest logit.
+        label: The label whose logit is explained; by default the most probable, or the first
+            value.
         other: A label whose logit is subtracted. With a softmax, only differences between logits
             matter. By default nothing is subtracted.
         head: The name of the head; by default the first.
@@ -161,14 +154,13 @@ def contributions(
             is unknown; a part of the model was replaced; the classifier has n-grams or no causal
             mask.
     """
-    classifier.refuse_ngrams("contributions of GPT-2's parts to the answer")
-    model, reading = classifier.model, read(classifier, text, head)
-    config = reading.head
+    about = Question.of(classifier, text, label, head)
+    model, config, (ids, lengths) = classifier.model, about.head, read(classifier, text)
     weight, bias = _linear_head(classifier, config)  # (K, C), (K,)
     L = layer_read(config, model)
     refuse_changes(model, L)
     blocks: list[Any] = [*model.blocks[:L]]
-    x, added = model.embed(reading.ids)[0], []  # (T, C)
+    x, added = model.embed(ids)[0], []  # (T, C)
     with in_mode(model, training=False):
         for block in blocks:
             mixed = attend_by_hand(block.attn, block.ln_1(x))[1]
@@ -177,17 +169,16 @@ def contributions(
             x = x + mlp
             added.append((mixed, mlp))  # (H, T, D), (T, C)
     states = model.ln_f(x) if config.final_norm else x
-    logits = pool(states[None], reading.lengths, config.pooling)[0] @ weight.T + bias  # (K,)
-    number = _number_of(config, label, logits)
+    logits = pool(states[None], lengths, config.pooling)[0] @ weight.T + bias  # (K,)
     wanted = torch.zeros_like(bias)
-    wanted[number] += 1
+    wanted[about.number] += 1
     if other:
-        wanted[_number_of(config, other, logits)] -= 1
+        wanted[Question.of(classifier, text, other, head).number] -= 1
     along = wanted @ weight  # (C,): the direction in which the state raises the logit
     constant = wanted @ bias
     # weight of each position in the pooled state: 1 at the position that is read, or 1/T at each
     one_hot = torch.eye(len(x), device=x.device, dtype=x.dtype)[None]  # (1, T, T)
-    at = pool(one_hot, reading.lengths, config.pooling)[0]  # (T,)
+    at = pool(one_hot, lengths, config.pooling)[0]  # (T,)
     if config.final_norm:
         constant = constant + model.ln_f.bias @ along
         along = model.ln_f.weight * along
@@ -200,11 +191,11 @@ def contributions(
         mlps.append(mlp @ along @ at)
         constant = constant + (block.attn.c_proj.bias @ along) * at.sum()
     return Contributions(
-        tokens=reading.tokens,
-        label=config.labels[number],
+        tokens=tokens_of(classifier, ids),
+        label=config.labels[about.number],
         other=other,
         logit=float(wanted @ logits),
-        token=float(model.wte(reading.ids[0]) @ along @ at),
+        token=float(model.wte(ids[0]) @ along @ at),
         position=float(model.wpe.weight[: len(x)] @ along @ at),
         heads=_stacked(heads, (0, model.config.n_head)),
         mlps=_stacked(mlps, (0,)),
@@ -212,24 +203,22 @@ def contributions(
     )
 
 
-def read(classifier: Classifier, text: str, head: str = "") -> Reading:
-    """Return a text as one of the classifier's heads (by default the first) reads it.
+def read(classifier: Classifier, text: str) -> tuple[Tensor, Tensor]:
+    """Return a text as a classifier reads it: ids (1, T) and lengths (1,), without padding.
 
-    Raises UsageError for an unknown head, and for a classifier without the causal mask.
+    Raises UsageError for a classifier without the causal mask.
     """
-    description = classifier.description
-    config = next((h for h in description.heads if h.name == (head or h.name)), None)
-    if config is None:
-        names = ", ".join(h.name for h in description.heads)
-        raise UsageError(f"no head is named {head!r}; there are {names}")
-    if not description.causal_mask:
+    if not classifier.description.causal_mask:
         raise UsageError("the parts of a classifier without the causal mask cannot be explained")
-    (ids,), _ = classifier.encode([text])
-    tokenizer = classifier.tokenizer
-    padded, lengths = pad_batch([ids], tokenizer.end_of_text_id, description.pad_to)
-    tokens = [tokenizer.decode([number]) for number in padded[0].tolist()]
-    device = classifier.device
-    return Reading(config, tokens, padded.to(device), lengths.to(device))
+    encoded, _ = classifier.encode([text])
+    pad_id, pad_to = classifier.tokenizer.end_of_text_id, classifier.description.pad_to
+    ids, lengths = pad_batch(encoded, pad_id, pad_to)
+    return ids.to(classifier.device), lengths.to(classifier.device)
+
+
+def tokens_of(classifier: Classifier, ids: Tensor) -> list[str]:
+    """Return each of the tokens ids (1, T) as text."""
+    return [classifier.tokenizer.decode([number]) for number in ids[0].tolist()]
 
 
 def refuse_changes(model: GPT2, top: int) -> None:
@@ -264,11 +253,3 @@ def _weight_of(linear: nn.Module) -> Tensor:
 
 def _stacked(rows: list[Tensor], empty: tuple[int, ...]) -> np.ndarray:
     return torch.stack(rows).cpu().numpy() if rows else np.zeros(empty)
-
-
-def _number_of(head: HeadConfig, label: str, logits: Tensor) -> int:
-    if not label:
-        return int(logits.argmax())
-    if label not in head.labels:
-        raise UsageError(f"unknown label {label!r}; choose from: {', '.join(head.labels)}")
-    return head.labels.index(label)

@@ -23,7 +23,8 @@ from gpt2_from_scratch.classifier.heads import layer_read, outputs_from
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.explain.attribution import read, refuse_changes
+from gpt2_from_scratch.explain.attribution import read, refuse_changes, tokens_of
+from gpt2_from_scratch.explain.tokens import Question
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
@@ -71,31 +72,31 @@ def answer_by_layer(classifier: Classifier, text: str, *, head: str = "") -> Ans
         UsageError: The head has no probabilities per label; a part of the model was replaced; the
             classifier has n-grams or no causal mask.
     """
-    classifier.refuse_ngrams("answers at each layer")
-    model, reading = classifier.model, read(classifier, text, head)
-    config = reading.head
+    config = Question.of(classifier, text, head=head).head
+    model, (ids, lengths) = classifier.model, read(classifier, text)
     if config.task not in LENS_TASKS:
         raise UsageError(
             f"head {config.name!r} is for {config.task}; answers by layer are for "
             f"{' and '.join(LENS_TASKS)}"
         )
-    T, lengths = len(reading.tokens), reading.lengths
-    alone = torch.ones(T, dtype=lengths.dtype, device=lengths.device)
+    alone = torch.ones_like(ids[0])  # each token as a text of its own, of one position
 
     def probabilities(n: int, x: Tensor, lengths: Tensor) -> list[list[float]]:
         """Read states x (B, T, C) at layer n: (B, K)."""
         heads = [replace(h, layer=n) for h in classifier.description.heads]
         outputs = outputs_from(model, heads, n, x, lengths)[config.name]
-        batch = Batch([text] * len(x), [reading.ids[0].tolist()] * len(x), classifier.tokenizer)
+        batch = Batch([text] * len(x), [ids[0].tolist()] * len(x), classifier.tokenizer)
         answers: Sequence[Any] = TASKS[config.task].answers(config, outputs, batch)
         return [[*answer.probabilities.values()] for answer in answers]
 
     read_there, at_each = [], []
-    for n, x in enumerate(_layers(model, reading.ids, layer_read(config, model))):
+    for n, x in enumerate(_layers(model, ids, layer_read(config, model))):
         with in_mode(model, training=False):
             read_there.append(probabilities(n, x, lengths)[0])
             at_each.append(probabilities(n, x[0][:, None], alone))
-    return AnswerByLayer(reading.tokens, config.labels, np.array(read_there), np.array(at_each))
+    return AnswerByLayer(
+        tokens_of(classifier, ids), config.labels, np.array(read_there), np.array(at_each)
+    )
 
 
 @torch.no_grad()

@@ -78,15 +78,15 @@ def test_one_of_several_heads(tiny_checkpoint: Path):
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("head", "fact"),
     [
-        HeadConfig(task="regression", labels=("stars",)),
-        HeadConfig(task="token-classification", labels=("O", "B-x")),
-        HeadConfig(task="language"),
+        (HeadConfig(task="regression", labels=("stars",)), "regression"),
+        (HeadConfig(task="token-classification", labels=("O", "B-x")), "every token"),
+        (HeadConfig(task="language"), "every token"),
     ],
 )
-def test_heads_without_probabilities_per_label(tiny_checkpoint: Path, head: HeadConfig):
-    with pytest.raises(UsageError, match=head.task):
+def test_heads_without_probabilities_per_label(tiny_checkpoint: Path, head: HeadConfig, fact: str):
+    with pytest.raises(UsageError, match=fact):
         answer_by_layer(Classifier.on_base(tiny_checkpoint, heads=[head]), TEXT)
 
 
