@@ -1,4 +1,4 @@
-"""Drawings of the model: the network, the ledger, attention, batches, answers token by token.
+"""Drawings of the model: its parts, the ledger, attention, batches, answers by token and by layer.
 
 Each function returns a matplotlib Figure, like those of `plots.py`. B texts, T tokens of the
 longest, C = n_embd, H = n_head heads, D = C / H, V = n_vocab, K = num_classes.
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import ListedColormap, PowerNorm, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gpt2_from_scratch.classifier.freezing import LedgerLine
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.explain.attribution import Contributions
+from gpt2_from_scratch.explain.lenses import AnswerByLayer, NextTokens
 from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.reports.plots import (
     BLUE,
@@ -39,6 +41,8 @@ GREY = "#D0D0D0"
 TRAINABLE, PARTLY, FROZEN = ORANGE, YELLOW, GREY
 REAL, PAD = BLUE, ORANGE
 LONGEST = 14  # most characters of a token that are shown
+MOST_COLUMNS = 16  # most tokens of a text that a table of layers shows
+TOWARDS = LinearSegmentedColormap.from_list("towards", [BLUE, "white", VERMILION])
 
 
 # --- what is trained ---
@@ -415,6 +419,112 @@ def _draw_strip(axes: Axes, name: str, labels: Sequence[str]) -> None:
         frameon=False,
     )
     axes.set_yticks([])
+
+
+# --- what each part adds, and what each layer would answer ---
+
+
+def draw_contributions(found: Contributions) -> Figure:
+    """Draw what each part of GPT-2 adds to a logit: a row per block, a column per head.
+
+    The last column is the MLP. The row at the bottom has the embeddings and the biases. Parts that
+    raise the logit are vermilion, and parts that lower it are blue. If there is room, each cell has
+    its number.
+    """
+    L, H = found.heads.shape
+    cells = np.hstack([found.heads, found.mlps[:, None]])  # (L, H + 1)
+    below = np.array([[found.token, found.position, found.biases]])
+    most = max(np.abs(cells).max(initial=0), np.abs(below).max(), 1e-9)
+    width = min(9.5, max(7.0, 2.4 + 0.55 * (H + 1)))
+    height = 0.34 if (width - 2.4) / (H + 1) >= 0.42 else 0.22  # of a row; lower without numbers
+    figure = Figure(figsize=(width, 2.2 + height * (L + 1)), layout="constrained")
+    heights = [max(L, 1), 1]
+    upper, lower = figure.subplots(2, height_ratios=heights, squeeze=False)[:, 0]
+    columns = [*(f"head {h}" if H <= 8 else str(h) for h in range(H)), "MLP"]
+    rows = [f"block {n}" for n in range(L)]
+    for axes, values, names in (
+        (upper, cells, columns),
+        (lower, below, ["token embedding", "position embedding", "biases"]),
+    ):
+        if not values.size:  # the head reads the embeddings
+            axes.set_axis_off()
+            continue
+        axes.imshow(values, cmap=TOWARDS, vmin=-most, vmax=most, aspect="auto")
+        axes.invert_yaxis()  # the last block on top, as in the other drawings
+        axes.set_xticks(range(values.shape[1]), names, fontsize=8)
+        axes.set_yticks(range(len(values)), rows if axes is upper else [""], fontsize=8)
+        axes.tick_params(length=0)
+        if height > 0.3 or axes is lower:
+            texts = [[f"{value:+.2f}" for value in row] for row in values]
+            _write_cells(axes, texts, np.abs(values) / most > 0.7)
+    if H > 8 and L:
+        upper.set_xlabel("head", fontsize=8)
+    what = f"logit of {shown(found.label, 24)}"
+    if found.other:
+        what += f" minus logit of {shown(found.other, 24)}"
+    figure.suptitle(f"{what}: {found.logit:+.2f} is the sum of all cells", fontsize=11)
+    bar = figure.colorbar(lower.images[0], ax=[upper, lower], fraction=0.04, pad=0.02, aspect=30)
+    bar.set_label("contribution", fontsize=9)
+    return figure
+
+
+def draw_next_tokens(found: NextTokens) -> Figure:
+    """Draw the most probable next token after each token, read at each layer.
+
+    The darker a cell, the more probable the token. Of a long text the last 16 tokens are shown.
+    """
+    T, last = len(found.tokens), min(len(found.tokens), MOST_COLUMNS)
+    texts = [[str(token) for token in row[T - last :, 0]] for row in found.predicted]
+    title = "The most probable next token, read at each layer"
+    return _draw_layers(found.tokens, found.probabilities[:, :, 0], texts, title)
+
+
+def draw_answer_by_layer(found: AnswerByLayer, label: str) -> Figure:
+    """Draw the probability of a label in percent, if the head read each token at each layer.
+
+    Of a long text the last 16 tokens are shown. Raises DataError for an unknown label.
+    """
+    if label not in found.labels:
+        raise DataError(f"unknown label {label!r:.80}; choose from: {', '.join(found.labels)}")
+    p = found.by_token[:, :, found.labels.index(label)]  # (L + 1, T)
+    texts = [[f"{100 * value:.0f}" for value in row[-MOST_COLUMNS:]] for row in p]
+    title = f"P({shown(label, 24)}) in percent, read at each layer"
+    return _draw_layers(found.tokens, p, texts, title)
+
+
+def _draw_layers(
+    tokens: Sequence[str], p: np.ndarray, texts: Sequence[Sequence[str]], title: str
+) -> Figure:
+    """Draw probabilities p (L + 1, T) as a table; `texts` has the text of each shown cell."""
+    last = min(len(tokens), MOST_COLUMNS)
+    rows = p[:, len(tokens) - last :]
+    width = min(9.5, max(7.0, 1.6 + 0.62 * last))
+    fit = max(3, int((width - 1.6) / last * 72 / (0.66 * SMALL)))  # characters in a cell
+    figure = Figure(figsize=(width, 2.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(rows, cmap=PROPORTIONS, vmin=0, vmax=1, aspect="auto")
+    axes.invert_yaxis()
+    _write_cells(axes, [[shown_token(text, fit) for text in row] for row in texts], rows > 0.5)
+    labels = [shown_token(token, LONGEST) for token in tokens[-last:]]
+    axes.set_xticks(range(last), labels, rotation=90, fontsize=8)
+    names = ["embeddings", *(f"block {n}" for n in range(len(rows) - 1))]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_xlabel(
+        "the text, token by token (· is a space)"
+        if last == len(tokens)
+        else f"the last {last} of {len(tokens):,} tokens (· is a space)"
+    )
+    axes.set_title(f"{title}; dark: probable", fontsize=10)
+    return figure
+
+
+def _write_cells(axes: Axes, texts: Sequence[Sequence[str]], is_dark: np.ndarray) -> None:
+    """Write a text into each cell of an image, in white where the cell is dark."""
+    for y, row in enumerate(texts):
+        for x, text in enumerate(row):
+            colour = "white" if is_dark[y, x] else DARK
+            axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=colour)
 
 
 # --- the network ---

@@ -33,7 +33,7 @@ LIGHT = {  # no torch at import time: --help and the reading of data need none
 LIBRARIES = set(
     "numpy scipy sklearn torch tiktoken safetensors pandas matplotlib tqdm requests filelock "
     "tokenizers jinja2 joblib google_crc32c platformdirs tabulate lazy_loader argcomplete onnx "
-    "onnxruntime starlette uvicorn".split()
+    "onnxruntime starlette uvicorn regex".split()
 )
 
 

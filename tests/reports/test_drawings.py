@@ -15,6 +15,8 @@ from matplotlib.patches import FancyBboxPatch
 from gpt2_from_scratch.classifier.freezing import LedgerLine, ledger, set_trainable
 from gpt2_from_scratch.classifier.heads import replace_head
 from gpt2_from_scratch.errors import DataError, UsageError
+from gpt2_from_scratch.explain.attribution import Contributions
+from gpt2_from_scratch.explain.lenses import AnswerByLayer, NextTokens
 from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.reports.drawings import (
@@ -24,12 +26,15 @@ from gpt2_from_scratch.reports.drawings import (
     PARTLY,
     REAL,
     TRAINABLE,
+    draw_answer_by_layer,
     draw_architecture,
     draw_attention,
     draw_batches,
+    draw_contributions,
     draw_heads_by_token,
     draw_label_by_token,
     draw_ledgers,
+    draw_next_tokens,
     draw_outputs,
     parameter_counts,
 )
@@ -436,3 +441,84 @@ def test_each_head_has_a_panel_with_its_numbers():
 def test_heads_without_a_value_per_token_are_refused(tokens, curves):
     with pytest.raises(DataError, match="one per token|nothing to draw"):
         draw_heads_by_token(tokens, curves)
+
+
+# --- what each part adds, and what each layer would answer ---
+
+
+def contributions_of(L: int, H: int, other: str = "ham") -> Contributions:
+    numbers = np.random.default_rng(L + H)
+    heads, mlps = numbers.normal(size=(L, H)), numbers.normal(size=L)
+    total = heads.sum() + mlps.sum() + 0.5 - 0.25 + 2
+    return Contributions(["a"], "$x$", other, float(total), 0.5, -0.25, heads, mlps, 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("L", "H"), [(6, 4), (1, 1), (12, 12)])
+def test_each_part_has_a_cell_with_its_number(L, H):
+    found = contributions_of(L, H)
+    figure = draw_contributions(found)
+    upper, lower = (axes for axes in figure.axes if axes.images)
+    cells = upper.images[0].get_array()
+    assert np.array_equal(cells, np.hstack([found.heads, found.mlps[:, None]]))
+    assert lower.images[0].get_array().tolist() == [[0.5, -0.25, 2.0]]
+    limits = {image.get_clim() for axes in (upper, lower) for image in axes.images}
+    (limits,) = limits  # one scale, with 0 in its middle
+    assert limits[1] == -limits[0] == max(abs(cells).max(), 2)
+    written = Counter(t.get_text() for axes in (upper, lower) for t in axes.texts)
+    numbers = [*cells.flat, 0.5, -0.25, 2.0]
+    assert written == Counter(f"{number:+.2f}" for number in numbers)
+    assert upper.get_ylim()[1] > upper.get_ylim()[0], "the first block is at the bottom"
+    assert [t.get_text() for t in upper.get_yticklabels()] == [f"block {n}" for n in range(L)]
+    assert any(f"{found.logit:+.2f}" in t and r"\$x\$ minus" in t for t in said(figure))
+    assert legible(figure)
+
+
+@pytest.mark.slow
+def test_many_blocks_have_colours_only():
+    figure = draw_contributions(contributions_of(48, 25, other=""))
+    upper, lower = (axes for axes in figure.axes if axes.images)
+    assert not upper.texts and len(lower.texts) == 3
+    assert "minus" not in " ".join(said(figure))
+    assert legible(figure)
+
+
+def test_a_head_that_reads_the_embeddings_has_no_blocks():
+    figure = draw_contributions(contributions_of(0, 4))
+    assert len([axes for axes in figure.axes if axes.images]) == 1 and legible(figure)
+
+
+@pytest.mark.parametrize("T", [1, 8, 40])
+def test_tables_of_layers(T):
+    numbers, shown = np.random.default_rng(T), min(T, 16)
+    tokens = [f" tok{n}" for n in range(T)]
+    predicted = np.array([[[f" {n}.{t}", "x"] for t in range(T)] for n in range(4)], dtype=object)
+    p = numbers.random((4, T, 2))
+    following = draw_next_tokens(NextTokens(tokens, np.zeros((4, T, 2)), p, predicted))
+    answer = draw_answer_by_layer(AnswerByLayer(tokens, ("ham", "spam"), p[:, -1], p), "spam")
+    for figure, values in ((following, p[:, :, 0]), (answer, p[:, :, 1])):
+        (axes,) = figure.axes
+        assert np.array_equal(axes.images[0].get_array(), values[:, T - shown :])
+        assert axes.images[0].get_clim() == (0, 1)
+        columns = [t.get_text() for t in axes.get_xticklabels()]
+        assert columns == [f"·tok{n}" for n in range(T - shown, T)]
+        rows = [t.get_text() for t in axes.get_yticklabels()]
+        assert rows == ["embeddings", "block 0", "block 1", "block 2"]
+        assert axes.get_ylim()[1] > axes.get_ylim()[0], "the embeddings are at the bottom"
+        assert legible(figure)
+    first = [t.get_text() for t in following.axes[0].texts]
+    assert first == [f"·{n}.{t}" for n in range(4) for t in range(T - shown, T)]
+    percents = [f"{100 * value:.0f}" for value in p[:, T - shown :, 1].flat]
+    assert [t.get_text() for t in answer.axes[0].texts] == percents
+
+
+def test_long_predictions_are_cut_to_their_cell():
+    predicted = np.full((3, 16, 1), " unbelievable", dtype=object)
+    found = NextTokens([" token"] * 16, np.zeros((3, 16, 1)), np.ones((3, 16, 1)), predicted)
+    assert legible(draw_next_tokens(found))
+
+
+def test_a_label_that_no_layer_has():
+    found = AnswerByLayer(["a"], ("ham", "spam"), np.ones((1, 2)), np.ones((1, 1, 2)))
+    with pytest.raises(DataError, match="'eggs'.*ham, spam"):
+        draw_answer_by_layer(found, "eggs")

@@ -102,6 +102,15 @@ class Classification(Task):
         predicted = np.array([class_number(head, answer.label) for answer in answers])
         return evaluate_predictions(true, predicted, list(head.labels))
 
+    def evidence(self, head: HeadConfig, outputs: Tensor, number: int) -> Tensor:
+        """Return the log odds of a class, log(p / (1 - p)): (B, K) -> (B,).
+
+        For two classes this is the difference between their logits, divided by the temperature.
+        """
+        logits = logit_per_class(head, outputs) / head.temperature
+        others = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1)
+        return logits[:, number] - others.logsumexp(dim=1)
+
     def columns(self, head: HeadConfig) -> list[str]:
         """The names of the columns: "label", then each label."""
         return ["label", *head.labels]

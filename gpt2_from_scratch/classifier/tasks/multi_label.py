@@ -145,6 +145,10 @@ class MultiLabel(Task):
         """Choose exactly these labels, without probabilities."""
         return Labels([*label], {})
 
+    def evidence(self, head: HeadConfig, outputs: Tensor, number: int) -> Tensor:
+        """Return the log odds of a label, which is its logit: (B, K) -> (B,)."""
+        return outputs[:, number]
+
     def columns(self, head: HeadConfig) -> list[str]:
         """The names of the columns: "label" for the chosen labels, then each label."""
         return ["label", *head.labels]

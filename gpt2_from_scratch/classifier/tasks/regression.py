@@ -152,6 +152,12 @@ class Regression(Task):
         """Name the values."""
         return Values(by_label(head, np.atleast_1d(label)))
 
+    def evidence(self, head: HeadConfig, outputs: Tensor, number: int) -> Tensor:
+        """Return a value in its own unit: (B, K) -> (B,)."""
+        scale = head.scale[number] if head.scale else 1.0
+        center = head.center[number] if head.center else 0.0
+        return outputs[:, number] * scale + center
+
     def columns(self, head: HeadConfig) -> list[str]:
         """The names of the values."""
         return [*head.labels]

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.data.messages import Message, Span, short
-from gpt2_from_scratch.errors import DataError
+from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import (
     MOST_CLASSES,
     ClassScores,
@@ -187,6 +187,16 @@ class Task(ABC):
         Only tasks with baselines in `evaluation.task_baselines` have it.
         """
         raise NotImplementedError
+
+    def evidence(self, head: HeadConfig, outputs: Tensor, number: int) -> Tensor:
+        """Return how strongly outputs (B, K) speak for the label with this number: (B,).
+
+        This is what explanations explain. It has gradients if the outputs have them. Raises
+        UsageError for a task without labels.
+        """
+        raise UsageError(
+            f"{head.task} does not choose a label or predict a value, so there is nothing to explain"
+        )
 
     def words(self, labels: Sequence[Any]) -> Sequence[Sequence[Span]] | None:
         """Return the words to tag in labelled texts; None if the task does not tag words."""
