@@ -163,10 +163,11 @@ class Classifier:
     """GPT-2 with its heads, its tokenizer, and a description of everything that is not a weight.
 
     `dtype` is the precision of the frozen blocks and their features; trainable parameters stay
-    float32. `store` caches the features of texts that `texts` prepared; without a store they are
-    kept in memory. If `ngrams` is set, the first head's answers are combined with those of n-grams;
-    None means GPT-2 alone. Several threads may use a classifier at once. It can be copied with
-    `copy.deepcopy`. It can also be used after a fork, where torch then computes with one thread.
+    float32. With int8, the features are float32 too. `store` caches the features of texts that
+    `texts` prepared; without a store they are kept in memory. If `ngrams` is set, the first head's
+    answers are combined with those of n-grams; None means GPT-2 alone. Several threads may use a
+    classifier at once. It can be copied with `copy.deepcopy`. It can also be used after a fork,
+    where torch then computes with one thread.
     """
 
     def __init__(
@@ -495,9 +496,8 @@ class Classifier:
         depth = min(depth, *self._layers_read)
         if depth == 0:
             return self._embedded(encoded)
-        return Features(
-            self._trunk(depth), self._padded(encoded), dtype=self.dtype, store=self.store
-        )
+        kept_as = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+        return Features(self._trunk(depth), self._padded(encoded), dtype=kept_as, store=self.store)
 
     def batch_outputs(
         self, texts: Texts, numbers: Sequence[int]

@@ -109,7 +109,7 @@ def add_evaluate(commands: Any) -> None:
         help="number of mistakes and of least certain predictions to show (default: 10)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_computing(parser, cache=True)
+    add_computing(parser, cache=True, answers=True)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -243,7 +243,7 @@ def add_predict(commands: Any) -> None:
         action="store_true",
         help="with --csv: add the text; formulas get a ' that stops spreadsheets",
     )
-    add_computing(parser)
+    add_computing(parser, answers=True)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -447,7 +447,7 @@ def add_features(commands: Any) -> None:
         "--out", type=new_path, required=True, help="a new .npy file: texts x n_embd"
     )
     add_settings(parser, HeadSettings, "layer", "state", "pooling")
-    add_computing(parser)
+    add_computing(parser, answers=True)
 
 
 def run_features(args: argparse.Namespace) -> None:

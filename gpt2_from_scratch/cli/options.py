@@ -139,8 +139,13 @@ def add_device(parser: Any) -> None:
     )
 
 
-def add_computing(parser: Any, *, device: bool = True, cache: bool = False) -> None:
-    """Add the options for precision, threads, device and cache."""
+def add_computing(
+    parser: Any, *, device: bool = True, cache: bool = False, answers: bool = False
+) -> None:
+    """Add the options for precision, threads, device and cache.
+
+    With `answers`, int8 is offered too, which is for commands that only answer.
+    """
     if cache:
         parser.add_argument(
             "--cache",
@@ -149,9 +154,11 @@ def add_computing(parser: Any, *, device: bool = True, cache: bool = False) -> N
         )
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16"],
+        choices=["float32", "bfloat16", *(["int8"] if answers else [])],
         help="precision of the frozen blocks; bfloat16 halves their memory, and trainable "
-        "parameters stay float32 (default: float32)",
+        "parameters stay float32"
+        + ("; int8 is the fastest on a CPU" if answers else "")
+        + " (default: float32)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="number of threads (default: one per core)"
@@ -197,8 +204,11 @@ def computing_on(args: argparse.Namespace) -> tuple[Any, str]:
 
     set_threads(args.threads)
     device, dtype = choose_device(args.device), args.dtype or "float32"
-    if arithmetic(DTYPES[dtype], device) != DTYPES[dtype]:
+    computes_in = arithmetic(DTYPES[dtype], device)
+    if computes_in != DTYPES[dtype]:
+        what = "stores bfloat16 but computes" if dtype == "bfloat16" else "computes"
         log.warning(
-            "this processor cannot multiply bfloat16: it stores bfloat16 but computes in float32"
+            f"this device has no instructions for {dtype}: it {what} in "
+            f"{str(computes_in).removeprefix('torch.')}"
         )
     return device, dtype

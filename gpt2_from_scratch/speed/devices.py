@@ -9,7 +9,9 @@ from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.pretrain import multiplies_bfloat16
 
 MOST_THREADS = 1024  # torch crashes with many more threads
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# processor features with which torch multiplies int8 faster than float32
+INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 if hasattr(os, "register_at_fork"):
     # A forked process does not have its parent's threads, and torch would wait for them forever.
@@ -40,11 +42,20 @@ def choose_device(name: str = "auto") -> torch.device:
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the precision of the frozen blocks if the user chooses `dtype`.
 
-    On a CPU without bfloat16 instructions it is always float32, because bfloat16 would be slower.
+    On a CPU without instructions for bfloat16 or int8 it is float32, because they would be slower.
+    Int8 is for CPUs: on a GPU it becomes bfloat16.
     """
+    if dtype == torch.int8 and not multiplies_int8(device):
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
-        return torch.float32
+        dtype = torch.float32
     return dtype
+
+
+def multiplies_int8(device: torch.device) -> bool:
+    """Return whether a device is a CPU that adds products of 8-bit integers in one instruction."""
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(has.get(name, False) for name in INT8)
 
 
 def set_threads(count: int | None = None) -> int:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
 from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.speed.int8 import Int8Linear
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.tensors import tensors_sha256
 
@@ -153,14 +154,26 @@ def batches(
         yield batch
 
 
+def _rounded(block: Any, dtype: torch.dtype) -> Any:
+    """Copy a block, with the weights of its matrix products in another precision."""
+    block = copy.deepcopy(block).requires_grad_(False)
+    for part in (block.attn, block.mlp):
+        if dtype == torch.int8:
+            for name, layer in [*part.named_children()]:
+                setattr(part, name, Int8Linear(layer))
+        else:
+            part.to(dtype)
+    return block
+
+
 class Trunk:
     """The embeddings and the first `depth` blocks of a model, without gradients.
 
     Args:
         model: a GPT-2 whose first `depth` blocks are plain (see `partial_blocks.is_plain`).
         depth: number of blocks.
-        dtype: precision of matrix products. With bfloat16 they use rounded copies of the weights; the
-            residual stream and LayerNorms stay in float32.
+        dtype: precision of matrix products. With bfloat16 and int8 they use rounded copies of the
+            weights; the residual stream and LayerNorms stay in float32. With int8, so does attention.
         causal_mask: if false, each token sees all tokens of its text.
 
     Raises:
@@ -177,6 +190,7 @@ class Trunk:
     ):
         self.wte, self.wpe = model.wte.weight, model.wpe.weight
         self.dtype, self.causal_mask = dtype, causal_mask
+        self._input = torch.float32 if dtype == torch.int8 else dtype  # Int8Linear rounds it itself
         self.blocks: list[Any] = list(model.blocks)[:depth]
         if others := [n for n, block in enumerate(self.blocks) if not is_plain(block)]:
             raise UsageError(
@@ -187,10 +201,7 @@ class Trunk:
         self._copied: list[Any] = []  # the model's own blocks, if copies of them are used
         if dtype != torch.float32:
             self._copied = self.blocks
-            self.blocks = [copy.deepcopy(block).requires_grad_(False) for block in self.blocks]
-            for block in self.blocks:
-                block.attn.to(dtype)
-                block.mlp.to(dtype)
+            self.blocks = [_rounded(block, dtype) for block in self.blocks]
 
     @torch.inference_mode()  # this mode can change all copies, whichever mode they were made in
     def follow_weights(self) -> None:
@@ -201,8 +212,12 @@ class Trunk:
         core.
         """
         for source, block in zip(self._copied, self.blocks, strict=False):
-            for weight, rounded in zip(source.parameters(), block.parameters(), strict=True):
-                rounded.copy_(weight)
+            weights = dict(source.named_parameters())
+            for name, rounded in block.named_parameters():
+                rounded.copy_(weights[name])
+            for name, part in block.named_modules():
+                if isinstance(part, Int8Linear):
+                    part.follow(source.get_submodule(name))
 
     @property
     def device(self) -> torch.device:
@@ -273,7 +288,7 @@ class Trunk:
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """Compute a block on rows instead of padded texts: (U, C) -> (U, C)."""
         tiles = x.split(self.tile)
-        qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self.dtype)) for rows in tiles])
+        qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self._input)) for rows in tiles])
         gathered = []
         for r in packed.rectangles:
             rows = r.widened(r.rows)
@@ -286,7 +301,7 @@ class Trunk:
         out = []
         for rows, attended in zip(tiles, y.split(self.tile), strict=True):
             rows = rows + block.attn.c_proj(attended)
-            wide = block.mlp.c_fc(block.ln_2(rows).to(self.dtype))  # (tile, 4C)
+            wide = block.mlp.c_fc(block.ln_2(rows).to(self._input))  # (tile, 4C)
             # in place, because allocating new memory would take longer than the GELU
             torch.ops.aten.gelu_(wide, approximate="tanh")
             out.append(rows + block.mlp.c_proj(wide))

@@ -48,6 +48,18 @@ def test_only_cpus_may_lack_bfloat16(monkeypatch: MonkeyPatch, flags: dict[str, 
         assert arithmetic(torch.bfloat16, device) == (torch.bfloat16 if there else torch.float32)
 
 
+@pytest.mark.parametrize(
+    "flags", [{"avx512_vnni": True}, {"avx_vnni": True}, {"amx_int8": True}, *LACK]
+)
+def test_int8_needs_instructions_of_a_cpu(monkeypatch: MonkeyPatch, flags: dict[str, bool]) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    if flags is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    expected = torch.float32 if flags in LACK else torch.int8
+    assert arithmetic(torch.int8, torch.device("cpu")) == expected
+    assert arithmetic(torch.int8, torch.device("cuda")) == torch.bfloat16
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="its flags")
 def test_bfloat16_is_detected_as_linux_reports_it() -> None:
     there = {"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split())

@@ -362,17 +362,19 @@ def stepped_by_fused_adamw(classifier: Classifier) -> None:
     "change", [multiplied, multiplied_data, multiplied_by_numpy, stepped_by_fused_adamw]
 )
 @pytest.mark.parametrize("first_mode", [True, False])
-def test_predictions_in_bfloat16_follow_the_weights(
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_rounded_predictions_follow_the_weights(
     base: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Classifier], None],
     first_mode: bool,
+    dtype: torch.dtype,
 ) -> None:
     """The rounded copy of the frozen blocks is always up to date, also in inference mode."""
     monkeypatch.setattr(
         "gpt2_from_scratch.classifier.classifier.arithmetic", lambda dtype, device: dtype
     )
-    classifier = Classifier.on_base(base, ["a", "b"], dtype=torch.bfloat16)
+    classifier = Classifier.on_base(base, ["a", "b"], dtype=dtype)
     exact = Classifier.on_base(base, ["a", "b"])
     found = []
     for mode in (first_mode, not first_mode):
