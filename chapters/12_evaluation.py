@@ -10,7 +10,7 @@
 # **At the end you will know** what an interval promises, which simple methods to try first, what
 # precision and recall are, and why you should read the mistakes.
 #
-# **Reading time:** 20 minutes. **Running time:** about twenty seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import re

@@ -11,7 +11,7 @@
 # **At the end you will know** what a training step costs, why frozen blocks need to see each text
 # only once, and how the last block can answer without computing keys and values.
 #
-# **Reading time:** 20 minutes. **Running time:** about ten seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about ten seconds, offline.
 
 # %%
 import time

@@ -10,7 +10,7 @@
 # **At the end you will know** how words get tags, how a piece of the text is found, what a network that
 # only looks back cannot know, and how much depends on the training data.
 #
-# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import re
