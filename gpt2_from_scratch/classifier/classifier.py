@@ -277,12 +277,23 @@ class Classifier:
                 of the base are not those it was trained on.
         """
         if kind := kind_of_classifier(expanded(path)):
-            head, weight, bias = read_head(expanded(path), kind, Tokenizer(path))
-            imported = cls.on_base(path, heads=[head], dtype=dtype, store=store)
+            model, tokenizer = load_gpt2(path, warn_of_head=False), Tokenizer(path)
+            head, weight, bias = read_head(expanded(path), kind, tokenizer)
+            refuse_alike(head.labels if head.task in CLASS_TASKS else ())
+            hashes = parameters_sha256(model)
+            description = Description(
+                model_name(path),
+                identity_sha256(hashes, tokenizer),
+                (replace(head, layer=layer_read(head, model)),),
+                model.config.n_ctx,
+            )
+            assemble(description, model, tokenizer)
             with torch.no_grad():
-                imported.model.head.weight.copy_(weight)
-                imported.model.head.bias.copy_(bias)
-            imported.model.requires_grad_(False)
+                model.head.weight.copy_(weight)
+                model.head.bias.copy_(bias)
+            model.requires_grad_(False)
+            imported = cls(model, tokenizer, description, dtype=dtype, store=store)
+            imported._base_hashes = hashes
             return imported.to(device)
         path = saved_file(path)
         description, tensors, ngrams = read_classifier(path)
