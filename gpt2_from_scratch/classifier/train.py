@@ -44,6 +44,7 @@ from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
+from gpt2_from_scratch.storage.curves import TENSORBOARD, Curves, refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import make_folder, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import expanded
@@ -215,6 +216,7 @@ def finetune(
     *,
     resume: bool = False,
     deadline: float = math.inf,
+    tensorboard: bool = False,
 ) -> list[Epoch]:
     """Train a classifier in place, and leave it with the weights of the best epoch.
 
@@ -231,6 +233,7 @@ def finetune(
         resume: Continue from the newest state. On the same processor, torch version and number of
             threads the result is bit-identical to that of an uninterrupted run.
         deadline: The value of `time.monotonic` after which the training is given up.
+        tensorboard: Write the curves to the folder `tensorboard` in `run`.
 
     Returns:
         The results of all epochs.
@@ -238,12 +241,15 @@ def finetune(
     Raises:
         GPT2Error: The loss becomes NaN or infinite; `nan_report.json` has the details.
         DataError: A part has no message with a target for one of the heads.
-        UsageError: Nothing is trainable, or the run was started with other settings.
+        UsageError: Nothing is trainable, the run was started with other settings, or the package
+            tensorboard is needed and missing.
         ResourceError: The folder `run` cannot be written to, or there is not enough memory for even
             one message at a time.
         OutOfTime: The deadline has passed.
     """
     run = expanded(run)
+    if tensorboard:
+        refuse_missing_tensorboard()
     make_folder(run)
     classifier.unmerge()
     freeze(classifier, config)
@@ -261,8 +267,10 @@ def finetune(
         training.restore()
     with (
         stop_after_step() as stop,
+        Curves(run / TENSORBOARD if tensorboard else None, training.first_new_point) as curves,
         progress_bar(total=training.steps, initial=training.at.step, unit="batch") as bar,
     ):
+        training.curves = curves
         while not training.over():
             bar.set_description(f"epoch {training.at.epoch}/{epochs}")
             training.freeze_as_in(training.at.epoch)
@@ -371,6 +379,7 @@ class TrainingRun:
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
         self.best_saved = -math.inf  # when best.safetensors was last written
         self.saved = time.monotonic()
+        self.curves = Curves()
         settings = asdict(config) | asdict(description)
         settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
         self.settings = json.loads(json.dumps(settings))  # with lists instead of tuples, as on disk
@@ -405,6 +414,8 @@ class TrainingRun:
         self.at.step += 1
         self.at.seen += len(batch)
         self.at.total_loss += loss * len(batch)
+        now = {"loss/step": loss, "learning_rate": factor * self.config.lr}
+        self.curves.add(self.at.step, now)
         return loss
 
     def _gradients(self, batch: list[int]) -> dict[str, float]:
@@ -559,6 +570,8 @@ class TrainingRun:
         if not math.isfinite(loss):
             raise self._diverged("validation loss", loss, [])
         at = self.at
+        points = {"loss/train": epoch.train_loss, "loss/val": loss}
+        self.curves.add(at.step, points | {"score/train": epoch.train_score, "score/val": mean})
         history = [*at.history, epoch]
         self.at = Progress(at.micro_batch, at.step, at.epoch + 1, scales=at.scales, history=history)
         measures = {score.measure for score in scores.values()}
@@ -617,8 +630,18 @@ class TrainingRun:
             done = f"stopped after step {self.at.step} of {self.steps}; the state is saved"
             raise Interrupted(done, stop.signal)
 
+    @property
+    def first_new_point(self) -> int:
+        """The step from which this process adds points to the curves.
+
+        If the state was saved after the last step of an epoch, its validation is done again.
+        """
+        is_unfinished = self.at.seen == len(self.train.messages)
+        return self.at.step + (0 if is_unfinished else 1)
+
     def save(self) -> None:
         """Save the state of the run. Raises GPT2Error if the weights are NaN or infinite."""
+        self.curves.flush()  # a run that is resumed from this state does not write them again
         tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         tensors |= optimizer_tensors([self.optimizer])

@@ -79,6 +79,7 @@ LATER = {
     "unlabelled",
     "adapt",
     "adapt_lr",
+    "tensorboard",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
@@ -130,6 +131,7 @@ class RunConfig:
     cache: bool = setting(True, "keep the frozen blocks' output on disk")
     start: str = setting("", "trained classifier that training continues from")
     autotune: float = setting(0.0, "seconds of the search for settings that follows", at_least=0)
+    tensorboard: bool = setting(False, "write the curves of training for TensorBoard")
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
@@ -139,6 +141,11 @@ class RunConfig:
             raise UsageError(
                 f"only --adapt uses the texts in {self.data.unlabelled} (unlabelled). Add --adapt 3, "
                 "or leave out --unlabelled."
+            )
+        if self.tensorboard and self.autotune:
+            raise UsageError(
+                "--tensorboard shows the curves of one training, but --autotune tries many. Leave out "
+                "one of them."
             )
         if self.start and self.training.adapt:
             raise UsageError(

@@ -58,6 +58,7 @@ from gpt2_from_scratch.runs.results import Run, remove_what_resumes, score_again
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.storage.curves import refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
 from gpt2_from_scratch.storage.paths import (
     data_name,
@@ -85,6 +86,7 @@ def train_classifier(
     dtype: str = "float32",
     cache: bool = True,
     autotune: float = 0.0,
+    tensorboard: bool = False,
 ) -> Run:
     """Finetune a classifier, keep its best epoch, and score it on the test set.
 
@@ -105,6 +107,7 @@ def train_classifier(
         cache: Keep the frozen blocks' output on disk for the next run.
         autotune: Search for the best settings of training and head for this many seconds. Settings
             that differ from their defaults are kept. 0: no search.
+        tensorboard: Write the curves of training to the folder `tensorboard` in the run's folder.
 
     Returns:
         The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
@@ -113,9 +116,11 @@ def train_classifier(
     Raises:
         DataError: The data cannot be read or split.
         CheckpointError: The model cannot be loaded.
-        UsageError: Settings contradict each other.
+        UsageError: Settings contradict each other, or tensorboard is asked for and missing.
         Interrupted: The run was stopped by Ctrl-C or SIGTERM; its state is saved.
     """
+    if tensorboard:
+        refuse_missing_tensorboard()
     head = head or HeadSettings()
     if run is not None:
         run = expanded(run)
@@ -140,6 +145,7 @@ def train_classifier(
         start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
         autotune=autotune,
+        tensorboard=tensorboard,
     )
     if frame is None:
         split = config.load_split()
@@ -213,6 +219,8 @@ def resume_training(
         )
     if data is not None:
         config = replace(config, data=_moved(config.data, data))
+    if config.tensorboard:
+        refuse_missing_tensorboard()
     set_threads(config.threads)
     where = choose_device(str(device))
     if is_complete(folder):
@@ -297,7 +305,14 @@ def _train(
         classifier = _best_of_search(folder, config, classifier)
     else:
         _log_ledger(classifier, config.training)
-        finetune(classifier, split, config.training, folder, resume=resume)
+        finetune(
+            classifier,
+            split,
+            config.training,
+            folder,
+            resume=resume,
+            tensorboard=config.tensorboard,
+        )
     return score_run(folder, config, classifier, split)
 
 
