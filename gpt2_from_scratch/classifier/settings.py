@@ -42,7 +42,7 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 # full: a linear layer of its own, (C) -> (V). It starts as a copy of wte
 # tuned lens: an affine map of its own, (C) -> (C), then GPT-2's own final norm and head
 LanguageForm = Literal["tied", "full", "tuned lens"]
-LANGUAGE_FORMS: tuple[str, ...] = get_args(LanguageForm)
+LANGUAGE_FORMS: tuple[LanguageForm, ...] = get_args(LanguageForm)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
