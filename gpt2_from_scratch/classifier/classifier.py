@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from gpt2_from_scratch.classifier.freezing import (
     refuse_other_forward,
 )
 from gpt2_from_scratch.classifier.heads import (
+    Outputs,
     blocks_read,
     head_layers,
     layer_read,
@@ -510,9 +511,7 @@ class Classifier:
             self._trunk(depth), self._padded(encoded), dtype=self.dtype, store=self.store
         )
 
-    def batch_outputs(
-        self, texts: Texts, numbers: Sequence[int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def batch_outputs(self, texts: Texts, numbers: Sequence[int]) -> tuple[Outputs, Tensor]:
         """Compute each head's outputs for some of the prepared texts, with gradients.
 
         Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part that
@@ -535,7 +534,7 @@ class Classifier:
     @torch.no_grad()
     def outputs(
         self, texts: Texts | Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[int], Outputs, Tensor]]:
         """Compute each head's outputs for all texts, without gradients.
 
         Texts that `texts` prepared are computed from their prepared states. If token ids are given,
@@ -563,8 +562,8 @@ class Classifier:
             texts = self._embedded(texts)
         for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             with in_mode(self.model, training=False):
-                found = self.batch_outputs(texts, numbers)
-            yield numbers, *found
+                outputs, lengths = self.batch_outputs(texts, numbers)
+            yield from _in_small_parts(numbers, outputs, lengths)
 
     def _log_change(self, changed: str) -> None:
         """Log why the model is computed without shortcuts, unless it was logged last time."""
@@ -576,7 +575,7 @@ class Classifier:
 
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int
-    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[int], Outputs, Tensor]]:
         """Run the first `depth` blocks without padding, and the others on padded batches.
 
         Yields the same as `outputs`.
@@ -595,7 +594,7 @@ class Classifier:
                 copies = [same[distinct[batch[n]]] for n in r.texts]
                 rows = [row for row, each in enumerate(copies) for _ in each]
                 numbers = [n for each in copies for n in each]
-                yield numbers, {name: out[rows] for name, out in outputs.items()}, r.lengths[rows]
+                yield from _in_small_parts(numbers, outputs.of_texts(rows), r.lengths[rows])
 
     def logits(self, texts: Texts | Sequence[Sequence[int]]) -> Tensor:
         """Compute the first head's outputs for all texts, in their order, on the CPU: (N, K).
@@ -732,7 +731,7 @@ class Classifier:
         return logits
 
     def _answers_to(
-        self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor
+        self, batch: Batch, outputs: Mapping[str, Tensor], lengths: Tensor
     ) -> list[dict[str, Any]]:
         """Each head's answer to each text of a batch: {head's name: answer}."""
         answers: list[dict[str, Any]] = [{} for _ in batch.texts]
@@ -812,6 +811,15 @@ class Classifier:
         trunk = self._made[1]
         trunk.follow_weights()
         return trunk
+
+
+def _in_small_parts(
+    numbers: list[int], outputs: Outputs, lengths: Tensor
+) -> Iterator[tuple[list[int], Outputs, Tensor]]:
+    """Divide what `Classifier.outputs` yields for a batch, if it has too many logits."""
+    for part in outputs.small_parts():
+        longest = int(lengths[part].max())
+        yield numbers[part], outputs.of_texts(part, longest), lengths[part]
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def set_trainable(
         frozen = {head.name for head in heads if not head.trainable}
         for name, part in (layers_by_name(model, heads) if heads else {"": model.head}).items():
             part.requires_grad_(name not in frozen)
-        model.wte.requires_grad_(False)  # a language head is tied to wte
+        model.wte.requires_grad_(False)  # heads for language share it, and a lens also ln_f
         norm_is_read = not heads or any(head.final_norm for head in heads)
         model.ln_f.requires_grad_(final_norm and norm_is_read)
         for block in model.blocks[top - n_last_blocks : top]:

@@ -28,7 +28,7 @@ from gpt2_from_scratch.classifier.freezing import (
 )
 from gpt2_from_scratch.classifier.settings import HeadConfig, Schedule, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
-from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
+from gpt2_from_scratch.classifier.tasks.task import IGNORED, Batch, Targets, label_for
 from gpt2_from_scratch.data.messages import Message, checked_messages, with_other_endings
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import (
@@ -426,8 +426,12 @@ class TrainingRun:
         with self._seeded_dropout():
             for part in self._parts(batch):
                 total: Tensor | float = 0.0
-                for head, loss, n_correct in self._losses(batch, part):
-                    total = total + loss * (head.loss_weight / max(scales[head.name], 1e-8))
+                for head, loss, n_correct, is_separate in self._losses(batch, part):
+                    weighted = loss * (head.loss_weight / max(scales[head.name], 1e-8))
+                    if not is_separate:
+                        total = total + weighted
+                    elif weighted.requires_grad:  # at once, so that its logits can be freed
+                        weighted.backward()
                     losses[head.name] = losses.get(head.name, 0.0) + loss.item()
                     correct[head.name] = correct.get(head.name, 0.0) + n_correct
                 if isinstance(total, Tensor) and total.requires_grad:
@@ -442,26 +446,27 @@ class TrainingRun:
 
     def _losses(
         self, batch: list[int], part: list[int]
-    ) -> Iterator[tuple[HeadConfig, Tensor, float]]:
-        """Yield each head's part of the batch's mean loss, and its number of correct decisions.
+    ) -> Iterator[tuple[HeadConfig, Tensor, float, bool]]:
+        """Yield parts of the batch's mean loss: (head, loss, correct decisions, is separate).
 
-        Both are for the messages in `part`. A head without targets in the batch is left out.
+        The parts are those of the messages in `part`, per head or smaller (see `Outputs.pieces`).
+        A head without targets in the batch is left out.
         """
         outputs, lengths = self.classifier.batch_outputs(self.train.texts, part)
         for head in self.heads:
-            task, found, targets = (
-                TASKS[head.task],
-                outputs[head.name],
-                self.train.targets[head.name],
-            )
+            task, targets = TASKS[head.task], self.train.targets[head.name]
             weight = float(targets.weights[batch].sum())
             if weight == 0:
                 continue
             wanted = targets.batch(part).to(lengths.device)
-            loss = task.loss_sum(head, found, wanted, lengths) / weight
-            if not math.isfinite(loss.item()):
-                raise self._diverged("loss", loss.item(), part)
-            yield head, loss, task.correct_sum(head, found.detach(), wanted, lengths)
+            is_separate = outputs.is_separate(head.name)
+            for where, found in outputs.pieces(head.name, wanted != IGNORED):
+                some = wanted[where]
+                loss = task.loss_sum(head, found, some, lengths) / weight
+                if not math.isfinite(loss.item()):
+                    raise self._diverged("loss", loss.item(), part)
+                correct = task.correct_sum(head, found.detach(), some, lengths)
+                yield head, loss, correct, is_separate
 
     def _parts(self, batch: list[int]) -> Iterator[list[int]]:
         for first in range(0, len(batch), self.at.micro_batch):
@@ -495,7 +500,7 @@ class TrainingRun:
             losses = dict[str, float]()
             with self._seeded_dropout():
                 for part in self._parts(batch):
-                    for head, loss, _ in self._losses(batch, part):
+                    for head, loss, *_ in self._losses(batch, part):
                         losses[head.name] = losses.get(head.name, 0.0) + loss.item()
             self.at.scales = losses | self.at.scales
         return self.at.scales
@@ -672,6 +677,7 @@ class TrainingRun:
     def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         # settings that are younger than the state had no effect on it
         saved = asdict(TrainConfig()) | record["settings"]
+        saved["heads"] = [{"form": HeadConfig.form} | head for head in saved["heads"]]
         refuse_changes(saved, self.settings, self.folder)
         now = environment(self.classifier.device)
         if record["environment"] != now:

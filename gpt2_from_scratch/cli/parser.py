@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings:
                 words += [action.option_strings[0], str(name)] if action.required else []
             elif action.help != argparse.SUPPRESS:
-                several = {"*": f"[{name} ...]", argparse.PARSER: f"{name} ..."}
+                several = {"*": f"[{name} ...]", "?": f"[{name}]", argparse.PARSER: f"{name} ..."}
                 words.append(several.get(str(action.nargs), str(name)))
         return " ".join(words).replace("%", "%%")
 

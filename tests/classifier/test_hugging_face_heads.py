@@ -365,6 +365,22 @@ def test_language(tiny_checkpoint: Path, kind: str) -> None:
     same_gradients(ours, loss, theirs, expected.loss)
 
 
+def test_the_logit_lens(tiny_checkpoint: Path) -> None:
+    """Their hidden states come before the final norm, except for the last."""
+    lenses = [HeadConfig(f"layer_{n}", "language", layer=n) for n in range(TINY["n_layer"] + 1)]
+    ours = Classifier.on_base(tiny_checkpoint, heads=lenses)
+    theirs = their_model("GPT2LMHeadModel", ours)
+    for text, prediction in zip(TEXTS, ours.predict(TEXTS), strict=True):
+        ids = torch.tensor(ours.encode([text])[0])
+        with torch.no_grad():
+            *inner, last = theirs(ids, output_hidden_states=True).hidden_states
+            states = [*map(theirs.transformer.ln_f, inner), last]
+            logits = [theirs.lm_head(x)[0, :-1] for x in states]
+        for lens, found in zip(lenses, logits, strict=True):
+            nats = torch.nn.functional.cross_entropy(found, ids[0, 1:], reduction="sum")
+            assert prediction.answers[lens.name].nats == pytest.approx(nats.item(), rel=1e-4)
+
+
 # --- classifiers that transformers saved ---
 
 

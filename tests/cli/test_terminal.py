@@ -172,6 +172,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (0, ["--model", model, *data, "--pooling", "mean", "--out", out / f"{NAME}.png"]),
             (0, ["--model", model, *data, "--pooling", "mean", "--json"]),
             (3, ["--data", table, "--text-column", NAME]),
+            (4, [out / NAME]),
         ],
     }
 
