@@ -72,6 +72,7 @@ from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
 from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names, merge_lora, unmerge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.nf4 import packed_sha256
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import (
     identity_sha256,
@@ -248,6 +249,7 @@ class Classifier:
             causal_mask,
         )
         assemble(description, model, tokenizer, seed)
+        description = replace(description, packed_sha256=packed_sha256(model))
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
         classifier._base_hashes = hashes
         return classifier.to(device)
@@ -308,6 +310,11 @@ class Classifier:
         refuse_other_base(path, description, str(base), identity_sha256(hashes, tokenizer))
         refuse_misfit(path, description, tensors, model.config, tokenizer)
         assemble(description, model, tokenizer)
+        if packed_sha256(model) != description.packed_sha256:
+            raise CheckpointError(
+                f"{path} was trained on other NF4 weights than those that its base gives here. Train "
+                "it again with this version of the package."
+            )
         model.requires_grad_(False)
         put_tensors(tensors, parameters_by_name(model), path)
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
@@ -399,7 +406,8 @@ class Classifier:
         """Add the product of each adapter's two LoRA matrices to the weight that it adapts.
 
         Answers are then computed faster and stay equal to within 1e-5. Call `unmerge` before
-        training or `save`, which need the adapters separate from the weights.
+        training or `save`, which need the adapters separate from the weights. Raises UsageError if
+        the weights are in NF4, which cannot hold the sums.
         """
         self._merged |= merge_lora(self.model)
 
@@ -433,6 +441,11 @@ class Classifier:
         path, description = expanded(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
+        if packed_sha256(self.model) != description.packed_sha256:
+            raise UsageError(
+                f"{path} could not be loaded again, because the weights in NF4 are not those that "
+                "the base gives"
+            )
         # a direct call of `merge_lora` merged LoRA permanently
         if description.lora and not lora_names(self.model):
             description = replace(description, lora=None)
@@ -804,7 +817,7 @@ class Classifier:
         """
         dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
-        weights = (parameter for part in parts for parameter in part.parameters())
+        weights = (w for part in parts for w in (*part.parameters(), *part.buffers()))
         made_of = depth, dtype, mask, *(weight.data_ptr() for weight in weights)
         if self._made is None or self._made[0] != made_of:
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)

@@ -15,7 +15,7 @@ from gpt2_from_scratch.data.formats import TASKS, Task
 from gpt2_from_scratch.data.messages import Message, labels_alike
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
-from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.gpt2.config import QUANTIZE, LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
 # Where a head reads a text:
@@ -315,6 +315,11 @@ class HeadSettings:
     )
     lora_dropout: float = setting(0.0, "dropout before LoRA's matrices", at_least=0, below=1)
     lora_blocks: int = setting(-1, "last blocks with LoRA; -1: all", at_least=-1)
+    quantize: str = setting(
+        "none",
+        "nf4: store the matrices of the blocks with four bits per weight, next to LoRA (QLoRA)",
+        choices=QUANTIZE,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -337,6 +342,11 @@ class HeadSettings:
             raise UsageError(f"labels = {self.labels!r}: one of them is empty")
         if self.lora == 0 and (self.lora_alpha or self.lora_dropout or self.lora_blocks >= 0):
             raise UsageError("lora_alpha, lora_dropout and lora_blocks need a rank: set lora")
+        if self.lora == 0 and self.quantize != "none":
+            raise UsageError(
+                f"quantize = {self.quantize!r} needs LoRA, because quantised weights cannot be "
+                "trained: set lora"
+            )
 
     def head_config(
         self, labels: Sequence[str], train: Sequence[Message], n_embd: int
@@ -384,6 +394,7 @@ class HeadSettings:
             alpha=self.lora_alpha or self.lora,
             dropout=self.lora_dropout,
             n_last_blocks=None if self.lora_blocks < 0 else self.lora_blocks,
+            quantize=self.quantize,
         )
 
 

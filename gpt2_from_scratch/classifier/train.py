@@ -380,7 +380,7 @@ class TrainingRun:
         self.best_saved = -math.inf  # when best.safetensors was last written
         self.saved = time.monotonic()
         self.curves = Curves()
-        settings = asdict(config) | asdict(description)
+        settings = asdict(config) | description.as_dict()
         settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
         self.settings = json.loads(json.dumps(settings))  # with lists instead of tuples, as on disk
 

@@ -172,7 +172,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     _refuse_missing(args.classifier)
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
-    classifier.merge()
+    if not classifier.description.is_quantized:
+        classifier.merge()
     return classifier
 
 

@@ -80,6 +80,7 @@ LATER = {
     "adapt",
     "adapt_lr",
     "tensorboard",
+    "quantize",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
@@ -146,6 +147,11 @@ class RunConfig:
             raise UsageError(
                 "--tensorboard shows the curves of one training, but --autotune tries many. Leave out "
                 "one of them."
+            )
+        if self.training.adapt and self.head.quantize != "none":
+            raise UsageError(
+                f"--adapt trains all of GPT-2, and --quantize {self.head.quantize} stores its matrices "
+                "in a form that cannot be trained. Leave out one of them."
             )
         if self.start and self.training.adapt:
             raise UsageError(
@@ -366,7 +372,7 @@ def write_provenance(
     found = {
         "messages": {part: len(messages) for part, messages in vars(split).items()},
         "messages_sha256": messages_sha256(split),
-        "classifier": asdict(classifier.description),
+        "classifier": classifier.description.as_dict(),
         "environment": environment(classifier.device)
         | {"gpt2_from_scratch": version("gpt2-from-scratch")},
     }
@@ -439,7 +445,7 @@ def refuse_other_classifier(run: Path, classifier: Classifier, *, autotune: bool
 
     With `autotune` only the base model must be the same, because the search chooses the others.
     """
-    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists in JSON
+    now = json.loads(json.dumps(classifier.description.as_dict()))  # tuples are lists in JSON
     then = read_json(run / PROVENANCE).get("classifier")
     if autotune and isinstance(then, dict):
         then, now = ({"base_sha256": each.get("base_sha256")} for each in (then, now))

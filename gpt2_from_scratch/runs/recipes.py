@@ -23,6 +23,7 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.continuing import (
@@ -322,6 +323,12 @@ def _log_ledger(classifier: Classifier, training: TrainConfig) -> None:
     *parts, total = format_ledger(found).splitlines()
     log.debug("\n".join(parts))
     log.info(total)
+    if packed := packed_weights(classifier.model).values():
+        now = sum(buffer.nbytes for weight in packed for buffer in weight.buffers())
+        before = 4 * sum(weight.shape.numel() for weight in packed)
+        log.info(
+            f"matrices of the blocks in NF4: {now / 1e6:.1f} MB instead of {before / 1e6:.1f} MB"
+        )
 
 
 def _tuned(

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
+from gpt2_from_scratch.gpt2.nf4 import packed_weights, unpacked
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.tensors import tensors_sha256
@@ -160,7 +161,8 @@ class Trunk:
         model: a GPT-2 whose first `depth` blocks are plain (see `partial_blocks.is_plain`).
         depth: number of blocks.
         dtype: precision of matrix products. With bfloat16 they use rounded copies of the weights; the
-            residual stream and LayerNorms stay in float32.
+            residual stream and LayerNorms stay in float32. Weights in NF4 are not copied; they are
+            dequantised, once per batch, and then rounded.
         causal_mask: if false, each token sees all tokens of its text.
 
     Raises:
@@ -183,14 +185,16 @@ class Trunk:
                 f"blocks.{others[0]} has parts, hooks or methods that GPT-2 does not have"
             )
         self._weights = {"wte": self.wte, "wpe": self.wpe}  # not rounded to `dtype`
-        self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
-        self._copied: list[Any] = []  # the model's own blocks, if copies of them are used
-        if dtype != torch.float32:
-            self._copied = self.blocks
-            self.blocks = [copy.deepcopy(block).requires_grad_(False) for block in self.blocks]
-            for block in self.blocks:
-                block.attn.to(dtype)
-                block.mlp.to(dtype)
+        every = nn.ModuleList(self.blocks)
+        self._weights |= {**dict(every.named_parameters()), **dict(every.named_buffers())}
+        self._copied: list[tuple[Any, Any]] = []  # (block of the model, its rounded copy)
+        for n, block in enumerate(self.blocks):
+            if dtype != torch.float32 and not packed_weights(block):
+                rounded = copy.deepcopy(block).requires_grad_(False)
+                rounded.attn.to(dtype)
+                rounded.mlp.to(dtype)
+                self.blocks[n] = rounded
+                self._copied.append((block, rounded))
 
     @torch.inference_mode()  # this mode can change all copies, whichever mode they were made in
     def follow_weights(self) -> None:
@@ -200,7 +204,7 @@ class Trunk:
         would take longer than rounding them again, which takes 20 ms for 11 blocks of 124M on one
         core.
         """
-        for source, block in zip(self._copied, self.blocks, strict=False):
+        for source, block in self._copied:
             for weight, rounded in zip(source.parameters(), block.parameters(), strict=True):
                 rounded.copy_(weight)
 
@@ -273,7 +277,11 @@ class Trunk:
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """Compute a block on rows instead of padded texts: (U, C) -> (U, C)."""
         tiles = x.split(self.tile)
-        qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self.dtype)) for rows in tiles])
+        c_attn, attn_proj, c_fc, mlp_proj = (
+            unpacked(layer, self.dtype)
+            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        )
+        qkv = torch.cat([c_attn(block.ln_1(rows).to(self.dtype)) for rows in tiles])
         gathered = []
         for r in packed.rectangles:
             rows = r.widened(r.rows)
@@ -285,9 +293,9 @@ class Trunk:
         y = torch.cat(gathered)[packed.home]  # (U, C)
         out = []
         for rows, attended in zip(tiles, y.split(self.tile), strict=True):
-            rows = rows + block.attn.c_proj(attended)
-            wide = block.mlp.c_fc(block.ln_2(rows).to(self.dtype))  # (tile, 4C)
+            rows = rows + attn_proj(attended)
+            wide = c_fc(block.ln_2(rows).to(self.dtype))  # (tile, 4C)
             # in place, because allocating new memory would take longer than the GELU
             torch.ops.aten.gelu_(wide, approximate="tanh")
-            out.append(rows + block.mlp.c_proj(wide))
+            out.append(rows + mlp_proj(wide))
         return torch.cat(out)
