@@ -3,12 +3,14 @@
 #
 # **You are here:** **the lecture** · messages → tokens → attention → network → weights → head → last token → freezing → loss → finetuning → use
 #
-# This chapter follows the lecture cell by cell, in the lecture's order. It loads GPT-2's weights, prints
-# the model, freezes it, gives it a new head, makes the last block trainable, sends a sentence through it,
-# and trains. Then it tries what the lecturer suggests at 29:59. If something goes too fast here, go on
-# reading: each of the later chapters takes one of these steps apart.
+# The lecture explains how GPT-2 becomes a classifier. It follows chapter 6 of S. Raschka's book *Build
+# a Large Language Model (From Scratch)*. This chapter does what the lecture does, in the same order:
+# load GPT-2's weights, print the model, freeze it, give it a new head, make the last block trainable,
+# and send a sentence through it. Then we train it, and try what the lecturer suggests at 29:59. (Times
+# like this one are minutes and seconds of the lecture.) If something goes too fast here, keep reading:
+# each of the later chapters takes one of these steps apart.
 #
-# **At the end you will know** all steps of the lecture, and what each of them prints.
+# **At the end you will know** every step of the lecture, and what each of them prints.
 #
 # **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
 
@@ -28,7 +30,7 @@ from gpt2_from_scratch import (
     split_messages,
     wilson_interval,
 )
-from gpt2_from_scratch.course import picture, setting
+from gpt2_from_scratch.course import draw_map, picture, setting
 
 MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Collection
 
@@ -37,12 +39,25 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # weights, write `setting("124M")` in the cell above. Only the names of the parts differ from the
 # lecture's: `blocks`, `ln_f` and `head` are its `trf_blocks`, `final_norm` and `out_head`.
 #
+# ## The map
+#
+# Here is the way from a message to an answer. Each box names a step and the chapter that explains it.
+# Follow the blue boxes from the left: a message is cut into tokens, the network turns each token into a
+# vector, and the head turns each vector into one score per class. The scores of the last token are the
+# answer. The orange boxes are the training: the loss says how wrong the answer is, and finetuning
+# changes the head and those parts of the network that are not frozen.
+
+# %%
+picture(draw_map(), "00-map")
+
+# %% [markdown]
 # ## The model
 #
 # We load the weights and the tokenizer that belongs to them, and print the model. Read the output from
-# top to bottom: `wte` and `wpe` are two tables, which turn tokens and positions into vectors. Then come
-# the transformer blocks, and after them the final norm. The head is last. It has one output per entry of
-# the vocabulary, because GPT-2 predicts the next token.
+# top to bottom: `wte` and `wpe` are two tables, which turn tokens and positions into vectors. Then
+# come the transformer blocks, in which most of the computing is done, and after them the final norm,
+# which keeps the numbers in range. The head is last. It has one output per entry of the vocabulary,
+# because GPT-2 predicts the next token.
 
 # %%
 model = load_gpt2(MODEL)
@@ -53,8 +68,9 @@ print(model)
 # %% [markdown]
 # ## Freeze everything
 #
-# A parameter that is *frozen* is not changed by training. At first all parameters are trainable. The
-# lecture freezes all of them, and afterwards it makes a few trainable again (27:22).
+# The *parameters* are the numbers that training can change. A parameter that is *frozen* stays as it
+# is. At first all parameters are trainable. The lecture freezes all of them, and afterwards it makes a
+# few trainable again (27:22).
 
 # %%
 for parameter in model.parameters():
@@ -78,8 +94,8 @@ print(model.head)
 print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 # %% [markdown]
-# What if there are three classes, such as technology, sports and medicine (26:04)? Then only the number of
-# classes is different. That is why it has a name in the code (25:47).
+# What if there are three classes, such as technology, sports and medicine (26:04)? Then only the
+# number of outputs is different. That is why the number of classes has a name in the code (25:47).
 
 # %%
 print(nn.Linear(in_features=config.n_embd, out_features=3))
@@ -87,8 +103,9 @@ print(nn.Linear(in_features=config.n_embd, out_features=3))
 # %% [markdown]
 # ## Unfreeze the last block and the final norm
 #
-# A head alone cannot change the states that it reads. So the last block and the final norm are made
-# trainable again (29:15).
+# The head computes its outputs from the vectors that come out of the final norm. If the head alone is
+# trained, these vectors stay as GPT-2 made them for its own task. So the last block and the final norm
+# are made trainable again (29:15).
 
 # %%
 for parameter in model.blocks[-1].parameters():
@@ -115,8 +132,9 @@ with torch.no_grad():
 print("outputs:", outputs, outputs.shape, sep="\n")
 
 # %% [markdown]
-# The last row is the answer, because only the last token has seen all the others (31:46). Softmax turns
-# the two logits of this row into probabilities, and argmax says which of them is larger.
+# The last row is the answer, because only the last token has seen all the others (31:46). Its two
+# numbers are called *logits*: scores that can have any size. Softmax turns them into probabilities,
+# which add up to 1, and argmax says which of them is larger.
 
 # %%
 last = outputs[:, -1, :]
@@ -130,8 +148,8 @@ print("label:        ", label, LABELS[label])
 # The head is still random, so this answer means nothing yet. The larger logit always has the larger
 # probability, so the label can also be read from the logits, without a softmax.
 #
-# With OpenAI's weights and this seed, the book prints the output below. The miniature has other weights,
-# so its output is another one.
+# With OpenAI's weights and this seed, the book prints the output below. The miniature has other
+# weights, so its output is different.
 
 # %%
 PUBLISHED = [[-1.5854, 0.9904], [-3.7235, 7.4548], [-2.2661, 6.6049], [-3.5983, 3.9902]]
@@ -140,9 +158,10 @@ print("published for 124M:", torch.tensor([PUBLISHED]), sep="\n")
 # %% [markdown]
 # ## Loss and accuracy
 #
-# Now we need messages. All messages of a batch must have the same length: a longer one is cut, and a
-# shorter one is padded with `<|endoftext|>`. The answer is read at the last position. (To save time, we
-# use 240 training messages and 32 tokens per message.)
+# Now we need messages. Several of them go through the model together, as a *batch*, so they must have
+# the same length: a longer one is cut, and a shorter one is filled up at the end with the special
+# token `<|endoftext|>`. The answer is read at the last position. (To save time, we use 240 training
+# messages and 32 tokens per message.)
 
 # %%
 LENGTH = 32
@@ -159,10 +178,10 @@ def to_tensors(messages):
 
 
 # %% [markdown]
-# Training needs a *loss*: a number that says how wrong the answers are. It is the cross-entropy, which
-# is low if the right class has a high probability. People want to know the *accuracy*: how many of the
-# answers are right. The head is still random, so its accuracy before training is luck. (Chapter 9 shows
-# why luck can be far from one half.)
+# Training needs a *loss*: a number that says how wrong the answers are. Here it is the cross-entropy,
+# which is low if the correct class has a high probability. People want to know the *accuracy*: the
+# proportion of answers that are correct. The head is still random, so its accuracy before training is
+# luck. (Chapter 9 shows why luck can be far from one half.)
 
 
 # %%
@@ -189,8 +208,13 @@ print(f"test accuracy before training: {before / len(test):.1%}")
 # %% [markdown]
 # ## The loop
 #
-# The training loop is the usual one. For each batch: delete the old gradients, compute the loss, compute
-# the gradients, and take a step. (The miniature needs a learning rate ten times the lecture's.)
+# The training loop is the usual one. For each batch: delete the old gradients, compute the loss,
+# compute the gradients, and take a step. A *gradient* says how the loss would change if a parameter
+# changed a little. The optimizer AdamW moves each parameter in the direction that lowers the loss; the
+# *learning rate* says how far. Its *weight decay* also makes the weights a little smaller in each
+# step, so that none of them becomes very large. (The learning rate and the weight decay are the
+# lecture's, but the miniature needs ten times its learning rate.) An *epoch* is one pass over all
+# training messages.
 
 # %%
 LR = 5e-4 if MODEL == "mini" else 5e-5
@@ -217,8 +241,9 @@ print(f"test accuracy: {before / len(test):.1%} before, {after / len(test):.1%} 
 # %% [markdown]
 # ## What the lecturer suggests to try
 #
-# At 29:59 the lecturer suggests other choices: two blocks instead of one, and no final norm. We also train
-# the head alone. Each choice starts again from GPT-2's weights.
+# Is the last block the right choice? At 29:59 the lecturer suggests others: train two blocks instead
+# of one, or leave the final norm frozen. We also train the head alone. Each choice starts again from
+# GPT-2's weights. Guess first: which will be the most accurate, and which the least?
 
 # %%
 CHOICES = {  # name: (number of last blocks, with the final norm)
@@ -241,9 +266,11 @@ for name, (blocks, norm) in CHOICES.items():
     correct[name] = count_correct(network, test)
 
 # %% [markdown]
-# An accuracy that is measured on a few hundred messages is not exact. The 95% interval says which true
-# accuracies fit what was measured. The last column of the table is what the book reports for 124M with
-# all training messages and five epochs. The two columns need not agree, but their order can be compared.
+# An accuracy that is measured on a few hundred messages is not exact: with other test messages it
+# would have been a little higher or lower. The 95% interval is the range in which the true accuracy
+# probably lies. The last column of the table is what the book reports for 124M, with all training
+# messages and five epochs. The numbers of the two columns need not agree, but you can compare their
+# order.
 
 # %%
 BOOK = {  # test accuracy for 124M
@@ -251,7 +278,12 @@ BOOK = {  # test accuracy for 124M
     "last block, final norm": "95.00%",
     "last two blocks, final norm": "98.33%",
 }
-order = ["head alone", "last block, no final norm", *list(BOOK)[1:]]
+order = [
+    "head alone",
+    "last block, no final norm",
+    "last block, final norm",
+    "last two blocks, final norm",
+]
 intervals = {name: wilson_interval(correct[name], len(test)) for name in order}
 
 print(f"{'trained':<28} here    95% interval      the book, 124M")
@@ -261,31 +293,36 @@ for name in order:
     print(f"{name:<28} {accuracy:.1%}   {low:.1%} to {high:.1%}   {BOOK.get(name, '-')}")
 
 # %%
-figure = Figure(figsize=(8, 2.4), layout="constrained")
+figure = Figure(figsize=(8, 2.6), layout="constrained")
 axes = figure.subplots()
 for name in reversed(order):
     low, high = intervals[name]
+    percent = 100 * correct[name] / len(test)
     axes.plot([100 * low, 100 * high], [name, name], color="#0072B2", linewidth=3)
-    axes.plot(100 * correct[name] / len(test), name, "o", color="#0072B2")
-axes.set_title("Test accuracy and its 95% interval, by what is trained")
-axes.set_xlabel("accuracy (%)")
+    axes.plot(percent, name, "o", color="#0072B2")
+    axes.annotate(
+        f"{percent:.1f}%", (percent, name), (0, 6), textcoords="offset points", ha="center"
+    )
+axes.set(title="Neighbouring intervals overlap: the test set is small", xlabel="test accuracy (%)")
+axes.set_ylim(-0.5, 3.7)
 picture(figure, "00-choices")
 
 # %% [markdown]
-# The head alone is the lowest, here as in the book. The other three differ by a few messages only. To
-# compare two choices properly, one looks at them message by message, as chapter 12 does.
+# The head alone has the lowest accuracy, here as in the book, and two blocks have the highest. But
+# each interval overlaps with its neighbours, so part of this order may be luck. A better way to
+# compare two choices is to look at them message by message, as chapter 12 does.
 #
 # ## What you know now
 #
-# - Everything is frozen first. A new head is trainable by default. Then the last block and the final norm
-#   are made trainable.
+# - First everything is frozen. A new head is trainable by default. Then the last block and the final
+#   norm are made trainable again.
 # - The output has one row per token and one column per class. The last row is the answer.
-# - Cross-entropy is what training lowers; accuracy is what people read.
-# - Which parts are trained matters. How much it matters can only be seen with intervals.
+# - Training lowers the cross-entropy; people read the accuracy.
+# - It matters which parts are trained. Look at the intervals before you say how much it matters.
 #
-# Chapter 7 shows what is wrong with the last position, chapter 8 is about freezing, and chapter 12 about
-# intervals. [LECTURE.md](LECTURE.md) lists every minute of the lecture with the line that does the same
-# here, and where the lecture is wrong.
+# Chapter 7 shows what is wrong with reading at the last position, chapter 8 is about freezing, and
+# chapter 12 is about intervals. [LECTURE.md](LECTURE.md) lists every minute of the lecture with the
+# line that does the same here, and where the lecture is wrong.
 
 # %% [markdown]
 # ## Checks

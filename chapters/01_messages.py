@@ -5,7 +5,7 @@
 #
 # A classifier learns from messages that people have labelled. Before a network sees any of them, we
 # have to read them correctly, look at them, and set some aside for testing. Each of these three steps
-# can go wrong without an error message, and then every number in the later chapters is wrong too.
+# can go wrong without an error message. Then every number that we compute later is wrong too.
 #
 # **At the end you will know** how a quotation mark can swallow a message, what ham and spam look like,
 # why duplicates make a test score too high, and how messages are split into three sets.
@@ -38,8 +38,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # Our messages come from the SMS Spam Collection: text messages that people labelled as *spam*
 # (unwanted advertising and fraud) or *ham* (everything else). The file has one message per line. Each
-# line contains a label, a tab and the text. Here are five lines of the same form. Before you run the
-# cell, guess how many messages pandas finds in them.
+# line contains a label, a tab and the text. Here are five made-up lines of the same form, which we
+# write to a file and read with pandas. Before you run the cell, guess how many messages pandas finds
+# in them.
 
 # %%
 LINES = [
@@ -63,8 +64,9 @@ print(by_default.to_string())
 # lines. So the second message has swallowed the third and the fourth, together with their labels. The
 # first line does no harm, because its quotation mark is in the middle of the field.
 #
-# In this collection a quotation mark is an ordinary character. `quoting=csv.QUOTE_NONE` says so, and
-# then pandas finds all five messages. `load_messages`, the function of this package, finds five too.
+# In this collection a quotation mark is an ordinary character. If we tell pandas so, with
+# `quoting=csv.QUOTE_NONE`, it finds all five messages. `load_messages`, the function of this package,
+# finds five too.
 
 # %%
 print(f"by default {len(by_default)}, without quoting {len(unquoted)}, load_messages {len(ours)}")
@@ -82,11 +84,12 @@ print(f"{len(table):,} lines, {len(whole_by_default):,} messages by default")
 print(f"{len(altered)} of them are not the text of any line")
 
 # %% [markdown]
-# One message has swallowed two others, and many more have lost their quotation marks. That is a small
-# loss in this file. In your own file it may be a large one, and nothing would tell you. So count the
-# lines, and count the messages. `load_messages` stops with an error at the first row that it cannot
-# read, and it never repairs a row silently. `gpt2-classifier check FILE` in the shell reads all rows
-# of your own file and reports what it finds.
+# Two messages are missing, because another one has swallowed them. And 53 texts are not what the
+# sender wrote: most of them have lost their quotation marks. That is a small loss in this file. In
+# your own file it may be a large one, and you would not notice. So count the lines, and count the
+# messages. `load_messages` stops with an error at the first row that it cannot read, and it never
+# repairs a row silently. `gpt2-classifier check FILE` in the shell reads all rows of your own file and
+# reports what it finds.
 
 # %% [markdown]
 # ## What do the messages look like?
@@ -106,8 +109,8 @@ for label, count in counts.items():
 
 # %% [markdown]
 # `messages` is a plain list. Each item has a `label` and a `text`. There is far more ham than spam:
-# most text messages are from friends. Remember this. A program that answers *ham* to everything is
-# correct for 86.6% of these messages, and it finds no spam at all.
+# most text messages are from friends. Remember the first percentage. A program that answers *ham* to
+# everything is correct for 86.6% of these messages, and it finds no spam at all.
 #
 # Which kind of message is longer, do you think? The next cell draws how many of each kind there are
 # (left), and how many characters they have (right).
@@ -128,10 +131,11 @@ right.set(title="Spam fills the SMS; ham is short", xlabel="characters", ylabel=
 picture(figure, "01-messages")
 
 # %% [markdown]
-# One SMS has room for 160 characters. Senders of spam pay for each message and seem to fill it: most
-# spam is just below the limit. Most ham is much shorter. So you could guess the label from the length
-# alone, without reading a word, and you would often be correct. A network can use such a shortcut too.
-# Chapter 12 compares the network with methods that are as simple as this.
+# One SMS has room for 160 characters. Senders of spam pay for each message, and they seem to use all
+# the room they paid for: most spam is just below the limit. Most ham is much shorter. So you could
+# guess the label from the length alone, without reading a word, and you would often be correct. A
+# network can use such a shortcut too. Chapter 12 compares the network with methods that are as simple
+# as this.
 
 # %% [markdown]
 # ## Is the test set really new?
@@ -182,8 +186,8 @@ print(
 # %% [markdown]
 # ## Three sets that share no text
 #
-# The cure is to split the different *texts*, not the rows. Four lines are enough: keep each text once,
-# shuffle, and cut twice.
+# The solution is to split the different *texts*, not the rows. Four lines are enough: keep each text
+# once, shuffle the texts, and cut the list in two places.
 
 # %%
 texts = sorted({message.text for message in messages})
@@ -197,16 +201,17 @@ print(f"in training and in test: {len(set(train) & set(test))}")
 # Why are there three sets, and not two?
 #
 # - The **training set** is what the network learns from.
-# - With the **validation set** we make choices during training. For example, we measure after each
-#   pass over the training set whether the classifier has become better, and keep the best state
-#   (chapter 10).
+# - With the **validation set** we make choices during training. For example, after each pass over the
+#   training set we measure whether the classifier has become better, and at the end we keep the best
+#   version (chapter 10).
 # - The **test set** is used once, at the very end, for the number that we report. If we also used it
 #   to make choices, its messages would no longer be new.
 #
-# The package's function is `split_messages`. It adds three things to our four lines. It cuts the ham
-# and the spam separately, so that each set contains the same proportion of spam. It raises an error if
-# the same text is labelled both ham and spam. And its `seed` makes the split repeatable. (It can also
-# keep texts together that are almost the same, for example except for a phone number.)
+# The package's function is `split_messages`. It adds two things to our four lines. It cuts the ham and
+# the spam separately, so that each set contains the same proportion of spam. And it raises an error if
+# the same text is labelled both ham and spam. Its `seed` is the 123 of our own split: with the same
+# seed you get the same split again. (It can also put texts into the same set that are nearly the same,
+# for example if only a phone number differs.)
 
 # %%
 split = split_messages(messages, seed=123)
@@ -218,8 +223,9 @@ for name, part in (("training", split.train), ("validation", split.val), ("test"
 # ## Balance
 #
 # The lecture does one more thing before it splits: it draws as many ham messages as there are spam
-# messages. This is called *balancing*. Now guessing is correct for half of the messages, so you see at
-# once whether a classifier has learned something. We do the same, but each text counts once:
+# messages. This is called *balancing*. Now a program that always gives the same answer is correct for
+# half of the messages, so you see at once whether a classifier has learned something. We do the same,
+# but use each text only once:
 
 # %%
 balanced = split_messages(messages, balance=True)
@@ -228,9 +234,9 @@ print("all messages", counts)
 print("balanced    ", kept)
 
 # %% [markdown]
-# There are fewer than 747 spam messages now, because the copies are left out. The price of balance is
-# that most of the ham is left out. This is a choice for teaching, and it makes training faster. If you
-# build a filter for real use, train it on all messages.
+# There are fewer than 747 spam messages now, because the copies are left out. Balance has a price:
+# most of the ham is left out too. For learning that is a good choice, and it makes training faster. If
+# you build a filter for real use, train it on all messages.
 
 # %% [markdown]
 # ## What you know now
@@ -241,8 +247,8 @@ print("balanced    ", kept)
 # - Some texts occur many times. If rows are split at random, 37 of the lecture's 300 test messages are
 #   also in its training set.
 # - If different texts are split instead of rows, no text is in two sets.
-# - A balanced set has as many ham messages as spam messages. Guessing is then correct half of the
-#   time.
+# - A balanced set has as many ham messages as spam messages. Then always giving the same answer is
+#   correct for half of them.
 
 # %% [markdown]
 # ## Checks

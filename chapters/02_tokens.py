@@ -8,23 +8,29 @@
 # different lengths have to fit into one rectangular tensor.
 #
 # **At the end you will know** how GPT-2 cuts a word into tokens, why it can encode any text at all,
-# what a batch looks like, and whether the padding in it does any harm.
+# what a batch looks like, what PyTorch's `Dataset` and `DataLoader` do, and whether padding does any
+# harm.
 #
-# **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** a few seconds, offline.
 
 # %%
 from itertools import pairwise
 
+import numpy as np
 import regex
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from gpt2_from_scratch import (
     END_OF_TEXT,
+    LABELS,
     SPLIT_PATTERN,
     Tokenizer,
     by_length,
     bytes_to_characters,
+    data_file,
     draw_batches,
+    lecture_split,
     load_gpt2,
     load_messages,
     model_folder,
@@ -52,7 +58,7 @@ for text in ("Do you have time", "You are a winner!", "unbelievable"):
 # Frequent words are one token each, together with the space before them. Rarer words are cut into
 # several pieces. Nobody wrote the rules for this: they were learned by counting, from a large
 # collection of texts, and they are stored with the model. The method is called *byte pair encoding*,
-# BPE for short. The next three sections explain its three words.
+# BPE for short. The next three sections explain these three words, one each.
 
 # %% [markdown]
 # ## Bytes: where every text begins
@@ -89,8 +95,8 @@ print(f"{len(merges):,} merges; the first four are {merges[:4]}")
 
 # %% [markdown]
 # To cut a word, begin with its bytes. Among all pairs of neighbours, find the one with the lowest
-# rank, and join the two pieces to one. Repeat this until no pair of neighbours is in the list. The
-# pieces that are left are the tokens.
+# rank, and join its two pieces. Repeat this until no pair of neighbours is in the list. The pieces
+# that are left are the tokens.
 
 
 # %%
@@ -121,7 +127,7 @@ print("the tokens:", tokens)
 # The first line shows the bytes, and each line after it is one merge. The first merge joins `i` and
 # `n`, one of the most frequent pairs of letters in English. The second joins the space and the `w`,
 # because many words begin with `w`. In the end `Ġwin` and `ner` are left. This pair is not in the
-# list, so the word has two tokens.
+# list, so `winner` becomes two tokens.
 
 # %% [markdown]
 # ## From a text to ids, and back
@@ -199,6 +205,66 @@ print(
 )
 
 # %% [markdown]
+# ## Dataset and DataLoader
+#
+# The lecture's book does not build its batches by hand. It uses two classes of PyTorch, and so do most
+# programs that you will read. A `Dataset` answers two questions: how many examples are there, and what
+# is example number n? Here an example is a pair: the ids of a message, padded to a fixed length, and its
+# label as a number, 0 for ham and 1 for spam. As in the book, that length is the length of the longest
+# training message.
+
+
+# %%
+class MessageDataset(Dataset):
+    def __init__(self, messages, length):
+        self.messages = messages
+        self.length = length
+
+    def __len__(self):
+        return len(self.messages)
+
+    def __getitem__(self, n):
+        message = self.messages[n]
+        row = tokenizer.encode(message.text)[: self.length]
+        padding = [tokenizer.end_of_text_id] * (self.length - len(row))
+        return torch.tensor(row + padding), LABELS.index(message.label)
+
+
+train = lecture_split(data_file(DATA)).train
+train_encoded = [tokenizer.encode(message.text) for message in train]
+longest = max(len(row) for row in train_encoded)
+dataset = MessageDataset(train, longest)
+row, label = dataset[0]
+print(f"{len(dataset):,} examples; the first has {len(row)} ids, and its label is {label}")
+
+# %% [markdown]
+# A `DataLoader` takes examples out of a dataset and stacks them into batches. The book's settings are
+# batches of eight, a new random order in each pass (`shuffle=True`), and no smaller batch at the end
+# (`drop_last=True`). How many batches does the lecture's training set give?
+
+# %%
+torch.manual_seed(123)
+loader = DataLoader(dataset, batch_size=8, shuffle=True, drop_last=True)
+print(f"{len(loader)} batches; {len(dataset) - 8 * len(loader)} messages are left out of each pass")
+for batch_ids, batch_labels in loader:
+    print("ids", tuple(batch_ids.shape), " labels", batch_labels.tolist())
+    break  # the first batch is enough
+
+# %% [markdown]
+# So a loader does three things: it draws an order, it cuts the order into batches, and it stacks the
+# rows of each batch. We can do the same with `pad_batch`. To compare, both use the messages in the order
+# of the list:
+
+# %%
+loader_in_order = DataLoader(dataset, batch_size=8)
+first_ids, _ = next(iter(loader_in_order))
+by_package, _ = pad_batch(train_encoded[:8], tokenizer.end_of_text_id, longest)
+print("the same batch from both:", torch.equal(first_ids, by_package))
+
+# %% [markdown]
+# From here on we use `pad_batch`, because it also returns the lengths, and because it need not pad to one
+# length for all. The next section shows why that matters.
+#
 # ## What padding costs
 #
 # The network computes as much for a padding token as for a real one. The lecture pads every message to
@@ -210,10 +276,10 @@ counts = [len(row) for row in encoded]
 picture(draw_batches(counts[:96], batch_size=8), "02-batches")
 
 # %% [markdown]
-# On the left, all messages are as long as the longest of them. In the middle, each batch of eight is
-# only as long as its own longest message. On the right, messages follow each other in one long row
-# without padding (chapter 14 shows how). There is one more way: sort the messages by length first, so
-# that those of a batch are about equally long. This is what it saves in the whole collection:
+# On the left, all messages are padded to the length of the longest. In the middle, each batch of eight
+# is only as long as its own longest message. On the right, messages follow each other without padding
+# (chapter 14 shows how). There is one more way: sort the messages by length first, so that the
+# messages of a batch have about the same length. This is what each way costs in the whole collection:
 
 
 # %%
@@ -241,8 +307,8 @@ for name, proportion in padding.items():
 # message?
 #
 # We can try it without knowing how the network works. `model(ids)` returns many numbers for each
-# position (chapter 4 explains which). We replace the padding by another token, and ask at which
-# positions any of the numbers change.
+# position (chapter 4 explains which). We replace the padding with another token, and look at which
+# positions any of these numbers change.
 
 # %%
 model = load_gpt2(MODEL)
@@ -268,7 +334,8 @@ print("change at each position:", [f"{number:.1f}" for number in change[0].tolis
 #   the pair with the lowest rank first.
 # - An id is a position in the vocabulary: 256 bytes, then one token per merge, then `<|endoftext|>`.
 # - A word with a space before it and the same word without one have different ids.
-# - A batch is a tensor of ids with B rows and T columns. Short messages are padded at the end.
+# - A batch is a tensor of ids with B rows and T columns. Short messages are padded at the end. A
+#   `DataLoader` makes batches out of the examples of a `Dataset`.
 # - Padding to one length for all wastes most of the work. Sorting by length saves nearly all of it.
 # - Padding after a message does not change what the network computes for the message itself.
 
@@ -302,6 +369,21 @@ by_torch = torch.nn.utils.rnn.pad_sequence(as_tensors, True, tokenizer.end_of_te
 assert torch.equal(ids, by_torch) and ids.tolist() == padded
 assert lengths.tolist() == [len(row) for row in few]
 print("checked: torch's own function pads in the same way")
+
+# %% check
+assert (len(dataset), len(loader)) == (1045, 130), "as in the book"
+assert MODEL != "124M" or longest == 120, "as in the book"
+order = np.random.RandomState(123).permutation(len(train)).tolist()
+loader_of_order = DataLoader(dataset, batch_size=8, sampler=order, drop_last=True)
+first = 0
+for loader_ids, loader_labels in loader_of_order:
+    numbers = order[first : first + 8]
+    expected, _ = pad_batch([train_encoded[n] for n in numbers], tokenizer.end_of_text_id, longest)
+    assert torch.equal(loader_ids, expected)
+    assert [LABELS[label] for label in loader_labels] == [train[n].label for n in numbers]
+    first += 8
+assert first == 1040
+print("checked: in a random order too, a DataLoader and pad_batch give the same 130 batches")
 
 # %% check
 batched = []

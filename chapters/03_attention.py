@@ -58,15 +58,15 @@ print("' time' in 'What is the time':", other[3, :5])
 
 # %% [markdown]
 # They are equal. (The first five numbers are printed. A check at the end compares all of them.) At
-# this point the vector says which token this is and at which position it is, but nothing about the
+# this point the vector says which token it is and at which position, but it says nothing about the
 # words before it. Attention will change that.
 
 # %% [markdown]
 # ## Step 1: query, key and value
 #
-# Each token makes three vectors from its own: a *query* (what am I looking for?), a *key* (what can I
-# be found by?) and a *value* (what do I pass on?). Think of a library: you come with a question, you
-# compare it with the titles on the shelf, and you take home what is in the books.
+# Each token makes three vectors from its own: a *query* (what am I looking for?), a *key* (how can
+# others find me?) and a *value* (what do I pass on?). Think of a library: you come with a question,
+# you compare it with the titles on the shelf, and you take home what is in the books.
 #
 # In GPT-2 one matrix makes all three at once. It is called `c_attn`, and its result is three times as
 # wide as its input. (A vector, the *bias*, is added to the product.)
@@ -79,8 +79,8 @@ queries, keys, values = three.split(C, dim=1)  # three times (T, C)
 print("x", tuple(x.shape), "-> queries, keys and values", tuple(three.shape))
 
 # %% [markdown]
-# The columns are then divided among several *heads*. Each head has D columns of its own, and works
-# without the others. We begin with the first head, head 0.
+# The columns are then divided among several *heads*. Each head works with its own D columns and does
+# not see those of the others. We begin with the first head, head 0.
 
 # %%
 H = attn.n_head
@@ -92,9 +92,9 @@ print(f"C = {C} columns are H = {H} heads of D = {D} columns")
 # ## Step 2: scores
 #
 # How well does a key fit a query? We multiply the two vectors number by number and add everything up.
-# This is their dot product, and it is large if they point in the same direction. A matrix product does
-# it for all pairs of tokens. The more columns there are, the larger the sums become, so they are
-# divided by the square root of D.
+# This is their dot product, and it is large if the two vectors point in the same direction. A matrix
+# product computes it for all pairs of tokens at once. The more columns there are, the larger the sums
+# become, so they are divided by the square root of D.
 
 # %%
 scores = q @ k.T / math.sqrt(D)  # (T, D) @ (D, T) -> (T, T)
@@ -140,8 +140,9 @@ print(weights)
 # %% [markdown]
 # ## Step 5: a weighted sum of the values
 #
-# Now each token collects what the others pass on: it multiplies each value by its weight and adds them
-# up. Here the first token gets back its own value, and ` time` gets a mixture of all four.
+# Now each token collects what the tokens pass on: it multiplies each of their values by its weight,
+# and adds up the products. Here the first token gets back its own value, and ` time` gets a mixture of
+# all four.
 
 # %%
 result = weights @ v  # (T, T) @ (T, D) -> (T, D)
@@ -164,9 +165,9 @@ def one_head(q, k, v):
 # %% [markdown]
 # ## Step 6: several heads
 #
-# A head has only one set of weights, so it can look for only one thing at a time. GPT-2 therefore has
-# several, which all do the same with different columns. Their results are placed next to each other,
-# which gives C columns again, and a last matrix, `c_proj`, mixes them.
+# A head has only one row of weights per token, so it can look for only one thing at a time. GPT-2
+# therefore has several heads, which do the same computation with different columns. Their results are
+# placed next to each other, which gives C columns again, and a last matrix, `c_proj`, mixes them.
 
 
 # %%
@@ -210,8 +211,8 @@ picture(draw_attention(weights_of_sentence, tokens), "03-attention")
 # %% [markdown]
 # In the miniature, head 0 has a clear job: most tokens look at the token directly before them. It lets
 # the network read a word together with the one before it. Head 1 gives much of its attention to the
-# first token. The other two spread their attention over many tokens. Nobody programmed any of this. It
-# is what training has found.
+# first token. The other two spread their attention over many tokens. Nobody programmed any of this:
+# the heads learned it in training.
 
 # %% [markdown]
 # ## The package's version
@@ -240,7 +241,7 @@ print(f"largest difference: {(y - by_package).abs().max():.0e}")
 # - Softmax turns the scores of a row into weights that add up to 1. The result is the weighted sum of
 #   the values.
 # - Several heads do this next to each other, and `c_proj` mixes their results.
-# - After attention, the vector of a token depends on the tokens before it.
+# - After attention, the vector of a token also depends on the tokens before it.
 
 # %% [markdown]
 # ## Checks

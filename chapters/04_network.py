@@ -3,9 +3,9 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → **network** → weights → head → last token → freezing → loss → finetuning → use
 #
-# In chapter 3 we built attention. What else is in GPT-2? Surprisingly little: two tables, a way to
-# keep numbers in range, and a small network that is applied to each token. In this chapter we write
-# these parts ourselves, put them together, and let the result finish a sentence.
+# In chapter 3 we built attention. What else is in GPT-2? Surprisingly little: two tables, a step that
+# keeps the numbers in range, and a small network that is applied to each token. In this chapter we
+# write these parts ourselves, put them together, and let the whole network finish a sentence.
 #
 # **At the end you will know** what each line of `print(model)` means, what a block computes, and how
 # the network turns a text into its guess of the next token.
@@ -53,14 +53,15 @@ print(model)
 #   256.
 # - A `Linear` is a matrix and a *bias*, which is added to the product. `Linear(in_features=256,
 #   out_features=768, bias=True)` turns 256 numbers into 768.
-# - `blocks` is a list of blocks. `(0-5): 6 x` means that there are six, numbered from 0, all with the
-#   same parts but each with its own numbers. OpenAI's 124M has twelve.
+# - `blocks` is a list of blocks. `(0-5): 6 x` means that there are six, numbered from 0 to 5. All of
+#   them have the same parts, and each has its own numbers in these parts. OpenAI's 124M has twelve
+#   blocks.
 # - In a block, `attn` is the attention of chapter 3, with its two matrices `c_attn` and `c_proj`.
 #   `mlp` is a small network with two matrices. Before each of the two there is a norm, `ln_1` and
 #   `ln_2`.
 # - After the last block there is one more norm, `ln_f`, and the output layer, `head`. It has one
-#   output per token of the vocabulary. It has nothing to do with the heads of attention: the field
-#   uses this word for both.
+#   output per token of the vocabulary. It has nothing to do with the heads of attention. The same word
+#   is used for both.
 #
 # The lecture has longer names for these: `tok_emb`, `pos_emb`, `trf_blocks`, `final_norm`, `out_head`.
 # Most of ours are the ones in OpenAI's files.
@@ -100,10 +101,10 @@ print("shape (B, T, C):", tuple(x.shape))
 # %% [markdown]
 # ## LayerNorm: numbers in range
 #
-# If parts keep adding to the stream, its numbers grow. A part that reads it would get larger and
-# larger inputs. So each part first normalises what it reads: for every token it subtracts the mean of
-# the C numbers and divides by their standard deviation. Then it multiplies by a learned number per
-# column, the *gain*, and adds another one, the *shift*.
+# If parts keep adding to the stream, its numbers grow, and later parts would get larger and larger
+# inputs. So each part first normalises what it reads: for every token it subtracts the mean of the C
+# numbers and divides by their standard deviation. Then it multiplies by a learned number per column,
+# the *gain*, and adds another one, the *shift*.
 
 
 # %%
@@ -130,8 +131,8 @@ print("with the learned gain and shift:        ", norm_by_hand(x, block.ln_1)[0]
 #
 # Attention has collected information from other tokens. What happens with it? The MLP (*multi-layer
 # perceptron*) processes each token alone, without looking at the others. Its first matrix, `c_fc`,
-# makes the vector four times as wide. Then a curve called GELU is applied to each number. The second
-# matrix, `c_proj`, makes the vector as narrow as before.
+# makes the vector four times as wide. Then a function called GELU is applied to each number. The
+# second matrix, `c_proj`, makes the vector as narrow as before.
 
 
 # %%
@@ -161,10 +162,10 @@ picture(figure, "04-gelu")
 
 # %% [markdown]
 # GELU keeps large positive numbers and turns negative ones into almost 0. Each of the wide numbers
-# thus works like a switch that is on for some tokens and off for others. Without such a curve, two
-# matrices in a row could do no more than one. (There is an exact GELU and an approximation of it with
-# `tanh`. OpenAI trained GPT-2 with the approximation, so we use it too. Exercise 3 shows what the
-# other one costs.)
+# thus works like a switch that is on for some tokens and off for others. Without such a function
+# between them, two matrices in a row could do no more than one (chapter 16 shows why). (There is an
+# exact GELU and an approximation of it with `tanh`. OpenAI trained GPT-2 with the approximation, so we
+# use it too. Exercise 3 shows what the other one costs.)
 
 # %% [markdown]
 # ## A block: read, compute, add
@@ -187,9 +188,9 @@ print(
 )
 
 # %% [markdown]
-# The important sign is the plus. A block does not replace the stream, it adds to it. So what an early
-# block has found out is still there for the later ones. You also see how fast the numbers grow, and
-# why the norms are needed. This is the package's block:
+# The most important sign in these two lines is the plus. A block does not replace the stream, it adds
+# to it. So what an early block has found out is still there for the later ones. The output also shows
+# how fast the numbers grow, which is why the norms are needed. This is the package's block:
 
 # %%
 show(TransformerBlock)
@@ -202,8 +203,8 @@ show(TransformerBlock)
 #
 # The network is the embeddings, one block after the other, and one last norm. Then comes the head. It
 # compares the final vector of each token with every row of `wte`, by a dot product, and a row that
-# fits well gets a high score. Such a score is called a *logit*. `wte` is therefore used twice: at the
-# beginning to turn ids into vectors, and at the end to turn vectors into scores of ids.
+# fits well gets a high score. Such a score is called a *logit*. So `wte` is used twice: at the
+# beginning to turn ids into vectors, and at the end to turn vectors into one score per token.
 
 
 # %%

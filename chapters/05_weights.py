@@ -4,9 +4,9 @@
 # **You are here:** the lecture · messages → tokens → attention → network → **weights** → head → last token → freezing → loss → finetuning → use
 #
 # The network of chapter 4 can write English only because of its weights: the numbers in its tables and
-# matrices, which were learned from a large amount of text. Loading them looks like a matter of
-# copying. But a loader can put a matrix in the wrong way round, and there is no error: the network
-# still writes sentences. How would you notice?
+# matrices, which were learned from a large amount of text. Loading them seems easy: they only have to
+# be copied from a file. But a loader can put in a matrix the wrong way round. Then there is no error,
+# and the network still writes sentences. How would you notice?
 #
 # **At the end you will know** what is in a model's files, how to load them, which mistake the shapes
 # cannot reveal, and how a second, independent program reveals it.
@@ -41,13 +41,13 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## What is in the files?
 #
 # A model's folder contains the sizes of the network, the files of the tokenizer (chapter 2), and the
-# weights: a few dozen arrays of numbers, each with a name. OpenAI stores them in a TensorFlow
-# checkpoint, and Hugging Face in one file, `model.safetensors`. Neither format can contain a program.
-# (Many older model files are Python pickles, and opening a pickle can run any program. This package
-# never opens one.)
+# weights: a few dozen arrays of numbers, each with a name. OpenAI stores the arrays in a TensorFlow
+# checkpoint. Hugging Face, a company from whose site people download models, stores them in one file,
+# `model.safetensors`. Neither format can contain a program. (Many older model files are Python
+# pickles, and opening a pickle can run any program. This package never opens one.)
 #
-# The next cell reads the arrays. In OpenAI's files their names are different, so we change them to
-# Hugging Face's.
+# The next cell reads the arrays. If they come from OpenAI's files, it gives them Hugging Face's names,
+# so that the rest of the chapter is the same for both.
 
 # %%
 torch.set_grad_enabled(False)  # nothing is trained in this chapter
@@ -100,8 +100,8 @@ print("loaded, column:   ", [f"{number:.3f}" for number in loaded[:4, 0].tolist(
 # ## A loader
 #
 # This is all that a loader has to do: go through the parameters of a new network, take the array with
-# the right name, transpose it if it is one of these matrices, and copy it. Parameter by parameter we
-# also cross out the array that was used. At the end none should be left.
+# the right name, transpose it if it is one of these matrices, and copy it. We also keep a list of the
+# arrays, and remove each one that was used. At the end the list should be empty.
 
 # %%
 network = GPT2(model.config)  # with random weights
@@ -153,10 +153,10 @@ for one in (wrong, model):
 # The first text is from the wrong network. There was no error, and the text looks as good as the other
 # one. (For OpenAI's 124M the right text is known, and `gpt2-classifier verify 124M` compares it.)
 #
-# Numbers are better witnesses than impressions. We can measure how well each network predicts real
-# messages. For each token, take the probability that the network gave to the token that really came
-# next. If it is one half, we say that the network needed 1 bit for this token. For one quarter it
-# needed 2 bits, for one eighth 3 bits. Fewer bits are better.
+# An impression is not enough, so we measure. How well does each network predict real messages? For
+# each token, take the probability that the network gave to the token that really came next. If it is
+# one half, we say that the network needed 1 bit for this token. For one quarter it needed 2 bits, for
+# one eighth 3 bits. Fewer bits are better.
 
 
 # %%
@@ -175,16 +175,16 @@ wrong_bits = bits_per_token(wrong)
 print(f"right: {right_bits:.2f} bits per token, wrong: {wrong_bits:.2f}")
 
 # %% [markdown]
-# The wrong network needs more bits. But this tells you something only if you know how many bits the
-# right network needs. If you had only the wrong one, its number would look as good as any.
+# The wrong network needs more bits. But that helps only if you know how many bits the right network
+# needs. If you had only the wrong network, would its number worry you?
 
 # %% [markdown]
 # ## A witness that shares no code
 #
 # So we need a witness that knows the right logits. We write GPT-2 a second time, in numpy: with no
 # torch, and none of the code of chapter 4. Programmers call such a second program an *oracle*. Two
-# programs that share nothing rarely make the same mistake. If both give the same logits, both are
-# probably right.
+# programs that share no code rarely make the same mistake. If both give the same logits, both are
+# probably correct.
 #
 # The oracle uses the arrays exactly as they are stored, for `x @ w`. So there is no matrix that it
 # could forget to transpose.
@@ -253,9 +253,9 @@ print(f"right network: differs from the oracle by {(right_logits - expected).abs
 print(f"wrong network: differs from the oracle by {(wrong_logits - expected).abs().max():.0e}")
 
 # %% [markdown]
-# No guessing is needed any more. The right network agrees with the oracle to the last digits, and the
-# wrong one does not. The picture shows the logits at the last position of the message. Each point is a
-# token of the vocabulary.
+# Now we no longer have to guess. The right network agrees with the oracle, except for rounding in the
+# last digits. The wrong one does not. The picture shows the logits at the last position of the
+# message. Each point is a token of the vocabulary.
 
 # %%
 figure = Figure(figsize=(8, 3.9), layout="constrained")

@@ -4,8 +4,8 @@
 # **You are here:** the lecture · messages → tokens → attention → network → weights → **head** → last token → freezing → loss → finetuning → use
 #
 # GPT-2 answers one question: which token comes next? We have another question: is this message spam?
-# In this chapter we first try to ask GPT-2 in words. Then we replace its last layer, and follow one
-# sentence all the way from its tokens to a label.
+# In this chapter we first ask GPT-2 in words. Then we replace its last layer, and follow one sentence
+# all the way from its tokens to a label.
 #
 # **At the end you will know** why we cannot simply ask GPT-2, what changes when the last layer is
 # replaced, how a tensor of numbers becomes a label, and how little changes for three classes.
@@ -64,8 +64,8 @@ for message in (WINNER, DINNER):
 # Nobody trained it to follow an instruction. Chatbots have had that training, and they are much
 # larger. The book asks OpenAI's 124M model in the same way, and gets no useful answer either.
 #
-# Perhaps GPT-2 knows the answer, and other words are just more probable. So we look only at two
-# tokens, ` yes` and ` no`. Which of them is more probable as the next token?
+# Perhaps GPT-2 knows the answer, but other words are more probable. So we look only at two tokens, `
+# yes` and ` no`. Which of the two is more probable as the next token?
 
 # %%
 yes = tokenizer.encode(" yes")[0]
@@ -77,9 +77,9 @@ for message in (WINNER, DINNER):
     print(f"P(yes) {next_token[yes]:.4f}   P(no) {next_token[no]:.4f}   {message[:40]} ...")
 
 # %% [markdown]
-# Both probabilities are tiny. And with the miniature, the larger one is wrong for both messages.
-# (Exercise 2 tries forty.) But GPT-2 has read a lot of text. The numbers that it computes inside may
-# well contain what we need. We only have to get it out in another way.
+# All four probabilities are tiny. And with the miniature, the larger one is wrong for both messages.
+# (Exercise 2 tries forty messages.) But GPT-2 has read a lot of text. The numbers that it computes
+# inside may well contain what we need. We only have to get it out in another way.
 
 # %% [markdown]
 # ## What the last layer does
@@ -148,8 +148,8 @@ print("old head is the table wte:", old_head.weight is model.wte.weight)
 
 # %% [markdown]
 # It has become a little larger. The old head had no weights of its own: it used the token table `wte`
-# again, as chapter 4 showed. The table stays, because the model still needs it to look up its tokens.
-# The parameters of the new head are added. What we save is computation: two scores per token instead
+# again, as chapter 4 showed. The table stays, because the model still needs it to look up its tokens,
+# and the new head adds its own parameters. What we save is computation: two scores per token instead
 # of thousands.
 #
 # The picture shows what the two heads compute from the same state, that of the last token.
@@ -194,8 +194,8 @@ print("shape:", tuple(outputs.shape))
 # We want one answer for the text, not four. The lecture takes the last row, because the last token is
 # the only one that has seen the whole sentence. Chapter 7 shows that this is so. The dimension of the
 # tokens is the second of three, so the `-1` comes second (32:29). Softmax turns the two logits into
-# probabilities, which add up to 1. `argmax` returns the position of the larger one, and the list
-# `LABELS` has the name of the class at that position.
+# probabilities, which add up to 1. `argmax` returns the position of the larger one, and the name of
+# the class is at that position in the list `LABELS`.
 
 # %%
 last = outputs[:, -1, :]

@@ -5,7 +5,7 @@
 #
 # The new head gives an answer at every token, and we want one answer per text. The lecture reads the
 # last token. In this chapter we see why that is a good idea. Then we see that the lecture's code does
-# something else as soon as texts of different lengths share a batch.
+# something else as soon as a batch contains texts of different lengths.
 #
 # **At the end you will know** what each token has seen, what is at the last position of a padded
 # batch, how to read each text at its own last token, and why padding on the left does not help.
@@ -67,8 +67,8 @@ for position in range(T):
 
 # %% [markdown]
 # Only the last row has a "yes" in every column. The last token is the only one that has seen the whole
-# text, so we read there. The lecturer says that the second token has attention with respect to the
-# first (24:09). It also attends to itself: the row of ` you` has two entries, not one.
+# text, so we read there. The lecturer says that the second token attends to the first (24:09). It also
+# attends to itself: the row of ` you` has two entries, not one.
 #
 # The answers at the other tokens are not wrong. Each is the answer for the text up to that token.
 
@@ -143,8 +143,10 @@ print(at_last_token)
 
 # %% [markdown]
 # The third text is the longest, so both ways read the same token, and its logits agree. The other two
-# differ. In the package, the function `class_logits` does this. It knows several places to read, and
-# asks `read_positions` where the chosen one is in each text:
+# differ. In the package, the function `class_logits` does this. It can read a text in several places,
+# and it calls `read_positions` to find the chosen place in each text. (Making one vector or answer out
+# of those of all tokens is called *pooling*. So the argument that names the place is called
+# `pooling`.)
 
 # %%
 show(read_positions)
@@ -203,8 +205,8 @@ picture(figure, "07-next")
 # After the last token, GPT-2 expects the sentence to go on. After one padding token, it expects the
 # beginning of a new text: in its training data, `<|endoftext|>` separated one document from the next.
 # So at a padding position GPT-2 has already turned to the next document. That is a strange place to
-# ask about the previous one. Training can learn to do it, and the lecture shows that it does. But it
-# has to learn against what GPT-2 already knows.
+# ask about the previous one. Training can teach it to answer there, as the lecture shows. But first it
+# has to undo part of what GPT-2 has learned.
 
 # %% [markdown]
 # ## Is padding on the left better?
@@ -244,7 +246,7 @@ print(f"after pad_right: {repaired[0, 1].item():.4f}; without padding: {token_an
 #
 # - The answer at a token depends on that token and the ones before it. Only the last token has seen
 #   everything.
-# - In a padded batch, `outputs[:, -1, :]` reads padding for all texts but the longest.
+# - In a padded batch, `outputs[:, -1, :]` reads padding for all texts except the longest.
 # - `outputs[rows, lengths - 1]` reads each text at its own last token.
 # - The answer at the last position changes with the amount of padding. The answer at the last token
 #   does not.

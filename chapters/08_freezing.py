@@ -4,12 +4,12 @@
 # **You are here:** the lecture · messages → tokens → attention → network → weights → head → last token → **freezing** → loss → finetuning → use
 #
 # GPT-2 has learned a lot about language. Finetuning should keep most of that, and change only what the
-# new task needs. So we freeze most parameters and train the others. You have to decide which. PyTorch
-# does not do it for you, and it does not tell you if you made a mistake.
+# new task needs. So we freeze most parameters and train the others. Which ones is your decision.
+# PyTorch does not make it for you, and it does not warn you if you make a mistake.
 #
-# **At the end you will know** how to freeze parameters, how a single missing letter can undo it, what
-# the lecture trains, which weights are really random before training, and how to prove that frozen
-# weights have not changed.
+# **At the end you will know** how to freeze parameters, how a single missing letter can prevent it,
+# what the lecture trains, which weights are really random before training, and how to prove that
+# frozen weights have not changed.
 #
 # **Reading time:** 20 minutes. **Running time:** a few seconds, offline.
 
@@ -44,9 +44,10 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # A model's parameters are stored in tensors: a weight and a bias for most layers. Each of these
 # tensors has a switch, `requires_grad`. It says whether `backward()` computes a gradient for the
-# tensor, that is, how the loss would change if the tensor changed. The optimizer, which changes the
-# tensors in training, leaves a tensor without a gradient as it is. That is all that *frozen* means. In
-# a loaded model, how many of the switches are on? Guess first.
+# tensor. (A gradient says how the loss, the measure of how wrong the answers are, would change if the
+# tensor changed.) The optimizer, which changes the tensors in training, leaves a tensor without a
+# gradient as it is. That is all that *frozen* means. In a loaded model, how many of the switches are
+# on? Guess first.
 
 # %%
 model = load_gpt2(MODEL)
@@ -55,8 +56,8 @@ trainable = [name for name, parameter in model.named_parameters() if parameter.r
 print(f"{len(trainable)} of {total} tensors are trainable, for example {trainable[:3]}")
 
 # %% [markdown]
-# All of them. So the lecture begins by switching all of them off (27:22). Here is such a loop. Read it
-# closely, and compare it with the count that it prints:
+# All of them. So the lecture begins by switching all of them off (27:22), in a loop like the next one.
+# Read it closely, and then look at the count that it prints:
 
 # %%
 for parameter in model.parameters():
@@ -98,10 +99,10 @@ print("trainable:", trainable)
 # %% [markdown]
 # ## The last block and the final norm
 #
-# Why not train everything? The embeddings and the lower blocks have learned what all texts have in common,
-# and a classifier needs that too (20:42). Each block that is trained also costs time and memory (22:27). So
-# the lecture trains only the parts that are nearest to the answer: the head, the last block and the final
-# norm (29:15). We switch the last two on again:
+# Why not train everything? The embeddings and the lower blocks have learned what all texts have in
+# common, and a classifier needs that too (20:42). Each block that is trained also costs time and
+# memory (22:27). So the lecture trains only the parts that are nearest to the answer: the head, the
+# last block and the final norm (29:15). The head is trainable already, so we switch on the other two:
 
 # %%
 model.blocks[-1].requires_grad_(True)
@@ -153,17 +154,17 @@ picture(draw_ledgers(ledgers), "08-ledgers")
 
 # %% [markdown]
 # The final norm has so few parameters that it does not change the percentage. A second block doubles
-# the count. The arrows show something that the counts do not: how far `backward()` has to go down from
-# the loss. It can stop at the lowest trainable part. That is why training the last block takes less
-# time than training everything (chapter 14). Chapter 0 has trained some of these, and shows how
-# accurate they became.
+# the count. The arrows show something that the counts do not. `backward()` starts at the loss and goes
+# down through the network, and it can stop at the lowest trainable part. That is why training the last
+# block takes less time than training everything (chapter 14). Chapter 0 has trained some of these, and
+# shows how accurate they became.
 
 # %% [markdown]
 # ## Which weights are random?
 #
 # Freezing says which parameters may change. It says nothing about their values. The lecturer says that
 # before training, the last block and the final norm are "still random", like the head (31:21). Is that
-# so? We make two models with different seeds. Whatever is random must differ between them.
+# so? We make two models with different seeds. Everything that is random must differ between them.
 
 # %%
 torch.manual_seed(1)
@@ -186,10 +187,10 @@ for name in ("wte.weight", f"{last_block}.attn.c_attn.weight", "ln_f.weight", "h
 # %% [markdown]
 # ## What does a training step change?
 #
-# We want to see that frozen really means unchanged. We compare two methods that are easily confused,
-# because both are called "GPT-2 with a new head". With **frozen features**, only the head is trained.
-# With **finetuning**, the last block and the final norm are trained too. We take five training steps
-# with each, on eight messages. (Chapters 9 and 10 explain the loss and the steps.)
+# We want to see that frozen really means unchanged. For this we compare two methods that are easily
+# confused, because both are called "GPT-2 with a new head". With **frozen features**, only the head is
+# trained. With **finetuning**, the last block and the final norm are trained too. We take five
+# training steps with each, on eight messages. (Chapters 9 and 10 explain the loss and the steps.)
 
 # %%
 tokenizer = Tokenizer(model_folder(MODEL))

@@ -3,9 +3,9 @@
 #
 # **You are here:** the lecture · messages → tokens → attention → network → weights → head → last token → freezing → **loss** → finetuning → use
 #
-# The new head is random, so its answers are guesses. How good are guesses? We need to know this, in
-# order to see later what training has added. And we need a number that training can improve step by
-# step. Accuracy is not that number.
+# The new head is random, so its answers are guesses. How good are guesses? We have to know that before
+# we can say what training has added. We also need a number that training can improve step by step, and
+# accuracy is not that number.
 #
 # **At the end you will know** how accurate a random head is and why, what cross-entropy measures, why
 # a classifier that knows nothing should have a loss of ln 2, and why training follows the loss and not
@@ -81,9 +81,9 @@ print(f"lowest {min(accuracies):.1%}, mean {mean:.1%}, highest {max(accuracies):
 # them has learned anything. How can a random head be much worse than guessing?
 #
 # A head divides the messages into two groups, and messages with similar states end up in the same
-# group. So a random head may happen to put most of the spam into one group. But which group it calls
-# spam is chance. Each head has a mirror image: change the sign of every weight, and every answer is
-# the opposite.
+# group. So a random head may happen to put most of the spam into one group. But it is chance which of
+# the two groups it calls spam. Each head has a mirror image: if you change the sign of every weight
+# and every bias, every answer becomes the opposite.
 
 # %%
 print("seed   accuracy   mirror image   sum")
@@ -94,8 +94,8 @@ for seed in range(4):
     print(f"{seed:>4} {accuracies[seed]:>10.1%} {mirror_accuracy:>14.1%} {total:>5.0%}")
 
 # %% [markdown]
-# A head and its mirror image are equally probable, and their accuracies add up to 100%. So the mean
-# accuracy of random heads is one half. That holds even if most messages are ham.
+# A head and its mirror image are equally probable, and their accuracies add up to 100%. So the average
+# accuracy of all possible random heads is one half, even if most messages are ham.
 
 # %% [markdown]
 # ## The loss
@@ -131,10 +131,11 @@ for p in (0.5, 0.6, 0.9, 0.99):
 print(f"ln 2 = {math.log(2):.3f}")
 
 # %% [markdown]
-# It is cheapest to admit it. A confident wrong answer costs more than a confident correct answer
-# saves. So for two classes, a loss of ln 2 is what a classifier has that knows nothing and says so.
-# Remember this number: on balanced messages, a loss above it means that the classifier is more
-# confident than it should be. Our random heads, without training:
+# The lowest mean belongs to the classifier that admits that it knows nothing. A confident wrong answer
+# costs more than a confident correct answer saves. So for two classes, a loss of ln 2 is what a
+# classifier has that knows nothing and says so. Remember this number: on balanced messages, a loss
+# above it means that the classifier is more confident than it should be. Our random heads, without
+# training:
 
 # %%
 losses = [F.cross_entropy(head(states), labels).item() for head in heads]
@@ -144,7 +145,7 @@ print(f"lowest {min(losses):.3f}, mean {sum(losses) / len(losses):.3f}, highest 
 # ## Why training follows the loss
 #
 # Training changes each weight a little, in the direction in which the result gets better. That works
-# only if a small change makes a difference. To see whether it does, we walk from one random head to
+# only if a small change makes a difference. To see whether it does, we go from one random head to
 # another in 400 small steps. At each step we compute the loss and the accuracy on 40 messages.
 
 # %%

@@ -61,8 +61,9 @@ for name in ("train", "val", "test"):
 # ## The classifier
 #
 # This is the classifier of the previous chapters: the pretrained network with a new head that has two
-# outputs. The last block, the final norm and the head are trainable. The rest is frozen. At the end
-# of each text there is one more token, always the same, and the answer is read there (chapter 13 shows why).
+# outputs. The last block, the final norm and the head are trainable. The rest is frozen. The package
+# puts one more token at the end of each text, always the same one, and reads the answer there (chapter
+# 13 shows why).
 
 # %%
 TOKENS = 40
@@ -137,7 +138,9 @@ print(f"loss: {loss.item():.3f}")
 #   the loss would rise if this parameter grew. It is stored in `.grad`. The parameters themselves do
 #   not change yet.
 # - `optimizer.step()` changes the parameters. The optimizer here is AdamW, the one that the lecture
-#   uses. It moves each parameter against its gradient, and the learning rate says how far.
+#   uses. It moves each parameter against its gradient, and the *learning rate* says how far. AdamW can
+#   also make each weight a little smaller in every step. That is its *weight decay*, which we switch
+#   off here, to keep the step simple.
 
 # %%
 LR = 5e-4 if MODEL == "mini" else 5e-5  # wider networks need a lower rate
@@ -164,8 +167,11 @@ print(f"loss of this batch: {loss.item():.3f} before the step, {after.item():.3f
 # ## The loop
 #
 # One pass over all training messages is an *epoch*. At its start the messages are shuffled, so that
-# each epoch has other batches. After each epoch we measure loss and accuracy on the validation set.
-# No gradients are needed for that, so `torch.no_grad()` switches them off.
+# each epoch has other batches. In the lecture a `DataLoader` does that (chapter 2). Here we draw the
+# order ourselves, and in the same way as the package, so that we can compare the losses later: the
+# random numbers of an epoch depend on a seed and on the number of the epoch. After each epoch we
+# measure loss and accuracy on the validation set. No gradients are needed for that, so
+# `torch.no_grad()` switches them off.
 
 
 # %%
@@ -188,13 +194,16 @@ set_trainable(model)
 trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=0.0)
 
+SEED = 123
 BATCH, EPOCHS = 8, 3
 losses = []  # one per step
 epochs = []  # of each epoch: training loss and accuracy, validation loss and accuracy
 began = time.perf_counter()
 
 for epoch in range(1, EPOCHS + 1):
-    order = np.random.RandomState([123, epoch]).permutation(len(train_ids))
+    random = np.random.RandomState([SEED, epoch])  # seeded with two numbers
+    order = random.permutation(len(train_ids))
+    losses_of_epoch = []
     n_correct = 0
     for first in range(0, len(order), BATCH):
         batch = order[first : first + BATCH]
@@ -205,10 +214,11 @@ for epoch in range(1, EPOCHS + 1):
         optimizer.step()
 
         losses.append(loss.item())
+        losses_of_epoch.append(loss.item())
         n_correct += (logits.argmax(dim=1) == train_labels[batch]).sum().item()
         if len(losses) % 50 == 0:
             print(f"step {len(losses):>3}: mean loss of 50 steps {np.mean(losses[-50:]):.3f}")
-    train_loss = np.mean(losses[-len(order) // BATCH :])
+    train_loss = np.mean(losses_of_epoch)
     val_loss, val_accuracy = evaluate(val_ids, val_labels)
     epochs.append((train_loss, n_correct / len(order), val_loss, val_accuracy))
     print(f"epoch {epoch}: training accuracy {n_correct / len(order):.1%}, ", end="")
@@ -219,9 +229,10 @@ seconds_by_hand = time.perf_counter() - began
 # %% [markdown]
 # ## The curves
 #
-# On the left is the training loss of every step, as dots. They jump, because each batch has only eight
-# messages and some are harder than others. The line is the mean of twenty steps, and the squares are
-# the validation losses. On the right is the accuracy in each epoch.
+# On the left, each dot is the training loss of one step. The dots jump, because each batch has only
+# eight messages and some messages are harder than others. The line is the mean of twenty steps, and
+# the squares are the validation losses after each epoch. On the right are the accuracies of each
+# epoch.
 
 # %%
 figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -231,7 +242,9 @@ left.plot(range(1, len(losses) + 1), losses, ".", color="#0072B2", alpha=0.35)
 left.plot(range(10, 10 + len(smooth)), smooth, color="#0072B2")
 ends = [len(losses) // EPOCHS * epoch for epoch in range(1, EPOCHS + 1)]
 left.plot(ends, [row[2] for row in epochs], "s", color="#D55E00")
-left.set(title="The loss falls, though not in every step", xlabel="step", ylabel="loss (nats)")
+left.text(62, 0.32, "training, mean of twenty steps", color="#0072B2")
+left.text(108, 0.5, "validation", color="#D55E00")
+left.set(title="The loss falls, though not in every step", xlabel="step", ylabel="loss")
 
 for column, mark, colour, name in (
     (1, "o-", "#0072B2", "training"),
@@ -253,8 +266,8 @@ picture(figure, "10-curves")
 # ## The test set, once
 #
 # The validation set has shown us how training went, and we may have decided things by it: how many
-# epochs, which learning rate. So it is not a fair judge any more. The test set is. We use it once, at
-# the end, and change nothing afterwards.
+# epochs, which learning rate. So it can no longer judge the result fairly. The test set can. We use it
+# once, at the end, and change nothing afterwards.
 
 # %%
 test_ids, test_labels = prepare(split.test)
@@ -286,9 +299,10 @@ for text in (WINNER, DINNER):
 # ## The same numbers from the package
 #
 # `finetune` is the package's loop. It has the same lines as ours, and more settings. We choose them as
-# in our loop: three epochs of batches of eight, the same learning rate in every step, no weight
-# decay, and the same seed. The seed decides the random weights of the head and the order of the
-# messages.
+# in our loop: three epochs of batches of eight, the same learning rate in every step, no weight decay,
+# and the same seed. The seed decides the random weights of the head and the order of the messages. A
+# `FeatureStore` keeps what the frozen blocks compute in a folder, so that the second training below
+# need not compute it again.
 
 # %%
 config = TrainConfig(
@@ -298,7 +312,7 @@ config = TrainConfig(
     warmup=0.0,
     schedule="constant",
     weight_decay=0.0,
-    seed=123,
+    seed=SEED,
 )
 TEMPORARY = TemporaryDirectory()  # gone when Python ends
 folder = Path(TEMPORARY.name)
@@ -330,10 +344,10 @@ for row, found in zip(epochs, history, strict=True):
 print(f"by hand {seconds_by_hand:.1f} s, package {seconds_of_package:.1f} s")
 
 # %% [markdown]
-# **It changes the learning rate during training.** At first the network's answers are random, and its
-# gradients are large and unreliable, so the first steps should be short. Near the end there is little
-# left to learn, and long steps would only jump around the best place. So by default the rate rises
-# during the first tenth of all steps (*warm-up*) and then falls to zero along half a cosine (*decay*).
+# **It changes the learning rate during training.** At first the head is random, and the gradients are
+# unreliable, so the first steps should be short. Near the end there is little left to learn, and long
+# steps would only jump back and forth around the best values. So by default the rate rises during the
+# first tenth of all steps (*warm-up*) and then falls to zero along half a cosine (*decay*).
 
 # %%
 show(rate_factor)

@@ -143,9 +143,9 @@ for text, answer in zip(texts, answers, strict=True):
 # ## Where to draw the line
 #
 # The label is the more probable of the two, so a message is called spam if P(spam) is above one half.
-# Is that the right place? A spam message in the inbox costs you a second. A good message that is
-# thrown away may cost you a job. So a filter should be sure before it throws something away: it
-# should use a higher *threshold*.
+# Is that the best place for the line? A spam message in the inbox costs you a second. A good message
+# that is thrown away may cost you a job. So a filter should be sure before it throws something away:
+# it should use a higher *threshold*.
 #
 # How high? We look at the validation set, which training has not used. The run has saved its answers,
 # so nothing has to be computed again. These are the good messages that look most like spam:
@@ -187,11 +187,13 @@ worst = np.argmax(np.where(is_spam_test, 0, p_test))
 print(f"P(spam) {p_test[worst]:.3f} for a good message: {test[worst].text}")
 
 # %% [markdown]
-# On the validation set the chosen threshold loses no good message, and that is how we chose it. On the
-# test set it loses one, as one half does, and it still finds nearly all spam. A threshold is a promise about
-# the messages that it was chosen on, not about new ones. The last line shows the lost message: it is full of numbers. To save it, the threshold
-# would have to be so high that much of the spam comes through. The picture shows this trade on the test
-# set, for every threshold there is. The best place would be the upper left corner.
+# On the validation set the chosen threshold loses no good message, because we chose it that way. On
+# the test set it loses one, just as the threshold of one half does, and it still finds nearly all
+# spam. What a threshold achieves on the messages on which it was chosen, it need not achieve on new
+# ones. The last line shows the lost message: it is full of numbers. To save it, the threshold would
+# have to be so high that much of the spam gets through. The picture shows, for every possible
+# threshold, how much spam it finds on the test set and how many good messages it loses. The best place
+# would be the upper left corner.
 
 # %%
 thresholds = np.sort(np.append(p_test, [0.0, 1.0]))
@@ -214,9 +216,9 @@ axes.set(xlim=(-0.5, 16), ylim=(0, 103))
 picture(figure, "11-trade")
 
 # %% [markdown]
-# A threshold that loses no good message here is not one that never will. If one in a hundred good
-# messages were lost, a set of this size could still contain none of them by chance. The interval says
-# how many it could be:
+# A threshold that loses no good message here may still lose one later. If it loses one good message in
+# a hundred, a set of this size may contain none of these by chance. The interval says how many it
+# could be:
 
 # %%
 n_good = len(good)
@@ -287,9 +289,9 @@ print(f"{teams.scores.correct} of {teams.scores.total} test texts are correct, "
 print(f"95% interval {low:.0%} to {high:.0%}")
 
 # %% [markdown]
-# The classifier is far better than guessing among three teams. More cannot be said, because there are
-# only so few test texts: the interval is wide. Beware of small test sets above all when the result is
-# perfect. With four test texts, four correct answers look like 100%:
+# The classifier is far better than guessing among three teams. We cannot say more than that, because
+# there are so few test texts that the interval is wide. Be most careful with a small test set when the
+# result is perfect. With four test texts, four correct answers look like 100%:
 
 # %%
 for n in (4, 40, 400):

@@ -44,8 +44,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 #
 # We train with 256 messages of at most 56 tokens, to save time. One classifier reads the last
 # position, as the lecture does: every message is padded to 56 tokens. The other one reads each message
-# at its last token. We train each of them twice, with two seeds. The `FeatureStore` keeps what the
-# frozen blocks compute, so that the second seed need not compute it again (chapter 14).
+# at its last token. In the package, the argument `pooling` names the place that is read. We train each
+# of them twice, with two seeds. A `FeatureStore` keeps what the frozen blocks compute, so that the
+# second seed need not compute it again (chapter 14).
 
 # %%
 LONGEST = 56
@@ -100,9 +101,9 @@ token_scores_2 = print_accuracy("last token, seed 2", by_token_2)
 # ## The answer depends on the padding
 #
 # Here is a spam message of the test set. We put more and more padding after it, and ask all four
-# classifiers. What do you expect? (One pass over the message with 60
-# tokens of padding is enough: no position can see the padding that comes after it.) We chose this message
-# because its curve is clear. With other messages the answer changes less.
+# classifiers. What do you expect? (One pass over the message with 60 tokens of padding is enough: no
+# position can see the padding that comes after it.) We chose this message because it shows the effect
+# clearly. With other messages the answer changes less.
 
 # %%
 TEXT = "85233 FREE>Ringtone!Reply REAL"
@@ -197,7 +198,7 @@ for name, end in ENDS.items():
 
 # %% [markdown]
 # On a screen, these four texts look the same. At the last token they have different answers. The last
-# position is hardly affected, and that is an accident: almost every message is read at the same token
+# position is hardly affected, and nobody planned that: almost every message is read at the same token
 # there, `<|endoftext|>`. Its only fault is that the number of these tokens varies.
 
 # %% [markdown]

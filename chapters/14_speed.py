@@ -11,7 +11,7 @@
 # **At the end you will know** what a training step costs, why frozen blocks need to see each text
 # only once, and how the last block can answer without computing keys and values.
 #
-# **Reading time:** 20 minutes. **Running time:** about ten seconds, offline.
+# **Reading time:** 25 minutes. **Running time:** about ten seconds, offline.
 
 # %%
 import time
@@ -38,9 +38,9 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## The textbook loop
 #
-# This loop computes what the lecture's does (it only reads another position). It pads every message to the
-# length of the longest one, sends it through every block, and then reads a single position. We take twelve batches of eight messages, as
-# many as we need for counting.
+# This is how the lecture's code computes the logits of a batch (except that we read another position).
+# It pads every message to the length of the longest one, sends it through every block, and then reads
+# a single position. We take twelve batches of eight messages, which is enough for counting.
 
 # %%
 B, EPOCHS = 8, 5  # as in the lecture
@@ -53,28 +53,30 @@ set_trainable(plain.model)
 encoded, _ = plain.encode([message.text for message in messages])
 lengths = [len(ids) for ids in encoded]
 T = max(lengths)
-C, L = plain.model.config.n_embd, plain.model.config.n_layer
+C = plain.model.config.n_embd
+n_layer = plain.model.config.n_layer
 
 
-def textbook(numbers):
+def textbook_logits(numbers):
     texts = [encoded[n] for n in numbers]
     ids, ends = pad_batch(texts, plain.tokenizer.end_of_text_id, T)
     return plain.model(ids)[range(len(numbers)), ends - 1]  # (B, 2)
 
 
-print(textbook(batches[0]).detach())
-print(f"{len(messages)} messages of {min(lengths)} to {T} tokens, {L} blocks, C = {C}")
+print(textbook_logits(batches[0]).detach())
+print(f"{len(messages)} messages of {min(lengths)} to {T} tokens, {n_layer} blocks, C = {C}")
 
 # %% [markdown]
 # ## What does a step compute?
 #
 # We count *multiply-adds*, because nearly all of the time goes into products of matrices. A matrix
-# with $n$ entries needs $n$ of them for each position it is applied to. PyTorch has a counter. It counts
-# a multiply-add as two operations, so we divide by two. And it does not see the fused attention of the
-# CPU, so we switch to plain attention while counting.
+# with $n$ entries needs $n$ of them for each position it is applied to. PyTorch has a counter for
+# them, `FlopCounterMode`. It counts a multiply-add as two operations, so we divide by two. On a CPU,
+# PyTorch computes attention in one piece, which the counter cannot look into. So while we count, we
+# switch to attention that is computed step by step.
 #
-# A guess first: the last block is the only block that is trained. What part of the work is in the
-# others, which never change?
+# A guess first: the last block is the only block that is trained. What proportion of the work is done
+# in the others, which never change?
 
 
 # %%
@@ -85,21 +87,23 @@ def counted(compute):
 
 
 def one_step():
-    F.cross_entropy(textbook(batches[0]), labels[:B]).backward()
+    F.cross_entropy(textbook_logits(batches[0]), labels[:B]).backward()
 
 
 def one_frozen_block():
     plain.model.blocks[0](torch.randn(B, T, C))
 
 
-step = counted(one_step)
-frozen = (L - 1) * counted(one_frozen_block)
-print(f"one step:      {step / 1e6:>6,.0f} million multiply-adds")
-print(f"frozen blocks: {frozen / 1e6:>6,.0f} million, {frozen / step:.0%}")
+work_of_step = counted(one_step)
+work_of_frozen = (n_layer - 1) * counted(one_frozen_block)
+proportion = work_of_frozen / work_of_step
+print(f"one step:      {work_of_step / 1e6:>6,.0f} million multiply-adds")
+print(f"frozen blocks: {work_of_frozen / 1e6:>6,.0f} million, {proportion:.0%}")
 
 # %% [markdown]
-# Most of the work is in the frozen blocks. Backward costs nothing there, because no gradient is
-# needed, but forward costs as much as ever. And many of the positions hold only padding:
+# Most of the work is in the frozen blocks. The backward pass costs nothing there, because no gradient
+# is needed. But the forward pass costs as much as in any other block. And many of the positions
+# contain only padding:
 
 # %%
 positions = len(encoded) * T
@@ -117,18 +121,18 @@ print(f"{positions:,} positions, {sum(lengths):,} of them tokens, the rest paddi
 # %%
 ours = Classifier.on_base(MODEL, LABELS)  # the same weights as `plain`
 set_trainable(ours.model)
-kept = []
+kept = ours.texts(encoded)  # what the frozen blocks give for each text
 
 
-def keep_states():
-    kept.append(ours.texts(encoded))
+def compute_frozen_blocks():
+    ours.texts(encoded)
 
 
-once = counted(keep_states)
-again = EPOCHS * len(batches) * frozen
+frozen_ours = counted(compute_frozen_blocks)
+frozen_textbook = EPOCHS * len(batches) * work_of_frozen
 print("billion multiply-adds in frozen blocks, five epochs:")
-print(f"textbook {again / 1e9:6.1f}")
-print(f"ours     {once / 1e9:6.1f}")
+print(f"textbook {frozen_textbook / 1e9:6.1f}")
+print(f"ours     {frozen_ours / 1e9:6.1f}")
 
 # %% [markdown]
 # ## One query is enough
@@ -138,46 +142,48 @@ print(f"ours     {once / 1e9:6.1f}")
 # needed: one query, one product with `c_proj`, one MLP.
 #
 # The keys and values are another matter. The query is compared with the keys of *all* tokens, and the
-# result is a mean of the values of *all* tokens. That seems to need both for each token. We look at one
-# head, and do it the usual way first:
+# result is a weighted mean of the values of *all* tokens. So it seems that we need a key and a value
+# for each token. We look at one head, and do it the usual way first:
 
 # %%
 block = ours.model.blocks[-1]
 H = block.attn.n_head
 D = C // H
-x, ends = kept[0].batch(batches[0])  # output of the frozen blocks (B, T, C), lengths (B,)
+inputs, ends = kept.batch(batches[0])  # output of the frozen blocks (B, T, C), lengths (B,)
+matrix = block.attn.c_attn.weight.detach()  # (3C, C): queries, keys and values of all heads
+bias = block.attn.c_attn.bias.detach()  # (3C,)
+W_query, b_query = matrix[:D], bias[:D]  # of the first head: (D, C), (D,)
+W_key, b_key = matrix[C : C + D], bias[C : C + D]
+W_value, b_value = matrix[2 * C : 2 * C + D], bias[2 * C : 2 * C + D]
 with torch.no_grad():
-    a = block.ln_1(x[0, : ends[0]])  # (T, C), the first message, without padding
-    W_q, W_k, W_v = (W[:D] for W in block.attn.c_attn.weight.split(C))  # (D, C), the first head
-    b_q, b_k, b_v = (b[:D] for b in block.attn.c_attn.bias.split(C))  # (D,)
-    q = W_q @ a[-1] + b_q  # (D,), the query of the last token
+    states = block.ln_1(inputs[0, : ends[0]])  # (T, C), the first message, without padding
 
-    k = a @ W_k.T + b_k  # (T, D), the keys of all tokens
-    v = a @ W_v.T + b_v  # (T, D), their values
-    w = (k @ q / D**0.5).softmax(dim=0)  # (T,), the attention weights
-    usual = w @ v  # (D,)
-print("attention weights:", w[:6].numpy().round(4))
-print("result:           ", usual[:6].numpy().round(4))
+query = W_query @ states[-1] + b_query  # (D,), of the last token
+keys = states @ W_key.T + b_key  # (T, D), of all tokens
+values = states @ W_value.T + b_value  # (T, D), of all tokens
+weights = (keys @ query / D**0.5).softmax(dim=0)  # (T,), the attention of the last token
+result = weights @ values  # (D,)
+print("attention weights:", weights[:6].numpy().round(4))
+print("result:           ", result[:6].numpy().round(4))
 
 # %% [markdown]
 # ## No keys
 #
 # The score of position $t$ is the product of the query $q$ with the key $k_t$. Let $a_t$ be the
-# normalised state at that position. Then
+# normalised state at that position, and $W_k$ and $b_k$ the matrix and the bias that make keys. Then
 #
 # $$q \cdot k_t = q \cdot (W_k a_t + b_k) = (W_k^\top q) \cdot a_t + q \cdot b_k$$
 #
-# Two things have happened. The matrix has moved from the states to the query: instead of sending every
-# token forward through $W_k$, we send the one query back through it, once. And the last term is the same
-# for every $t$. Softmax does not change when the same number is added to all its inputs, so we can leave
+# Two things have happened. The matrix has moved from the states to the query: instead of multiplying
+# every state by $W_k$, we multiply the one query by its transpose. And the last term is the same for
+# every $t$. Softmax does not change when the same number is added to all its inputs, so we can leave
 # this term out.
 
 # %%
-with torch.no_grad():
-    u = W_k.T @ q  # (C,), the query, carried back
-    w_2 = (a @ u / D**0.5).softmax(dim=0)  # (T,)
-print("with keys:   ", w[:6].numpy().round(4))
-print("without keys:", w_2[:6].numpy().round(4))
+query_for_states = W_key.T @ query  # (C,)
+weights_without_keys = (states @ query_for_states / D**0.5).softmax(dim=0)  # (T,)
+print("with keys:   ", weights[:6].numpy().round(4))
+print("without keys:", weights_without_keys[:6].numpy().round(4))
 
 # %% [markdown]
 # ## No values
@@ -186,58 +192,79 @@ print("without keys:", w_2[:6].numpy().round(4))
 #
 # $$\sum_t w_t v_t = \sum_t w_t (W_v a_t + b_v) = W_v \Big(\sum_t w_t a_t\Big) + b_v$$
 #
-# Instead of sending every token through $W_v$, we first take the mean of the states, and send only this
-# mean through it.
+# Instead of multiplying every state by $W_v$, we first take the weighted mean of the states, and
+# multiply only this mean.
 
 # %%
-with torch.no_grad():
-    without = W_v @ (w_2 @ a) + b_v
-print("with keys and values:", usual[:6].numpy().round(4))
-print("without either:      ", without[:6].numpy().round(4))
+mean_state = weights_without_keys @ states  # (C,)
+result_without = W_value @ mean_state + b_value  # (D,)
+print("with keys and values:", result[:6].numpy().round(4))
+print("without either:      ", result_without[:6].numpy().round(4))
 
 # %% [markdown]
-# The package does this for all heads and all texts of a batch at once. The shapes are in the comments.
+# The package does this for all heads and all texts of a batch at once. Its names are those of the
+# formulas: `a` are the states, `q` is the query, `u` is the query after the product with $W_k^\top$,
+# and `w` are the weights. The shapes are in the comments.
 
 # %%
 show(block_at)
 
+
 # %%
-whole = counted(lambda: block(x))
-one = counted(lambda: block_at(block, x, ends - 1))
-print(f"the whole block:        {whole / 1e6:7.1f} million multiply-adds")
-print(f"at one position a text: {one / 1e6:7.1f} million, {whole / one:.0f} times fewer")
+def whole_block():
+    block(inputs)
+
+
+def one_position_per_text():
+    block_at(block, inputs, ends - 1)
+
+
+whole = counted(whole_block)
+one = counted(one_position_per_text)
+print(f"the whole block:          {whole / 1e6:7.1f} million multiply-adds")
+print(f"at one position per text: {one / 1e6:7.1f} million, {whole / one:.0f} times fewer")
 
 # %% [markdown]
 # ## What each idea saves
 #
 # The bars show five epochs: first the textbook loop, then with one idea after the other.
 
+
 # %%
-steps = counted(lambda: [ours.batch_logits(kept[0], n).sum().backward() for n in batches])
-last = EPOCHS * len(batches) * (step - frozen)  # last block and head, as in the textbook
-work = {
-    "textbook loop": (again, last),
-    "frozen blocks once": (again / EPOCHS, last),
-    "... without padding": (once, last),
-    "... last block at one position": (once, EPOCHS * steps),
+def one_epoch_of_the_last_block():
+    for numbers in batches:
+        ours.batch_logits(kept, numbers).sum().backward()
+
+
+last_textbook = EPOCHS * len(batches) * (work_of_step - work_of_frozen)  # last block and head
+last_ours = EPOCHS * counted(one_epoch_of_the_last_block)
+work_textbook = frozen_textbook + last_textbook
+work_ours = frozen_ours + last_ours
+work = {  # name: (in the frozen blocks, in the last block and the head)
+    "textbook loop": (frozen_textbook, last_textbook),
+    "frozen blocks once": (frozen_textbook / EPOCHS, last_textbook),
+    "... without padding": (frozen_ours, last_textbook),
+    "... last block at one position": (frozen_ours, last_ours),
 }
+
+# %%
+BILLION = 1e9
 figure = Figure(figsize=(9, 2.8), layout="constrained")
 axes = figure.subplots()
-for row, (in_frozen, in_last) in enumerate(work.values()):
+for name, (in_frozen, in_last) in work.items():
     total = in_frozen + in_last
-    axes.barh(row, in_frozen / 1e9, color="#0072B2")
-    axes.barh(row, in_last / 1e9, left=in_frozen / 1e9, color="#E69F00")
-    text = (
-        f"{total / 1e9:.0f}"
-        if row == 0
-        else f"{total / 1e9:.0f}, {(again + last) / total:.1f} times less"
-    )
-    axes.text(total / 1e9 + 2, row, text, va="center")
-axes.text(again / 2e9, 0, "frozen blocks", color="white", ha="center", va="center")
-axes.text((again + last / 2) / 1e9, 0, "last block", ha="center", va="center")
-axes.set_yticks(range(len(work)), list(work))
+    axes.barh(name, in_frozen / BILLION, color="#0072B2")
+    axes.barh(name, in_last / BILLION, left=in_frozen / BILLION, color="#E69F00")
+    text = f"{total / BILLION:.0f}, {work_textbook / total:.1f} times less"
+    if name == "textbook loop":
+        text = f"{total / BILLION:.0f}"
+    axes.text(total / BILLION + 2, name, text, va="center")
+middle = frozen_textbook / 2 / BILLION
+axes.text(middle, "textbook loop", "frozen blocks", color="white", ha="center", va="center")
+middle = (frozen_textbook + last_textbook / 2) / BILLION
+axes.text(middle, "textbook loop", "last block", ha="center", va="center")
 axes.invert_yaxis()
-axes.set(title="The same losses, with less and less work", xlim=(0, 1.07 * (again + last) / 1e9))
+axes.set(title="The same losses, with less and less work", xlim=(0, 1.07 * work_textbook / BILLION))
 axes.set_xlabel("billion multiply-adds in five epochs")
 picture(figure, "14-work")
 
@@ -266,8 +293,12 @@ def train_one_epoch(model, logits_of):
     return losses
 
 
-losses_of_textbook = train_one_epoch(plain.model, textbook)
-losses_of_ours = train_one_epoch(ours.model, lambda numbers: ours.batch_logits(kept[0], numbers))
+def our_logits(numbers):
+    return ours.batch_logits(kept, numbers)
+
+
+losses_of_textbook = train_one_epoch(plain.model, textbook_logits)
+losses_of_ours = train_one_epoch(ours.model, our_logits)
 
 # %%
 for n in (0, 1, 5, 11):
@@ -279,8 +310,8 @@ for n in (0, 1, 5, 11):
 # - Most of the textbook loop's work is in frozen blocks, and most of its positions are padding.
 # - A frozen block has to see each text only once.
 # - The last block has to compute only one position of each text.
-# - It needs neither keys nor values: the query is carried back through $W_k$, and $W_v$ is applied to a
-#   mean of states.
+# - It needs neither keys nor values: the query is multiplied by the transpose of $W_k$, and a weighted
+#   mean of the states by $W_v$.
 # - None of this changes the answers or the losses, apart from rounding.
 
 # %% [markdown]
@@ -292,41 +323,47 @@ for n in (0, 1, 5, 11):
 # %% check
 block_forward = B * T * (12 * C**2 + 2 * T * C)  # scores and values: T C each per position
 head_forward = B * T * C * 2
-assert frozen == (L - 1) * block_forward
-assert step == L * block_forward + head_forward + 2 * (block_forward + head_forward)
-assert frozen / step > 0.5 and sum(lengths) < positions / 2
-print(f"checked: by hand, {L} blocks forward, and one block backward at twice the work")
+forward = n_layer * block_forward + head_forward
+backward = 2 * (block_forward + head_forward)
+assert work_of_frozen == (n_layer - 1) * block_forward
+assert work_of_step == forward + backward
+assert proportion > 0.5 and sum(lengths) < positions / 2
+print(f"checked: by hand, {n_layer} blocks forward, and one block backward at twice the work")
 
 # %% check
 fresh = Classifier.on_base(MODEL, LABELS)
 set_trainable(fresh.model)
-states = fresh.texts(encoded)
+fresh_texts = fresh.texts(encoded)
 ids, ends_of_all = pad_batch(encoded, fresh.tokenizer.end_of_text_id, T)
 with torch.no_grad():
     expected = fresh.model(ids)[range(len(encoded)), ends_of_all - 1]
-    found = fresh.batch_logits(states, range(len(encoded)))
+    found = fresh.batch_logits(fresh_texts, range(len(encoded)))
 assert (found - expected).abs().max() < 1e-4
-assert once < again / EPOCHS
+assert frozen_ours < frozen_textbook / EPOCHS
 print(f"checked: all {len(encoded)} messages have the same logits as in the textbook loop")
 
 # %% check
-torch.testing.assert_close(w_2, w, atol=1e-5, rtol=1e-3)
-torch.testing.assert_close(without, usual, atol=1e-4, rtol=1e-3)
+torch.testing.assert_close(weights_without_keys, weights, atol=1e-5, rtol=1e-3)
+torch.testing.assert_close(result_without, result, atol=1e-4, rtol=1e-3)
 last_block = fresh.model.blocks[-1]
-x, ends = states.batch(batches[0])
-outputs = last_block(x)[range(B), ends - 1], block_at(last_block, x, ends - 1)
+fresh_inputs, fresh_ends = fresh_texts.batch(batches[0])
+usual = last_block(fresh_inputs)[range(B), fresh_ends - 1]
+short = block_at(last_block, fresh_inputs, fresh_ends - 1)
+torch.testing.assert_close(short, usual, atol=1e-4, rtol=1e-3)
+names = [name for name, _ in last_block.named_parameters()]
 parameters = list(last_block.parameters())
-gradients = [torch.autograd.grad(y.square().mean(), parameters) for y in outputs]
-for theirs, same in (outputs, gradients):
-    torch.testing.assert_close(same, theirs, atol=1e-4, rtol=1e-3)
-assert not gradients[1][3][C : 2 * C].any(), "the key bias: no answer depends on it"
-assert one == B * (12 * C**2 + 2 * H * x.shape[1] * C)
+usual_gradients = torch.autograd.grad(usual.square().mean(), parameters)
+short_gradients = torch.autograd.grad(short.square().mean(), parameters)
+torch.testing.assert_close(short_gradients, usual_gradients, atol=1e-4, rtol=1e-3)
+of_bias = short_gradients[names.index("attn.c_attn.bias")]
+assert not of_bias[C : 2 * C].any(), "the key bias: no answer depends on it"
+assert one == B * (12 * C**2 + 2 * H * inputs.shape[1] * C)
 print("checked: same weights, same output, same gradients, without keys and values")
 
 # %% check
 torch.testing.assert_close(losses_of_ours, losses_of_textbook, atol=1e-4, rtol=0)
-assert again + last == EPOCHS * len(batches) * step
-assert again + last > 15 * (once + EPOCHS * steps)
+assert work_textbook == EPOCHS * len(batches) * work_of_step
+assert work_textbook > 15 * work_ours
 print(f"checked: the same {len(batches)} losses, with less than a fifteenth of the work")
 
 # %% [markdown]

@@ -125,12 +125,13 @@ print(f"loss {first:.3f}, ln(512) = {math.log(V):.3f}")
 #
 # ## Bits per byte
 #
-# Losses per token cannot be compared between models with different vocabularies: longer tokens are harder to
-# guess, but a text has fewer of them. *Bits per byte* can be compared. Take the loss of a whole text, convert
-# it to bits (divide by ln 2), and divide by the number of bytes of the text.
+# Losses per token cannot be compared between models with different vocabularies: longer tokens are
+# harder to guess, but a text has fewer of them. *Bits per byte* can be compared. Take the loss of a
+# whole text. Its unit is called *nat*, because it is computed with the natural logarithm. One bit is
+# ln 2 nats, so divide by ln 2 to get bits, and then divide by the number of bytes of the text.
 #
-# This is the unit of file sizes. A file takes 8 bits per byte, and 4 if it is compressed to half its size. So
-# guess: how many bits per byte does our network need, which knows nothing?
+# This is the unit of file sizes. A file takes 8 bits per byte, and 4 if it is compressed to half its
+# size. So guess: how many bits per byte does our network need, before it has learned anything?
 
 
 # %%
@@ -157,10 +158,12 @@ print(f"= {math.log2(V) / bytes_per_token:.2f}")
 #
 # ## Learning
 #
-# The loop is the one of chapter 10, with one target per token instead of one label per message. Besides AdamW
-# we use Muon, a newer rule for the steps of matrices. The learning rate rises at first, and falls
-# to zero at the end. Before and after, we let the network write a message: `generate` draws one token after
-# the other. It prefers probable tokens a little more than the network does (`temperature=0.7`).
+# The loop is the one of chapter 10, with one target per token instead of one label per message. There
+# are two optimizers. AdamW changes the tables, the biases and the norms, and decides about each number
+# separately. Muon, a newer optimizer, changes the matrices of the blocks, and treats each matrix as a
+# whole. The learning rate rises at first, and falls to zero at the end. Before and after, we let the
+# network write a message: `generate` draws one token after the other. It prefers probable tokens a
+# little more than the network does (`temperature=0.7`).
 
 # %% tags=["varies"]
 STEPS = 120
@@ -191,7 +194,9 @@ print("after: ", repr(tokenizer.decode(after.tolist())))
 
 # %%
 tokens_seen = range(0, STEPS * 16 * config.n_ctx + 1, 20 * 16 * config.n_ctx)
-picture(plot_pretraining(tokens_seen, bits, {"gzip of these messages": packed}), "15-bits-per-byte")
+figure = plot_pretraining(tokens_seen, bits, {"gzip of these messages": packed})
+figure.axes[0].set_title("Unseen messages: after twenty steps, fewer bits than gzip")
+picture(figure, "15-bits-per-byte")
 
 # %% [markdown]
 # After twenty steps the network already needs fewer bits than gzip. It has learned what the training messages have in

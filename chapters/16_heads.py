@@ -81,13 +81,14 @@ print("error with the tanh        :", f"{(states @ product.T - with_tanh).abs().
 
 # %% [markdown]
 # Two linear layers are one linear layer, because $W_2 (W_1 x) = (W_2 W_1) x$. The second matrix adds
-# parameters, but no new function. A *non-linearity* between them, such as tanh, changes that: no single
-# matrix gives the same result. RoBERTa's head has this form. It can compute more, but it also has more
-# to learn, and the network below is already full of non-linearities. So one linear layer is the usual
-# head.
+# parameters, but no new function. A *non-linearity* between them, such as tanh, changes that: no
+# single matrix gives the same result. Some other networks have heads of this form. Such a head can
+# compute more, but it also has more to learn, and the network below is already full of
+# non-linearities. So one linear layer is the usual head.
 #
-# In the package, `HeadConfig` describes a head, and `head_layers` builds it. What it adds to the lines
-# above are the biases and dropout:
+# In the package, `HeadConfig` describes a head, and `head_layers` builds it. It adds two things to the
+# lines above: the biases, and dropout. (*Dropout* sets some randomly chosen numbers to zero during
+# training, which can prevent overfitting. It is off by default.)
 
 # %%
 print(head_layers(HeadConfig(labels=("ham", "spam")), model))
@@ -185,10 +186,12 @@ labeller, label_scores = train_head(several, split, blocks=2, epochs=5)
 print(label_scores.as_table())
 
 # %% [markdown]
-# Each label has its own row, because each is a question of its own. *Precision* is the proportion of the
-# messages given this label that really have it, *recall* the proportion of the messages with this label
-# that are found, and F1 combines the two (chapter 12). *Exact match* is harder: all three answers must be
-# right. The rarest label, `question`, has the lowest F1.
+# Each label has its own row, because each is a question of its own. *Precision* is the proportion of
+# the messages given this label that really have it, *recall* the proportion of the messages with this
+# label that are found, and F1 combines the two (chapter 12). *Macro F1* is the mean of the three F1
+# values. *Micro F1* is computed once, from the answers for all labels together, so frequent labels
+# count more. *Exact match* is harder: all three answers must be correct. The rarest label, `question`,
+# has the lowest F1.
 #
 # Here are messages that the classifier has never seen. The probabilities of one message need not add up
 # to 1.
@@ -206,8 +209,9 @@ for text in NEW:
         print(f"    {label:<9}{probability:.2f}{'  yes' if label in answer.labels else ''}")
 
 # %% [markdown]
-# The package's loss is the four lines from above. It adds three things: a message without any answer is
-# left out, labels can have weights, and targets can be softened.
+# The package's loss is the line from above. It adds three things: a message without any answer is left
+# out, labels can have weights, and the correct answers 0 and 1 can be moved a little towards one half,
+# so that the head does not become too sure.
 
 # %%
 show(TASKS["multi-label"].loss_sum)
@@ -277,9 +281,9 @@ panels[0].set_ylim(0, 42)
 picture(figure, "16-words")
 
 # %% [markdown]
-# In the left panel the head says nearly the same number for every message. It has spent the whole training
-# on its way from 0 towards the mean. In the right panel it starts at the mean, so it can learn what makes
-# one message longer than another, and the points follow the line.
+# In the left panel the head says nearly the same number for every message. During the whole training
+# it was on its way from 0 to the mean, and it did not get there. In the right panel it starts at the
+# mean, so it can learn what makes one message longer than another, and the points follow the line.
 
 # %% [markdown]
 # ## What you know now

@@ -10,7 +10,7 @@
 # **At the end you will know** how words get tags, how a piece of the text is found, what a network that
 # only looks back cannot know, and how much depends on the training data.
 #
-# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 import re
@@ -43,12 +43,22 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # ## A tag for each word
 #
 # Spam wants you to call a number, and it promises money. Let us find both. We need messages in which
-# these words are marked. Two regular expressions can mark them: a phone number begins with 0 or +44 and
-# has many digits, and an amount of money begins with a pound sign. So you can check each answer yourself.
+# these words are marked. Two regular expressions can mark them: a phone number begins with 0 or +44
+# and has many digits, and an amount of money begins with a pound sign. With such simple rules you can
+# check each answer yourself.
 
 # %%
-PHONE = re.compile(r"(?<![\d£$.])(?:\+44|0)\d{2,5}(?:[ -]?\d{3,6}){1,2}(?!\d)")
-MONEY = re.compile(r"£ ?\d[\d,.]*\d|£ ?\d")
+PHONE = re.compile(
+    r"""
+    (?<![\d£$.])            # before it there is no digit and no sign of an amount of money
+    (?:\+44|0)              # it begins with +44 or 0
+    \d{2,5}                 # two to five digits follow
+    (?:[ -]?\d{3,6}){1,2}   # one or two groups of digits, each perhaps after a space or a hyphen
+    (?!\d)                  # and then there is no further digit
+    """,
+    re.VERBOSE,  # spaces and comments do not count
+)
+MONEY = re.compile(r"£ ?\d[\d,.]*\d|£ ?\d")  # a pound sign, perhaps a space, and a number
 whole = split_messages(load_messages(DATA), balance=True)
 TEXT = "Call 0800 542 0578 now to claim your £1,000 prize!"
 print("phone:", PHONE.findall(TEXT), "money:", MONEY.findall(TEXT))
@@ -92,9 +102,10 @@ tagger = Classifier.on_base(MODEL, heads=[head])
 encoded, _ = tagger.encode([TEXT])
 example = [Message(TEXT, tagged_words(TEXT))]
 targets = TASKS["token-classification"].targets(head, example, encoded, tagger.tokenizer).values[0]
-for token, target in list(zip(encoded[0], targets.tolist(), strict=True))[:16]:
+for token, target in zip(encoded[0][:16], targets[:16].tolist(), strict=True):
     piece = repr(tagger.tokenizer.decode([token]))
-    print(f"{piece:<9}{target:>5}  {TAGS[target] if target >= 0 else ''}")
+    tag = TAGS[target] if target >= 0 else ""
+    print(f"{piece:<9}{target:>5}  {tag}")
 
 # %% [markdown]
 # Now the loss is nothing new. At each token with a tag, the head chooses among five classes, and the
@@ -146,26 +157,32 @@ print(tag_scores.as_table())
 # right almost as often. *Entity F1* counts only phone numbers and amounts, and each counts as found only
 # if its first word, its last word and its kind are all right.
 #
-# Here are test messages with the tags that the head gave them:
+# Here are test messages with the tags that the head gave them: phone numbers in vermilion, amounts of
+# money in green. Words that have such a tag by our rules are on a grey background, so dark letters on
+# grey are words that the head has missed.
 
 # %%
-COLOURS = {"O": "#404040", "phone": "#D55E00", "money": "#009E73"}
+COLOURS = {"O": "#404040", "B-phone": "#D55E00", "B-money": "#009E73"}
+COLOURS |= {"I-phone": "#D55E00", "I-money": "#009E73"}
 drawn = [text for text in test if MONEY.search(text) and text.replace("£", "").isascii()][:5]
 figure = Figure(figsize=(8.5, 3.6), layout="constrained")
 axes = figure.subplots()
 line = 0
 for text in drawn:
     column = 0
-    for word in tagger.predict([text])[0].answers["label"].words:
+    words = tagger.predict([text])[0].answers["label"].words
+    for word, correct in zip(words, tagged_words(text), strict=True):
         if column + len(word.word) > 105:
             line, column = line + 1, 0
-        colour = COLOURS[word.label.removeprefix("B-").removeprefix("I-")]
-        axes.text(column, -line, word.word, color=colour, family="monospace", fontsize=9)
+        style = {"color": COLOURS[word.label], "family": "monospace", "fontsize": 8.5}
+        if correct.label != "O":
+            style["bbox"] = {"facecolor": "#E4E4E4", "edgecolor": "none", "pad": 1.5}
+        axes.text(column, -line, word.word, **style)
         column += len(word.word) + 1
     line += 1.8
 axes.set(xlim=(0, 110), ylim=(-line, 1))
 axes.axis("off")
-axes.set_title("The head's tags: phone numbers vermilion, amounts of money green")
+axes.set_title("On grey: what should be found. In colour: what the head has found")
 picture(figure, "17-tags")
 
 # %% [markdown]
@@ -181,9 +198,10 @@ for text in ("Call 0906 170 1461 now", "Call 0906 people who know you"):
     print(f"{text:<31}{word.word}: {word.label}, probability {word.probability:.4f}")
 
 # %% [markdown]
-# It says the same both times, so it is wrong once, and no training could change that. The tag is read at the
-# word's first token, and the causal mask hides the rest of the text from it, even the rest of the word
-# (chapter 3). This may also be why many phone numbers are missed, as the table above shows. For GPT-2 itself this is necessary, because it has to predict that rest. BERT
+# It says the same both times, so it is wrong once, and no training could change that. The tag is read
+# at the word's first token, and the causal mask hides the rest of the text from it, even the rest of
+# the word (chapter 3). This may also be why many phone numbers are missed, as the table above shows.
+# For GPT-2 itself this is necessary, because it has to predict that rest. BERT, another transformer,
 # has no such mask: each of its tokens sees the whole text. That is why taggers are usually built on
 # models like BERT.
 

@@ -118,9 +118,9 @@ def loss_and_gradient(name, head, messages):
                 F.cross_entropy(output, torch.tensor([LABELS.index(message.label[name])]))
             )
         else:
-            target = (message.label[name][0] - (head.center or (0.0,))[0]) / (head.scale or (1.0,))[
-                0
-            ]
+            target = message.label[name][0]
+            if head.scale:
+                target = (target - head.center[0]) / head.scale[0]
             losses.append((output[0, 0] - target) ** 2)
     loss = torch.stack(losses).mean()
     loss.backward()
@@ -261,12 +261,12 @@ upper.plot(spam, color="#D55E00", marker="o", markersize=3)
 upper.set(
     ylabel="P(spam)",
     ylim=(0, 1),
-    title="Two heads after each token; right of the line, `next` writes",
+    title="Two heads after each token; right of the line, GPT-2 writes",
 )
 lower.plot(true, color="#404040", linestyle="--")
 lower.plot(said, color="#0072B2", marker="o", markersize=3)
-lower.set_ylabel("characters")
-lower.text(17, 128, "predicted", color="#0072B2")
+lower.set(ylabel="characters", ylim=(0, 145))
+lower.text(24, 125, "predicted", color="#0072B2")
 lower.text(17, 35, "true, so far", color="#404040")
 for axes in (upper, lower):
     axes.axvline(text.n_prompt - 0.5, color="#E69F00")

@@ -130,9 +130,10 @@ picture(figure, "20-ranks")
 #
 # ## Two narrow matrices
 #
-# If the change has a low rank, why not train it in that form from the start? LoRA freezes $W$ and writes the
-# change as $\frac{\alpha}{r} B A$. The matrix $A$ turns the inputs into only $r$ numbers, and $B$ turns these
-# into the outputs. The constant $\alpha$ only scales the result. $A$ and $B$ together are called an *adapter*:
+# If the change is nearly of low rank, why not train it in that form from the start? LoRA freezes $W$
+# and writes the change as $\frac{\alpha}{r} B A$. The matrix $A$ turns the inputs into only $r$
+# numbers, and $B$ turns these into the outputs. The constant $\alpha$ only scales the result. $A$ and
+# $B$ together are called an *adapter*:
 
 # %%
 rank, alpha = 8, 8.0

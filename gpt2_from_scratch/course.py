@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 
 PICTURES = Path("runs/course")  # where a script writes its pictures
 DPI = 100
+STEPS = {  # of part I: name: (chapters, column and row on its map, where its arrows lead)
+    "message": ("1", (0, 1), ("tokens",)),
+    "tokens": ("2", (1, 1), ("network",)),
+    "network": ("3, 4", (2, 1), ("head",)),
+    "head": ("6", (3, 1), ("last token",)),
+    "last token": ("7", (4, 1), ("use", "loss")),
+    "use": ("11", (5, 1), ()),
+    "weights": ("5", (1, 0), ("network",)),
+    "freezing": ("8", (2, 0), ("network",)),
+    "finetuning": ("10", (3, 0), ("head", "freezing")),
+    "loss": ("9", (4, 0), ("finetuning",)),
+}
+TRAINING = ("freezing", "finetuning", "loss")
 
 
 def setting(model: str = "mini") -> tuple[str, str]:
@@ -58,6 +71,26 @@ def picture(figure: "Figure", name: str) -> "Picture":
         save_picture(figure, path)
         print(f"picture: {path}")
     return Picture(figure, name)
+
+
+def draw_map() -> "Figure":
+    """Draw the steps from a message to an answer, each with its chapter."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(-0.5, 5.5), ylim=(-0.35, 1.35))
+    axes.set_title("From a message to an answer (blue), and the training (orange)")
+    axes.set_axis_off()
+    arrow = {"arrowstyle": "-|>", "color": "#404040", "shrinkA": 30, "shrinkB": 32}
+    for name, (chapters, place, following) in STEPS.items():
+        for other in following:
+            axes.annotate("", STEPS[other][1], place, arrowprops=arrow)
+        colour = "#F9DFA8" if name in TRAINING else "#CFE3F1"
+        box = {"boxstyle": "round,pad=0.5", "facecolor": colour}
+        text = f"{name}\nchapter{'s' if ',' in chapters else ''} {chapters}"
+        axes.text(*place, text, ha="center", va="center", fontsize=8.5, bbox=box)
+    return figure
 
 
 @dataclass(frozen=True, repr=False)

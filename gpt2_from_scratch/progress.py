@@ -9,6 +9,7 @@ and tracebacks. Pages and cards pass such strings through `visible`.
 """
 
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -84,6 +85,26 @@ def for_programs(stream: TextIO) -> TextIO:
     It writes without escapes, unless it is a terminal.
     """
     return stream if stream.isatty() else getattr(stream, "_wrapped", stream)
+
+
+def shows_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that may get colours.
+
+    It may not if the variable NO_COLOR is set (https://no-color.org).
+    """
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def print_coloured(pieces: Iterable[tuple[str, int | None]], stream: TextIO) -> None:
+    """Print one line of pieces of text in black on a background, with characters as escapes.
+
+    `pieces` are texts with their background, one of a terminal's 256 colours, or None.
+    """
+    line = "".join(
+        visible(text) if colour is None else f"\x1b[38;5;16;48;5;{colour}m{visible(text)}\x1b[0m"
+        for text, colour in pieces
+    )
+    getattr(stream, "_wrapped", stream).write(f"{line}\n")
 
 
 # --- commands that the user can type ---

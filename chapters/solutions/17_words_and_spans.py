@@ -20,8 +20,17 @@ from gpt2_from_scratch import (
     split_messages,
 )
 
-PHONE = re.compile(r"(?<![\d£$.])(?:\+44|0)\d{2,5}(?:[ -]?\d{3,6}){1,2}(?!\d)")
-MONEY = re.compile(r"£ ?\d[\d,.]*\d|£ ?\d")
+PHONE = re.compile(
+    r"""
+    (?<![\d£$.])            # before it there is no digit and no sign of an amount of money
+    (?:\+44|0)              # it begins with +44 or 0
+    \d{2,5}                 # two to five digits follow
+    (?:[ -]?\d{3,6}){1,2}   # one or two groups of digits, each perhaps after a space or a hyphen
+    (?!\d)                  # and then there is no further digit
+    """,
+    re.VERBOSE,  # spaces and comments do not count
+)
+MONEY = re.compile(r"£ ?\d[\d,.]*\d|£ ?\d")  # a pound sign, perhaps a space, and a number
 TAGS = ("O", "B-phone", "I-phone", "B-money", "I-money")
 QUESTIONS = {"Which number should I call?\n": PHONE, "How much money?\n": MONEY}
 whole = split_messages(load_messages("sms"), balance=True)

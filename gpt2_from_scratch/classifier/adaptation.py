@@ -23,8 +23,10 @@ from gpt2_from_scratch.classifier.train import (
 )
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
+from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.storage.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -84,9 +86,12 @@ def adapt(
         The number of texts, and the bits per byte before and after.
 
     Raises:
+        UsageError: The blocks' matrices are quantised.
         GPT2Error: The errors of `finetune`.
     """
     folder = expanded(folder)
+    if packed := packed_weights(classifier.model):
+        raise UsageError(f"{min(packed)} is stored in NF4, so GPT-2 cannot be adapted")
     language = Classifier.on_base(
         classifier.description.base,
         heads=[HEAD],

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from gpt2_from_scratch.classifier.freezing import (
     refuse_other_forward,
 )
 from gpt2_from_scratch.classifier.heads import (
+    Outputs,
     blocks_read,
     head_layers,
     layer_read,
@@ -71,6 +72,7 @@ from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
 from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names, merge_lora, unmerge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.nf4 import packed_sha256
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import (
     identity_sha256,
@@ -248,6 +250,7 @@ class Classifier:
             causal_mask,
         )
         assemble(description, model, tokenizer, seed)
+        description = replace(description, packed_sha256=packed_sha256(model))
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
         classifier._base_hashes = hashes
         return classifier.to(device)
@@ -278,12 +281,23 @@ class Classifier:
                 of the base are not those it was trained on.
         """
         if kind := kind_of_classifier(expanded(path)):
-            head, weight, bias = read_head(expanded(path), kind, Tokenizer(path))
-            imported = cls.on_base(path, heads=[head], dtype=dtype, store=store)
+            model, tokenizer = load_gpt2(path, warn_of_head=False), Tokenizer(path)
+            head, weight, bias = read_head(expanded(path), kind, tokenizer)
+            refuse_alike(head.labels if head.task in CLASS_TASKS else ())
+            hashes = parameters_sha256(model)
+            description = Description(
+                model_name(path),
+                identity_sha256(hashes, tokenizer),
+                (replace(head, layer=layer_read(head, model)),),
+                model.config.n_ctx,
+            )
+            assemble(description, model, tokenizer)
             with torch.no_grad():
-                imported.model.head.weight.copy_(weight)
-                imported.model.head.bias.copy_(bias)
-            imported.model.requires_grad_(False)
+                model.head.weight.copy_(weight)
+                model.head.bias.copy_(bias)
+            model.requires_grad_(False)
+            imported = cls(model, tokenizer, description, dtype=dtype, store=store)
+            imported._base_hashes = hashes
             return imported.to(device)
         path = saved_file(path)
         description, tensors, ngrams = read_classifier(path)
@@ -297,6 +311,11 @@ class Classifier:
         refuse_other_base(path, description, str(base), identity_sha256(hashes, tokenizer))
         refuse_misfit(path, description, tensors, model.config, tokenizer)
         assemble(description, model, tokenizer)
+        if packed_sha256(model) != description.packed_sha256:
+            raise CheckpointError(
+                f"{path} was trained on other NF4 weights than those that its base gives here. Train "
+                "it again with this version of the package."
+            )
         model.requires_grad_(False)
         put_tensors(tensors, parameters_by_name(model), path)
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
@@ -388,7 +407,8 @@ class Classifier:
         """Add the product of each adapter's two LoRA matrices to the weight that it adapts.
 
         Answers are then computed faster and stay equal to within 1e-5. Call `unmerge` before
-        training or `save`, which need the adapters separate from the weights.
+        training or `save`, which need the adapters separate from the weights. Raises UsageError if
+        the weights are in NF4, which cannot hold the sums.
         """
         self._merged |= merge_lora(self.model)
 
@@ -422,6 +442,11 @@ class Classifier:
         path, description = expanded(path), self.description
         if self._merged:
             raise UsageError("LoRA is merged into the weights; call unmerge() before saving")
+        if packed_sha256(self.model) != description.packed_sha256:
+            raise UsageError(
+                f"{path} could not be loaded again, because the weights in NF4 are not those that "
+                "the base gives"
+            )
         # a direct call of `merge_lora` merged LoRA permanently
         if description.lora and not lora_names(self.model):
             description = replace(description, lora=None)
@@ -499,9 +524,7 @@ class Classifier:
         kept_as = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
         return Features(self._trunk(depth), self._padded(encoded), dtype=kept_as, store=self.store)
 
-    def batch_outputs(
-        self, texts: Texts, numbers: Sequence[int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def batch_outputs(self, texts: Texts, numbers: Sequence[int]) -> tuple[Outputs, Tensor]:
         """Compute each head's outputs for some of the prepared texts, with gradients.
 
         Returns {name: (B, K) or (B, T, K)}, and lengths (B,). Raises UsageError if a part that
@@ -524,7 +547,7 @@ class Classifier:
     @torch.no_grad()
     def outputs(
         self, texts: Texts | Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[int], Outputs, Tensor]]:
         """Compute each head's outputs for all texts, without gradients.
 
         Texts that `texts` prepared are computed from their prepared states. If token ids are given,
@@ -552,8 +575,8 @@ class Classifier:
             texts = self._embedded(texts)
         for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
             with in_mode(self.model, training=False):
-                found = self.batch_outputs(texts, numbers)
-            yield numbers, *found
+                outputs, lengths = self.batch_outputs(texts, numbers)
+            yield from _in_small_parts(numbers, outputs, lengths)
 
     def _log_change(self, changed: str) -> None:
         """Log why the model is computed without shortcuts, unless it was logged last time."""
@@ -565,7 +588,7 @@ class Classifier:
 
     def _packed_outputs(
         self, encoded: Sequence[Sequence[int]], depth: int
-    ) -> Iterator[tuple[list[int], dict[str, Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[int], Outputs, Tensor]]:
         """Run the first `depth` blocks without padding, and the others on padded batches.
 
         Yields the same as `outputs`.
@@ -584,7 +607,7 @@ class Classifier:
                 copies = [same[distinct[batch[n]]] for n in r.texts]
                 rows = [row for row, each in enumerate(copies) for _ in each]
                 numbers = [n for each in copies for n in each]
-                yield numbers, {name: out[rows] for name, out in outputs.items()}, r.lengths[rows]
+                yield from _in_small_parts(numbers, outputs.of_texts(rows), r.lengths[rows])
 
     def logits(self, texts: Texts | Sequence[Sequence[int]]) -> Tensor:
         """Compute the first head's outputs for all texts, in their order, on the CPU: (N, K).
@@ -721,7 +744,7 @@ class Classifier:
         return logits
 
     def _answers_to(
-        self, batch: Batch, outputs: dict[str, Tensor], lengths: Tensor
+        self, batch: Batch, outputs: Mapping[str, Tensor], lengths: Tensor
     ) -> list[dict[str, Any]]:
         """Each head's answer to each text of a batch: {head's name: answer}."""
         answers: list[dict[str, Any]] = [{} for _ in batch.texts]
@@ -794,13 +817,22 @@ class Classifier:
         """
         dtype, mask = arithmetic(self.dtype, self.device), self.description.causal_mask
         parts = (self.model.wte, self.model.wpe, *self.model.blocks[:depth])
-        weights = (parameter for part in parts for parameter in part.parameters())
+        weights = (w for part in parts for w in (*part.parameters(), *part.buffers()))
         made_of = depth, dtype, mask, *(weight.data_ptr() for weight in weights)
         if self._made is None or self._made[0] != made_of:
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
         trunk = self._made[1]
         trunk.follow_weights()
         return trunk
+
+
+def _in_small_parts(
+    numbers: list[int], outputs: Outputs, lengths: Tensor
+) -> Iterator[tuple[list[int], Outputs, Tensor]]:
+    """Divide what `Classifier.outputs` yields for a batch, if it has too many logits."""
+    for part in outputs.small_parts():
+        longest = int(lengths[part].max())
+        yield numbers[part], outputs.of_texts(part, longest), lengths[part]
 
 
 @contextmanager

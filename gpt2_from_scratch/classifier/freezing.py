@@ -1,5 +1,6 @@
 """Freeze a model, unfreeze what should be trained, and list both in a ledger."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import ORIGINAL, alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.speed.partial_blocks import change_of
 
 
@@ -45,9 +47,9 @@ def set_trainable(
         heads: The model's heads. Those with `trainable` are unfrozen. By default `model.head` is.
 
     Raises:
-        UsageError: The model does not have that many blocks, a pattern matches no name, or a head is
-            still tied to `wte` and `heads` does not name it. Training such a head would also train
-            `wte`.
+        UsageError: The model does not have that many blocks, a weight to train is stored in NF4, a
+            pattern matches no name, or a head is still tied to `wte` and `heads` does not name it.
+            Training such a head would also train `wte`.
     """
     if not heads and any(p is model.wte.weight for p in model.head.parameters()):
         raise UsageError("the head is still GPT-2's own, tied to wte: call replace_head first")
@@ -55,6 +57,15 @@ def set_trainable(
     if not 0 <= n_last_blocks <= top:
         what = "this model has" if top == model.config.n_layer else "the heads read"
         raise UsageError(f"n_last_blocks = {n_last_blocks}: {what} {top} blocks")
+    packed = packed_weights(model)
+    patterns = [part.strip() for part in pattern.split(",")] if pattern else []
+    patterns = patterns or [f"blocks.{n}.*" for n in range(top - n_last_blocks, top)]
+    for name in packed:
+        if any(fnmatchcase(name, wanted) for wanted in patterns):
+            raise UsageError(
+                f"{name} is stored in NF4, so it cannot be trained. With quantised blocks, only "
+                "adapters, head and norms are: set n_last_blocks = 0."
+            )
     # the method, not the attribute: a misspelt `require_grad = False` would silently freeze nothing
     model.requires_grad_(False)
     if pattern:
@@ -63,7 +74,7 @@ def set_trainable(
         frozen = {head.name for head in heads if not head.trainable}
         for name, part in (layers_by_name(model, heads) if heads else {"": model.head}).items():
             part.requires_grad_(name not in frozen)
-        model.wte.requires_grad_(False)  # a language head is tied to wte
+        model.wte.requires_grad_(False)  # heads for language share it, and a lens also ln_f
         norm_is_read = not heads or any(head.final_norm for head in heads)
         model.ln_f.requires_grad_(final_norm and norm_is_read)
         for block in model.blocks[top - n_last_blocks : top]:
@@ -262,15 +273,16 @@ def ledger(
 ) -> list[LedgerLine]:
     """Count every parameter exactly once, by part: embeddings, each block, final norm, head.
 
-    If `config` is given, the lines also show the learning rate and the weight decay.
+    Weights in NF4 count as frozen parameters. If `config` is given, the lines also show the learning rate and the weight decay.
     """
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}
     parts: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters_by_name(model).items():
-        pieces = name.split(".")
-        part = ".".join(pieces[:2]) if pieces[0] == "blocks" else pieces[0]
-        parts.setdefault(part, {})[name] = parameter
+        parts.setdefault(_part_of(name), {})[name] = parameter
+    packed = Counter[str]()  # {part: its weights in NF4}
+    for name, weight in packed_weights(model).items():
+        packed[_part_of(name)] += weight.shape.numel()
     lines = []
     for part, parameters in parts.items():
         trained = {n: p.numel() for n, p in parameters.items() if p.requires_grad}
@@ -280,7 +292,7 @@ def ledger(
         lines.append(
             LedgerLine(
                 part,
-                sum(p.numel() for p in parameters.values()),
+                sum(p.numel() for p in parameters.values()) + packed[part],
                 sum(trained.values()),
                 max((group_of[n]["lr"] for n in trained if n in group_of), default=0.0),
                 config.weight_decay if config and decayed else 0.0,
@@ -288,6 +300,12 @@ def ledger(
             )
         )
     return lines
+
+
+def _part_of(name: str) -> str:
+    """The part of a model to which a parameter belongs."""
+    first, *others = name.split(".")
+    return f"{first}.{others[0]}" if first == "blocks" else first
 
 
 def format_ledger(lines: list[LedgerLine]) -> str:

@@ -5,8 +5,8 @@ each block. A single head replaces GPT-2's own `model.head`; several heads are s
 B texts, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from gpt2_from_scratch.speed.partial_blocks import (
     serves_parts,
 )
 
+LOGITS = 2**24  # most logits of next tokens that are computed together: 64 MB
 ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -56,7 +57,7 @@ def replace_head(model: GPT2, num_classes: int) -> None:
 def replace_heads(model: GPT2, heads: Sequence[HeadConfig]) -> None:
     """Replace the output head, in place, by these heads; their weights are drawn in this order.
 
-    A head for `language` is GPT-2's own, tied to `wte`. It is kept, or restored if it was replaced.
+    A tied head for `language` is GPT-2's own. It is kept, or restored if it was replaced.
     """
     put_heads(model, {head.name: head_layers(head, model) for head in heads})
 
@@ -79,7 +80,7 @@ def head_layers(head: HeadConfig, model: GPT2) -> nn.Module:
     (Liu et al. 2019; fairseq's RobertaClassificationHead). Some tasks determine their layers
     themselves.
     """
-    if (determined := TASKS[head.task].layers(model)) is not None:
+    if (determined := TASKS[head.task].layers(head, model)) is not None:
         return determined
     device, width = model.wte.weight.device, model.config.n_embd
     layers: dict[str, nn.Module] = {}
@@ -141,7 +142,7 @@ def relabelled(
     labels = in_given_order(labels)
     if head.task not in CLASS_TASKS:
         raise UsageError(f"give labels for a head of {', '.join(CLASS_TASKS)}, not of {head.task}")
-    if any(isinstance(part, LoRALinear) for part in layers.modules()):
+    if _has_adapters(layers):
         raise UsageError(f"head {head.name!r} has LoRA adapters: its labels cannot be changed")
     known = [head.labels.index(label) if label in head.labels else None for label in labels]
     if len(labels) == len(head.labels) and known == [None] * len(known):
@@ -176,6 +177,10 @@ def relabelled(
     return new, drawn
 
 
+def _has_adapters(layers: nn.Module) -> bool:
+    return any(isinstance(part, LoRALinear) for part in layers.modules())
+
+
 def _shapes(layers: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in layers.named_parameters()}
 
@@ -198,6 +203,98 @@ def _copy_known(old: nn.Module, new: nn.Module, known: Sequence[int | None], sig
 
 
 # --- one forward pass for all heads ---
+
+
+@dataclass
+class Logits:
+    """The logits of next tokens (B, T, V) of one head, which are computed when they are needed."""
+
+    head: HeadConfig
+    layers: nn.Module
+    model: GPT2
+    states: Tensor  # (B, T, C)
+    with_gradient: bool = field(default_factory=torch.is_grad_enabled)
+
+    def at(self, where: Any = ...) -> Tensor:
+        """Compute the logits of some texts and positions; of all by default."""
+        with torch.set_grad_enabled(self.with_gradient):
+            return _checked_outputs(self.head, self.layers, self.states[where], self.model)
+
+    @property
+    def most_positions(self) -> int:
+        """The number of positions with at most LOGITS logits; at least 1."""
+        return max(1, LOGITS // self.model.config.n_vocab)
+
+
+class Outputs(Mapping[str, Tensor]):
+    """The outputs of heads by name: (B, K), or (B, T, K) for a head that answers for every token.
+
+    The logits of a head for language, (B, T, V), are computed each time they are read, and are not
+    kept. So the logits of several heads are in memory together only if the caller keeps them.
+    """
+
+    def __init__(self, found: Mapping[str, Tensor | Logits]):
+        self._found = found
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._found[name]
+        return found.at() if isinstance(found, Logits) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def of_texts(self, rows: Any, longest: int | None = None) -> "Outputs":
+        """Select the outputs of some texts, by a slice or by their rows in the batch.
+
+        Outputs for every token are cut to the first `longest` tokens.
+        """
+        found: dict[str, Tensor | Logits] = {}
+        for name, outputs in self._found.items():
+            if isinstance(outputs, Logits):
+                found[name] = replace(outputs, states=outputs.states[rows][:, :longest])
+            else:
+                chosen = outputs[rows]
+                found[name] = chosen[:, :longest] if chosen.dim() == 3 else chosen
+        return Outputs(found)
+
+    def small_parts(self) -> Iterator[slice]:
+        """Yield slices of the batch in which each head for language has at most LOGITS logits.
+
+        A single text can have more.
+        """
+        logits = [found for found in self._found.values() if isinstance(found, Logits)]
+        if not logits:
+            yield slice(None)
+            return
+        B, T, _ = logits[0].states.shape
+        size = max(1, logits[0].most_positions // T)
+        yield from (slice(first, first + size) for first in range(0, B, size))
+
+    def is_separate(self, name: str) -> bool:
+        """Whether a head's loss has no gradient before the head's own layers.
+
+        Then `backward` can be called on it alone, without the losses of other heads.
+        """
+        found = self._found[name]
+        return isinstance(found, Logits) and not found.states.requires_grad
+
+    def pieces(self, name: str, wanted: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Yield a head's outputs in pieces: (where, outputs).
+
+        If the head `is_separate`, the pieces are the outputs (U, V) at the positions at which
+        `wanted` (B, T) is true, with at most LOGITS logits each. Otherwise all outputs are one piece.
+        `where` selects the same texts and positions from a tensor (B, T).
+        """
+        found = self._found[name]
+        if not isinstance(found, Logits) or not self.is_separate(name):
+            yield ..., self[name]
+            return
+        for rows in wanted.nonzero().split(found.most_positions):
+            where = rows.unbind(1)
+            yield where, found.at(where)
 
 
 def layer_read(head: HeadConfig, model: GPT2) -> int:
@@ -230,7 +327,7 @@ def class_logits(model: GPT2, ids: Tensor, lengths: Tensor, pooling: Pooling) ->
 
 def outputs_from(
     model: GPT2, heads: Sequence[HeadConfig], depth: int, x: Tensor, lengths: Tensor
-) -> dict[str, Tensor]:
+) -> Outputs:
     """Run the blocks after the first `depth`, and all heads, in one pass.
 
     Blocks after the last one that a head reads are not computed. If the heads read only one
@@ -249,7 +346,7 @@ def outputs_from(
         padding positions are meaningless.
     """
     layers, at = layers_by_name(model, heads), {h.name: layer_read(h, model) for h in heads}
-    top, outputs = max(at.values()), dict[str, Tensor]()
+    top, outputs = max(at.values()), dict[str, Tensor | Logits]()
     reading = [head for head in heads if at[head.name] == top]
     one_position = (
         (reads_positions_alone(model.ln_f) or not any(head.final_norm for head in reading))
@@ -263,7 +360,10 @@ def outputs_from(
     for n in range(depth, top + 1):
         for head in (head for head in heads if at[head.name] == n):
             states = _states_read(model, head, x, lengths)
-            outputs[head.name] = _checked_outputs(head, layers[head.name], states, model)
+            if TASKS[head.task].predicts_tokens and not _has_adapters(layers[head.name]):
+                outputs[head.name] = Logits(head, layers[head.name], model, states)
+            else:  # at once, because dropout depends on the mode and the order
+                outputs[head.name] = _checked_outputs(head, layers[head.name], states, model)
         if n == top - 1 and one_position and serves_parts(blocks[n]):
             positions = read_positions(lengths, x.shape[1], reading[0].pooling)
             x = block_at(blocks[n], x, positions)  # (B, C)
@@ -271,7 +371,7 @@ def outputs_from(
             x = block_on(blocks[n], x, real)
         elif n < top:
             x = blocks[n](x)
-    return {head.name: outputs[head.name] for head in heads}
+    return Outputs({head.name: outputs[head.name] for head in heads})
 
 
 @torch.no_grad()
@@ -345,7 +445,8 @@ def _states_read(model: GPT2, head: HeadConfig, x: Tensor, lengths: Tensor) -> T
     """
     if not head.gradient:
         x = x.detach()
-    norm = model.ln_f if head.final_norm else nn.Identity()
+    # a tuned lens reads the residual stream, and contains the norm
+    norm = model.ln_f if head.final_norm and head.form != "tuned lens" else nn.Identity()
     if head.reads_one_state and x.dim() == 3:
         if head.pooling in READ_ALL or not (
             type(norm) is nn.Identity or reads_positions_alone(norm)

@@ -31,6 +31,7 @@ from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import GPT2_CHOICES, GPT2Config
 from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names
+from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_characters
 from gpt2_from_scratch.gpt2.weights import STORED_TRANSPOSED, names_on_disk
 from gpt2_from_scratch.speed.batching import IGNORABLE, INVISIBLE, end_tokens
@@ -96,6 +97,11 @@ def to_peft(classifier: Classifier, head_name: str = "") -> Converted:
     if not adapters:
         merged = " unmerged" if classifier.description.lora else ""
         raise UsageError(f"the classifier has no{merged} LoRA adapters. Use --to hugging-face.")
+    if packed := packed_weights(classifier.model):
+        raise UsageError(
+            f"{min(packed)} is stored in NF4, and PEFT would add the adapters to the weights of "
+            f"{classifier.description.base}. Use --to hugging-face."
+        )
     if own := [name for name in adapters if name.startswith("head")]:
         raise UsageError(f"{own[0]} has an adapter of the head itself. Use --to hugging-face.")
     others = {name for name in classifier.changed_names() if not name.startswith("ln_f.")}
@@ -211,11 +217,16 @@ def _adapters(model: nn.Module) -> Iterable[tuple[str, LoRALinear]]:
 
 
 def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters of a model by name, with LoRA merged; the model does not change."""
+    """All parameters of a model by name, with LoRA merged; the model does not change.
+
+    Weights in NF4 are dequantised to float32, before LoRA is merged.
+    """
+    state: dict[str, Tensor] = {name: packed() for name, packed in packed_weights(model).items()}
+    state |= parameters_by_name(model)
     merged = {f"{name}.weight".lstrip("."): part.whole_weight() for name, part in _adapters(model)}
     return {
         name: merged.get(name, value).detach()
-        for name, value in parameters_by_name(model).items()
+        for name, value in state.items()
         if not name.endswith(("lora_A", "lora_B"))
     }
 

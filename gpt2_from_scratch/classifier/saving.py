@@ -49,13 +49,14 @@ class Description:
     pad_to: int | None = None  # pad every text to this many tokens, as the lecture does
     lora: LoRAConfig | None = None
     causal_mask: bool = True  # False: each token sees the whole text in the frozen blocks
+    packed_sha256: str = ""  # hash of the blocks' matrices in NF4, if `lora.quantize` asks for it
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "pad_to"):
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and not (name == "pad_to" and value is None):
                 raise UsageError(f"{name} = {value!r:.80} must be a whole number, at least 1")
-        for name in ("base", "base_sha256"):
+        for name in ("base", "base_sha256", "packed_sha256"):
             if type(value := getattr(self, name)) is not str:
                 raise UsageError(f"{name} = {value!r:.80} must be a string")
         if type(self.causal_mask) is not bool:
@@ -77,6 +78,20 @@ class Description:
                 f"heads that read an end token share no text with others: {sorted(read)}; use "
                 "pooling last_token"
             )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields by name, without those for quantised weights if there are none."""
+        found = asdict(self)
+        if not self.is_quantized:
+            del found["packed_sha256"]
+        if self.lora and self.lora.quantize == "none":
+            del found["lora"]["quantize"]
+        return found
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the blocks' matrices are in NF4, so that LoRA cannot be merged into them."""
+        return bool(self.packed_sha256)
 
     @property
     def reads_end_token(self) -> bool:
@@ -118,7 +133,9 @@ def write_classifier(
     for name, value in tensors.items():
         if not value.detach().isfinite().all():
             raise CheckpointError(f"{path}: {name} contains NaN or infinite values; not saved")
-    write_tensors(path, tensors, {"format": format, "description": json.dumps(asdict(description))})
+    write_tensors(
+        path, tensors, {"format": format, "description": json.dumps(description.as_dict())}
+    )
 
 
 def read_classifier(
@@ -227,7 +244,7 @@ def unsaved_change(model: nn.Module, described: nn.Module) -> str:
             return f"{name or 'the model'} is of type {type(part).__name__}"
         if reason := alteration(part):
             return f"{name or 'the model'} {reason}"
-        if part._buffers:
+        if part._buffers.keys() != expected[name]._buffers.keys():
             return f"{name or 'the model'} has buffers"
         settings, usual = _settings(part), _settings(expected[name])
         for key in sorted(settings.keys() & usual.keys()):

@@ -15,7 +15,7 @@ from gpt2_from_scratch.data.formats import TASKS, Task
 from gpt2_from_scratch.data.messages import Message, labels_alike
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
-from gpt2_from_scratch.gpt2.config import LoRAConfig
+from gpt2_from_scratch.gpt2.config import QUANTIZE, LoRAConfig
 from gpt2_from_scratch.storage.settings import check_settings, is_finite, plain, setting
 
 # Where a head reads a text:
@@ -37,6 +37,12 @@ Schedule = Literal["cosine", "constant"]  # of the learning rate after the warm-
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+# The layers of a head for `language`, which predicts the next token from the state that it reads:
+# tied: GPT-2's own head, whose weight is wte. Read before the last block it is the logit lens
+# full: a linear layer of its own, (C) -> (V). It starts as a copy of wte
+# tuned lens: an affine map of its own, (C) -> (C), then GPT-2's own final norm and head
+LanguageForm = Literal["tied", "full", "tuned lens"]
+LANGUAGE_FORMS: tuple[LanguageForm, ...] = get_args(LanguageForm)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
@@ -182,6 +188,7 @@ class HeadConfig:
     )
     trainable: bool = True
     gradient: bool = True  # False: the head learns, but no gradient reaches the model
+    form: LanguageForm = setting("tied", "layers of a head for language", choices=LANGUAGE_FORMS)
 
     def __post_init__(self) -> None:
         check_settings(self, f"head {self.name!r}: ")
@@ -217,7 +224,7 @@ class HeadConfig:
 
     @property
     def n_outputs(self) -> int:
-        """Width of the last layer; 0 if there is none (features) or it is the model's own."""
+        """Width of the last layer; 0 if there is none (features) or it is the vocabulary's."""
         if self.task in ("language", "features"):
             return 0
         if self.task == "span":
@@ -243,7 +250,11 @@ class HeadConfig:
         if self.class_weights and task == "regression":
             raise UsageError("class weights are not for regression")
         if (self.dropout or self.hidden) and task in ("language", "features"):
-            raise UsageError(f"a head for {task} has no layers of its own")
+            raise UsageError(f"a head for {task} has no hidden layers and no dropout")
+        if self.form != "tied" and task != "language":
+            raise UsageError(f"form = {self.form!r} is for language, not for {task}")
+        if self.form == "tuned lens" and not self.final_norm:
+            raise UsageError("a tuned lens contains the final norm: leave final_norm = True")
         if self.temperature != 1 and task != "classification":
             raise UsageError(f"temperature = {self.temperature} is for classification only")
         if self.thresholds and task != "multi-label":
@@ -304,6 +315,11 @@ class HeadSettings:
     )
     lora_dropout: float = setting(0.0, "dropout before LoRA's matrices", at_least=0, below=1)
     lora_blocks: int = setting(-1, "last blocks with LoRA; -1: all", at_least=-1)
+    quantize: str = setting(
+        "none",
+        "nf4: store the matrices of the blocks with four bits per weight, next to LoRA (QLoRA)",
+        choices=QUANTIZE,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -326,6 +342,11 @@ class HeadSettings:
             raise UsageError(f"labels = {self.labels!r}: one of them is empty")
         if self.lora == 0 and (self.lora_alpha or self.lora_dropout or self.lora_blocks >= 0):
             raise UsageError("lora_alpha, lora_dropout and lora_blocks need a rank: set lora")
+        if self.lora == 0 and self.quantize != "none":
+            raise UsageError(
+                f"quantize = {self.quantize!r} needs LoRA, because quantised weights cannot be "
+                "trained: set lora"
+            )
 
     def head_config(
         self, labels: Sequence[str], train: Sequence[Message], n_embd: int
@@ -373,6 +394,7 @@ class HeadSettings:
             alpha=self.lora_alpha or self.lora,
             dropout=self.lora_dropout,
             n_last_blocks=None if self.lora_blocks < 0 else self.lora_blocks,
+            quantize=self.quantize,
         )
 
 

@@ -28,7 +28,7 @@ from gpt2_from_scratch.classifier.freezing import (
 )
 from gpt2_from_scratch.classifier.settings import HeadConfig, Schedule, TrainConfig
 from gpt2_from_scratch.classifier.tasks import TASKS
-from gpt2_from_scratch.classifier.tasks.task import Batch, Targets, label_for
+from gpt2_from_scratch.classifier.tasks.task import IGNORED, Batch, Targets, label_for
 from gpt2_from_scratch.data.messages import Message, checked_messages, with_other_endings
 from gpt2_from_scratch.data.split import Split, messages_sha256
 from gpt2_from_scratch.errors import (
@@ -44,6 +44,7 @@ from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.devices import environment
 from gpt2_from_scratch.speed.feature_cache import Texts
+from gpt2_from_scratch.storage.curves import TENSORBOARD, Curves, refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import make_folder, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import expanded
@@ -215,6 +216,7 @@ def finetune(
     *,
     resume: bool = False,
     deadline: float = math.inf,
+    tensorboard: bool = False,
 ) -> list[Epoch]:
     """Train a classifier in place, and leave it with the weights of the best epoch.
 
@@ -231,6 +233,7 @@ def finetune(
         resume: Continue from the newest state. On the same processor, torch version and number of
             threads the result is bit-identical to that of an uninterrupted run.
         deadline: The value of `time.monotonic` after which the training is given up.
+        tensorboard: Write the curves to the folder `tensorboard` in `run`.
 
     Returns:
         The results of all epochs.
@@ -238,12 +241,15 @@ def finetune(
     Raises:
         GPT2Error: The loss becomes NaN or infinite; `nan_report.json` has the details.
         DataError: A part has no message with a target for one of the heads.
-        UsageError: Nothing is trainable, or the run was started with other settings.
+        UsageError: Nothing is trainable, the run was started with other settings, or the package
+            tensorboard is needed and missing.
         ResourceError: The folder `run` cannot be written to, or there is not enough memory for even
             one message at a time.
         OutOfTime: The deadline has passed.
     """
     run = expanded(run)
+    if tensorboard:
+        refuse_missing_tensorboard()
     make_folder(run)
     classifier.unmerge()
     freeze(classifier, config)
@@ -261,8 +267,10 @@ def finetune(
         training.restore()
     with (
         stop_after_step() as stop,
+        Curves(run / TENSORBOARD if tensorboard else None, training.first_new_point) as curves,
         progress_bar(total=training.steps, initial=training.at.step, unit="batch") as bar,
     ):
+        training.curves = curves
         while not training.over():
             bar.set_description(f"epoch {training.at.epoch}/{epochs}")
             training.freeze_as_in(training.at.epoch)
@@ -371,7 +379,8 @@ class TrainingRun:
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
         self.best_saved = -math.inf  # when best.safetensors was last written
         self.saved = time.monotonic()
-        settings = asdict(config) | asdict(description)
+        self.curves = Curves()
+        settings = asdict(config) | description.as_dict()
         settings |= {"dtype": str(classifier.dtype), "messages_sha256": messages_sha256(split)}
         self.settings = json.loads(json.dumps(settings))  # with lists instead of tuples, as on disk
 
@@ -405,6 +414,8 @@ class TrainingRun:
         self.at.step += 1
         self.at.seen += len(batch)
         self.at.total_loss += loss * len(batch)
+        now = {"loss/step": loss, "learning_rate": factor * self.config.lr}
+        self.curves.add(self.at.step, now)
         return loss
 
     def _gradients(self, batch: list[int]) -> dict[str, float]:
@@ -415,8 +426,12 @@ class TrainingRun:
         with self._seeded_dropout():
             for part in self._parts(batch):
                 total: Tensor | float = 0.0
-                for head, loss, n_correct in self._losses(batch, part):
-                    total = total + loss * (head.loss_weight / max(scales[head.name], 1e-8))
+                for head, loss, n_correct, is_separate in self._losses(batch, part):
+                    weighted = loss * (head.loss_weight / max(scales[head.name], 1e-8))
+                    if not is_separate:
+                        total = total + weighted
+                    elif weighted.requires_grad:  # at once, so that its logits can be freed
+                        weighted.backward()
                     losses[head.name] = losses.get(head.name, 0.0) + loss.item()
                     correct[head.name] = correct.get(head.name, 0.0) + n_correct
                 if isinstance(total, Tensor) and total.requires_grad:
@@ -431,26 +446,27 @@ class TrainingRun:
 
     def _losses(
         self, batch: list[int], part: list[int]
-    ) -> Iterator[tuple[HeadConfig, Tensor, float]]:
-        """Yield each head's part of the batch's mean loss, and its number of correct decisions.
+    ) -> Iterator[tuple[HeadConfig, Tensor, float, bool]]:
+        """Yield parts of the batch's mean loss: (head, loss, correct decisions, is separate).
 
-        Both are for the messages in `part`. A head without targets in the batch is left out.
+        The parts are those of the messages in `part`, per head or smaller (see `Outputs.pieces`).
+        A head without targets in the batch is left out.
         """
         outputs, lengths = self.classifier.batch_outputs(self.train.texts, part)
         for head in self.heads:
-            task, found, targets = (
-                TASKS[head.task],
-                outputs[head.name],
-                self.train.targets[head.name],
-            )
+            task, targets = TASKS[head.task], self.train.targets[head.name]
             weight = float(targets.weights[batch].sum())
             if weight == 0:
                 continue
             wanted = targets.batch(part).to(lengths.device)
-            loss = task.loss_sum(head, found, wanted, lengths) / weight
-            if not math.isfinite(loss.item()):
-                raise self._diverged("loss", loss.item(), part)
-            yield head, loss, task.correct_sum(head, found.detach(), wanted, lengths)
+            is_separate = outputs.is_separate(head.name)
+            for where, found in outputs.pieces(head.name, wanted != IGNORED):
+                some = wanted[where]
+                loss = task.loss_sum(head, found, some, lengths) / weight
+                if not math.isfinite(loss.item()):
+                    raise self._diverged("loss", loss.item(), part)
+                correct = task.correct_sum(head, found.detach(), some, lengths)
+                yield head, loss, correct, is_separate
 
     def _parts(self, batch: list[int]) -> Iterator[list[int]]:
         for first in range(0, len(batch), self.at.micro_batch):
@@ -484,7 +500,7 @@ class TrainingRun:
             losses = dict[str, float]()
             with self._seeded_dropout():
                 for part in self._parts(batch):
-                    for head, loss, _ in self._losses(batch, part):
+                    for head, loss, *_ in self._losses(batch, part):
                         losses[head.name] = losses.get(head.name, 0.0) + loss.item()
             self.at.scales = losses | self.at.scales
         return self.at.scales
@@ -559,6 +575,8 @@ class TrainingRun:
         if not math.isfinite(loss):
             raise self._diverged("validation loss", loss, [])
         at = self.at
+        points = {"loss/train": epoch.train_loss, "loss/val": loss}
+        self.curves.add(at.step, points | {"score/train": epoch.train_score, "score/val": mean})
         history = [*at.history, epoch]
         self.at = Progress(at.micro_batch, at.step, at.epoch + 1, scales=at.scales, history=history)
         measures = {score.measure for score in scores.values()}
@@ -617,8 +635,18 @@ class TrainingRun:
             done = f"stopped after step {self.at.step} of {self.steps}; the state is saved"
             raise Interrupted(done, stop.signal)
 
+    @property
+    def first_new_point(self) -> int:
+        """The step from which this process adds points to the curves.
+
+        If the state was saved after the last step of an epoch, its validation is done again.
+        """
+        is_unfinished = self.at.seen == len(self.train.messages)
+        return self.at.step + (0 if is_unfinished else 1)
+
     def save(self) -> None:
         """Save the state of the run. Raises GPT2Error if the weights are NaN or infinite."""
+        self.curves.flush()  # a run that is resumed from this state does not write them again
         tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         tensors |= optimizer_tensors([self.optimizer])
@@ -649,6 +677,7 @@ class TrainingRun:
     def _restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         # settings that are younger than the state had no effect on it
         saved = asdict(TrainConfig()) | record["settings"]
+        saved["heads"] = [{"form": HeadConfig.form} | head for head in saved["heads"]]
         refuse_changes(saved, self.settings, self.folder)
         now = environment(self.classifier.device)
         if record["environment"] != now:

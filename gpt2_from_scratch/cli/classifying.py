@@ -122,7 +122,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.runs.results import assess_again, evaluate_classifier
     from gpt2_from_scratch.speed.feature_store import FeatureStore
 
-    classifier = _load_classifier(args)
+    classifier = load_classifier(args)
     classifier.store = None if args.cache is False else FeatureStore()
     head = classifier.description.head
     folder = args.classifier if args.classifier.is_dir() else args.classifier.parent
@@ -164,14 +164,16 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(values) if args.json else table)
 
 
-def _load_classifier(args: argparse.Namespace) -> "Classifier":
+def load_classifier(args: argparse.Namespace) -> "Classifier":
+    """Load the classifier, and merge its LoRA adapters, so that it answers faster."""
     from gpt2_from_scratch.classifier.classifier import Classifier
     from gpt2_from_scratch.speed.devices import DTYPES
 
     _refuse_missing(args.classifier)
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
-    classifier.merge()
+    if not classifier.description.is_quantized:
+        classifier.merge()
     return classifier
 
 
@@ -191,20 +193,11 @@ def _refuse_missing(path: Path) -> None:
     raise CheckpointError(f"{path} does not exist.{hint}")
 
 
-# --- predict ---
+# --- texts ---
 
 
-def add_predict(commands: Any) -> None:
-    """Add `predict`."""
-    parser = commands.add(
-        "predict",
-        run_predict,
-        "classify texts",
-        "gpt2-classifier predict runs/demo 'Claim your free prize, call 0800 123 now' 'See you at six'",
-        "gpt2-classifier predict runs/demo --file inbox.txt --csv > labels.csv",
-        "gpt2-classifier predict runs/demo --threshold spam=0.95 --file inbox.txt",
-        "cat inbox.txt | gpt2-classifier predict runs/demo --json",
-    )
+def add_texts(parser: Any) -> None:
+    """Add the classifier, and the options for the texts that it reads."""
     parser.add_argument(
         "classifier",
         type=existing_or_new_path,
@@ -220,17 +213,75 @@ def add_predict(commands: Any) -> None:
     )
     add_base(parser)
     parser.add_argument(
-        "--threshold",
-        type=non_empty,
-        metavar="LABEL=P",
-        help="predict LABEL only if its probability is at least P; evaluate shows the effect",
-    )
-    parser.add_argument(
         "--file",
         type=existing_or_new_path,
         help="text file with one text per line, or a .csv, .tsv or .jsonl file; -: standard input",
     )
     add_settings(parser, DataConfig, *READING)
+
+
+def check_texts(args: argparse.Namespace) -> None:
+    """Raise an error if texts were given together with a file, or if one of them is a file."""
+    if args.file and args.texts:
+        raise DataError("give texts or --file, not both")
+    if files := [text for text in args.texts if os.path.isfile(text)]:
+        raise UsageError(
+            f"{files[0]} is a file. Use --file {shlex.quote(files[0])} to read the texts in it."
+        )
+    for text in args.texts:
+        named = is_table(Path(text)) and os.path.basename(text) != text and text.split() == [text]
+        if named or os.path.isdir(text):
+            what = (
+                "there is a folder of this name" if os.path.isdir(text) else "no such file exists"
+            )
+            log.warning(f"{text} is classified as a text: {what}. Use --file for texts in a file.")
+
+
+def numbered_texts(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
+    """The texts with their numbers: those given, of --file, or of standard input."""
+    if _is_typed(args):
+        log.info(f"Type one text per line; {END_OF_INPUT} ends.")
+    return enumerate(args.texts, start=1) if args.texts else _read(args)
+
+
+def _is_typed(args: argparse.Namespace) -> bool:
+    """Whether the texts are typed on a terminal while the command runs."""
+    from_file = args.file and str(args.file) != "-"
+    return not args.texts and not from_file and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
+    """The texts of --file with their numbers; without --file, or for `-`, of standard input."""
+    from gpt2_from_scratch.data.messages import lines_of, read_texts
+
+    if args.file and str(args.file) != "-":
+        return read_texts(args.file, **given(args, *READING))
+    if sys.stdin is None:
+        raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
+    return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
+
+
+# --- predict ---
+
+
+def add_predict(commands: Any) -> None:
+    """Add `predict`."""
+    parser = commands.add(
+        "predict",
+        run_predict,
+        "classify texts",
+        "gpt2-classifier predict runs/demo 'Claim your free prize, call 0800 123 now' 'See you at six'",
+        "gpt2-classifier predict runs/demo --file inbox.txt --csv > labels.csv",
+        "gpt2-classifier predict runs/demo --threshold spam=0.95 --file inbox.txt",
+        "cat inbox.txt | gpt2-classifier predict runs/demo --json",
+    )
+    add_texts(parser)
+    parser.add_argument(
+        "--threshold",
+        type=non_empty,
+        metavar="LABEL=P",
+        help="predict LABEL only if its probability is at least P; evaluate shows the effect",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per text")
     form.add_argument(
@@ -250,24 +301,11 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.progress import for_programs, progress_bar
 
-    if args.file and args.texts:
-        raise DataError("give texts or --file, not both")
-    if files := [text for text in args.texts if os.path.isfile(text)]:
-        raise UsageError(
-            f"{files[0]} is a file. Use --file {shlex.quote(files[0])} to classify the texts in it."
-        )
-    for text in args.texts:
-        named = is_table(Path(text)) and os.path.basename(text) != text and text.split() == [text]
-        if named or os.path.isdir(text):
-            what = (
-                "there is a folder of this name" if os.path.isdir(text) else "no such file exists"
-            )
-            log.warning(f"{text} is classified as a text: {what}. Use --file for texts in a file.")
+    check_texts(args)
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
-    classifier = _load_classifier(args)
-    texts: Iterable[tuple[int, str]]
-    texts = enumerate(args.texts, start=1) if args.texts else _read(args)
+    classifier = load_classifier(args)
+    texts = numbered_texts(args)
     table = (
         PredictionTable(for_programs(sys.stdout), classifier.description.heads, args.with_text)
         if args.csv
@@ -276,7 +314,6 @@ def run_predict(args: argparse.Namespace) -> None:
     numbered, texts = tee(texts)  # the numbers are needed again, next to the predictions
     windows: Iterable[Iterable[str]] = [(text for _, text in texts)]
     if _is_typed(args):
-        log.info(f"Type one text per line; {END_OF_INPUT} ends.")
         windows = ([text] for _, text in texts)  # so that each line is answered at once
     predictions: Iterable[Any] = progress_bar(
         chain.from_iterable(map(classifier.predict_stream, windows)),
@@ -294,23 +331,6 @@ def run_predict(args: argparse.Namespace) -> None:
         else:
             print(prediction.as_json(number) if args.json else prediction.in_words(text))
         sys.stdout.flush()  # another program may be waiting for each answer
-
-
-def _is_typed(args: argparse.Namespace) -> bool:
-    """Whether the texts are typed on a terminal while the command runs."""
-    from_file = args.file and str(args.file) != "-"
-    return not args.texts and not from_file and sys.stdin is not None and sys.stdin.isatty()
-
-
-def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
-    """The texts of --file with their numbers; without --file, or for `-`, of standard input."""
-    from gpt2_from_scratch.data.messages import lines_of, read_texts
-
-    if args.file and str(args.file) != "-":
-        return read_texts(args.file, **given(args, *READING))
-    if sys.stdin is None:
-        raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
-    return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:

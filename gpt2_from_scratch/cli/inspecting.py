@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2_from_scratch.classifier.settings import POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
@@ -20,6 +20,7 @@ from gpt2_from_scratch.cli.options import (
     add_model,
     add_settings,
     computing_on,
+    existing_or_new_path,
     given,
     new_path,
     non_empty,
@@ -30,7 +31,15 @@ from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.progress import command
 from gpt2_from_scratch.storage.paths import HUB_NAMES, MODELS, is_run, known_name
 
+if TYPE_CHECKING:
+    from gpt2_from_scratch.data.split import Split
+    from gpt2_from_scratch.gpt2.model import GPT2
+    from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
+
 log = logging.getLogger(__name__)
+
+# options of the data that probes read
+OF_PROBED_DATA = ("source", *TABLE, "on_error", "rare_labels", "balance")
 
 
 # --- check ---
@@ -118,13 +127,29 @@ def add_probe(commands: Any) -> None:
     parser = commands.add(
         "probe",
         run_probe,
-        "show at which layers a linear classifier can separate the labels",
+        "show what each layer knows: the labels, or the next token",
         "gpt2-classifier probe",
         "gpt2-classifier probe --data sms --balance --out probes.png",
+        "gpt2-classifier probe --task language --balance --out next-token.png",
+        "gpt2-classifier probe runs/demo --task language",
         "gpt2-classifier probe --data topics --pooling mean last_position --json",
     )
-    add_model(parser)
-    add_settings(parser, DataConfig, "source", *TABLE, "on_error", "rare_labels", "balance")
+    parser.add_argument(
+        "trained",
+        type=existing_or_new_path,
+        nargs="?",
+        metavar="RUN",
+        help="a finished run, with its own texts (default: the pretrained model)",
+    )
+    parser.add_argument("--model", type=non_empty, help=f"{MODEL_HELP} (default: mini)")
+    parser.add_argument(
+        "--task",
+        choices=("classification", "language"),
+        default="classification",
+        help="what the probes predict: the label of a text, from one state per text, or the next "
+        "token, from every state (default: classification)",
+    )
+    add_settings(parser, DataConfig, *OF_PROBED_DATA)
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,
@@ -133,8 +158,9 @@ def add_probe(commands: Any) -> None:
         help="positions to read (default: every pooling that reads no padding)",
     )
     parser.add_argument(
-        "--seed", type=int, default=123, help="random seed of the split (default: 123)"
+        "--epochs", type=int, metavar="N", help="epochs of --task language (default: 4)"
     )
+    parser.add_argument("--seed", type=int, help="random seed of the split (default: 123)")
     parser.add_argument("--out", type=new_path, help="a new .png file for the plot")
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list with one object per probe"
@@ -143,28 +169,67 @@ def add_probe(commands: Any) -> None:
 
 
 def run_probe(args: argparse.Namespace) -> None:
-    """Print the test accuracy of a linear probe at every layer, and plot it."""
+    """Print what a probe at every layer predicts on the test set, and plot it."""
+    from gpt2_from_scratch.reports.plots import save_picture
+    from gpt2_from_scratch.speed.devices import DTYPES
+    from gpt2_from_scratch.studies.next_token import (
+        format_next_tokens,
+        plot_next_tokens,
+        probe_next_tokens,
+    )
+    from gpt2_from_scratch.studies.probes import format_probes, plot_probes, probe_layers
+
+    language = args.task == "language"
+    if args.poolings and language:
+        raise UsageError("--pooling is for labels; next tokens are predicted from every state.")
+    if args.epochs is not None and not language:
+        raise UsageError("--epochs is for --task language; other probes have no epochs.")
+    device, dtype = computing_on(args)
+    model, tokenizer, split = _to_probe(args, device)
+    began = time.perf_counter()
+    if language:
+        options = given(args, "epochs")
+        heads = probe_next_tokens(model, tokenizer, split, **options, dtype=DTYPES[dtype])
+        objects, table = [asdict(head) for head in heads], format_next_tokens(heads)
+        picture = plot_next_tokens(heads) if args.out else None
+    else:
+        options = given(args, "poolings")
+        probes = probe_layers(model, tokenizer, split, **options, dtype=DTYPES[dtype])
+        objects = [{"accuracy": probe.accuracy} | asdict(probe) for probe in probes]
+        table, picture = format_probes(probes), plot_probes(probes) if args.out else None
+    log.info(f"{len(objects)} probes in {time.perf_counter() - began:.1f} s")
+    print(json.dumps(objects) if args.json else table)
+    if picture:
+        save_picture(picture, args.out)
+        log.info(f"plot: {args.out}")
+
+
+def _to_probe(args: argparse.Namespace, device: Any) -> "tuple[GPT2, Tokenizer, Split]":
+    """The model to probe, its tokenizer and the texts: of a run, or of the options."""
+    from gpt2_from_scratch.classifier.classifier import Classifier
     from gpt2_from_scratch.data.split import load_split
     from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
     from gpt2_from_scratch.gpt2.weights import load_gpt2
-    from gpt2_from_scratch.reports.plots import save_picture
-    from gpt2_from_scratch.speed.devices import DTYPES
+    from gpt2_from_scratch.runs.folder import RunConfig, refuse_missing_data, refuse_other_messages
     from gpt2_from_scratch.storage.paths import model_folder
-    from gpt2_from_scratch.studies.probes import format_probes, plot_probes, probe_layers
 
-    device, dtype = computing_on(args)
-    split = load_split(settings_of(args, DataConfig), "classification", args.seed)
-    model, tokenizer = load_gpt2(args.model).to(device), Tokenizer(model_folder(args.model))
-    began = time.perf_counter()
-    probes = probe_layers(model, tokenizer, split, **given(args, "poolings"), dtype=DTYPES[dtype])
-    log.info(f"{len(probes)} probes in {time.perf_counter() - began:.1f} s")
-    if args.json:
-        print(json.dumps([{"accuracy": probe.accuracy} | asdict(probe) for probe in probes]))
-    else:
-        print(format_probes(probes))
-    if args.out:
-        save_picture(plot_probes(probes), args.out)
-        log.info(f"plot: {args.out}")
+    if args.trained is None:
+        split = load_split(settings_of(args, DataConfig), "classification", **given(args, "seed"))
+        base = args.model or "mini"
+        return load_gpt2(base).to(device), Tokenizer(model_folder(base)), split
+    if others := [name for name in (*OF_PROBED_DATA, "seed") if getattr(args, name) is not None]:
+        raise UsageError(
+            f"a run is probed with its own texts. Leave out {', '.join(others)}, or the run."
+        )
+    config = RunConfig.read(args.trained)
+    refuse_missing_data(args.trained, config.data)
+    split = config.load_split()
+    refuse_other_messages(args.trained, split, config.data.source)
+    classifier = Classifier.load(args.trained, args.model, device=device)
+    if not classifier.description.causal_mask:
+        raise UsageError(f"{args.trained} was trained without the causal mask, which probes need.")
+    classifier.merge()
+    return classifier.model, classifier.tokenizer, split
 
 
 # --- generate ---

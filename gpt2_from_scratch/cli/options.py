@@ -139,6 +139,16 @@ def add_device(parser: Any) -> None:
     )
 
 
+def add_tensorboard(parser: Any) -> None:
+    """Add the option for curves."""
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the curves of the training for TensorBoard, to the folder tensorboard in OUT",
+    )
+
+
 def add_computing(
     parser: Any, *, device: bool = True, cache: bool = False, answers: bool = False
 ) -> None:

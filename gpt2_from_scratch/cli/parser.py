@@ -21,7 +21,7 @@ COMMON = set(
     "source text_column label_column balance task lora n_last_blocks epochs batch_size lr "
     "seed n_vocab n_embd n_layer steps".split()
 )
-RARE = {"cache", "device", "dtype", "threads"} | {
+RARE = {"cache", "device", "dtype", "tensorboard", "threads"} | {
     field.name
     for kind in (DataConfig, HeadSettings, TrainConfig, PretrainConfig)
     for field in fields(kind)
@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings:
                 words += [action.option_strings[0], str(name)] if action.required else []
             elif action.help != argparse.SUPPRESS:
-                several = {"*": f"[{name} ...]", argparse.PARSER: f"{name} ..."}
+                several = {"*": f"[{name} ...]", "?": f"[{name}]", argparse.PARSER: f"{name} ..."}
                 words.append(several.get(str(action.nargs), str(name)))
         return " ".join(words).replace("%", "%%")
 

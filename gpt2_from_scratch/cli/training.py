@@ -21,6 +21,7 @@ from gpt2_from_scratch.cli.options import (
     add_computing,
     add_device,
     add_settings,
+    add_tensorboard,
     add_training,
     computing_on,
     duration,
@@ -108,6 +109,7 @@ def add_train(commands: Any) -> None:
         choices=["default", "lecture"],
         help="lecture: train step by step as in the lecture (default: default)",
     )
+    add_tensorboard(parser)
     add_computing(parser, cache=True)
 
 
@@ -166,7 +168,7 @@ def run_train(args: argparse.Namespace) -> None:
             run=args.out,
             device=device,
             dtype=dtype,
-            **given(args, "model", "cache", "start", "autotune"),
+            **given(args, "model", "cache", "start", "autotune", "tensorboard"),
         )
     _print_results(run, verbose=args.verbose)
 
@@ -240,7 +242,7 @@ def _resume(args: argparse.Namespace) -> "Run":
     config = RunConfig.read(args.resume)
     saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
-    typed = given(args, "model", "dtype", "cache", "threads", "autotune", *names)
+    typed = given(args, "model", "dtype", "cache", "threads", "autotune", "tensorboard", *names)
     called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
     called |= dict.fromkeys(SOURCES, data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
@@ -348,6 +350,7 @@ def add_pretrain(commands: Any) -> None:
         help="precision of the weights on disk (default: float32)",
     )
     add_settings(parser, PretrainConfig)
+    add_tensorboard(parser)
     add_device(parser)
 
 
@@ -379,6 +382,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
             start=args.start,
             exclude=excluded,
             resume=args.resume,
+            **given(args, "tensorboard"),
         )
     except KeyboardInterrupt as error:
         saved = any(args.out.glob("state-*.safetensors")) and not args.resume

@@ -28,6 +28,14 @@ from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.speed.batching import end_tokens
 
 Unit = Literal["word", "token"]
+LIMITS = {  # method: what it cannot say
+    "leave-one-out": "Exact, but only one part is missing at a time. Parts that say the same, or that "
+    "matter only together, are not recognised.",
+    "gradient-x-input": "This approximation is valid for very small changes of an embedding. It does not "
+    "say what the answer would be without a part.",
+    "integrated-gradients": "The values depend on the baseline. They do not say what the answer would be "
+    "without a part.",
+}
 BOUNDARY = regex.compile(r"(?V1w)\b")  # with w, \b is a word boundary of Unicode's UAX #29
 
 
@@ -60,6 +68,16 @@ class Explanation:
     baseline: str  # what the text is compared with
     total: float  # the evidence in the text minus the evidence in the baseline
     steps: int = 0  # number of points at which gradients were computed
+
+    @property
+    def quantity(self) -> str:
+        """What the evidence is."""
+        return "value" if self.probability is None else "log odds"
+
+    @property
+    def limit(self) -> str:
+        """What the method cannot say."""
+        return LIMITS[self.method]
 
     @property
     def error(self) -> float:
@@ -114,6 +132,26 @@ def leave_one_out(
         baseline="every token left out",
         total=whole - nothing,
     )
+
+
+def after_each_token(
+    classifier: Classifier, text: str, label: str, *, head: str = ""
+) -> list[tuple[str, float]]:
+    """Return each token, and the label's probability (or the value) in the text up to it.
+
+    These are the answers of `Classifier.predict_by_token`, which are exact. Limits: A token changes
+    the answer to what came before it. The same token elsewhere may change it otherwise, and the
+    answer may already be certain before an important word.
+
+    The arguments and errors are those of `leave_one_out`.
+    """
+    name = Question.of(classifier, text, label, head).head.name
+    found = []
+    for token, answers in classifier.predict_by_token(text):
+        answer = answers[name].as_dict()
+        numbers = answer["values"] if "values" in answer else answer["probabilities"]
+        found.append((token, numbers[label]))
+    return found
 
 
 # --- what is explained ---

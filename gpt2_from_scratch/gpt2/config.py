@@ -144,6 +144,7 @@ class PretrainConfig:
 FUSED = ("query", "key", "value")  # the parts of c_attn, in the order of their rows
 WHOLE = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 MATRICES = FUSED + WHOLE  # all matrices of a block
+QUANTIZE = ("none", "nf4")  # how the frozen matrices are stored
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ class LoRAConfig:
     # whether to adapt the head's linear layers too, as in appendix E of the lecture's book; their
     # own weights then keep their random initial values, and only the adapters are trained
     head: bool = False
+    quantize: str = setting(
+        "none",
+        "nf4: store the matrices of the blocks with four bits per weight (QLoRA)",
+        choices=QUANTIZE,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "LoRA: ")

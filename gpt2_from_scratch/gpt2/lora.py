@@ -7,7 +7,8 @@ The weight W (out, in) of a linear layer is frozen. A low-rank product is added 
 A is initialised at random and B with zeros, so the model's outputs do not change at first. GPT-2
 stores query, key and value in one matrix `c_attn` (3C, C). Each of these three parts gets an A and a
 B of its own, as if there were three matrices. After training, the product can be added to W. The
-model is then an ordinary GPT-2 again.
+model is then an ordinary GPT-2 again. With QLoRA, W is stored in NF4 (see `nf4`), and the product
+cannot be added to it.
 
 Shapes: C = n_embd, r = rank, P adapted parts of a matrix.
 
@@ -23,34 +24,49 @@ from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.config import FUSED, WHOLE, LoRAConfig
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.nf4 import NF4Linear, NF4Weight, nf4_linear, quantize_blocks
 
 
 class LoRALinear(nn.Module):
     """A linear layer with adapters, one per given range of its outputs.
 
     It keeps the parameters of the layer that it replaces, under the same names. All ranges must have
-    the same width.
+    the same width. A weight in NF4 is kept as `packed`; there is then no `weight`.
     """
 
+    weight: Tensor
+    packed: NF4Weight | None
+
     def __init__(
-        self, linear: nn.Linear, slices: list[slice], config: LoRAConfig, generator: torch.Generator
+        self,
+        linear: nn.Linear | NF4Linear,
+        slices: list[slice],
+        config: LoRAConfig,
+        generator: torch.Generator,
     ):
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.packed = linear.packed if isinstance(linear, NF4Linear) else None
+        if isinstance(linear, nn.Linear):
+            self.weight = linear.weight
+        self.bias = linear.bias
+        like = self.bias if self.packed else self.weight
         self.slices, self.dropout = slices, config.dropout
         self.scale = config.alpha / config.rank
         P, r, n_in = len(slices), config.rank, linear.in_features
         bound = n_in**-0.5  # the same distribution as the initial weight of an nn.Linear
-        A = torch.empty(P, r, n_in, device="meta" if linear.weight.is_meta else "cpu")
+        A = torch.empty(P, r, n_in, device="meta" if like.is_meta else "cpu")
         if not A.is_meta:
             A.uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(A.to(linear.weight))
+        self.lora_A = nn.Parameter(A.to(like))
         width = slices[0].stop - slices[0].start
-        self.lora_B = nn.Parameter(linear.weight.new_zeros(P, width, r))
+        self.lora_B = nn.Parameter(like.new_zeros(P, width, r))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        y = F.linear(x, self.weight, self.bias)  # (..., out)
+        if self.packed is None:
+            y = F.linear(x, self.weight, self.bias)  # (..., out)
+        else:
+            y = nf4_linear(x, self.packed, self.bias)
         x = F.dropout(x, self.dropout, self.training)  # once for all adapters, as in loralib
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             y[..., outputs] += self.scale * F.linear(F.linear(x, A), B)
@@ -58,7 +74,7 @@ class LoRALinear(nn.Module):
 
     def whole_weight(self) -> Tensor:
         """Return a copy of the weight with the products added, with gradients: (out, in)."""
-        weight = self.weight.clone()
+        weight = (self.weight if self.packed is None else self.packed()).clone()
         for outputs, A, B in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             weight[outputs] += self.scale * (B @ A)
         return weight
@@ -86,7 +102,9 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT2, config: LoRAConfig, seed: int = 123, blocks_read: int | None = None
 ) -> None:
-    """Add trainable adapters to the matrices of a model, in place. Its logits do not change.
+    """Add trainable adapters to the matrices of a model, in place.
+
+    The logits do not change, unless the blocks are quantised first, as `config.quantize` asks.
 
     Freeze the model before this call, because `freezing.set_trainable` would freeze the adapters too.
     This function freezes only the head layers that it adapts. It never adapts GPT-2's own head, whose
@@ -102,16 +120,21 @@ def add_lora(
 
     Raises:
         UsageError: the model already has adapters, the rank exceeds n_embd, the model has fewer
-            blocks than requested, or a part to adapt is not a plain linear layer. The model is
-            unchanged.
+            blocks than requested, or a part to adapt or to quantise is not a plain linear layer.
+            The model is unchanged.
     """
     if lora_names(model):
         raise UsageError("the model already has LoRA adapters; merge them first")
     if config.rank > model.config.n_embd:
         raise UsageError(f"LoRA: rank {config.rank} exceeds n_embd = {model.config.n_embd}")
     generator = torch.Generator().manual_seed(seed)
+    targets = _targets(model, config, blocks_read)
+    for name in targets:
+        _linear_at(model, name)  # before anything is changed
+    if config.quantize == "nf4":
+        quantize_blocks(model)
     adapters = {}
-    for name, slices in _targets(model, config, blocks_read).items():
+    for name, slices in targets.items():
         linear = _linear_at(model, name)
         outputs = slices or [slice(0, linear.out_features)]
         adapters[name] = LoRALinear(linear, outputs, config, generator)
@@ -132,7 +155,8 @@ def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
     """Add all products to their weights, and restore plain linear layers.
 
     This changes the values of the existing parameters in place. Returns {module name: adapter} for
-    `unmerge_lora`. Raises UsageError if an adapter has hooks or was changed in another way.
+    `unmerge_lora`. Raises UsageError if an adapter has hooks or was changed in another way, and if
+    the weights are in NF4, which has only 16 values per block.
     """
     adapters = {
         name.removeprefix("_orig_mod."): part  # without the prefix that torch.compile adds
@@ -142,6 +166,11 @@ def merge_lora(model: GPT2) -> dict[str, LoRALinear]:
     for name, adapter in adapters.items():
         if reason := alteration(adapter):
             raise UsageError(f"{name} {reason}, which would be lost by merging")
+        if adapter.packed:
+            raise UsageError(
+                f"{name} is stored in NF4, which could not hold the sum of the weight and the "
+                "product. Export the classifier to merge it in float32."
+            )
     for name, adapter in adapters.items():
         adapter.add_to_weight(1)
         out, n_in = adapter.weight.shape
@@ -195,7 +224,7 @@ def _targets(model: GPT2, config: LoRAConfig, blocks_read: int | None) -> dict[s
     return targets
 
 
-def _linear_at(model: GPT2, name: str) -> nn.Linear:
+def _linear_at(model: GPT2, name: str) -> nn.Linear | NF4Linear:
     """Return the linear layer of this name.
 
     Raises UsageError if replacing the layer would lose hooks or other changes.
@@ -204,9 +233,10 @@ def _linear_at(model: GPT2, name: str) -> nn.Linear:
         part = model.get_submodule(name)
     except AttributeError:
         part = None
-    if type(part) is not nn.Linear or alteration(part):
-        raise UsageError(f"{name} is not a plain nn.Linear, so it cannot have adapters")
-    return part
+    if isinstance(part, nn.Linear | NF4Linear) and type(part) in (nn.Linear, NF4Linear):
+        if not alteration(part):
+            return part
+    raise UsageError(f"{name} is not a plain nn.Linear, so it cannot have adapters")
 
 
 def _put(model: GPT2, name: str, part: nn.Module) -> None:

@@ -32,6 +32,7 @@ from gpt2_from_scratch.gpt2.overlap import Overlap
 from gpt2_from_scratch.gpt2.tokenizer import END_OF_TEXT, Tokenizer, write_bpe
 from gpt2_from_scratch.gpt2.weights import copy_tokenizer, load_gpt2, save_gpt2
 from gpt2_from_scratch.progress import progress_bar
+from gpt2_from_scratch.storage.curves import TENSORBOARD, Curves, refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import locked, sweep, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import model_folder
@@ -159,6 +160,7 @@ def pretrain(
     start: str | Path | None = None,
     exclude: Sequence[str] = (),
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> GPT2:
     """Pretrain a GPT-2 on a folder of .txt files, and save it.
 
@@ -177,17 +179,21 @@ def pretrain(
             lines that overlap with them are removed (see `overlap.py`).
         resume: whether to resume from the state in `out`. Only `steps`, `decay` and `save_every` may
             then differ from the earlier run.
+        tensorboard: write the curves to the folder `tensorboard` in `out`.
 
     Returns:
         The pretrained model, on `device`.
 
     Raises:
         UsageError: `out` contains a run but `resume` is false, other settings or the training text
-            have changed, or `start` has other sizes than `config`.
+            have changed, `start` has other sizes than `config`, or the package tensorboard is needed
+            and missing.
         DataError: the corpus is too small, or one of its files is not UTF-8.
         GPT2Error: the loss became NaN or infinite.
         Interrupted: Ctrl-C or SIGTERM was received. The state is saved first.
     """
+    if tensorboard:
+        refuse_missing_tensorboard()
     if any(out.glob("state-*.safetensors")) and not resume:
         raise UsageError(f"{out} already contains a run; use --resume or choose another --out")
     others = {path.name for path in out.glob("[!.]*")} - {"vocab.bpe", "encoder.json"}
@@ -219,7 +225,11 @@ def pretrain(
     # for comparison: the bits per byte to which gzip compresses the held-out text
     about["gzip_bits_per_byte"] = 8 * len(gzip.compress(raw, 9)) / len(raw)
     write_json(out / "pretraining.json", asdict(config) | about)
-    with locked(out / ".lock", wait=False), stop_after_step() as stop:
+    with (
+        locked(out / ".lock", wait=False),
+        stop_after_step() as stop,
+        Curves(out / TENSORBOARD if tensorboard else None, run.progress.step + 1) as run.curves,
+    ):
         sweep(out)
         run.train(stop)
     return model
@@ -302,6 +312,7 @@ class _Run:
     sources: list[Source]
     held_out: dict[str, _HeldOut]  # by register
     progress: _Progress = field(default_factory=_Progress)
+    curves: Curves = field(default_factory=Curves)
 
     def __post_init__(self) -> None:
         self.optimizers = make_optimizers(self.model, self.config)
@@ -323,13 +334,16 @@ class _Run:
             if not math.isfinite(loss.item()):
                 raise self._diverged(f"the loss became {loss.item()} in step {step + 1}")
             loss.backward()
+            lr = config.lr * learning_rate_factor(step, config)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * learning_rate_factor(step, config)
+                    group["lr"] = lr
                 optimizer.step()
                 optimizer.zero_grad()
             progress.step = step + 1
             progress.losses.append(loss.item())
+            points = {"loss/train": progress.losses[-1], "learning_rate": lr}
+            self.curves.add(progress.step, points)
             bar.set_postfix_str(f"loss {progress.losses[-1]:.3f}", refresh=False)
             if progress.step % config.save_every == 0 or progress.step == config.steps:
                 tokens = (progress.step - first) * config.tokens
@@ -358,6 +372,8 @@ class _Run:
             "by_register": {register: round(value, 4) for register, value in bits.items()},
             "tokens_per_second": round(tokens_per_second),
         }
+        points = {f"bits_per_byte/{register}": value for register, value in bits.items()}
+        self.curves.add(progress.step, points | {"bits_per_byte/held_out": mean})
         progress.records, progress.losses = [*progress.records, record], []
         self._save_state()
         save_gpt2(self.model, self.out, self.dtype)
@@ -366,6 +382,7 @@ class _Run:
         log.info(json.dumps(record))
 
     def _save_state(self) -> None:
+        self.curves.flush()  # a run that is resumed from this state does not write them again
         tensors = {f"model/{name}": p for name, p in self.model.named_parameters()}
         record = {
             "progress": asdict(self.progress),

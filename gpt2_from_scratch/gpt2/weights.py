@@ -125,13 +125,14 @@ def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
 # --- load ---
 
 
-def load_gpt2(model: str | Path = "mini") -> GPT2:
+def load_gpt2(model: str | Path = "mini", *, warn_of_head: bool = True) -> GPT2:
     """Load a pretrained GPT-2 by its name or from a folder.
 
     Names are "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl". A folder contains OpenAI's
     checkpoint (`hparams.json`, `model.ckpt.*`) or Hugging Face's (`config.json` or `hparams.json`,
     `model.safetensors`, which may be sharded). nanoGPT's state dict is read as well, if it was saved
-    as `model.safetensors`. The weights are loaded as float32 on the CPU.
+    as `model.safetensors`. The weights are loaded as float32 on the CPU. A classifier's head in the
+    folder is left out, with a warning unless `warn_of_head` is false.
 
     Raises CheckpointError if an array is missing, is not used by GPT-2, has another shape or is not
     finite, if a checksum in the index or the folder does not match, or if the folder contains two
@@ -142,7 +143,7 @@ def load_gpt2(model: str | Path = "mini") -> GPT2:
     gpt2 = meta_gpt2(read_config(folder))
     check_sums(folder, [file.name for file in files_of_weights(folder)])
     state = {}
-    for parameter, value in stored_parameters(folder, gpt2):
+    for parameter, value in stored_parameters(folder, gpt2, warn_of_head=warn_of_head):
         # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity
         if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
@@ -177,7 +178,7 @@ def meta_gpt2(config: GPT2Config) -> GPT2:
 
 
 def stored_parameters(
-    folder: Path, gpt2: GPT2, *, check_crcs: bool = True
+    folder: Path, gpt2: GPT2, *, check_crcs: bool = True, warn_of_head: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter of a checkpoint: (name, float32 copy).
 
@@ -188,14 +189,15 @@ def stored_parameters(
         folder: contains a checkpoint in OpenAI's, Hugging Face's or nanoGPT's format.
         gpt2: a model of the checkpoint's size, for its names and shapes (see `meta_gpt2`).
         check_crcs: whether to compare OpenAI's arrays with the CRC-32C in the index.
+        warn_of_head: whether to log a warning if a classifier's head is left out.
 
     Raises:
         CheckpointError: a name, shape, type or checksum is wrong, or two formats have different
             weights.
     """
     first, *others = weight_files(folder)
-    copies = [_parameters(other, gpt2, check_crcs) for other in others]
-    for parameter, value in _parameters(first, gpt2, check_crcs):
+    copies = [_parameters(other, gpt2, check_crcs, warn_of_head) for other in others]
+    for parameter, value in _parameters(first, gpt2, check_crcs, warn_of_head):
         for path, copy in zip(others, copies, strict=True):
             if not torch.equal(value, next(copy)[1]):
                 raise CheckpointError(
@@ -205,11 +207,13 @@ def stored_parameters(
         yield parameter, value
 
 
-def _parameters(source: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
+def _parameters(
+    source: Path, gpt2: GPT2, check_crcs: bool, warn_of_head: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of one of `weight_files`. Their order does not depend on the format."""
     if source.suffix == ".index":
         return _openai_parameters(source, gpt2, check_crcs)
-    return _safetensors_parameters(source, gpt2)
+    return _safetensors_parameters(source, gpt2, warn_of_head)
 
 
 def _openai_parameters(index: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
@@ -237,18 +241,20 @@ def _openai_parameters(index: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tu
         yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])), OPENAI)
 
 
-def _safetensors_parameters(source: Path, gpt2: GPT2) -> Iterator[tuple[str, Tensor]]:
+def _safetensors_parameters(
+    source: Path, gpt2: GPT2, warn_of_head: bool
+) -> Iterator[tuple[str, Tensor]]:
     files = tensor_files(source)
     dialect, names, shapes = _dialect(source, files)
     repeated_head = names.pop("lm_head.weight", None)
     shapes.pop("lm_head.weight", None)
-    heads = {}
-    for short in [*names]:
-        if head := next(
-            (h for start, h in dialect.other_heads.items() if short.startswith(start)), ""
-        ):
-            heads[short] = head
-    if heads:
+    heads = {
+        name: head
+        for name in names
+        for start, head in dialect.other_heads.items()
+        if name.startswith(start)
+    }
+    if heads and warn_of_head:
         log.warning(
             f"{source} contains the head of a {min(heads.values())}, which is not part of GPT-2: "
             f"{', '.join(sorted(heads))}"

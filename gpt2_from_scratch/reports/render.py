@@ -6,6 +6,7 @@ are embedded. Its Content-Security-Policy makes browsers enforce this. Every val
 
 import base64
 import re
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from gpt2_from_scratch.data.messages import on_one_line, without_halves
 from gpt2_from_scratch.evaluation.calibration import format_threshold
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.evaluation.significance import format_p
+from gpt2_from_scratch.explain.tokens import Explanation
 from gpt2_from_scratch.progress import visible
 from gpt2_from_scratch.reports.findings import (
     ALPHA,
@@ -84,6 +86,17 @@ def write_study_report(facts: StudyFacts, folder: str | Path, name: str = "score
     write_text(folder / f"{name}.html", page)
 
 
+def write_explanations(
+    explained: Sequence[tuple[Explanation, Sequence[tuple[str, float]]]], path: str | Path
+) -> None:
+    """Write a page that shows explanations, each with the answer after each token.
+
+    `explained` has the explanation of each text and the pairs of `tokens.after_each_token`. All
+    explanations use the same method.
+    """
+    write_text(expanded(path), render("explanation.html", explained=explained))
+
+
 def render(template: str, **findings: Any) -> str:
     """Fill a template, .html or .md, with the findings, and return the page.
 
@@ -123,6 +136,7 @@ def environment(suffix: str) -> Environment:
         "parted": _parted,
         "percent": percent,
         "points": lambda difference, digits=1: f"{100 * difference:+.{digits}f}",
+        "signed": lambda value: f"{value:+z.3f}",  # z: never "-0.000"
         "threshold": format_threshold,
     }
     made.globals |= {

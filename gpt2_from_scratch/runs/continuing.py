@@ -72,6 +72,7 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     }
     if lora:
         found |= {"lora": lora.rank, "lora_alpha": float(lora.alpha), "lora_dropout": lora.dropout}
+        found |= {"quantize": lora.quantize}
         found |= {"lora_blocks": -1 if lora.n_last_blocks is None else lora.n_last_blocks}
     free = {"class_weights", "label_smoothing", "with_ngrams"}
     if head.task not in ("regression", "span"):

@@ -79,6 +79,8 @@ LATER = {
     "unlabelled",
     "adapt",
     "adapt_lr",
+    "tensorboard",
+    "quantize",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
@@ -130,6 +132,7 @@ class RunConfig:
     cache: bool = setting(True, "keep the frozen blocks' output on disk")
     start: str = setting("", "trained classifier that training continues from")
     autotune: float = setting(0.0, "seconds of the search for settings that follows", at_least=0)
+    tensorboard: bool = setting(False, "write the curves of training for TensorBoard")
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
@@ -139,6 +142,16 @@ class RunConfig:
             raise UsageError(
                 f"only --adapt uses the texts in {self.data.unlabelled} (unlabelled). Add --adapt 3, "
                 "or leave out --unlabelled."
+            )
+        if self.tensorboard and self.autotune:
+            raise UsageError(
+                "--tensorboard shows the curves of one training, but --autotune tries many. Leave out "
+                "one of them."
+            )
+        if self.training.adapt and self.head.quantize != "none":
+            raise UsageError(
+                f"--adapt trains all of GPT-2, and --quantize {self.head.quantize} stores its matrices "
+                "in a form that cannot be trained. Leave out one of them."
             )
         if self.start and self.training.adapt:
             raise UsageError(
@@ -359,7 +372,7 @@ def write_provenance(
     found = {
         "messages": {part: len(messages) for part, messages in vars(split).items()},
         "messages_sha256": messages_sha256(split),
-        "classifier": asdict(classifier.description),
+        "classifier": classifier.description.as_dict(),
         "environment": environment(classifier.device)
         | {"gpt2_from_scratch": version("gpt2-from-scratch")},
     }
@@ -432,7 +445,7 @@ def refuse_other_classifier(run: Path, classifier: Classifier, *, autotune: bool
 
     With `autotune` only the base model must be the same, because the search chooses the others.
     """
-    now = json.loads(json.dumps(asdict(classifier.description)))  # tuples are lists in JSON
+    now = json.loads(json.dumps(classifier.description.as_dict()))  # tuples are lists in JSON
     then = read_json(run / PROVENANCE).get("classifier")
     if autotune and isinstance(then, dict):
         then, now = ({"base_sha256": each.get("base_sha256")} for each in (then, now))

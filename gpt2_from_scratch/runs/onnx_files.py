@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,13 @@ class Change:
     source: str
     decisions: int  # 0 for values
     equal: int
-    equal_in_batches: int  # answers of int8 that stay equal in batches of BATCH
+    equal_in_batches: int  # answers of int8 that stay equal in batches of BATCH, in the given order
+    equal_in_sorted: int  # the same for batches of similar length, which have little padding
     largest_difference: float  # of a logit or a value
     measure: str  # the name of the scores
     score: float
-    score_int8: float
+    score_int8: float  # one text at a time
+    score_in_batches: float  # of int8, in batches of BATCH in the given order
     score_interval: tuple[float, float] | None  # 95% interval of the difference, for accuracies
     loss: float
     loss_int8: float
@@ -95,13 +98,14 @@ class Change:
 
     @property
     def is_large(self) -> bool:
-        """Whether more answers change than MOST_CHANGED."""
-        return self.decisions - self.equal > MOST_CHANGED * self.decisions
+        """Whether more answers change than MOST_CHANGED, by int8 or by a batch."""
+        fewest = min(self.equal, self.equal_in_batches, self.equal_in_sorted)
+        return self.decisions - fewest > MOST_CHANGED * self.decisions
 
     @property
     def loses(self) -> bool:
-        """Whether the score falls by more than MOST_LOST."""
-        return self.score - self.score_int8 > MOST_LOST
+        """Whether the score falls by more than MOST_LOST, one text at a time or in batches."""
+        return self.score - min(self.score_int8, self.score_in_batches) > MOST_LOST
 
     def in_words(self) -> list[str]:
         """Format as lines."""
@@ -110,7 +114,10 @@ class Change:
             lines += [
                 f"{self.equal} of {self.decisions} answers are equal "
                 f"({100 * self.equal / self.decisions:.1f}%)",
-                f"{self.equal_in_batches} of {self.decisions} stay equal in batches of {BATCH}",
+                f"{self.equal_in_sorted} of {self.decisions} stay equal in batches of {BATCH} texts of "
+                "similar length, with little padding",
+                f"{self.equal_in_batches} of {self.decisions} stay equal in batches of {BATCH} texts in "
+                "the order of the data, with more padding",
             ]
         interval = ""
         if self.score_interval:
@@ -119,7 +126,8 @@ class Change:
         low, high = self.loss_interval
         return [
             *lines,
-            f"{self.measure} {self.score:.4f} to {self.score_int8:.4f}{interval}",
+            f"{self.measure} {self.score:.4f} to {self.score_int8:.4f}{interval}; in batches "
+            f"{self.score_in_batches:.4f}",
             f"loss {self.loss:.4f} to {self.loss_int8:.4f}, 95% interval of the difference "
             f"{low:+.4f} to {high:+.4f}",
             f"largest difference of an output {self.largest_difference:.2g}",
@@ -217,11 +225,13 @@ def _judge(change: Change | None, force: bool) -> None:
     if change.loses and not force:
         raise CheckpointError(
             f"int8 lowers the {change.measure} of {change.texts} texts from {change.score:.4f} to "
-            f"{change.score_int8:.4f}. Export without --int8, or use --force to accept the loss."
+            f"{change.score_int8:.4f}, and to {change.score_in_batches:.4f} in batches. Export without --int8, or use --force to accept the loss."
         )
     if change.is_large or change.loses:
         log.warning(
-            f"int8 changes {change.decisions - change.equal} of {change.decisions} answers; use "
+            f"int8 changes {change.decisions - change.equal} of {change.decisions} answers, and the "
+            f"other texts of a batch change "
+            f"{change.decisions - min(change.equal_in_batches, change.equal_in_sorted)}; use "
             f"{FLOAT} unless this is acceptable"
         )
 
@@ -447,13 +457,19 @@ def _change(
     session: Any,
     session_int8: Any,
 ) -> Change:
-    """Compare the answers of two graphs to labelled texts, one text at a time."""
+    """Compare the answers of two graphs to labelled texts, one text at a time and in batches."""
     name = _output_name(head, several=False)
     plain, int8 = (_graph_outputs(each, encoded, 1)[name] for each in (session, session_int8))
     in_batches = _graph_outputs(session_int8, encoded, BATCH)[name]
-    decisions = [_decisions(head, outputs) for outputs in (plain, int8, in_batches)]
-    equal = int((decisions[0] == decisions[1]).all(axis=1).sum())
-    equal_in_batches = int((decisions[1] == decisions[2]).all(axis=1).sum())
+    by_length = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
+    of_sorted = _graph_outputs(session_int8, [encoded[n] for n in by_length], BATCH)[name]
+    in_sorted = [
+        row for _, row in sorted(zip(by_length, of_sorted, strict=True), key=itemgetter(0))
+    ]
+    decisions, *others = (_decisions(head, each) for each in (int8, plain, in_batches, in_sorted))
+    equal, equal_in_batches, equal_in_sorted = (
+        int((decisions == other).all(axis=1).sum()) for other in others
+    )
     # the graph has applied these already
     head = replace(
         head,
@@ -468,7 +484,7 @@ def _change(
     targets = task.targets(head, messages, encoded, classifier.tokenizer)
     words = task.words(labels)
     losses, scores, correct = [], [], []
-    for outputs in (plain, int8):
+    for outputs in (plain, int8, in_batches):
         answers, of_texts = list[Any](), list[float]()
         for n, row in enumerate(outputs):
             output, ids = torch.from_numpy(row)[None], [encoded[n]]
@@ -493,13 +509,15 @@ def _change(
     return Change(
         n,
         source,
-        len(decisions[0]),
+        len(decisions),
         equal,
         equal_in_batches,
+        equal_in_sorted,
         _largest_difference(plain, int8),
         getattr(scores[0], "measure", "accuracy"),
         float(scores[0].main),
         float(scores[1].main),
+        float(scores[2].main),
         compare_paired(correct[1], correct[0]).interval if correct else None,
         float(losses[0].sum() / total),
         float(losses[1].sum() / total),

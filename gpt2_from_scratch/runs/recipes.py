@@ -23,6 +23,7 @@ from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.evaluation.metrics import MOST_CLASSES
 from gpt2_from_scratch.gpt2.config import read_config
+from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.runs.continuing import (
@@ -58,6 +59,7 @@ from gpt2_from_scratch.runs.results import Run, remove_what_resumes, score_again
 from gpt2_from_scratch.speed.batching import encode_texts
 from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
+from gpt2_from_scratch.storage.curves import refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
 from gpt2_from_scratch.storage.paths import (
     data_name,
@@ -85,6 +87,7 @@ def train_classifier(
     dtype: str = "float32",
     cache: bool = True,
     autotune: float = 0.0,
+    tensorboard: bool = False,
 ) -> Run:
     """Finetune a classifier, keep its best epoch, and score it on the test set.
 
@@ -105,6 +108,7 @@ def train_classifier(
         cache: Keep the frozen blocks' output on disk for the next run.
         autotune: Search for the best settings of training and head for this many seconds. Settings
             that differ from their defaults are kept. 0: no search.
+        tensorboard: Write the curves of training to the folder `tensorboard` in the run's folder.
 
     Returns:
         The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
@@ -113,9 +117,11 @@ def train_classifier(
     Raises:
         DataError: The data cannot be read or split.
         CheckpointError: The model cannot be loaded.
-        UsageError: Settings contradict each other.
+        UsageError: Settings contradict each other, or tensorboard is asked for and missing.
         Interrupted: The run was stopped by Ctrl-C or SIGTERM; its state is saved.
     """
+    if tensorboard:
+        refuse_missing_tensorboard()
     head = head or HeadSettings()
     if run is not None:
         run = expanded(run)
@@ -140,6 +146,7 @@ def train_classifier(
         start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
         autotune=autotune,
+        tensorboard=tensorboard,
     )
     if frame is None:
         split = config.load_split()
@@ -213,6 +220,8 @@ def resume_training(
         )
     if data is not None:
         config = replace(config, data=_moved(config.data, data))
+    if config.tensorboard:
+        refuse_missing_tensorboard()
     set_threads(config.threads)
     where = choose_device(str(device))
     if is_complete(folder):
@@ -297,7 +306,14 @@ def _train(
         classifier = _best_of_search(folder, config, classifier)
     else:
         _log_ledger(classifier, config.training)
-        finetune(classifier, split, config.training, folder, resume=resume)
+        finetune(
+            classifier,
+            split,
+            config.training,
+            folder,
+            resume=resume,
+            tensorboard=config.tensorboard,
+        )
     return score_run(folder, config, classifier, split)
 
 
@@ -307,6 +323,12 @@ def _log_ledger(classifier: Classifier, training: TrainConfig) -> None:
     *parts, total = format_ledger(found).splitlines()
     log.debug("\n".join(parts))
     log.info(total)
+    if packed := packed_weights(classifier.model).values():
+        now = sum(buffer.nbytes for weight in packed for buffer in weight.buffers())
+        before = 4 * sum(weight.shape.numel() for weight in packed)
+        log.info(
+            f"matrices of the blocks in NF4: {now / 1e6:.1f} MB instead of {before / 1e6:.1f} MB"
+        )
 
 
 def _tuned(

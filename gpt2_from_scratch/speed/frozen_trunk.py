@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
+from gpt2_from_scratch.gpt2.nf4 import packed_weights, unpacked
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.int8 import Int8Linear
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
@@ -174,6 +175,8 @@ class Trunk:
         depth: number of blocks.
         dtype: precision of matrix products. With bfloat16 and int8 they use rounded copies of the
             weights; the residual stream and LayerNorms stay in float32. With int8, so does attention.
+            Weights in NF4 are not copied; they are dequantised, once per batch, and rounded only to
+            bfloat16.
         causal_mask: if false, each token sees all tokens of its text.
 
     Raises:
@@ -197,11 +200,13 @@ class Trunk:
                 f"blocks.{others[0]} has parts, hooks or methods that GPT-2 does not have"
             )
         self._weights = {"wte": self.wte, "wpe": self.wpe}  # not rounded to `dtype`
-        self._weights |= dict(nn.ModuleList(self.blocks).named_parameters())
-        self._copied: list[Any] = []  # the model's own blocks, if copies of them are used
-        if dtype != torch.float32:
-            self._copied = self.blocks
-            self.blocks = [_rounded(block, dtype) for block in self.blocks]
+        every = nn.ModuleList(self.blocks)
+        self._weights |= {**dict(every.named_parameters()), **dict(every.named_buffers())}
+        self._copied: list[tuple[Any, Any]] = []  # (block of the model, its rounded copy)
+        for n, block in enumerate(self.blocks):
+            if dtype != torch.float32 and not packed_weights(block):
+                self.blocks[n] = _rounded(block, dtype)
+                self._copied.append((block, self.blocks[n]))
 
     @torch.inference_mode()  # this mode can change all copies, whichever mode they were made in
     def follow_weights(self) -> None:
@@ -211,7 +216,7 @@ class Trunk:
         would take longer than rounding them again, which takes 20 ms for 11 blocks of 124M on one
         core.
         """
-        for source, block in zip(self._copied, self.blocks, strict=False):
+        for source, block in self._copied:
             weights = dict(source.named_parameters())
             for name, rounded in block.named_parameters():
                 rounded.copy_(weights[name])
@@ -288,7 +293,11 @@ class Trunk:
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """Compute a block on rows instead of padded texts: (U, C) -> (U, C)."""
         tiles = x.split(self.tile)
-        qkv = torch.cat([block.attn.c_attn(block.ln_1(rows).to(self._input)) for rows in tiles])
+        c_attn, attn_proj, c_fc, mlp_proj = (
+            unpacked(layer, self._input)
+            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        )
+        qkv = torch.cat([c_attn(block.ln_1(rows).to(self._input)) for rows in tiles])
         gathered = []
         for r in packed.rectangles:
             rows = r.widened(r.rows)
@@ -300,9 +309,9 @@ class Trunk:
         y = torch.cat(gathered)[packed.home]  # (U, C)
         out = []
         for rows, attended in zip(tiles, y.split(self.tile), strict=True):
-            rows = rows + block.attn.c_proj(attended)
-            wide = block.mlp.c_fc(block.ln_2(rows).to(self._input))  # (tile, 4C)
+            rows = rows + attn_proj(attended)
+            wide = c_fc(block.ln_2(rows).to(self._input))  # (tile, 4C)
             # in place, because allocating new memory would take longer than the GELU
             torch.ops.aten.gelu_(wide, approximate="tanh")
-            out.append(rows + block.mlp.c_proj(wide))
+            out.append(rows + mlp_proj(wide))
         return torch.cat(out)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from gpt2_from_scratch.gpt2.changes import alteration
 from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import LAYER_NORM_EPS, MLP, CausalSelfAttention, TransformerBlock
+from gpt2_from_scratch.gpt2.nf4 import NF4Linear, NF4Weight
 
 PARTS: dict[str, type[nn.Module]] = {
     "": TransformerBlock,
@@ -44,7 +45,7 @@ PARTS: dict[str, type[nn.Module]] = {
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Return whether a block is an unchanged `TransformerBlock`.
+    """Return whether a block is an unchanged `TransformerBlock`, possibly quantised.
 
     The output of such a block depends only on its weights. Code that reads only the weights would
     ignore hooks, a replaced `forward`, dropout and adapters.
@@ -63,15 +64,17 @@ def serves_parts(block: nn.Module) -> bool:
 def change_of(block: nn.Module) -> str:
     """Describe how a block differs from `TransformerBlock`.
 
-    Returns an empty string if it has no changes, or only LoRA adapters.
+    Returns an empty string if it has no changes, or only LoRA adapters or weights in NF4.
     """
-    parts = dict(block.named_modules())
+    parts = {name: p for name, p in block.named_modules() if not isinstance(p, NF4Weight)}
     if others := sorted(parts.keys() ^ PARTS.keys()):
         return f"{others[0]} was added or is missing"
     for name, part in parts.items():
         if type(part) is LoRALinear and PARTS[name] is nn.Linear:
             if part.dropout and part.training:
                 return f"{name} applies dropout"
+        elif type(part) is NF4Linear and PARTS[name] is nn.Linear:
+            pass
         elif type(part) is not PARTS[name]:
             return f"{name or 'it'} is of type {type(part).__name__}"
         if reason := alteration(part) or odd_settings(part):
@@ -87,7 +90,7 @@ def odd_settings(part: nn.Module) -> str:
     if isinstance(part, nn.LayerNorm):
         if part.eps != LAYER_NORM_EPS or len(part.normalized_shape) != 1 or part.bias is None:
             return "has settings that GPT-2 does not use"
-    elif isinstance(part, nn.Linear | LoRALinear) and part.bias is None:
+    elif isinstance(part, nn.Linear | NF4Linear | LoRALinear) and part.bias is None:
         return "has no bias"
     return ""
 
@@ -96,7 +99,7 @@ def block_at(block: TransformerBlock, x: Tensor, positions: Tensor) -> Tensor:
     """Compute `block(x)` at one position of each text: x (B, T, C), positions (B,) -> (B, C)."""
     B, T, C = x.shape
     H = block.attn.n_head
-    c_attn: nn.Linear | LoRALinear = block.attn.c_attn
+    c_attn: nn.Linear | NF4Linear | LoRALinear = block.attn.c_attn
     weight = c_attn.whole_weight() if isinstance(c_attn, LoRALinear) else c_attn.weight
     W_q, W_k, W_v = (W.view(H, C // H, C) for W in weight.split(C))  # (H, D, C)
     b_q, _, b_v = (b.view(H, C // H) for b in block.attn.c_attn.bias.split(C))  # (H, D)

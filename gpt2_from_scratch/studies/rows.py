@@ -318,7 +318,8 @@ class Finetuned(Row):
                     add_ngrams(classifier, parts)
                 if not classifier.ngrams:
                     calibrate(classifier, labelled.val)
-            classifier.merge()
+            if not classifier.description.is_quantized:
+                classifier.merge()
             fitted = Baseline("", lambda texts: _probabilities(classifier, texts, setup.labels))
             known = {"n_train": len(parts.train), "epochs": len(history)}
             return result_of(self, setup, split, fitted, n_trainable=n_trainable, **known)

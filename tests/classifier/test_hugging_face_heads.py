@@ -5,6 +5,7 @@ differ by at most 1e-5, or by 1e-5 of the largest number in their tensor.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from said import listen
 from tiny import TINY
 from torch import Tensor, nn
 
@@ -363,6 +365,22 @@ def test_language(tiny_checkpoint: Path, kind: str) -> None:
     same_gradients(ours, loss, theirs, expected.loss)
 
 
+def test_the_logit_lens(tiny_checkpoint: Path) -> None:
+    """Their hidden states come before the final norm, except for the last."""
+    lenses = [HeadConfig(f"layer_{n}", "language", layer=n) for n in range(TINY["n_layer"] + 1)]
+    ours = Classifier.on_base(tiny_checkpoint, heads=lenses)
+    theirs = their_model("GPT2LMHeadModel", ours)
+    for text, prediction in zip(TEXTS, ours.predict(TEXTS), strict=True):
+        ids = torch.tensor(ours.encode([text])[0])
+        with torch.no_grad():
+            *inner, last = theirs(ids, output_hidden_states=True).hidden_states
+            states = [*map(theirs.transformer.ln_f, inner), last]
+            logits = [theirs.lm_head(x)[0, :-1] for x in states]
+        for lens, found in zip(lenses, logits, strict=True):
+            nats = torch.nn.functional.cross_entropy(found, ids[0, 1:], reduction="sum")
+            assert prediction.answers[lens.name].nats == pytest.approx(nats.item(), rel=1e-4)
+
+
 # --- classifiers that transformers saved ---
 
 
@@ -460,7 +478,10 @@ def test_a_saved_classifier_gives_the_same_logits_there_and_back(
     """Saved by transformers, loaded here, exported, loaded by transformers, and loaded here."""
     settings = {"problem_type": problem} if problem else {}
     theirs = saved_by_transformers(tmp_path / "saved", tiny_checkpoint, kind, labels, **settings)
+    warnings = listen(logging.WARNING)
     ours = Classifier.load(tmp_path / "saved")
+    ours.changed_names()  # reads the base
+    assert not warnings, "the head is used"
     assert ours.description.head.task == task
     assert ours.description.labels == [*labels]
     export(ours, tmp_path / "exported")

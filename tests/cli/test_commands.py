@@ -29,6 +29,8 @@ from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.evaluation.task_baselines import MEAN, RIDGE
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.runs.folder import RunConfig
+from gpt2_from_scratch.studies.next_token import probe_next_tokens
 from gpt2_from_scratch.studies.probes import probe_layers
 
 COMMANDS = [
@@ -721,6 +723,42 @@ def test_probe_prints_a_table_and_writes_its_picture(
     model, tokenizer = load_gpt2(tiny_checkpoint), Tokenizer(tiny_checkpoint)
     probes = probe_layers(model, tokenizer, split, poolings=["mean", "last_token"])
     assert [probe["correct"] for probe in found] == [probe.correct for probe in probes]
+
+
+@pytest.mark.slow
+def test_probe_predicts_the_next_token_from_a_run(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its final norm was trained, which all heads use, so no number is that of the base."""
+    common = ("probe", run, "--model", tiny_checkpoint, "--task", "language", "--epochs", 1)
+    picture = tmp_path / "next.png"
+    code, out, _ = call(capsys, *common, "--device", "cpu", "--out", picture)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[3:6]] == ["0", "1", "2"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(capsys, *common, "--device", "cpu", "--json")
+    found = json.loads(out)
+    classifier = Classifier.load(run, tiny_checkpoint)
+    for model, same in ((classifier.model, 9), (load_gpt2(tiny_checkpoint), 0)):
+        probes = probe_next_tokens(
+            model, classifier.tokenizer, RunConfig.read(run).load_split(), epochs=1
+        )
+        expected = [probe.bits_per_byte for probe in probes]
+        equal = [p["bits_per_byte"] == bits for p, bits in zip(found, expected, strict=True)]
+        assert (code, sum(equal)) == (0, same)
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        (["--task", "language", "--pooling", "mean"], "--pooling"),
+        (["--epochs", "2"], "--epochs"),
+        (["runs/x", "--data", "hard"], "source"),
+        (["runs/x", "--seed", "1"], "seed"),
+    ],
+)
+def test_probe_refuses_options_without_effect(capsys, options, fact) -> None:
+    code, out, err = call(capsys, "probe", *options)
+    assert (code, out) == (2, "") and fact in err
 
 
 def test_probe_refuses_what_train_refuses(

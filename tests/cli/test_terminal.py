@@ -136,6 +136,13 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (2, [run, *kept, "--threshold", f"{NAME}=2", NAME]),
             (4, [table, NAME]),
         ],
+        "explain": [
+            (0, [run, *kept, NAME]),
+            (0, [run, *kept, "--json", NAME]),
+            (0, [run, *kept, "--html", out / f"why {NAME}.html", NAME]),
+            (2, [run, *kept, "--label", NAME, NAME]),
+            (4, [table, NAME]),
+        ],
         "export": [
             (0, [run, out / f"exported {NAME}", *kept]),
             (2, [run, out / "adapter", *kept, "--to", "peft"]),
@@ -165,6 +172,7 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (0, ["--model", model, *data, "--pooling", "mean", "--out", out / f"{NAME}.png"]),
             (0, ["--model", model, *data, "--pooling", "mean", "--json"]),
             (3, ["--data", table, "--text-column", NAME]),
+            (4, [out / NAME]),
         ],
     }
 
@@ -195,7 +203,7 @@ def test_no_command_writes_characters_that_control_a_terminal(
                 wrong.append((command, *arguments, code, out, err))
     assert not wrong
     written = [path for path in place.rglob("*") if path.suffix in (".md", ".html")]
-    assert len(written) == 7 and not [path for path in written if obeyed(path.read_text("utf-8"))]
+    assert len(written) == 8 and not [path for path in written if obeyed(path.read_text("utf-8"))]
     assert r"\x1b" in (place / f"run {NAME}" / "model_card.md").read_text("utf-8")
 
 

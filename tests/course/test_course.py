@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from contents import PARTS
 
 from gpt2_from_scratch import course
 from gpt2_from_scratch.errors import UsageError
@@ -42,3 +43,19 @@ def test_a_notebook_shows_them_itself(monkeypatch, capsys):
     assert "```python\n# course.py\ndef setting" in shown._repr_markdown_()
     assert "\n\n# course.py\ndef _repr_png_(self)" in shown._repr_markdown_()
     assert repr(shown) == "# course.py"
+
+
+def test_the_map_has_the_chapters_of_part_one():
+    """The steps are named as in the road maps; attention is part of the network."""
+    expected = {
+        int(chapter[:2]): title for chapter, title in PARTS[0].items() if chapter[:2] != "00"
+    }
+    expected |= {1: "message", 3: "network"}
+    drawn = {text.get_text() for text in course.draw_map().axes[0].texts if text.get_text()}
+    assert "network\nchapters 3, 4" in drawn and "head\nchapter 6" in drawn
+    found = {}
+    for name, (chapters, _, following) in course.STEPS.items():
+        assert set(following) <= set(course.STEPS)
+        for number in chapters.split(", "):
+            found[int(number)] = name
+    assert found == expected

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from matplotlib.colors import to_rgb
@@ -27,7 +28,7 @@ from gpt2_from_scratch.cli.main import build_parser, main
 ROOT = Path(__file__).parents[2]
 WRITTEN = {"docs/reference/commands.md", "docs/reference/settings.md"}  # from the code
 
-NETWORK = {  # or a fresh environment
+NETWORK = {  # or a fresh environment, or a server
     "make demo",
     "pip install --constraint constraints.txt .",
     "uv pip install --constraint constraints.txt .",
@@ -35,6 +36,7 @@ NETWORK = {  # or a fresh environment
     "pip install --no-index --find-links wheels .",
     'pip install --constraint constraints.txt --editable ".[notebooks]"',
     'pip install --constraint constraints.txt ".[onnx]"',
+    """curl --data '["See you at six", "WINNER!! Call 09061701461 now"]' http://127.0.0.1:8000""",
 }
 OPENAI = {  # these need OpenAI's weights
     "gpt2-classifier download 124M",
@@ -93,7 +95,13 @@ def commands(page: Path) -> list[str]:
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_COMMANDS = [page for page in PAGES if set(commands(page)) - NOT_RUN]
-PYTHON = [(page, n) for page in PAGES for n in range(len(blocks(page, "python")))]
+SERVER = "server.serve_forever()"  # a program that does not end; it has a test of its own
+PYTHON = [
+    (page, n)
+    for page in PAGES
+    for n, code in enumerate(blocks(page, "python"))
+    if SERVER not in code
+]
 
 
 def words(command: str) -> list[str]:
@@ -201,6 +209,29 @@ def test_the_python_of_a_page_runs(
     following = re.match(r"\s*```text\n(.*?)^```", after, re.M | re.S)
     if following:
         assert_alike(printed, following[1])
+
+
+@pytest.mark.slow
+def test_the_server_of_the_page_about_onnx_answers(folder: Path, demo: tuple[Path, str]) -> None:
+    """Without PyTorch and without this package; at a free port instead of 8000."""
+    pytest.importorskip("onnxruntime")
+    classifier = Classifier.load(demo[0])
+    export(classifier, folder / "served", to="onnx")
+    page = ROOT / "docs/how-to/serve-onnx.md"
+    (code,) = (code for code in blocks(page, "python") if SERVER in code)
+    (folder / "serve.py").write_text(code.replace(", 8000)", ", 0)"))
+    (curl,) = (command for command in commands(page) if command.startswith("curl"))
+    body = shlex.split(curl)[2]
+    program = [sys.executable, "-c", WITHOUT_TORCH, "serve.py"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stdout.readline().strip()
+            with urlopen(address, data=body.encode(), timeout=60) as response:
+                answers = json.load(response)
+        finally:
+            server.terminate()
+    for found, expected in zip(answers, classifier.predict(json.loads(body)), strict=True):
+        assert found == pytest.approx(expected.probabilities, abs=1e-4)
 
 
 @pytest.mark.slow

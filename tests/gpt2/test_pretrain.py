@@ -248,6 +248,36 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypat
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
+def test_curves_for_tensorboard_survive_a_kill(corpus, tmp_path, monkeypatch):
+    """Each step has one point, and the held-out points are those of the learning curve."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plain, out = pretrain_module.draw_rows, tmp_path / "run"
+
+    def draw(sources, config, step):
+        if step in kills:
+            kills.remove(step)
+            raise Killed
+        return plain(sources, config, step)
+
+    monkeypatch.setattr(pretrain_module, "draw_rows", draw)
+    kills = [6]  # the newest state is that after step 4
+    with pytest.raises(Killed):
+        run(corpus, out, tensorboard=True)
+    run(corpus, out, resume=True, tensorboard=True)
+    read = events.EventAccumulator(str(out / "tensorboard")).Reload()
+    held_out = [(each.step, each.value) for each in read.Scalars("bits_per_byte/held_out")]
+    records = [(each["step"], each["held_out_bits_per_byte"]) for each in curve(out)]
+    assert held_out == [(step, pytest.approx(bits, abs=1e-4)) for step, bits in records]
+    losses = [(each.step, each.value) for each in read.Scalars("loss/train")]
+    assert [step for step, _ in losses] == [*range(1, 9)]
+    means = [np.mean([loss for _, loss in losses[n : n + 4]]) for n in (0, 4)]
+    assert means == pytest.approx([each["train_loss"] for each in curve(out)], abs=1e-4)
+    for each in read.Scalars("learning_rate"):
+        rate = CONFIG.lr * learning_rate_factor(each.step - 1, CONFIG)
+        assert each.value == pytest.approx(rate, rel=1e-6)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_between_checkpoints_saves(
     corpus, finished_once, tmp_path, monkeypatch, number, code

@@ -331,6 +331,19 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
+def in_batches(session: Any, encoded: list[list[int]], order: np.ndarray) -> np.ndarray:
+    """The classes of texts, in batches of 32 that follow `order`, with padding 0 on the right."""
+    chosen = np.zeros(len(encoded), int)
+    for first in range(0, len(order), 32):
+        numbers = order[first : first + 32]
+        longest = max(len(encoded[n]) for n in numbers)
+        ids = [[*encoded[n], *[0] * (longest - len(encoded[n]))] for n in numbers]
+        mask = [[float(t < len(encoded[n])) for t in range(longest)] for n in numbers]
+        given = {"input_ids": np.array(ids), "attention_mask": np.array(mask, np.int64)}
+        chosen[numbers] = session.run(None, given)[0].argmax(1)
+    return chosen
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
 def test_int8_is_measured_on_the_validation_set(
@@ -368,6 +381,12 @@ def test_int8_is_measured_on_the_validation_set(
         assert found["score"] == pytest.approx((chosen[0] == true).mean())
         assert found["score_int8"] == pytest.approx((chosen[1] == true).mean())
         assert found["equal"] == (chosen[0] == chosen[1]).sum()
+        by_length = np.argsort([len(ids) for ids in encoded], kind="stable")
+        in_order = in_batches(session, encoded, np.arange(len(encoded)))
+        in_sorted = in_batches(session, encoded, by_length)
+        assert found["equal_in_batches"] == (chosen[1] == in_order).sum()
+        assert found["equal_in_sorted"] == (chosen[1] == in_sorted).sum()
+        assert found["score_in_batches"] == pytest.approx((in_order == true).mean())
         low, high = found["score_interval"]
         assert low <= found["score_int8"] - found["score"] <= high
     assert (found["decisions"] == 0) == (task == "regression")
@@ -463,10 +482,25 @@ def test_int8_without_the_data(tiny_checkpoint: Path, tmp_path: Path, table: Pat
 
 def test_when_a_change_is_large() -> None:
     change = onnx_files.Change(
-        300, "texts", 300, 297, 300, 0.1, "accuracy", 0.9, 0.9, None, 0.2, 0.2, (-0.1, 0.1)
+        300,
+        "texts",
+        300,
+        297,
+        299,
+        299,
+        0.1,
+        "accuracy",
+        0.9,
+        0.9,
+        0.9,
+        None,
+        0.2,
+        0.2,
+        (-0.1, 0.1),
     )
     assert not change.is_large
-    assert replace(change, equal=296).is_large
+    for name in ("equal", "equal_in_batches", "equal_in_sorted"):
+        assert replace(change, **{name: 296}).is_large
     assert not replace(change, decisions=0, equal=0).is_large
     assert not change.loses and not replace(change, score_int8=0.95).loses
-    assert replace(change, score_int8=0.88).loses
+    assert replace(change, score_int8=0.88).loses and replace(change, score_in_batches=0.88).loses

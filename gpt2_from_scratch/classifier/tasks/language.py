@@ -82,7 +82,10 @@ class LanguageScores(Scores):
 
 
 class Language(Classification):
-    """Predict the next token; the loss is that of classification into V classes."""
+    """Predict the next token; the loss is that of classification into V classes.
+
+    The head is GPT-2's own or one of two that are trained, at any layer (see `LanguageForm`).
+    """
 
     predicts_tokens = True
 
@@ -118,13 +121,67 @@ class Language(Classification):
             )
         )
 
-    def layers(self, model: GPT2) -> nn.Module:
-        """GPT-2's own head, (..., C) -> (..., V), tied to `wte`."""
-        own = nn.Linear(model.config.n_embd, model.config.n_vocab, bias=False, device="meta")
-        own.weight = model.wte.weight
-        return own
+    def layers(self, head: HeadConfig, model: GPT2) -> nn.Module:
+        """The head's layers, (..., C) -> (..., V), by its form. They draw no random numbers."""
+        if head.form == "tuned lens":
+            return TunedLens(model)
+        return full_head(model) if head.form == "full" else tied_head(model)
 
     columns = Task.columns  # type: ignore[assignment]  # an answer is not a row
+
+
+# --- three forms of a head ---
+
+
+class TunedLens(nn.Module):
+    """Predict the next token from a state inside the network, with GPT-2's own norm and head.
+
+    The state x of any layer is first changed by an affine map of its own: x + A x + b. Then come
+    GPT-2's final norm and its own head, which the lens shares with the model. A and b start at 0, so
+    the lens starts as the logit lens, which reads the state without any change (nostalgebraist
+    2020).
+
+    Source: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens"
+    (arXiv 2303.08112). They train the map to give the same distribution as the last layer (KL
+    divergence). Here it learns as every head for language does, from the next token of the text
+    (cross-entropy). So its loss can be compared with that of any other head, and it also has a
+    meaning after finetuning, where the last layer may no longer predict tokens. But such a lens
+    also learns the kind of text, even at the last layer.
+    """
+
+    def __init__(self, model: GPT2):
+        super().__init__()
+        C, device = model.config.n_embd, model.wte.weight.device
+        self.change = nn.utils.skip_init(nn.Linear, C, C, device=device)
+        with torch.no_grad():
+            self.change.weight.zero_()
+            self.change.bias.zero_()
+        self.ln_f, self.own = model.ln_f, tied_head(model)  # the model's own parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual stream (..., C) -> logits (..., V)."""
+        return self.own(self.ln_f(x + self.change(x)))
+
+
+def tied_head(model: GPT2) -> nn.Linear:
+    """GPT-2's own head, (..., C) -> (..., V), tied to `wte`."""
+    own = nn.Linear(model.config.n_embd, model.config.n_vocab, bias=False, device="meta")
+    own.weight = model.wte.weight
+    return own
+
+
+def full_head(model: GPT2) -> nn.Linear:
+    """A linear layer of its own, (..., C) -> (..., V), that starts as GPT-2's own head.
+
+    Its weight is a copy of `wte` and its bias is 0. From random weights it would have to learn every
+    token anew, also the tokens that the training texts do not contain.
+    """
+    wte = model.wte.weight
+    layer = nn.utils.skip_init(nn.Linear, wte.shape[1], wte.shape[0], device=wte.device)
+    with torch.no_grad():
+        layer.weight.copy_(wte)
+        layer.bias.zero_()
+    return layer
 
 
 def language_scores(nats: float, correct: int, tokens: int, n_bytes: int) -> LanguageScores:
@@ -173,6 +230,6 @@ class Features(Task):
     ) -> None:
         """None, because a state cannot be correct or wrong."""
 
-    def layers(self, model: GPT2) -> nn.Module:
+    def layers(self, head: HeadConfig, model: GPT2) -> nn.Module:
         """The identity, (..., C) -> (..., C)."""
         return nn.Identity()

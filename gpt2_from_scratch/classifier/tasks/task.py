@@ -212,7 +212,7 @@ class Task(ABC):
         T = len(outputs)
         return self.answers(head, outputs, Batch([""] * T, [[]] * T, tokenizer))
 
-    def layers(self, model: GPT2) -> nn.Module | None:
+    def layers(self, head: HeadConfig, model: GPT2) -> nn.Module | None:
         """Return the head's layers if the task determines them; otherwise None."""
         return None
 
