@@ -92,13 +92,15 @@ def compared(
     return differences(torch.cat(rows), ours)
 
 
-def onnx_answers(folder: Path, name: str) -> Callable[[list[str], int], np.ndarray]:
+def onnx_answers(
+    folder: Path, name: str, threads: int = 1
+) -> Callable[[list[str], int], np.ndarray]:
     """A function that computes the probabilities (N, K) of texts in batches of similar length."""
     from onnxruntime import InferenceSession, SessionOptions
     from tokenizers import Tokenizer
 
     options = SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     session = InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
