@@ -138,6 +138,24 @@ def test_predict_answers_in_three_forms(
 
 
 @pytest.mark.slow
+def test_predict_computes_in_int8_if_the_processor_can(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    """Probabilities differ a little from those of float32, and a processor that cannot is named."""
+    common = ("predict", run, "the goal in May", "--model", tiny_checkpoint, "--json")
+    found = {}
+    for has, dtype in ((True, "float32"), (True, "int8"), (False, "int8")):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda has=has: {"avx512_vnni": has}, raising=False
+        )
+        code, out, err = call(capsys, *common, "--dtype", dtype)
+        assert code == 0 and ("no instructions for int8" in err) != has
+        found[has, dtype] = np.array(list(json.loads(out)["probabilities"].values()))
+    exact = found[True, "float32"]
+    assert 0 < np.abs(found[True, "int8"] - exact).max() < 0.05
+    assert np.array_equal(found[False, "int8"], exact)
+
+
 def test_predict_warns_if_a_text_looks_like_a_file(
     run: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
