@@ -36,6 +36,8 @@ from gpt2_from_scratch import (
     leave_one_out,
     load_messages,
 )
+from gpt2_from_scratch.explain.attribution import attention, contributions
+from gpt2_from_scratch.explain.lenses import answer_by_layer
 from gpt2_from_scratch.explain.tokens import Explanation, Question, after_each_token
 
 MESSAGE = "WINNER!! You have been selected to receive a 900 prize reward! To claim call now. Valid 12 hours."
@@ -54,7 +56,9 @@ TIMED: dict[str, Callable[[Classifier, str], object]] = {
     "leave-one-out, tokens": lambda c, text: leave_one_out(c, text, unit="token"),
     "gradient x input": gradient_times_input,
     "integrated gradients": integrated_gradients,
-    "integrated gradients, 64 steps": lambda c, text: integrated_gradients(c, text, steps=64),
+    "attention of all heads": attention,
+    "contributions of heads and blocks": contributions,
+    "the answer at each layer": answer_by_layer,
 }
 FEWEST_WORDS = 6  # of a message, for a rank correlation
 SEEDS = 3
@@ -65,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run on the SMS collection")
     parser.add_argument("--messages", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-124M", action="store_true", dest="small")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -107,7 +111,7 @@ def print_times(name: str, classifier: Classifier, rounds: int) -> None:
     for way, some in seconds.items():
         ratios = [a / b for a, b in zip(some, seconds["one prediction"], strict=True)]
         milliseconds = 1000 * statistics.median(some)
-        print(f"{way:32} {milliseconds:8.1f} ms  {statistics.median(ratios):6.1f} times")
+        print(f"{way:34} {milliseconds:8.1f} ms  {statistics.median(ratios):6.1f} times")
 
 
 def explanations(
