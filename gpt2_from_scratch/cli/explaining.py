@@ -44,7 +44,7 @@ def add_explain(commands: Any) -> None:
         "--method",
         choices=METHODS,
         help="leave-one-out: answer the text without each word; integrated-gradients: divide the "
-        "difference from an empty text among the words; gradient-x-input: a fast approximation "
+        "difference from a baseline among the words; gradient-x-input: a fast approximation "
         "(default: leave-one-out)",
     )
     parser.add_argument(

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "contributions",
         ],
         "lenses": ["AnswerByLayer", "NextTokens", "answer_by_layer", "next_tokens"],
-        "tokens": ["Explanation", "Part", "leave_one_out"],
+        "tokens": ["Explanation", "Part", "after_each_token", "leave_one_out"],
         "gradients": ["gradient_times_input", "integrated_gradients"],
     },
 )

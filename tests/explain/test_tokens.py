@@ -158,6 +158,57 @@ def test_only_the_token_that_is_read_matters(tiny_checkpoint: Path, explain: Cal
     assert [part.value for part in others] == pytest.approx([0] * len(others), abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def detector(tiny_checkpoint: Path) -> Classifier:
+    """A hand-made classifier that counts one token, " the": the log odds are 10 g count / T.
+
+    The first block attends equally to all T tokens, and copies dimension 5 of their normalised
+    embeddings, where only " the" has a value (g), to dimension 6, which the head reads.
+    """
+    head = HeadConfig(labels=("ham", "spam"), one_output=True, final_norm=False)
+    classifier = random_classifier(tiny_checkpoint, head)
+    model, the = classifier.model, classifier.tokenizer.encode(" the")
+    wte, attn, C = model.wte.weight, model.blocks[0].attn, model.config.n_embd
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("blocks", "wpe", "head")):
+                parameter.fill_("ln_" in name and name.endswith("weight"))
+        wte[:, 7:] -= (wte.sum(dim=1) / (C - 7))[:, None]  # every embedding has the mean 0
+        wte[:, 7] += wte[:, 5] + wte[:, 6]
+        wte[:, 5:7] = 0
+        wte[the, 5], wte[the, 7] = 3.0, wte[the, 7] - 3.0
+        attn.c_attn.weight[2 * C + 6, 5] = attn.c_proj.weight[6, 6] = 1.0
+        model.head.weight[0, 6] = 10.0
+    return classifier
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_planted_token_decides(detector: Classifier, place: int) -> None:
+    words = ["you", " and", " is", " at", " in"]
+    words[place] = " the"
+    text = "".join(words)
+    (the,) = detector.tokenizer.encode(" the")
+    embedding = detector.model.wte.weight[the]
+    T = len(detector.encode([text])[0][0])
+    found = {explain: explain(detector, text, "spam", unit="token") for explain in METHODS}
+    evidence = 10 * 3 / embedding.std(correction=0).item() / T
+    assert found[leave_one_out].evidence == pytest.approx(evidence, rel=1e-4)
+    assert found[leave_one_out].total == pytest.approx(evidence, rel=1e-4)
+    for part in found[leave_one_out].parts:
+        # without another token, the planted one is a larger part of the mean
+        expected = evidence if part.text == " the" else evidence - evidence * T / (T - 1)
+        assert part.value == pytest.approx(expected, abs=1e-4)
+    for baseline in ("zero", "end_of_text"):
+        divided = integrated_gradients(detector, text, "spam", unit="token", baseline=baseline)
+        for part in divided.parts:
+            expected = evidence if part.text == " the" else 0.0
+            assert part.value == pytest.approx(expected, abs=0.01 * evidence)
+    # a norm makes the network flat along each embedding: the gradient cannot see what decides
+    local = found[gradient_times_input]
+    assert [part.value for part in local.parts] == pytest.approx([0.0] * len(local.parts), abs=1e-3)
+    assert local.error == pytest.approx(-evidence, rel=1e-3)
+
+
 @pytest.mark.parametrize("explain", METHODS)
 def test_the_most_probable_label_is_explained(classifier: Classifier, explain: Callable) -> None:
     (prediction,) = classifier.predict([TEXT])
