@@ -62,8 +62,8 @@ for name in ("train", "val", "test"):
 #
 # This is the classifier of the previous chapters: the pretrained network with a new head that has two
 # outputs. The last block, the final norm and the head are trainable. The rest is frozen. The package
-# puts one more token at the end of each text, always the same one, and reads the answer there (chapter
-# 13 shows why).
+# puts one more token at the end of every text, always the same one, and reads the answer there
+# (chapter 13 shows why).
 
 # %%
 TOKENS = 40
@@ -242,8 +242,8 @@ left.plot(range(1, len(losses) + 1), losses, ".", color="#0072B2", alpha=0.35)
 left.plot(range(10, 10 + len(smooth)), smooth, color="#0072B2")
 ends = [len(losses) // EPOCHS * epoch for epoch in range(1, EPOCHS + 1)]
 left.plot(ends, [row[2] for row in epochs], "s", color="#D55E00")
-left.text(62, 0.32, "training, mean of twenty steps", color="#0072B2")
-left.text(108, 0.5, "validation", color="#D55E00")
+left.text(20, 0.79, "training: steps and their mean", color="#0072B2")
+left.text(20, 0.72, "validation", color="#D55E00")
 left.set(title="The loss falls, though not in every step", xlabel="step", ylabel="loss")
 
 for column, mark, colour, name in (

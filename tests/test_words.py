@@ -21,6 +21,13 @@ WORDS = {  # pattern: what to write instead; words that also have a proper use a
     r"(is|are) none of": "unknown, or not one of",
     r"(?<!there )is no (number|list|text|label)": "is not a",
     r"(not|is|are) to be had": "available",
+    # the texts use British spelling; names of other programs, such as optimizer, stay as they are
+    r"(recogni|organi|summari|standardi|regulari|emphasi|initiali)z(es?|ed|ing|ation)": "-ise",
+    r"(un)?labeled": "labelled",
+    r"neighbor(s|ing)?": "neighbour",
+    r"misspelled": "misspelt",
+    r"behaviors?": "behaviour",
+    r"colored": "coloured",
 }
 FOLDERS = ("gpt2_from_scratch", "benchmarks", "chapters", "data", "docs")
 READ = (".py", ".md", ".html")  # the prose of a chapter is in the comments of its script

@@ -122,7 +122,7 @@ assert small_bits > bits + 0.03, "lower loss, more bits"
 # > Train on one in eight of the messages, for the same number of steps. What happens to the loss on the
 # > training messages, and to the bits per byte of the unseen ones?
 #
-# The training loss is lower, because few messages are easier to memorize. The unseen messages need more bits.
+# The training loss is lower, because few messages are easier to memorise. The unseen messages need more bits.
 # That is why a lot of text helps: the network need not see the same text again and again.
 
 # %%
