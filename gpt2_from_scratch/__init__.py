@@ -64,6 +64,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "format_ledger",
             "frozen_depth",
             "ledger",
+            "parameter_groups",
             "set_trainable",
             "trainable_names",
         ],
