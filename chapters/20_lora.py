@@ -8,9 +8,9 @@
 # is, and trains two narrow ones next to it. It is the most common way of finetuning large models today.
 #
 # **At the end you will know** what the rank of a matrix is, what LoRA computes, what it saves and what it
-# does not save, and a detail of the book's LoRA that is worth changing.
+# does not save, a detail of the book's LoRA that is worth changing, and how four bits per weight are enough.
 #
-# **Reading time:** 25 minutes. **Running time:** about twenty seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
 from pathlib import Path
@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 
 from gpt2_from_scratch import (
     LABELS,
+    NF4_LEVELS,
     Classifier,
     FeatureStore,
     LoRAConfig,
     LoRALinear,
+    NF4Linear,
     Split,
     TrainConfig,
     add_lora,
@@ -269,6 +271,66 @@ print("frozen blocks after merging:", frozen_depth(adapted.model)[0], adapted.lo
 adapted.unmerge()
 
 # %% [markdown]
+# ## Four bits per weight
+#
+# LoRA never changes $W$. So does $W$ have to be stored exactly? QLoRA ([Dettmers et
+# al.](https://arxiv.org/abs/2305.14314)) stores each weight as one of only 16 levels, so four bits are
+# enough. It takes the weights in blocks of 64, and divides each block by its largest absolute value. Then
+# it replaces each weight by the nearest level. We do this for the first 64 weights of our matrix:
+
+# %%
+block = before[0, :64]
+largest = block.abs().max()
+distances = (block[:, None] / largest - NF4_LEVELS).abs()  # (64, 16)
+codes = distances.argmin(dim=1)
+print("weights ", block[:5])
+print("codes   ", codes[:5])
+print("restored", largest * NF4_LEVELS[codes[:5]])
+
+# %% [markdown]
+# The restored weights are similar to the weights, but not equal. The levels are the same for every matrix
+# of every model. Guess first: are they evenly spaced?
+
+# %%
+packed = NF4Linear(base.blocks[-1].mlp.c_fc)  # stores the whole matrix in this way
+blocks = before.reshape(-1, 64)
+units = blocks / blocks.abs().amax(dim=1, keepdim=True)  # each block divided by its largest
+
+figure = Figure(figsize=(8, 4), layout="constrained")
+axes = figure.subplot_mosaic([["levels", "levels"], ["before", "after"]])
+axes["levels"].hist(units.flatten(), bins=200, color="#0072B2")
+axes["levels"].vlines(NF4_LEVELS, 0, 3200, color="#D55E00")
+axes["levels"].set(title="The 16 levels are close together where most weights are")
+axes["levels"].set(xlabel="weight / largest of its block", ylabel="weights")
+axes["before"].imshow(before[:24, :64], cmap="RdBu", vmin=-0.4, vmax=0.4)
+axes["before"].set_title("a part of the matrix, 32 bits per weight")
+axes["after"].imshow(packed.weight[:24, :64], cmap="RdBu", vmin=-0.4, vmax=0.4)
+axes["after"].set_title("the same part, four bits per weight")
+picture(figure, "20-four-bits")
+
+# %% [markdown]
+# Most weights of a block are much smaller than its largest one. So the levels are close together near 0 and
+# far apart at the ends. To the eye, the two matrices are the same.
+#
+# What does it save, and what does it cost? We train the adapters of the last block again, next to matrices
+# of this kind. `quantize="nf4"` asks for them (NF4 is the name of these levels):
+
+# %%
+stored = sum(buffer.nbytes for buffer in packed.buffers())
+error = (packed.weight - before).abs().mean() / before.abs().mean()
+print(f"{8 * stored / before.numel():.2f} bits per weight instead of 32, mean error {error:.1%}")
+
+quantized = train_way(LoRAConfig(rank=8, alpha=8, n_last_blocks=1, quantize="nf4"), 0, 4 * LR)
+print(f"training loss, exact matrices:     {ways['last block, LoRA'][1]:.2f}")
+print(f"training loss, four-bit matrices:  {quantized[1]:.2f}")
+
+# %% [markdown]
+# The matrices take an eighth of the memory, and the loss is about the same, although each weight is a
+# little wrong. This is how models with billions of weights are finetuned on one graphics card. Two things
+# become worse: a matrix has to be restored whenever it is used, which takes time, and the product of the
+# adapters cannot be added to it, because the sum would not be one of the 16 levels.
+
+# %% [markdown]
 # ## What you know now
 #
 # - The change that finetuning makes to a matrix has a structure: a few products of a column and a row hold
@@ -277,6 +339,7 @@ adapted.unmerge()
 # - LoRA saves trained parameters, memory for AdamW, and file size. It does not save computation.
 # - A new head has nothing to preserve, and here its loss was lower when it was trained whole.
 # - After training, the product can be added to the matrix.
+# - The frozen matrices need not be exact: QLoRA stores them with about four bits per weight.
 
 # %% [markdown]
 # ## Checks
@@ -350,6 +413,19 @@ adapted.save(folder / "small.safetensors")
 loaded = Classifier.load(folder / "small.safetensors")
 torch.testing.assert_close(loaded.logits(encoded), logits, atol=1e-3, rtol=0)
 print("checked: the same logits with adapters, merged, and from the file")
+
+# %% check
+assert 4.12 < 8 * stored / before.numel() < 4.13
+restored = packed.weight[
+    0, :64
+]  # the largest absolute values are stored with 8 bits, so not exactly
+torch.testing.assert_close(restored, largest * NF4_LEVELS[codes], atol=0, rtol=0.1)
+middles = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
+assert torch.equal(torch.bucketize(block / largest, middles), codes), "the nearest, by another way"
+gaps = NF4_LEVELS.diff()
+assert gaps[:7].argmin() == 6 and gaps[7:].argmin() == 0, "smallest next to the level 0"
+assert abs(quantized[1] - ways["last block, LoRA"][1]) < 0.05
+print("checked: bits per weight, the nearest levels, their distances, and the loss")
 
 # %% [markdown]
 # ## Exercises

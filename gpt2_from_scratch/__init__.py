@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "gpt2.weights": ["load_gpt2", "names_on_disk", "save_gpt2"],
         "gpt2.lora": ["LoRALinear", "add_lora", "merge_lora"],
+        "gpt2.nf4": ["NF4_LEVELS", "NF4Linear"],
         "gpt2.generate": ["generate"],
         "gpt2.corpus": ["encode_source", "train_bpe"],
         "gpt2.pretrain": ["bits_per_byte"],

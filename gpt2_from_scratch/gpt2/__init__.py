@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model": ["CausalSelfAttention", "GPT2", "MLP", "TransformerBlock", "init_weights"],
         "tokenizer": ["Tokenizer"],
         "weights": ["load_gpt2", "random_twin", "save_gpt2"],
-        "nf4": ["NF4Linear", "quantize_blocks"],
+        "nf4": ["NF4_LEVELS", "NF4Linear", "quantize_blocks"],
         "lora": ["LoRALinear", "add_lora", "merge_lora", "unmerge_lora"],
         "generate": ["choose_tokens"],
         "pretrain": ["bits_per_byte"],

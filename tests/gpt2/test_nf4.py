@@ -16,7 +16,7 @@ from gpt2_from_scratch.gpt2.config import SIZES, LoRAConfig
 from gpt2_from_scratch.gpt2.lora import add_lora, lora_names, merge_lora
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.nf4 import (
-    LEVELS,
+    NF4_LEVELS,
     NF4Linear,
     NF4Weight,
     packed_sha256,
@@ -91,7 +91,7 @@ def absmax_of(weight: Tensor) -> Tensor:
 
 
 def test_the_levels_are_those_of_the_paper() -> None:
-    assert LEVELS.tolist() == PUBLISHED
+    assert NF4_LEVELS.tolist() == PUBLISHED
 
 
 def test_the_levels_are_quantiles_of_the_normal_distribution() -> None:
@@ -100,7 +100,7 @@ def test_the_levels_are_quantiles_of_the_normal_distribution() -> None:
     positive = norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
     negative = -norm.ppf(np.linspace(outermost, 0.5, 8)[:-1])
     levels = sorted([*positive, 0.0, *negative])
-    np.testing.assert_allclose(LEVELS, levels / max(levels), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(NF4_LEVELS, levels / max(levels), atol=1e-6, rtol=0)
 
 
 # --- a matrix, there and back ---
@@ -120,7 +120,7 @@ def test_a_matrix_is_that_of_the_plain_loop(shape: tuple[int, int]) -> None:
 
 def test_each_level_and_each_pair_of_codes_is_kept() -> None:
     """All 256 pairs of levels in one matrix: with equal absmax there is no error at all."""
-    pairs = torch.cartesian_prod(LEVELS, LEVELS)
+    pairs = torch.cartesian_prod(NF4_LEVELS, NF4_LEVELS)
     rows = torch.cat([pairs.flatten(), torch.ones(16)]).view(-1, 16)
     weight = torch.cat([F.pad(row, (0, 48), value=1.0)[None] for row in rows])
     packed = NF4Weight(weight)
@@ -140,7 +140,7 @@ def test_the_error_of_normal_weights_is_the_known_one() -> None:
     assert error.abs().mean().item() == pytest.approx(0.0728, rel=0.01)
     # the same without double quantisation, computed from the levels alone
     unit = weight.view(-1, 64) / absmax_of(weight)[:, None]
-    nearest = LEVELS[(unit[..., None] - LEVELS).abs().argmin(-1)]
+    nearest = NF4_LEVELS[(unit[..., None] - NF4_LEVELS).abs().argmin(-1)]
     alone = (nearest - unit) * absmax_of(weight)[:, None]
     assert error.square().mean().sqrt().item() == pytest.approx(
         alone.square().mean().sqrt().item(), rel=0.01
