@@ -4,14 +4,14 @@
 # **You are here:** pretraining → heads → words and spans → probes → several heads → LoRA → **explanations**
 #
 # "Hello darling how are you today? I would love to have a chat": this message is spam, and a classifier
-# that is right most of the time lets it through. Why? Many methods answer such a question with a picture
-# or a list of words. They look convincing, and they do not agree. In this chapter we compute the most
-# common ones, and test what they claim.
+# that is right most of the time lets it through. Why? Many methods answer such a question. Their answers look
+# convincing, and they do not agree. In this chapter we compute the most common ones, and test what they
+# claim.
 #
 # **At the end you will know** which words matter to a classifier and in which sense, what attention does
 # not show, what each block adds to an answer, and how to find out that an explanation is worthless.
 #
-# **Reading time:** 30 minutes. **Running time:** about ten seconds, offline.
+# **Reading time:** 35 minutes. **Running time:** about ten seconds, offline.
 
 # %%
 from pathlib import Path
@@ -48,8 +48,8 @@ MODEL, DATA = setting("mini")  # "124M": OpenAI's model. DATA: the SMS Spam Coll
 # %% [markdown]
 # ## A classifier and its mistakes
 #
-# We finetune the last block on a few messages, as in chapter 10, and look at the messages of the test set
-# that the classifier gets wrong.
+# We finetune the last block on a few messages, as in chapter 10, and look at the messages of the test
+# set that the classifier gets wrong.
 
 # %% tags=["varies"]
 whole = split_messages(load_messages(DATA), balance=True)
@@ -69,8 +69,8 @@ for message, answer in zip(split.test, answers, strict=True):
 print(f"{len(wrong)} of {len(texts)} messages are wrong")
 
 # %% [markdown]
-# We will come back to three of them. First we need methods, and we try them on a message that the
-# classifier gets right, because there we have an idea of what the answer should rest on.
+# We will come back to three of them. First we try the methods on a message that the classifier gets
+# right, because there we have an idea of what the answer should rest on.
 
 # %%
 CALL = "Please CALL 08712402902 immediately as there is an urgent message waiting for you."
@@ -79,9 +79,8 @@ print(f"P(spam) {classifier.predict([CALL])[0].probabilities['spam']:.3f}")
 # %% [markdown]
 # ## The answer after each token
 #
-# The simplest question to ask is: when does the classifier make up its mind? A token sees only what comes
-# before it, so we can ask for the answer to every beginning of the message. At which token does it become
-# spam? Guess first.
+# When does the classifier make up its mind? We can ask for its answer to every beginning of the message.
+# At which token does it become spam? Guess first.
 
 # %%
 tokens = []
@@ -93,29 +92,27 @@ picture(draw_label_by_token(tokens, p_spam, "spam"), "21-tokens")
 
 # %% [markdown]
 # One digit of the phone number is enough, and after a few more the answer hardly changes. These numbers
-# are exact. But they answer a question about beginnings, not about the whole message. The words
-# "immediately" and "urgent" change nothing here. Is that because they do not matter, or because the
-# classifier is already certain when they come? This method cannot say.
+# are exact. But the words "immediately" and "urgent" change nothing. Is that because they do not matter,
+# or because the classifier is already certain when they come? This method cannot say.
 
 # %% [markdown]
 # ## Leave a word out
 #
-# So we ask another question: what if a word were not there? We remove each word in turn, and look how far
-# P(spam) falls.
+# So we ask another question: what if a word were not there? We remove one, and look how far P(spam)
+# falls.
 
 # %%
-words = CALL.split()
 p_whole = classifier.predict([CALL])[0].probabilities["spam"]
-for n in range(len(words)):
-    shorter = " ".join(words[:n] + words[n + 1 :])
+for word in ("08712402902", "immediately", "urgent", "message"):
+    shorter = CALL.replace(f" {word}", "")
     p = classifier.predict([shorter])[0].probabilities["spam"]
-    print(f"without {words[n]:<12} P(spam) {p:.3f}, lower by {p_whole - p:.3f}")
+    print(f"without {word:<12} P(spam) {p:.3f}, lower by {p_whole - p:.3f}")
 
 # %% [markdown]
-# Without the phone number it is not spam any more. Every other word seems to matter little. But look at the
-# numbers: P(spam) is nearly 1, and near 1 it hardly moves, whatever we take away. So it is better to measure
-# the *evidence*: the logit of spam minus the logit of ham. It has no upper limit. `leave_one_out` gives
-# both. It also leaves out punctuation marks, and it removes tokens rather than typing the text again.
+# Without the phone number it is not spam any more. The other words seem to matter little. But P(spam) is
+# nearly 1 here, and near 1 it hardly moves, whatever we take away. So it is better to measure the
+# *evidence*: the logit of spam minus the logit of ham. It has no upper limit. `leave_one_out` gives both
+# for each word and each punctuation mark.
 
 # %%
 left_out = leave_one_out(classifier, CALL, "spam")
@@ -124,11 +121,11 @@ for part in left_out.parts:
     print(f"{part.text:<13} evidence {part.value:+.2f}   probability {part.probability:+.3f}")
 
 # %% [markdown]
-# Each number is exact: it is the difference between two answers. A negative one belongs to a word without
-# which the message would look even more like spam.
+# Each number is exact: it is the difference between two answers. It is negative if the message looks
+# even more like spam without the word.
 
 # %% [markdown]
-# ## Two words that say the same
+# ## Several reasons
 #
 # This message has three phone numbers. What happens if we leave out one of them? And all of them?
 
@@ -146,19 +143,16 @@ for p, variant in zip(p_variants, variants, strict=True):
     print(f"P(spam) {p:.3f}  {variant}")
 
 # %% [markdown]
-# Each number alone can go, and the message is still spam. Leaving out one word at a time says that none of
-# the three matters much. Together they decide. If a message has several reasons for its answer, this method
-# may show none of them.
+# Any one of the numbers can go, and the message is still spam. Together they decide. If a message has
+# several reasons for its answer, leaving out one word at a time may show none of them.
 
 # %% [markdown]
 # ## The gradient
 #
-# Leaving out words costs one answer per word. A gradient costs one backward pass for all of them. It says
-# how the evidence changes if the numbers of an embedding change a little. Multiplied by the embedding of a
-# token, it says what the token adds, *if* the network were linear.
-#
-# If it were linear, all these values would add up to the difference between the evidence for the message
-# and the evidence for a message of zeros. Do they?
+# Leaving out words costs one answer per word. A gradient costs one backward pass for all of them. It
+# says how the evidence changes if an embedding changes a little. Multiplied by the embedding, it says
+# what the token would add if the network were linear. Then all values would add up to the difference
+# between the evidence for the message and for a message of zeros. Do they?
 
 
 # %%
@@ -186,15 +180,15 @@ print(f"sum of gradient times input: {by_token.sum():.2f}")
 print(f"difference in evidence:      {difference:.2f}")
 
 # %% [markdown]
-# They do not: even the sign is wrong. A gradient describes tiny changes, and a missing word is not a tiny
-# change. This is why we should not trust its values, although they are cheap.
+# They do not: even the sign is wrong. A gradient describes tiny changes, and a missing word is not a
+# tiny change.
 
 # %% [markdown]
 # ## A sum that adds up
 #
-# *Integrated gradients* repair this. They go from a baseline to the message in small steps, and add up the
-# gradients on the way. For a line, the sum of slopes times steps is the total difference in height, so the
-# values must add up. The difference that remains is an error of the steps, and we can watch it:
+# *Integrated gradients* repair this. They go from a baseline to the message in small steps, and add up
+# the gradients on the way. If you add up slope times step along a path, you get the total difference in
+# height. So these values must add up, except for an error that gets smaller with more steps:
 
 # %%
 errors = {}
@@ -204,9 +198,9 @@ for steps in (1, 4, 16, 64):
     print(f"{steps:>3} steps: sum {path.total + path.error:6.3f}, should be {path.total:.3f}")
 
 # %% [markdown]
-# With enough steps the sum is right. (Without `steps` the package doubles them until the error is below one
-# percent.) But being *complete* does not mean being true. The values depend on the baseline, here a text in
-# which every token is `<|endoftext|>`, and on embeddings between two tokens, which belong to no token.
+# With enough steps the sum is right. (Without `steps` the package doubles them until the error is below
+# one percent.) But a correct sum does not make each value right. The values depend on the baseline, here
+# a text in which every token is `<|endoftext|>`.
 
 # %%
 path = integrated_gradients(classifier, CALL, "spam")
@@ -216,8 +210,8 @@ for one, two, three in zip(left_out.parts, path.parts, slope.parts, strict=True)
     print(f"{one.text:<14}{one.value:+8.2f}{two.value:+13.2f}{three.value:+19.2f}")
 
 # %% [markdown]
-# The first two methods agree on the phone number, which comes first in both. About "Please" and "urgent"
-# they do not agree at all. They answer different questions, so always say which one you asked.
+# The first two methods agree that the phone number comes first. About "Please" and "urgent" they do not
+# agree at all. They answer different questions, so always say which one you asked.
 
 # %% [markdown]
 # ## Looking is not deciding
@@ -230,23 +224,24 @@ for one, two, three in zip(left_out.parts, path.parts, slope.parts, strict=True)
 seen = attention(classifier, CALL)
 print("attention weights (blocks, heads, T, T):", seen.weights.shape)
 looks = seen.weights[:, :, -1].mean(axis=(0, 1))  # (T,)
+by_word = {part.text: looks[slice(*part.tokens)].sum() for part in left_out.parts}
+most_seen = sorted(left_out.parts, key=lambda part: -by_word[part.text])
 print("             attention   left out")
-for part in left_out.parts:
-    first, end = part.tokens
-    print(f"{part.text:<13}{looks[first:end].sum():>9.3f}{part.value:>+11.2f}")
+for part in most_seen[:5]:
+    print(f"{part.text:<13}{by_word[part.text]:>9.3f}{part.value:>+11.2f}")
 
 # %% [markdown]
-# The full stop gets more attention than most words, but without it there is more evidence for spam, not
-# less. A weight says how much of a token's value is taken. It does not say what the value is, nor what the
-# next blocks make of it. And it is never negative, so it cannot say that something speaks *against* spam.
+# The full stop gets more attention than nearly all words, but without it there is more evidence for
+# spam, not less. A weight says how much of a token's value is taken, but not what the value is or what
+# it is used for. And it is never negative, so it cannot say that something speaks *against* spam.
 
 # %% [markdown]
 # ## What each part adds
 #
-# Where in the network does the evidence come from? Each head and each MLP *adds* a vector to the residual
-# stream (chapter 18). The head of the classifier is linear. So we can give it each of these vectors by
-# itself. The norm before it is the only obstacle: it subtracts the mean and divides by a standard deviation.
-# If we take the divisor as it is, the norm is linear too. By hand for the last MLP:
+# Where in the network does the evidence come from? Each attention head and each MLP *adds* a vector to
+# the residual stream (chapter 18). The classifier's head is linear, so we can give it each of these
+# vectors by itself. The final norm is linear too, if we divide by the standard deviation of the whole
+# state. By hand for the last MLP:
 
 # %%
 model = classifier.model
@@ -277,16 +272,15 @@ print(f"{len(by_part)} parts, sum {sum(by_part.values()):.4f}, evidence {left_ou
 picture(draw_contributions(parts), "21-parts")
 
 # %% [markdown]
-# The sum is exact, and more than half of the evidence comes from one part: the last MLP. That is no
-# surprise, because we have trained only the last block. Do the other blocks do nothing? No. These are
-# *direct* effects only. The last MLP computes its vector from what all earlier blocks have prepared, and
-# gets all the credit (exercise 3).
+# The parts add up to the evidence. More than half of it comes from the last MLP: we have trained only
+# the last block. Do the other blocks do nothing? These are *direct* effects only. The last MLP computes
+# its vector from what all earlier blocks have prepared, and gets all the credit (exercise 3).
 
 # %% [markdown]
 # ## The answer at each layer
 #
-# We can also stop earlier, and give the state after each block to the trained norm and head. This is called
-# a *logit lens*. When does the message become spam?
+# We can also stop earlier, and give the state after each block to the final norm and the head. This is
+# called a *logit lens*. When does the message become spam?
 
 # %%
 layers = answer_by_layer(classifier, CALL)
@@ -295,15 +289,14 @@ for n, p in enumerate(layers.probabilities[:, 1]):
     print(f"{name:<11} P(spam) {p:.3f}")
 
 # %% [markdown]
-# Only in the last block. But a probe (chapter 18) finds spam at every layer! Both are right. The information
-# is there early, but in a form that this head was not trained to read. A lens shows when the answer
-# appears in the head's own form.
+# Only in the last block. But a probe finds spam at earlier layers too (chapter 18). Both are right: the
+# information is there early, but in a form that this head was not trained to read.
 
 # %% [markdown]
 # ## The next token at each layer
 #
-# GPT-2's own head is still there as well, since its weight is `wte` (chapter 6). So the lens can also show
-# which next token each layer would predict. Look at the lowest row first. What does it predict, and why?
+# GPT-2's own head is still there as well, since its weight is `wte`. So the lens can also show which
+# next token each layer would predict. Look at the lowest row first. What does it predict, and why?
 
 # %%
 following = next_tokens(classifier.model, classifier.tokenizer, "Hello darling how are you today?")
@@ -312,16 +305,15 @@ picture(draw_next_tokens(following), "21-lens")
 # %% [markdown]
 # Without any block, the most probable token is the token itself: its embedding fits itself best, because
 # the embedding and the head are the same matrix. The first block replaces it by guesses about the next
-# token, and the later ones improve them: see how " are" finds its " you".
+# token, and the later ones become more certain: see how often " you" follows " are".
 
 # %% [markdown]
 # ## A method must be able to fail
 #
-# Here is a test for any method. We take a second classifier whose last block and head have *not* been
-# trained. It knows nothing about spam. An explanation of its answers should look quite different. If it does
-# not, it cannot have been about spam. For three short spam messages of the test set we compare the
-# explanations of the two classifiers, token by token, by their *rank correlation*: 1 means the same order of
-# the tokens, and 0 means no relation. Which method will fail?
+# Here is a test for any method. We take a second classifier that has *not* been trained, so its head is
+# random. An explanation of its answers should look quite different. If it does not, it was never about
+# spam. We compare the explanations of three short messages by their *rank correlation*: 1 means that the
+# tokens are in the same order for both classifiers, and 0 means no relation. Which method will fail?
 
 
 # %%
@@ -349,17 +341,16 @@ for method in (by_attention, by_leaving_out, by_integrated_gradients):
     print(f"{method.__name__:<24}", np.array(values).round(2))
 
 # %% [markdown]
-# Attention fails. Its picture is nearly the same for a classifier that knows nothing, so the picture is not
-# about spam. In fact it could hardly have changed: all blocks but the last are frozen, and the head has no
-# influence on what they look at. Leaving out words passes. Integrated gradients are in between: some of the
-# order that they show was there before anything was learned. Passing does not prove that a method is right,
-# but it could have failed. (Adebayo and others, 2018, "Sanity Checks for Saliency Maps".)
+# Attention fails: it is nearly the same for a classifier that knows nothing. It could hardly have
+# changed, since all blocks but the last are frozen. Leaving out tokens passes. Integrated gradients are
+# in between: some of the order was there before anything was learned. (The test is by Adebayo and
+# others, 2018, "Sanity Checks for Saliency Maps".)
 
 # %% [markdown]
 # ## Three mistakes, explained
 #
-# Now we can come back to the question of the beginning. For each of three mistakes we ask every method what
-# speaks most for the answer that the classifier gave.
+# Now back to the question of the beginning. For each of three mistakes we ask every method what speaks
+# most for the answer that the classifier gave.
 
 
 # %%
@@ -378,17 +369,17 @@ for message in mistakes:
     given = answer.label
     removed = leave_one_out(classifier, text)
     most = max(abs(part.probability) for part in removed.parts)
-    looks = by_attention(classifier, text)
     names = attention(classifier, text).tokens
-    attended = [names[n].strip() for n in np.argsort(-looks)[:3]]
-    added = contributions(classifier, text, given, message.label).by_part()
-    top_parts = sorted(added, key=lambda name: -added[name])[:2]
+    order = np.argsort(by_attention(classifier, text))[::-1]
+    attended = ", ".join(names[n].strip() for n in order[:3])
+    its_parts = contributions(classifier, text, given, message.label).by_part()
+    first_part = max(its_parts, key=its_parts.get)
     print(text)
     print(f"    label {message.label}, answer {given}, P {answer.probabilities[given]:.3f}")
     print(f"    left out:   {strongest(removed)}; P changes by at most {most:.3f}")
     print(f"    integrated: {strongest(integrated_gradients(classifier, text))}")
-    print(f"    attention:  {', '.join(attended)}")
-    print(f"    parts:      {', '.join(f'{name} {added[name]:+.2f}' for name in top_parts)}")
+    print(f"    attention:  {attended}")
+    print(f"    parts:      {first_part} {its_parts[first_part]:+.2f}")
     print(f"    by layer:   {answer_by_layer(classifier, text).probabilities[:, 1].round(2)}")
 
 # %% [markdown]
@@ -407,24 +398,24 @@ for before, after in pairs:
     print(f"P(spam) {two[0]:.3f} -> {two[1]:.3f}  ...{after[-44:]}")
 
 # %% [markdown]
-# - **"Hello darling"**: no single word decides. Whichever one is left out, P(spam) changes by less than one
-#   point. The message simply has nothing of what this classifier knows as spam: no number, no price, no
-#   "call". With a number at its end it looks much more like spam.
-# - **"Tell your friends"**: integrated gradients point at `URL`, which somebody put in place of an address.
-#   Leaving out single words points at "Tell" first. Both can be part of it. Without the address the
-#   message is ham.
-# - **"Do you realize"**: leaving out words points at "we'll". But if it is spelled "we will", almost nothing
-#   changes. So it was not what the word says, but the gap that it left. Would you have called
-#   this message spam? Methods explain the classifier. They cannot explain the person who labelled the
-#   message.
+# - **"Hello darling"**: no single word decides. Whichever one is left out, P(spam) changes by less than
+#   one point. The message has no number, no price and no "call". With a number at its end it looks much
+#   more like spam.
+# - **"Tell your friends"**: integrated gradients point at `URL`, which somebody put in place of an
+#   address. Leaving out words points at "Tell" first. Without the address the message is ham.
+# - **"Do you realize"**: leaving out words points at "we'll". But with "we will" instead, almost nothing
+#   changes. So it was not what the word says, but the gap that it left. Would you have called this
+#   message spam? Methods explain the classifier, not the person who labelled the message.
+# - **Parts and layers** say the same of all three: the last MLP, in the last block. They say where in the
+#   network an answer is made, and not why.
 
 # %% [markdown]
 # ## What you know now
 #
-# - The answer after each token, and the answer without a word, are exact. But each answers a question of its own.
-# - If several words say the same, leaving out one of them shows nothing.
+# - The answer after each token and the answer without a word are exact. They answer different questions.
+# - If several words say the same, leaving out one of them may show nothing.
 # - Gradient times input does not add up. Integrated gradients do, and they depend on a baseline.
-# - Attention shows where a head looks, not what the answer rests on. It fails a simple test.
+# - Attention shows where a head looks, not what the answer rests on.
 # - The contributions of heads and blocks add up to the logit. They are direct effects only.
 # - An explanation is a guess about what would happen. Change the text and look.
 
@@ -456,8 +447,8 @@ assert min(p_variants[:4]) > 0.5 > p_variants[4]
 print("checked: leaving out a word is the difference of two answers; three numbers decide together")
 
 # %% check
-by_word = [by_token[slice(*part.tokens)].sum().item() for part in slope.parts]
-assert np.allclose(by_word, [part.value for part in slope.parts], atol=1e-3)
+ours = [by_token[slice(*part.tokens)].sum().item() for part in slope.parts]
+assert np.allclose(ours, [part.value for part in slope.parts], atol=1e-3)
 assert abs(slope.total - difference) < 1e-3
 assert by_token.sum() < 0 < difference
 print("checked: the package's gradient times input equals ours; its sum has the wrong sign")
@@ -480,6 +471,7 @@ print("checked: contributions add up; the lens ends with the classifier's answer
 
 # %% check
 assert np.allclose(seen.weights.sum(axis=3), 1, atol=1e-5)
+assert "." in [part.text for part in most_seen[:5]] and parts_left_out["."].value < 0
 assert correlations["by_attention"].min() > 0.75
 assert correlations["by_leaving_out"].max() < 0.5
 assert correlations["by_integrated_gradients"].mean() < correlations["by_attention"].mean() - 0.2
@@ -491,6 +483,10 @@ print("checked: attention hardly changes if the classifier knows nothing; the ot
 labels = [message.label for message in mistakes]
 assert labels == ["spam", "ham", "spam"]
 assert all(message in wrong for message in mistakes)
+for message in mistakes:
+    other = "ham" if message.label == "spam" else "spam"
+    its_parts = contributions(classifier, message.text, other, message.label).by_part()
+    assert max(its_parts, key=its_parts.get) == largest[0], "the last MLP"
 assert changes[0] > 0.1 and changes[1] < -0.2 and abs(changes[2]) < 0.05
 assert (
     max(abs(part.probability) for part in leave_one_out(classifier, mistakes[0].text).parts) < 0.01
