@@ -27,7 +27,7 @@ from gpt2_from_scratch import (
     Split,
     TrainConfig,
     answer_by_layer,
-    attention,
+    attention_of,
     contributions,
     draw_contributions,
     draw_label_by_token,
@@ -221,7 +221,7 @@ for one, two, three in zip(left_out.parts, path.parts, slope.parts, strict=True)
 # heads.
 
 # %%
-seen = attention(classifier, CALL)
+seen = attention_of(classifier, CALL)
 print("attention weights (blocks, heads, T, T):", seen.weights.shape)
 looks = seen.weights[:, :, -1].mean(axis=(0, 1))  # (T,)
 by_word = {part.text: looks[slice(*part.tokens)].sum() for part in left_out.parts}
@@ -318,7 +318,7 @@ picture(draw_next_tokens(following), "21-lens")
 
 # %%
 def by_attention(one, text):
-    return attention(one, text).weights[:, :, -1, :-1].mean(axis=(0, 1))
+    return attention_of(one, text).weights[:, :, -1, :-1].mean(axis=(0, 1))
 
 
 def by_leaving_out(one, text):
@@ -343,8 +343,8 @@ for method in (by_attention, by_leaving_out, by_integrated_gradients):
 # %% [markdown]
 # Attention fails: it is nearly the same for a classifier that knows nothing. It could hardly have
 # changed, since all blocks but the last are frozen. Leaving out tokens passes. Integrated gradients are
-# in between: some of the order was there before anything was learned. (The test is by Adebayo and
-# others, 2018, "Sanity Checks for Saliency Maps".)
+# in between: some of the order was there before anything was learned. (The test is from "Sanity Checks
+# for Saliency Maps" by Adebayo and others.)
 
 # %% [markdown]
 # ## Three mistakes, explained
@@ -369,7 +369,7 @@ for message in mistakes:
     given = answer.label
     removed = leave_one_out(classifier, text)
     most = max(abs(part.probability) for part in removed.parts)
-    names = attention(classifier, text).tokens
+    names = attention_of(classifier, text).tokens
     order = np.argsort(by_attention(classifier, text))[::-1]
     attended = ", ".join(names[n].strip() for n in order[:3])
     its_parts = contributions(classifier, text, given, message.label).by_part()
@@ -475,7 +475,7 @@ assert "." in [part.text for part in most_seen[:5]] and parts_left_out["."].valu
 assert correlations["by_attention"].min() > 0.75
 assert correlations["by_leaving_out"].max() < 0.5
 assert correlations["by_integrated_gradients"].mean() < correlations["by_attention"].mean() - 0.2
-frozen = attention(untrained, CALL).weights[:-1]
+frozen = attention_of(untrained, CALL).weights[:-1]
 assert np.allclose(seen.weights[:-1], frozen, atol=1e-5), "frozen blocks look at the same"
 print("checked: attention hardly changes if the classifier knows nothing; the others do")
 

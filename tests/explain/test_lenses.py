@@ -143,6 +143,7 @@ def test_a_lens_of_its_own_for_one_layer(tiny_gpt2, tiny_checkpoint: Path):
         next_tokens(tiny_gpt2, tokenizer, TEXT, lenses={3: lens})
 
 
+@pytest.mark.slow
 def test_tuned_lenses_of_a_classifier(tiny_checkpoint: Path):
     """A new tuned lens is the logit lens; a trained one gives the predictions of its own head."""
     heads = [HeadConfig(f"lens_{n}", task="language", layer=n, form="tuned lens") for n in (0, 1)]
