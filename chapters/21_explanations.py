@@ -27,7 +27,7 @@ from gpt2_from_scratch import (
     Split,
     TrainConfig,
     answer_by_layer,
-    attention_of,
+    attention_weights,
     contributions,
     draw_contributions,
     draw_label_by_token,
@@ -221,9 +221,9 @@ for one, two, three in zip(left_out.parts, path.parts, slope.parts, strict=True)
 # heads.
 
 # %%
-seen = attention_of(classifier, CALL)
-print("attention weights (blocks, heads, T, T):", seen.weights.shape)
-looks = seen.weights[:, :, -1].mean(axis=(0, 1))  # (T,)
+seen = attention_weights(classifier.model, ids)  # (blocks, heads, T, T)
+print("shape:", seen.shape)
+looks = seen[:, :, -1].mean(axis=(0, 1))  # (T,), from the end token to each token
 by_word = {part.text: looks[slice(*part.tokens)].sum() for part in left_out.parts}
 most_seen = sorted(left_out.parts, key=lambda part: -by_word[part.text])
 print("             attention   left out")
@@ -318,7 +318,8 @@ picture(draw_next_tokens(following), "21-lens")
 
 # %%
 def by_attention(one, text):
-    return attention_of(one, text).weights[:, :, -1, :-1].mean(axis=(0, 1))
+    its_ids = one.encode([text])[0][0]
+    return attention_weights(one.model, its_ids)[:, :, -1, :-1].mean(axis=(0, 1))
 
 
 def by_leaving_out(one, text):
@@ -369,9 +370,9 @@ for message in mistakes:
     given = answer.label
     removed = leave_one_out(classifier, text)
     most = max(abs(part.probability) for part in removed.parts)
-    names = attention_of(classifier, text).tokens
+    its_ids = classifier.encode([text])[0][0]
     order = np.argsort(by_attention(classifier, text))[::-1]
-    attended = ", ".join(names[n].strip() for n in order[:3])
+    attended = [classifier.tokenizer.decode([its_ids[n]]) for n in order[:3]]
     its_parts = contributions(classifier, text, given, message.label).by_part()
     first_part = max(its_parts, key=its_parts.get)
     print(text)
@@ -470,13 +471,13 @@ assert following.predicted[0, :, 0].tolist() == following.tokens, "the token its
 print("checked: contributions add up; the lens ends with the classifier's answer")
 
 # %% check
-assert np.allclose(seen.weights.sum(axis=3), 1, atol=1e-5)
+assert np.allclose(seen.sum(axis=3), 1, atol=1e-5)
 assert "." in [part.text for part in most_seen[:5]] and parts_left_out["."].value < 0
 assert correlations["by_attention"].min() > 0.75
 assert correlations["by_leaving_out"].max() < 0.5
 assert correlations["by_integrated_gradients"].mean() < correlations["by_attention"].mean() - 0.2
-frozen = attention_of(untrained, CALL).weights[:-1]
-assert np.allclose(seen.weights[:-1], frozen, atol=1e-5), "frozen blocks look at the same"
+frozen = attention_weights(untrained.model, ids)[:-1]
+assert np.allclose(seen[:-1], frozen, atol=1e-5), "frozen blocks look at the same"
 print("checked: attention hardly changes if the classifier knows nothing; the others do")
 
 # %% check

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "attribution": [
             "Attention",
             "Contributions",
-            "attention_of",
+            "attention",
             "attention_weights",
             "contributions",
         ],

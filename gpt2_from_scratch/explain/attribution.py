@@ -104,7 +104,7 @@ def attention_weights(model: GPT2, ids: Sequence[int]) -> np.ndarray:
     return torch.stack(found).cpu().numpy()
 
 
-def attention_of(classifier: Classifier, text: str) -> Attention:
+def attention(classifier: Classifier, text: str) -> Attention:
     """Compute the attention weights of all blocks and heads for a text as the classifier reads it.
 
     A weight says how much of a token's value is passed on. It does not say what the value is, nor

@@ -16,7 +16,7 @@ from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.explain.attribution import (
     Contributions,
-    attention_of,
+    attention,
     attention_weights,
     contributions,
 )
@@ -59,10 +59,10 @@ def test_attention_with_adapters(tiny_checkpoint: Path):
     """They count before they are merged, and the merged model is Hugging Face's."""
     pytest.importorskip("transformers")
     classifier = random_classifier(tiny_checkpoint, TWO, lora=LORA)
-    plain = attention_of(random_classifier(tiny_checkpoint, TWO), TEXT)
-    before = attention_of(classifier, TEXT)
+    plain = attention(random_classifier(tiny_checkpoint, TWO), TEXT)
+    before = attention(classifier, TEXT)
     classifier.merge()
-    after = attention_of(classifier, TEXT)
+    after = attention(classifier, TEXT)
     (ids,), _ = classifier.encode([TEXT])
     with torch.no_grad():
         expected = torch.cat(their_gpt2(classifier.model)(torch.tensor([ids])).attentions)
@@ -262,14 +262,14 @@ def test_what_is_unknown_or_changed_is_refused(tiny_checkpoint: Path):
         attention_weights(classifier.model, [277])
     block = classifier.model.blocks[1]
     block.mlp = Halved(block.mlp)
-    for function in (contributions, attention_of):
+    for function in (contributions, attention):
         with pytest.raises(UsageError, match=r"blocks\.1 was changed"):
             function(classifier, TEXT)
 
 
 def test_without_the_causal_mask_nothing_is_explained(tiny_checkpoint: Path):
     classifier = Classifier.on_base(tiny_checkpoint, ["ham", "spam"], causal_mask=False)
-    for function in (contributions, attention_of):
+    for function in (contributions, attention):
         with pytest.raises(UsageError, match="causal mask"):
             function(classifier, TEXT)
 
@@ -279,9 +279,7 @@ def test_attention_does_not_depend_on_the_head(tiny_checkpoint: Path):
     one, other = random_classifier(tiny_checkpoint, TWO), random_classifier(tiny_checkpoint, TWO)
     with torch.no_grad():
         other.model.head.weight.copy_(one.model.head.weight.roll(1, dims=1))
-    np.testing.assert_array_equal(
-        attention_of(one, TEXT).weights, attention_of(other, TEXT).weights
-    )
+    np.testing.assert_array_equal(attention(one, TEXT).weights, attention(other, TEXT).weights)
     first, second = (contributions(c, TEXT, "spam", "ham").by_part() for c in (one, other))
     values = np.array([[*first.values()], [*second.values()]])
     assert abs(np.corrcoef(values)[0, 1]) < 0.8 and abs(values[0] - values[1]).max() > 0.1
