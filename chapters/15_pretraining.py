@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 15. Pretraining
 #
-# **You are here:** **pretraining** → heads → words and spans → probes → several heads → LoRA
+# **You are here:** **pretraining** → heads → words and spans → probes → several heads → LoRA → explanations
 #
 # All chapters so far began with weights that somebody else had trained. Where do such weights come from?
 # Here we begin with nothing but some text. We learn a vocabulary from it, fill a network with random

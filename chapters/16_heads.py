@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16. Heads
 #
-# **You are here:** pretraining → **heads** → words and spans → probes → several heads → LoRA
+# **You are here:** pretraining → **heads** → words and spans → probes → several heads → LoRA → explanations
 #
 # The lecture's head is one linear layer that chooses between two classes. But the network below it
 # computes 256 numbers about a text, and other questions can be asked of the same numbers. Which topics

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 17. Words and spans
 #
-# **You are here:** pretraining → heads → **words and spans** → probes → several heads → LoRA
+# **You are here:** pretraining → heads → **words and spans** → probes → several heads → LoRA → explanations
 #
 # So far a text got one answer. But sometimes the answer is *in* the text. Which words of a message are
 # a phone number? How much money does it promise? For such questions the head answers at every token,

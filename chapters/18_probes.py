@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 18. Probes
 #
-# **You are here:** pretraining → heads → words and spans → **probes** → several heads → LoRA
+# **You are here:** pretraining → heads → words and spans → **probes** → several heads → LoRA → explanations
 #
 # A network of six blocks reads a message. After which block does it "know" that the message is spam?
 # We can look: take the states after each block, and try to read the answer from them with the simplest

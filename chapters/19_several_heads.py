@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 19. Several heads at once
 #
-# **You are here:** pretraining → heads → words and spans → probes → **several heads** → LoRA
+# **You are here:** pretraining → heads → words and spans → probes → **several heads** → LoRA → explanations
 #
 # A head is one small layer, and nearly all of the work is done by the network below it. So it is cheap
 # to answer several questions from the same states. But can they be *trained* together? They share the

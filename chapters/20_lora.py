@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20. LoRA
 #
-# **You are here:** pretraining → heads → words and spans → probes → several heads → **LoRA**
+# **You are here:** pretraining → heads → words and spans → probes → several heads → **LoRA** → explanations
 #
 # Finetuning changes weights. But how complicated is that change? If it is simple, we need not store and
 # train a whole matrix for it. LoRA ([Hu et al.](https://arxiv.org/abs/2106.09685)) leaves each matrix as it

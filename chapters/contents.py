@@ -43,6 +43,7 @@ PARTS = (  # of the course, each with its chapters as the road map names them
         "18_probes": "probes",
         "19_several_heads": "several heads",
         "20_lora": "LoRA",
+        "21_explanations": "explanations",
     },
 )
 UNREAD = ("## Checks", "## Exercises")  # sections that the reading time leaves out

@@ -81,8 +81,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "classifier.generate": ["generate_with_heads"],
         "classifier.tasks": ["TASKS"],
         "classifier.tasks.classification": ["logit_per_class"],
-        "explain.attribution": ["attention", "attention_weights", "contributions"],
-        "explain.lenses": ["answer_by_layer", "next_tokens"],
+        "explain.attribution": ["attention_weights", "contributions"],
+        "explain.lenses": ["answer_by_layer", "next_tokens", "tuned_lenses"],
         "explain.tokens": ["leave_one_out"],
         "explain.gradients": ["gradient_times_input", "integrated_gradients"],
         "reports.drawings": [

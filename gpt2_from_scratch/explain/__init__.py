@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "attention_weights",
             "contributions",
         ],
-        "lenses": ["AnswerByLayer", "NextTokens", "answer_by_layer", "next_tokens"],
+        "lenses": ["AnswerByLayer", "NextTokens", "answer_by_layer", "next_tokens", "tuned_lenses"],
         "tokens": ["Explanation", "Part", "after_each_token", "leave_one_out"],
         "gradients": ["gradient_times_input", "integrated_gradients"],
     },

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.classifier import Classifier, in_mode
-from gpt2_from_scratch.classifier.heads import layer_read, outputs_from
+from gpt2_from_scratch.classifier.heads import layer_read, layers_by_name, outputs_from
 from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.errors import UsageError
@@ -125,7 +125,7 @@ def next_tokens(
         text: The text, of 1 to n_ctx tokens.
         top: The number of tokens k that are returned.
         lenses: {layer: a module that computes logits (T, V) from the residual stream (T, C)}, for
-            example tuned lenses. The other layers have the logit lens.
+            example `tuned_lenses`. The other layers have the logit lens.
 
     Raises:
         UsageError: `top` is not from 1 to n_vocab, a layer does not exist, or a part of the model
@@ -158,6 +158,17 @@ def next_tokens(
         torch.stack(found).cpu().numpy(),
         np.vectorize(names.__getitem__, otypes=[object])(numbers_found),
     )
+
+
+def tuned_lenses(classifier: Classifier) -> dict[int, nn.Module]:
+    """Return the tuned lenses among a classifier's heads, by the layer that each reads."""
+    heads = classifier.description.heads
+    layers = layers_by_name(classifier.model, heads)
+    return {
+        layer_read(head, classifier.model): layers[head.name]
+        for head in heads
+        if head.form == "tuned lens"
+    }
 
 
 def _layers(model: GPT2, ids: Tensor, top: int) -> list[Tensor]:

@@ -272,3 +272,14 @@ def test_without_the_causal_mask_nothing_is_explained(tiny_checkpoint: Path):
     for function in (contributions, attention):
         with pytest.raises(UsageError, match="causal mask"):
             function(classifier, TEXT)
+
+
+def test_attention_does_not_depend_on_the_head(tiny_checkpoint: Path):
+    """Adebayo et al.'s test, 2018: with another head, attention is the same and contributions are not."""
+    one, other = random_classifier(tiny_checkpoint, TWO), random_classifier(tiny_checkpoint, TWO)
+    with torch.no_grad():
+        other.model.head.weight.copy_(one.model.head.weight.roll(1, dims=1))
+    np.testing.assert_array_equal(attention(one, TEXT).weights, attention(other, TEXT).weights)
+    first, second = (contributions(c, TEXT, "spam", "ham").by_part() for c in (one, other))
+    values = np.array([[*first.values()], [*second.values()]])
+    assert abs(np.corrcoef(values)[0, 1]) < 0.8 and abs(values[0] - values[1]).max() > 0.1

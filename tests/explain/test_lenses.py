@@ -13,7 +13,7 @@ from tiny import TINY, Halved, random_classifier
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.errors import DataError, UsageError
-from gpt2_from_scratch.explain.lenses import answer_by_layer, next_tokens
+from gpt2_from_scratch.explain.lenses import answer_by_layer, next_tokens, tuned_lenses
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.tokenizer import Tokenizer
 
@@ -141,6 +141,27 @@ def test_a_lens_of_its_own_for_one_layer(tiny_gpt2, tiny_checkpoint: Path):
     assert lens.training
     with pytest.raises(UsageError, match="layer 3 of 0 to 2"):
         next_tokens(tiny_gpt2, tokenizer, TEXT, lenses={3: lens})
+
+
+@pytest.mark.slow
+def test_tuned_lenses_of_a_classifier(tiny_checkpoint: Path):
+    """A new tuned lens is the logit lens; a trained one gives the predictions of its own head."""
+    heads = [HeadConfig(f"lens_{n}", task="language", layer=n, form="tuned lens") for n in (0, 1)]
+    classifier = Classifier.on_base(tiny_checkpoint, heads=[*heads, HeadConfig(task="language")])
+    model, tokenizer = classifier.model, classifier.tokenizer
+    lenses = tuned_lenses(classifier)
+    assert [*lenses] == [0, 1]
+    plain = next_tokens(model, tokenizer, TEXT)
+    new = next_tokens(model, tokenizer, TEXT, lenses=lenses)
+    np.testing.assert_allclose(new.probabilities, plain.probabilities, atol=1e-5)
+    with torch.no_grad():
+        lenses[1].change.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    trained = next_tokens(model, tokenizer, TEXT, lenses=lenses)
+    ((_, outputs, _),) = classifier.outputs([tokenizer.encode(TEXT)])
+    expected = outputs["lens_1"][0].softmax(dim=1).topk(5)
+    np.testing.assert_allclose(trained.probabilities[1], expected.values, atol=1e-5)
+    np.testing.assert_array_equal(trained.ids[1], expected.indices)
+    assert abs(trained.probabilities[1] - plain.probabilities[1]).max() > 0.01
 
 
 def test_what_no_lens_can_read(tiny_checkpoint: Path):
