@@ -61,6 +61,7 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/several_heads.py
 	$(BIN)/python benchmarks/probes.py
+	$(BIN)/python benchmarks/next_token.py
 
 # `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
 DEVICE ?= cuda

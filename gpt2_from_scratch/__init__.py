@@ -103,6 +103,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "runs.exporting": ["export"],
         "runs.estimators": ["GPT2Classifier", "GPT2Features"],
         "runs.lecture": ["LABELS", "lecture", "lecture_split", "make_loaders"],
+        "studies.next_token": ["format_next_tokens", "plot_next_tokens", "probe_next_tokens"],
         "studies.probes": ["format_probes", "plot_probes", "pooled_states", "probe_layers"],
         "studies.learning_rate": ["find_learning_rate"],
         "studies.study": ["compare", "run_study"],

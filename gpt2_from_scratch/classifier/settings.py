@@ -39,7 +39,7 @@ Activation = Literal["none", "tanh", "relu", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 # The layers of a head for `language`, which predicts the next token from the state that it reads:
 # tied: GPT-2's own head, whose weight is wte. Read before the last block it is the logit lens
-# full: a linear layer of its own, (C) -> (V). It starts as a copy of wte
+# full: a linear layer of its own, (C) -> (V). It starts as a copy of wte, at layer 0 with zeros
 # tuned lens: an affine map of its own, (C) -> (C), then GPT-2's own final norm and head
 LanguageForm = Literal["tied", "full", "tuned lens"]
 LANGUAGE_FORMS: tuple[LanguageForm, ...] = get_args(LanguageForm)

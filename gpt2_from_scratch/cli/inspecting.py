@@ -158,7 +158,7 @@ def add_probe(commands: Any) -> None:
         help="positions to read (default: every pooling that reads no padding)",
     )
     parser.add_argument(
-        "--epochs", type=int, metavar="N", help="epochs of --task language (default: 4)"
+        "--epochs", type=int, metavar="N", help="epochs of --task language (default: 2)"
     )
     parser.add_argument("--seed", type=int, help="random seed of the split (default: 123)")
     parser.add_argument("--out", type=new_path, help="a new .png file for the plot")

@@ -62,7 +62,7 @@ Task = Literal[
     "regression",  # K numbers per text
     "token-classification",  # one of K tags per word
     "span",  # start and end of an answer in the text
-    "language",  # the next token: GPT-2's own head
+    "language",  # the next token: GPT-2's own head, or a trained one
     "features",  # the hidden state itself
 ]
 TASKS: tuple[str, ...] = get_args(Task)

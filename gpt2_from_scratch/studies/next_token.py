@@ -48,8 +48,8 @@ from gpt2_from_scratch.speed.partial_blocks import real_positions
 log = logging.getLogger(__name__)
 
 NAMES = {"tied": "logit lens", "tuned lens": "tuned lens", "full": "full head"}
-LEARNING_RATES = (1e-3, 3e-3)
-EPOCHS, BATCH, WARMUP = 4, 16, 0.1  # BATCH: texts per step
+LEARNING_RATES = (3e-3, 1e-2)
+EPOCHS, BATCH, WARMUP = 2, 16, 0.1  # BATCH: texts per step
 
 
 @dataclass(frozen=True)
@@ -323,20 +323,20 @@ def plot_next_tokens(probes: Sequence[NextTokenProbe]) -> Figure:
         raise DataError("there are no probes to draw")
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
+    # the embeddings alone predict so badly that the other layers could not be told apart
+    top = 1.25 * max(probe.bits_per_byte for probe in probes if probe.layer)
     styles = {"tied": (DARK, "o"), "tuned lens": (BLUE, "s"), "full": (VERMILION, "^")}
-    for form, (colour, mark) in styles.items():
+    for n, (form, (colour, mark)) in enumerate(styles.items()):
         curve = [probe for probe in probes if probe.form == form]
-        if curve:
-            axes.plot(
-                [probe.layer for probe in curve],
-                [probe.bits_per_byte for probe in curve],
-                color=colour,
-                marker=mark,
-                markersize=4,
-                label=NAMES[form],
-            )
+        if not curve:
+            continue
+        layers, bits = [p.layer for p in curve], [p.bits_per_byte for p in curve]
+        axes.plot(layers, bits, color=colour, marker=mark, markersize=4, label=NAMES[form])
+        if bits[0] > top:
+            outside = f"layer 0: {bits[0]:.1f}"
+            axes.text(0, top * (0.96 - 0.06 * n), outside, color=colour, va="center", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, top)
     axes.set_xlabel("layer (0: after the embeddings)")
     axes.set_ylabel("bits per byte")
     axes.set_title(f"Predicting the next token from each layer: {probes[0].tokens:,} test tokens")

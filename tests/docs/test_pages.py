@@ -55,6 +55,8 @@ LONG = {  # a quarter of a minute and more, or files of another machine
     "gpt2-classifier compare --data sms --balance --seeds 1 2 3 4 5",
     "gpt2-classifier experiments --data sms --balance --epochs 5",
     "gpt2-classifier train --data reviews.csv --autotune 5m --out runs/tuned",
+    "gpt2-classifier probe --task language --balance --out next-token.png",
+    "gpt2-classifier probe runs/demo --task language",
     "python benchmarks/miniature.py weights/mini runs/next --corpus CORPUS",
     "python benchmarks/miniature.py weights/mini --quick",
     "python benchmarks/gpu/parts.py join folder weights/next",

@@ -58,7 +58,7 @@ def plain_probe(
     with torch.no_grad():
         for parameter in (*change.parameters(), full.bias):
             parameter.zero_()
-        full.weight.copy_(model.wte.weight)
+        full.weight.copy_(model.wte.weight if layer else torch.zeros(V, C))
 
     def logits(text: str) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.tensor([tokenizer.encode(text)])
@@ -212,5 +212,7 @@ def test_picture() -> None:
     for line in axes.get_lines():
         assert line.get_xdata().tolist() == [0, 1, 2]
         assert line.get_ydata().tolist() == [3.25, 2.25, 1.25]
+    assert axes.get_ylim() == (0, 1.25 * 2.25)
+    assert ["3.2" in text.get_text() for text in axes.texts] == [True, True], "outside the picture"
     with pytest.raises(DataError):
         plot_next_tokens([])

@@ -125,7 +125,7 @@ class Language(Classification):
         """The head's layers, (..., C) -> (..., V), by its form. They draw no random numbers."""
         if head.form == "tuned lens":
             return TunedLens(model)
-        return full_head(model) if head.form == "full" else tied_head(model)
+        return full_head(head, model) if head.form == "full" else tied_head(model)
 
     columns = Task.columns  # type: ignore[assignment]  # an answer is not a row
 
@@ -170,17 +170,22 @@ def tied_head(model: GPT2) -> nn.Linear:
     return own
 
 
-def full_head(model: GPT2) -> nn.Linear:
+def full_head(head: HeadConfig, model: GPT2) -> nn.Linear:
     """A linear layer of its own, (..., C) -> (..., V), that starts as GPT-2's own head.
 
     Its weight is a copy of `wte` and its bias is 0. From random weights it would have to learn every
-    token anew, also the tokens that the training texts do not contain.
+    token anew, and it would learn nothing about tokens that the training texts do not contain.
+    Layer 0 is an exception: there a copy of `wte` would predict the token that it has just read, so
+    the weight starts at 0.
     """
     wte = model.wte.weight
     layer = nn.utils.skip_init(nn.Linear, wte.shape[1], wte.shape[0], device=wte.device)
     with torch.no_grad():
-        layer.weight.copy_(wte)
         layer.bias.zero_()
+        if head.layer == 0:
+            layer.weight.zero_()
+        else:
+            layer.weight.copy_(wte)
     return layer
 
 
