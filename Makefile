@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# versions of packages; CONSTRAINTS=/dev/null takes the newest
+CONSTRAINTS ?= constraints.txt
 # what is installed: what a run needs; tests, lint and notebooks too
 READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
@@ -10,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check lint notebooks course docs bench gpu-pack gpu faults clean
+.PHONY: demo test check lint notebooks course docs bench gpu-pack gpu faults release-check clean
 
 demo: $(READY)  ## train the miniature GPT-2 on real text messages and try it (half a minute)
 	@$(BIN)/gpt2-classifier demo
@@ -29,12 +31,12 @@ lint: $(INSTALLED)
 $(READY): pyproject.toml constraints.txt
 	@echo "installing PyTorch and what else a run needs into $(VENV), once: this may take minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable .
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[test,lint]"
 	@touch $(READY) $@
 
 notebooks: $(INSTALLED)  ## chapters/notebooks from the chapter scripts, executed (two minutes)
@@ -48,7 +50,7 @@ docs: $(VENV)/.docs  ## the site of docs/ in build/site, offline; a link that le
 	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[docs]"
 	@touch $@
 
 bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary
@@ -62,6 +64,7 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/several_heads.py
 	$(BIN)/python benchmarks/probes.py
 	$(BIN)/python benchmarks/next_token.py
+	$(BIN)/python benchmarks/own_loop.py
 
 # `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
 DEVICE ?= cuda
@@ -83,6 +86,16 @@ gpu:  ## nine minutes on one NVIDIA card: compare with the CPU, measure speed, p
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
 	$(BIN)/python tests/campaigns/faults.py
+
+release-check: $(INSTALLED) $(VENV)/.release  ## a wheel and an sdist in dist/, and checks of both; nothing is uploaded
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTEST) tests/architecture/test_distribution.py
+
+$(VENV)/.release: $(READY)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[release]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
