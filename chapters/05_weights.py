@@ -218,7 +218,7 @@ def gelu(x):
 
 
 # %%
-def attention(x, n):
+def attend(x, n):
     T, C = x.shape
     D = C // model.config.n_head
     is_later = np.triu(np.ones((T, T)), 1) == 1
@@ -240,7 +240,7 @@ def attention(x, n):
 def oracle(token_ids):
     x = w["wte.weight"][token_ids] + w["wpe.weight"][: len(token_ids)]  # (T, C)
     for n in range(model.config.n_layer):
-        x = x + attention(norm(x, f"h.{n}.ln_1"), n)
+        x = x + attend(norm(x, f"h.{n}.ln_1"), n)
         wide = gelu(linear(norm(x, f"h.{n}.ln_2"), f"h.{n}.mlp.c_fc"))  # (T, 4C)
         x = x + linear(wide, f"h.{n}.mlp.c_proj")
     return norm(x, "ln_f") @ w["wte.weight"].T  # (T, V)

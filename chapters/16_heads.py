@@ -82,9 +82,9 @@ print("error with the tanh        :", f"{(states @ product.T - with_tanh).abs().
 # %% [markdown]
 # Two linear layers are one linear layer, because $W_2 (W_1 x) = (W_2 W_1) x$. The second matrix adds
 # parameters, but no new function. A *non-linearity* between them, such as tanh, changes that: no
-# single matrix gives the same result. Some other networks have heads of this form. Such a head can
-# compute more, but it also has more to learn, and the network below is already full of
-# non-linearities. So one linear layer is the usual head.
+# single matrix gives the same result. RoBERTa, a network on which many classifiers are built, has a
+# head of this form. Such a head can compute more, but it also has more to learn, and the network below
+# is already full of non-linearities. So one linear layer is the usual head.
 #
 # In the package, `HeadConfig` describes a head, and `head_layers` builds it. It adds two things to the
 # lines above: the biases, and dropout. (*Dropout* sets some randomly chosen numbers to zero during

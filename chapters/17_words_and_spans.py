@@ -164,7 +164,7 @@ print(tag_scores.as_table())
 # %%
 COLOURS = {"O": "#404040", "B-phone": "#D55E00", "B-money": "#009E73"}
 COLOURS |= {"I-phone": "#D55E00", "I-money": "#009E73"}
-drawn = [text for text in test if MONEY.search(text) and text.replace("£", "").isascii()][:5]
+drawn = [text for text in test if MONEY.search(text) and text.replace("£", "").isascii()][2:7]
 figure = Figure(figsize=(8.5, 3.6), layout="constrained")
 axes = figure.subplots()
 line = 0

@@ -149,10 +149,11 @@ print("the adapter changes the output by", (with_adapter - y).abs().max().item()
 print(f"W: {before.numel():,} numbers; A and B: {A.numel() + B.numel():,}")
 
 # %% [markdown]
-# At the start $B$ is zero, so the adapter changes nothing: finetuning begins with exactly the pretrained
-# model. (Exercise 1 asks why $A$ must not be zero too.) The package's layer is the same line. It adds that
-# one matrix may have several adapters: GPT-2 stores query, key and value in one matrix, and each of them
-# gets its own.
+# At the start $B$ is zero, so the adapter changes nothing: finetuning begins with exactly the
+# pretrained model. (Exercise 1 asks why $A$ must not be zero too.) The package's layer is the same
+# line. It adds that one matrix may have several adapters: GPT-2 stores query, key and value in one
+# matrix, and each of them gets its own. (A matrix that is `packed` is stored with four bits per
+# number. LoRA next to such a matrix is called QLoRA.)
 
 # %%
 show(LoRALinear.forward)
