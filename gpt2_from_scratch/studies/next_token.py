@@ -323,7 +323,7 @@ def plot_next_tokens(probes: Sequence[NextTokenProbe]) -> Figure:
         raise DataError("there are no probes to draw")
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    # the embeddings alone predict so badly that the other layers could not be told apart
+    # the embeddings alone predict so badly that the other layers would look equal
     top = 1.25 * max(probe.bits_per_byte for probe in probes if probe.layer)
     styles = {"tied": (DARK, "o"), "tuned lens": (BLUE, "s"), "full": (VERMILION, "^")}
     for n, (form, (colour, mark)) in enumerate(styles.items()):
