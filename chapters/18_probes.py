@@ -8,11 +8,12 @@
 # classifier there is. The network itself is not trained. The result is a surprise.
 #
 # **At the end you will know** what the residual stream is, how to probe every layer, why the very first
-# layer is enough to find this spam, and what a probe cannot show.
+# layer is enough to find this spam, where the next token becomes clear, and what a probe cannot show.
 #
-# **Reading time:** 25 minutes. **Running time:** about fifteen seconds, offline.
+# **Reading time:** 30 minutes. **Running time:** about twenty seconds, offline.
 
 # %%
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,13 +34,16 @@ from gpt2_from_scratch import (
     Trunk,
     evaluate_classifier,
     finetune,
+    format_next_tokens,
     format_probes,
     load_gpt2,
     load_messages,
     model_folder,
+    plot_next_tokens,
     plot_probes,
     pooled_states,
     probe_layers,
+    probe_next_tokens,
     split_messages,
     wilson_interval,
 )
@@ -68,7 +72,7 @@ def stream(text):
     for block in model.blocks:
         x = block(x)
         layers.append(x[0])
-    return torch.stack(layers)  # (layers, T, C)
+    return torch.stack(layers)  # (layers, tokens, n_embd)
 
 
 layers = stream("You have won a prize! Call 09061701461 now")
@@ -107,7 +111,8 @@ def is_spam(messages):
     return [message.label == "spam" for message in messages]
 
 
-probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))  # C=0.01: a penalty on weights
+# C is scikit-learn's name for the inverse of a penalty on large weights
+probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
 probe.fit(half_way(split.train), is_spam(split.train))
 right = probe.score(half_way(split.test), is_spam(split.test))
 print(f"probe at layer {HALF} of {model.config.n_layer}: test accuracy {right:.1%}")
@@ -135,6 +140,10 @@ picture(plot_probes(probes), "18-probes")
 # At the **last token**, layer 0 is only the embedding of one token, often a full stop. The first blocks
 # bring in the rest of the text by attention, and the accuracy rises. After the middle it falls a little. The
 # last blocks probably prepare the prediction of the next token, which is another task.
+#
+# We have fitted a probe at the last token of layer 3 before, and its accuracy is not exactly the one in the
+# table. The states and the messages are the same, but the penalty is not: we chose it ourselves, and in the
+# table the validation set did. One message more or less is half a percent.
 #
 # The **mean** is the surprise. The best number of the whole table is in the first row: layer 0, where no
 # block has run. The next best, the mean at layer 3, is right for three of the 200 messages fewer, which is
@@ -181,7 +190,7 @@ def bags(messages):
 probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8))
 probe.fit(bags(split.train), is_spam(split.train))
 scaler, logistic = probe[0], probe[1]
-direction = torch.tensor(logistic.coef_[0] / scaler.scale_).float()  # (C,)
+direction = torch.tensor(logistic.coef_[0] / scaler.scale_).float()  # n_embd numbers
 with torch.no_grad():
     scores = model.wte.weight @ direction  # one score per token of the vocabulary
 
@@ -261,6 +270,53 @@ for name, accuracy in results.items():
 # not bad" and "bad, not good"), a bag must fail.
 
 # %% [markdown]
+# ## The next token at every layer
+#
+# The blocks were trained to predict the next token (chapter 15), not to find spam. So after which block is
+# the next token clear? We take the state of the last token at each layer, and give it to the final norm and
+# to GPT-2's own head, as if the network ended there. This is called the *logit lens*. What will it say at
+# layer 0?
+
+# %%
+for text in ("How are", "Thank you very", "I will call you when I get"):
+    guesses = []
+    with torch.no_grad():
+        for x in stream(text)[:, -1]:
+            logits = model.wte.weight @ model.ln_f(x)
+            guesses.append(tokenizer.decode([int(logits.argmax())]))
+    print(f"{text}: {guesses}")
+
+# %% [markdown]
+# At layer 0 the head repeats the token that it has just read. The head is the matrix of the embeddings, so
+# the embedding of a token fits this token best. The easy continuations are there after one or two blocks,
+# and the harder one after half of the network.
+#
+# For all tokens of many messages we count bits per byte, as in chapter 15: the lower, the better. But the
+# logit lens asks much of a state in the middle: it must already look like a state at the end. The *tuned
+# lens* (Belrose and others) first changes the state by a matrix and a bias, and each layer has its own. They
+# start at zero, so the tuned lens starts as the logit lens. Only they are trained, to predict the next
+# token. `probe_next_tokens` does this for all layers in one pass:
+
+# %%
+small = Split(split.train[:96], split.val[:12], split.test[:40])  # some, to save time
+next_tokens = probe_next_tokens(
+    model, tokenizer, small, forms=("tied", "tuned lens"), learning_rates=(LR,), epochs=1
+)
+print(format_next_tokens(next_tokens))
+
+# %%
+picture(plot_next_tokens(next_tokens), "18-next-token")
+
+# %% [markdown]
+# From layer 1 on, every block makes the prediction of the next token better. That is the opposite of what
+# we saw for spam, where the first layer was as good as any.
+#
+# The tuned lens is better than the logit lens at each layer, even at the last one, where the state needs no
+# change. So part of what it has learned is not about the layer: it has learned what messages look like,
+# since GPT-2 was trained on other texts. Only what it gains beyond that shows that the state knew more than
+# the logit lens could read.
+
+# %% [markdown]
 # ## What a probe cannot show
 #
 # A probe shows that something *can* be read from a layer. It does not show that the network uses it.
@@ -276,7 +332,7 @@ random_labels = [truth[n] for n in shuffled]
 x = bags(split.train)
 print("messages, numbers per message:", x.shape)
 learned = {}
-for C in (0.001, 10.0):  # scikit-learn's C: a large one is a weak penalty
+for C in (0.001, 10.0):  # a large C is a weak penalty
     noise = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000))
     learned[C] = noise.fit(x, random_labels).score(x, random_labels)
     print(f"C = {C}: {learned[C]:.1%} of the random labels are predicted correctly")
@@ -293,6 +349,8 @@ for C in (0.001, 10.0):  # scikit-learn's C: a large one is a weak penalty
 # - The mean of the embeddings is a bag of words: it does not depend on the order of the tokens.
 # - On SMS spam no deeper layer and no finetuned network was more accurate here, probably because single
 #   tokens, above all digits, give this spam away.
+# - The logit lens reads the next token at any layer with the network's own head. The prediction gets better
+#   with every block. A tuned lens reads more, but it also learns the kind of text.
 # - A probe can memorize noise. Only its test accuracy counts.
 
 # %% [markdown]
@@ -343,6 +401,23 @@ digits = [token for token in ordered if names[token].strip().isdigit()]
 assert all(scores[token] > scores[common].mean() for token in digits)
 assert learned[10.0] > 0.9 > learned[0.001] > 0.5
 print(f"checked: {len(probes)} probes; the mean at layer 0 is as good as the best other one")
+
+# %% check
+nats, n_bytes = 0.0, 0
+for message in small.test:
+    tokens_of = tokenizer.encode(message.text)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens_of]))[0, :-1]
+    nats += F.cross_entropy(logits, torch.tensor(tokens_of[1:]), reduction="sum").item()
+    n_bytes += sum(len(tokenizer.token_bytes(token)) for token in tokens_of[1:])
+own = [p.bits_per_byte for p in next_tokens if p.form == "tied"]
+tuned = [p.bits_per_byte for p in next_tokens if p.form == "tuned lens"]
+assert math.isclose(own[-1], nats / math.log(2) / n_bytes, rel_tol=1e-4)
+assert own == sorted(own, reverse=True) and tuned == sorted(tuned, reverse=True)
+assert all(one < other for one, other in zip(tuned, own, strict=True))
+print(
+    "checked: the logit lens at the last layer is GPT-2 itself, and all lenses get better by layer"
+)
 
 # %% [markdown]
 # ## Exercises
