@@ -94,7 +94,7 @@ def print_training(args: argparse.Namespace) -> None:
     """Train each kind with each seed; print loss curves, accuracies and the paired difference."""
     split = load_split(DataConfig("sms"))
     order = np.random.RandomState(0).permutation(len(split.train))[: args.texts]
-    split = Split([split.train[n] for n in order], split.val[:300], split.test)
+    split = Split([split.train[n] for n in order], split.val[:100], split.test)
     rows: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     curves: dict[str, list[list[Epoch]]] = {kind: [] for kind in KINDS}
     for seed in args.seeds:

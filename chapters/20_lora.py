@@ -280,13 +280,14 @@ adapted.unmerge()
 # it replaces each weight by the nearest level. We do this for the first 64 weights of our matrix:
 
 # %%
+levels = torch.tensor(NF4_LEVELS)
 block = before[0, :64]
 largest = block.abs().max()
-distances = (block[:, None] / largest - NF4_LEVELS).abs()  # (64, 16)
+distances = (block[:, None] / largest - levels).abs()  # (64, 16)
 codes = distances.argmin(dim=1)
 print("weights ", block[:5])
 print("codes   ", codes[:5])
-print("restored", largest * NF4_LEVELS[codes[:5]])
+print("restored", largest * levels[codes[:5]])
 
 # %% [markdown]
 # The restored weights are similar to the weights, but not equal. The levels are the same for every matrix
@@ -300,7 +301,7 @@ units = blocks / blocks.abs().amax(dim=1, keepdim=True)  # each block divided by
 figure = Figure(figsize=(8, 4), layout="constrained")
 axes = figure.subplot_mosaic([["levels", "levels"], ["before", "after"]])
 axes["levels"].hist(units.flatten(), bins=200, color="#0072B2")
-axes["levels"].vlines(NF4_LEVELS, 0, 3200, color="#D55E00")
+axes["levels"].vlines(levels, 0, 3200, color="#D55E00")
 axes["levels"].set(title="The 16 levels are close together where most weights are")
 axes["levels"].set(xlabel="weight / largest of its block", ylabel="weights")
 axes["before"].imshow(before[:24, :64], cmap="RdBu", vmin=-0.4, vmax=0.4)
@@ -420,10 +421,10 @@ assert 4.12 < 8 * stored / before.numel() < 4.13
 restored = packed.weight[
     0, :64
 ]  # the largest absolute values are stored with 8 bits, so not exactly
-torch.testing.assert_close(restored, largest * NF4_LEVELS[codes], atol=0, rtol=0.1)
-middles = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
+torch.testing.assert_close(restored, largest * levels[codes], atol=0, rtol=0.1)
+middles = (levels[1:] + levels[:-1]) / 2
 assert torch.equal(torch.bucketize(block / largest, middles), codes), "the nearest, by another way"
-gaps = NF4_LEVELS.diff()
+gaps = levels.diff()
 assert gaps[:7].argmin() == 6 and gaps[7:].argmin() == 0, "smallest next to the level 0"
 assert abs(quantized[1] - ways["last block, LoRA"][1]) < 0.05
 print("checked: bits per weight, the nearest levels, their distances, and the loss")

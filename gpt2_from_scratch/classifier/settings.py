@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from gpt2_from_scratch.data.formats import TASKS, Task
+from gpt2_from_scratch.data.formats import LABELLED, TASKS, Task, values_in
 from gpt2_from_scratch.data.messages import Message, labels_alike
 from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
@@ -45,6 +45,7 @@ LanguageForm = Literal["tied", "full", "tuned lens"]
 LANGUAGE_FORMS: tuple[LanguageForm, ...] = get_args(LanguageForm)
 HEAD_FORMS = ("linear", "two-layer", "tanh", "sigmoid")
 TEXT_TASKS = ("classification", "multi-label", "regression", "features")  # one answer per text
+VALUE_TASKS = ("regression", "token-regression")  # targets are numbers
 CLASS_TASKS = ("classification", "multi-label", "token-classification")  # targets are classes
 LARGEST_VALUE = 1e250  # limit for center and scale; scale times any float32 is then finite
 ADAPT_LR = 3e-4  # selected on the miniature among 1e-4, 3e-4, 5e-4 and 1e-3
@@ -238,16 +239,19 @@ class HeadConfig:
 
     def _check_task(self) -> None:
         labels, task = self.labels, self.task
-        fewest = {"classification": 2, "token-classification": 2, "multi-label": 1, "regression": 1}
+        fewest = {"classification": 2, "token-classification": 2}
+        fewest |= dict.fromkeys(("multi-label", *VALUE_TASKS), 1)
         if len(labels) < fewest.get(task, 0):
             raise UsageError(f"{task} needs at least {fewest[task]} labels, found {list(labels)}")
+        if len(labels) > 1 and task == "token-regression":
+            raise UsageError(f"{task} predicts one value, but got {several(labels)}")
         if labels and task not in fewest:
             raise UsageError(f"a head for {task} has no labels, but got {several(labels)}")
         if self.one_output and (task != "classification" or len(labels) != 2):
             raise UsageError("one output with a sigmoid is for classification into two classes")
-        if (self.center or self.scale) and task != "regression":
+        if (self.center or self.scale) and task not in VALUE_TASKS:
             raise UsageError("center and scale are for regression")
-        if self.class_weights and task == "regression":
+        if self.class_weights and task in VALUE_TASKS:
             raise UsageError("class weights are not for regression")
         if (self.dropout or self.hidden) and task in ("language", "features"):
             raise UsageError(f"a head for {task} has no hidden layers and no dropout")
@@ -267,7 +271,7 @@ class HeadConfig:
 class HeadSettings:
     """Options of a run for its head and LoRA, before the data is known."""
 
-    task: str = setting("classification", "what the head answers", choices=TASKS[:5])
+    task: str = setting("classification", "what the head answers", choices=LABELLED)
     head: str = setting(
         "linear",
         "one linear layer; two linear layers; RoBERTa's dense, tanh, linear; or one output with a "
@@ -334,7 +338,7 @@ class HeadSettings:
             raise UsageError(
                 f"pad_to needs the pooling {' or '.join(OF_PADS)}; the others do not read padding"
             )
-        if self.task in ("token-classification", "span") and self.pooling not in READ_LAST:
+        if self.task not in TEXT_TASKS and self.pooling not in READ_LAST:
             raise UsageError(f"{self.task} reads every token, so it has no pooling")
         if self.labels and self.task == "span":
             raise UsageError("span has no labels")
@@ -363,11 +367,11 @@ class HeadSettings:
         )
         if not names and self.task == "multi-label":
             raise DataError("no text has a label, so there is nothing to learn")
-        if self.task != "regression" and (unknown := sorted(set(labels) - set(names))):
+        if self.task not in VALUE_TASKS and (unknown := sorted(set(labels) - set(names))):
             alike = labels_alike([*names, *unknown])
             how = f"; {alike[0]} differ only in case, spaces or Unicode form" if alike else ""
             raise DataError(f"labels {unknown[:5]} of the data are not among {self.labels}{how}")
-        center, scale = _center_and_scale(train) if self.task == "regression" else ((), ())
+        center, scale = _center_and_scale(train) if self.task in VALUE_TASKS else ((), ())
         return HeadConfig(
             name=self.name,
             task=self.task,  # type: ignore[arg-type]
@@ -418,13 +422,15 @@ def _balanced(names: Sequence[str], train: Sequence[Message]) -> tuple[float, ..
 
 
 def _center_and_scale(train: Sequence[Message]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The means and the standard deviations of the K values over the training texts.
+    """The means and the standard deviations of the K values over the texts or positions.
 
     The deviation of a constant value is replaced by 1.
 
-    Raises DataError for values whose squares overflow.
+    Raises DataError for values whose squares overflow, and if there are no values.
     """
-    values = np.array([np.atleast_1d(m.label) for m in train], dtype=float)  # (N, K)
+    values = np.array([row for m in train for row in values_in(m.label)], dtype=float)  # (N, K)
+    if not len(values):
+        raise DataError("no training text has a value, so there is nothing to learn")
     with np.errstate(over="ignore", invalid="ignore"):
         center, spread = values.mean(axis=0), values.std(axis=0)
     if not np.isfinite([center, spread]).all():

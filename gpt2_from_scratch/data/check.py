@@ -17,6 +17,7 @@ from gpt2_from_scratch.data.formats import (
     form_in_words,
     found_examples,
     label_names,
+    values_in,
 )
 from gpt2_from_scratch.data.messages import (
     ALIKE,
@@ -293,6 +294,8 @@ def _values(messages: Sequence[Message], data: DataConfig, task: str) -> dict[st
         names, named = label_names(messages, task), data.label_column.split(",")
         names = tuple(name.strip() for name in named) if len(named) == len(names) else names
         columns = {name: [m.label[n] for m in messages] for n, name in enumerate(names)}
+    elif task == "token-regression" and messages:
+        columns = {"value": [value for m in messages for (value,) in values_in(m.label)] or [0.0]}
     elif task == "span" and messages:
         spans = [span for m in messages for span in gold_answers(m.label)]
         columns = {"characters": [span.end - span.start for span in spans]}

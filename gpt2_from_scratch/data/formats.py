@@ -8,12 +8,14 @@
 |                      | ["a", "b"]                      |                            |                 |
 | regression           | a number; several columns "a,b" | a number or [1.5, 2, ...]  |                 |
 | token-classification |                                 | [[start, end, tag], ...]   | CoNLL           |
+| token-regression     | a number, for all tokens        | a number, or               |                 |
+|                      |                                 | [[position, number], ...]  |                 |
 | span                 |                                 | [start, end], or several:  | SQuAD's .json   |
 |                      |                                 | [[start, end], ...]        |                 |
 | language, features   | nothing                         | nothing                    | a text per line |
 
 Start and end are character positions in the text. They count from 0, and the end is after the last
-character.
+character. A number of token-regression is the value after the first `position` characters.
 
 CoNLL files have one word with its tag per line and a blank line after each sentence. This is the
 format of the CoNLL shared tasks (https://www.clips.uantwerpen.be/conll2003/ner/). SQuAD files
@@ -61,12 +63,14 @@ Task = Literal[
     "multi-label",  # any of K labels per text
     "regression",  # K numbers per text
     "token-classification",  # one of K tags per word
+    "token-regression",  # a number per token
     "span",  # start and end of an answer in the text
     "language",  # the next token: GPT-2's own head, or a trained one
     "features",  # the hidden state itself
 ]
 TASKS: tuple[str, ...] = get_args(Task)
 UNLABELLED = ("language", "features")  # tasks that learn from the texts alone
+LABELLED = tuple(task for task in TASKS if task not in UNLABELLED)
 BETWEEN = "|"  # separates several labels in a cell by default
 IN_LISTS = "["  # used instead of a separator if every cell is a list
 STRING = r"""(?:'[^'\\]*'|"(?:[^"\\]|\\.)*")"""  # a string literal of Python or JSON
@@ -221,19 +225,31 @@ def label_names(examples: Sequence[Message], task: str) -> tuple[str, ...]:
     """The names of a head's outputs for `task`, in the order of HeadConfig.labels.
 
     Classes, labels and tags are sorted by `in_order`, except that the tag O comes first. Columns of
-    numbers are called value_0, value_1 and so on. Spans, language and features have no names.
+    numbers are called value_0, value_1 and so on; the number per token is called value. Spans, language and features have no names.
     Raises DataError if the labels belong to another task.
     """
     labels = [example.label for example in examples]
     if task in ("span", *UNLABELLED):
         return ()
-    wanted = str if task == "classification" else tuple
-    if other := [label for label in labels if type(label) is not wanted]:
+    wanted: tuple[type, ...] = (str,) if task == "classification" else (tuple,)
+    wanted += (float, int) if task == "token-regression" else ()
+    if other := [label for label in labels if type(label) not in wanted]:
         raise DataError(f"{other[0]!r:.80} is not a label of {task}")
+    if task == "token-regression":
+        return ("value",)
     if task == "regression":
         return tuple(f"value_{n}" for n in range(max(map(len, labels), default=0)))
     names = {name for label in labels for name in label_parts(label)}
     return tuple(sorted(in_order(names), key=lambda n: task != "token-classification" or n != "O"))
+
+
+def values_in(label: Any) -> list[tuple[float, ...]]:
+    """The rows of values in a label of regression, or the value at each position (token-regression)."""
+    if not isinstance(label, tuple):
+        return [(label,)]
+    if any(isinstance(part, tuple) for part in label) or not label:
+        return [(value,) for _, value in label]
+    return [label]
 
 
 # --- Labels ---
@@ -249,6 +265,10 @@ def _label_of(task: str, between: str, in_json: bool, row: Row, first: Row) -> A
             return _names(value)
         if task == "regression":
             return _numbers(_cells(row, in_json), len(_cells(first, in_json)))
+        if task == "token-regression":
+            if in_json and isinstance(value, list):
+                return _values_at(value, row.values[0])
+            return _numbers(_cells(row, in_json), 1)[0]
         if task == "token-classification":
             return _words(value, row.values[0])
         return _answers(value, row.values[0])
@@ -296,6 +316,21 @@ def _numbers(cells: list[Any], count: int) -> tuple[float, ...]:
     if not cells or len(cells) != count:
         raise ValueError(f"expected {count or 'some'} numbers, found {len(cells)}")
     return tuple(map(float, cells))
+
+
+def _values_at(value: list[Any], text: str) -> tuple[tuple[int, float], ...]:
+    found, before = list[tuple[int, float]](), 0
+    for item in value:
+        if not isinstance(item, list) or len(item) != 2 or type(item[0]) is not int:
+            raise ValueError(f"expected [position, number], found {json.dumps(item):.100}")
+        position = item[0]
+        if not before < position <= len(text):
+            raise ValueError(
+                f"expected ascending positions from 1 to {len(text)}, found {position} after {before}"
+            )
+        found.append((position, _numbers(item[1:], 1)[0]))
+        before = position
+    return tuple(found)
 
 
 def _words(value: Any, text: str) -> tuple[Span, ...]:

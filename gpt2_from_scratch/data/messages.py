@@ -83,6 +83,7 @@ class Message:
     - multi-label: the labels (a tuple of str, which may be empty)
     - regression: the values (a tuple of float)
     - token-classification: one Span per word
+    - token-regression: a number, or pairs (number of characters, value after them)
     - span: the Span of an answer, or GoldAnswers if several are correct
     - language and features: None
     - several heads at once: a dictionary {head's name: one of these}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_from_scratch.data.formats import context_start
+from gpt2_from_scratch.data.formats import context_start, values_in
 from gpt2_from_scratch.data.messages import FINAL_MARKS, Message, Span
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.evaluation.baselines import (
@@ -106,6 +106,23 @@ def fit_mean(split: Split, names: Sequence[str]) -> TaskBaseline:
     """Fit the baseline that always predicts the mean of each value in the training set."""
     mean = tuple(_values(split.train).mean(axis=0).tolist())
     return TaskBaseline(MEAN, lambda messages: [mean] * len(messages))
+
+
+def fit_mean_of_tokens(split: Split, names: Sequence[str] = ()) -> TaskBaseline | None:
+    """Fit the baseline that predicts the mean value at every position; None without any value."""
+    values = [value for message in split.train for (value,) in values_in(message.label)]
+    if not values:
+        return None
+    mean = float(np.mean(values))
+
+    def answers(messages: Sequence[Message]) -> list[Any]:
+        labels = [message.label for message in messages]
+        return [
+            tuple((position, mean) for position, _ in label) if isinstance(label, tuple) else mean
+            for label in labels
+        ]
+
+    return TaskBaseline(MEAN, answers)
 
 
 def fit_ridge(split: Split, names: Sequence[str]) -> TaskBaseline | None:
@@ -218,6 +235,7 @@ def _values(messages: Sequence[Message]) -> np.ndarray:
 FITS: dict[str, dict[str, Fit]] = {  # the tasks' names are those of data.formats.TASKS
     "token-classification": {TAG: fit_most_frequent_tag},
     "regression": {MEAN: fit_mean, RIDGE: fit_ridge},
+    "token-regression": {MEAN: fit_mean_of_tokens},
     "multi-label": {PER_LABEL: fit_per_label},
     "span": {SENTENCE: fit_word_overlap},
 }

@@ -34,25 +34,23 @@ from gpt2_from_scratch.gpt2.model import GPT2
 
 BLOCK = 64  # weights that share an absmax
 GROUP = 256  # absmax that share a scale
-NF4_LEVELS = torch.tensor(
-    [
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ]
+NF4_LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
 )
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -213,7 +211,8 @@ def _quantized(weight: Tensor) -> dict[str, Tensor]:
     absmax = values.abs().amax(1)  # (n_blocks,)
     values = values / absmax.clamp(min=TINY)[:, None]
     codes = torch.zeros(values.shape, dtype=torch.uint8, device=weight.device)
-    for middle in ((NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2).tolist():
+    levels = torch.tensor(NF4_LEVELS)
+    for middle in ((levels[1:] + levels[:-1]) / 2).tolist():
         codes += values > middle  # a third of the time of torch.bucketize
     # rounded once, so it does not depend on the order of the additions
     mean = math.fsum(absmax.tolist()) / n_blocks
@@ -232,5 +231,6 @@ def _quantized(weight: Tensor) -> dict[str, Tensor]:
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """The two levels of each byte of codes (256, 2), and the value of each 8-bit float (256,)."""
     every = torch.arange(256, dtype=torch.uint8)
-    pairs = torch.stack([NF4_LEVELS[(every >> 4).int()], NF4_LEVELS[(every & 15).int()]], dim=1)
+    levels = torch.tensor(NF4_LEVELS)
+    pairs = torch.stack([levels[(every >> 4).int()], levels[(every & 15).int()]], dim=1)
     return pairs.to(device), every.view(FLOAT8).float().to(device)

@@ -38,6 +38,7 @@ TASK_PURPOSES = {
     "multi-label": "to predict the labels of a text",
     "regression": "to predict numbers for a text",
     "token-classification": "to tag each word",
+    "token-regression": "to predict a number after each token of a text",
     "span": "to find the answer to a question in a text",
 }
 FEW_VALIDATION_TEXTS = 100  # with fewer, the choice of the epoch depends largely on chance

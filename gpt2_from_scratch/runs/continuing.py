@@ -14,9 +14,9 @@ from typing import Any
 
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.saving import read_classifier, saved_file
-from gpt2_from_scratch.classifier.settings import HeadConfig, HeadSettings
+from gpt2_from_scratch.classifier.settings import VALUE_TASKS, HeadConfig, HeadSettings
 from gpt2_from_scratch.classifier.train import freeze
-from gpt2_from_scratch.data.formats import TASKS, label_names
+from gpt2_from_scratch.data.formats import LABELLED, label_names
 from gpt2_from_scratch.data.messages import labels_alike
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
@@ -53,7 +53,7 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
     head, lora = description.head, description.lora
     form = FORMS.get((len(head.hidden), head.activation, head.one_output))
     odd_lora = lora is not None and (lora.head or {*lora.matrices} != {*MATRICES})
-    if len(description.heads) > 1 or head.task not in TASKS[:5] or form is None or odd_lora:
+    if len(description.heads) > 1 or head.task not in LABELLED or form is None or odd_lora:
         raise UsageError(
             f"{path} has heads or adapters that train cannot make. Continue in Python, with "
             "finetune(Classifier.load(...), ...)."
@@ -75,7 +75,7 @@ def inherited_head(start: str | Path, asked: Mapping[str, Any]) -> HeadSettings:
         found |= {"quantize": lora.quantize}
         found |= {"lora_blocks": -1 if lora.n_last_blocks is None else lora.n_last_blocks}
     free = {"class_weights", "label_smoothing", "with_ngrams"}
-    if head.task not in ("regression", "span"):
+    if head.task not in (*VALUE_TASKS, "span"):
         free.add("labels")
     inherited = HeadSettings(**found | {name: asked[name] for name in free & asked.keys()})
     for name, value in asked.items():
@@ -139,7 +139,7 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     found = label_names([*split.train, *split.val, *split.test], old.task)
     new = config.head.head_config(_labels(old, found, config), split.train, n_embd)
     new = replace(new, layer=old.layer, hidden=old.hidden)
-    if old.task == "regression":  # keep the unit of its outputs
+    if old.task in VALUE_TASKS:  # keep the unit of its outputs
         new = replace(new, center=old.center, scale=old.scale)
     if new.labels != old.labels:
         classifier.relabel(new.labels, seed=config.training.seed)
@@ -156,7 +156,7 @@ def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[s
     A regression keeps its old labels.
     """
     source, start = config.data.source, config.start
-    if old.task == "regression":
+    if old.task in VALUE_TASKS:
         if len(found) != len(old.labels):
             raise DataError(
                 f"{source} has {len(found)} values per text, but {start} was trained on "

@@ -393,7 +393,7 @@ def test_rare_labels_are_no_obstacle_with_an_option_for_them(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("task", ["ner", "language", "features"])
 def test_tasks_that_cannot_be_checked(task: str) -> None:
-    with pytest.raises(UsageError, match="token-classification, span"):
+    with pytest.raises(UsageError, match="token-classification, token-regression, span"):
         check_data("hard", task)
 
 

@@ -302,7 +302,7 @@ def test_cells_that_are_not_labels(tmp_path: Path, cell: str):
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "classification"])
 def test_texts_that_are_empty_or_none(tmp_path: Path, task: str):
-    label = {"multi-label": [], "regression": 1}.get(task, [])
+    label = {"multi-label": [], "regression": 1, "token-regression": 1}.get(task, [])
     rows = [{"text": "", "label": label}, {"text": 5, "label": label}, {"label": label}]
     wrong = ("the text is empty", "the text must be a string, not 5", "expected the key 'text'")
     for row, what in zip(rows, wrong, strict=True):
@@ -371,6 +371,9 @@ def drawn(task: str, draw: random.Random) -> Message:
         "multi-label": tuple(draw.sample(["a", "é", "c d"], draw.randrange(4))),
         "regression": (draw.gauss(0, 1e3), draw.random() / 3),
         "token-classification": (Span(cut[0], cut[1], "O"), Span(cut[2], cut[3], "B-x")),
+        "token-regression": draw.choice(
+            [draw.random(), tuple((n, draw.gauss(0, 9)) for n in cut if n) or 2.0]
+        ),
         "span": draw.choice([Span(cut[0], cut[3]), GoldAnswers([Span(*cut[:2]), Span(*cut[2:])])]),
     }.get(task)
     return Message(text, label)
@@ -425,6 +428,7 @@ def test_label_names():
     tags = (Span(0, 1, "B-x"), Span(1, 2, "O")), (Span(0, 1, "A"), Span(1, 2, "I-x"))
     assert names("token-classification", *tags) == ("O", "A", "B-x", "I-x")
     assert names("regression", (1.0, 2.0), (3.0, 4.0)) == ("value_0", "value_1")
+    assert names("token-regression", 1.5, 2, ((1, 2.0), (3, 4.0))) == ("value",)
     assert names("span", Span(0, 1)) == names("language", None) == names("features", None) == ()
 
 
@@ -434,6 +438,8 @@ def test_label_names():
         ("classification", ("a",)),
         ("multi-label", "ab"),
         ("regression", 1.0),
+        ("token-regression", "1"),
+        ("token-regression", [(1, 2.0)]),
         ("multi-label", None),
         ("token-classification", Span(0, 1, "x")),
     ],

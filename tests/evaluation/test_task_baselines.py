@@ -65,6 +65,7 @@ def test_every_task_but_classification_has_its_baselines() -> None:
     [
         ("token-classification", (Span(0, 1, "X"),), [TAG], [TAG]),
         ("regression", (1.0,), [MEAN, RIDGE], [MEAN]),
+        ("token-regression", ((1, 1.0),), [MEAN], [MEAN]),
         ("multi-label", ("x",), [PER_LABEL], []),
         ("span", Span(0, 1), [SENTENCE], [SENTENCE]),
         ("classification", "x", [], []),

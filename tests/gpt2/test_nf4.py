@@ -87,11 +87,14 @@ def absmax_of(weight: Tensor) -> Tensor:
     return F.pad(weight.flatten(), (0, -n % 64)).view(-1, 64).abs().amax(1)
 
 
+LEVELS = torch.tensor(NF4_LEVELS)
+
+
 # --- the levels ---
 
 
 def test_the_levels_are_those_of_the_paper() -> None:
-    assert NF4_LEVELS.tolist() == PUBLISHED
+    assert list(NF4_LEVELS) == PUBLISHED
 
 
 def test_the_levels_are_quantiles_of_the_normal_distribution() -> None:
@@ -120,7 +123,7 @@ def test_a_matrix_is_that_of_the_plain_loop(shape: tuple[int, int]) -> None:
 
 def test_each_level_and_each_pair_of_codes_is_kept() -> None:
     """All 256 pairs of levels in one matrix: with equal absmax there is no error at all."""
-    pairs = torch.cartesian_prod(NF4_LEVELS, NF4_LEVELS)
+    pairs = torch.cartesian_prod(LEVELS, LEVELS)
     rows = torch.cat([pairs.flatten(), torch.ones(16)]).view(-1, 16)
     weight = torch.cat([F.pad(row, (0, 48), value=1.0)[None] for row in rows])
     packed = NF4Weight(weight)
@@ -140,7 +143,7 @@ def test_the_error_of_normal_weights_is_the_known_one() -> None:
     assert error.abs().mean().item() == pytest.approx(0.0728, rel=0.01)
     # the same without double quantisation, computed from the levels alone
     unit = weight.view(-1, 64) / absmax_of(weight)[:, None]
-    nearest = NF4_LEVELS[(unit[..., None] - NF4_LEVELS).abs().argmin(-1)]
+    nearest = LEVELS[(unit[..., None] - LEVELS).abs().argmin(-1)]
     alone = (nearest - unit) * absmax_of(weight)[:, None]
     assert error.square().mean().sqrt().item() == pytest.approx(
         alone.square().mean().sqrt().item(), rel=0.01

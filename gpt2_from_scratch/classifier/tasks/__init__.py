@@ -14,6 +14,7 @@ from gpt2_from_scratch.classifier.tasks.regression import Regression
 from gpt2_from_scratch.classifier.tasks.span import SpanExtraction
 from gpt2_from_scratch.classifier.tasks.tagging import Tagging
 from gpt2_from_scratch.classifier.tasks.task import Task
+from gpt2_from_scratch.classifier.tasks.token_regression import TokenRegression
 from gpt2_from_scratch.errors import UsageError
 
 TASKS: dict[str, Task] = {  # the keys are those of data.formats.TASKS
@@ -21,6 +22,7 @@ TASKS: dict[str, Task] = {  # the keys are those of data.formats.TASKS
     "multi-label": MultiLabel(),
     "regression": Regression(),
     "token-classification": Tagging(),
+    "token-regression": TokenRegression(),
     "span": SpanExtraction(),
     "language": Language(),
     "features": Features(),

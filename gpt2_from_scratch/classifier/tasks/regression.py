@@ -68,6 +68,7 @@ class RegressionScores(Scores):
     """The scores of predicted values."""
 
     measure: ClassVar[str] = "mean R2"
+    places: ClassVar[str] = "texts"  # what `total` counts
     total: int
     mean_r2: float | None  # mean over the values for which it is defined
     values: list[ValueScores]
@@ -90,7 +91,10 @@ class RegressionScores(Scores):
             for v in self.values
         ]
         headers = ["value", "Pearson", "Spearman", "R2", "RMSE", "MAE"]
-        return f"mean R2 {number(self.mean_r2)}  ({self.total} texts)\n\n{table(rows, headers)}"
+        return (
+            f"{self.measure} {number(self.mean_r2)}  ({self.total} {self.places})\n\n"
+            f"{table(rows, headers)}"
+        )
 
 
 class Regression(Task):
@@ -110,7 +114,7 @@ class Regression(Task):
             given = label if isinstance(label, tuple) else (label,)
             if len(given) != len(head.labels):
                 raise DataError(f"{len(given)} values {given}; the head has {several(head.labels)}")
-            rows.append([_standardised(*each) for each in zip(given, center, scale, strict=True)])
+            rows.append([standardised(*each) for each in zip(given, center, scale, strict=True)])
         values = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(head.labels))
         known = has_target(values).float()
         return Targets(values, known, known)
@@ -163,12 +167,13 @@ class Regression(Task):
         return [*head.labels]
 
 
-def _standardised(value: Any, center: float, scale: float) -> float:
+def standardised(value: Any, center: float, scale: float) -> float:
+    """Return the value in units of `scale`, from `center`. Raises DataError if it is not one."""
     if isinstance(value, Real):  # excludes strings and None
         with suppress(OverflowError):
-            standardised = (float(value) - center) / scale
-            if abs(standardised) < torch.finfo(torch.float32).max:
-                return standardised
+            found = (float(value) - center) / scale
+            if abs(found) < torch.finfo(torch.float32).max:
+                return found
     raise DataError(f"the value {value!r:.80} is not a number, or is too large for training")
 
 

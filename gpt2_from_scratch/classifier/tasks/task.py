@@ -4,6 +4,7 @@ Shapes: B texts in a batch, N texts in all, T tokens in the longest text, K outp
 characters.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ class Targets:
         - 0 or 1 for each label (N, K) float32;
         - standardised values (N, K) float32;
         - first and last token (N, 2);
-        - tag numbers, one tensor (T,) per text.
+        - tag numbers, or standardised values as float32, one tensor (T,) per text.
 
         The loss of a batch is divided by the sum of its texts' `weights` (N,). `counts` (N,) is
         the number of decisions in each text. Both are 0 for a text without a target.
@@ -54,11 +55,12 @@ class Targets:
     counts: Tensor
 
     def batch(self, numbers: Sequence[int]) -> Tensor:
-        """Select the values of some texts: (B, ...), or (B, T) padded with IGNORED."""
+        """Select the values of some texts: (B, ...), or (B, T) padded with IGNORED or NaN."""
         if isinstance(self.values, Tensor):
             return self.values[list(numbers)]
         ragged = [self.values[n] for n in numbers]
-        return pad_sequence(ragged, batch_first=True, padding_value=IGNORED)
+        padding = math.nan if ragged[0].is_floating_point() else IGNORED
+        return pad_sequence(ragged, batch_first=True, padding_value=padding)
 
 
 def has_target(values: Tensor) -> Tensor:
@@ -387,6 +389,12 @@ def token_range(
     if not ends or end > ends[-1] or span.start >= span.end:
         return None
     return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, end))
+
+
+def characters_read(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the number of complete characters of the text up to the end of each token."""
+    ends = np.array(_token_ends(ids, tokenizer), dtype=np.int64)
+    return (np.searchsorted(_bytes_before(text), ends, side="right") - 1).tolist()
 
 
 def characters_of(

@@ -34,6 +34,7 @@ KNOWN = {  # a head's labels, and the label of the text "q\nred sun"
     "multi-label": (("x", "y"), ("y",)),
     "regression": (("x", "y"), (0.25, -3.0)),
     "token-classification": (("O", "B-x"), (Span(2, 5, "O"), Span(6, 9, "B-x"))),
+    "token-regression": (("x",), ((3, 1.0), (9, -2.0))),
     "span": ((), Span(2, 5)),
 }
 TEXTS = [
@@ -277,6 +278,7 @@ HEADS = [
     HeadConfig(task="multi-label", labels=LABELS),
     HeadConfig(task="regression", labels=("a", "b")),
     HeadConfig(task="token-classification", labels=LABELS),
+    HeadConfig(task="token-regression", labels=("a",)),
     HeadConfig(task="span"),
     HeadConfig(task="language"),
     HeadConfig(task="features"),
@@ -303,7 +305,9 @@ def test_values_of_several_lengths_are_padded():
     assert targets.batch([1, 0]).tolist() == [[3, IGNORED], [1, 2]]
 
 
-@pytest.mark.parametrize("task", ["multi-label", "regression", "token-classification", "span"])
+@pytest.mark.parametrize(
+    "task", ["multi-label", "regression", "token-classification", "token-regression", "span"]
+)
 def test_scores_need_labelled_texts(task: str):
     head = next(head for head in HEADS if head.task == task)
     with pytest.raises(DataError, match="no labelled texts"):
@@ -327,6 +331,7 @@ PARTS = [
     HeadConfig(task="token-classification", labels=LABELS, class_weights=(0.3, 1.0, 2.5)),
     HeadConfig(task="multi-label", labels=LABELS, class_weights=(0.3, 1, 2), label_smoothing=0.1),
     HeadConfig(task="regression", labels=LABELS),
+    HeadConfig(task="token-regression", labels=("a",)),
     HeadConfig(task="span"),
     HeadConfig(task="language"),
 ]
@@ -344,6 +349,12 @@ def random_batch(head: HeadConfig, lengths: Tensor, missing: Tensor) -> tuple[Te
         targets = torch.randint(2, (B,), generator=torch.Generator().manual_seed(3))
         targets[missing] = IGNORED
         return drawn_tensor(B, head.n_outputs), targets
+    if head.task == "token-regression":
+        targets = drawn_tensor(B, T, seed=2)
+        targets[torch.arange(T) >= lengths[:, None]] = torch.nan
+        targets[:, 1:2] = torch.nan  # a token without a target
+        targets[missing] = torch.nan
+        return drawn_tensor(B, T, 1), targets
     width = {"span": 2, "language": 9}.get(head.task, 3)
     if head.task == "span":
         targets = torch.stack([lengths // 2, lengths - 1], dim=1)
@@ -377,7 +388,7 @@ def test_parts_of_a_batch_add_up(head: HeadConfig, texts: list[tuple[int, bool, 
     for first, after in zip(cuts, cuts[1:], strict=False):
         part, T = slice(first, after), int(lengths[first:after].max())
         some = outputs[part] if head.reads_one_state else outputs[part, :T]
-        each_token = head.task in ("token-classification", "language")
+        each_token = head.task in ("token-classification", "token-regression", "language")
         wanted = targets[part, :T] if each_token else targets[part]
         loss = TASKS[head.task].loss_sum(head, some, wanted, lengths[part])
         assert loss.isfinite()
@@ -444,7 +455,7 @@ def test_an_unknown_label_is_reported_briefly():
 def test_the_answer_that_equals_the_label_has_the_best_scores(task: str) -> None:
     labels, label = KNOWN[task]
     head, texts = HeadConfig(task=task, labels=labels), ["q\nred sun", "q\nblue sky"]
-    other = {"regression": (1.0, 2.0), "span": Span(2, 6)}.get(task, label)
+    other = {"regression": (1.0, 2.0), "span": Span(2, 6), "token-regression": 3.0}.get(task, label)
     answers = [
         TASKS[task].answer_of(head, text, each)
         for text, each in zip(texts, (label, other), strict=True)
