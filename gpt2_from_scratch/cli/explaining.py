@@ -35,8 +35,8 @@ def add_explain(commands: Any) -> None:
         run_explain,
         "show which words of a text matter for its answer",
         "gpt2-classifier explain runs/demo 'Claim your free prize, call 0800 123 now'",
-        "gpt2-classifier explain runs/demo --html why.html 'Claim your free prize'",
-        "gpt2-classifier explain runs/demo --label ham --unit token 'See you at six'",
+        "gpt2-classifier explain runs/demo 'Claim your free prize' --html why.html",
+        "gpt2-classifier explain runs/demo 'See you at six' --label ham --unit token",
         "gpt2-classifier explain runs/demo --method integrated-gradients --file inbox.txt --json",
     )
     add_texts(parser)
