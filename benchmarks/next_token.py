@@ -1,12 +1,18 @@
-"""What heads for the next token cost, on random weights of 124M's sizes: memory and time per step.
+"""Heads for the next token: what they cost, and how well they predict at each layer.
 
-Each line is one training step on the same messages, with the blocks frozen, in a process of its own:
-"pieces" is a step of this package, which computes the logits of one head at a time, and at most
-64 MB of them; "together" computes the logits of all heads, adds the losses and differentiates the
-sum. Seconds are those of the processor, so other programs change them little.
+The costs are those of a training step on random weights of 124M's sizes, with the blocks frozen.
+Each way is measured in a process of its own. "pieces" is a step of this package: it computes the
+logits of one head at a time, and at most 64 MB of them. "together" computes the logits of all heads,
+adds the losses and differentiates the sum. Seconds are those of the processor, so other programs
+change them little.
 
     python benchmarks/next_token.py                            # tuned lenses at all 13 layers
     python benchmarks/next_token.py --form full --layers 0 6 12
+
+The scores are bits per byte on messages of the SMS Spam Collection, for the miniature or for a run:
+
+    python benchmarks/next_token.py --scores mini
+    python benchmarks/next_token.py --scores runs/first        # after train --data sms --balance
 """
 
 import argparse
@@ -21,12 +27,26 @@ import torch
 import torch.nn.functional as F
 from bench import PeakMemory, measure_machine, megabytes, random_gpt2
 
-from gpt2_from_scratch import Classifier, HeadConfig, Message, Split, TrainConfig, load_messages
+from gpt2_from_scratch import (
+    Classifier,
+    HeadConfig,
+    Message,
+    Split,
+    Tokenizer,
+    TrainConfig,
+    format_next_tokens,
+    load_gpt2,
+    load_messages,
+    model_folder,
+    probe_next_tokens,
+    split_messages,
+)
 from gpt2_from_scratch.classifier.heads import layers_by_name
 from gpt2_from_scratch.classifier.settings import LANGUAGE_FORMS
 from gpt2_from_scratch.classifier.train import TrainingRun, freeze, to_labelled
 from gpt2_from_scratch.gpt2.config import SIZES
 from gpt2_from_scratch.speed.devices import set_threads
+from gpt2_from_scratch.storage.paths import is_run
 
 WAYS, TIMES = ("pieces", "together"), 2
 FROZEN = TrainConfig(n_last_blocks=0, final_norm=False, lr=1e-3)
@@ -40,10 +60,14 @@ def main() -> None:
     parser.add_argument("--form", choices=LANGUAGE_FORMS, default="tuned lens")
     parser.add_argument("--layers", type=int, nargs="+", default=range(SIZES["124M"].n_layer + 1))
     parser.add_argument("--texts", type=int, default=4, help="messages per step")
+    parser.add_argument("--scores", metavar="MODEL", help="a model, or a run's folder")
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)  # for the processes
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     set_threads(1)
+    if args.scores:
+        print_scores(args.scores)
+        return
     if args.way:
         measure(args.base, args.form, args.layers, args.texts, args.way)
         return
@@ -59,6 +83,18 @@ def main() -> None:
         print(
             f"pieces / together: memory of a step {peak / most:.2f}, time {seconds / slowest:.2f}"
         )
+
+
+def print_scores(name: str) -> None:
+    """Print the bits per byte at each layer, from the first messages of the balanced split."""
+    whole = split_messages(load_messages("sms"), balance=True)
+    split = Split(whole.train[:240], whole.val[:60], whole.test[:130])
+    if is_run(Path(name)):
+        classifier = Classifier.load(name)
+        model, tokenizer = classifier.model, classifier.tokenizer
+    else:
+        model, tokenizer = load_gpt2(name), Tokenizer(model_folder(name))
+    print(format_next_tokens(probe_next_tokens(model, tokenizer, split)))
 
 
 def measure(base: Path, form: str, layers: list[int], count: int, way: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2_from_scratch.classifier.settings import POOLINGS, HeadSettings
+from gpt2_from_scratch.classifier.settings import LANGUAGE_FORMS, POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
     TABLE,
@@ -160,6 +160,12 @@ def add_probe(commands: Any) -> None:
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="epochs of --task language (default: 2)"
     )
+    parser.add_argument(
+        "--forms",
+        choices=LANGUAGE_FORMS,
+        nargs="+",
+        help="heads of --task language; tied: the logit lens (default: all)",
+    )
     parser.add_argument("--seed", type=int, help="random seed of the split (default: 123)")
     parser.add_argument("--out", type=new_path, help="a new .png file for the plot")
     parser.add_argument(
@@ -182,13 +188,13 @@ def run_probe(args: argparse.Namespace) -> None:
     language = args.task == "language"
     if args.poolings and language:
         raise UsageError("--pooling is for labels; next tokens are predicted from every state.")
-    if args.epochs is not None and not language:
-        raise UsageError("--epochs is for --task language; other probes have no epochs.")
+    if not language and (others := [*given(args, "epochs", "forms")]):
+        raise UsageError(f"--{others[0]} is for --task language.")
     device, dtype = computing_on(args)
     model, tokenizer, split = _to_probe(args, device)
     began = time.perf_counter()
     if language:
-        options = given(args, "epochs")
+        options = given(args, "epochs", "forms")
         heads = probe_next_tokens(model, tokenizer, split, **options, dtype=DTYPES[dtype])
         objects, table = [asdict(head) for head in heads], format_next_tokens(heads)
         picture = plot_next_tokens(heads) if args.out else None

@@ -131,7 +131,9 @@ def probe_next_tokens(
         dtype: Precision of the blocks.
 
     Returns:
-        One probe per form and layer.
+        One probe per form and layer. All heads of a learning rate are trained together, and need 20
+        bytes of memory per trained parameter: for 124M's sizes 0.2 GB for the tuned lenses of all
+        layers, and 10 GB for the full heads.
 
     Raises:
         UsageError: A form is unknown, a number is not above 0, or the model has parts that are not

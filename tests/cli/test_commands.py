@@ -770,6 +770,7 @@ def test_probe_predicts_the_next_token_from_a_run(
     [
         (["--task", "language", "--pooling", "mean"], "--pooling"),
         (["--epochs", "2"], "--epochs"),
+        (["--forms", "tied"], "--forms"),
         (["runs/x", "--data", "hard"], "source"),
         (["runs/x", "--seed", "1"], "seed"),
     ],
