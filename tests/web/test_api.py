@@ -1,0 +1,166 @@
+"""The API's answers are those of the functions that it calls, and its description is true."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from tiny import ODD_TEXTS
+
+from gpt2_from_scratch.web.operations import OPERATIONS, openapi
+
+TEXT = "you and the other one at ten"
+
+
+def ask(client, path: str, **fields: Any) -> Any:
+    response = client.post(f"/api/{path}", json=fields)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    return response.json()
+
+
+def test_health(client):
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_models(client, models, classifier):
+    first, second = client.get("/api/models").json()["models"]
+    assert (first["name"], second["name"]) == tuple(models)
+    assert first["labels"] == ["ham", "<b>spam</b>"] and second["task"] == "regression"
+    counted = sum(part["parameters"] for part in first["parts"])
+    assert counted == sum(parameter.numel() for parameter in classifier.model.parameters())
+
+
+@pytest.mark.parametrize("n", [1, 200])
+def test_predictions_are_the_classifiers(client, classifier, n):
+    texts = (ODD_TEXTS * 30)[:n]
+    found = ask(client, "predict", texts=texts)["predictions"]
+    expected = classifier.predict(texts)
+    assert len(found) == n
+    for one, other in zip(found, expected, strict=True):
+        assert one["answers"]["label"]["label"] == other.label
+        assert one["answers"]["label"]["probabilities"] == pytest.approx(other.probabilities)
+        for name in ("n_tokens", "truncated", "empty", "replaced"):
+            assert one[name] == getattr(other, name)
+
+
+def test_the_second_model_answers(client, models):
+    (found,) = ask(client, "predict", model="second", texts=[TEXT])["predictions"]
+    (expected,) = models["second"].classifier.predict([TEXT])
+    assert found["answers"]["label"] == {"values": pytest.approx(expected.answer.values)}
+
+
+def test_no_texts(client):
+    assert ask(client, "predict", texts=[])["predictions"] == []
+
+
+@pytest.mark.parametrize("text", [TEXT, "", "🎉 there"])
+def test_tokens(client, classifier, text):
+    found = ask(client, "tokens", text=text)
+    expected = classifier.predict_by_token(text)
+    assert [each["token"] for each in found["tokens"]] == [token for token, _ in expected]
+    for one, (_, answers) in zip(found["tokens"], expected, strict=True):
+        assert one["answer"]["probabilities"] == pytest.approx(answers["label"].probabilities)
+    if expected:
+        last, whole = found["tokens"][-1]["answer"], found["prediction"]["answers"]["label"]
+        assert last["probabilities"] == pytest.approx(whole["probabilities"], abs=1e-5)
+
+
+def test_the_table_is_csv(client, classifier):
+    texts = ["=1+1", 'a "quoted"\nline', "win"]
+    response = client.post("/api/table", json={"texts": texts, "with_text": True})
+    assert response.headers["content-type"].startswith("text/csv")
+    header, *rows = csv.reader(io.StringIO(response.text))
+    assert header == ["number", "label", "ham", "<b>spam</b>", "truncated", "text"]
+    assert [row[1] for row in rows] == [found.label for found in classifier.predict(texts)]
+    assert [row[-1] for row in rows] == ["'=1+1", texts[1], "win"]
+
+
+def test_the_shapes_are_those_of_the_network(client, classifier):
+    """Hooks on the plain network are the witness."""
+    model, seen = classifier.model, {}
+    (ids,), _ = classifier.encode([TEXT])
+    block = model.blocks[0]
+    parts = {"ln_1": block.ln_1, "qkv": block.attn.c_attn, "attn": block.attn, "ln_2": block.ln_2}
+    parts |= {"c_fc": block.mlp.c_fc, "mlp": block.mlp, "block": block, "ln_f": model.ln_f}
+    hooks = [
+        part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: [*out.shape]}))
+        for name, part in parts.items()
+    ]
+    try:
+        logits = model.head(model.hidden(torch.tensor([ids]))[:, -1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = ask(client, "network", text=TEXT)["arrows"]
+    assert {name: found[name] for name in seen} == seen
+    assert found["logits"] == [*logits.shape] and found["ids"] == [1, len(ids)]
+    H, D = model.config.n_head, model.config.n_embd // model.config.n_head
+    assert found["scores"] == [1, H, len(ids), len(ids)] and found["mixed"] == [1, H, len(ids), D]
+
+
+def test_every_part_has_source_and_a_chapter(client):
+    (operation,) = (each for each in OPERATIONS if each.path == "/api/part")
+    for part in operation.fields[0].choices:
+        shown = ask(client, "part", part=part)
+        assert all(("def " in each["code"] or "class " in each["code"]) for each in shown["source"])
+        chapter = ask(client, "chapter", name=shown["chapter"])
+        assert chapter["cells"][0]["text"].startswith("# ")
+
+
+# --- the description ---
+
+
+def test_the_description_lists_the_routes(client):
+    described = client.get("/openapi.json").json()
+    assert described == json.loads(json.dumps(openapi())) and described["openapi"] == "3.1.0"
+    routes = {
+        (route.path, method.lower())
+        for route in client.app.routes
+        for method in getattr(route, "methods", None) or ()
+        if method != "HEAD"
+    }
+    others = {("/openapi.json", "get"), ("/", "get")}
+    assert {(path, m) for path, item in described["paths"].items() for m in item} == routes - others
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a value fits JSON Schema, as far as `openapi` uses it."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    types = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+    types |= {"object": dict, "array": list, "null": type(None)}
+    if not any(isinstance(value, types[kind]) for kind in kinds):
+        return False
+    if isinstance(value, list):
+        return all(fits(each, schema["items"]) for each in value)
+    if isinstance(value, dict) and "properties" in schema:
+        known = schema["properties"]
+        return value.keys() == known.keys() and all(fits(value[k], known[k]) for k in known)
+    return True
+
+
+EXAMPLES = {
+    "texts": ["win", TEXT],
+    "text": TEXT,
+    "part": "attention",
+    "name": "03_attention",
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.path)
+def test_answers_fit_the_description(client, operation):
+    described = openapi()["paths"][operation.path][operation.method.lower()]
+    if operation.method == "GET":
+        response = client.get(operation.path)
+    else:
+        body = described["requestBody"]["content"]["application/json"]["schema"]
+        response = client.post(
+            operation.path, json={name: EXAMPLES[name] for name in body["required"]}
+        )
+    assert response.status_code == 200, response.text
+    ((media, content),) = described["responses"]["200"]["content"].items()
+    assert response.headers["content-type"].startswith(media)
+    value = response.json() if media == "application/json" else response.text
+    assert fits(value, content["schema"])
