@@ -10,6 +10,7 @@ from gpt2_from_scratch.classifier.freezing import LedgerLine, ledger
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.reports.drawings import parameter_counts
 
 WEIGHTS = ("finetuned", "pretrained")
 
@@ -42,7 +43,9 @@ class Model:
             "has_ngrams": self.classifier.ngrams is not None,
             "layer": layer_read(head, model),
             "blocks": blocks_read(description.heads, model),
+            "final_norm": head.final_norm,
             "config": asdict(model.config),
+            "counts": parameter_counts(model.config),
             "parts": [
                 {
                     "part": line.part,

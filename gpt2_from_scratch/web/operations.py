@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from gpt2_from_scratch.classifier.classifier import Prediction
 from gpt2_from_scratch.classifier.prediction_table import PredictionTable
 from gpt2_from_scratch.errors import UsageError, did_you_mean
-from gpt2_from_scratch.web.models import Model
+from gpt2_from_scratch.explain.attribution import (
+    attention_weights,
+    contributions,
+    read,
+    tokens_of,
+)
+from gpt2_from_scratch.explain.gradients import gradient_times_input, integrated_gradients
+from gpt2_from_scratch.explain.lenses import answer_by_layer, next_tokens
+from gpt2_from_scratch.explain.tokens import end_of, leave_one_out
+from gpt2_from_scratch.web.models import WEIGHTS, Model
 from gpt2_from_scratch.web.network import arrows
 from gpt2_from_scratch.web.sources import PARTS, chapter_shown, part_shown
 
@@ -37,6 +48,13 @@ LIMITS = {
     "texts": MOST_TEXTS,
     "characters": LONGEST_TEXT,
     "tokens": MOST_TOKENS,
+}
+
+DIGITS = 6  # after the decimal point, of probabilities in arrays
+METHODS = {
+    "leave-one-out": leave_one_out,
+    "integrated-gradients": integrated_gradients,
+    "gradient-x-input": gradient_times_input,
 }
 
 Models = Mapping[str, Model]
@@ -195,6 +213,105 @@ def _tokens(models: Models, model: Model, text: str) -> dict[str, Any]:
     }
 
 
+def _importance(
+    models: Models, model: Model, text: str, label: str, method: str, unit: str
+) -> dict[str, Any]:
+    refuse_long(model, text)
+    explain: Callable[..., Any] = METHODS[method]
+    return {"model": model.name} | explain(model.classifier, text, label, unit=unit).as_dict()
+
+
+def _attention(models: Models, model: Model, text: str, weights: str, token: int) -> dict[str, Any]:
+    tokens, found = _weights(model, text, weights)
+    if token >= len(tokens):
+        raise UsageError(f"token = {token}: the text has tokens 0 to {len(tokens) - 1}")
+    return {
+        "model": model.name,
+        "weights": weights,
+        "tokens": tokens,
+        "token": token,
+        "attends_to": _rounded(found[:, :, token]),
+        "attended_by": _rounded(found[:, :, :, token]),
+    }
+
+
+def _attention_head(
+    models: Models, model: Model, text: str, weights: str, block: int, head: int
+) -> dict[str, Any]:
+    tokens, found = _weights(model, text, weights)
+    if block >= found.shape[0] or head >= found.shape[1]:
+        raise UsageError(
+            f"block {block}, head {head}: there are blocks 0 to {found.shape[0] - 1} with heads 0 to "
+            f"{found.shape[1] - 1}"
+        )
+    return {
+        "model": model.name,
+        "weights": weights,
+        "tokens": tokens,
+        "matrix": _rounded(found[block, head]),
+    }
+
+
+def _weights(model: Model, text: str, weights: str) -> tuple[list[str], np.ndarray]:
+    """The tokens of a text and their attention weights (L, H, T, T)."""
+    refuse_long(model, text)
+    ids, _ = read(model.classifier, text)
+    found = attention_weights(model.gpt2(weights), ids[0].tolist())
+    return tokens_of(model.classifier, ids), found
+
+
+def _layers(models: Models, model: Model, text: str) -> dict[str, Any]:
+    refuse_long(model, text)
+    found = answer_by_layer(model.classifier, text)
+    return {
+        "model": model.name,
+        "tokens": found.tokens,
+        "labels": list(found.labels),
+        "probabilities": _rounded(found.probabilities),
+        "by_token": _rounded(found.by_token),
+    }
+
+
+def _next(
+    models: Models, model: Model, text: str, weights: str, token: int, top: int
+) -> dict[str, Any]:
+    refuse_long(model, text)
+    classifier = model.classifier
+    (ids,), _ = classifier.encode([text])
+    ids = ids[: len(ids) - len(end_of(classifier))]  # GPT-2 was pretrained without end tokens
+    if token >= len(ids):
+        raise UsageError(f"token = {token}: the text has {len(ids)} tokens")
+    tokenizer = classifier.tokenizer
+    found = next_tokens(model.gpt2(weights), tokenizer, tokenizer.decode(ids), top=top)
+    return {
+        "model": model.name,
+        "weights": weights,
+        "tokens": found.tokens,
+        "token": token,
+        "layers": [
+            [{"token": name, "probability": p} for name, p in zip(names, row, strict=True)]
+            for names, row in zip(
+                found.predicted[:, token].tolist(),
+                _rounded(found.probabilities[:, token]),
+                strict=True,
+            )
+        ],
+    }
+
+
+def _contributions(
+    models: Models, model: Model, text: str, label: str, other: str
+) -> dict[str, Any]:
+    refuse_long(model, text)
+    found = contributions(model.classifier, text, label, other)
+    arrays = {"heads": _rounded(found.heads), "mlps": _rounded(found.mlps)}
+    return {"model": model.name} | vars(found) | arrays
+
+
+def _rounded(numbers: np.ndarray) -> Any:
+    return numbers.astype(float).round(DIGITS).tolist()
+
+
 def _network(models: Models, model: Model, text: str) -> dict[str, Any]:
     refuse_long(model, text)
     return {"model": model.name, "arrows": arrows(model.classifier, text)}
@@ -217,9 +334,10 @@ def as_dict(prediction: Prediction) -> dict[str, Any]:
 def refuse_long(model: Model, text: str) -> None:
     """Raise UsageError if a text has more tokens than are explained."""
     (ids,), _ = model.classifier.encode([text])
-    if len(ids) > MOST_TOKENS:
+    count = max(len(ids), model.classifier.description.pad_to or 0)
+    if count > MOST_TOKENS:
         raise UsageError(
-            f"the text has {len(ids)} tokens, but at most {MOST_TOKENS} are explained. Use "
+            f"the text has {count} tokens, but at most {MOST_TOKENS} are explained. Use "
             "/api/predict for its label."
         )
 
@@ -228,6 +346,9 @@ def refuse_long(model: Model, text: str) -> None:
 
 MODEL = Field("model", "name of a served model; empty: the first", default="", at_most=200)
 TEXT = Field("text", "the message")
+LABEL = Field("label", "the label; empty: the most probable one", default="")
+SIDE = Field("weights", "GPT-2 after or before finetuning", default=WEIGHTS[0], choices=WEIGHTS)
+TOKEN = Field("token", "number of a token, from 0", int, default=0, at_most=MOST_TOKENS - 1)
 TEXTS = Field("texts", "the messages", list, at_most=MOST_TEXTS)
 
 PREDICTION = {"answers": dict, "n_tokens": int, "truncated": bool, "empty": bool, "replaced": bool}
@@ -265,6 +386,115 @@ OPERATIONS = (
         _tokens,
         {"model": str, "prediction": PREDICTION, "tokens": [{"token": str, "answer": dict}]},
         (MODEL, TEXT),
+    ),
+    Operation(
+        "/api/importance",
+        "How much each word or token adds to the evidence for a label.",
+        _importance,
+        {
+            "model": str,
+            "method": str,
+            "text": str,
+            "label": str,
+            "evidence": float,
+            "probability": (float, None),
+            "parts": [
+                {
+                    "text": str,
+                    "characters": [int],
+                    "tokens": [int],
+                    "value": float,
+                    "probability": (float, None),
+                }
+            ],
+            "baseline": str,
+            "total": float,
+            "error": float,
+        },
+        (
+            MODEL,
+            TEXT,
+            LABEL,
+            Field("method", "how it is computed", default="leave-one-out", choices=(*METHODS,)),
+            Field("unit", "words or tokens", default="word", choices=("word", "token")),
+        ),
+    ),
+    Operation(
+        "/api/attention",
+        "What a token attends to, and what attends to it, in each head of each block.",
+        _attention,
+        {
+            "model": str,
+            "weights": str,
+            "tokens": [str],
+            "token": int,
+            "attends_to": [[[float]]],
+            "attended_by": [[[float]]],
+        },
+        (MODEL, TEXT, SIDE, TOKEN),
+    ),
+    Operation(
+        "/api/attention-head",
+        "The attention weights of one head: a row per token that attends.",
+        _attention_head,
+        {"model": str, "weights": str, "tokens": [str], "matrix": [[float]]},
+        (
+            MODEL,
+            TEXT,
+            SIDE,
+            Field("block", "number of the block, from 0", int, default=0, at_most=999),
+            Field("head", "number of the head, from 0", int, default=0, at_most=999),
+        ),
+    ),
+    Operation(
+        "/api/layers",
+        "The answer if the head read an earlier layer, where it reads and at each token.",
+        _layers,
+        {
+            "model": str,
+            "tokens": [str],
+            "labels": [str],
+            "probabilities": [[float]],
+            "by_token": [[[float]]],
+        },
+        (MODEL, TEXT),
+    ),
+    Operation(
+        "/api/next",
+        "The most probable next tokens after a token, read at each layer.",
+        _next,
+        {
+            "model": str,
+            "weights": str,
+            "tokens": [str],
+            "token": int,
+            "layers": [[{"token": str, "probability": float}]],
+        },
+        (
+            MODEL,
+            TEXT,
+            SIDE,
+            TOKEN,
+            Field("top", "how many", int, default=5, at_least=1, at_most=20),
+        ),
+    ),
+    Operation(
+        "/api/contributions",
+        "What each head and each MLP adds to a label's logit, or to a difference of two logits.",
+        _contributions,
+        {
+            "model": str,
+            "tokens": [str],
+            "label": str,
+            "other": str,
+            "logit": float,
+            "token": float,
+            "position": float,
+            "heads": [[float]],
+            "mlps": [float],
+            "biases": float,
+        },
+        (MODEL, TEXT, LABEL, Field("other", "a label whose logit is subtracted", default="")),
     ),
     Operation(
         "/api/network",

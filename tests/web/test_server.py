@@ -42,6 +42,7 @@ def url(address) -> str:
     return f"http://127.0.0.1:{address[1]}"
 
 
+@pytest.mark.slow
 def test_many_clients_at_once(url, classifier):
     texts = [f"{n} the cat and you" for n in range(32)]
     expected = classifier.predict(texts)
@@ -116,6 +117,7 @@ def test_addresses_that_only_this_computer_reaches():
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line(tmp_path, address, classifier, tiny_checkpoint, capsys):
     code, _, err = call(capsys, "serve", tmp_path / "nothing")
     assert code == 4 and "nothing" in err
