@@ -152,6 +152,7 @@ function showRibbon() {
     return h("li", {}, button);
   });
   byId("ribbon").replaceChildren(...chips);
+  showSelected();
   byId("legend").replaceChildren(...(state.model.labels.length && tokens.length && tokens[0].answer.probabilities
     ? state.model.labels.map((label, k) => h("span", {}, h("span", { class: `dot k${k % 7}` }), label)) : []));
   byId("tokens-note").textContent = tokens.length
@@ -172,10 +173,18 @@ function short(answer) {
   return `${Object.keys(answer.probabilities)[best].slice(0, 10)} ${Math.round(100 * values[best])}%`;
 }
 
+/** Where the tokens are one row that scrolls, scroll it to the selected one. */
+function showSelected() {
+  const ribbon = byId("ribbon");
+  const chip = ribbon.children[state.token];
+  if (chip) ribbon.scrollLeft = chip.offsetLeft - ribbon.offsetLeft - (ribbon.clientWidth - chip.clientWidth) / 2;
+}
+
 export function select(n) {
   state.token = n;
   state.follows = n === allTokens().length - 1;
   [...byId("ribbon").querySelectorAll("button")].forEach((button, k) => button.setAttribute("aria-pressed", String(k === n)));
+  showSelected();
   clearMatrix();
   refresh();
 }

@@ -168,10 +168,10 @@ async function showSource(part) {
     const body = h("div", { class: "chapter" });
     chapter.append(body);
     const heading = h("h3", { tabindex: -1 }, found.title);
-    place.replaceChildren(heading, h("p", {}, found.what), chapter,
+    place.replaceChildren(heading, h("p", {}, found.what),
       ...found.source.map((one) => h("figure", {},
         h("figcaption", {}, h("strong", {}, one.name), ` ${one.file}, line ${one.line}`),
-        h("pre", { tabindex: 0 }, h("code", {}, python(one.code))))));
+        h("pre", { tabindex: 0 }, h("code", {}, python(one.code))))), chapter);
     heading.focus({ preventScroll: true });
     place.scrollIntoView({ block: "nearest" });
   });
@@ -203,10 +203,11 @@ async function showChapter(name, place) {
 
 /** Headings, paragraphs, lists and code of Markdown; everything else stays as it is written. */
 function markdown(text) {
-  const inline = (line) => line.split(/(`[^`]+`|\*\*[^*]+\*\*|\[[^\]]+\]\([^)]+\))/).map((piece, n) => {
+  const inline = (line) => line.split(/(`[^`]+`|\*\*[^*]+\*\*|\[[^\]]+\]\([^)]+\)|\*[^*\s][^*]*\*)/).map((piece, n) => {
     if (n % 2 === 0) return piece;
     if (piece.startsWith("`")) return h("code", {}, piece.slice(1, -1));
     if (piece.startsWith("**")) return h("strong", {}, piece.slice(2, -2));
+    if (piece.startsWith("*")) return h("em", {}, piece.slice(1, -1).replaceAll("`", ""));
     return piece.slice(1, piece.indexOf("]"));
   });
   return text.split(/\n{2,}/).map((paragraph) => {

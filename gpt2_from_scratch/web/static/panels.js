@@ -179,7 +179,7 @@ export async function showParts(place) {
       h("tbody", {}, rows))),
     h("dl", { class: "sum" }, rest.map(([name, x]) => [h("dt", {}, name), h("dd", {}, signed(x))]),
       h("dt", {}, "all together"), h("dd", {}, h("strong", {}, signed(found.logit)))),
-    h("p", { class: "note" }, "These are direct effects. What a part prepares for a later part counts as the later part's."));
+    h("p", { class: "note" }, "The sum is what the head computes, before its temperature. These are direct effects: what a part prepares for a later part counts as the later part's."));
 }
 
 // --- many messages ---
