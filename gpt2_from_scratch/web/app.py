@@ -106,8 +106,9 @@ class Desk:
 
         async def answer(request: Request) -> Response:
             try:
-                given = await self._body(request) if operation.method == "POST" else {}
-                values = operation.values(given, self.models)
+                if operation.method == "GET":  # known facts, even while another request is computed
+                    return as_json(operation.answer(self.models))
+                values = operation.values(await self._body(request), self.models)
                 return await self._answered(request, operation, values)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,6 +202,18 @@ def test_every_part_has_source_and_a_chapter(client):
         assert all(("def " in each["code"] or "class " in each["code"]) for each in shown["source"])
         chapter = ask(client, "chapter", name=shown["chapter"])
         assert chapter["cells"][0]["text"].startswith("# ")
+
+
+def test_the_commands_of_the_documentation(client):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
+    found = re.findall(
+        r"^curl -s localhost:8124(\S+)(?:.* -d '(.*)')?$", page.read_text("utf-8"), re.M
+    )
+    assert len(found) == 11
+    for path, body in found:
+        body = body.replace('"spam"', '"<b>spam</b>"')  # the label of this test's classifier
+        response = client.post(path, json=json.loads(body)) if body else client.get(path)
+        assert response.status_code == 200, f"{path}: {response.text}"
 
 
 # --- the description ---

@@ -57,6 +57,36 @@ def test_many_clients_at_once(url, classifier):
             assert found == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
+def test_a_request_whose_client_has_left_is_not_computed(address, url, models, monkeypatch):
+    classifier = models["first"].classifier
+    begun, continues, computed = threading.Event(), threading.Event(), []
+
+    def predict(texts: list[str], answer=classifier.predict):
+        computed.append(texts)
+        begun.set()
+        assert continues.wait(30)
+        return answer(texts)
+
+    monkeypatch.setattr(classifier, "predict", predict)
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url, timeout=60) as client:
+        first = pool.submit(client.post, "/api/predict", json={"texts": ["first"]})
+        assert begun.wait(30)
+        body = b'{"texts": ["left"]}'
+        with socket.create_connection(address) as connection:
+            connection.sendall(START + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        last = pool.submit(client.post, "/api/predict", json={"texts": ["last"]})
+        assert client.get("/health").is_success  # while another request is computed
+        continues.set()
+        assert first.result().is_success and last.result().is_success
+    assert computed == [["first"], ["last"]]
+
+
+def test_too_many_waiting_requests(url, models, monkeypatch):
+    monkeypatch.setattr(app, "MOST_WAITING", 0)
+    response = httpx.post(f"{url}/api/predict", json={"texts": ["a"]})
+    assert response.status_code == 503 and "later" in response.json()["error"]
+
+
 def exchange(address: tuple[str, int], sent: bytes) -> tuple[int, dict[str, str]]:
     """The status and the JSON that the server answers to some bytes."""
     with socket.create_connection(address, timeout=60) as connection:

@@ -7,6 +7,14 @@ const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).v
 const about = (extra = {}) => ({ model: state.model.name, text: state.text, ...extra });
 const quoted = (token) => `“${visible(token)}”`;
 
+/** Give what speaks for a label its colour, and what speaks against it that of the other label, if there is one. */
+function colour(place, label) {
+  const { labels } = state.model;
+  const k = labels.indexOf(label);
+  place.style.setProperty("--plus", `var(--k${k % 7})`);
+  place.style.setProperty("--minus", labels.length === 2 ? `var(--k${1 - k})` : "var(--soft)");
+}
+
 // --- words ---
 
 const LIMITS = {
@@ -19,6 +27,7 @@ export async function showWords(place) {
   const method = byId("words-method").value;
   const body = about({ label: byId("words-label").value, method, unit: chosen("unit") });
   const found = await ask("panel", "api/importance", body);
+  colour(place, found.label);
   const most = Math.max(...found.parts.map((part) => Math.abs(part.value)), 1e-9);
   const isValue = found.probability === null;
   const unit = isValue ? "" : " log odds";
@@ -163,6 +172,7 @@ export async function showParts(place) {
   const label = head.label ?? labels[0];
   const other = labels.length === 2 && head.label !== undefined ? labels.find((each) => each !== label) : "";
   const found = await ask("panel", "api/contributions", about({ label, other }));
+  colour(place, found.label);
   const all = [...found.heads.flat(), ...found.mlps, found.token, found.position, found.biases];
   const most = Math.max(...all.map(Math.abs), 1e-9);
   const value = (x) => ({ class: x < 0 ? "minus" : "plus", "--w": (Math.abs(x) / most).toFixed(3) });
