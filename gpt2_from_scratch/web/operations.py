@@ -337,8 +337,8 @@ def refuse_long(model: Model, text: str) -> None:
     count = max(len(ids), model.classifier.description.pad_to or 0)
     if count > MOST_TOKENS:
         raise UsageError(
-            f"the text has {count} tokens, but at most {MOST_TOKENS} are explained. Use "
-            "/api/predict for its label."
+            f"the text has {count} tokens, but texts of at most {MOST_TOKENS} are answered token by "
+            "token and explained; /api/predict answers it"
         )
 
 

@@ -66,8 +66,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        raise UsageError(f"--host {host}: {error.strerror}") from None
+    except (socket.gaierror, UnicodeError):
+        raise UsageError(f"--host {host:.200} is not an address of this computer") from None
     except OSError as error:
         what = error.strerror or str(error)
         if error.errno is not None and "in use" in what.lower():

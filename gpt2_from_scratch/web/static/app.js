@@ -49,17 +49,17 @@ async function update() {
   state.text = byId("message").value;
   const place = byId("verdict");
   if (!state.text.trim()) {
-    state.answer = null;
     place.replaceChildren(h("p", { class: "empty" }, "There is no message yet."));
-    byId("ribbon").replaceChildren();
-    announce("");
-    refresh();
+    forget();
     return;
   }
   await shown(place, async () => {
     const both = [answerOf(state.model, "tokens")];
     if (state.other) both.push(answerOf(state.other, "other"));
-    const [answer, other] = await Promise.all(both);
+    const [answer, other] = await Promise.all(both).catch((error) => {
+      if (error.name !== "AbortError") forget(); // what is shown would belong to an earlier message
+      throw error;
+    });
     state.answer = answer;
     state.otherAnswer = other;
     const last = allTokens().length - 1;
@@ -73,14 +73,28 @@ async function update() {
   });
 }
 
-/** The answer after each token; for a classifier that cannot say it, the answer alone. */
+/** Show no answer. */
+function forget() {
+  state.answer = null;
+  byId("ribbon").replaceChildren();
+  announce("");
+  refresh();
+}
+
+/** The answer after each token. Where there is none, the answer alone, and the reason. */
 async function answerOf(model, channel) {
   const body = { model: model.name, text: state.text };
+  let reason = "This classifier does not answer token by token.";
   if (["classification", "multi-label", "regression"].includes(model.task) && !model.has_ngrams) {
-    return ask(channel, "api/tokens", body);
+    try {
+      return await ask(channel, "api/tokens", body);
+    } catch (error) {
+      if (error.status !== 422) throw error;
+      reason = error.message; // the message is too long
+    }
   }
   const found = await ask(channel, "api/predict", { model: model.name, texts: [state.text] });
-  return { model: model.name, prediction: found.predictions[0], tokens: [] };
+  return { model: model.name, prediction: found.predictions[0], tokens: [], reason };
 }
 
 function showVerdict(place) {
@@ -157,7 +171,7 @@ function showRibbon() {
     ? state.model.labels.map((label, k) => h("span", {}, h("span", { class: `dot k${k % 7}` }), label)) : []));
   byId("tokens-note").textContent = tokens.length
     ? `The bar under each token is the answer to the message up to there${state.other ? (sameTokens ? `: ${state.model.name} on the left, ${state.other.name} on the right` : `. ${state.other.name} cuts the message into other tokens`) : ""}. Choose a token to look inside.`
-    : "This classifier does not answer token by token.";
+    : state.answer.reason;
 }
 
 function bar(answer) {
@@ -204,7 +218,7 @@ byId("ribbon").addEventListener("keydown", (event) => {
 export function refresh() {
   const place = byId(state.panel).querySelector(".result");
   if (!state.answer) {
-    place.replaceChildren(h("p", { class: "empty" }, "Type a message first."));
+    place.replaceChildren(h("p", { class: "empty" }, "There is no answer to look into."));
     clearMatrix();
     return;
   }

@@ -63,7 +63,10 @@ export async function ask(channel, path, body) {
   }
   const isJson = response.headers.get("content-type")?.startsWith("application/json");
   const found = isJson ? await response.json() : await response.text();
-  if (!response.ok) throw new Error(found.error ?? `The server answered ${response.status}.`);
+  if (!response.ok) {
+    const error = new Error(found.error ?? `The server answered ${response.status}.`);
+    throw Object.assign(error, { status: response.status });
+  }
   return found;
 }
 
