@@ -218,7 +218,8 @@ def _importance(
 ) -> dict[str, Any]:
     refuse_long(model, text)
     explain: Callable[..., Any] = METHODS[method]
-    return {"model": model.name} | explain(model.classifier, text, label, unit=unit).as_dict()
+    found = explain(model.classifier, text, label, unit=unit)
+    return {"model": model.name} | found.as_dict() | {"limit": found.limit}
 
 
 def _attention(models: Models, model: Model, text: str, weights: str, token: int) -> dict[str, Any]:
@@ -410,6 +411,7 @@ OPERATIONS = (
             "baseline": str,
             "total": float,
             "error": float,
+            "limit": str,
         },
         (
             MODEL,

@@ -50,6 +50,7 @@ async function update() {
   const place = byId("verdict");
   if (!state.text.trim()) {
     place.replaceChildren(h("p", { class: "empty" }, "There is no message yet."));
+    place.removeAttribute("aria-busy");
     forget();
     return;
   }
@@ -219,6 +220,7 @@ export function refresh() {
   const place = byId(state.panel).querySelector(".result");
   if (!state.answer) {
     place.replaceChildren(h("p", { class: "empty" }, "There is no answer to look into."));
+    place.removeAttribute("aria-busy");
     clearMatrix();
     return;
   }

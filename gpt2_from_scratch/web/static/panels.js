@@ -17,12 +17,6 @@ function colour(place, label) {
 
 // --- words ---
 
-const LIMITS = {
-  "leave-one-out": "Each value is the evidence that disappears if only this part is left out. Two parts that say the same can replace each other, and then neither seems to matter.",
-  "integrated-gradients": "The values add up to the difference from a message of the same length without content. Another baseline gives other values.",
-  "gradient-x-input": "A linear approximation at this message: an order at best. It need not agree with what happens if a part is left out.",
-};
-
 export async function showWords(place) {
   const method = byId("words-method").value;
   const body = about({ label: byId("words-label").value, method, unit: chosen("unit") });
@@ -52,7 +46,7 @@ export async function showWords(place) {
           ranked.some((part) => part.probability !== null) && !isValue ? h("th", { scope: "col", class: "number" }, "points of P") : null)),
         h("tbody", {}, rows))),
     h("p", { class: "note" }, `Evidence for ${found.label}: ${signed(found.evidence)}${unit}${isValue ? "" : ` (${percent(found.probability)})`}. ` +
-      `Compared with ${found.baseline}: ${signed(found.total)}. Sum of the values minus that: ${signed(found.error)}. ${LIMITS[method]}`));
+      `Compared with ${found.baseline}: ${signed(found.total)}. Sum of the values minus that: ${signed(found.error)}. ${found.limit}`));
 }
 
 /** A bar to the right for what is positive, and to the left for what is negative. */
