@@ -5,11 +5,13 @@
 
 For each panel the program asks what the page asks after a keystroke in a message of 30 tokens: first
 the answer after each token, then the panel's own requests, all at once. It prints the median and the
-95th percentile. Then 32 clients ask for answers without a pause. It prints the number of answers and
-of errors, and the memory of the server. `124M` is a classifier with random weights of that size.
+95th percentile, and the server's processor time, which depends less on other programs. Then 32
+clients ask for answers without a pause. It prints the number of answers and of errors, and the memory
+of the server. `124M` is a classifier with random weights of that size.
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -26,7 +28,8 @@ from bench import random_gpt2
 
 from gpt2_from_scratch import Classifier, load_messages
 
-N_TOKENS, KEYSTROKES, CLIENTS = 30, 40, 32
+N_TOKENS, CLIENTS = 30, 32
+WARM_UP = 3  # keystrokes that open connections
 PANELS: dict[str, list[tuple[str, dict]]] = {  # what each panel asks for, next to api/tokens
     "none": [],
     "Words": [("importance", {})],
@@ -62,21 +65,24 @@ def message(classifier: Classifier) -> str:
     return next(t for t, ids in zip(texts, encoded, strict=True) if len(ids) == N_TOKENS)
 
 
-def keystrokes(url: str, text: str, panel: str) -> list[float]:
-    """The milliseconds until a panel is complete, for each of KEYSTROKES keystrokes."""
-    found = []
+def keystrokes(url: str, pid: int, text: str, panel: str, count: int) -> tuple[list[float], float]:
+    """The milliseconds until a panel is complete, and the server's processor time, per keystroke."""
+    found, used = [], 0.0
     with httpx.Client(base_url=url, timeout=600) as client, ThreadPoolExecutor(6) as pool:
 
         def ask(path: str, fields: dict) -> None:
             client.post(f"api/{path}", json=fields).raise_for_status()
 
-        for n in range(KEYSTROKES + 3):
+        for n in range(count + WARM_UP):
+            if n == WARM_UP:
+                used = processor_time(pid)
             typed = text[:-1] + chr(ord("a") + n % 26)
             start = time.perf_counter()
             ask("tokens", {"text": typed})
             list(pool.map(lambda one, t=typed: ask(one[0], {"text": t} | one[1]), PANELS[panel]))
             found.append(1000 * (time.perf_counter() - start))
-    return found[3:]  # the first ones open connections
+        used = processor_time(pid) - used
+    return found[WARM_UP:], 1000 * used / count
 
 
 def load(url: str, pid: int, seconds: float) -> str:
@@ -117,6 +123,12 @@ def load(url: str, pid: int, seconds: float) -> str:
     )
 
 
+def processor_time(pid: int) -> float:
+    """The seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(pid: int) -> float:
     """The resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -132,8 +144,11 @@ def main() -> None:
     """Measure one classifier."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run's folder, or 124M for random weights of that size")
-    parser.add_argument("--seconds", type=float, default=60, help="of the 32 clients (default: 60)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of the 32 clients; 0: none (default: 60)"
+    )
+    parser.add_argument("--keystrokes", type=int, default=40, help="per panel (default: 40)")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         words: list[object] = [args.run, "--threads", args.threads]
@@ -149,11 +164,14 @@ def main() -> None:
         with server(*words) as (url, pid):
             print(f"{args.run}, {args.threads} threads, a message of {N_TOKENS} tokens")
             for panel in PANELS:
-                ms = keystrokes(url, text, panel)
+                ms, used = keystrokes(url, pid, text, panel, args.keystrokes)
                 print(
-                    f"{panel}: median {statistics.median(ms):.1f} ms, 95% {percentile(ms):.1f} ms"
+                    f"{panel}: median {statistics.median(ms):.0f} ms, 95th percentile "
+                    f"{percentile(ms):.0f} ms, {used:.0f} ms of processor time",
+                    flush=True,
                 )
-            print(load(url, pid, args.seconds))
+            if args.seconds:
+                print(load(url, pid, args.seconds))
 
 
 if __name__ == "__main__":

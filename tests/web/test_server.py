@@ -1,6 +1,7 @@
 """The real server: it listens, stays available to many clients, and stops when asked."""
 
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ import pytest
 import uvicorn
 from command import call
 
+from gpt2_from_scratch.cli import serving
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.web import app
-from gpt2_from_scratch.web.server import is_loopback, listen, make_server
+from gpt2_from_scratch.web.server import is_loopback, listen, make_server, serve
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +174,20 @@ def test_a_signal_ends_the_command(tmp_path, classifier, tiny_checkpoint, number
         process.send_signal(number)
         rest = process.stderr.read()
     assert process.returncode == code and "Traceback" not in rest
+
+
+def test_a_warning_if_other_computers_can_reach_it(models, monkeypatch, caplog):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    with caplog.at_level(logging.INFO, "gpt2_from_scratch"):
+        serve(models, "0.0.0.0")
+        assert "0.0.0.0" in caplog.records[0].message and caplog.records[0].levelname == "WARNING"
+        caplog.clear()
+        serve(models)
+        (line,) = caplog.records
+        assert "http://127.0.0.1:" in line.message and line.levelname == "INFO"
+
+
+def test_the_packages_of_the_extra_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    code, _, err = call(capsys, "serve", tmp_path)
+    assert code == 2 and "serve" in err and "pip install" in err
