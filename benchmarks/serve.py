@@ -29,7 +29,7 @@ from bench import random_gpt2
 from gpt2_from_scratch import Classifier, load_messages
 
 N_TOKENS, CLIENTS = 30, 32
-WARM_UP = 3  # keystrokes that open connections
+WARM_UP = 1  # keystroke that opens connections
 PANELS: dict[str, list[tuple[str, dict]]] = {  # what each panel asks for, next to api/tokens
     "none": [],
     "Words": [("importance", {})],

@@ -127,11 +127,18 @@ function verdict(answer, model) {
       head.label === undefined ? null : stack(values, Object.entries(head.probabilities).map(([k, v]) => `${k} ${percent(v)}`).join(", ")),
     ];
   } else {
-    words = Object.entries(head.values ?? head).map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : v}`).join(", ");
+    words = otherAnswer(head);
     line = [h("p", { class: "label" }, h("strong", {}, words))];
   }
   const note = `${prediction.n_tokens} tokens${marks.length ? ` · ${marks.join(" · ")}` : ""}`;
   return { words: state.other ? `${model.name}: ${words}` : words, element: h("div", { class: "row" }, name, line, h("p", { class: "note" }, note)) };
+}
+
+/** The answer of a head without probabilities of labels: values, tags of words, or a piece of the text. */
+function otherAnswer(head) {
+  if (head.words) return head.words.filter((word) => word.label !== "O").map((word) => `${word.text} (${word.label} ${percent(word.probability)})`).join(", ") || "no tags";
+  if (head.text !== undefined) return head.text ? `“${head.text}” (${percent(head.probability)})` : "no answer";
+  return Object.entries(head.values ?? head).map(([name, value]) => `${name}: ${typeof value === "number" ? value.toPrecision(4) : String(value).slice(0, 200)}`).join(", ");
 }
 
 /** Say the answer to a screen reader, but only after the typing has stopped. */
