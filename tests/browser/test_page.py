@@ -181,7 +181,7 @@ def test_a_message_that_is_too_long_still_has_an_answer(page, judge):
     until(page, lambda: "at most 256" in page.inner_text("#tokens-note"))
     assert page.inner_text("#verdict strong") in ("ham", "spam")
     assert page.locator("#ribbon li").count() == 0
-    page.wait_for_selector("#words .error")
+    page.wait_for_selector("#words .empty")
     judge("long")
     write(page, SPAM)
     page.wait_for_selector("#words table")

@@ -86,16 +86,17 @@ function forget() {
 async function answerOf(model, channel) {
   const body = { model: model.name, text: state.text };
   let reason = "This classifier does not answer token by token.";
+  let isLong = false;
   if (["classification", "multi-label", "regression"].includes(model.task) && !model.has_ngrams) {
     try {
       return await ask(channel, "api/tokens", body);
     } catch (error) {
       if (error.status !== 422) throw error;
-      reason = error.message; // the message is too long
+      [reason, isLong] = [error.message, true];
     }
   }
   const found = await ask(channel, "api/predict", { model: model.name, texts: [state.text] });
-  return { model: model.name, prediction: found.predictions[0], tokens: [], reason };
+  return { model: model.name, prediction: found.predictions[0], tokens: [], reason, isLong };
 }
 
 function showVerdict(place) {
@@ -225,8 +226,8 @@ byId("ribbon").addEventListener("keydown", (event) => {
 
 export function refresh() {
   const place = byId(state.panel).querySelector(".result");
-  if (!state.answer) {
-    place.replaceChildren(h("p", { class: "empty" }, "There is no answer to look into."));
+  if (!state.answer || state.answer.isLong) {
+    place.replaceChildren(h("p", { class: "empty" }, state.answer ? "This message is too long to look inside." : "There is no answer to look into."));
     place.removeAttribute("aria-busy");
     clearMatrix();
     return;
