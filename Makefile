@@ -12,13 +12,20 @@ INSTALLED := $(VENV)/.installed
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check lint notebooks course docs bench gpu-pack gpu faults release-check clean
+.PHONY: demo test test-browser check lint notebooks course docs bench gpu-pack gpu faults release-check clean
 
 demo: $(READY)  ## train the miniature GPT-2 on real text messages and try it (half a minute)
 	@$(BIN)/gpt2-classifier demo
 
 test: $(INSTALLED) lint  ## every check, offline (about seven minutes on two cores)
 	$(PYTEST)
+
+test-browser: $(VENV)/.browser  ## the page of `serve` in Chromium (Debian: apt-get install chromium; or CHROMIUM=path)
+	$(BIN)/python -m pytest -q tests/browser
+
+$(VENV)/.browser: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	@touch $@
 
 check: $(INSTALLED) lint  ## what is quick: lint, types and the tests that train nothing large
 	$(PYTEST) -m "not slow"

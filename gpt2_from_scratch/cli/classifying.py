@@ -4,19 +4,17 @@ Each command imports what it needs only when it runs, so --help answers at once.
 """
 
 import argparse
-import csv
 import json
 import logging
 import os
-import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from gpt2_from_scratch.classifier.settings import CLASS_TASKS, HeadConfig, HeadSettings
 from gpt2_from_scratch.cli.options import (
@@ -32,20 +30,18 @@ from gpt2_from_scratch.cli.options import (
     non_empty,
     settings_of,
 )
-from gpt2_from_scratch.data.messages import DataConfig, for_spreadsheet, label_parts, without_halves
+from gpt2_from_scratch.data.messages import DataConfig, label_parts
 from gpt2_from_scratch.data.tables import is_table
 from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError, nearest
 from gpt2_from_scratch.progress import command
 from gpt2_from_scratch.storage.paths import is_model
 
 if TYPE_CHECKING:
-    from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
+    from gpt2_from_scratch.classifier.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
 END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-# a cell that a spreadsheet reads as a number, never as a formula
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?", re.ASCII)
 NEWEST = 3  # most runs that an error message names, the newest first
 FORMATS = ("hugging-face", "peft", "onnx")  # of `export`
 # settings for reading texts without labels
@@ -169,7 +165,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     from gpt2_from_scratch.classifier.classifier import Classifier
     from gpt2_from_scratch.speed.devices import DTYPES
 
-    _refuse_missing(args.classifier)
+    refuse_missing(args.classifier)
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
     if not classifier.description.is_quantized:
@@ -177,7 +173,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     return classifier
 
 
-def _refuse_missing(path: Path) -> None:
+def refuse_missing(path: Path) -> None:
     """Raise CheckpointError if the path does not exist; the message names runs that do."""
     if os.path.lexists(path) or is_model(path):  # `load` says what is wrong with a model
         return
@@ -299,6 +295,7 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
+    from gpt2_from_scratch.classifier.prediction_table import PredictionTable
     from gpt2_from_scratch.progress import for_programs, progress_bar
 
     check_texts(args)
@@ -346,37 +343,6 @@ def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:
         if 0 <= float(number) <= 1:
             return label, float(number)
     raise UsageError(f"--threshold {typed}: expected LABEL=P, with P from 0 to 1")
-
-
-class PredictionTable:
-    """A csv table with one row per prediction.
-
-    The columns are number, label, probabilities, truncated and, if wanted, the text. Several labels
-    are separated by bars; each value has its own column. `truncated` is true for a text that was
-    longer than what the model reads. No label or text becomes a formula in a spreadsheet. Raises the
-    errors of `answer_columns`.
-    """
-
-    def __init__(self, file: TextIO, heads: Sequence[HeadConfig], with_text: bool = False):
-        from gpt2_from_scratch.classifier.tasks import answer_columns
-
-        *columns, text = answer_columns(heads, ["number"], ["truncated", "text"], for_spreadsheet)
-        # quote every cell if one may have a \r: csv does not, and readers take it for a line end
-        odd = with_text or any("\r" in label for label in heads[0].labels)
-        self._writer = csv.writer(
-            file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
-        )
-        self._with_text = with_text
-        self._write(columns, text)
-
-    def write(self, number: int, text: str, prediction: "Prediction") -> None:
-        """Write one prediction as a row."""
-        truncated = str(prediction.truncated).lower()
-        self._write([str(number), *prediction.answer.as_row(), truncated], without_halves(text))
-
-    def _write(self, cells: list[str], text: str) -> None:
-        row = [cell if NUMBER.fullmatch(cell) else for_spreadsheet(cell) for cell in cells]
-        self._writer.writerow([*row, for_spreadsheet(text)] if self._with_text else row)
 
 
 # --- export ---
@@ -435,7 +401,7 @@ def run_export(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.classifier.classifier import Classifier
     from gpt2_from_scratch.runs.exporting import export
 
-    _refuse_missing(args.classifier)
+    refuse_missing(args.classifier)
     classifier = Classifier.load(args.classifier, args.model)
     run = args.classifier if args.classifier.is_dir() else args.classifier.parent
     export(classifier, args.folder, run=run, **given(args, "to", "head", "int8", "data", "force"))

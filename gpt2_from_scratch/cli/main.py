@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
-from gpt2_from_scratch.cli import classifying, explaining, inspecting, studies, training
+from gpt2_from_scratch.cli import classifying, explaining, inspecting, serving, studies, training
 from gpt2_from_scratch.cli.parser import Commands, Parser
 from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
 from gpt2_from_scratch.progress import PACKAGE_LOG, command, log_to, program, visible_output
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     classifying.add_predict(added)
     explaining.add_explain(added)
     classifying.add_evaluate(added)
+    serving.add_serve(added)
     classifying.add_export(added)
     studies.add_compare(added)
     studies.add_experiments(added)

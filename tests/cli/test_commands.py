@@ -19,11 +19,11 @@ import torch
 from command import call
 
 from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
+from gpt2_from_scratch.classifier.prediction_table import PredictionTable
 from gpt2_from_scratch.classifier.settings import HeadConfig
 from gpt2_from_scratch.classifier.tasks.regression import Values
 from gpt2_from_scratch.cli import inspecting
 from gpt2_from_scratch.cli import main as cli
-from gpt2_from_scratch.cli.classifying import PredictionTable
 from gpt2_from_scratch.data.messages import DataConfig, load_messages
 from gpt2_from_scratch.data.split import split_messages
 from gpt2_from_scratch.evaluation.task_baselines import MEAN, RIDGE

@@ -147,6 +147,10 @@ def commands(place: Path) -> dict[str, list[tuple[int, list[object]]]]:
             (0, [run, out / f"exported {NAME}", *kept]),
             (2, [run, out / "adapter", *kept, "--to", "peft"]),
         ],
+        "serve": [
+            (2, [run, *kept, "--host", NAME]),
+            (4, [out / NAME]),
+        ],
         "features": [
             (0, ["--file", place / f"{NAME}.txt", *kept, "--out", out / f"{NAME}.npy"]),
             (6, ["--file", place / f"{NAME}.txt", *kept, "--out", table / "x.npy"]),

@@ -37,6 +37,7 @@ NETWORK = {  # or a fresh environment, or a server
     'pip install --constraint constraints.txt --editable ".[notebooks]"',
     'pip install --constraint constraints.txt ".[onnx]"',
     """curl --data '["See you at six", "WINNER!! Call 09061701461 now"]' http://127.0.0.1:8000""",
+    'pip install --constraint constraints.txt ".[serve]"',
 }
 OPENAI = {  # these need OpenAI's weights
     "gpt2-classifier download 124M",
@@ -62,8 +63,10 @@ LONG = {  # a quarter of a minute and more, or files of another machine
     "python benchmarks/gpu/parts.py join folder weights/next",
     "python chapters/01_messages.py",  # tests/course runs it
 }
-ELSEWHERE = {  # other tests run these: they need an interrupted run, or empty the cache
+ELSEWHERE = {  # other tests run these: they need an interrupted run, empty the cache, or do not end
     "gpt2-classifier train --resume runs/first",
+    "gpt2-classifier serve runs/first",  # tests/web starts and stops the server
+    "gpt2-classifier serve runs/first runs/other",
     "gpt2-classifier cache --clear",
     "gpt2-classifier demo",  # the fixture below runs it; it makes the run of the first tutorial
     "gpt2-classifier train --data sms --balance --verbose --out runs/first",
