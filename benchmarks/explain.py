@@ -113,6 +113,7 @@ def print_times(name: str, classifier: Classifier, rounds: int) -> None:
         ratios = [a / b for a, b in zip(some, seconds["one prediction"], strict=True)]
         milliseconds = 1000 * statistics.median(some)
         print(f"{way:34} {milliseconds:8.1f} ms  {statistics.median(ratios):6.1f} times")
+    print(f"points of integrated gradients: {integrated_gradients(classifier, MESSAGE).steps}")
 
 
 def explanations(
