@@ -303,3 +303,12 @@ def test_merging_is_refused_and_an_export_is_exact(base: Path, dequantised: Path
     assert all(torch.equal(exported[name], theirs[name]) for name in theirs)
     with pytest.raises(UsageError, match="NF4"):
         to_peft(ours)
+
+
+def test_int8_computes_quantised_blocks_in_float32(base: Path) -> None:
+    """Rounding weights that NF4 has rounded already would only add errors."""
+    model = random_classifier(base, LABEL, lora=replace(NF4, **LAST)).model
+    exact, rounded = Trunk(model, 2), Trunk(model, 2, torch.int8)
+    packed = exact.pack([[5, 6, 7], [8, 9]])
+    rounded.follow_weights()
+    assert torch.equal(exact(packed), rounded(packed))
