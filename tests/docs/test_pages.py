@@ -31,7 +31,6 @@ WRITTEN = {"docs/reference/commands.md", "docs/reference/settings.md"}  # from t
 NETWORK = {  # or a fresh environment, or a server
     "make demo",
     "pip install --constraint constraints.txt .",
-    "uv pip install --constraint constraints.txt .",
     "pip download --constraint constraints.txt --dest wheels . hatchling",
     "pip install --no-index --find-links wheels .",
     'pip install --constraint constraints.txt --editable ".[notebooks]"',
