@@ -208,7 +208,7 @@ for text in ("Call 0906 170 1461 now", "Call 0906 people who know you"):
 # %% [markdown]
 # ## A number after each token
 #
-# For some answers, looking only back is right. In reinforcement learning, a *value function* says after
+# For some answers it is correct to look only at earlier tokens. In reinforcement learning, a *value function* says after
 # each step how much reward is still to come. Here is a toy reward: 1 for each digit of the message. A
 # digit that is further away counts less, by a factor of 0.9 per character. So we compute the values from
 # the end of the message to its beginning:
@@ -260,7 +260,7 @@ axes.set_xticks([position + 0.5 for position in range(len(shown.text))])
 axes.set_xticklabels(shown.text, fontsize=6, family="monospace")
 axes.tick_params(axis="x", length=0)
 axes.set(xlabel="the message, character by character", ylabel="reward to come")
-axes.set_title("After each token, the head says how many digits are still to come")
+axes.set_title("After each token, the head predicts the reward that is still to come")
 picture(figure, "17-values")
 
 # %% [markdown]

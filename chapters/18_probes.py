@@ -308,8 +308,8 @@ print(format_next_tokens(next_tokens))
 picture(plot_next_tokens(next_tokens), "18-next-token")
 
 # %% [markdown]
-# From layer 1 on, every block makes the prediction of the next token better. That is the opposite of what
-# we saw for spam, where the first layer was as good as any.
+# From layer 1 on, every block makes the prediction of the next token better. That is not what we saw for
+# spam, where the mean at layer 0 was as good as any probe.
 #
 # The tuned lens is better than the logit lens at each layer, even at the last one, where the state needs no
 # change. So part of what it has learned is not about the layer: it has learned what messages look like,

@@ -328,7 +328,7 @@ print(f"training loss, four-bit matrices:  {quantized[1]:.2f}")
 
 # %% [markdown]
 # The matrices take an eighth of the memory, and the loss is about the same, although each weight is a
-# little wrong. This is how models with billions of weights are finetuned on one graphics card. Two things
+# little wrong. This is how models with billions of weights are finetuned on one GPU. Two things
 # become worse: a matrix has to be restored whenever it is used, which takes time, and the product of the
 # adapters cannot be added to it, because the sum would not be one of the 16 levels.
 

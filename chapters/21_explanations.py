@@ -140,11 +140,12 @@ variants = [
 ]
 p_variants = [answer.probabilities["spam"] for answer in classifier.predict(variants)]
 for p, variant in zip(p_variants, variants, strict=True):
-    print(f"P(spam) {p:.3f}  {variant}")
+    print(f"P(spam) {p:.3f}, evidence {np.log(p / (1 - p)):+.2f}  {variant}")
 
 # %% [markdown]
-# Any one of the numbers can go, and the message is still spam. Together they decide. If a message has
-# several reasons for its answer, leaving out one word at a time may show none of them.
+# Any one of the numbers can go, and the message is still spam. Without all three there is far less
+# evidence: less than if we subtract what each of them seemed to be worth alone. If a message has several
+# reasons for its answer, leaving out one word at a time makes each of them look too small.
 
 # %% [markdown]
 # ## The gradient
@@ -198,7 +199,7 @@ for steps in (1, 4, 16, 64):
     print(f"{steps:>3} steps: sum {path.total + path.error:6.3f}, should be {path.total:.3f}")
 
 # %% [markdown]
-# With enough steps the sum is right. (Without `steps` the package doubles them until the error is below
+# With enough steps the sum is correct. (Without `steps` the package doubles them until the error is below
 # one percent.) But a correct sum does not make each value right. The values depend on the baseline, here
 # a text in which every token is `<|endoftext|>`.
 
@@ -289,7 +290,8 @@ for n, p in enumerate(layers.probabilities[:, 1]):
     print(f"{name:<11} P(spam) {p:.3f}")
 
 # %% [markdown]
-# Only in the last block. But a probe finds spam at earlier layers too (chapter 18). Both are right: the
+# Only in the last block. (The first row is not an answer: before any block, the end token has seen only
+# itself.) But a probe finds spam at earlier layers too (chapter 18). Both are right: the
 # information is there early, but in a form that this head was not trained to read.
 
 # %% [markdown]
@@ -344,8 +346,9 @@ for method in (by_attention, by_leaving_out, by_integrated_gradients):
 # %% [markdown]
 # Attention fails: it is nearly the same for a classifier that knows nothing. It could hardly have
 # changed, since all blocks but the last are frozen. Leaving out tokens passes. Integrated gradients are
-# in between: some of the order was there before anything was learned. (The test is from "Sanity Checks
-# for Saliency Maps" by Adebayo and others.)
+# in between: some of the order was there before anything was learned. Here only the head is random. If the
+# last block and the final norm are made random too, they pass. (The test is from "Sanity Checks for
+# Saliency Maps" by Adebayo and others.)
 
 # %% [markdown]
 # ## Three mistakes, explained
@@ -390,7 +393,7 @@ for message in mistakes:
 pairs = [
     (mistakes[0].text, mistakes[0].text + " Text 80488"),
     (mistakes[1].text, "Tell your friends what you plan to do on Valentines day"),
-    (mistakes[2].text, mistakes[2].text.replace("we'll", "we will")),
+    (mistakes[2].text, mistakes[2].text.replace("we'll", "they'll")),
 ]
 changes = []
 for before, after in pairs:
@@ -400,12 +403,12 @@ for before, after in pairs:
 
 # %% [markdown]
 # - **"Hello darling"**: no single word decides. Whichever one is left out, P(spam) changes by less than
-#   one point. The message has no number, no price and no "call". With a number at its end it looks much
-#   more like spam.
+#   one point. The message has no number, no price and no "call". With "Text" and a number
+#   at its end it looks much more like spam.
 # - **"Tell your friends"**: integrated gradients point at `URL`, which somebody put in place of an
 #   address. Leaving out words points at "Tell" first. Without the address the message is ham.
-# - **"Do you realize"**: leaving out words points at "we'll". But with "we will" instead, almost nothing
-#   changes. So it was not what the word says, but the gap that it left. Would you have called this
+# - **"Do you realize"**: leaving out words points at "we'll". But with "they'll" instead, little changes. So
+#   the word itself says little, and part of its value comes from the gap that it left. Would you have called this
 #   message spam? Methods explain the classifier, not the person who labelled the message.
 # - **Parts and layers** say the same of all three: the last MLP, in the last block. They say where in the
 #   network an answer is made, and not why.

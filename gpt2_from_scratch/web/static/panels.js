@@ -43,10 +43,10 @@ export async function showWords(place) {
       h("table", { class: "bars" },
         h("caption", {}, `What speaks for (+) or against (−) ${found.label}`),
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "part"), h("td", {}), h("th", { scope: "col", class: "number" }, isValue ? "value" : "log odds"),
-          ranked.some((part) => part.probability !== null) && !isValue ? h("th", { scope: "col", class: "number" }, "points of P") : null)),
+          ranked.some((part) => part.probability !== null) && !isValue ? h("th", { scope: "col", class: "number" }, "change of P, points") : null)),
         h("tbody", {}, rows))),
     h("p", { class: "note" }, `Evidence for ${found.label}: ${signed(found.evidence)}${unit}${isValue ? "" : ` (${percent(found.probability)})`}. ` +
-      `Compared with ${found.baseline}: ${signed(found.total)}. Sum of the values minus that: ${signed(found.error)}. ${found.limit}`));
+      `Compared with ${found.baseline}: ${signed(found.total)}. Error of their sum: ${signed(found.error)}. ${found.limit}`));
 }
 
 /** A bar to the right for what is positive, and to the left for what is negative. */
