@@ -412,6 +412,11 @@ class Classifier:
         """
         self._merged |= merge_lora(self.model)
 
+    def merge_for_answers(self) -> None:
+        """Merge the adapters if that is possible: weights in NF4 stay as they are, and so do answers."""
+        if not self.description.is_quantized:
+            self.merge()
+
     def unmerge(self) -> None:
         """Subtract the products that `merge` added to the weights.
 
@@ -729,8 +734,8 @@ class Classifier:
         """Raise UsageError if the classifier has n-grams; `what` is what they rule out."""
         if self.ngrams:
             raise UsageError(
-                f"this classifier was trained with_ngrams, which rules out {what}. Set "
-                "classifier.ngrams = None to use GPT-2 alone."
+                f"this classifier was trained with_ngrams, which rules out {what}. Train without "
+                "n-grams, or set classifier.ngrams = None in Python."
             )
 
     def class_logits(self, outputs: Tensor, texts: Sequence[str]) -> Tensor:

@@ -63,8 +63,8 @@ def set_trainable(
     for name in packed:
         if any(fnmatchcase(name, wanted) for wanted in patterns):
             raise UsageError(
-                f"{name} is stored in NF4, so it cannot be trained. With quantised blocks, only "
-                "adapters, head and norms are: set n_last_blocks = 0."
+                f"{name} is stored in NF4, so it cannot be trained, only adapters, head and norms. "
+                + (f"Leave it out of {pattern!r:.80}." if pattern else "Set n_last_blocks = 0.")
             )
     # the method, not the attribute: a misspelt `require_grad = False` would silently freeze nothing
     model.requires_grad_(False)

@@ -349,7 +349,7 @@ class HeadSettings:
         if self.lora == 0 and self.quantize != "none":
             raise UsageError(
                 f"quantize = {self.quantize!r} needs LoRA, because quantised weights cannot be "
-                "trained: set lora"
+                "trained. Set lora, for example --lora 8."
             )
 
     def head_config(

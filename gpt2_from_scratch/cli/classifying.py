@@ -168,8 +168,9 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     refuse_missing(args.classifier)
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
-    if not classifier.description.is_quantized:
-        classifier.merge()
+    classifier.merge_for_answers()
+    if classifier.description.is_quantized and dtype != "float32":
+        log.warning(f"--dtype {dtype} has no effect: blocks in NF4 are computed in float32")
     return classifier
 
 

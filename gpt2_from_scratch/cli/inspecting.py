@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2_from_scratch.classifier.settings import LANGUAGE_FORMS, POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
+    OPTIONS,
     TABLE,
     add_computing,
     add_device,
@@ -224,16 +225,27 @@ def _to_probe(args: argparse.Namespace, device: Any) -> "tuple[GPT2, Tokenizer, 
         base = args.model or "mini"
         return load_gpt2(base).to(device), Tokenizer(model_folder(base)), split
     if others := [name for name in (*OF_PROBED_DATA, "seed") if getattr(args, name) is not None]:
+        options = [f"--{OPTIONS.get(name, name).replace('_', '-')}" for name in others]
         raise UsageError(
-            f"a run is probed with its own texts. Leave out {', '.join(others)}, or the run."
+            f"a run is probed with its own texts. Leave out {', '.join(options)}, or the run."
         )
     config = RunConfig.read(args.trained)
+    if args.task == "classification" and (trained_for := config.head.task) != "classification":
+        raise UsageError(
+            f"{args.trained} was trained for {trained_for}, but probes are for classification. Use "
+            "--task language, which needs no labels."
+        )
     refuse_missing_data(args.trained, config.data)
     split = config.load_split()
     refuse_other_messages(args.trained, split, config.data.source)
     classifier = Classifier.load(args.trained, args.model, device=device)
     if not classifier.description.causal_mask:
         raise UsageError(f"{args.trained} was trained without the causal mask, which probes need.")
+    if classifier.description.is_quantized:
+        raise UsageError(
+            f"{args.trained} has adapters next to weights in NF4, which probes cannot read. Export it "
+            "with --to hugging-face, and probe the exported folder with --model."
+        )
     classifier.merge()
     return classifier.model, classifier.tokenizer, split
 

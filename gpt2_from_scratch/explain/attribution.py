@@ -137,8 +137,8 @@ def contributions(
     would change, so the logit would not fall by that part's contribution.
 
     A head that reads the mean of several positions gets the mean of their contributions. The logit is
-    the one before the head's temperature. Blocks are computed in float32, whatever `dtype` the
-    classifier uses.
+    the one before the head's temperature, and the one of a regression head is its output before it is
+    multiplied by the scale. Blocks are computed in float32, whatever `dtype` the classifier uses.
 
     Args:
         classifier: A classifier whose head is a single linear layer.

@@ -112,6 +112,8 @@ class Desk:
                 return await self._answered(request, operation, values)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
+            except asyncio.CancelledError:  # the time for running requests is over after Ctrl-C
+                return as_json({"error": "the server has been stopped"}, 503)
             except Exception as error:
                 return _error(error)
 

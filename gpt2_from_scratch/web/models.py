@@ -8,6 +8,7 @@ from typing import Any
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import LedgerLine, ledger
 from gpt2_from_scratch.classifier.heads import blocks_read, layer_read
+from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.weights import load_gpt2
 from gpt2_from_scratch.reports.drawings import parameter_counts
@@ -22,11 +23,21 @@ class Model:
     name: str
     classifier: Classifier
     parts: Sequence[LedgerLine]  # as trained: LoRA is merged for answers
-    pretrained: GPT2
+    pretrained: GPT2 | None  # None if it is not known
 
     def gpt2(self, weights: str) -> GPT2:
-        """GPT-2 as it is now, or as it was before finetuning; see WEIGHTS."""
-        return self.pretrained if weights == "pretrained" else self.classifier.model
+        """GPT-2 as it is now, or as it was before finetuning; see WEIGHTS.
+
+        Raises UsageError if GPT-2 before finetuning is not known.
+        """
+        if weights != "pretrained":
+            return self.classifier.model
+        if self.pretrained is None:
+            raise UsageError(
+                f"{self.name} was saved by another tool together with its finetuned GPT-2, so GPT-2 "
+                "before finetuning is not known"
+            )
+        return self.pretrained
 
     def facts(self) -> dict[str, Any]:
         """Return the facts that the page shows about the classifier, as JSON accepts them."""
@@ -80,14 +91,15 @@ def load_models(
         description = classifier.description
         parts = ledger(classifier.model, heads=description.heads)
         classifier.model.requires_grad_(False)
-        classifier.merge()
+        classifier.merge_for_answers()
         sha256 = description.base_sha256
-        if sha256 not in pretrained:
+        is_own_base = Path(description.base).resolve() == run.resolve()
+        if not is_own_base and sha256 not in pretrained:
             gpt2 = load_gpt2(base or description.base).requires_grad_(False)
             pretrained[sha256] = gpt2.eval().to(classifier.device)
         stem = run.resolve().parent.name if run.is_file() else run.resolve().name
         name, number = stem, 2
         while name in found:
             name, number = f"{stem} ({number})", number + 1
-        found[name] = Model(name, classifier, parts, pretrained[sha256])
+        found[name] = Model(name, classifier, parts, pretrained.get(sha256))
     return found

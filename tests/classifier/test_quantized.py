@@ -218,7 +218,7 @@ def test_gpt2_cannot_be_adapted_if_it_is_quantised(base: Path, tmp_path: Path) -
 
 
 def test_quantising_needs_lora() -> None:
-    with pytest.raises(UsageError, match="set lora"):
+    with pytest.raises(UsageError, match="lora 8"):
         HeadSettings(quantize="nf4")
     with pytest.raises(UsageError, match="int3"):
         HeadSettings(lora=2, quantize="int3")

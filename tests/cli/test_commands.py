@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import string
 import subprocess
@@ -771,13 +772,24 @@ def test_probe_predicts_the_next_token_from_a_run(
         (["--task", "language", "--pooling", "mean"], "--pooling"),
         (["--epochs", "2"], "--epochs"),
         (["--forms", "tied"], "--forms"),
-        (["runs/x", "--data", "hard"], "source"),
-        (["runs/x", "--seed", "1"], "seed"),
+        (["runs/x", "--data", "hard"], "--data"),
+        (["runs/x", "--seed", "1"], "--seed"),
     ],
 )
 def test_probe_refuses_options_without_effect(capsys, options, fact) -> None:
     code, out, err = call(capsys, "probe", *options)
     assert (code, out) == (2, "") and fact in err
+
+
+def test_probe_refuses_a_run_with_other_labels(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    config["head"]["task"] = "regression"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config), "utf-8")
+    code, out, err = call(capsys, "probe", tmp_path / "run")
+    assert (code, out) == (2, "") and "regression" in err and "--task language" in err
 
 
 def test_probe_refuses_what_train_refuses(

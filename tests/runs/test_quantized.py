@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import call
 from interrupted import interrupted_after
 
 from gpt2_from_scratch.classifier.classifier import Classifier
@@ -90,3 +91,16 @@ def test_adapting_and_quantising_contradict_each_other(
     with pytest.raises(UsageError, match="--quantize nf4"):
         train_classifier(tiny_checkpoint, table, training, HEAD, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_probe_and_another_precision(
+    tiny_checkpoint: Path, finished: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Probes cannot read adapters next to packed weights; another precision changes nothing."""
+    code, out, err = call(capsys, "probe", finished, "--model", tiny_checkpoint)
+    assert (code, out) == (2, "") and "NF4" in err and "export" in err.lower()
+    common = ("predict", finished, "the goal", "--model", tiny_checkpoint, "--json")
+    code, expected, err = call(capsys, *common)
+    assert code == 0 and "NF4" not in err
+    code, out, err = call(capsys, *common, "--dtype", "int8")
+    assert (code, out) == (0, expected) and "--dtype int8 has no effect" in err
