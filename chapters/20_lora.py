@@ -300,13 +300,13 @@ units = blocks / blocks.abs().amax(dim=1, keepdim=True)  # each block divided by
 
 figure = Figure(figsize=(8, 4), layout="constrained")
 axes = figure.subplot_mosaic([["levels", "levels"], ["before", "after"]])
-axes["levels"].hist(units.flatten(), bins=200, color="#0072B2")
+axes["levels"].hist(units.flatten().numpy(), bins=200, color="#0072B2")
 axes["levels"].vlines(levels, 0, 3200, color="#D55E00")
 axes["levels"].set(title="The 16 levels are close together where most weights are")
 axes["levels"].set(xlabel="weight / largest of its block", ylabel="weights")
-axes["before"].imshow(before[:24, :64], cmap="RdBu", vmin=-0.4, vmax=0.4)
+axes["before"].imshow(before[:24, :64].numpy(), cmap="RdBu", vmin=-0.4, vmax=0.4)
 axes["before"].set_title("a part of the matrix, 32 bits per weight")
-axes["after"].imshow(packed.weight[:24, :64], cmap="RdBu", vmin=-0.4, vmax=0.4)
+axes["after"].imshow(packed.weight[:24, :64].numpy(), cmap="RdBu", vmin=-0.4, vmax=0.4)
 axes["after"].set_title("the same part, four bits per weight")
 picture(figure, "20-four-bits")
 

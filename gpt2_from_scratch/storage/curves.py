@@ -1,5 +1,6 @@
 """Curves of a training for TensorBoard, written with torch's own writer."""
 
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ class Curves:
             refuse_missing_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
+            _wait_for_a_new_second(folder)
             self._writer = SummaryWriter(str(folder), purge_step=first)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -51,3 +53,13 @@ class Curves:
     def __exit__(self, *error: object) -> None:
         if self._writer:
             self._writer.close()
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """Wait until no event file has the current second in its name.
+
+    TensorBoard reads the files in the order of their names, and of the time they contain only
+    seconds.
+    """
+    while [*folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")]:
+        time.sleep(0.05)

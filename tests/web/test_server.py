@@ -167,7 +167,12 @@ def test_a_signal_ends_the_command(tmp_path, classifier, tiny_checkpoint, number
     classifier.save(tmp_path / "run" / "best.safetensors")
     words = ("serve", tmp_path / "run", "--model", tiny_checkpoint, "--port", "0")
     command = [sys.executable, "-m", "gpt2_from_scratch", *map(str, words)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
         assert process.stderr
         url = process.stderr.readline().split()[2]
         assert httpx.get(f"{url}health").is_success
