@@ -44,7 +44,7 @@ GRID = {  # the grid search: all combinations, with the default number of epochs
     "lr": (5e-4, 1.5e-3, 1.7e-4),
 }
 WITH_NGRAMS = " + n-grams"
-PATIENCE = 10  # minutes after which fastText's search is given up, beside its own time
+PATIENCE = 10  # minutes after which fastText's search is given up, in addition to its own time
 METHODS = ("default", "TF-IDF", "autotune 2m", "fastText 2m", "autotune 5m", "fastText 5m")
 
 

@@ -239,21 +239,43 @@ class Classifier:
         for head in heads:
             refuse_alike(head.labels if head.task in CLASS_TASKS else ())
         model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
+        classifier = cls._on_model(
+            base,
+            model,
+            tokenizer,
+            heads,
+            seed,
+            max_tokens=model.config.n_ctx if max_tokens is None else max_tokens,
+            pad_to=pad_to,
+            lora=lora,
+            causal_mask=causal_mask,
+        )
+        classifier.dtype, classifier.store = dtype, store
+        return classifier.to(device)
+
+    @classmethod
+    def _on_model(
+        cls,
+        base: str | Path,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        heads: Sequence[HeadConfig],
+        seed: int = 123,
+        **settings: Any,
+    ) -> "Classifier":
+        """Put new heads on a loaded base; `settings` are the other fields of its Description."""
         hashes = parameters_sha256(model)
         description = Description(
             model_name(base),
             identity_sha256(hashes, tokenizer),
             tuple(replace(head, layer=layer_read(head, model)) for head in heads),
-            model.config.n_ctx if max_tokens is None else max_tokens,
-            pad_to,
-            lora,
-            causal_mask,
+            **settings,
         )
         assemble(description, model, tokenizer, seed)
         description = replace(description, packed_sha256=packed_sha256(model))
-        classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
+        classifier = cls(model, tokenizer, description)
         classifier._base_hashes = hashes
-        return classifier.to(device)
+        return classifier
 
     @classmethod
     def load(
@@ -284,20 +306,13 @@ class Classifier:
             model, tokenizer = load_gpt2(path, warn_of_head=False), Tokenizer(path)
             head, weight, bias = read_head(expanded(path), kind, tokenizer)
             refuse_alike(head.labels if head.task in CLASS_TASKS else ())
-            hashes = parameters_sha256(model)
-            description = Description(
-                model_name(path),
-                identity_sha256(hashes, tokenizer),
-                (replace(head, layer=layer_read(head, model)),),
-                model.config.n_ctx,
-            )
-            assemble(description, model, tokenizer)
+            n_ctx = model.config.n_ctx
+            imported = cls._on_model(path, model, tokenizer, [head], max_tokens=n_ctx)
+            imported.dtype, imported.store = dtype, store
             with torch.no_grad():
                 model.head.weight.copy_(weight)
                 model.head.bias.copy_(bias)
             model.requires_grad_(False)
-            imported = cls(model, tokenizer, description, dtype=dtype, store=store)
-            imported._base_hashes = hashes
             return imported.to(device)
         path = saved_file(path)
         description, tensors, ngrams = read_classifier(path)
@@ -826,6 +841,7 @@ class Classifier:
         made_of = depth, dtype, mask, *(weight.data_ptr() for weight in weights)
         if self._made is None or self._made[0] != made_of:
             self._made = made_of, Trunk(self.model, depth, dtype, causal_mask=mask)
+            return self._made[1]
         trunk = self._made[1]
         trunk.follow_weights()
         return trunk

@@ -63,7 +63,7 @@ def set_trainable(
     for name in packed:
         if any(fnmatchcase(name, wanted) for wanted in patterns):
             raise UsageError(
-                f"{name} is stored in NF4, so it cannot be trained, only adapters, head and norms. "
+                f"{name} cannot be trained, because it is stored in NF4. "
                 + (f"Leave it out of {pattern!r:.80}." if pattern else "Set n_last_blocks = 0.")
             )
     # the method, not the attribute: a misspelt `require_grad = False` would silently freeze nothing
@@ -273,7 +273,8 @@ def ledger(
 ) -> list[LedgerLine]:
     """Count every parameter exactly once, by part: embeddings, each block, final norm, head.
 
-    Weights in NF4 count as frozen parameters. If `config` is given, the lines also show the learning rate and the weight decay.
+    Weights in NF4 count as frozen parameters. If `config` is given, the lines also show the
+    learning rate and the weight decay.
     """
     groups = parameter_groups(model, config, heads) if config else []
     group_of = {name: group for group in groups for name in group["names"]}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from gpt2_from_scratch.classifier.settings import LANGUAGE_FORMS, POOLINGS, HeadSettings
 from gpt2_from_scratch.cli.options import (
     MODEL_HELP,
-    OPTIONS,
     TABLE,
     add_computing,
     add_device,
@@ -25,6 +24,7 @@ from gpt2_from_scratch.cli.options import (
     given,
     new_path,
     non_empty,
+    option_of,
     settings_of,
 )
 from gpt2_from_scratch.data.messages import DataConfig
@@ -225,9 +225,9 @@ def _to_probe(args: argparse.Namespace, device: Any) -> "tuple[GPT2, Tokenizer, 
         base = args.model or "mini"
         return load_gpt2(base).to(device), Tokenizer(model_folder(base)), split
     if others := [name for name in (*OF_PROBED_DATA, "seed") if getattr(args, name) is not None]:
-        options = [f"--{OPTIONS.get(name, name).replace('_', '-')}" for name in others]
         raise UsageError(
-            f"a run is probed with its own texts. Leave out {', '.join(options)}, or the run."
+            f"a run is probed with its own texts. Leave out {', '.join(map(option_of, others))}, or "
+            "the run."
         )
     config = RunConfig.read(args.trained)
     if args.task == "classification" and (trained_for := config.head.task) != "classification":

@@ -29,6 +29,11 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 RUN_SETTINGS = (DataConfig, TrainConfig, HeadSettings)
 
 
+def option_of(name: str) -> str:
+    """The option of a setting: `--text-column` of `text_column`."""
+    return "--" + OPTIONS.get(name, name).replace("_", "-")
+
+
 def existing_or_new_path(text: str) -> Path:
     """Convert a word to a path, with `~` expanded.
 
@@ -85,7 +90,7 @@ def add_settings(parser: Any, kind: type, *names: str) -> None:
     The value of an option that is not given is None.
     """
     for field in (field for field in fields(kind) if not names or field.name in names):
-        option = "--" + OPTIONS.get(field.name, field.name).replace("_", "-")
+        option = option_of(field.name)
         shown = "none" if field.default == "" else field.default
         if isinstance(field.default, bool):
             shown = "yes" if field.default else "no"

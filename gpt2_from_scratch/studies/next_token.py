@@ -277,7 +277,9 @@ def _sums(
         packed = trunk.pack([texts[n] for n in numbers])
         for layer, x, targets in _states_and_targets(trunk, packed):
             for n, head in enumerate(found):
-                for logits, wanted in head.pieces(x, targets) if head.layer == layer else ():
+                if head.layer != layer:
+                    continue
+                for logits, wanted in head.pieces(x, targets):
                     nats[n] += float(F.cross_entropy(logits, wanted, reduction="sum"))
                     correct[n] += int((logits.argmax(dim=1) == wanted).sum())
     return [*zip(nats, correct, strict=True)]

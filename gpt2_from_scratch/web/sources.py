@@ -88,7 +88,7 @@ PARTS = {
     ),
     "answer": Shown(
         "Answer",
-        "The softmax makes probabilities of the logits; the most probable label is the answer.",
+        "The softmax turns the logits into probabilities. The most probable label is the answer.",
         (probabilities_of, Classification.answers, Classifier.predict),
         "11_use",
     ),

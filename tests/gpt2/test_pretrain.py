@@ -223,10 +223,8 @@ class Killed(Exception):
     """Stops a run at a chosen step, like a kill."""
 
 
-def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
-    """The run is killed after its first checkpoint, resumed, killed again, and resumed again."""
-    config = replace(CONFIG, save_every=2)
-    unbroken = run(corpus, tmp_path / "unbroken", config)
+def kill_at(kills, monkeypatch):
+    """Kill runs at these steps, each once; the steps are removed from the list."""
     plain = pretrain_module.draw_rows
 
     def draw(sources, config, step):
@@ -236,7 +234,14 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypat
         return plain(sources, config, step)
 
     monkeypatch.setattr(pretrain_module, "draw_rows", draw)
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
+    """The run is killed after its first checkpoint, resumed, killed again, and resumed again."""
+    config = replace(CONFIG, save_every=2)
+    unbroken = run(corpus, tmp_path / "unbroken", config)
     kills = [3, 5]
+    kill_at(kills, monkeypatch)
     while kills:
         with pytest.raises(Killed):
             run(corpus, tmp_path / "broken", config, resume=True)
@@ -252,16 +257,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(corpus, tmp_path, monkeypat
 def test_curves_for_tensorboard_survive_a_kill(corpus, tmp_path, monkeypatch):
     """Each step has one point, and the held-out points are those of the learning curve."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    plain, out = pretrain_module.draw_rows, tmp_path / "run"
-
-    def draw(sources, config, step):
-        if step in kills:
-            kills.remove(step)
-            raise Killed
-        return plain(sources, config, step)
-
-    monkeypatch.setattr(pretrain_module, "draw_rows", draw)
-    kills = [6]  # the newest state is that after step 4
+    out = tmp_path / "run"
+    kill_at([6], monkeypatch)  # the newest state is that after step 4
     with pytest.raises(Killed):
         run(corpus, out, tensorboard=True)
     run(corpus, out, resume=True, tensorboard=True)
