@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -236,6 +237,10 @@ def check_texts(args: argparse.Namespace) -> None:
 
 def numbered_texts(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
     """The texts with their numbers: those given, of --file, or of standard input."""
+    from gpt2_from_scratch.storage.processes import count
+
+    if count() > 1 and not args.texts and (args.file is None or str(args.file) == "-"):
+        raise UsageError("several processes cannot share standard input. Use --file.")
     if _is_typed(args):
         log.info(f"Type one text per line; {END_OF_INPUT} ends.")
     return enumerate(args.texts, start=1) if args.texts else _read(args)
@@ -298,12 +303,16 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.classifier.prediction_table import PredictionTable
     from gpt2_from_scratch.progress import for_programs, progress_bar
+    from gpt2_from_scratch.storage.processes import is_first
 
     check_texts(args)
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = load_classifier(args)
     texts = numbered_texts(args)
+    if not is_first():  # it shares the work, and the first process prints
+        deque(classifier.predict_stream(text for _, text in texts), maxlen=0)
+        return
     table = (
         PredictionTable(for_programs(sys.stdout), classifier.description.heads, args.with_text)
         if args.csv
@@ -439,11 +448,10 @@ def add_features(commands: Any) -> None:
 
 def run_features(args: argparse.Namespace) -> None:
     """Write the hidden states of texts as an array with one row per text; print its path."""
-    import numpy as np
-
     from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.classifier.streaming import write_outputs
     from gpt2_from_scratch.speed.devices import DTYPES
-    from gpt2_from_scratch.storage.files import atomic_path
+    from gpt2_from_scratch.storage.processes import is_first
 
     device, dtype = computing_on(args)
     asked = settings_of(args, HeadSettings)
@@ -455,9 +463,8 @@ def run_features(args: argparse.Namespace) -> None:
         pooling=asked.pooling,
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
-    texts = [text for _, text in _read(args)]
-    states = classifier.logits(classifier.encode(texts)[0]).numpy()
-    with atomic_path(args.out) as temporary, temporary.open("wb") as file:
-        np.save(file, states)
-    log.info(f"{len(states):,} texts, {states.shape[1]} float32 values per text; read with np.load")
-    print(args.out)
+    texts = [text for _, text in numbered_texts(args)]
+    n, width = write_outputs(classifier, texts, args.out)
+    log.info(f"{n:,} texts, {width} float32 values per text; read with np.load")
+    if is_first():
+        print(args.out)

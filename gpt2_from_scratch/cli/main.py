@@ -5,13 +5,19 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 from gpt2_from_scratch.cli import classifying, explaining, inspecting, serving, studies, training
 from gpt2_from_scratch.cli.parser import Commands, Parser
-from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
+from gpt2_from_scratch.errors import (
+    DataError,
+    GPT2Error,
+    ResourceError,
+    UsageError,
+    is_out_of_resources,
+)
 from gpt2_from_scratch.progress import PACKAGE_LOG, command, log_to, program, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
@@ -21,6 +27,7 @@ EXIT_CODES = (
 )
 COMPLETION = 'shell completion: eval "$(register-python-argcomplete gpt2-classifier)"'
 LONGEST = 4000  # characters of an error message
+SHARED = ("train", "predict", "features", "pretrain", "experiments")  # commands for torchrun
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +88,8 @@ def _run(words: list[str]) -> int:
             verbose = args.verbose
             if verbose:
                 PACKAGE_LOG.setLevel(logging.DEBUG)
-            args.run(args)
+            with _with_other_processes(args.command):
+                args.run(args)
             sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
@@ -100,6 +108,28 @@ def _run(words: list[str]) -> int:
         if isinstance(error, OSError):  # one of the given files cannot be read
             return _failed(error, DataError.exit_code, verbose)
         return _failed(error, 1, verbose=True)  # a bug
+
+
+@contextmanager
+def _with_other_processes(name: str) -> Iterator[None]:
+    """Connect this process with the others that torchrun started, and let only the first log.
+
+    Raises UsageError if the command cannot be shared.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    from gpt2_from_scratch.storage.processes import is_first, joined
+
+    if name not in SHARED and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UsageError(
+            f"{name} runs in one process. Start it without torchrun, which can share the work of "
+            f"{', '.join(SHARED)}."
+        )
+    with joined():
+        if not is_first():
+            PACKAGE_LOG.setLevel(logging.ERROR)
+        yield
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
