@@ -237,10 +237,6 @@ def check_texts(args: argparse.Namespace) -> None:
 
 def numbered_texts(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
     """The texts with their numbers: those given, of --file, or of standard input."""
-    from gpt2_from_scratch.storage.processes import count
-
-    if count() > 1 and not args.texts and (args.file is None or str(args.file) == "-"):
-        raise UsageError("several processes cannot share standard input. Use --file.")
     if _is_typed(args):
         log.info(f"Type one text per line; {END_OF_INPUT} ends.")
     return enumerate(args.texts, start=1) if args.texts else _read(args)
@@ -255,9 +251,12 @@ def _is_typed(args: argparse.Namespace) -> bool:
 def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
     """The texts of --file with their numbers; without --file, or for `-`, of standard input."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
+    from gpt2_from_scratch.storage.processes import count
 
     if args.file and str(args.file) != "-":
         return read_texts(args.file, **given(args, *READING))
+    if count() > 1:
+        raise UsageError("several processes cannot share standard input. Use --file.")
     if sys.stdin is None:
         raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
     return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
@@ -463,7 +462,7 @@ def run_features(args: argparse.Namespace) -> None:
         pooling=asked.pooling,
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
-    texts = [text for _, text in numbered_texts(args)]
+    texts = [text for _, text in _read(args)]
     n, width = write_outputs(classifier, texts, args.out)
     log.info(f"{n:,} texts, {width} float32 values per text; read with np.load")
     if is_first():

@@ -27,6 +27,7 @@ EXIT_CODES = (
 )
 COMPLETION = 'shell completion: eval "$(register-python-argcomplete gpt2-classifier)"'
 LONGEST = 4000  # characters of an error message
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable that it sets
 SHARED = ("train", "predict", "features", "pretrain", "experiments")  # commands for torchrun
 
 
@@ -116,7 +117,7 @@ def _with_other_processes(name: str) -> Iterator[None]:
 
     Raises UsageError if the command cannot be shared.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if STARTED_BY_TORCHRUN not in os.environ:
         yield
         return
     from gpt2_from_scratch.storage.processes import is_first, joined
@@ -160,6 +161,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _failed(
     error: BaseException, code: int, verbose: bool, otherwise: str = "", hint: str = ""
 ) -> int:
+    if isinstance(error, KeyboardInterrupt) and _number() > 0:
+        return code  # the first process says it
     what = str(error) or otherwise or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         # an error in a file has the file's name; only one in standard output has none
@@ -172,5 +175,17 @@ def _failed(
     with suppress(OSError):  # not by the log, which loads tqdm, and memory may be short
         if verbose:
             traceback.print_exc()
-        print(f"gpt2-classifier: {what}{hint}", file=sys.stderr)
+        print(f"{_who()}: {what}{hint}", file=sys.stderr)
     return code
+
+
+def _number() -> int:
+    """The number of this process among those that torchrun started."""
+    return int(os.environ["RANK"]) if STARTED_BY_TORCHRUN in os.environ else 0
+
+
+def _who() -> str:
+    """The name of the command; of several processes that torchrun started, also which one."""
+    if STARTED_BY_TORCHRUN in os.environ and os.environ["WORLD_SIZE"] != "1":
+        return f"gpt2-classifier, process {_number()} of {os.environ['WORLD_SIZE']}"
+    return "gpt2-classifier"

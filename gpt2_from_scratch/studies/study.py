@@ -65,7 +65,7 @@ from gpt2_from_scratch.storage.processes import (
     count,
     gathered,
     is_first,
-    rank,
+    part_of,
     wait_for_all,
 )
 from gpt2_from_scratch.storage.states import refuse_changes
@@ -366,10 +366,10 @@ def _side_by_side(
     """Yield each pair's result as soon as it is available, from one or several processes."""
     if count() > 1:
         for first in range(0, len(todo), count()):
-            own, pairs = None, todo[first:][: count()]
-            if rank() < len(pairs):
+            own = None
+            for row, split in part_of(todo[first:][: count()]):  # one of these pairs, or none
                 with apart():
-                    own = _attempt(setup, *pairs[rank()], threads)
+                    own = _attempt(setup, row, split, threads)
             yield from filter(None, gathered(own))
         return
     if jobs == 1:

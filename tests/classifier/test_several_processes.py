@@ -26,7 +26,7 @@ from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
 from gpt2_from_scratch.storage.files import sha256_of
-from gpt2_from_scratch.storage.processes import part_of, rank
+from gpt2_from_scratch.storage.processes import OtherProcessEnded, part_of, rank
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs forks")
 
@@ -155,6 +155,33 @@ def test_each_process_computes_a_part_of_the_features(
     assert not alone
     for _, states in (first, second, third):
         np.testing.assert_array_equal(states, expected)
+
+
+def test_a_process_that_ends_loses_only_its_own_features(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trunk, "tokens", property(lambda self: 8))
+    texts = [f"win the {thing} {n}" for n in range(4) for thing in THINGS]
+
+    def compute(number: int) -> int:
+        classifier = new_classifier(tiny_checkpoint, store=FeatureStore(tmp_path / "features"))
+        classifier.model.requires_grad_(False)
+        computed, pack = [], Trunk.pack
+
+        def counted(self: Trunk, some: Sequence[Sequence[int]], **options: Any) -> Any:
+            computed.append(some)
+            if number == 1 and len(computed) == 3:
+                os._exit(1)
+            return pack(self, some, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trunk, "pack", counted)
+            classifier.texts(classifier.encode(texts)[0])
+        return len(computed)
+
+    first, second = in_processes(2, compute, tmp_path)
+    assert isinstance(first, OtherProcessEnded) and second is None
+    assert compute(0) == len(texts) // 2  # the other half is in the store
 
 
 def interrupted(classifier: Classifier, split: Split, run: Path, step: int, who: int) -> int:
