@@ -1,4 +1,4 @@
-"""Any number of texts in constant memory: answers to a stream, and outputs in a file.
+"""Any number of texts in constant memory: answers to a stream, and rows in a file.
 
 Texts are read in windows. Several processes (see `storage.processes`) share them: all read the same
 texts, and each computes every n-th window. The windows do not depend on the number of processes, so
@@ -12,8 +12,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
+import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
 from gpt2_from_scratch.errors import DataError
@@ -29,9 +30,6 @@ from gpt2_from_scratch.storage.processes import (
     rank,
     wait_for_all,
 )
-
-if TYPE_CHECKING:
-    from gpt2_from_scratch.classifier.classifier import Classifier
 
 A = TypeVar("A")
 # texts per window; the first windows are small so that answers come soon
@@ -121,14 +119,21 @@ def windows_of(texts: Iterable[str], on_error: str = "stop") -> Iterator[list[st
         yield window
 
 
-def write_outputs(classifier: "Classifier", texts: Sequence[str], path: Path) -> tuple[int, int]:
-    """Write the first head's outputs for N texts to a .npy file: (N, K) float32.
+def write_rows(
+    compute: Callable[[list[str]], np.ndarray], width: int, texts: Sequence[str], path: Path
+) -> None:
+    """Write one row per text to a .npy file, atomically: (N, K) float32.
 
-    The file is written atomically and window by window, so memory does not grow with N. Returns its
-    shape (N, K). Raises the errors of `Classifier.encode` and `Classifier.logits`, and ResourceError
-    if there is no space or no permission.
+    Args:
+        compute: Computes the rows of n texts, (n, K).
+        width: K.
+        texts: The N texts. They are computed window by window, so memory does not grow with N rows.
+        path: The file.
+
+    Raises:
+        DataError: A text is not a string.
+        ResourceError: There is no space or no permission.
     """
-    width = classifier.logits([]).shape[1]
     windows = [*windows_of(texts)]
     starts = accumulate((len(window) for window in windows), initial=0)
     with (
@@ -145,9 +150,8 @@ def write_outputs(classifier: "Classifier", texts: Sequence[str], path: Path) ->
             begin = file.seek(0, os.SEEK_END)
             wait_for_all()  # until all know where the array begins
             for window, start in part_of(zip(windows, starts, strict=False)):
-                outputs = classifier.logits(classifier.encode(window)[0]).numpy()
-                file.seek(begin + start * width * 4)
-                file.write(outputs.astype("<f4").tobytes())
+                rows = compute(window).astype("<f4")
+                file.seek(begin + start * width * rows.itemsize)
+                file.write(rows.tobytes())
                 bar.update(len(window) * count())
         wait_for_all()
-    return len(texts), width

@@ -448,7 +448,7 @@ def add_features(commands: Any) -> None:
 def run_features(args: argparse.Namespace) -> None:
     """Write the hidden states of texts as an array with one row per text; print its path."""
     from gpt2_from_scratch.classifier.classifier import Classifier
-    from gpt2_from_scratch.classifier.streaming import write_outputs
+    from gpt2_from_scratch.classifier.streaming import write_rows
     from gpt2_from_scratch.speed.devices import DTYPES
     from gpt2_from_scratch.storage.processes import is_first
 
@@ -463,7 +463,10 @@ def run_features(args: argparse.Namespace) -> None:
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
     texts = [text for _, text in _read(args)]
-    n, width = write_outputs(classifier, texts, args.out)
-    log.info(f"{n:,} texts, {width} float32 values per text; read with np.load")
+    width = classifier.model.config.n_embd
+    write_rows(
+        lambda some: classifier.logits(classifier.encode(some)[0]).numpy(), width, texts, args.out
+    )
+    log.info(f"{len(texts):,} texts, {width} float32 values per text; read with np.load")
     if is_first():
         print(args.out)

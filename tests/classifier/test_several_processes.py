@@ -16,7 +16,7 @@ from several import in_processes
 from gpt2_from_scratch.classifier import streaming
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.settings import HeadConfig, TrainConfig
-from gpt2_from_scratch.classifier.streaming import write_outputs
+from gpt2_from_scratch.classifier.streaming import write_rows
 from gpt2_from_scratch.classifier.train import TrainingRun, finetune
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
@@ -259,7 +259,7 @@ def test_a_stream_is_shared_and_answered_as_by_one_process(
         assert max(n for _, n in found) < alone_asked
 
 
-def test_outputs_in_a_file_are_those_of_all_texts_at_once(
+def test_rows_in_a_file_are_those_of_all_texts_at_once(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "FIRST", 4)
@@ -268,13 +268,16 @@ def test_outputs_in_a_file_are_those_of_all_texts_at_once(
     texts = [f"win the {thing} {n}" for n in range(5) for thing in THINGS]
     expected = classifier.logits(classifier.encode(texts)[0]).numpy()
 
-    def write(_: int) -> tuple[int, int]:
-        return write_outputs(classifier, texts, tmp_path / "several.npy")
+    def compute(some: list[str]) -> np.ndarray:
+        return classifier.logits(classifier.encode(some)[0]).numpy()
 
-    assert write_outputs(classifier, texts, tmp_path / "one.npy") == (40, 2)
-    assert in_processes(3, write, tmp_path) == [(40, 2)] * 3
+    def write(_: int) -> None:
+        write_rows(compute, 2, texts, tmp_path / "several.npy")
+
+    write_rows(compute, 2, texts, tmp_path / "one.npy")
+    in_processes(3, write, tmp_path)
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), expected, atol=1e-6)
     assert sha256_of(tmp_path / "one.npy") == sha256_of(tmp_path / "several.npy")
-    write_outputs(classifier, [], tmp_path / "none.npy")
+    write_rows(compute, 2, [], tmp_path / "none.npy")
     assert np.load(tmp_path / "none.npy").shape == (0, 2)
     assert [*part_of(range(2))] == [0, 1]
