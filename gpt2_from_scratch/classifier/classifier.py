@@ -8,7 +8,6 @@ texts to outputs. Training uses `texts` and `batch_outputs`, which keep gradient
 B texts in a batch, N texts in all, T tokens in the longest, C = n_embd, K outputs of a head.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -63,11 +62,12 @@ from gpt2_from_scratch.classifier.settings import (
     Pooling,
     in_given_order,
 )
+from gpt2_from_scratch.classifier.streaming import answers_to_stream
 from gpt2_from_scratch.classifier.tasks import TASKS, answer_columns
 from gpt2_from_scratch.classifier.tasks.classification import logit_per_class
 from gpt2_from_scratch.classifier.tasks.task import Batch
 from gpt2_from_scratch.data.messages import check_on_error, has_halves, refuse_alike, short
-from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
+from gpt2_from_scratch.errors import CheckpointError, UsageError
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
 from gpt2_from_scratch.gpt2.config import LoRAConfig, read_config
 from gpt2_from_scratch.gpt2.lora import LoRALinear, lora_names, merge_lora, unmerge_lora
@@ -86,7 +86,6 @@ from gpt2_from_scratch.speed.batching import (
     check_ids,
     encode_texts,
     end_tokens,
-    no_string,
     pad_batch,
     refuse_no_list,
 )
@@ -96,6 +95,7 @@ from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
 from gpt2_from_scratch.speed.partial_blocks import real_positions
 from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
+from gpt2_from_scratch.storage.processes import part_of
 from gpt2_from_scratch.storage.tensors import each_sha256
 
 if TYPE_CHECKING:
@@ -105,11 +105,7 @@ log = logging.getLogger(__name__)
 
 READ_AS = ("n_tokens", "truncated", "empty", "replaced")  # facts in a Prediction
 BATCH = 32  # texts in a padded batch without gradients
-# texts per window of a stream; the first windows are small so that answers come soon
-FIRST, LARGEST = 64, 4096
-CHARACTERS = 4_000_000  # the most characters per window
 LONGEST_SHOWN = 100  # most characters of a text next to its answer
-REMEMBERED = 65_536  # distinct texts whose answers a stream remembers; about 50 MB
 _LOCK = threading.Lock()
 # {(id of the model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
 _MODES: dict[tuple[int, bool], tuple[int, list[tuple[nn.Module, bool]]]] = {}
@@ -566,13 +562,13 @@ class Classifier:
 
     @torch.no_grad()
     def outputs(
-        self, texts: Texts | Sequence[Sequence[int]]
+        self, texts: Texts | Sequence[Sequence[int]], *, shared: bool = False
     ) -> Iterator[tuple[list[int], Outputs, Tensor]]:
         """Compute each head's outputs for all texts, without gradients.
 
-        Texts that `texts` prepared are computed from their prepared states. If token ids are given,
-        equal texts are computed once. The frozen blocks also compute a common beginning of several
-        texts only once.
+        Texts that `texts` prepared are computed from their prepared states. With `shared`, each of
+        several processes computes a part of their batches. If token ids are given, equal texts are
+        computed once. The frozen blocks also compute a common beginning of several texts only once.
 
         The model is in evaluation mode while outputs are computed, and in its earlier mode whenever
         they are yielded.
@@ -593,7 +589,8 @@ class Classifier:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
-        for numbers in by_length(texts.encoded, BATCH, equal=bool(changed)):
+        batches = by_length(texts.encoded, BATCH, equal=bool(changed))
+        for numbers in part_of(batches) if shared else batches:
             with in_mode(self.model, training=False):
                 outputs, lengths = self.batch_outputs(texts, numbers)
             yield from _in_small_parts(numbers, outputs, lengths)
@@ -784,23 +781,13 @@ class Classifier:
     ) -> Iterator[tuple[str, Prediction | None]]:
         """Answer a stream of any number of texts in constant memory: yield (text, prediction).
 
-        Texts are read in windows and sorted within them for speed. The answers of the last 65,536
-        distinct texts are remembered. Raises DataError if a text is not a string; with
-        `on_error="skip"` its prediction is None instead.
+        The answers of the last 65,536 distinct texts are remembered. Raises DataError if a text is
+        not a string; with `on_error="skip"` its prediction is None instead. Several processes, which
+        must read the same stream, share its texts (see `streaming`).
         """
         check_on_error(on_error)
         refuse_no_list(texts)
-        known: dict[bytes, Prediction | None] = {}  # the most recent texts come last
-        for window in _windows(texts, on_error):
-            keys = [_key(text) for text in window]
-            seen = dict(zip(keys, window, strict=True))
-            new = {key: text for key, text in seen.items() if key and key not in known}
-            now = dict(zip(new, self.predict(list(new.values())), strict=True))
-            now |= {key: known.pop(key) for key in seen if key in known}
-            known |= now
-            yield from ((text, now.get(key)) for key, text in zip(keys, window, strict=True))
-            for key in list(known)[: max(0, len(known) - REMEMBERED)]:
-                del known[key]
+        return answers_to_stream(self.predict, texts, on_error)
 
     # --- the frozen blocks ---
 
@@ -902,27 +889,3 @@ def refuse_infinite(head: HeadConfig, outputs: Tensor, lengths: Tensor) -> None:
             f"the outputs of head {head.name!r} are NaN or infinite, so its weights, "
             "the model's weights or its temperature are unusable. Train again with a lower learning rate."
         )
-
-
-def _windows(texts: Iterable[str], on_error: str) -> Iterator[list[str]]:
-    """Cut a stream into windows that grow from FIRST to LARGEST texts."""
-    window: list[str] = []
-    size, characters = FIRST, 0
-    for number, text in enumerate(texts):
-        if on_error == "stop" and not isinstance(text, str):
-            raise DataError(no_string(text, number))
-        window.append(text)
-        characters += len(text) if isinstance(text, str) else 0
-        if len(window) >= size or characters >= CHARACTERS:
-            yield window
-            window, characters = [], 0
-            size = min(2 * size, LARGEST)
-    if window:
-        yield window
-
-
-def _key(text: str) -> bytes:
-    """A hash under which a text's answer is remembered; empty if it is not a text."""
-    if not isinstance(text, str):
-        return b""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

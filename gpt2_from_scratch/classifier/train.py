@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,16 @@ from gpt2_from_scratch.storage.curves import TENSORBOARD, Curves, refuse_missing
 from gpt2_from_scratch.storage.files import make_folder, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import expanded
+from gpt2_from_scratch.storage.processes import (
+    first_before_others,
+    gathered,
+    in_any,
+    is_first,
+    part_of,
+    rank,
+    sum_gradients,
+    summed,
+)
 from gpt2_from_scratch.storage.settings import record_from_json
 from gpt2_from_scratch.storage.states import (
     newest_state,
@@ -57,6 +68,7 @@ from gpt2_from_scratch.storage.states import (
     restoring,
     save_state,
 )
+from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +183,14 @@ def loss_and_scores(classifier: Classifier, labelled: Labelled) -> tuple[float, 
     """Compute the loss over all texts and each head's scores.
 
     Returns the loss and {head's name: scores}. The loss is the weighted sum of the heads' mean
-    losses, in nats.
+    losses, in nats. Several processes share the texts, and all get the same result.
     """
     heads = heads_with_loss(classifier)
     messages, encoded = labelled.messages, labelled.texts.encoded
     labels = {head.name: [label_for(head, message) for message in messages] for head in heads}
     losses = {head.name: 0.0 for head in heads}
     answers: dict[str, dict[int, Any]] = {head.name: {} for head in heads}
-    for batch, outputs, lengths in classifier.outputs(labelled.texts):
+    for batch, outputs, lengths in classifier.outputs(labelled.texts, shared=True):
         texts, ids = [messages[n].text for n in batch], [encoded[n] for n in batch]
         for head in heads:
             task, found = TASKS[head.task], outputs[head.name]
@@ -187,6 +199,9 @@ def loss_and_scores(classifier: Classifier, labelled: Labelled) -> tuple[float, 
             words = task.words([labels[head.name][n] for n in batch])
             read = Batch(texts, ids, classifier.tokenizer, words)
             answers[head.name] |= zip(batch, task.answers(head, found, read), strict=True)
+    parts = gathered((losses, answers))
+    losses = {name: sum(part[name] for part, _ in parts) for name in losses}
+    answers = {name: {n: a for _, part in parts for n, a in part[name].items()} for name in answers}
     loss, scores, texts = 0.0, dict[str, Any](), [message.text for message in messages]
     for head in heads:
         weight = max(float(labelled.targets[head.name].weights.sum()), 1e-9)
@@ -221,7 +236,8 @@ def finetune(
     """Train a classifier in place, and leave it with the weights of the best epoch.
 
     The frozen blocks are computed once per text. The first Ctrl-C or SIGTERM lets the current step
-    finish, saves the state and raises Interrupted.
+    finish, saves the state and raises Interrupted. Several processes (see `storage.processes`) share
+    the frozen blocks and each batch; all end with the same weights, and the first writes the files.
 
     Args:
         classifier: The classifier to train.
@@ -264,10 +280,12 @@ def finetune(
     epochs = training.config.epochs
     log.info(f"up to {epochs} epochs of {training.steps // epochs} steps")
     if resume:
-        training.restore()
+        with first_before_others():
+            training.restore()
+    curves_folder = run / TENSORBOARD if tensorboard and is_first() else None
     with (
         stop_after_step() as stop,
-        Curves(run / TENSORBOARD if tensorboard else None, training.first_new_point) as curves,
+        Curves(curves_folder, training.first_new_point) as curves,
         progress_bar(total=training.steps, initial=training.at.step, unit="batch") as bar,
     ):
         training.curves = curves
@@ -396,10 +414,12 @@ class TrainingRun:
         while True:
             try:
                 with in_mode(self.classifier.model, training=True):
-                    losses = self._gradients(batch)
+                    found = self._gradients(batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 self._halve_micro_batch(error)
+        sum_gradients(self.trainable.values())
+        losses = self._count(batch, found)
         if factor is None:
             config = self.config
             factor = rate_factor(self.at.step, self.steps, config.warmup, config.schedule)
@@ -418,30 +438,50 @@ class TrainingRun:
         self.curves.add(self.at.step, now)
         return loss
 
-    def _gradients(self, batch: list[int]) -> dict[str, float]:
-        """Put the gradient of a batch's loss into the parameters; return each head's mean loss."""
+    def _gradients(self, batch: list[int]) -> dict[str, tuple[float, float]]:
+        """Put the gradient of a batch's loss into the parameters.
+
+        Of several processes, each computes the gradient of its part of the batch's messages.
+
+        Returns {head's name: (mean loss, correct decisions)}, or the process's share of them. A head
+        without targets in the batch is left out.
+        """
         self.optimizer.zero_grad()
         scales = self._scales(batch)
-        losses, correct = dict[str, float](), dict[str, float]()
-        with self._seeded_dropout():
-            for part in self._parts(batch):
+        found = {
+            head.name: (0.0, 0.0)
+            for head in self.heads
+            if float(self.train.targets[head.name].weights[batch].sum()) != 0
+        }
+        with self._seeded_dropout(rank()):
+            for part in self._parts([*part_of(batch)]):
                 total: Tensor | float = 0.0
-                for head, loss, n_correct, is_separate in self._losses(batch, part):
+                for head, loss, correct, is_separate in self._losses(batch, part):
                     weighted = loss * (head.loss_weight / max(scales[head.name], 1e-8))
                     if not is_separate:
                         total = total + weighted
                     elif weighted.requires_grad:  # at once, so that its logits can be freed
                         weighted.backward()
-                    losses[head.name] = losses.get(head.name, 0.0) + loss.item()
-                    correct[head.name] = correct.get(head.name, 0.0) + n_correct
+                    loss_before, correct_before = found[head.name]
+                    found[head.name] = loss_before + loss.item(), correct_before + correct
                 if isinstance(total, Tensor) and total.requires_grad:
                     total.backward()
-        for name, value in losses.items():
+        return found
+
+    def _count(self, batch: list[int], found: dict[str, tuple[float, float]]) -> dict[str, float]:
+        """Add a batch's decisions to the progress; return each head's mean loss.
+
+        `found` is what `_gradients` returned in this process.
+        """
+        losses = dict[str, float]()
+        together = summed(torch.tensor([*found.values()], dtype=torch.float64)).tolist()
+        for name, (loss, correct) in zip(found, together, strict=True):
+            losses[name] = loss
             decisions = float(self.train.targets[name].counts[batch].sum())
             self.at.decisions[name] = self.at.decisions.get(name, 0.0) + decisions
-            self.at.correct[name] = self.at.correct.get(name, 0.0) + correct[name]
+            self.at.correct[name] = self.at.correct.get(name, 0.0) + correct
             if self.config.balance_losses:
-                self.at.scales[name] = 0.95 * self.at.scales[name] + 0.05 * value
+                self.at.scales[name] = 0.95 * self.at.scales[name] + 0.05 * loss
         return losses
 
     def _losses(
@@ -468,9 +508,9 @@ class TrainingRun:
                 correct = task.correct_sum(head, found.detach(), some, lengths)
                 yield head, loss, correct, is_separate
 
-    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
-        for first in range(0, len(batch), self.at.micro_batch):
-            yield batch[first:][: self.at.micro_batch]
+    def _parts(self, messages: list[int]) -> Iterator[list[int]]:
+        for first in range(0, len(messages), self.at.micro_batch):
+            yield messages[first:][: self.at.micro_batch]
 
     def _halve_micro_batch(self, error: Exception) -> None:
         """Process fewer messages at once if memory ran out; re-raise any other error."""
@@ -506,11 +546,12 @@ class TrainingRun:
         return self.at.scales
 
     @contextmanager
-    def _seeded_dropout(self) -> Iterator[None]:
-        """Draw dropout from the seed and the step, so that a resumed run draws the same."""
+    def _seeded_dropout(self, process: int = 0) -> Iterator[None]:
+        """Draw dropout from the seed, the step and the process, so a resumed run draws the same."""
         with torch.random.fork_rng(enabled=self.has_dropout):
             if self.has_dropout:
-                torch.manual_seed(self.config.seed * 1_000_003 + self.at.step)
+                seed = self.config.seed * 1_000_003 + self.at.step
+                torch.manual_seed(seed + process * 1_000_000_007)
             yield
 
     def _diverged(self, what: str, value: float, batch: list[int]) -> GPT2Error:
@@ -585,7 +626,7 @@ class TrainingRun:
         if best_epoch(history) is epoch:
             self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
             if time.monotonic() - self.best_saved >= BEST_EVERY:
-                self.classifier.save(self.folder / "best.safetensors")
+                self._save_weights("best.safetensors")
                 self.best_saved = time.monotonic()
         self._write_metrics()
         self.save_now_and_then()
@@ -599,10 +640,28 @@ class TrainingRun:
             log.info(
                 f"the last epoch was the best: train longer, for example {2 * last.epoch} epochs"
             )
-        self.classifier.save(self.folder / "last.safetensors")
+        self._refuse_different_weights()
+        self._save_weights("last.safetensors")
         self._restore_best()
 
+    def _refuse_different_weights(self) -> None:
+        """Raise GPT2Error if another process ended with other weights.
+
+        This cannot happen unless the machines compute sums differently or memory is faulty.
+        """
+        if len({*gathered(tensors_sha256(self.trainable))}) > 1:
+            raise GPT2Error(
+                "the processes ended with different weights. Use machines of the same kind and the "
+                "same version of torch."
+            )
+
+    def _save_weights(self, name: str) -> None:
+        if is_first():
+            self.classifier.save(self.folder / name)
+
     def _write_metrics(self) -> None:
+        if not is_first():
+            return
         lines = [json.dumps(asdict(epoch)) + "\n" for epoch in self.at.history]
         write_text(self.folder / "metrics.jsonl", "".join(lines))
 
@@ -611,7 +670,7 @@ class TrainingRun:
         now = len(self.at.history)
         self.freeze_as_in(best_epoch(self.at.history).epoch)
         self._put(self.best)
-        self.classifier.save(self.folder / "best.safetensors")
+        self._save_weights("best.safetensors")
         self.freeze_as_in(now)  # the blocks that were frozen in the last epoch
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
@@ -628,12 +687,12 @@ class TrainingRun:
 
     def stop_if_asked(self, stop: Stop) -> None:
         """Save the state and raise Interrupted if a signal asked the run to stop."""
-        if stop:
+        if in_any(bool(stop)):
             self.save()
             if self.best:
                 self._restore_best()
             done = f"stopped after step {self.at.step} of {self.steps}; the state is saved"
-            raise Interrupted(done, stop.signal)
+            raise Interrupted(done, stop.signal or SIGTERM)
 
     @property
     def first_new_point(self) -> int:
@@ -646,6 +705,8 @@ class TrainingRun:
 
     def save(self) -> None:
         """Save the state of the run. Raises GPT2Error if the weights are NaN or infinite."""
+        if not is_first():
+            return
         self.curves.flush()  # a run that is resumed from this state does not write them again
         tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}

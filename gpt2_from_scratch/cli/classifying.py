@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -250,9 +251,12 @@ def _is_typed(args: argparse.Namespace) -> bool:
 def _read(args: argparse.Namespace) -> Iterable[tuple[int, str]]:
     """The texts of --file with their numbers; without --file, or for `-`, of standard input."""
     from gpt2_from_scratch.data.messages import lines_of, read_texts
+    from gpt2_from_scratch.storage.processes import count
 
     if args.file and str(args.file) != "-":
         return read_texts(args.file, **given(args, *READING))
+    if count() > 1:
+        raise UsageError("several processes cannot share standard input. Use --file.")
     if sys.stdin is None:
         raise DataError("standard input is closed. Give texts, --file, or lines in a pipe.")
     return lines_of(sys.stdin.buffer, "standard input", **given(args, "encoding", "on_error"))
@@ -298,12 +302,16 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.classifier.prediction_table import PredictionTable
     from gpt2_from_scratch.progress import for_programs, progress_bar
+    from gpt2_from_scratch.storage.processes import is_first
 
     check_texts(args)
     if args.with_text and not args.csv:
         raise UsageError("--with-text adds a column to --csv")
     classifier = load_classifier(args)
     texts = numbered_texts(args)
+    if not is_first():  # it shares the work, and the first process prints
+        deque(classifier.predict_stream(text for _, text in texts), maxlen=0)
+        return
     table = (
         PredictionTable(for_programs(sys.stdout), classifier.description.heads, args.with_text)
         if args.csv
@@ -439,11 +447,10 @@ def add_features(commands: Any) -> None:
 
 def run_features(args: argparse.Namespace) -> None:
     """Write the hidden states of texts as an array with one row per text; print its path."""
-    import numpy as np
-
     from gpt2_from_scratch.classifier.classifier import Classifier
+    from gpt2_from_scratch.classifier.streaming import write_rows
     from gpt2_from_scratch.speed.devices import DTYPES
-    from gpt2_from_scratch.storage.files import atomic_path
+    from gpt2_from_scratch.storage.processes import is_first
 
     device, dtype = computing_on(args)
     asked = settings_of(args, HeadSettings)
@@ -456,8 +463,10 @@ def run_features(args: argparse.Namespace) -> None:
     )
     classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
     texts = [text for _, text in _read(args)]
-    states = classifier.logits(classifier.encode(texts)[0]).numpy()
-    with atomic_path(args.out) as temporary, temporary.open("wb") as file:
-        np.save(file, states)
-    log.info(f"{len(states):,} texts, {states.shape[1]} float32 values per text; read with np.load")
-    print(args.out)
+    width = classifier.model.config.n_embd
+    write_rows(
+        lambda some: classifier.logits(classifier.encode(some)[0]).numpy(), width, texts, args.out
+    )
+    log.info(f"{len(texts):,} texts, {width} float32 values per text; read with np.load")
+    if is_first():
+        print(args.out)

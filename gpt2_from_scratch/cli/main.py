@@ -5,13 +5,19 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 from gpt2_from_scratch.cli import classifying, explaining, inspecting, serving, studies, training
 from gpt2_from_scratch.cli.parser import Commands, Parser
-from gpt2_from_scratch.errors import DataError, GPT2Error, ResourceError, is_out_of_resources
+from gpt2_from_scratch.errors import (
+    DataError,
+    GPT2Error,
+    ResourceError,
+    UsageError,
+    is_out_of_resources,
+)
 from gpt2_from_scratch.progress import PACKAGE_LOG, command, log_to, program, visible_output
 from gpt2_from_scratch.storage.interruption import terminable
 
@@ -21,6 +27,8 @@ EXIT_CODES = (
 )
 COMPLETION = 'shell completion: eval "$(register-python-argcomplete gpt2-classifier)"'
 LONGEST = 4000  # characters of an error message
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable that it sets
+SHARED = ("train", "predict", "features", "pretrain", "experiments")  # commands for torchrun
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +89,8 @@ def _run(words: list[str]) -> int:
             verbose = args.verbose
             if verbose:
                 PACKAGE_LOG.setLevel(logging.DEBUG)
-            args.run(args)
+            with _with_other_processes(args.command):
+                args.run(args)
             sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
@@ -100,6 +109,28 @@ def _run(words: list[str]) -> int:
         if isinstance(error, OSError):  # one of the given files cannot be read
             return _failed(error, DataError.exit_code, verbose)
         return _failed(error, 1, verbose=True)  # a bug
+
+
+@contextmanager
+def _with_other_processes(name: str) -> Iterator[None]:
+    """Connect this process with the others that torchrun started, and let only the first log.
+
+    Raises UsageError if the command cannot be shared.
+    """
+    if STARTED_BY_TORCHRUN not in os.environ:
+        yield
+        return
+    from gpt2_from_scratch.storage.processes import is_first, joined
+
+    if name not in SHARED and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UsageError(
+            f"{name} runs in one process. Start it without torchrun, which can share the work of "
+            f"{', '.join(SHARED)}."
+        )
+    with joined():
+        if not is_first():
+            PACKAGE_LOG.setLevel(logging.ERROR)
+        yield
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -130,6 +161,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _failed(
     error: BaseException, code: int, verbose: bool, otherwise: str = "", hint: str = ""
 ) -> int:
+    if isinstance(error, KeyboardInterrupt) and _number() > 0:
+        return code  # the first process says it
     what = str(error) or otherwise or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         # an error in a file has the file's name; only one in standard output has none
@@ -142,5 +175,17 @@ def _failed(
     with suppress(OSError):  # not by the log, which loads tqdm, and memory may be short
         if verbose:
             traceback.print_exc()
-        print(f"gpt2-classifier: {what}{hint}", file=sys.stderr)
+        print(f"{_who()}: {what}{hint}", file=sys.stderr)
     return code
+
+
+def _number() -> int:
+    """The number of this process among those that torchrun started."""
+    return int(os.environ["RANK"]) if STARTED_BY_TORCHRUN in os.environ else 0
+
+
+def _who() -> str:
+    """The name of the command; of several processes that torchrun started, also which one."""
+    if STARTED_BY_TORCHRUN in os.environ and os.environ["WORLD_SIZE"] != "1":
+        return f"gpt2-classifier, process {_number()} of {os.environ['WORLD_SIZE']}"
+    return "gpt2-classifier"

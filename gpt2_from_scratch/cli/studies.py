@@ -147,6 +147,7 @@ def run_experiments(args: argparse.Namespace) -> None:
 
     from gpt2_from_scratch.gpt2.config import read_config
     from gpt2_from_scratch.storage.paths import data_name, model_folder, tidy
+    from gpt2_from_scratch.storage.processes import count, is_first
     from gpt2_from_scratch.studies.book import book_rows, chosen
     from gpt2_from_scratch.studies.scoreboard import (
         EXPERIMENTS,
@@ -170,10 +171,12 @@ def run_experiments(args: argparse.Namespace) -> None:
     refuse_other_folder(out)
     study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
     threads = args.threads or 1
-    jobs = args.jobs or max(1, joblib.cpu_count() // threads)
-    began = time.monotonic()
+    own = 1 if count() > 1 else max(1, joblib.cpu_count() // threads)
+    jobs, began = args.jobs or own, time.monotonic()
     board = run_study(study, out, only=only, jobs=jobs, threads=threads)
-    log.info(f"{time.monotonic() - began:.0f} s with {jobs} processes")
+    if not is_first():
+        return
+    log.info(f"{time.monotonic() - began:.0f} s with {jobs * count()} processes")
     print(format_scoreboard(board, EXPERIMENTS) if args.verbose else format_for_terminal(board))
     log.info(f"\nall scores, predictions, a plot and a report: {out}")
 

@@ -143,6 +143,7 @@ def run_demo(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Train a classifier, write its report, and print its scores on the test set."""
     from gpt2_from_scratch.runs.recipes import train_as_the_lecture, train_classifier
+    from gpt2_from_scratch.storage.processes import is_first
 
     if args.resume:
         run = _resume(args)
@@ -170,7 +171,8 @@ def run_train(args: argparse.Namespace) -> None:
             dtype=dtype,
             **given(args, "model", "cache", "start", "autotune", "tensorboard"),
         )
-    _print_results(run, verbose=args.verbose)
+    if is_first():
+        _print_results(run, verbose=args.verbose)
 
 
 def _print_results(run: "Run", texts: Sequence[str] = (), *, verbose: bool = False) -> None:
@@ -364,6 +366,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
     from gpt2_from_scratch.reports.plots import plot_pretraining, save_picture
     from gpt2_from_scratch.speed.devices import choose_device
     from gpt2_from_scratch.storage.files import read_json
+    from gpt2_from_scratch.storage.processes import is_first
 
     excluded = []
     for path in args.exclude:
@@ -389,6 +392,8 @@ def run_pretrain(args: argparse.Namespace) -> None:
         again = ["--resume"] if saved else []
         number = getattr(error, "exit_code", 130) - 128
         raise Interrupted(str(error) or "interrupted", number, again) from None
+    if not is_first():
+        return
     lines = (args.out / "pretraining.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     curve = plot_pretraining(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,16 @@ from gpt2_from_scratch.storage.curves import TENSORBOARD, Curves, refuse_missing
 from gpt2_from_scratch.storage.files import locked, sweep, write_json, write_text
 from gpt2_from_scratch.storage.interruption import Stop, stop_after_step
 from gpt2_from_scratch.storage.paths import model_folder
+from gpt2_from_scratch.storage.processes import (
+    count,
+    first_before_others,
+    in_any,
+    is_first,
+    rank,
+    sum_gradients,
+    summed,
+    wait_for_all,
+)
 from gpt2_from_scratch.storage.settings import record_from_json
 from gpt2_from_scratch.storage.states import (
     newest_state,
@@ -164,7 +175,8 @@ def pretrain(
 ) -> GPT2:
     """Pretrain a GPT-2 on a folder of .txt files, and save it.
 
-    `load_gpt2` can load the result.
+    `load_gpt2` can load the result. Several processes (see `storage.processes`) share the rows of each
+    step; all end with the same weights, and the first writes the files.
 
     Args:
         corpus: the folder of .txt files (see `corpus.py`).
@@ -201,7 +213,9 @@ def pretrain(
         raise UsageError(f"{out} contains other files; choose another --out")
     model = _first_model(config, start)
     excluded = Overlap(exclude) if exclude else None
-    tokenizer = _tokenizer(corpus, out, config, start, excluded)
+    wait_for_all()  # until no process checks any longer what the folder contains
+    with first_before_others():
+        tokenizer = _tokenizer(corpus, out, config, start, excluded)
     sources, held_out = encode_corpus(corpus, tokenizer, config, excluded)
     sources = [source for source in sources if len(source.tokens) > config.n_ctx]
     if not sources or not any(len(source.tokens) > 1 for source in held_out):
@@ -219,18 +233,21 @@ def pretrain(
         about["started_from_sha256"] = tensors_sha256(dict(model.named_parameters()))
     run = _Run(out, config, dtype, model.to(device), sources, by_register)
     if resume:
-        run.restore()
+        with first_before_others():
+            run.restore()
     text = "".join(tokenizer.decode(source.tokens.tolist()) for source in held_out)
     raw = text.replace(END_OF_TEXT, "\n").encode()
     # for comparison: the bits per byte to which gzip compresses the held-out text
     about["gzip_bits_per_byte"] = 8 * len(gzip.compress(raw, 9)) / len(raw)
-    write_json(out / "pretraining.json", asdict(config) | about)
+    curves = out / TENSORBOARD if tensorboard and is_first() else None
     with (
-        locked(out / ".lock", wait=False),
+        locked(out / ".lock", wait=False) if is_first() else nullcontext(),
         stop_after_step() as stop,
-        Curves(out / TENSORBOARD if tensorboard else None, run.progress.step + 1) as run.curves,
+        Curves(curves, run.progress.step + 1) as run.curves,
     ):
-        sweep(out)
+        if is_first():
+            write_json(out / "pretraining.json", asdict(config) | about)
+            sweep(out)
         run.train(stop)
     return model
 
@@ -328,12 +345,17 @@ class _Run:
         since, first = time.perf_counter(), progress.step
         bar = progress_bar(range(first, config.steps), initial=first, total=config.steps)
         for step in bar:
-            rows = draw_rows(self.sources, config, step).to(device)
-            with _quick_attention(rows):
-                loss = compiled_loss(self.model, rows)
-            if not math.isfinite(loss.item()):
-                raise self._diverged(f"the loss became {loss.item()} in step {step + 1}")
-            loss.backward()
+            every = draw_rows(self.sources, config, step)
+            rows = every[rank() :: count()].to(device)  # this process's part of them
+            part = torch.zeros((), device=device)
+            if len(rows):
+                with _quick_attention(rows):
+                    part = compiled_loss(self.model, rows) * (len(rows) / len(every))
+                part.backward()
+            loss = summed(part.detach()).item()
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss became {loss} in step {step + 1}")
+            sum_gradients(self.model.parameters())
             lr = config.lr * learning_rate_factor(step, config)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -341,18 +363,20 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad()
             progress.step = step + 1
-            progress.losses.append(loss.item())
+            progress.losses.append(loss)
             points = {"loss/train": progress.losses[-1], "learning_rate": lr}
             self.curves.add(progress.step, points)
             bar.set_postfix_str(f"loss {progress.losses[-1]:.3f}", refresh=False)
             if progress.step % config.save_every == 0 or progress.step == config.steps:
                 tokens = (progress.step - first) * config.tokens
-                self._checkpoint(tokens / (time.perf_counter() - since))
+                if is_first():  # the others wait at the next step
+                    self._checkpoint(tokens / (time.perf_counter() - since))
                 since, first = time.perf_counter(), progress.step
-            if stop:
-                self._save_state()
+            if in_any(bool(stop)):
+                if is_first():
+                    self._save_state()
                 raise Interrupted(
-                    f"stopped after step {progress.step} of {config.steps}", stop.signal
+                    f"stopped after step {progress.step} of {config.steps}", stop.signal or SIGTERM
                 )
 
     def _checkpoint(self, tokens_per_second: float) -> None:

@@ -61,6 +61,7 @@ from gpt2_from_scratch.storage.paths import (
     refuse_taken,
     tidy,
 )
+from gpt2_from_scratch.storage.processes import is_first
 from gpt2_from_scratch.storage.settings import check_settings, from_json, setting
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.storage.tensors import refuse_odd_name
@@ -329,8 +330,11 @@ def working_in(run: Path, *, resumable: bool = True) -> Iterator[None]:
     """Keep other processes out of a run's folder; say how to resume after an interruption.
 
     If an interrupted run cannot be resumed, its files are removed. The same command can then start
-    it again.
+    it again. Of several processes that work on the run, the first looks after the folder.
     """
+    if not is_first():
+        yield
+        return
     with locked(run / ".lock", wait=False):
         sweep(run)
         try:

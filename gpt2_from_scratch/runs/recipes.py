@@ -16,7 +16,7 @@ from gpt2_from_scratch.classifier.autotune import autotune as autotuned
 from gpt2_from_scratch.classifier.classifier import Classifier
 from gpt2_from_scratch.classifier.freezing import format_ledger, ledger
 from gpt2_from_scratch.classifier.settings import OF_PADS, HeadSettings, TrainConfig
-from gpt2_from_scratch.classifier.train import finetune, freeze
+from gpt2_from_scratch.classifier.train import finetune, freeze, to_labelled
 from gpt2_from_scratch.data.formats import context_of, label_names
 from gpt2_from_scratch.data.messages import DataConfig, count_labels, short
 from gpt2_from_scratch.data.split import Split
@@ -68,6 +68,7 @@ from gpt2_from_scratch.storage.paths import (
     model_name,
     refuse_taken,
 )
+from gpt2_from_scratch.storage.processes import agreed, count, is_first, leave, wait_for_all
 
 if TYPE_CHECKING:
     import pandas
@@ -112,12 +113,14 @@ def train_classifier(
 
     Returns:
         The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
-        report page, the model card and the pictures.
+        report page, the model card and the pictures. Of several processes (see
+        `storage.processes`), only the first scores the run; in the others, `scores` is None.
 
     Raises:
         DataError: The data cannot be read or split.
         CheckpointError: The model cannot be loaded.
-        UsageError: Settings contradict each other, or tensorboard is asked for and missing.
+        UsageError: Settings contradict each other, tensorboard is asked for and missing, or several
+            processes cannot share this training.
         Interrupted: The run was stopped by Ctrl-C or SIGTERM; its state is saved.
     """
     if tensorboard:
@@ -148,6 +151,7 @@ def train_classifier(
         autotune=autotune,
         tensorboard=tensorboard,
     )
+    _refuse_unshareable(config)
     if frame is None:
         split = config.load_split()
     else:
@@ -170,17 +174,21 @@ def train_classifier(
             config = replace(config, head=replace(head, labels=columns))
     make = continued_classifier if config.start else new_classifier
     classifier = make(config, split).to(choose_device(str(device)))
-    folder = new_run_folder(run, config)
+    wait_for_all()  # until no process checks any longer whether the folder is free
+    folder = agreed(new_run_folder(run, config) if is_first() else Path())
     with working_in(folder):
         if frame is not None:
-            table = write_frame(folder / TABLE, frame)
+            table = folder / TABLE
             config = replace(config, data=replace(config.data, source=data_name(table)))
-        # an interrupted run can also be scored
-        write_parts(folder, split, head.task, before, unlabelled)
-        if config.start:
-            classifier.save(folder / START)
-        write_provenance(folder, split, classifier, config.start, unlabelled)
-        config.write(folder)
+        if is_first():
+            if frame is not None:
+                write_frame(table, frame)
+            # an interrupted run can also be scored
+            write_parts(folder, split, head.task, before, unlabelled)
+            if config.start:
+                classifier.save(folder / START)
+            write_provenance(folder, split, classifier, config.start, unlabelled)
+            config.write(folder)
         return _train(folder, config, split, unlabelled, classifier, resume=False)
 
 
@@ -222,14 +230,18 @@ def resume_training(
         config = replace(config, data=_moved(config.data, data))
     if config.tensorboard:
         refuse_missing_tensorboard()
+    _refuse_unshareable(config)
     set_threads(config.threads)
     where = choose_device(str(device))
-    if is_complete(folder):
+    if agreed(is_complete(folder)):
+        first = _alone_from_now_on()
         split = _texts_of(folder, config)[0] if data is not None else None
         log.info(f"{folder} is complete")
-        remove_what_resumes(folder)
         classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
         freeze(classifier, config.training)  # the file may contain more than what was trained
+        if not first:
+            return Run(folder, config, classifier, None)
+        remove_what_resumes(folder)
         if split:
             with working_in(folder):
                 config.write(folder)
@@ -239,9 +251,11 @@ def resume_training(
     classifier = _untrained(folder, config, split).to(where)
     with working_in(folder):
         refuse_other_classifier(folder, classifier, autotune=config.autotune > 0)
-        config.write(folder)
-        before = TrainedOn.of(folder) if config.start else None
-        write_parts(folder, split, config.head.task, before, unlabelled)
+        wait_for_all()  # until all have read the folder
+        if is_first():
+            config.write(folder)
+            before = TrainedOn.of(folder) if config.start else None
+            write_parts(folder, split, config.head.task, before, unlabelled)
         return _train(folder, config, split, unlabelled, classifier, resume=True)
 
 
@@ -293,12 +307,13 @@ def _train(
         f"{len(every):,} distinct texts{labels}: {len(split.train):,} training, "
         f"{len(split.val):,} validation, {len(split.test):,} test"
     )
-    if config.training.adapt and not (folder / START).exists():
+    if config.training.adapt and agreed(not (folder / START).exists()):
         where = folder / ADAPTATION
         found = adapt(classifier, split, unlabelled, config.training, where, resume=resume)
-        write_json(folder / ADAPTED, asdict(found))
-        classifier.save(folder / START)
-        shutil.rmtree(where)
+        if is_first():
+            write_json(folder / ADAPTED, asdict(found))
+            classifier.save(folder / START)
+            shutil.rmtree(where)
     classifier.store = FeatureStore() if config.cache else None
     if config.autotune:
         config, classifier = _tuned(folder, config, split, unlabelled, classifier)
@@ -314,7 +329,35 @@ def _train(
             resume=resume,
             tensorboard=config.tensorboard,
         )
+    if count() > 1:
+        to_labelled(classifier, split.test)  # so that its features are in the store
+    if not _alone_from_now_on():
+        return Run(folder, config, classifier, None)
     return score_run(folder, config, classifier, split)
+
+
+def _refuse_unshareable(config: RunConfig) -> None:
+    """Raise UsageError for settings with which several processes cannot share a training."""
+    if count() == 1:
+        return
+    if config.autotune:
+        raise UsageError(
+            "--autotune chooses by the time that tries take in one process. Search without torchrun, "
+            "and train with the settings that are found."
+        )
+    if not config.cache:
+        raise UsageError(
+            "several processes exchange the output of the frozen blocks through the cache. Leave out "
+            "--no-cache."
+        )
+
+
+def _alone_from_now_on() -> bool:
+    """Let the first process continue alone. Returns whether this is the first process."""
+    first = is_first()
+    if first:
+        leave()
+    return first
 
 
 def _log_ledger(classifier: Classifier, training: TrainConfig) -> None:
@@ -443,6 +486,8 @@ def train_as_the_lecture(
     Returns:
         The finished run.
     """
+    if count() > 1:
+        raise UsageError("the lecture's recipe runs in one process. Leave out torchrun.")
     if run is not None:
         run = expanded(run)
         refuse_taken(run)

@@ -7,6 +7,7 @@ import torch
 
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.pretrain import multiplies_bfloat16
+from gpt2_from_scratch.storage.processes import count, local_rank
 
 MOST_THREADS = 1024  # torch crashes with many more threads
 # processor features with which torch multiplies int8 faster than float32
@@ -21,8 +22,8 @@ if hasattr(os, "register_at_fork"):
 def choose_device(name: str = "auto") -> torch.device:
     """Return the named device.
 
-    "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU. Raises UsageError if the named
-    device is not available.
+    "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU. Each process of torchrun gets a GPU of
+    its own. Raises UsageError if the named device is not available.
     """
     is_available = {
         "cuda": torch.cuda.is_available(),
@@ -31,7 +32,14 @@ def choose_device(name: str = "auto") -> torch.device:
     }
     available = [device for device, there in is_available.items() if there]
     if name == "auto":
-        return torch.device(available[0])
+        name = available[0]
+    if name == "cuda" and count() > 1:
+        if (number := local_rank()) >= torch.cuda.device_count():
+            raise UsageError(
+                f"there are {torch.cuda.device_count()} GPUs, but more processes. Lower "
+                "--nproc-per-node, or choose --device cpu."
+            )
+        return torch.device("cuda", number)
     if name not in available:
         raise UsageError(
             f"device {name} is not available; available devices: {', '.join(available)}"
@@ -77,7 +85,8 @@ def set_threads(count: int | None = None) -> int:
 
 def environment(device: torch.device) -> dict[str, str | int]:
     """Describe software and hardware that affect the last bits of results."""
-    return {
+    several: dict[str, str | int] = {"processes": count()} if count() > 1 else {}
+    return several | {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),

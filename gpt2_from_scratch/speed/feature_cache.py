@@ -10,7 +10,7 @@ Shapes: B texts per batch, T tokens in the longest text, C = n_embd.
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -23,6 +23,7 @@ from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore, Shard
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
+from gpt2_from_scratch.storage.processes import count, part_of, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Features:
     in memory (2 GB if there is no store). Output that fits into neither is computed again each time.
     Memory use is therefore bounded for any number of texts. The computation itself needs about
     another 200 MB.
+
+    Several processes each compute a part of the texts, and find the others' parts in the store.
     """
 
     def __init__(
@@ -77,12 +80,15 @@ class Features:
         self._shard_of: dict[bytes, Shard] = {}
         self._free = MEMORY if store else MEMORY_ALONE  # bytes still available for features
         texts = dict(zip(self._keys, encoded, strict=True))
-        for shard in store.find(self._space, texts) if store else []:
-            if self._fits(shard, texts):
-                self._add(shard)
-        missing = {key: ids for key, ids in texts.items() if key not in self._shard_of}
+        missing = self._find(texts)
         started = time.perf_counter()
-        self._compute(missing)
+        left = missing
+        if store and count() > 1:
+            wait_for_all()  # until all know what is missing
+            self._compute(missing, part_of)
+            wait_for_all()
+            left = self._find(missing)
+        self._compute(left)
         self._report(len(texts), missing, time.perf_counter() - started)
         if trunk.device.type == "cuda":
             nbytes = sum(shard.nbytes for shard in self._shards)
@@ -122,6 +128,14 @@ class Features:
         texts = zip(self._keys, self.encoded, strict=True)
         self._compute({key: ids for key, ids in texts if key in discarded})
 
+    def _find(self, texts: Mapping[bytes, Sequence[int]]) -> dict[bytes, Sequence[int]]:
+        """Add the store's shards with these texts; return the texts whose features are missing."""
+        unknown = {key: ids for key, ids in texts.items() if key not in self._shard_of}
+        for shard in self._store.find(self._space, unknown) if self._store and unknown else []:
+            if self._fits(shard, texts):
+                self._add(shard)
+        return {key: ids for key, ids in unknown.items() if key not in self._shard_of}
+
     def _fits(self, shard: Shard, texts: Mapping[bytes, Sequence[int]]) -> bool:
         """Return whether a shard has the right shapes and type.
 
@@ -138,8 +152,12 @@ class Features:
         self._store.discard(shard, ValueError("its states have another shape or type"))
         return False
 
-    def _compute(self, missing: Mapping[bytes, Sequence[int]]) -> None:
-        """Run the frozen blocks on texts, and keep their output.
+    def _compute(
+        self,
+        missing: Mapping[bytes, Sequence[int]],
+        part: Callable[[Iterator[list[int]]], Iterator[list[int]]] = iter,
+    ) -> None:
+        """Run the frozen blocks on texts, and keep their output; `part` selects some batches.
 
         The output is kept as soon as there is enough of it for a shard. The computation uses complete
         tiles (see `frozen_trunk`), so the output for a text is bit-identical, no matter which other
@@ -152,7 +170,7 @@ class Features:
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
             try:
-                for numbers in self.trunk.batches(texts):
+                for numbers in part(self.trunk.batches(texts)):
                     packed = self.trunk.pack([texts[n] for n in numbers], whole_tiles=True)
                     states = self.trunk(packed).to("cpu", self.dtype)
                     ready |= {

@@ -10,7 +10,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -60,6 +60,14 @@ from gpt2_from_scratch.speed.devices import environment, set_threads
 from gpt2_from_scratch.storage.files import locked, read_json, sha256_of, sweep, write_json
 from gpt2_from_scratch.storage.interruption import end_with_parent
 from gpt2_from_scratch.storage.paths import data_name, expanded, model_folder, model_name, tidy
+from gpt2_from_scratch.storage.processes import (
+    apart,
+    count,
+    gathered,
+    is_first,
+    part_of,
+    wait_for_all,
+)
 from gpt2_from_scratch.storage.states import refuse_changes
 from gpt2_from_scratch.studies.book import book_rows
 from gpt2_from_scratch.studies.rows import (
@@ -118,7 +126,8 @@ def run_study(
     """Run the pairs of row and split that are not finished, and score all finished ones.
 
     Ctrl-C loses only the pairs in progress. If a row fails, this is logged and the row is left out;
-    the next call tries it again. If the reference fails, its error is raised.
+    the next call tries it again. If the reference fails, its error is raised. Several processes of
+    torchrun share the pairs.
 
     Args:
         study: The rows and splits.
@@ -132,12 +141,14 @@ def run_study(
         The scoreboard, which is also written to `out`.
 
     Raises:
-        UsageError: `out` was started with other settings or is in use by another process, or two
-            rows have the same name.
+        UsageError: `out` was started with other settings or is in use by another process, two rows
+            have the same name, or each of several processes would start others.
         Interrupted: The study was stopped by Ctrl-C or SIGTERM.
     """
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
+    if jobs > 1 and count() > 1:
+        raise UsageError("torchrun already started several processes. Leave out --jobs.")
     if len({slug(row.name) for row in study.rows}) < len(study.rows):
         raise UsageError(f"two rows have the same name: {[row.name for row in study.rows]}")
     wanted = [row for row in study.rows if only is None or row.name in {*only, study.reference}]
@@ -146,9 +157,10 @@ def run_study(
         answers = _Answers(out)
         pairs = [(row, split) for split in study.splits for row in wanted]
         todo = [(row, split) for row, split in pairs if not answers.have(row, split)]
+        wait_for_all()  # until all know what is to do
         if len(todo) < len(pairs):
             log.info(f"{len(pairs) - len(todo)} of {len(pairs)} results are already in {out}")
-        if jobs > 1:  # longest first, so that no process works alone at the end
+        if jobs > 1 or count() > 1:  # longest first, so that no process works alone at the end
             todo.sort(key=lambda pair: -pair[0].work)
         found = _side_by_side(study.setup, todo, jobs, threads)
         with closing(found), progress_bar(total=len(todo), desc="rows") as bar:
@@ -159,16 +171,19 @@ def run_study(
                         raise result
                     log.warning(f"{pair}: failed, left out: {result}")
                 else:
-                    answers.keep(row, split, result)
+                    if is_first():
+                        answers.keep(row, split, result)
                     log.info(f"{pair}: {_outcome(result)}")
                 bar.update()
+        wait_for_all()  # until all answers are on disk
         results = finished_results(study, out, wanted)
         results += ensembles(results, study.reference)
         board = make_scoreboard(
             results, study.reference, positive=study.positive, ranked=study.ranked
         )
-        write_scoreboard(board, out, study.stem, study.columns)
-        write_study_report(_facts(study, board, results), out, study.stem)
+        if is_first():
+            write_scoreboard(board, out, study.stem, study.columns)
+            write_study_report(_facts(study, board, results), out, study.stem)
     return board
 
 
@@ -308,8 +323,12 @@ def refuse_other_folder(folder: str | Path) -> None:
 def _working_in(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep other processes out of a study's folder while the block runs.
 
-    Raises UsageError if the folder belongs to a study with other settings.
+    Of several processes that work on the study, the first looks after the folder. Raises UsageError
+    if the folder belongs to a study with other settings.
     """
+    if not is_first():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -342,9 +361,17 @@ Outcome = tuple[Row, StudySplit, Result | None | GPT2Error]
 
 
 def _side_by_side(
-    setup: Setup, todo: Iterable[tuple[Row, StudySplit]], jobs: int, threads: int | None
+    setup: Setup, todo: Sequence[tuple[Row, StudySplit]], jobs: int, threads: int | None
 ) -> Generator[Outcome]:
     """Yield each pair's result as soon as it is available, from one or several processes."""
+    if count() > 1:
+        for first in range(0, len(todo), count()):
+            own = None
+            for row, split in part_of(todo[first:][: count()]):  # one of these pairs, or none
+                with apart():
+                    own = _attempt(setup, row, split, threads)
+            yield from filter(None, gathered(own))
+        return
     if jobs == 1:
         yield from (_attempt(setup, row, split, threads) for row, split in todo)
         return

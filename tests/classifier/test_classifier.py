@@ -34,6 +34,7 @@ from three_blocks import TEXTS as ODD_TEXTS
 from torch import Tensor
 
 from gpt2_from_scratch.classifier import classifier as module
+from gpt2_from_scratch.classifier import streaming
 from gpt2_from_scratch.classifier.classifier import Classifier, Prediction
 from gpt2_from_scratch.classifier.freezing import plain_depth
 from gpt2_from_scratch.classifier.settings import RESERVED_NAMES, HeadConfig
@@ -343,7 +344,7 @@ def test_windows_grow(kinds: Classifier) -> None:
 
 
 def test_long_texts(kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHARACTERS", 1000)
+    monkeypatch.setattr(streaming, "CHARACTERS", 1000)
     texts = [f"{n:100}" for n in range(35)] + ["x" * 5000, "y"]
     assert [text for text, _ in kinds.predict_stream(texts)] == texts
     assert [len(call) for call in asked] == [10, 10, 10, 6, 1]
@@ -353,7 +354,7 @@ def test_recent_answers_are_remembered(
     kinds: Classifier, asked: Asked, monkeypatch: MonkeyPatch
 ) -> None:
     for name, value in {"FIRST": 4, "LARGEST": 4, "REMEMBERED": 10}.items():
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(streaming, name, value)
     texts = [text for n in range(20) for text in ("often", *(f"{n} {m}" for m in range(3)))]
     texts += ["19 0", "17 0", "16 2", "0 0"]  # besides "often", 17 0 to 19 2 were seen last
     assert [text for text, _ in kinds.predict_stream(texts)] == texts

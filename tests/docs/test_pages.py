@@ -156,6 +156,8 @@ def test_every_command_exists(page: Path, tmp_path: Path, monkeypatch) -> None:
         program, *rest = shlex.split(command.partition(" > ")[0])
         if program == "gpt2-classifier":
             build_parser().parse_args(rest)
+        elif program == "torchrun":
+            build_parser().parse_args(rest[rest.index("gpt2_from_scratch") + 1 :])
         elif program == "make":
             assert rest[0] in targets, command
         elif program == "python":

@@ -5,10 +5,12 @@ torch.compile is replaced by the identity, because compiling takes half a minute
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from said import listen
+from several import in_processes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2_from_scratch import errors
@@ -567,3 +570,39 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains other files"):
         pretrain(tmp_path, tmp_path, PretrainConfig(), device=CPU)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+# --- several processes ---
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs forks")
+def test_several_processes_train_the_model_of_one(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # in float32, and without Muon, which computes in bfloat16: differences are only rounding
+    monkeypatch.setattr(
+        pretrain_module, "make_optimizers", lambda model, _: [torch.optim.SGD(model.parameters())]
+    )
+    monkeypatch.setattr(pretrain_module, "multiplies_bfloat16", lambda device: False)
+    config = replace(CONFIG, lr=0.5)
+    expected = run(corpus, tmp_path / "one", config)
+    assert curve(tmp_path / "one")[-1]["train_loss"] < 5
+    for count in (2, 3):  # of 4 or 2 rows per step
+        out = tmp_path / f"by {count}"
+        found = in_processes(count, partial(_pretrained, corpus, out, config), tmp_path)
+        assert found == [found[0]] * count  # equal to the bit
+        several = load_gpt2(out)
+        for (name, p), q in zip(expected.named_parameters(), several.parameters(), strict=True):
+            torch.testing.assert_close(q, p, atol=1e-5, rtol=0, msg=name)
+        assert curve(out) == curve(tmp_path / "one")
+        (out / "state-00000008.safetensors").unlink()
+        resumed = in_processes(
+            count, partial(_pretrained, corpus, out, config, resume=True), tmp_path
+        )
+        assert resumed == found
+
+
+def _pretrained(corpus: Path, out: Path, config: PretrainConfig, rank: int, **options: bool) -> str:
+    """Pretrain in one of several processes; return a hash of the weights."""
+    model = run(corpus, out, config, **options)
+    return tensors_sha256(dict(model.named_parameters()))

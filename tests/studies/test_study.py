@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_messages import made_up
 from said import listen
+from several import in_processes
 
 from gpt2_from_scratch import Message, Split, TrainConfig, load_messages, split_messages
 from gpt2_from_scratch.classifier.settings import HeadSettings
@@ -23,6 +24,7 @@ from gpt2_from_scratch.evaluation.baselines import Baseline
 from gpt2_from_scratch.evaluation.metrics import read_predictions
 from gpt2_from_scratch.runs.recipes import train_classifier
 from gpt2_from_scratch.storage.files import locked
+from gpt2_from_scratch.storage.processes import count
 from gpt2_from_scratch.studies import study as study_module
 from gpt2_from_scratch.studies.rows import (
     Finetuned,
@@ -58,12 +60,22 @@ ENSEMBLE = "mean of ours and the best text baseline"
 CONFIG = TrainConfig(epochs=1, lr=0.005)
 
 
+def nothing() -> None:
+    """A failure that does not happen."""
+
+
+def fail_alone() -> None:
+    """Fail; torchrun's processes train alone."""
+    assert count() == 1
+    raise GPT2Error("on purpose")
+
+
 @dataclass(frozen=True)
 class Fixed(Row):
     """Predicts spam with a probability that depends on its seed; counts calls, and may fail."""
 
     calls: list[str] = field(default_factory=list)
-    fails: Callable[[], None] = lambda: None
+    fails: Callable[[], None] = nothing
 
     def answer(self, setup: Setup, split: StudySplit) -> Result | None:
         self.calls.append(split.name)
@@ -167,7 +179,7 @@ def test_a_row_that_fails_is_reported_and_tried_again(tmp_path: Path, no_picture
         if len(b.calls) == 1:
             raise DataError("no messages")
 
-    a, b, said = Fixed("a"), Fixed("b", fails=fail), listen()
+    a, b, said = Fixed("a"), Fixed("b", fails=fail_alone), listen()
     board = run_study(fixed_study(a, b), tmp_path)
     assert [row.name for row in board.rows] == ["a"] and "b: left out" in board.notes[0]
     assert any("seed 1, b: failed" in line and "no messages" in line for line in said)
@@ -180,7 +192,7 @@ def test_a_failed_reference_raises_its_error(tmp_path: Path, no_pictures: None):
         raise GPT2Error("the loss is NaN")
 
     with pytest.raises(GPT2Error, match="NaN"):
-        run_study(fixed_study(Fixed("a", fails=fail), Fixed("b")), tmp_path)
+        run_study(fixed_study(Fixed("a", fails=fail_alone), Fixed("b")), tmp_path)
 
 
 def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_pictures: None):
@@ -292,6 +304,27 @@ class Endless(Row):
         print(os.getpid(), flush=True)
         while True:
             signal.pause()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs forks")
+def test_processes_of_torchrun_share_the_pairs(tmp_path: Path, no_pictures: None):
+    out = tmp_path / "study"
+
+    def work(rank: int) -> tuple[list[str], int, float]:
+        rows = [Fixed("a"), Fixed("b"), Fixed("c", fails=fail_alone)]
+        board = run_study(fixed_study(*rows, seeds=(1, 2, 3)), out)
+        return [row.name for row in board.rows], sum(len(row.calls) for row in rows), count()
+
+    found = in_processes(2, work, tmp_path)
+    assert [calls for _, calls, _ in found] == [5, 4]  # of 9 pairs
+    assert all(set(names) == {"a", "b"} for names, *_ in found)
+    assert {path.name for path in out.glob("answers-*")} == {
+        f"answers-{row}-{seed}.jsonl" for row in "ab" for seed in (1, 2, 3)
+    }
+    (again,) = in_processes(1, work, tmp_path)
+    assert again[1] == 3  # only the row that failed
+    jobs = in_processes(2, lambda _: run_study(fixed_study(Fixed("a")), out, jobs=2), tmp_path)
+    assert all(isinstance(error, UsageError) for error in jobs)
 
 
 @pytest.mark.slow
