@@ -321,6 +321,7 @@ def add_pretrain(commands: Any) -> None:
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 500",
         "gpt2-classifier pretrain --corpus texts/ --out runs/my-gpt2 --steps 1000 --resume",
         "gpt2-classifier pretrain --corpus texts/ --out runs/mini-2 --from mini --lr 0.002",
+        "gpt2-classifier pretrain --corpus texts/ --out runs/deeper --from mini --n-layer 9",
         "gpt2-classifier pretrain --corpus texts/ --out runs/clean --exclude test.csv test.conll",
     )
     parser.add_argument(
@@ -335,7 +336,8 @@ def add_pretrain(commands: Any) -> None:
         dest="start",
         type=non_empty,
         metavar="MODEL",
-        help="model to start from, with its sizes and vocabulary (default: random weights)",
+        help="model to start from, with its sizes and vocabulary; a larger --n-layer adds blocks "
+        "(default: random weights)",
     )
     parser.add_argument(
         "--exclude",

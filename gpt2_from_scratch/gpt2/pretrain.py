@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -186,7 +186,8 @@ def pretrain(
         device: device to train on.
         dtype: type of the weights on disk.
         start: name or folder of a model whose weights and vocabulary the run starts with. If None,
-            the weights are random, and the vocabulary is learned from the corpus.
+            the weights are random, and the vocabulary is learned from the corpus. With a larger
+            `n_layer` than the model's, new blocks are added (see `deepened`).
         exclude: texts that must not occur in the training text, such as those of test sets. Training
             lines that overlap with them are removed (see `overlap.py`).
         resume: whether to resume from the state in `out`. Only `steps`, `decay` and `save_every` may
@@ -198,7 +199,7 @@ def pretrain(
 
     Raises:
         UsageError: `out` contains a run but `resume` is false, other settings or the training text
-            have changed, `start` has other sizes than `config`, or the package tensorboard is needed
+            have changed, `start` has other sizes than `config` or more blocks, or the package tensorboard is needed
             and missing.
         DataError: the corpus is too small, or one of its files is not UTF-8.
         GPT2Error: the loss became NaN or infinite.
@@ -259,9 +260,36 @@ def _first_model(config: PretrainConfig, start: str | Path | None) -> GPT2:
         init_weights(model, torch.Generator().manual_seed(config.seed))
         return model
     model = load_gpt2(start)
-    if model.config != config.sizes():
-        raise UsageError(f"{start} has {model.config}, but the settings are {config.sizes()}")
+    sizes = config.sizes()
+    if sizes.n_layer > model.config.n_layer:
+        model = deepened(model, sizes.n_layer)
+    if model.config != sizes:
+        raise UsageError(
+            f"{start} has {model.config}, but the settings are {sizes}. Only n_layer may be larger."
+        )
     return model
+
+
+@torch.no_grad()
+def deepened(model: GPT2, n_layer: int) -> GPT2:
+    """Return a GPT-2 with more blocks that computes the same logits.
+
+    The new blocks are spread over the depth. Each is a copy of the block before it, but its two output
+    projections are zero, so it adds nothing until they are trained. Source: Wu et al. 2024, "LLaMA
+    Pro: Progressive LLaMA with Block Expansion".
+    """
+    old = model.config.n_layer
+    deeper = GPT2(replace(model.config, n_layer=n_layer))
+    sources = [n * old // n_layer for n in range(n_layer)]
+    for n, (block, source) in enumerate(zip(deeper.blocks, sources, strict=True)):
+        block.load_state_dict(model.blocks[source].state_dict())
+        if n and source == sources[n - 1]:
+            for projection in (block.attn.c_proj, block.mlp.c_proj):  # type: ignore[union-attr]
+                for parameter in projection.parameters():  # type: ignore[union-attr]
+                    parameter.zero_()
+    for name in ("wte", "wpe", "ln_f"):
+        getattr(deeper, name).load_state_dict(getattr(model, name).state_dict())
+    return deeper
 
 
 def _tokenizer(

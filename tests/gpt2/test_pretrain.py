@@ -29,6 +29,7 @@ from gpt2_from_scratch.gpt2.corpus import Source, encode_corpus, is_held_out, n_
 from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.pretrain import (
     bits_per_byte,
+    deepened,
     draw_rows,
     learning_rate_factor,
     make_optimizers,
@@ -385,9 +386,34 @@ def test_a_run_starts_from_given_weights(corpus, finished_once, tmp_path):
 def test_a_model_of_other_sizes_is_refused_before_anything_is_written(
     corpus, finished_once, tmp_path
 ):
-    with pytest.raises(UsageError, match="n_layer=1.*n_layer=2"):
-        run(corpus, tmp_path / "next", replace(CONFIG, n_layer=2), start=finished_once[0])
+    with pytest.raises(UsageError, match="n_head=2.*n_head=4"):
+        run(corpus, tmp_path / "next", replace(CONFIG, n_head=4), start=finished_once[0])
     assert not (tmp_path / "next").exists()
+
+
+def test_a_deeper_model_starts_with_the_same_logits(tiny_gpt2: GPT2) -> None:
+    ids = torch.arange(2, 12)[None]
+    old = tiny_gpt2.config.n_layer
+    for more in (1, 2, old, old + 1):
+        deeper = deepened(tiny_gpt2, old + more)
+        assert len(deeper.blocks) == deeper.config.n_layer == old + more
+        assert torch.equal(deeper(ids), tiny_gpt2(ids))
+        F.cross_entropy(deeper(ids)[0, :-1], ids[0, 1:]).backward()
+        for block in deeper.blocks:  # each new block can learn
+            assert block.attn.c_proj.weight.grad.abs().max() > 0
+        assert deeper.head.weight is deeper.wte.weight
+
+
+def test_a_run_continues_with_more_blocks(corpus, finished_once, tmp_path):
+    out, _ = finished_once
+    config = replace(CONFIG, steps=1, lr=1e-12, weight_decay=0.0, n_layer=3)
+    run(corpus, tmp_path / "deeper", config, start=out)
+    assert load_gpt2(tmp_path / "deeper").config.n_layer == 3
+    assert curve(tmp_path / "deeper")[0]["held_out_bits_per_byte"] == pytest.approx(
+        curve(out)[-1]["held_out_bits_per_byte"], abs=1e-3
+    )
+    with pytest.raises(UsageError, match="n_layer=3.*n_layer=2"):
+        run(corpus, tmp_path / "less", replace(config, n_layer=2), start=tmp_path / "deeper")
 
 
 # --- unusual corpora ---
