@@ -1,4 +1,4 @@
-"""Atomic files on disk: JSON, tensors, resumable states, locks.
+"""Atomic files on disk: JSON, tensors, resumable states, locks. Processes that share their work.
 
 This sub-package is for maintainers. A process that is killed at any moment leaves the old file or the
 new one, never a partial file. The code here knows where models and data sets are stored, but not what

@@ -6,8 +6,7 @@ here exchange the results: `part_of` selects a process's part, `sum_gradients` a
 parts together. The processes need a common disk. The first process writes the files.
 
 Outside torchrun, in a block of `apart`, and after `leave`, there is one process, and nothing is
-exchanged.
-Objects are exchanged as pickles, so only trusted machines may reach the ports of torchrun.
+exchanged. Objects are exchanged as pickles, so only trusted machines may reach torchrun's ports.
 """
 
 import os
