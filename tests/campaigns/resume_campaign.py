@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import campaign
+
+# a run imports these late; imported here, they are not imported again in each child
 import torch
+import torch._dynamo
 from tiny import write_checkpoint
 
 from gpt2_from_scratch.classifier import train as training_run
