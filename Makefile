@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # a chapter goes to the next free process, other tests go by file (tests/conftest.py)
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-browser check lint notebooks course docs bench gpu-pack gpu faults release-check clean
+.PHONY: demo test test-browser check lint notebooks course docs results bench gpu-pack gpu faults release-check clean
 
 demo: $(READY)  ## train the miniature GPT-2 on real text messages and try it (half a minute)
 	@$(BIN)/gpt2-classifier demo
@@ -60,18 +60,15 @@ $(VENV)/.docs: $(READY)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[docs]"
 	@touch $@
 
-bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/finetune.py
-	$(BIN)/python benchmarks/predict.py --rounds 1
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/scale.py --long
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/tasks.py
-	$(BIN)/python benchmarks/several_heads.py
-	$(BIN)/python benchmarks/probes.py
-	$(BIN)/python benchmarks/next_token.py
-	$(BIN)/python benchmarks/own_loop.py
+results: $(INSTALLED)  ## measure every number of the documentation again (hours; DATA=folder; can be resumed)
+	$(BIN)/python benchmarks/results.py --data $(DATA)
+
+bench: $(INSTALLED)  ## only those of speed and memory (about an hour); needs OpenAI's vocabulary
+	$(BIN)/python benchmarks/results.py --only load finetune predict scale scale-long precision tasks \
+		heads probes next-token own-loop processes
+
+# the folder of the data sets that do not ship with the package
+DATA ?= ../shared/data
 
 # `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
 DEVICE ?= cuda
