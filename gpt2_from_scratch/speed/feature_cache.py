@@ -152,15 +152,15 @@ class Features:
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
             try:
-                for numbers in self.trunk.batches(texts):
-                    packed = self.trunk.pack([texts[n] for n in numbers], whole_tiles=True)
-                    states = self.trunk(packed).to("cpu", self.dtype)
+                for numbers, packed, x in self.trunk.run(
+                    texts, whole_tiles=True, advance=bar.update
+                ):
+                    states = x.to("cpu", self.dtype)
                     ready |= {
                         keys[numbers[n]]: states[rows[: len(texts[numbers[n]])]]
                         for r in packed.rectangles
                         for n, rows in zip(r.texts, r.rows.cpu(), strict=True)
                     }
-                    bar.update(sum(len(texts[n]) for n in numbers))
                     if sum(rows.nbytes for rows in ready.values()) >= SHARD:
                         kept = self._keep(ready)
                         ready = {}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
 from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, open_regular, parse_json
+from gpt2_from_scratch.storage.mapped import MappedParameter
 from gpt2_from_scratch.storage.paths import expanded
 
 LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,000
@@ -129,6 +130,18 @@ def mapped_tensors(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
 
 
+def tensor_offsets(path: Path) -> dict[str, int]:
+    """Return where each tensor of a checked file begins, in bytes from the start of the file."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length).decode("utf-8"))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def refuse_odd_name(path: Path) -> None:
     """Raise UsageError if a path is not UTF-8. The library writes such files but cannot read them."""
     try:
@@ -167,7 +180,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def each_sha256(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the shape and the SHA-256 of each tensor, by name.
 
-    An example is {"wte": "(2, 3) 9f86..."}. Values are hashed as float32.
+    An example is {"wte": "(2, 3) 9f86..."}. Values are hashed as float32. The hash of a matrix that
+    stays in its file is computed once.
     """
     with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
         return dict(zip(tensors, threads.map(_shape_and_sha256, tensors.values()), strict=True))
@@ -180,6 +194,15 @@ def joined_sha256(hashes: Mapping[str, str]) -> str:
 
 
 def _shape_and_sha256(tensor: Tensor) -> str:
+    if isinstance(tensor, MappedParameter) and tensor.is_unchanged:
+        if not tensor.digest:
+            tensor.digest = _hashed(tensor)
+            tensor.release()
+        return tensor.digest
+    return _hashed(tensor)
+
+
+def _hashed(tensor: Tensor) -> str:
     values = tensor.detach().float().cpu().contiguous().numpy()
     return f"{tuple(tensor.shape)} {hashlib.sha256(values.data).hexdigest()}"
 
