@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.freezing import (
     changed_part,
+    count_trainable,
     frozen_depth,
     plain_depth,
     refuse_other_forward,
@@ -94,6 +95,7 @@ from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, is_streamed
+from gpt2_from_scratch.speed.memory import MemoryPlan, planned_memory
 from gpt2_from_scratch.speed.partial_blocks import real_positions
 from gpt2_from_scratch.storage.mapped import hold
 from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
@@ -568,6 +570,7 @@ class Classifier:
         depth = min(depth, *self._layers_read)
         if self.is_streamed:
             self._hold_from(depth, reason or "blocks.0 is trained")
+            log.debug(str(self._planned_memory(depth, encoded)))
         if depth == 0:
             return self._embedded(encoded)
         kept_as = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
@@ -862,6 +865,19 @@ class Classifier:
             depth, reason = 0, "the pooled position depends on the other texts in the batch"
         last = blocks_read(self.description.heads, self.model) - 1
         self._hold_from(min(depth, *self._layers_read, last), reason or NOTHING_BEFORE)
+
+    def _planned_memory(self, depth: int, encoded: Sequence[Sequence[int]]) -> MemoryPlan:
+        """The planned memory of training on these texts."""
+        distinct = {tuple(ids) for ids in encoded}
+        return planned_memory(
+            self.model.config,
+            depth,
+            count_trainable(self.model),
+            sum(map(len, distinct)),
+            streamed=True,
+            dtype=self.dtype,
+            stored=self.model.get_parameter("blocks.0.mlp.c_fc.weight").itemsize,
+        )
 
     def _hold_from(self, depth: int, reason: str) -> None:
         """Read the blocks after the first `depth` into memory.

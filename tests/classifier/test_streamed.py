@@ -1,12 +1,14 @@
 """A classifier whose frozen blocks stay in their file equals one in memory."""
 
 import copy
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from said import listen
 from three_blocks import LABEL, LAYERS, TAGS, TEXTS, assert_same
 from tiny import TINY_MERGES, random_classifier, write_checkpoint
 
@@ -167,6 +169,14 @@ def test_training_the_first_block_is_refused_with_the_reason(
     classifier = Classifier.on_base(base, ["a", "b"], stream=True)
     with pytest.raises(UsageError, match=r"no block can be streamed: blocks\.0 is trained"):
         freeze(classifier, config)
+
+
+def test_the_planned_memory_is_logged(base: Path) -> None:
+    lines = listen(logging.DEBUG)
+    classifier = Classifier.on_base(base, ["a", "b"], stream=True)
+    freeze(classifier, CONFIG)
+    classifier.texts(classifier.encode(TEXTS)[0])
+    assert any(line.startswith("planned memory: loading 0.00 GB") for line in lines)
 
 
 def test_other_devices_are_refused(base: Path) -> None:
