@@ -22,6 +22,7 @@ from bench import PeakMemory, copy_vocabulary, measure_machine, note, timed, voc
 from scale import labelled
 
 from gpt2_from_scratch import Classifier, TrainConfig, finetune, load_gpt2, load_messages, save_gpt2
+from gpt2_from_scratch.classifier import train
 from gpt2_from_scratch.classifier.freezing import count_trainable
 from gpt2_from_scratch.classifier.train import freeze
 from gpt2_from_scratch.gpt2.changes import parameters_by_name
@@ -81,6 +82,7 @@ def measure(base: Path, args: argparse.Namespace) -> None:
     """Print the table: the seconds, peak memory and planned memory of each phase."""
     texts = [message.text for message in load_messages("sms")][: args.texts]
     split, dtype = labelled(texts), DTYPES[args.dtype]
+    train.SAVE_EVERY = 1.0  # seconds; to save a state needs the most memory of a training
     set_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:  # imports everything, with a small model
         small = Classifier.on_base("mini", ["long", "short"])

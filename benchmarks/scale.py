@@ -2,12 +2,12 @@
 
     python benchmarks/scale.py         # the miniature: 1,000 to 100,000 messages
     python benchmarks/scale.py --long  # 25,000 texts of 230 tokens, 8.8 GB of features
-    python benchmarks/scale.py --long --texts 25000 100000 --tokens 20  # 3.1 GB of features
+    python benchmarks/scale.py --long --texts 25000 100000 --tokens 16  # 2.6 GB of features
     python benchmarks/scale.py --predict 100000 1000000  # processor time and memory per message
 
 The messages are distinct and have the lengths of the SMS Spam Collection, except that `--predict`
-repeats messages after the first 100,000. The exponent is that of a power law through the last two rows: 1 means linear
-growth.
+repeats messages after the first `--distinct`. The exponent is that of a power law through the last
+two rows: 1 means linear growth.
 """
 
 import argparse
@@ -82,13 +82,13 @@ def growth(model: str, counts: list[int]) -> None:
     print(f"exponents of finetuning and predicting: {both}")
 
 
-def stream(model: str, counts: list[int]) -> None:
+def stream(model: str, counts: list[int], n_distinct: int) -> None:
     """Print the cost of predicting streams of these numbers of messages.
 
-    The first 100,000 messages are distinct. Later ones repeat some of these, whose answers are
+    The first `n_distinct` messages are distinct. Later ones repeat some of these, whose answers are
     remembered.
     """
-    distinct = messages(min(max(counts), 100_000))
+    distinct = messages(n_distinct)
     classifier = Classifier.on_base(model, ["long", "short"], dtype=torch.bfloat16)
 
     def texts(count: int) -> Iterator[str]:
@@ -144,13 +144,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=230, help="tokens per text, with --long")
     parser.add_argument("--batch-size", type=int, default=CONFIG.batch_size, help="with --long")
     parser.add_argument("--predict", type=int, nargs="+", help="only predict so many messages")
+    parser.add_argument("--distinct", type=int, default=100_000, help="with --predict")
     args = parser.parse_args()
     print(f"scale: {measure_machine().describe()}")
     if args.long:
         for count in args.texts:
             long_texts(count, args.tokens, replace(CONFIG, batch_size=args.batch_size))
     elif args.predict:
-        stream(args.model, args.predict)
+        stream(args.model, args.predict, args.distinct)
     else:
         growth(args.model, args.counts)
 

@@ -156,8 +156,10 @@ def load_gpt2(
     for parameter, value in stored_parameters(
         folder, gpt2, stream=stream, warn_of_head=warn_of_head
     ):
-        # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity
-        if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
+        # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity; it would
+        # copy a matrix that is not contiguous
+        stored = value if value.is_contiguous() else value.t()
+        if not all(torch.isfinite(extreme) for extreme in stored.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
         release(value)
         state[parameter] = value

@@ -59,9 +59,8 @@ def planned_memory(
     block, matrix = FLOAT32 * (12 * C * C + 13 * C), 4 * C * C
     held = config.n_layer - (depth if streamed else 0)  # blocks in memory as float32
     weights = embeddings + held * block
-    one = (stored + FLOAT32) * matrix  # a matrix in its file, and its copy
     if streamed:
-        loading = embeddings + max(stored * config.n_vocab * C, HASHED * one)
+        loading = embeddings + max(stored * config.n_vocab * C, HASHED * stored * matrix)
         used = block + stored * matrix
         window = min(WINDOW, FLOAT32 * n_tokens * C)
     else:

@@ -30,6 +30,7 @@ LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,
 OURS = "gpt2_from_scratch"  # key in the file's metadata for this package's metadata, as JSON
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 DTYPES |= {torch.uint8, torch.int32, torch.int64}
+HASHED_AT_ONCE = 1 << 20  # numbers
 CHECKSUM = "sha256"  # key of the checksum in this package's metadata
 
 
@@ -203,8 +204,11 @@ def _shape_and_sha256(tensor: Tensor) -> str:
 
 
 def _hashed(tensor: Tensor) -> str:
-    values = tensor.detach().float().cpu().contiguous().numpy()
-    return f"{tuple(tensor.shape)} {hashlib.sha256(values.data).hexdigest()}"
+    digest, rows = hashlib.sha256(), tensor.detach()[None] if tensor.dim() == 0 else tensor.detach()
+    # some rows at a time, because a row may have to be converted or transposed, which copies it
+    for part in rows.split(max(1, HASHED_AT_ONCE * len(rows) // max(1, rows.numel()))):
+        digest.update(part.float().cpu().contiguous().numpy().data)
+    return f"{tuple(tensor.shape)} {digest.hexdigest()}"
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
