@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gpt2_from_scratch.classifier.freezing import (
     changed_part,
+    count_trainable,
     frozen_depth,
     plain_depth,
     refuse_other_forward,
@@ -92,8 +93,10 @@ from gpt2_from_scratch.speed.batching import (
 from gpt2_from_scratch.speed.devices import arithmetic
 from gpt2_from_scratch.speed.feature_cache import Embedded, Features, Texts
 from gpt2_from_scratch.speed.feature_store import FeatureStore
-from gpt2_from_scratch.speed.frozen_trunk import Trunk
+from gpt2_from_scratch.speed.frozen_trunk import Trunk, is_streamed
+from gpt2_from_scratch.speed.memory import MemoryPlan, planned_memory
 from gpt2_from_scratch.speed.partial_blocks import real_positions
+from gpt2_from_scratch.storage.mapped import hold
 from gpt2_from_scratch.storage.paths import MODELS, expanded, model_folder, model_name
 from gpt2_from_scratch.storage.processes import part_of
 from gpt2_from_scratch.storage.tensors import each_sha256
@@ -105,6 +108,7 @@ log = logging.getLogger(__name__)
 
 READ_AS = ("n_tokens", "truncated", "empty", "replaced")  # facts in a Prediction
 BATCH = 32  # texts in a padded batch without gradients
+NOTHING_BEFORE = "the heads read no block, or only the first one"
 LONGEST_SHOWN = 100  # most characters of a text next to its answer
 _LOCK = threading.Lock()
 # {(id of the model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
@@ -166,6 +170,9 @@ class Classifier:
     answers are combined with those of n-grams; None means GPT-2 alone. Several threads may use a
     classifier at once. It can be copied with `copy.deepcopy`. It can also be used after a fork,
     where torch then computes with one thread.
+
+    With `stream`, the matrices of frozen blocks stay in the base model's file, and one block at a
+    time is in memory. Only the processor can compute such a classifier. A copy of it is not streamed.
     """
 
     def __init__(
@@ -207,6 +214,7 @@ class Classifier:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         store: FeatureStore | None = None,
+        stream: bool = False,
     ) -> "Classifier":
         """Make a classifier on the pretrained model `base`; its heads start with random weights.
 
@@ -224,17 +232,18 @@ class Classifier:
             device: Where to compute.
             dtype: Precision of the frozen blocks.
             store: A cache for the features of the frozen blocks.
+            stream: Leave the matrices of frozen blocks in the model's file.
 
         Raises:
             CheckpointError: The base cannot be loaded.
-            UsageError: Fewer than two labels, equal labels, a set of labels, an unknown pooling, a
+            UsageError: No block can be streamed, `device` cannot compute streamed blocks, or fewer than two labels, equal labels, a set of labels, an unknown pooling, a
                 layer that the model does not have, or `max_tokens` outside 1 to n_ctx.
             DataError: Labels differ only in case, spaces or Unicode form.
         """
         heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]
         for head in heads:
             refuse_alike(head.labels if head.task in CLASS_TASKS else ())
-        model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
+        model, tokenizer = load_gpt2(base, stream=stream), Tokenizer(model_folder(base))
         classifier = cls._on_model(
             base,
             model,
@@ -247,6 +256,8 @@ class Classifier:
             causal_mask=causal_mask,
         )
         classifier.dtype, classifier.store = dtype, store
+        if stream:
+            classifier._hold_unpacked()
         return classifier.to(device)
 
     @classmethod
@@ -282,6 +293,7 @@ class Classifier:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         store: FeatureStore | None = None,
+        stream: bool = False,
     ) -> "Classifier":
         """Load a saved classifier.
 
@@ -293,13 +305,16 @@ class Classifier:
             device: Where to compute.
             dtype: Precision of the frozen blocks.
             store: A cache for the features of the frozen blocks.
+            stream: Leave the matrices of frozen blocks in the base model's file.
 
         Raises:
             CheckpointError: The file is damaged or differs from its run's manifest, or the weights
                 of the base are not those it was trained on.
+            UsageError: No block can be streamed, or `device` cannot compute streamed blocks.
         """
         if kind := kind_of_classifier(expanded(path)):
-            model, tokenizer = load_gpt2(path, warn_of_head=False), Tokenizer(path)
+            model = load_gpt2(path, stream=stream, warn_of_head=False)
+            tokenizer = Tokenizer(path)
             head, weight, bias = read_head(expanded(path), kind, tokenizer)
             refuse_alike(head.labels if head.task in CLASS_TASKS else ())
             n_ctx = model.config.n_ctx
@@ -309,6 +324,8 @@ class Classifier:
                 model.head.weight.copy_(weight)
                 model.head.bias.copy_(bias)
             model.requires_grad_(False)
+            if stream:
+                imported._hold_unpacked()
             return imported.to(device)
         path = saved_file(path)
         description, tensors, ngrams = read_classifier(path)
@@ -317,7 +334,7 @@ class Classifier:
                 f"{path} was trained on a model in {description.base}; give that folder with --model"
             )
         base = description.base if base is None else base
-        model, tokenizer = load_gpt2(base), Tokenizer(model_folder(base))
+        model, tokenizer = load_gpt2(base, stream=stream), Tokenizer(model_folder(base))
         hashes = parameters_sha256(model)
         refuse_other_base(path, description, str(base), identity_sha256(hashes, tokenizer))
         refuse_misfit(path, description, tensors, model.config, tokenizer)
@@ -328,9 +345,13 @@ class Classifier:
                 "it again with this version of the package."
             )
         model.requires_grad_(False)
+        for n in {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}:
+            hold(model.blocks[n])
         put_tensors(tensors, parameters_by_name(model), path)
         classifier = cls(model, tokenizer, description, dtype=dtype, store=store)
         classifier._base, classifier._base_hashes, classifier.ngrams = base, hashes, ngrams
+        if stream:
+            classifier._hold_unpacked()
         return classifier.to(device)
 
     @property
@@ -339,7 +360,15 @@ class Classifier:
         return self.model.wte.weight.device
 
     def to(self, device: torch.device | str) -> "Classifier":
-        """Move the model to a device, in place."""
+        """Move the model to a device, in place.
+
+        Raises UsageError for another device than the processor if blocks are streamed.
+        """
+        if self.is_streamed and torch.device(device).type != "cpu":
+            raise UsageError(
+                f"streamed blocks are computed on the processor, not on {device}. Use the device cpu, "
+                "or do not stream."
+            )
         self.model.to(device)
         return self
 
@@ -535,6 +564,9 @@ class Classifier:
         if reason:
             log.warning(f"frozen blocks from blocks.{depth} on run again at each use: {reason}")
         depth = min(depth, *self._layers_read)
+        if self.is_streamed:
+            self._hold_from(depth, reason or "blocks.0 is trained")
+            log.debug(str(self._planned_memory(depth, encoded)))
         if depth == 0:
             return self._embedded(encoded)
         kept_as = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
@@ -585,7 +617,10 @@ class Classifier:
             check_ids(texts, self.model.config.n_vocab)
             depth = min(plain, *self._layers_read, top - 1)
             self._refuse_mask(depth)
-            if depth > 0 and not changed and not self._reads_batch_padding:
+            packs = depth > 0 and not changed and not self._reads_batch_padding
+            if self.is_streamed:
+                self._hold_from(depth if packs else 0, changed or NOTHING_BEFORE)
+            if packs:
                 yield from self._packed_outputs(texts, depth)
                 return
             texts = self._embedded(texts)
@@ -614,9 +649,7 @@ class Classifier:
         for n, ids in enumerate(self._padded(encoded)):
             same.setdefault(tuple(ids), []).append(n)
         distinct, trunk = list(same), self._trunk(depth)
-        for batch in trunk.batches(distinct):
-            packed = trunk.pack([distinct[n] for n in batch])
-            states = trunk(packed)
+        for batch, packed, states in trunk.run(distinct):
             for r in packed.rectangles:
                 heads, x = self.description.heads, states[r.rows]
                 with in_mode(self.model, training=False):
@@ -728,6 +761,7 @@ class Classifier:
             refuse_other_forward(self.model)
             changed = changed_part(self.model, 0, blocks_read(self.description.heads, self.model))
         exact = self.dtype == torch.float32 and self.description.causal_mask and not changed
+        exact = exact and not self.is_streamed  # its blocks may be in another type
         return exact and poolings <= {*READ_LAST}
 
     def _answers(
@@ -790,6 +824,57 @@ class Classifier:
         return answers_to_stream(self.predict, texts, on_error)
 
     # --- the frozen blocks ---
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether blocks of the model stay in the base model's file."""
+        return any(map(is_streamed, self.model.blocks))
+
+    def hold_trained(self) -> None:
+        """Read the blocks from the first trainable one on into memory, if they are streamed.
+
+        Raises UsageError if no block could then be streamed.
+        """
+        if self.is_streamed:
+            depth, reason = frozen_depth(self.model)
+            self._hold_from(min(depth, *self._layers_read), reason or "blocks.0 is trained")
+
+    def _hold_unpacked(self) -> None:
+        """Read into memory the blocks that `_packed_outputs` runs on padded batches.
+
+        Raises UsageError with the reason if no block could then be streamed. Blocks in NF4 are in
+        memory anyway.
+        """
+        if self.description.is_quantized:
+            return
+        depth, reason = plain_depth(self.model)
+        if self._reads_batch_padding:
+            depth, reason = 0, "the pooled position depends on the other texts in the batch"
+        last = blocks_read(self.description.heads, self.model) - 1
+        self._hold_from(min(depth, *self._layers_read, last), reason or NOTHING_BEFORE)
+
+    def _planned_memory(self, depth: int, encoded: Sequence[Sequence[int]]) -> MemoryPlan:
+        """The planned memory of training on these texts."""
+        distinct = {tuple(ids) for ids in encoded}
+        return planned_memory(
+            self.model.config,
+            depth,
+            count_trainable(self.model),
+            sum(map(len, distinct)),
+            streamed=True,
+            dtype=self.dtype,
+            stored=self.model.get_parameter("blocks.0.mlp.c_fc.weight").itemsize,
+        )
+
+    def _hold_from(self, depth: int, reason: str) -> None:
+        """Read the blocks after the first `depth` into memory.
+
+        Raises UsageError with the reason if no block could then be streamed.
+        """
+        if depth <= 0:
+            raise UsageError(f"no block can be streamed: {reason}. Leave out --stream-blocks.")
+        for block in self.model.blocks[depth : blocks_read(self.description.heads, self.model)]:
+            hold(block)
 
     @property
     def _layers_read(self) -> list[int]:

@@ -306,7 +306,10 @@ def finetune(
 
 
 def freeze(classifier: Classifier, config: TrainConfig) -> None:
-    """Make trainable what `config` and the heads specify, and freeze everything else."""
+    """Make trainable what `config` and the heads specify, and freeze everything else.
+
+    Raises UsageError if the classifier is streamed and no block stays frozen.
+    """
     set_trainable(
         classifier.model,
         config.n_last_blocks,
@@ -314,6 +317,7 @@ def freeze(classifier: Classifier, config: TrainConfig) -> None:
         pattern=config.trainable,
         heads=classifier.description.heads,
     )
+    classifier.hold_trained()
 
 
 def _refuse_labels_of_words(classifier: Classifier) -> None:

@@ -106,7 +106,7 @@ def add_evaluate(commands: Any) -> None:
         help="number of mistakes and of least certain predictions to show (default: 10)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_computing(parser, cache=True, answers=True)
+    add_computing(parser, cache=True, answers=True, stream=True)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -168,7 +168,13 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
     refuse_missing(args.classifier)
     device, dtype = computing_on(args)
-    classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
+    classifier = Classifier.load(
+        args.classifier,
+        args.model,
+        dtype=DTYPES[dtype],
+        device=device,
+        stream=bool(getattr(args, "stream_blocks", None)),
+    )
     classifier.merge_for_answers()
     if classifier.description.is_quantized and dtype != "float32":
         log.warning(f"--dtype {dtype} has no effect: blocks in NF4 are computed in float32")
@@ -295,7 +301,7 @@ def add_predict(commands: Any) -> None:
         action="store_true",
         help="with --csv: add the text; formulas get a ' that stops spreadsheets",
     )
-    add_computing(parser, answers=True)
+    add_computing(parser, answers=True, stream=True)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -442,7 +448,7 @@ def add_features(commands: Any) -> None:
         "--out", type=new_path, required=True, help="a new .npy file: texts x n_embd"
     )
     add_settings(parser, HeadSettings, "layer", "state", "pooling")
-    add_computing(parser, answers=True)
+    add_computing(parser, answers=True, stream=True)
 
 
 def run_features(args: argparse.Namespace) -> None:
@@ -461,7 +467,13 @@ def run_features(args: argparse.Namespace) -> None:
         final_norm=asked.state == "normed",
         pooling=asked.pooling,
     )
-    classifier = Classifier.on_base(args.model, heads=[head], dtype=DTYPES[dtype], device=device)
+    classifier = Classifier.on_base(
+        args.model,
+        heads=[head],
+        dtype=DTYPES[dtype],
+        device=device,
+        stream=bool(args.stream_blocks),
+    )
     texts = [text for _, text in _read(args)]
     width = classifier.model.config.n_embd
     write_rows(

@@ -155,9 +155,14 @@ def add_tensorboard(parser: Any) -> None:
 
 
 def add_computing(
-    parser: Any, *, device: bool = True, cache: bool = False, answers: bool = False
+    parser: Any,
+    *,
+    device: bool = True,
+    cache: bool = False,
+    answers: bool = False,
+    stream: bool = False,
 ) -> None:
-    """Add the options for precision, threads, device and cache.
+    """Add the options for precision, threads, device, cache and streamed blocks.
 
     With `answers`, int8 is offered too, which is for commands that only answer.
     """
@@ -175,6 +180,14 @@ def add_computing(
         + ("; int8 is the fastest on a CPU" if answers else "")
         + " (default: float32)",
     )
+    if stream:
+        parser.add_argument(
+            "--stream-blocks",
+            action="store_true",
+            default=None,
+            help="read one frozen block at a time from the model's file: for models larger than the "
+            "memory, on the processor",
+        )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="number of threads (default: one per core)"
     )

@@ -21,7 +21,7 @@ COMMON = set(
     "source text_column label_column balance task lora n_last_blocks epochs batch_size lr "
     "seed n_vocab n_embd n_layer steps".split()
 )
-RARE = {"cache", "device", "dtype", "tensorboard", "threads"} | {
+RARE = {"cache", "device", "dtype", "stream_blocks", "tensorboard", "threads"} | {
     field.name
     for kind in (DataConfig, HeadSettings, TrainConfig, PretrainConfig)
     for field in fields(kind)

@@ -110,7 +110,7 @@ def add_train(commands: Any) -> None:
         help="lecture: train step by step as in the lecture (default: default)",
     )
     add_tensorboard(parser)
-    add_computing(parser, cache=True)
+    add_computing(parser, cache=True, stream=True)
 
 
 def add_demo(commands: Any) -> None:
@@ -169,7 +169,7 @@ def run_train(args: argparse.Namespace) -> None:
             run=args.out,
             device=device,
             dtype=dtype,
-            **given(args, "model", "cache", "start", "autotune", "tensorboard"),
+            **given(args, "model", "cache", "start", "autotune", "tensorboard", "stream_blocks"),
         )
     if is_first():
         _print_results(run, verbose=args.verbose)
@@ -244,7 +244,8 @@ def _resume(args: argparse.Namespace) -> "Run":
     config = RunConfig.read(args.resume)
     saved = config.settings()
     names = [field.name for kind in RUN_SETTINGS for field in fields(kind)]
-    typed = given(args, "model", "dtype", "cache", "threads", "autotune", "tensorboard", *names)
+    options = "model dtype cache threads autotune tensorboard stream_blocks".split()
+    typed = given(args, *options, *names)
     called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
     called |= dict.fromkeys(SOURCES, data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}

@@ -25,6 +25,7 @@ from gpt2_from_scratch.gpt2.changes import alteration, parameters_by_name
 from gpt2_from_scratch.gpt2.config import FUSED, WHOLE, LoRAConfig
 from gpt2_from_scratch.gpt2.model import GPT2
 from gpt2_from_scratch.gpt2.nf4 import NF4Linear, NF4Weight, nf4_linear, quantize_blocks
+from gpt2_from_scratch.storage.mapped import hold
 
 
 class LoRALinear(nn.Module):
@@ -136,6 +137,7 @@ def add_lora(
     adapters = {}
     for name, slices in targets.items():
         linear = _linear_at(model, name)
+        hold(linear)
         outputs = slices or [slice(0, linear.out_features)]
         adapters[name] = LoRALinear(linear, outputs, config, generator)
     for name, adapter in adapters.items():

@@ -31,6 +31,7 @@ from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.changes import alteration
 from gpt2_from_scratch.gpt2.config import WHOLE
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.storage.mapped import release
 
 BLOCK = 64  # weights that share an absmax
 GROUP = 256  # absmax that share a scale
@@ -171,6 +172,7 @@ def quantize_blocks(model: GPT2) -> None:
             raise UsageError(f"{name} is not a plain nn.Linear, so it cannot be quantised")
         if not (part.weight.is_meta or part.weight.isfinite().all()):
             raise UsageError(f"{name}.weight contains NaN or infinite values; not quantised")
+        release(part.weight)
     for name in names:  # one after the other, so that each matrix is freed before the next one
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)

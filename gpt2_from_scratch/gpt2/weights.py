@@ -37,11 +37,13 @@ from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.gpt2.openai_checkpoint import masked_crc32c, open_arrays
 from gpt2_from_scratch.gpt2.tokenizer import TOKENIZER_JSON, Tokenizer
 from gpt2_from_scratch.storage.files import check_sums
+from gpt2_from_scratch.storage.mapped import MappedParameter, is_mapped, release
 from gpt2_from_scratch.storage.paths import expanded, model_folder
 from gpt2_from_scratch.storage.tensors import (
     each_sha256,
     joined_sha256,
     mapped_tensors,
+    tensor_offsets,
     write_tensors,
 )
 
@@ -66,7 +68,9 @@ NAME_MAP = {
     "ln_f.weight": ("model/ln_f/g", "ln_f.weight"),
     "ln_f.bias": ("model/ln_f/b", "ln_f.bias"),
 }
-STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+STORED_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # the matrices of the blocks
+# {type of an array in OpenAI's files: torch's type}; the fourth type is bfloat16, unknown to numpy
+TORCH_TYPES = {"<f4": torch.float32, "<f8": torch.float64, "<f2": torch.float16}
 # {prefix of tensor names: network that uses it}, for a helpful error message
 FOREIGN = {
     "model.layers.": "Llama or a similar model",
@@ -125,7 +129,9 @@ def _transposed_if_matrix(parameter: str, value: Tensor) -> Tensor:
 # --- load ---
 
 
-def load_gpt2(model: str | Path = "mini", *, warn_of_head: bool = True) -> GPT2:
+def load_gpt2(
+    model: str | Path = "mini", *, stream: bool = False, warn_of_head: bool = True
+) -> GPT2:
     """Load a pretrained GPT-2 by its name or from a folder.
 
     Names are "mini", "124M" or "gpt2", ..., "1558M" or "gpt2-xl". A folder contains OpenAI's
@@ -133,6 +139,10 @@ def load_gpt2(model: str | Path = "mini", *, warn_of_head: bool = True) -> GPT2:
     `model.safetensors`, which may be sharded). nanoGPT's state dict is read as well, if it was saved
     as `model.safetensors`. The weights are loaded as float32 on the CPU. A classifier's head in the
     folder is left out, with a warning unless `warn_of_head` is false.
+
+    With `stream`, the matrices of the blocks stay in their file, in its precision, and are frozen
+    (see `storage/mapped.py`). A `Trunk` then reads one block at a time. The file must not be changed
+    while the model is in use.
 
     Raises CheckpointError if an array is missing, is not used by GPT-2, has another shape or is not
     finite, if a checksum in the index or the folder does not match, or if the folder contains two
@@ -143,13 +153,20 @@ def load_gpt2(model: str | Path = "mini", *, warn_of_head: bool = True) -> GPT2:
     gpt2 = meta_gpt2(read_config(folder))
     check_sums(folder, [file.name for file in files_of_weights(folder)])
     state = {}
-    for parameter, value in stored_parameters(folder, gpt2, warn_of_head=warn_of_head):
-        # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity
-        if not all(torch.isfinite(extreme) for extreme in value.aminmax()):
+    for parameter, value in stored_parameters(
+        folder, gpt2, stream=stream, warn_of_head=warn_of_head
+    ):
+        # the result of aminmax is NaN if any value is, so one pass finds NaN and infinity; it would
+        # copy a matrix that is not contiguous
+        stored = value if value.is_contiguous() else value.t()
+        if not all(torch.isfinite(extreme) for extreme in stored.aminmax()):
             raise CheckpointError(f"{folder}: {parameter} holds NaN or infinite numbers")
+        release(value)
         state[parameter] = value
     gpt2.load_state_dict(state | {"head.weight": state["wte.weight"]}, strict=True, assign=True)
     gpt2.head.weight = gpt2.wte.weight  # tied again: one parameter, not two that share memory
+    for weight in filter(is_mapped, gpt2.parameters()):
+        weight.requires_grad_(False)
     return gpt2
 
 
@@ -178,7 +195,12 @@ def meta_gpt2(config: GPT2Config) -> GPT2:
 
 
 def stored_parameters(
-    folder: Path, gpt2: GPT2, *, check_crcs: bool = True, warn_of_head: bool = False
+    folder: Path,
+    gpt2: GPT2,
+    *,
+    stream: bool = False,
+    check_crcs: bool = True,
+    warn_of_head: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter of a checkpoint: (name, float32 copy).
 
@@ -188,6 +210,7 @@ def stored_parameters(
     Args:
         folder: contains a checkpoint in OpenAI's, Hugging Face's or nanoGPT's format.
         gpt2: a model of the checkpoint's size, for its names and shapes (see `meta_gpt2`).
+        stream: whether to map the matrices of the blocks instead of copying them.
         check_crcs: whether to compare OpenAI's arrays with the CRC-32C in the index.
         warn_of_head: whether to log a warning if a classifier's head is left out.
 
@@ -196,10 +219,10 @@ def stored_parameters(
             weights.
     """
     first, *others = weight_files(folder)
-    copies = [_parameters(other, gpt2, check_crcs, warn_of_head) for other in others]
-    for parameter, value in _parameters(first, gpt2, check_crcs, warn_of_head):
+    copies = [_parameters(other, gpt2, False, check_crcs, warn_of_head) for other in others]
+    for parameter, value in _parameters(first, gpt2, stream, check_crcs, warn_of_head):
         for path, copy in zip(others, copies, strict=True):
-            if not torch.equal(value, next(copy)[1]):
+            if not torch.equal(value.float(), next(copy)[1]):
                 raise CheckpointError(
                     f"{first} and {path.name} in the same folder contain different weights (first "
                     f"difference: {parameter}). Move the wrong one to another folder."
@@ -208,15 +231,17 @@ def stored_parameters(
 
 
 def _parameters(
-    source: Path, gpt2: GPT2, check_crcs: bool, warn_of_head: bool
+    source: Path, gpt2: GPT2, stream: bool, check_crcs: bool, warn_of_head: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of one of `weight_files`. Their order does not depend on the format."""
     if source.suffix == ".index":
-        return _openai_parameters(source, gpt2, check_crcs)
-    return _safetensors_parameters(source, gpt2, warn_of_head)
+        return _openai_parameters(source, gpt2, stream, check_crcs)
+    return _safetensors_parameters(source, gpt2, stream, warn_of_head)
 
 
-def _openai_parameters(index: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tuple[str, Tensor]]:
+def _openai_parameters(
+    index: Path, gpt2: GPT2, stream: bool, check_crcs: bool
+) -> Iterator[tuple[str, Tensor]]:
     arrays = open_arrays(index.with_suffix(""))
     shapes = {  # without the first axis, of length 1, of a 1x1 convolution
         name: entry.shape[1:] if entry.shape[:-2] == (1,) else entry.shape
@@ -238,13 +263,19 @@ def _openai_parameters(index: Path, gpt2: GPT2, check_crcs: bool) -> Iterator[tu
             raise CheckpointError(
                 f"{index.parent}: {name} is {array.dtype}, but weights must be floats"
             )
+        if stream and parameter.endswith(STORED_TRANSPOSED):
+            kind = TORCH_TYPES.get(entry.dtype.str, torch.bfloat16)
+            path = arrays.paths[entry.shard]
+            yield parameter, MappedParameter.of(path, entry.offset, shapes[name], kind).transposed()
+            continue
         yield parameter, _copied(parameter, torch.from_numpy(array.reshape(shapes[name])), OPENAI)
 
 
 def _safetensors_parameters(
-    source: Path, gpt2: GPT2, warn_of_head: bool
+    source: Path, gpt2: GPT2, stream: bool, warn_of_head: bool
 ) -> Iterator[tuple[str, Tensor]]:
     files = tensor_files(source)
+    offsets = {path: tensor_offsets(path) for path in {*files.values()}} if stream else {}
     dialect, names, shapes = _dialect(source, files)
     repeated_head = names.pop("lm_head.weight", None)
     shapes.pop("lm_head.weight", None)
@@ -289,6 +320,13 @@ def _safetensors_parameters(
                         raise CheckpointError(
                             f"{files[repeated_head]}: lm_head.weight differs from wte.weight"
                         )
+                if stream and parameter.endswith(STORED_TRANSPOSED):
+                    path = files[name]
+                    mapped = MappedParameter.of(
+                        path, offsets[path][name], tuple(value.shape), value.dtype
+                    )
+                    yield parameter, mapped.transposed() if dialect.transposes else mapped
+                    continue
                 yield parameter, _copied(parameter, value, dialect)
 
 
@@ -380,7 +418,8 @@ def _match(
 def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `hparams.json` and `model.safetensors`, with Hugging Face's names and shapes.
 
-    With `dtype` torch.float16 the file is half as large, and each value is rounded to 11 bits.
+    With `dtype` torch.float16 or torch.bfloat16 the file is half as large, and each value is rounded
+    to 11 or 8 bits.
     Raises UsageError if the head was replaced or if adapters were added, because this format cannot
     store them. Use `Classifier.save` instead.
     """
@@ -444,8 +483,9 @@ def random_twin(model: str | Path, folder: str | Path, seed: int) -> Path:
     return folder
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
+def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     """Copy the tokenizer files that a model folder has."""
+    source, folder = expanded(source), expanded(folder)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -133,7 +133,9 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     text of a regression has another number of values than before. Raises UsageError if a head with
     one output would get other labels.
     """
-    classifier = Classifier.load(config.start, config.model, dtype=DTYPES[config.dtype])
+    classifier = Classifier.load(
+        config.start, config.model, dtype=DTYPES[config.dtype], stream=config.stream_blocks
+    )
     classifier.ngrams = None  # fitted again after the training
     old, n_embd = classifier.description.head, classifier.model.config.n_embd
     found = label_names([*split.train, *split.val, *split.test], old.task)
@@ -177,7 +179,9 @@ def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[s
 
 def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
     """The classifier with which the training of a run starts, from the run's own folder."""
-    classifier = Classifier.load(run / START, config.model, dtype=DTYPES[config.dtype])
+    classifier = Classifier.load(
+        run / START, config.model, dtype=DTYPES[config.dtype], stream=config.stream_blocks
+    )
     freeze(classifier, config.training)
     return classifier
 

@@ -82,6 +82,7 @@ LATER = {
     "adapt_lr",
     "tensorboard",
     "quantize",
+    "stream_blocks",
 }  # settings that were added to version 2 later; a file without them means their defaults
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 TRAINING_TEXTS = "training-texts.txt"
@@ -134,6 +135,9 @@ class RunConfig:
     start: str = setting("", "trained classifier that training continues from")
     autotune: float = setting(0.0, "seconds of the search for settings that follows", at_least=0)
     tensorboard: bool = setting(False, "write the curves of training for TensorBoard")
+    stream_blocks: bool = setting(
+        False, "read one frozen block at a time from the model's file, which needs less memory"
+    )
     threads: int = setting(1, "threads; the last bits of a result depend on them", at_least=1)
 
     def __post_init__(self) -> None:
@@ -153,6 +157,11 @@ class RunConfig:
             raise UsageError(
                 f"--adapt trains all of GPT-2, and --quantize {self.head.quantize} stores its matrices "
                 "in a form that cannot be trained. Leave out one of them."
+            )
+        if self.training.adapt and self.stream_blocks:
+            raise UsageError(
+                "--adapt trains all of GPT-2, so no block stays in its file. Leave out --stream-blocks or "
+                "--adapt."
             )
         if self.start and self.training.adapt:
             raise UsageError(

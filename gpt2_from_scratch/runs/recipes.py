@@ -89,6 +89,7 @@ def train_classifier(
     cache: bool = True,
     autotune: float = 0.0,
     tensorboard: bool = False,
+    stream_blocks: bool = False,
 ) -> Run:
     """Finetune a classifier, keep its best epoch, and score it on the test set.
 
@@ -110,6 +111,8 @@ def train_classifier(
         autotune: Search for the best settings of training and head for this many seconds. Settings
             that differ from their defaults are kept. 0: no search.
         tensorboard: Write the curves of training to the folder `tensorboard` in the run's folder.
+        stream_blocks: Read one frozen block at a time from the model's file, so that a model larger
+            than the memory can be used. The results are the same.
 
     Returns:
         The finished run, with `run.classifier` and `run.scores`. `run.write_report()` writes the
@@ -150,6 +153,7 @@ def train_classifier(
         threads=torch.get_num_threads(),
         autotune=autotune,
         tensorboard=tensorboard,
+        stream_blocks=stream_blocks,
     )
     _refuse_unshareable(config)
     if frame is None:
@@ -237,7 +241,13 @@ def resume_training(
         first = _alone_from_now_on()
         split = _texts_of(folder, config)[0] if data is not None else None
         log.info(f"{folder} is complete")
-        classifier = Classifier.load(folder, config.model, dtype=DTYPES[config.dtype], device=where)
+        classifier = Classifier.load(
+            folder,
+            config.model,
+            dtype=DTYPES[config.dtype],
+            device=where,
+            stream=config.stream_blocks,
+        )
         freeze(classifier, config.training)  # the file may contain more than what was trained
         if not first:
             return Run(folder, config, classifier, None)
@@ -421,6 +431,7 @@ def _best_of_search(folder: Path, config: RunConfig, before: Classifier) -> Clas
         dtype=DTYPES[config.dtype],
         device=before.device,
         store=before.store,
+        stream=config.stream_blocks,
     )
     freeze(found, config.training)
     _log_ledger(found, config.training)
@@ -455,6 +466,7 @@ def new_classifier(config: RunConfig, split: Split) -> Classifier:
         causal_mask=head.causal_mask,
         seed=config.training.seed,
         dtype=DTYPES[config.dtype],
+        stream=config.stream_blocks,
     )
     freeze(classifier, config.training)
     return classifier

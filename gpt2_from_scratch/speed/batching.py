@@ -36,7 +36,10 @@ def encode_texts(
     # A token has at most `longest_token` characters, so the first `max_tokens` tokens end before the
     # margin. Cutting the text may change tokens near the cut, but only within the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
-    encoded = []
+    encoded, cut = [], []
+    same: dict[
+        int, int
+    ] = {}  # one object per token, because lists of new ones take twice the memory
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(no_string(text, number))
@@ -44,9 +47,10 @@ def encode_texts(
             ids = tokenizer.encode(tidied(text)[:longest])
         else:
             ids = tokenizer.encode(text[:longest]) if text.strip() else [tokenizer.end_of_text_id]
-        encoded.append(ids)
-    cut = [len(ids) > max_tokens for ids in encoded]
-    return [[*ids[:max_tokens], *end] for ids in encoded], cut
+        cut.append(len(ids) > max_tokens)
+        ids = [*ids[:max_tokens], *end]
+        encoded.append([*map(same.setdefault, ids, ids)])
+    return encoded, cut
 
 
 def tidied(text: str) -> str:

@@ -10,7 +10,7 @@ Shapes: B texts per batch, T tokens in the longest text, C = n_embd.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -23,7 +23,7 @@ from gpt2_from_scratch.progress import progress_bar
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.feature_store import FeatureStore, Shard
 from gpt2_from_scratch.speed.frozen_trunk import Trunk
-from gpt2_from_scratch.storage.processes import count, part_of, wait_for_all
+from gpt2_from_scratch.storage.processes import count, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Features:
         left = missing
         if store and count() > 1:
             wait_for_all()  # until all know what is missing
-            self._compute(missing, part_of)
+            self._compute(missing, shared=True)
             wait_for_all()
             left = self._find(missing)
         self._compute(left)
@@ -152,14 +152,10 @@ class Features:
         self._store.discard(shard, ValueError("its states have another shape or type"))
         return False
 
-    def _compute(
-        self,
-        missing: Mapping[bytes, Sequence[int]],
-        part: Callable[[Iterator[list[int]]], Iterator[list[int]]] = iter,
-    ) -> None:
-        """Run the frozen blocks on texts, and keep their output; `part` selects some batches.
+    def _compute(self, missing: Mapping[bytes, Sequence[int]], *, shared: bool = False) -> None:
+        """Run the frozen blocks on texts, and keep their output.
 
-        The output is kept as soon as there is enough of it for a shard. The computation uses complete
+        With `shared`, each of several processes computes a part of the texts. The output is kept as soon as there is enough of it for a shard. The computation uses complete
         tiles (see `frozen_trunk`), so the output for a text is bit-identical, no matter which other
         texts are missing.
         """
@@ -170,15 +166,15 @@ class Features:
             total=total, desc="frozen blocks", unit=" tokens", unit_scale=True, hidden=not total
         ) as bar:
             try:
-                for numbers in part(self.trunk.batches(texts)):
-                    packed = self.trunk.pack([texts[n] for n in numbers], whole_tiles=True)
-                    states = self.trunk(packed).to("cpu", self.dtype)
+                for numbers, packed, x in self.trunk.run(
+                    texts, whole_tiles=True, shared=shared, advance=bar.update
+                ):
+                    states = x.to("cpu", self.dtype)
                     ready |= {
                         keys[numbers[n]]: states[rows[: len(texts[numbers[n]])]]
                         for r in packed.rectangles
                         for n, rows in zip(r.texts, r.rows.cpu(), strict=True)
                     }
-                    bar.update(sum(len(texts[n]) for n in numbers))
                     if sum(rows.nbytes for rows in ready.values()) >= SHARD:
                         kept = self._keep(ready)
                         ready = {}

@@ -12,6 +12,10 @@ on a text's own length: rows go through the layers in tiles of a fixed size, att
 its `width`, and only texts of the same width share rows. If the last tile is filled up, the output
 for a text is bit-identical, no matter which other texts are in the batch.
 
+A block may stay in its file (see `storage/mapped.py`). It is then copied into memory when it is used,
+and the copy is freed afterwards. Reading all blocks once per batch would take longer than computing
+them, so `Trunk.run` runs one block after the other on many batches.
+
 Shapes: U rows per batch, B texts per rectangle, T tokens in its longest text, W its width,
 C = n_embd.
 """
@@ -19,7 +23,7 @@ C = n_embd.
 import copy
 import hashlib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -35,12 +39,16 @@ from gpt2_from_scratch.gpt2.nf4 import packed_weights, unpacked
 from gpt2_from_scratch.speed.batching import pad_batch
 from gpt2_from_scratch.speed.int8 import Int8Linear
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
+from gpt2_from_scratch.storage.mapped import is_mapped
+from gpt2_from_scratch.storage.processes import part_of
 from gpt2_from_scratch.storage.tensors import tensors_sha256
 
 # tokens per batch: enough for efficient matrix products, but few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 LAYOUT = "tiles 2"  # part of the cache key; change it when a new layout rounds differently
 TILES = 8  # tiles per batch, so a matrix product has TOKENS / TILES rows
+# bytes of states for which a block is read from its file; for 1558M 40,000 tokens, which take minutes
+WINDOW = 256e6
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,11 @@ def _rounded(block: Any, dtype: torch.dtype) -> Any:
     return block
 
 
+def is_streamed(block: nn.Module) -> bool:
+    """Return whether a matrix of a block stays in its file."""
+    return any(map(is_mapped, block.parameters()))
+
+
 class Trunk:
     """The embeddings and the first `depth` blocks of a model, without gradients.
 
@@ -175,6 +188,7 @@ class Trunk:
         depth: number of blocks.
         dtype: precision of matrix products. With bfloat16 and int8 they use rounded copies of the
             weights; the residual stream and LayerNorms stay in float32. With int8, so does attention.
+            A block that stays in its file is rounded each time it is read.
             Weights in NF4 are not copied; they are dequantised, once per batch, and rounded only to
             bfloat16.
         causal_mask: if false, each token sees all tokens of its text.
@@ -204,7 +218,7 @@ class Trunk:
         self._weights |= {**dict(every.named_parameters()), **dict(every.named_buffers())}
         self._copied: list[tuple[Any, Any]] = []  # (block of the model, its rounded copy)
         for n, block in enumerate(self.blocks):
-            if dtype != torch.float32 and not packed_weights(block):
+            if dtype != torch.float32 and not packed_weights(block) and not is_streamed(block):
                 self.blocks[n] = _rounded(block, dtype)
                 self._copied.append((block, self.blocks[n]))
 
@@ -280,18 +294,96 @@ class Trunk:
 
         Raises DataError if a text has more than n_ctx tokens.
         """
-        if (longest := int(packed.positions.max()) + 1) > len(self.wpe):
-            raise DataError(f"{longest} tokens are more than n_ctx = {len(self.wpe)}; cut the text")
-        x = self.wte[packed.ids] + self.wpe[packed.positions]
+        x = self._embedded(packed)
         yield x
         for block in self.blocks:
-            # the states may be cached and reused, so a caller's autocast must not round them
-            with torch.autocast(self.device.type, enabled=False):
-                x = self._block(block, x, packed)
+            x = self._block(self._in_memory(block), x, packed)
             yield x
+
+    @torch.no_grad()
+    def run(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        whole_tiles: bool = False,
+        shared: bool = False,
+        advance: Callable[[float], object] | None = None,
+    ) -> Iterator[tuple[list[int], Packed, Tensor]]:
+        """Run the blocks on any number of texts, in efficient batches.
+
+        The results are those of `batches`, `pack` and a call, batch by batch. If blocks stay in their
+        file, each of them runs on a window of several batches before the next one is read.
+
+        Args:
+            texts: token ids of each text.
+            whole_tiles: see `pack`.
+            shared: each of several processes computes a part of the batches.
+            advance: called with the progress, in tokens times the proportion of the blocks done.
+
+        Yields:
+            The indices of a batch's texts, its layout, and the residual stream after the last block,
+            (U, C) float32.
+
+        Raises:
+            DataError: a text has more than n_ctx tokens.
+        """
+        batches = part_of(self.batches(texts)) if shared else self.batches(texts)
+        if not any(map(is_streamed, self.blocks)):
+            for numbers in batches:
+                packed = self.pack([texts[n] for n in numbers], whole_tiles=whole_tiles)
+                states = self(packed)
+                if advance:
+                    advance(sum(len(texts[n]) for n in numbers))
+                yield numbers, packed, states
+            return
+        for window in self._windows(texts, batches, whole_tiles):
+            streams = [self._embedded(packed) for _, packed in window]
+            for block in self.blocks:
+                ready = self._in_memory(block)
+                for n, (numbers, packed) in enumerate(window):
+                    streams[n] = self._block(ready, streams[n], packed)
+                    if advance:
+                        advance(sum(len(texts[number]) for number in numbers) / self.depth)
+                del ready  # before the next block is read
+            for numbers, packed in window:
+                yield numbers, packed, streams.pop(0)
+
+    def _windows(
+        self,
+        texts: Sequence[Sequence[int]],
+        batches: Iterator[list[int]],
+        whole_tiles: bool,
+    ) -> Iterator[list[tuple[list[int], Packed]]]:
+        """Yield several batches at once: the indices of their texts, and their layouts."""
+        window: list[tuple[list[int], Packed]] = []
+        size, row = 0, 4 * self.wte.shape[1]
+        for numbers in batches:
+            packed = self.pack([texts[n] for n in numbers], whole_tiles=whole_tiles)
+            window.append((numbers, packed))
+            size += len(packed.ids) * row
+            if size >= WINDOW:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def _in_memory(self, block: Any) -> Any:
+        """Return a block, or a copy in memory if it stays in its file."""
+        return _rounded(block, self.dtype) if is_streamed(block) else block
+
+    def _embedded(self, packed: Packed) -> Tensor:
+        """Add the embeddings of each row's token and position: (U, C)."""
+        if (longest := int(packed.positions.max()) + 1) > len(self.wpe):
+            raise DataError(f"{longest} tokens are more than n_ctx = {len(self.wpe)}; cut the text")
+        return self.wte[packed.ids] + self.wpe[packed.positions]
 
     def _block(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         """Compute a block on rows instead of padded texts: (U, C) -> (U, C)."""
+        # the states may be cached and reused, so a caller's autocast must not round them
+        with torch.autocast(self.device.type, enabled=False):
+            return self._computed(block, x, packed)
+
+    def _computed(self, block: TransformerBlock, x: Tensor, packed: Packed) -> Tensor:
         tiles = x.split(self.tile)
         c_attn, attn_proj, c_fc, mlp_proj = (
             unpacked(layer, self._input)

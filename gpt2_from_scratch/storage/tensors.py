@@ -23,12 +23,14 @@ from torch import Tensor
 
 from gpt2_from_scratch.errors import CheckpointError, ResourceError, UsageError
 from gpt2_from_scratch.storage.files import HEAD, and_is, atomic_path, open_regular, parse_json
+from gpt2_from_scratch.storage.mapped import MappedParameter
 from gpt2_from_scratch.storage.paths import expanded
 
 LARGEST_HEADER = 1 << 20  # bytes; the header of the largest GPT-2 has about 60,000
 OURS = "gpt2_from_scratch"  # key in the file's metadata for this package's metadata, as JSON
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 DTYPES |= {torch.uint8, torch.int32, torch.int64}
+HASHED_AT_ONCE = 1 << 20  # numbers
 CHECKSUM = "sha256"  # key of the checksum in this package's metadata
 
 
@@ -129,6 +131,18 @@ def mapped_tensors(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
 
 
+def tensor_offsets(path: Path) -> dict[str, int]:
+    """Return where each tensor of a checked file begins, in bytes from the start of the file."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length).decode("utf-8"))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def refuse_odd_name(path: Path) -> None:
     """Raise UsageError if a path is not UTF-8. The library writes such files but cannot read them."""
     try:
@@ -167,7 +181,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def each_sha256(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the shape and the SHA-256 of each tensor, by name.
 
-    An example is {"wte": "(2, 3) 9f86..."}. Values are hashed as float32.
+    An example is {"wte": "(2, 3) 9f86..."}. Values are hashed as float32. The hash of a matrix that
+    stays in its file is computed once.
     """
     with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
         return dict(zip(tensors, threads.map(_shape_and_sha256, tensors.values()), strict=True))
@@ -180,8 +195,20 @@ def joined_sha256(hashes: Mapping[str, str]) -> str:
 
 
 def _shape_and_sha256(tensor: Tensor) -> str:
-    values = tensor.detach().float().cpu().contiguous().numpy()
-    return f"{tuple(tensor.shape)} {hashlib.sha256(values.data).hexdigest()}"
+    if isinstance(tensor, MappedParameter) and tensor.is_unchanged:
+        if not tensor.digest:
+            tensor.digest = _hashed(tensor)
+            tensor.release()
+        return tensor.digest
+    return _hashed(tensor)
+
+
+def _hashed(tensor: Tensor) -> str:
+    digest, rows = hashlib.sha256(), tensor.detach()[None] if tensor.dim() == 0 else tensor.detach()
+    # some rows at a time, because a row may have to be converted or transposed, which copies it
+    for part in rows.split(max(1, HASHED_AT_ONCE * len(rows) // max(1, rows.numel()))):
+        digest.update(part.float().cpu().contiguous().numpy().data)
+    return f"{tuple(tensor.shape)} {digest.hexdigest()}"
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

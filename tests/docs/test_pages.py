@@ -47,6 +47,7 @@ OPENAI = {  # these need OpenAI's weights
     "gpt2-classifier find-rate --model 124M --data sms --balance",
     "gpt2-classifier train --model 124M --data sms --balance --lora 16 --lr 8e-4 --out runs/lora-124M",
     "gpt2-classifier train --model 124M --data sms --recipe lecture",
+    "gpt2-classifier train --model 1558M --data sms --stream-blocks",
 }
 LONG = {  # a quarter of a minute and more, or files of another machine
     "gpt2-classifier train --data hard --out runs/hard",

@@ -26,10 +26,12 @@ from gpt2_from_scratch.gpt2.weights import (
     load_gpt2,
     meta_gpt2,
     names_on_disk,
+    parameters_sha256,
     save_gpt2,
     stored_parameters,
 )
 from gpt2_from_scratch.storage.files import sha256_of
+from gpt2_from_scratch.storage.mapped import is_mapped
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tf_checkpoint"  # written by TensorFlow itself
 HPARAMS = {"n_vocab": 277, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
@@ -889,3 +891,63 @@ def test_attention_that_is_computed_in_another_order_is_the_same(tmp_path, huggi
     with torch.no_grad():
         expected = theirs(ids).logits
         torch.testing.assert_close(load_gpt2(tmp_path)(ids), expected, atol=1e-4, rtol=0)
+
+
+# --- matrices that stay in their file ---
+
+
+def assert_streams(folder: Path) -> None:
+    """Compare a streamed model with one in memory: names, values, types and hashes."""
+    streamed, plain = load_gpt2(folder, stream=True), load_gpt2(folder)
+    assert parameters_sha256(streamed) == parameters_sha256(plain)
+    expected = dict(plain.named_parameters())
+    assert [name for name, _ in streamed.named_parameters()] == list(expected)
+    for name, parameter in streamed.named_parameters():
+        assert torch.equal(parameter.float(), expected[name]), name
+        is_matrix = name.startswith("blocks.") and parameter.dim() == 2
+        assert is_mapped(parameter) == is_matrix, name
+        assert parameter.requires_grad == (not is_matrix), name
+
+
+@pytest.mark.parametrize("change", [lambda x: x, as_bfloat16, lambda x: x.astype("<f2")])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_matrices_of_openais_files_can_stay_there(tmp_path, openai, arrays, change, shards):
+    for file in openai.glob("model.ckpt*"):
+        file.unlink()
+    write_bundle(openai, {name: change(value) for name, value in arrays.items()}, shards=shards)
+    assert_streams(openai)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_matrices_of_safetensors_can_stay_there(tmp_path, arrays, dtype):
+    tensors = {name: value.to(dtype) for name, value in hugging_face_tensors(arrays).items()}
+    assert_streams(write_hugging_face(tmp_path / "one", tensors))
+    assert_streams(write_shards(tmp_path / "three", tensors))
+
+
+def test_matrices_of_nanogpts_state_dict_can_stay_there(tmp_path):
+    assert_streams(write_nanogpt(tmp_path, NanoGPT(HPARAMS, bias=False), False, HPARAMS))
+
+
+def test_streamed_weights_are_checked_as_others_are(tmp_path, openai, arrays):
+    data = openai / DATA
+    raw = bytearray(data.read_bytes())
+    raw[-5] ^= 1  # in the last array, wte
+    raw[read_index(openai / "model.ckpt.index")["model/h1/mlp/c_fc/w"].offset] ^= 1
+    data.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="h1/mlp/c_fc/w is damaged|wte is damaged"):
+        load_gpt2(openai, stream=True)
+    arrays["model/h1/mlp/c_fc/w"][0, 1, 2] = np.nan
+    write_bundle(openai, arrays)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.c_fc\.weight"):
+        load_gpt2(openai, stream=True)
+
+
+def test_two_formats_are_compared_if_the_first_stays_in_its_file(tmp_path, openai, arrays):
+    tensors = hugging_face_tensors(arrays)
+    write_hugging_face(openai, tensors)
+    assert_streams(openai)
+    tensors["h.0.attn.c_proj.weight"][0, 0] += 1
+    write_hugging_face(openai, tensors)
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.c_proj\.weight"):
+        load_gpt2(openai, stream=True)

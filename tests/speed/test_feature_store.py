@@ -44,7 +44,7 @@ NO_TRUNK = SimpleNamespace(
     depth=1,
     device=torch.device("cpu"),
     wte=torch.empty(0, 768),
-    batches=lambda _: [],
+    run=lambda *_, **options: [],
     sha256=lambda: "0" * 64,
 )
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs forks, signals and rights of POSIX")

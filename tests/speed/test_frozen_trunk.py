@@ -1,10 +1,14 @@
 """Frozen blocks on packed texts equal plain blocks on single texts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from gpt2_from_scratch.errors import DataError
 from gpt2_from_scratch.gpt2.model import GPT2
+from gpt2_from_scratch.gpt2.weights import load_gpt2
+from gpt2_from_scratch.speed import frozen_trunk
 from gpt2_from_scratch.speed.frozen_trunk import Trunk, batches, pack, width
 
 TEXTS = [[5, 6, 7, 8], [5, 6, 9], [5], [1, 5, 6, 7], [5, 6, 7, 8, 9, 10, 11], [200] * 12, [5, 6, 9]]
@@ -169,3 +173,60 @@ def test_layers_are_the_outputs_of_shallower_trunks(tiny_gpt2: GPT2, depth: int)
         assert torch.equal(x, Trunk(tiny_gpt2, n)(packed))
     with pytest.raises(DataError, match="33 tokens are more than n_ctx = 32"):
         next(Trunk(tiny_gpt2, depth).layers(pack([[1] * 33])))
+
+
+# --- blocks that stay in their file ---
+
+
+@pytest.mark.parametrize("whole_tiles", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_streamed_blocks_give_the_same_bits(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, whole_tiles: bool
+) -> None:
+    """Each block is read once per window, no matter how many batches are in the window."""
+    monkeypatch.setitem(frozen_trunk.TOKENS, "cpu", 40)
+    texts = random_texts(5)
+    plain = Trunk(load_gpt2(tiny_checkpoint), 2, dtype)
+    expected = []
+    for numbers in plain.batches(texts):
+        packed = plain.pack([texts[n] for n in numbers], whole_tiles=whole_tiles)
+        expected.append((numbers, plain(packed)))
+    assert len(expected) > 4
+    trunk = Trunk(load_gpt2(tiny_checkpoint, stream=True), 2, dtype)
+    assert trunk.sha256() == plain.sha256()
+    reads = []
+    rounded = frozen_trunk._rounded
+    monkeypatch.setattr(frozen_trunk, "_rounded", lambda *block: reads.append(1) or rounded(*block))
+    for window, n_reads in ((1e9, 2), (0, 2 * len(expected))):
+        monkeypatch.setattr(frozen_trunk, "WINDOW", window)
+        reads.clear()
+        progress: list[float] = []
+        found = list(trunk.run(texts, whole_tiles=whole_tiles, advance=progress.append))
+        assert len(reads) == n_reads
+        assert sum(progress) == pytest.approx(sum(map(len, texts)))
+        for (numbers, states), (found_numbers, _, found_states) in zip(
+            expected, found, strict=True
+        ):
+            assert found_numbers == numbers
+            assert torch.equal(found_states, states)
+
+
+def test_the_window_is_measured_in_bytes_of_states(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = Trunk(load_gpt2(tiny_checkpoint, stream=True), 2)
+    texts = [[n, n] for n in range(100)]
+    monkeypatch.setitem(frozen_trunk.TOKENS, "cpu", 20)  # 2 texts of width 16 per batch
+    monkeypatch.setattr(frozen_trunk, "WINDOW", 2 * 4 * 128)
+    assert [len(window) for window in trunk._windows(texts, False)] == [2] * 25
+
+
+def test_a_streamed_block_that_was_changed_is_used_as_it_is(tiny_checkpoint: Path) -> None:
+    streamed, plain = load_gpt2(tiny_checkpoint, stream=True), load_gpt2(tiny_checkpoint)
+    trunks = [Trunk(model, 2) for model in (streamed, plain)]
+    with torch.no_grad():
+        for model in (streamed, plain):
+            model.blocks[1].mlp.c_fc.weight.mul_(0.5)
+    for _ in range(2):
+        found, expected = (trunk(pack(TEXTS)) for trunk in trunks)
+        assert torch.equal(found, expected)
