@@ -169,7 +169,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     device, dtype = computing_on(args)
     classifier = Classifier.load(args.classifier, args.model, dtype=DTYPES[dtype], device=device)
     classifier.merge_for_answers()
-    if classifier.description.is_quantized and dtype != "float32":
+    if classifier.description.is_quantized and args.dtype in ("bfloat16", "int8"):
         log.warning(f"--dtype {dtype} has no effect: blocks in NF4 are computed in float32")
     return classifier
 
