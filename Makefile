@@ -73,7 +73,8 @@ bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabula
 	$(BIN)/python benchmarks/next_token.py
 	$(BIN)/python benchmarks/own_loop.py
 
-# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
+# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md);
+# make gpu STAGES="compare qlora" runs only these stages
 DEVICE ?= cuda
 OUT ?= runs/gpu
 PACK ?= build/gpu-pack$(if $(SMALL),-small)
@@ -89,7 +90,8 @@ gpu-pack: $(INSTALLED)  ## what `make gpu` needs beside a checkout, PyTorch and 
 
 gpu:  ## nine minutes on one NVIDIA card: compare with the CPU, measure speed, pretrain
 	$(if $(SMALL),$(GPU_PYTHON) benchmarks/gpu/pack.py --small --out $(PACK))
-	$(GPU_PYTHON) benchmarks/gpu/run.py --device $(DEVICE) --pack $(PACK) --out $(OUT) $(if $(SMALL),--small)
+	$(GPU_PYTHON) benchmarks/gpu/run.py --device $(DEVICE) --pack $(PACK) --out $(OUT) $(if $(SMALL),--small) \
+		$(if $(STAGES),--stages $(STAGES))
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
 	$(BIN)/python tests/campaigns/faults.py
