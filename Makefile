@@ -70,7 +70,8 @@ bench: $(INSTALLED)  ## only those of speed and memory (about an hour); needs Op
 # the folder of the data sets that do not ship with the package
 DATA ?= ../shared/data
 
-# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md)
+# `make gpu` on a machine with an NVIDIA card, or on this one: make gpu DEVICE=cpu SMALL=1 (docs/how-to/gpu.md);
+# make gpu STAGES="compare qlora" runs only these stages
 DEVICE ?= cuda
 OUT ?= runs/gpu
 PACK ?= build/gpu-pack$(if $(SMALL),-small)
@@ -86,7 +87,8 @@ gpu-pack: $(INSTALLED)  ## what `make gpu` needs beside a checkout, PyTorch and 
 
 gpu:  ## nine minutes on one NVIDIA card: compare with the CPU, measure speed, pretrain
 	$(if $(SMALL),$(GPU_PYTHON) benchmarks/gpu/pack.py --small --out $(PACK))
-	$(GPU_PYTHON) benchmarks/gpu/run.py --device $(DEVICE) --pack $(PACK) --out $(OUT) $(if $(SMALL),--small)
+	$(GPU_PYTHON) benchmarks/gpu/run.py --device $(DEVICE) --pack $(PACK) --out $(OUT) $(if $(SMALL),--small) \
+		$(if $(STAGES),--stages $(STAGES))
 
 faults: $(INSTALLED)  ## the long campaigns of kills, changed files and odd texts (about half an hour)
 	$(BIN)/python tests/campaigns/faults.py

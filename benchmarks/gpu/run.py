@@ -1,6 +1,7 @@
 """Use a few minutes on one NVIDIA card: compare it with the CPU, measure speed, pretrain.
 
     python benchmarks/gpu/run.py --pack build/gpu-pack --out runs/gpu      # or: make gpu
+    python benchmarks/gpu/run.py --stages qlora large --pack ...           # or: make gpu STAGES="qlora large"
 
 Needs the pack that `make gpu-pack` writes, PyTorch and numpy, and no network. Each stage is a
 process of its own, and writes its results into --out as soon as it has them.
@@ -23,7 +24,11 @@ import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = 505  # seconds after which the last stage must be over
-STAGES = {"compare": 120, "speed": 120, "pretrain_next": WHOLE}  # seconds at most
+# seconds at most, in the order in which the stages run
+STAGES = {"compare": 120, "speed": 120, "qlora": 150, "large": 150, "pretrain_next": WHOLE}
+ONLY_IF_NAMED = {"qlora", "large"}
+# a stage's program is that of its name, unless a benchmark has this name already
+PROGRAMS = {"qlora": "qlora_steps.py", "large": "large_model.py"}
 GRACE = 10  # seconds between asking a stage to stop and ending it
 MODEL = (
     "model.safetensors",
@@ -68,7 +73,8 @@ def install(wheels: Path, site: Path) -> None:
 def run_stage(name: str, seconds: float, options: list[str], site: Path, out: Path) -> None:
     """Run a stage in a process of its own; stop it when its time is over."""
     results, log = out / f"{name}.json", out / "log.txt"
-    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *options]
+    program = Path(__file__).with_name(PROGRAMS.get(name, f"{name}.py"))
+    command = [sys.executable, str(program), *options]
     command += ["--out", str(results), "--seconds", str(seconds)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks", site)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -102,6 +108,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try it on a CPU")
+    parser.add_argument(
+        "--stages",
+        nargs="*",
+        choices=STAGES,
+        default=[],
+        help=f"default: all but {', '.join(sorted(ONLY_IF_NAMED))}; with --small, all",
+    )
     args = parser.parse_args()
     started = time.monotonic()
     if not (args.pack / "data.tar.xz").exists():
@@ -117,7 +130,11 @@ def main() -> None:
     install(args.pack / "wheels", site)
     options = ["--device", args.device, "--data", str(data), "--work", str(work)]
     options += ["--small"] if args.small else []
+    # with --small all stages are quick
+    chosen = set(args.stages) or STAGES.keys() - (set() if args.small else ONLY_IF_NAMED)
     for name, most in STAGES.items():
+        if name not in chosen:
+            continue
         seconds = min(most, WHOLE - (time.monotonic() - started))
         if args.small:  # tiny, but this machine may be busy
             seconds = 3600

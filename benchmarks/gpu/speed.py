@@ -18,16 +18,12 @@ import torch
 from bench import PeakMemory, best_of, block_flops, measure_machine, random_gpt2, timed
 from finetune import OURS, PLAIN, HuggingFace, Job, Side, our_side, run_ours, run_plain
 from predict import BATCH_SIZES, hugging_face_rate, messages, our_rate
-from stage import Stage, short
+from stage import LABELS, Stage, short
 
 from gpt2_from_scratch import Classifier, HeadConfig, Tokenizer, Trunk, replace_head, set_trainable
 from gpt2_from_scratch.classifier.saving import Description
-from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
-from gpt2_from_scratch.gpt2.model import GPT2, init_weights
+from gpt2_from_scratch.gpt2.config import GPT2Config
 from gpt2_from_scratch.speed.frozen_trunk import batches
-
-TINY = {"n_ctx": 128, "n_embd": 32, "n_head": 4, "n_layer": 2}
-LABELS = ("ham", "spam")
 
 
 def finetuned(
@@ -100,9 +96,7 @@ class Large:
 
     def __init__(self, stage: Stage, config: GPT2Config, texts: list[str]):
         self.texts, self.tokenizer = texts, Tokenizer(stage.data / "openai")
-        with stage.device:
-            self.model = GPT2(config)
-        init_weights(self.model, torch.Generator(stage.device).manual_seed(1558))
+        self.model = stage.random_model(config)
         replace_head(self.model, len(LABELS))
         set_trainable(self.model, n_last_blocks=1, final_norm=True)
         self.model.to(stage.device)
@@ -173,16 +167,13 @@ def main() -> None:
 
     stage.measure("card", card)
     vocabulary = stage.data / "openai"
-    tiny = GPT2Config(n_vocab=Tokenizer(vocabulary).n_vocab, **TINY)
-    folder = random_gpt2(
-        stage.work / "124M", tiny if stage.small else SIZES["124M"], vocabulary=vocabulary
-    )
+    folder = random_gpt2(stage.work / "124M", stage.sizes("124M"), vocabulary=vocabulary)
     job = Job(folder, stage.split(), machine, stage.device, 1 if stage.small else 20)
     finetuning(stage, job)
     originals = json.loads((stage.data / "messages.json").read_text("utf-8"))
     texts = messages(32 if stage.small else 10_000, originals)
     predictions(stage, folder, texts)
-    large(stage, tiny if stage.small else SIZES["1558M"], texts[:2000], machine.flops)
+    large(stage, stage.sizes("1558M"), texts[:2000], machine.flops)
     stage.measure("settings", lambda: {"config": asdict(job.config), "texts": len(texts)})
 
 

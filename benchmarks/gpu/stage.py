@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 
-from gpt2_from_scratch import Split
+from gpt2_from_scratch import Classifier, HeadConfig, LoRAConfig, Split, Tokenizer
+from gpt2_from_scratch.classifier.saving import Description, assemble
 from gpt2_from_scratch.data.messages import Message
+from gpt2_from_scratch.gpt2.config import SIZES, GPT2Config
+from gpt2_from_scratch.gpt2.model import GPT2, init_weights
 from gpt2_from_scratch.storage.files import write_json
+
+TINY = {"n_ctx": 128, "n_embd": 32, "n_head": 4, "n_layer": 2}
+LABELS = ("ham", "spam")
 
 
 @dataclass
@@ -70,6 +76,34 @@ class Stage:
         """The lecture's split of the SMS collection, from the pack."""
         parts = json.loads((self.data / "lecture.json").read_text("utf-8"))
         return Split(*([Message(text, label) for text, label in part] for part in parts))
+
+    def sizes(self, name: str) -> GPT2Config:
+        """GPT-2's sizes by name; tiny ones for a try."""
+        if not self.small:
+            return SIZES[name]
+        return GPT2Config(n_vocab=Tokenizer(self.data / "openai").n_vocab, **TINY)
+
+    def random_model(self, config: GPT2Config) -> GPT2:
+        """Random weights, drawn on the device, none of them trainable."""
+        with self.device:
+            model = GPT2(config)
+        init_weights(model, torch.Generator(self.device).manual_seed(1558))
+        return model.requires_grad_(False)
+
+    def random_classifier(
+        self,
+        config: GPT2Config,
+        *,
+        lora: LoRAConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Classifier:
+        """A classifier of two classes on random weights, with the vocabulary of the pack."""
+        model, tokenizer = self.random_model(config), Tokenizer(self.data / "openai")
+        head = HeadConfig(labels=LABELS, layer=config.n_layer)
+        description = Description("random", "0" * 64, (head,), config.n_ctx, lora=lora)
+        assemble(description, model, tokenizer, seed=123)
+        model.to(self.device)
+        return Classifier(model, tokenizer, description, dtype=dtype)
 
 
 def line(result: dict[str, Any]) -> str:

@@ -111,8 +111,8 @@ BATCH = 32  # texts in a padded batch without gradients
 NOTHING_BEFORE = "the heads read no block, or only the first one"
 LONGEST_SHOWN = 100  # most characters of a text next to its answer
 _LOCK = threading.Lock()
-# {(id of the model, mode): (number of current uses, each module's earlier mode)}; see `in_mode`
-_MODES: dict[tuple[int, bool], tuple[int, list[tuple[nn.Module, bool]]]] = {}
+# {(id of the model, mode): (number of current uses, modules that were in the other mode)}
+_MODES: dict[tuple[int, bool], tuple[int, list[nn.Module]]] = {}  # see `in_mode`
 
 
 @dataclass(frozen=True)
@@ -932,32 +932,35 @@ def _in_small_parts(
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a model into training or evaluation mode, and restore each module's mode afterwards.
 
-    If several threads do this at once, the last one to finish restores the modes.
+    If several threads do this at once, the last one to finish restores the modes. This runs for
+    every batch, so it does nothing slow if the model is already in the mode.
     """
     key = id(model), training
     with _LOCK:
-        count, before = _MODES.get(key, (0, [(part, part.training) for part in model.modules()]))
-        _MODES[key] = count + 1, before
-        model.train(training)
+        others = [part for part in model.modules() if part.training != training]
+        count, changed = _MODES.get(key, (0, others))
+        _MODES[key] = count + 1, changed
+        if others:
+            model.train(training)
     try:
         yield
     finally:
         with _LOCK:
-            count, before = _MODES.pop(key, (1, []))  # missing if the process forked in between
+            count, changed = _MODES.pop(key, (1, []))  # missing if the process forked in between
             if count > 1:
-                _MODES[key] = count - 1, before
+                _MODES[key] = count - 1, changed
             else:
-                for part, was_training in before:
-                    part.training = was_training
+                for part in changed:
+                    part.training = not training
 
 
 def _forget_other_threads() -> None:
     """Reset the modes in a forked process, where no other thread could restore them."""
     global _LOCK
     _LOCK = threading.Lock()
-    for _, before in _MODES.values():
-        for part, was_training in before:
-            part.training = was_training
+    for (_, training), (_, changed) in _MODES.items():
+        for part in changed:
+            part.training = not training
     _MODES.clear()
 
 

@@ -176,7 +176,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         stream=bool(getattr(args, "stream_blocks", None)),
     )
     classifier.merge_for_answers()
-    if classifier.description.is_quantized and dtype != "float32":
+    if classifier.description.is_quantized and args.dtype in ("bfloat16", "int8"):
         log.warning(f"--dtype {dtype} has no effect: blocks in NF4 are computed in float32")
     return classifier
 

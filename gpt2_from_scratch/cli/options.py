@@ -164,7 +164,8 @@ def add_computing(
 ) -> None:
     """Add the options for precision, threads, device, cache and streamed blocks.
 
-    With `answers`, int8 is offered too, which is for commands that only answer.
+    With `answers`, int8 is offered too, which is for commands that only answer. "auto" never chooses
+    it.
     """
     if cache:
         parser.add_argument(
@@ -174,10 +175,10 @@ def add_computing(
         )
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", *(["int8"] if answers else [])],
+        choices=["auto", "float32", "bfloat16", *(["int8"] if answers else [])],
         help="precision of the frozen blocks; bfloat16 halves their memory, and trainable "
-        "parameters stay float32"
-        + ("; int8 is the fastest on a CPU" if answers else "")
+        "parameters stay float32; auto is bfloat16 where that is faster, otherwise float32"
+        + ("; int8 is the fastest on a CPU, but changes more answers" if answers else "")
         + " (default: float32)",
     )
     if stream:
@@ -228,10 +229,17 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
 
 def computing_on(args: argparse.Namespace) -> tuple[Any, str]:
     """Set the number of threads; return the device and the precision to compute with."""
-    from gpt2_from_scratch.speed.devices import DTYPES, arithmetic, choose_device, set_threads
+    from gpt2_from_scratch.speed.devices import (
+        DTYPES,
+        arithmetic,
+        choose_device,
+        choose_dtype,
+        set_threads,
+    )
 
     set_threads(args.threads)
-    device, dtype = choose_device(args.device), args.dtype or "float32"
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype or "float32", device)
     computes_in = arithmetic(DTYPES[dtype], device)
     if computes_in != DTYPES[dtype]:
         what = "stores bfloat16 but computes" if dtype == "bfloat16" else "computes"

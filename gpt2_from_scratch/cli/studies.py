@@ -146,6 +146,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     import joblib
 
     from gpt2_from_scratch.gpt2.config import read_config
+    from gpt2_from_scratch.speed.devices import choose_device, choose_dtype
     from gpt2_from_scratch.storage.paths import data_name, model_folder, tidy
     from gpt2_from_scratch.storage.processes import count, is_first
     from gpt2_from_scratch.studies.book import book_rows, chosen
@@ -165,7 +166,8 @@ def run_experiments(args: argparse.Namespace) -> None:
         print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
         return
     only = [row.name for row in chosen(rows, args.rows or [])]
-    head, dtype = settings_of(args, HeadSettings), args.dtype or "float32"
+    head = settings_of(args, HeadSettings)
+    dtype = choose_dtype(args.dtype or "float32", choose_device("cpu"))
     stem = tidy(Path(data_name(data.source)).stem)
     out = args.out or Path("runs") / f"experiments-{tidy(folder.name)}-{stem}"
     refuse_other_folder(out)

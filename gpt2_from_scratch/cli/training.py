@@ -249,6 +249,8 @@ def _resume(args: argparse.Namespace) -> "Run":
     called = {"model": model_name, "encoding": checked_encoding, "delimiter": checked_delimiter}
     called |= dict.fromkeys(SOURCES, data_name)
     typed = {name: called.get(name, lambda x: x)(value) for name, value in typed.items()}
+    if typed.get("dtype") == "auto":
+        del typed["dtype"]  # the run keeps the precision that was chosen when it started
     moved = {name: typed.pop(name) for name in READING if name in typed}
     if not config.autotune and (args.resume / TRIES).exists():
         typed.pop("autotune", None)  # the search is over

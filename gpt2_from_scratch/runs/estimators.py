@@ -41,7 +41,7 @@ from gpt2_from_scratch.runs.folder import RunConfig
 from gpt2_from_scratch.runs.recipes import new_classifier
 from gpt2_from_scratch.runs.results import add_ngrams, calibrate
 from gpt2_from_scratch.speed.batching import no_string, refuse_no_list
-from gpt2_from_scratch.speed.devices import DTYPES, choose_device
+from gpt2_from_scratch.speed.devices import DTYPES, choose_device, choose_dtype
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.paths import model_folder, model_name
 from gpt2_from_scratch.storage.settings import plain
@@ -74,7 +74,7 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
             texts are trained on, the last epoch is kept, and nothing is calibrated.
         seed: The random seed of the head, the order and the validation set.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
-        dtype: The precision of the frozen blocks, "float32" or "bfloat16".
+        dtype: The precision of the frozen blocks, "float32", "bfloat16" or "auto".
         cache: Keep the frozen blocks' output on disk. Other fits on these texts, such as those of a
             search, then need not compute it again, not even in other processes.
         verbose: Write a line per epoch to standard error.
@@ -206,12 +206,9 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
                 with TemporaryDirectory() as folder, torch.inference_mode(False):
                     path = Path(folder) / SAVED
                     path.write_bytes(self._saved)
-                    self._classifier = Classifier.load(
-                        path,
-                        self._base,
-                        dtype=DTYPES[self.dtype],
-                        device=choose_device(str(self.device)),
-                    )
+                    where = choose_device(str(self.device))
+                    dtype = DTYPES[choose_dtype(self.dtype, where)]
+                    self._classifier = Classifier.load(path, self._base, dtype=dtype, device=where)
                 del self._saved
         return self._classifier
 
@@ -223,7 +220,7 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
         if self.with_ngrams and not fraction:
             raise UsageError("with_ngrams needs a validation set: set validation_fraction")
         refuse_padding(self.pooling)
-        blocks = self.n_last_blocks
+        blocks, where = self.n_last_blocks, choose_device(str(self.device))
         return RunConfig(
             model=model_name(self.model),
             training=TrainConfig(
@@ -241,7 +238,7 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):
                 with_ngrams=self.with_ngrams,
                 lora=self.lora,
             ),
-            dtype=self.dtype,
+            dtype=choose_dtype(self.dtype, where),
             cache=self.cache,
         )
 
@@ -290,7 +287,7 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         final_norm: Whether to read the states after the model's final norm.
         max_tokens: Longer texts are cut to this many tokens; 0 means n_ctx.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
-        dtype: The precision of the blocks, "float32" or "bfloat16".
+        dtype: The precision of the blocks, "float32", "bfloat16" or "auto".
         cache: Keep the blocks' output for the texts of `fit_transform` on disk, where other fits on
             these texts find it. `transform` never writes to disk.
     """
@@ -353,14 +350,16 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             final_norm=self.final_norm,
             pooling=self.pooling,  # type: ignore[arg-type]
         )
-        config = RunConfig(model=model_name(self.model), head=settings, dtype=self.dtype)
+        where = choose_device(str(self.device))
+        dtype = choose_dtype(self.dtype, where)
+        config = RunConfig(model=model_name(self.model), head=settings, dtype=dtype)
         with _ONE_AT_A_TIME, torch.inference_mode(False):
             classifier = Classifier.on_base(
                 config.model,
                 heads=[head],
                 max_tokens=self.max_tokens or None,
-                device=choose_device(str(self.device)),
-                dtype=DTYPES[self.dtype],
+                device=where,
+                dtype=DTYPES[dtype],
                 store=FeatureStore() if self.cache else None,
             )
         classifier.model.requires_grad_(False)  # all blocks are frozen, so `texts` can cache them

@@ -57,7 +57,7 @@ from gpt2_from_scratch.runs.folder import (
 from gpt2_from_scratch.runs.lecture import lecture, lecture_settings, read_lecture_split
 from gpt2_from_scratch.runs.results import Run, remove_what_resumes, score_again, score_run
 from gpt2_from_scratch.speed.batching import encode_texts
-from gpt2_from_scratch.speed.devices import DTYPES, choose_device, set_threads
+from gpt2_from_scratch.speed.devices import DTYPES, choose_device, choose_dtype, set_threads
 from gpt2_from_scratch.speed.feature_store import FeatureStore
 from gpt2_from_scratch.storage.curves import refuse_missing_tensorboard
 from gpt2_from_scratch.storage.files import add_to_manifest, check_listed, is_complete, write_json
@@ -106,7 +106,8 @@ def train_classifier(
             parameters are trained as before.
         run: The folder to write. By default a new one in `runs/`.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
-        dtype: Precision of the frozen blocks, "float32" or "bfloat16".
+        dtype: Precision of the frozen blocks, "float32", "bfloat16" or "auto", which is the faster of
+            the two on the device. The run keeps what "auto" chose.
         cache: Keep the frozen blocks' output on disk for the next run.
         autotune: Search for the best settings of training and head for this many seconds. Settings
             that differ from their defaults are kept. 0: no search.
@@ -139,6 +140,7 @@ def train_classifier(
         training = training or TrainConfig(**inherited_training(start))
         model = known_base(start) if model is None else model
     training = training or TrainConfig(n_last_blocks=0 if head.lora else 1)
+    where = choose_device(str(device))
     frame = labelled_frame(data)
     data = DataConfig.of(TABLE if frame is not None else data)
     files: dict[str, Any] = {n: data_name(path) for n in SOURCES if (path := getattr(data, n))}
@@ -147,7 +149,7 @@ def train_classifier(
         data=replace(data, **files),
         training=training,
         head=head,
-        dtype=dtype,
+        dtype=choose_dtype(dtype, where),
         cache=cache,
         start=str(expanded(start).resolve()) if start is not None else "",
         threads=torch.get_num_threads(),
@@ -177,7 +179,7 @@ def train_classifier(
         if len(columns.split(",")) == len(split.train[0].label):
             config = replace(config, head=replace(head, labels=columns))
     make = continued_classifier if config.start else new_classifier
-    classifier = make(config, split).to(choose_device(str(device)))
+    classifier = make(config, split).to(where)
     wait_for_all()  # until no process checks any longer whether the folder is free
     folder = agreed(new_run_folder(run, config) if is_first() else Path())
     with working_in(folder):
@@ -492,7 +494,7 @@ def train_as_the_lecture(
         run: The folder to write. By default a new one in `runs/`.
         seed: Random seed; the lecture uses 123.
         device: "auto", "cpu", "cuda", "mps" or a torch device.
-        dtype: Precision of the frozen blocks.
+        dtype: Precision of the frozen blocks, "float32", "bfloat16" or "auto".
         cache: Keep the frozen blocks' output on disk for the next run.
 
     Returns:
@@ -504,7 +506,9 @@ def train_as_the_lecture(
         run = expanded(run)
         refuse_taken(run)
     split = read_lecture_split(data, seed)
-    gpt2, folder = load_gpt2(model).to(choose_device(str(device))), model_folder(model)
+    where = choose_device(str(device))
+    dtype = choose_dtype(dtype, where)
+    gpt2, folder = load_gpt2(model).to(where), model_folder(model)
     config = RunConfig(
         recipe="lecture",
         model=model_name(model),

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "batching": ["by_length", "encode_texts", "pad_batch"],
-        "devices": ["choose_device", "set_threads"],
+        "devices": ["choose_device", "choose_dtype", "set_threads"],
         "feature_cache": ["Embedded", "Features"],
         "feature_store": ["FeatureStore"],
         "frozen_trunk": ["Trunk"],

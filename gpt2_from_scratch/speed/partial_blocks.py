@@ -101,12 +101,13 @@ def block_at(block: TransformerBlock, x: Tensor, positions: Tensor) -> Tensor:
     H = block.attn.n_head
     c_attn: nn.Linear | NF4Linear | LoRALinear = block.attn.c_attn
     weight = c_attn.whole_weight() if isinstance(c_attn, LoRALinear) else c_attn.weight
-    W_q, W_k, W_v = (W.view(H, C // H, C) for W in weight.split(C))  # (H, D, C)
-    b_q, _, b_v = (b.view(H, C // H) for b in block.attn.c_attn.bias.split(C))  # (H, D)
+    W_q, W_k, W_v = weight.view(3, H, C // H, C)  # (H, D, C) each
+    b_q, _, b_v = block.attn.c_attn.bias.view(3, H, C // H)  # (H, D) each
     texts = torch.arange(B, device=x.device)
 
     a = block.ln_1(x)  # (B, T, C)
-    q = torch.einsum("bc,hdc->bhd", a[texts, positions], W_q) + b_q
+    # not as an einsum, whose gradient would be transposed and take a millisecond to copy
+    q = (a[texts, positions] @ W_q.reshape(C, C).T).view(B, H, C // H) + b_q
     u = torch.einsum("bhd,hdc->bhc", q, W_k)  # the query, carried back through W_k
     scores = u @ a.transpose(1, 2) / (C // H) ** 0.5  # (B, H, T)
     later = torch.arange(T, device=x.device) > positions[:, None]  # (B, T), padding included

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,8 @@ from gpt2_from_scratch.gpt2.weights import load_gpt2
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-STAGES = ("compare", "speed", "pretrain_next")
+DEFAULT = ["compare", "speed", "pretrain_next"]
+STAGES = ["compare", "speed", "qlora", "large", "pretrain_next"]
 CPU = torch.device("cpu")
 
 
@@ -54,14 +56,54 @@ def test_every_stage_works_on_a_cpu_and_the_model_comes_back(
     assert len(found["compare"]) == 16
     ours = found["speed"]["finetune, 124M: ours, float32"]
     assert {"seconds", "textbook loop / it", "share of peak", "peak MB"} <= ours.keys()
+    qlora = [found["qlora"][f"124M: {kind}, float32"] for kind in ("QLoRA", "LoRA")]
+    assert qlora[0]["blocks, MB"] < qlora[1]["blocks, MB"] / 2
+    last = found["large"]["float32: last block"]
+    assert last["validation loss after"] < last["validation loss before"]
     files = list(out.iterdir())
-    assert len(files) <= 8
+    assert len([file for file in files if file.stem not in set(STAGES) - {*DEFAULT}]) <= 8
     assert max(file.stat().st_size for file in files) < 16_000_000
     names = module("parts").join(out, tmp_path / "next")
     assert "pretraining.jsonl" in names
     model = load_gpt2(tmp_path / "next")
     settings = found["pretrain_next"]["pretraining"]["settings"]
     assert model.config == PretrainConfig(**settings).sizes()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], DEFAULT),
+        (["--small"], STAGES),
+        (["--stages", "qlora", "compare"], ["compare", "qlora"]),
+        (["--small", "--stages", "large"], ["large"]),
+    ],
+)
+def test_the_stages_that_run(
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    expected: list[str],
+):
+    """In the order of the table, all within the time."""
+    runner, ran = module("run"), []
+    monkeypatch.setattr(runner, "run_stage", lambda name, seconds, *_: ran.append((name, seconds)))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    pack, out = tmp_path / "pack", tmp_path / "out"
+    pack.mkdir()
+    tarfile.open(pack / "data.tar.xz", "w:xz").close()
+    command = ["run.py", "--pack", str(pack), "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", command)
+    runner.main()
+    assert [name for name, _ in ran] == expected
+    for name, seconds in ran:
+        assert "--small" in options or seconds <= min(runner.STAGES[name], runner.WHOLE)
+        program = runner.PROGRAMS.get(name, f"{name}.py")
+        assert (BENCHMARKS / "gpu" / program).exists()
+    monkeypatch.setattr(sys, "argv", [*command, "--stages", "tpu"])
+    with pytest.raises(SystemExit):
+        runner.main()
 
 
 def test_results_are_not_overwritten(tmp_path: Path):

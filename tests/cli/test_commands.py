@@ -153,6 +153,9 @@ def test_predict_computes_in_int8_if_the_processor_can(
         assert code == 0 and ("no instructions for int8" in err) != has
         found[has, dtype] = np.array(list(json.loads(out)["probabilities"].values()))
     exact = found[True, "float32"]
+    code, out, err = call(capsys, *common, "--dtype", "auto")  # this processor has int8 alone
+    assert code == 0 and "float32" in err
+    assert np.array_equal(list(json.loads(out)["probabilities"].values()), exact)
     assert 0 < np.abs(found[True, "int8"] - exact).max() < 0.05
     assert np.array_equal(found[False, "int8"], exact)
 

@@ -161,6 +161,24 @@ def test_a_run_killed_after_its_manifest_is_complete(
     assert {p.name for p in run.folder.iterdir()} == {p.name for p in unbroken.iterdir()}
 
 
+@pytest.mark.slow
+def test_the_precision_that_auto_chose_is_kept_on_another_processor(
+    tiny_checkpoint, table, unbroken, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with interrupted_after(9, monkeypatch), pytest.raises(Interrupted):
+        train_classifier(tiny_checkpoint, table, CONFIG, run=run, device="cpu", dtype="auto")
+    assert RunConfig.read(run).dtype == "float32"
+    has = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert cli.main(["train", "--resume", str(run), "--dtype", "bfloat16"]) == 2
+    assert "float32" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(run), "--dtype", "auto", "--device", "cpu"]) == 0
+    assert RunConfig.read(run).dtype == "float32"
+    assert digests(run) == digests(unbroken)
+
+
 # --- states on disk ---
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from pytest import MonkeyPatch
+from said import listen
 
 from gpt2_from_scratch.errors import UsageError
-from gpt2_from_scratch.speed.devices import arithmetic, choose_device, set_threads
+from gpt2_from_scratch.speed.devices import arithmetic, choose_device, choose_dtype, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,29 @@ def test_int8_needs_instructions_of_a_cpu(monkeypatch: MonkeyPatch, flags: dict[
 def test_bfloat16_is_detected_as_linux_reports_it() -> None:
     there = {"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
     assert (arithmetic(torch.bfloat16, torch.device("cpu")) == torch.bfloat16) == bool(there)
+
+
+@pytest.mark.parametrize("flags", HAVE + LACK)
+def test_auto_is_the_faster_of_two_precisions(
+    monkeypatch: MonkeyPatch, flags: dict[str, bool]
+) -> None:
+    """It is not int8, even if the processor has instructions for it."""
+    if flags is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: flags | {"avx512_vnni": True}, raising=False
+        )
+    said, cpu = listen(), torch.device("cpu")
+    expected = "bfloat16" if flags in HAVE else "float32"
+    assert choose_dtype("auto", cpu) == expected
+    assert len(said) == 1 and expected in said[0]
+    for name in ("float32", "bfloat16", "int8", "float64"):
+        assert choose_dtype(name, cpu) == name
+    for emulated in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: not emulated)  # noqa: B023
+        expected = "float32" if emulated else "bfloat16"
+        assert choose_dtype("auto", torch.device("cuda")) == expected
 
 
 def test_the_number_of_threads(monkeypatch: MonkeyPatch) -> None:
