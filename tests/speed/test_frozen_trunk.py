@@ -218,7 +218,9 @@ def test_the_window_is_measured_in_bytes_of_states(
     texts = [[n, n] for n in range(100)]
     monkeypatch.setitem(frozen_trunk.TOKENS, "cpu", 20)  # 2 texts of width 16 per batch
     monkeypatch.setattr(frozen_trunk, "WINDOW", 2 * 4 * 128)
-    assert [len(window) for window in trunk._windows(texts, False)] == [2] * 25
+    assert [len(window) for window in trunk._windows(texts, trunk.batches(texts), False)] == [
+        2
+    ] * 25
 
 
 def test_a_streamed_block_that_was_changed_is_used_as_it_is(tiny_checkpoint: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_row_that_fails_is_reported_and_tried_again(tmp_path: Path, no_picture
         if len(b.calls) == 1:
             raise DataError("no messages")
 
-    a, b, said = Fixed("a"), Fixed("b", fails=fail_alone), listen()
+    a, b, said = Fixed("a"), Fixed("b", fails=fail), listen()
     board = run_study(fixed_study(a, b), tmp_path)
     assert [row.name for row in board.rows] == ["a"] and "b: left out" in board.notes[0]
     assert any("seed 1, b: failed" in line and "no messages" in line for line in said)
@@ -192,7 +192,7 @@ def test_a_failed_reference_raises_its_error(tmp_path: Path, no_pictures: None):
         raise GPT2Error("the loss is NaN")
 
     with pytest.raises(GPT2Error, match="NaN"):
-        run_study(fixed_study(Fixed("a", fails=fail_alone), Fixed("b")), tmp_path)
+        run_study(fixed_study(Fixed("a", fails=fail), Fixed("b")), tmp_path)
 
 
 def test_a_row_that_has_nothing_to_learn_is_not_tried_again(tmp_path: Path, no_pictures: None):
