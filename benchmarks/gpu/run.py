@@ -25,10 +25,21 @@ import parts
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = 505  # seconds after which the last stage must be over
 # seconds at most, in the order in which the stages run
-STAGES = {"compare": 120, "speed": 120, "qlora": 150, "large": 150, "pretrain_next": WHOLE}
-ONLY_IF_NAMED = {"qlora", "large"}
+STAGES = {
+    "compare": 120,
+    "speed": 120,
+    "qlora": 150,
+    "large": 150,
+    "torchrun": 60,
+    "pretrain_next": WHOLE,
+}
+ONLY_IF_NAMED = {"qlora", "large", "torchrun"}
 # a stage's program is that of its name, unless a benchmark has this name already
-PROGRAMS = {"qlora": "qlora_steps.py", "large": "large_model.py"}
+PROGRAMS = {
+    "qlora": "qlora_steps.py",
+    "large": "large_model.py",
+    "torchrun": "one_nccl_process.py",
+}
 GRACE = 10  # seconds between asking a stage to stop and ending it
 MODEL = (
     "model.safetensors",

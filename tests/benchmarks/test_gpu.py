@@ -26,7 +26,7 @@ from gpt2_from_scratch.gpt2.weights import load_gpt2
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 DEFAULT = ["compare", "speed", "pretrain_next"]
-STAGES = ["compare", "speed", "qlora", "large", "pretrain_next"]
+STAGES = ["compare", "speed", "qlora", "large", "torchrun", "pretrain_next"]
 CPU = torch.device("cpu")
 
 
@@ -60,6 +60,7 @@ def test_every_stage_works_on_a_cpu_and_the_model_comes_back(
     assert qlora[0]["blocks, MB"] < qlora[1]["blocks, MB"] / 2
     last = found["large"]["float32: last block"]
     assert last["validation loss after"] < last["validation loss before"]
+    assert found["torchrun"]["finetune, 124M"]["ok"]
     files = list(out.iterdir())
     assert len([file for file in files if file.stem not in set(STAGES) - {*DEFAULT}]) <= 8
     assert max(file.stat().st_size for file in files) < 16_000_000
