@@ -63,6 +63,7 @@ $(VENV)/.docs: $(READY)
 bench: $(INSTALLED)  ## every benchmark (about an hour); needs OpenAI's vocabulary
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/second_run.py --compile
 	$(BIN)/python benchmarks/predict.py --rounds 1
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/scale.py --long
