@@ -64,7 +64,7 @@ results: $(INSTALLED)  ## measure every number of the documentation again (hours
 	$(BIN)/python benchmarks/results.py --data $(DATA)
 
 bench: $(INSTALLED)  ## only those of speed and memory (about an hour); needs OpenAI's vocabulary
-	$(BIN)/python benchmarks/results.py --only load finetune predict scale scale-long precision tasks \
+	$(BIN)/python benchmarks/results.py --only load finetune second-run predict scale scale-long precision tasks \
 		heads probes next-token own-loop processes
 
 # the folder of the data sets that do not ship with the package

@@ -59,6 +59,7 @@ MEASUREMENTS = (
     ),
     Measurement("scale", "results/speed.md", "python benchmarks/scale.py", 12),
     Measurement("scale-long", "results/speed.md", "python benchmarks/scale.py --long", 12),
+    Measurement("second-run", "results/speed.md", "python benchmarks/second_run.py", 5),
     Measurement("load", "results/speed.md", "python benchmarks/load.py", 1),
     Measurement(
         "estimators", "results/estimators.md", "python benchmarks/estimators.py --epochs 3", 4

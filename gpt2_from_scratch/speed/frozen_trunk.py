@@ -37,7 +37,7 @@ from gpt2_from_scratch.errors import DataError, UsageError
 from gpt2_from_scratch.gpt2.model import GPT2, TransformerBlock
 from gpt2_from_scratch.gpt2.nf4 import packed_weights, unpacked
 from gpt2_from_scratch.speed.batching import pad_batch
-from gpt2_from_scratch.speed.int8 import Int8Linear
+from gpt2_from_scratch.speed.int8 import Int8Linear, gelu_
 from gpt2_from_scratch.speed.partial_blocks import is_plain, real_positions
 from gpt2_from_scratch.storage.mapped import is_mapped
 from gpt2_from_scratch.storage.processes import part_of
@@ -46,6 +46,7 @@ from gpt2_from_scratch.storage.tensors import tensors_sha256
 # tokens per batch: enough for efficient matrix products, but few enough for the processor's cache
 TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 LAYOUT = "tiles 2"  # part of the cache key; change it when a new layout rounds differently
+LAYOUT_INT8 = "tiles 2, GELU by SiLU"  # the same for int8
 TILES = 8  # tiles per batch, so a matrix product has TOKENS / TILES rows
 # bytes of states for which a block is read from its file; for 1558M 40,000 tokens, which take minutes
 WINDOW = 256e6
@@ -258,7 +259,8 @@ class Trunk:
         weights = tensors_sha256(self._weights)
         heads = [block.attn.n_head for block in self.blocks]
         mask = "" if self.causal_mask else " without the causal mask"
-        text = f"{weights} {heads} {self.dtype}{mask} {LAYOUT}"
+        layout = LAYOUT_INT8 if self.dtype == torch.int8 else LAYOUT
+        text = f"{weights} {heads} {self.dtype}{mask} {layout}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -404,6 +406,9 @@ class Trunk:
             rows = rows + attn_proj(attended)
             wide = c_fc(block.ln_2(rows).to(self._input))  # (tile, 4C)
             # in place, because allocating new memory would take longer than the GELU
-            torch.ops.aten.gelu_(wide, approximate="tanh")
+            if self.dtype == torch.int8:
+                gelu_(wide)
+            else:
+                torch.ops.aten.gelu_(wide, approximate="tanh")
             out.append(rows + mlp_proj(wide))
         return torch.cat(out)

@@ -12,9 +12,13 @@ quantisation has one scale for the whole batch, so there it does.) Dettmers et a
 describe these scales, and a separate treatment of outliers, which networks of GPT-2's sizes do not need.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+ROWS = 32  # rows of a GELU at a time, so that they stay in the processor's cache
 LARGEST = 127  # -128 is not used, so that negative and positive values are rounded alike
 
 
@@ -45,3 +49,19 @@ def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = x.abs().amax(dim=1, keepdim=True) / LARGEST
     scales.clamp_(min=torch.finfo(x.dtype).tiny)  # a row of zeros
     return (x / scales).round_().to(torch.int8), scales
+
+
+def gelu_(x: Tensor) -> None:
+    """Apply GPT-2's GELU in place, with another rounding and in less than half the time: (N, K).
+
+    Because (1 + tanh(u / 2)) / 2 = sigmoid(u), the tanh form of GELU is
+
+        GELU(x)  =  x sigmoid(x p)  =  SiLU(x p) / p   with  p = 2 sqrt(2 / pi) (1 + 0.044715 x^2)
+
+    and torch computes SiLU(u) = u sigmoid(u) faster than tanh. The float32 path keeps torch's GELU,
+    because its cached features must not change. Values above 1e12 would overflow.
+    """
+    scale = torch.tensor(2 * math.sqrt(2 / math.pi))
+    for rows in x.split(ROWS):
+        p = torch.addcmul(scale, rows, rows, value=0.044715 * float(scale))
+        F.silu(rows.mul_(p), inplace=True).div_(p)

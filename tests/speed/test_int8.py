@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpt2_from_scratch.speed.int8 import Int8Linear
+from gpt2_from_scratch.speed.int8 import Int8Linear, gelu_
 
 
 def in_numpy(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -58,3 +58,14 @@ def test_it_follows_the_weights() -> None:
     assert torch.equal(rounded(x), before)
     rounded.follow(layer)
     assert torch.allclose(rounded(x) - layer.bias, 2 * (before - layer.bias), atol=1e-6)
+
+
+@pytest.mark.parametrize("N", [1, 31, 32, 100])
+def test_the_gelu_in_numpy(N: int) -> None:
+    """OpenAI's formula in double precision; SiLU only rounds differently."""
+    x = torch.linspace(-40, 40, N * 64).view(N, 64)
+    x[0, :4] = torch.tensor([0.0, -0.0, 1e6, -1e6])
+    exact = x.double().numpy()
+    exact = 0.5 * exact * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)))
+    gelu_(x)
+    assert np.allclose(x.double().numpy(), exact, rtol=1e-6, atol=1e-6)
