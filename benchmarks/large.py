@@ -82,7 +82,7 @@ def measure(base: Path, args: argparse.Namespace) -> None:
     """Print the table: the seconds, peak memory and planned memory of each phase."""
     texts = [message.text for message in load_messages("sms")][: args.texts]
     split, dtype = labelled(texts), DTYPES[args.dtype]
-    train.SAVE_EVERY = 1.0  # seconds; to save a state needs the most memory of a training
+    train.SAVE_EVERY = 5.0  # seconds; to save a state needs the most memory of a training
     set_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:  # imports everything, with a small model
         small = Classifier.on_base("mini", ["long", "short"])
