@@ -236,8 +236,9 @@ class Classifier:
 
         Raises:
             CheckpointError: The base cannot be loaded.
-            UsageError: No block can be streamed, `device` cannot compute streamed blocks, or fewer than two labels, equal labels, a set of labels, an unknown pooling, a
-                layer that the model does not have, or `max_tokens` outside 1 to n_ctx.
+            UsageError: No block can be streamed, `device` cannot compute streamed blocks, there are
+                fewer than two labels, equal labels, a set of labels, an unknown pooling, a layer that
+                the model does not have, or `max_tokens` is outside 1 to n_ctx.
             DataError: Labels differ only in case, spaces or Unicode form.
         """
         heads = heads or [HeadConfig(labels=in_given_order(labels), pooling=pooling)]

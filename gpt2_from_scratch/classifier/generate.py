@@ -15,6 +15,7 @@ from gpt2_from_scratch.classifier.tasks import TASKS
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.gpt2.generate import choose_tokens
 from gpt2_from_scratch.speed.feature_cache import Embedded
+from gpt2_from_scratch.storage.mapped import hold
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def generate_with_heads(
             "task='language'), GPT-2's own"
         )
     classifier.refuse_ngrams("answers after each token")
+    hold(classifier.model)  # streamed blocks: all are needed for each token
     ids = torch.tensor(tokenizer.encode(prompt), dtype=torch.int64)
     longest, n_prompt = classifier.description.max_tokens, len(ids)
     if n_prompt + max_new_tokens > longest:

@@ -138,7 +138,7 @@ def write_rows(
     starts = accumulate((len(window) for window in windows), initial=0)
     with (
         atomic_path(path) if is_first() else nullcontext(path) as temporary,
-        progress_bar(total=len(texts), desc="computed", unit=" texts") as bar,
+        progress_bar(total=len(texts) // count(), desc="computed", unit=" texts") as bar,
     ):
         temporary = agreed(temporary)
         if is_first():
@@ -153,5 +153,5 @@ def write_rows(
                 rows = compute(window).astype("<f4")
                 file.seek(begin + start * width * rows.itemsize)
                 file.write(rows.tobytes())
-                bar.update(len(window) * count())
+                bar.update(len(window))
         wait_for_all()

@@ -566,7 +566,8 @@ class TrainingRun:
         write_json(report, found | {"settings": self.settings, "texts": texts})
         if self.best:
             self._restore_best()
-        kept = "; best.safetensors contains the best epoch so far" if at.history else ""
+        is_saved = at.history and is_first()
+        kept = "; best.safetensors contains the best epoch so far" if is_saved else ""
         return GPT2Error(
             f"the {what} became {value} in epoch {at.epoch}, step {at.step + 1} ({report}){kept}; "
             f"try a lower learning rate than {self.config.lr}"

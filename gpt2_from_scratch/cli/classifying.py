@@ -308,7 +308,7 @@ def run_predict(args: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text."""
     from gpt2_from_scratch.classifier.prediction_table import PredictionTable
     from gpt2_from_scratch.progress import for_programs, progress_bar
-    from gpt2_from_scratch.storage.processes import is_first
+    from gpt2_from_scratch.storage.processes import count, is_first
 
     check_texts(args)
     if args.with_text and not args.csv:
@@ -337,12 +337,17 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.threshold:
         label, threshold = _threshold(args.threshold, classifier.description.head)
         predictions = ((text, p.at_threshold(label, threshold)) for text, p in predictions)
-    for (text, prediction), (number, _) in zip(predictions, numbered, strict=False):
-        if table:
-            table.write(number, text, prediction)
-        else:
-            print(prediction.as_json(number) if args.json else prediction.in_words(text))
-        sys.stdout.flush()  # another program may be waiting for each answer
+    try:
+        for (text, prediction), (number, _) in zip(predictions, numbered, strict=False):
+            if table:
+                table.write(number, text, prediction)
+            else:
+                print(prediction.as_json(number) if args.json else prediction.in_words(text))
+            sys.stdout.flush()  # another program may be waiting for each answer
+    except BrokenPipeError:  # nobody reads the answers any longer
+        if count() > 1:  # the other processes need this one until the end
+            deque(predictions, maxlen=0)
+        raise
 
 
 def _threshold(typed: str, head: HeadConfig) -> tuple[str, float]:

@@ -163,7 +163,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     folder = model_folder(model)
     rows = book_rows(read_config(folder), training)
     if args.list:
-        print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
+        if is_first():
+            print("\n".join(f"{row.about or 'default':<16} {row.name}" for row in rows))
         return
     only = [row.name for row in chosen(rows, args.rows or [])]
     head = settings_of(args, HeadSettings)

@@ -27,6 +27,7 @@ from gpt2_from_scratch.explain.tokens import Question
 from gpt2_from_scratch.gpt2.lora import LoRALinear
 from gpt2_from_scratch.gpt2.model import GPT2, LAYER_NORM_EPS, CausalSelfAttention
 from gpt2_from_scratch.speed.batching import pad_batch
+from gpt2_from_scratch.storage.mapped import hold
 
 LOGIT_TASKS = ("classification", "multi-label", "regression")  # one linear output per label
 
@@ -222,7 +223,11 @@ def tokens_of(classifier: Classifier, ids: Tensor) -> list[str]:
 
 
 def refuse_changes(model: GPT2, top: int) -> None:
-    """Raise UsageError if the embeddings, the first `top` blocks or the final norm were replaced."""
+    """Raise UsageError if the embeddings, the first `top` blocks or the final norm were replaced.
+
+    Blocks that were streamed from their file are read into memory, because all are needed at once.
+    """
+    hold(model)
     refuse_other_forward(model)
     with in_mode(model, training=False):
         if changed := changed_part(model, 0, top):

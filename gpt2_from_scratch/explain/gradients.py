@@ -24,6 +24,7 @@ from gpt2_from_scratch.classifier.heads import outputs_from
 from gpt2_from_scratch.errors import UsageError
 from gpt2_from_scratch.explain.tokens import Explanation, Question, Unit, end_of, parts_of
 from gpt2_from_scratch.speed.feature_cache import Embedded
+from gpt2_from_scratch.storage.mapped import hold
 
 Baseline = Literal["end_of_text", "zero"]
 BASELINES = {
@@ -157,6 +158,7 @@ class _Line:
         """Embed a text and its baseline."""
         classifier = about.classifier
         model, tokenizer = classifier.model, classifier.tokenizer
+        hold(model)  # streamed blocks: all are needed at once
         refuse_other_forward(model)
         if not classifier.description.causal_mask:
             raise UsageError(

@@ -397,6 +397,12 @@ def write_provenance(
     write_json(run / PROVENANCE, found)
 
 
+def number_of_processes(run: Path) -> int:
+    """The number of processes that started a run."""
+    path = run / PROVENANCE
+    return (read_json(path) if path.exists() else {}).get("environment", {}).get("processes", 1)
+
+
 def _described(texts: Sequence[str]) -> dict[str, Any]:
     messages = [Message(text, None) for text in texts]
     return {"texts": len(texts), "sha256": messages_sha256(Split(messages, [], []))}

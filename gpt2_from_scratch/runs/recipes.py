@@ -45,6 +45,7 @@ from gpt2_from_scratch.runs.folder import (
     TrainedOn,
     labelled_frame,
     new_run_folder,
+    number_of_processes,
     refuse_missing_data,
     refuse_other_classifier,
     refuse_other_messages,
@@ -236,8 +237,8 @@ def resume_training(
         config = replace(config, data=_moved(config.data, data))
     if config.tensorboard:
         refuse_missing_tensorboard()
-    _refuse_unshareable(config)
-    set_threads(config.threads)
+    # another number of processes than before needs another number of threads
+    set_threads(config.threads if count() == number_of_processes(folder) else None)
     where = choose_device(str(device))
     if agreed(is_complete(folder)):
         first = _alone_from_now_on()
@@ -259,6 +260,7 @@ def resume_training(
                 config.write(folder)
                 add_to_manifest(folder, [CONFIG])
         return score_again(folder, config, classifier, split)
+    _refuse_unshareable(config)
     split, unlabelled = _texts_of(folder, config)
     classifier = _untrained(folder, config, split).to(where)
     with working_in(folder):
@@ -354,13 +356,12 @@ def _refuse_unshareable(config: RunConfig) -> None:
         return
     if config.autotune:
         raise UsageError(
-            "--autotune chooses by the time that tries take in one process. Search without torchrun, "
-            "and train with the settings that are found."
+            "--autotune chooses by the time that tries take in one process. Search without torchrun."
         )
     if not config.cache:
         raise UsageError(
-            "several processes exchange the output of the frozen blocks through the cache. Leave out "
-            "--no-cache."
+            "with --no-cache, several processes could not exchange the output of the frozen blocks. Use "
+            "the cache, or one process without torchrun."
         )
 
 

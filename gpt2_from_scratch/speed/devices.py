@@ -26,23 +26,26 @@ def choose_device(name: str = "auto") -> torch.device:
     """Return the named device.
 
     "auto" prefers a CUDA GPU, then Apple's GPU, then the CPU. Each process of torchrun gets a GPU of
-    its own. Raises UsageError if the named device is not available.
+    its own; Apple's GPU cannot be shared. Raises UsageError if the named device is not available.
     """
     is_available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and count() == 1,
         "cpu": True,
     }
     available = [device for device, there in is_available.items() if there]
     if name == "auto":
         name = available[0]
     if name == "cuda" and count() > 1:
-        if (number := local_rank()) >= torch.cuda.device_count():
+        name = f"cuda:{local_rank()}"
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and kind in available and number.isdecimal():
+        if int(number) >= torch.cuda.device_count():
             raise UsageError(
-                f"there are {torch.cuda.device_count()} GPUs, but more processes. Lower "
-                "--nproc-per-node, or choose --device cpu."
+                f"device {name} is not available; there are {torch.cuda.device_count()} GPUs. Choose "
+                "another one, --device cpu, or with torchrun a lower --nproc-per-node."
             )
-        return torch.device("cuda", number)
+        return torch.device(name)
     if name not in available:
         raise UsageError(
             f"device {name} is not available; available devices: {', '.join(available)}"

@@ -155,9 +155,10 @@ class Features:
     def _compute(self, missing: Mapping[bytes, Sequence[int]], *, shared: bool = False) -> None:
         """Run the frozen blocks on texts, and keep their output.
 
-        With `shared`, each of several processes computes a part of the texts. The output is kept as soon as there is enough of it for a shard. The computation uses complete
-        tiles (see `frozen_trunk`), so the output for a text is bit-identical, no matter which other
-        texts are missing.
+        With `shared`, each of several processes computes a part of the texts. The output is kept as
+        soon as there is enough of it for a shard. The computation uses complete tiles (see
+        `frozen_trunk`), so the output for a text is bit-identical, no matter which other texts are
+        missing.
         """
         keys, texts = list(missing), list(missing.values())
         total = sum(map(len, texts))

@@ -23,7 +23,8 @@ class MappedParameter(nn.Parameter):
     """A frozen matrix in a file, in the precision of the file.
 
     A change in place changes only this process's copy of its pages, never the file. A changed matrix
-    is not released. `hold` and `copy.deepcopy` read it into memory as float32.
+    is not released. But torch does not count changes through `.data`: call `hold` before them, or they
+    are lost. `hold` and `copy.deepcopy` read it into memory as float32.
     """
 
     pages: mmap.mmap | None  # None: its values are in memory, as those of any other parameter
@@ -88,6 +89,12 @@ class MappedParameter(nn.Parameter):
     def _in_memory(self) -> Tensor:
         dtype = self.dtype if self.pages is None else torch.float32
         return self.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the values, as float32; a file cannot be pickled."""
+        found = nn.Parameter(self._in_memory(), self.requires_grad)
+        self.release()
+        return found.__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         found = nn.Parameter(self._in_memory(), self.requires_grad)

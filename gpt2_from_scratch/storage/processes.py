@@ -25,7 +25,7 @@ from gpt2_from_scratch.errors import GPT2Error
 T = TypeVar("T")
 # how long a process waits for the others, for example while the first one writes a checkpoint
 PATIENCE = timedelta(hours=6)
-_is_apart = False
+_is_joined = _is_apart = False
 
 
 class OtherProcessEnded(GPT2Error):
@@ -42,8 +42,10 @@ def joined(rank: int = -1, world_size: int = -1, init_method: str | None = None)
     """Connect this process with the others during the block.
 
     By default torchrun's environment variables say which processes there are. The arguments are
-    those of `torch.distributed.init_process_group`.
+    those of `torch.distributed.init_process_group`. Without this block the package computes alone,
+    also in a program that uses torch.distributed itself.
     """
+    global _is_joined
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
@@ -51,13 +53,16 @@ def joined(rank: int = -1, world_size: int = -1, init_method: str | None = None)
     dist.init_process_group(
         backend, rank=rank, world_size=world_size, init_method=init_method, timeout=PATIENCE
     )
+    _is_joined = True
     yield  # after an error nothing is left to tidy, because torchrun ends all processes
     leave()
 
 
 def leave() -> None:
     """Work alone from now on. The other processes must not wait for this one any longer."""
-    if dist.is_initialized():
+    global _is_joined
+    if _is_joined:
+        _is_joined = False
         dist.destroy_process_group()
 
 
@@ -73,7 +78,7 @@ def apart() -> Iterator[None]:
 
 
 def _are_several() -> bool:
-    return dist.is_initialized() and not _is_apart
+    return _is_joined and not _is_apart
 
 
 def count() -> int:
@@ -102,8 +107,10 @@ def _connection() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        what = str(error).strip().partition("\n")[0]
         raise OtherProcessEnded(
-            "another process has ended, so this one stops. The message of the other one says why."
+            "another process cannot be reached, so this one stops. If the other one has ended, its "
+            f"message says why. ({what:.200})"
         ) from error
 
 

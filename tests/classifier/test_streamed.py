@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from said import listen
@@ -18,6 +20,9 @@ from gpt2_from_scratch.classifier.train import finetune, freeze
 from gpt2_from_scratch.data.messages import Message
 from gpt2_from_scratch.data.split import Split
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.explain.gradients import gradient_times_input, integrated_gradients
+from gpt2_from_scratch.explain.lenses import answer_by_layer
+from gpt2_from_scratch.explain.tokens import Explanation
 from gpt2_from_scratch.gpt2.config import LoRAConfig
 from gpt2_from_scratch.gpt2.nf4 import packed_weights
 from gpt2_from_scratch.gpt2.tokenizer import write_bpe
@@ -204,3 +209,24 @@ def test_a_base_may_be_replaced_while_it_is_streamed(base: Path, tmp_path: Path)
         other.wte.weight.add_(1)
     save_gpt2(other, tmp_path / "base")
     assert streamed.predict(TEXTS) == expected
+
+
+def test_explanations_read_the_blocks_into_memory(base_bf16: Path) -> None:
+    text = "win the house"
+
+    def classifier(stream: bool) -> Classifier:
+        return Classifier.on_base(base_bf16, ["ham", "spam"], stream=stream)
+
+    def values(explanation: Explanation) -> list[float]:
+        return [part.value for part in explanation.parts]
+
+    plain, streamed = classifier(stream=False), classifier(stream=True)
+    copied = pickle.loads(pickle.dumps(streamed))  # noqa: S301 (its own bytes)
+    assert copied.predict([text]) == plain.predict([text])
+    for explain in (integrated_gradients, gradient_times_input):
+        streamed = classifier(stream=True)
+        assert streamed.is_streamed
+        assert values(explain(streamed, text)) == pytest.approx(values(explain(plain, text)))
+        assert not streamed.is_streamed
+    found = answer_by_layer(classifier(stream=True), text).by_token
+    np.testing.assert_allclose(found, answer_by_layer(plain, text).by_token, atol=1e-6)

@@ -13,6 +13,7 @@ from pytest import MonkeyPatch
 from said import listen
 
 from gpt2_from_scratch.errors import UsageError
+from gpt2_from_scratch.speed import devices
 from gpt2_from_scratch.speed.devices import arithmetic, choose_device, choose_dtype, set_threads
 
 
@@ -112,3 +113,25 @@ def test_threads_are_limited_by_the_affinity() -> None:
         print(set_threads(), torch.get_num_threads())"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert found.stdout == "1 1\n"
+
+
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "count", lambda: 4)
+    for number in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        device = choose_device("auto")
+        assert device == choose_device("cuda") == torch.device("cuda", number)
+        assert choose_device(str(device)) == device  # a command passes it on like this
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert "2 GPUs" in str(pytest.raises(UsageError, choose_device, "auto").value)
+
+
+def test_apples_gpu_is_not_shared(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "mps"
+    monkeypatch.setattr(devices, "count", lambda: 2)
+    assert choose_device("auto").type == "cpu"
+    pytest.raises(UsageError, choose_device, "mps")

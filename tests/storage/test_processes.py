@@ -97,3 +97,17 @@ def test_the_number_of_a_gpu_is_that_of_the_process_on_its_machine(
     assert processes.local_rank() == 0
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert processes.local_rank() == 3
+
+
+def test_a_group_of_the_caller_is_not_used(tmp_path: Path) -> None:
+    def work(number: int) -> tuple[int, int, list[int]]:
+        leave()
+        meeting = f"file://{tmp_path / 'own'}"
+        torch.distributed.init_process_group("gloo", rank=number, world_size=2, init_method=meeting)
+        found = rank(), count(), gathered(number)
+        leave()
+        assert torch.distributed.is_initialized()  # still the caller's
+        torch.distributed.destroy_process_group()
+        return found
+
+    assert in_processes(2, work, tmp_path) == [(0, 1, [0]), (0, 1, [1])]
