@@ -406,7 +406,7 @@ class Trunk:
             rows = rows + attn_proj(attended)
             wide = c_fc(block.ln_2(rows).to(self._input))  # (tile, 4C)
             # in place, because allocating new memory would take longer than the GELU
-            if self.dtype == torch.int8:
+            if isinstance(block.mlp.c_fc, Int8Linear):
                 gelu_(wide)
             else:
                 torch.ops.aten.gelu_(wide, approximate="tanh")
