@@ -81,7 +81,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 SCORED := data/sms_spam/SMSSpamCollection $(wildcard $(addprefix ../shared/data/,*/*.csv */*.conll */*.annotated))
 gpu gpu-pack: export PYTHONPATH := $(CURDIR):$(CURDIR)/benchmarks
 
-gpu-pack: $(INSTALLED)  ## what `make gpu` needs beside a checkout, PyTorch and numpy, in build/gpu-pack
+gpu-pack: $(INSTALLED)  ## what `make gpu` needs in addition to a checkout, PyTorch and numpy, in build/gpu-pack
 	$(BIN)/python benchmarks/gpu/pack.py --out $(PACK) --largest $(PACK_MB) --python $(PACK_PYTHON) \
 		--exclude $(SCORED) $(PACK_OPTIONS)
 

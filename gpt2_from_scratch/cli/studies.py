@@ -175,7 +175,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     study = experiments(model, data, training, head, seeds=args.seeds, dtype=dtype)
     threads = args.threads or 1
     own = 1 if count() > 1 else max(1, joblib.cpu_count() // threads)
-    jobs, began = args.jobs or own, time.monotonic()
+    jobs = args.jobs or own
+    began = time.monotonic()
     board = run_study(study, out, only=only, jobs=jobs, threads=threads)
     if not is_first():
         return

@@ -419,9 +419,8 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype = torch.float3
     """Write `hparams.json` and `model.safetensors`, with Hugging Face's names and shapes.
 
     With `dtype` torch.float16 or torch.bfloat16 the file is half as large, and each value is rounded
-    to 11 or 8 bits.
-    Raises UsageError if the head was replaced or if adapters were added, because this format cannot
-    store them. Use `Classifier.save` instead.
+    to 11 or 8 bits. Raises UsageError if the head was replaced or if adapters were added, because
+    this format cannot store them. Use `Classifier.save` instead.
     """
     folder = expanded(folder)
     state = parameters_by_name(model)

@@ -23,7 +23,6 @@ from gpt2_from_scratch.errors import CheckpointError, DataError, UsageError
 from gpt2_from_scratch.evaluation.metrics import several
 from gpt2_from_scratch.gpt2.config import MATRICES
 from gpt2_from_scratch.runs.folder import CONFIG, START, RunConfig
-from gpt2_from_scratch.speed.devices import DTYPES
 from gpt2_from_scratch.storage.paths import MODELS
 
 log = logging.getLogger(__name__)
@@ -133,9 +132,7 @@ def continued_classifier(config: RunConfig, split: Split) -> Classifier:
     text of a regression has another number of values than before. Raises UsageError if a head with
     one output would get other labels.
     """
-    classifier = Classifier.load(
-        config.start, config.model, dtype=DTYPES[config.dtype], stream=config.stream_blocks
-    )
+    classifier = config.load_classifier(config.start)
     classifier.ngrams = None  # fitted again after the training
     old, n_embd = classifier.description.head, classifier.model.config.n_embd
     found = label_names([*split.train, *split.val, *split.test], old.task)
@@ -179,9 +176,7 @@ def _labels(old: HeadConfig, found: Sequence[str], config: RunConfig) -> tuple[s
 
 def resumed_classifier(run: Path, config: RunConfig) -> Classifier:
     """The classifier with which the training of a run starts, from the run's own folder."""
-    classifier = Classifier.load(
-        run / START, config.model, dtype=DTYPES[config.dtype], stream=config.stream_blocks
-    )
+    classifier = config.load_classifier(run / START)
     freeze(classifier, config.training)
     return classifier
 

@@ -180,6 +180,15 @@ class RunConfig:
         run = expanded(run)
         write_json(run / CONFIG, asdict(self))
 
+    def load_classifier(self, path: str | Path, **options: Any) -> Classifier:
+        """Load a classifier of this run, with its base model, in its precision.
+
+        `options` are other arguments of `Classifier.load`, whose errors this raises.
+        """
+        path = expanded(path)
+        dtype, stream = DTYPES[self.dtype], self.stream_blocks
+        return Classifier.load(path, self.model, dtype=dtype, stream=stream, **options)
+
     def load_split(self) -> Split:
         """Read and split the data.
 

@@ -237,20 +237,14 @@ def resume_training(
         config = replace(config, data=_moved(config.data, data))
     if config.tensorboard:
         refuse_missing_tensorboard()
-    # another number of processes than before needs another number of threads
+    # the saved number of threads is that of one process, among as many as started the run
     set_threads(config.threads if count() == number_of_processes(folder) else None)
     where = choose_device(str(device))
     if agreed(is_complete(folder)):
         first = _alone_from_now_on()
         split = _texts_of(folder, config)[0] if data is not None else None
         log.info(f"{folder} is complete")
-        classifier = Classifier.load(
-            folder,
-            config.model,
-            dtype=DTYPES[config.dtype],
-            device=where,
-            stream=config.stream_blocks,
-        )
+        classifier = config.load_classifier(folder, device=where)
         freeze(classifier, config.training)  # the file may contain more than what was trained
         if not first:
             return Run(folder, config, classifier, None)
@@ -428,14 +422,7 @@ def _tuned(
 
 def _best_of_search(folder: Path, config: RunConfig, before: Classifier) -> Classifier:
     """The classifier that a search left in the run's folder, on the device of the one `before`."""
-    found = Classifier.load(
-        folder,
-        config.model,
-        dtype=DTYPES[config.dtype],
-        device=before.device,
-        store=before.store,
-        stream=config.stream_blocks,
-    )
+    found = config.load_classifier(folder, device=before.device, store=before.store)
     freeze(found, config.training)
     _log_ledger(found, config.training)
     return found

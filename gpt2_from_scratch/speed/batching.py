@@ -37,9 +37,8 @@ def encode_texts(
     # margin. Cutting the text may change tokens near the cut, but only within the margin.
     longest = tokenizer.longest_token * max_tokens + MARGIN
     encoded, cut = [], []
-    same: dict[
-        int, int
-    ] = {}  # one object per token, because lists of new ones take twice the memory
+    # one object per token, because lists of new ones take twice the memory
+    same: dict[int, int] = {}
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(no_string(text, number))

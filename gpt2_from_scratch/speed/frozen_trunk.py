@@ -320,7 +320,8 @@ class Trunk:
             texts: token ids of each text.
             whole_tiles: see `pack`.
             shared: each of several processes computes a part of the batches.
-            advance: called with the progress, in tokens times the proportion of the blocks done.
+            advance: called with the number of tokens that were finished. If blocks stay in their
+                file, a token is counted block by block.
 
         Yields:
             The indices of a batch's texts, its layout, and the residual stream after the last block,

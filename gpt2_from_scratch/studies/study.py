@@ -142,7 +142,7 @@ def run_study(
 
     Raises:
         UsageError: `out` was started with other settings or is in use by another process, two rows
-            have the same name, or each of several processes would start others.
+            have the same name, or `jobs` is more than 1 in several processes of torchrun.
         Interrupted: The study was stopped by Ctrl-C or SIGTERM.
     """
     if jobs < 1:
